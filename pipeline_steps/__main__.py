@@ -1,0 +1,92 @@
+"""`python -m pipeline_steps STAGE`: read the stage's section, run it, write its report; errors become one line and a code."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from pipeline_steps.core.atomic import write_json
+from pipeline_steps.core.config import load_params, parse_section
+from pipeline_steps.core.errors import ConfigError, ResourceError, StageError
+from pipeline_steps.core.layout import Layout
+
+STAGES = ("assets", "ingest", "caption", "embed", "retrieve", "pair", "train", "evaluate")
+"""Packages that hold a `step.py`. The graph between them is written down in `dvc.yaml` alone."""
+
+ERROR_FILE = "error.json"
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def run_stage(name: str, layout: Layout) -> None:
+    """Run one stage in `layout` with the parameters found there, and write `reports/<name>.json`.
+
+    Raises:
+        StageError: anything a person can act on.
+    """
+    if name not in STAGES:
+        raise ConfigError(f"unknown stage {name!r}", f"choose one of {', '.join(STAGES)}")
+    step = importlib.import_module(f"pipeline_steps.{name}.step")
+    config = parse_section(step.Config, name, load_params(layout.params))
+    report = step.run(config, layout)
+    report.write(layout.report(name))
+    print(report.line(), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code (0 ok, 2 configuration, 3 data, 4 resource, 5 service, 6 integrity, 7 locked)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) != 1 or arguments[0] in {"-h", "--help"}:
+        print(f"usage: python -m pipeline_steps STAGE\nstages: {', '.join(STAGES)}")
+        return 0 if arguments and arguments[0] in {"-h", "--help"} else ConfigError.exit_code
+    logging.basicConfig(level=os.environ.get("SONIFY_LOG", "INFO").upper(), format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    layout = Layout(Path())
+    error_file = layout.root / ERROR_FILE
+    error_file.unlink(missing_ok=True)
+    try:
+        run_stage(arguments[0], layout)
+        return 0
+    except StageError as error:
+        failure = error
+    except MemoryError:
+        failure = ResourceError("out of memory", "lower the stage's batch size", transient=True)
+    except OSError as error:
+        if error.errno != 28:  # ENOSPC
+            return _internal(arguments[0], error_file)
+        failure = ResourceError(f"no space left on device: {error.filename}", "make room and run again; finished items are kept")
+    except (KeyboardInterrupt, Terminated) as stop:
+        code = 130 if isinstance(stop, KeyboardInterrupt) else 143
+        write_json(error_file, {"stage": arguments[0], "kind": "interrupted", "exit_code": code, "transient": True})
+        print(f"{arguments[0]}: interrupted; finished items are kept, run again to go on", file=sys.stderr)
+        return code
+    except Exception:
+        return _internal(arguments[0], error_file)
+    write_json(error_file, {"stage": arguments[0], **json.loads(json.dumps(failure.as_dict(), default=str))})
+    print(f"{arguments[0]}: {failure}", file=sys.stderr)
+    return failure.exit_code
+
+
+def _internal(stage: str, error_file: Path) -> int:
+    """An error nobody foresaw: the trace goes to the log, the code is 1."""
+    trace = traceback.format_exc()
+    write_json(error_file, {"stage": stage, "kind": "internal", "exit_code": 1, "transient": False, "reason": trace})
+    print(trace, file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

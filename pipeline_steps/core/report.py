@@ -1,0 +1,64 @@
+"""The report of a stage: how many went in, where each of them went, how long it took. A stage that cannot balance fails."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline_steps.core.atomic import write_json
+from pipeline_steps.core.errors import DataError
+
+
+@dataclass
+class StageReport:
+    """Counts of items (n_in = n_ok + n_abstained + n_quarantined), memo use, and free-form metrics of a stage."""
+
+    stage: str
+    n_in: int = 0
+    n_ok: int = 0
+    n_abstained: int = 0
+    n_quarantined: int = 0
+    computed: int = 0
+    reused: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    def check_balance(self) -> None:
+        """Raise DataError unless every item that went in is accounted for."""
+        out = self.n_ok + self.n_abstained + self.n_quarantined
+        if out != self.n_in:
+            raise DataError(
+                f"{self.stage} does not balance: {self.n_in} in, {self.n_ok} ok + {self.n_abstained} abstained "
+                f"+ {self.n_quarantined} quarantined = {out}",
+                "this is a defect of the stage: please report it with the quarantine table",
+            )
+
+    def write(self, path: Path) -> None:
+        """Check the balance and write the report (a DVC metrics file)."""
+        self.check_balance()
+        seconds = time.monotonic() - self.started
+        write_json(
+            path,
+            {
+                "stage": self.stage,
+                "n_in": self.n_in,
+                "n_ok": self.n_ok,
+                "n_abstained": self.n_abstained,
+                "n_quarantined": self.n_quarantined,
+                "computed": self.computed,
+                "reused": self.reused,
+                "seconds": round(seconds, 3),
+                "items_per_second": round(self.n_in / seconds, 3) if seconds else 0.0,
+                **self.metrics,
+            },
+        )
+
+    def line(self) -> str:
+        """One line for the terminal."""
+        return (
+            f"{self.stage}: {self.n_in} in = {self.n_ok} ok + {self.n_abstained} abstained + "
+            f"{self.n_quarantined} quarantined; computed {self.computed}, reused {self.reused}; "
+            f"{time.monotonic() - self.started:.1f} s"
+        )

@@ -1,0 +1,23 @@
+"""One place that seeds everything."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+
+
+def generator(seed: int, *scope: str) -> np.random.Generator:
+    """A numpy generator for a named purpose: same seed and scope, same numbers, whatever else drew before."""
+    return np.random.default_rng([seed, *(int.from_bytes(name.encode(), "little") % 2**63 for name in scope)])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and, if it is loaded, torch."""
+    import sys
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(seed)

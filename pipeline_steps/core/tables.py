@@ -1,0 +1,75 @@
+"""Parquet tables, checked against their contract, sorted by key, written with fixed options: same rows, same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline_steps.core.atomic import atomic_path
+from pipeline_steps.core.contracts import Contract
+from pipeline_steps.core.errors import DataError
+
+ROW_GROUP = 64 * 1024
+
+
+def to_table(contract: Contract, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows (dicts) as a table of the contract's schema, sorted by its key.
+
+    Raises:
+        DataError: a value does not fit the schema, a null in a non-null column, or a duplicate key.
+    """
+    try:
+        table = pa.Table.from_pylist(list(rows), schema=contract.schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
+        raise DataError(f"rows do not fit table {contract.name}: {error}") from error
+    return check(contract, table, f"new {contract.name}")
+
+
+def check(contract: Contract, table: pa.Table, where: str) -> pa.Table:
+    """Return `table` with the contract's columns, sorted by key, or raise DataError naming the column."""
+    missing = [name for name in contract.schema.names if name not in table.column_names]
+    if missing:
+        raise DataError(f"{where}: column {missing[0]!r} is missing", "rebuild it with the stage that writes it")
+    for field in contract.schema:
+        column = table[field.name]
+        if column.type != field.type:
+            raise DataError(f"{where}: column {field.name!r} has type {column.type}, expected {field.type}")
+        if not field.nullable and column.null_count:
+            raise DataError(f"{where}: column {field.name!r} has {column.null_count} empty values")
+    table = table.select(contract.schema.names).cast(contract.schema)
+    table = table.sort_by([(name, "ascending") for name in contract.key])
+    if contract.unique and table.num_rows > 1:
+        keys = table.select(list(contract.key)).group_by(list(contract.key)).aggregate([([], "count_all")])
+        if keys.num_rows != table.num_rows:
+            raise DataError(f"{where}: key {contract.key} is not unique")
+    return table
+
+
+def write_table(path: Path, contract: Contract, rows: Iterable[Mapping[str, Any]] | pa.Table) -> pa.Table:
+    """Check, sort and write atomically; returns what was written."""
+    if isinstance(rows, pa.Table):
+        table = check(contract, rows, str(path))
+    else:
+        table = to_table(contract, rows)
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP, write_statistics=True)
+    return table
+
+
+def read_table(path: Path, contract: Contract) -> pa.Table:
+    """Read a table and check it against its contract.
+
+    Raises:
+        DataError: the file is missing or unreadable, or a column is missing, of another type, or empty.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is missing", f"run the stage that writes it: dvc repro (table {contract.name})")
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}", "dvc repro --force the stage that writes it") from error
+    return check(contract, table, str(path))
