@@ -17,6 +17,14 @@ class Layout:
         return self.root / "params.yaml"
 
     @property
+    def assets_manifest(self) -> Path:
+        return self.root / "assets.toml"
+
+    @property
+    def wheels(self) -> Path:
+        return self.root / ".cache/wheels"
+
+    @property
     def assets(self) -> Path:
         return self.root / "data/assets"
 

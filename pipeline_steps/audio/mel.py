@@ -1,0 +1,38 @@
+"""Mel spectrograms, written out so that each encoder gets exactly the features it was trained on."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def hann(length: int) -> npt.NDArray[np.float64]:
+    """Periodic Hann window [length]."""
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
+
+
+def power_frames(samples: FloatArray, window: int, hop: int, fft: int, power: float) -> npt.NDArray[np.float64]:
+    """|STFT|^power of whole frames, no centring: [1 + (T - window) // hop, fft // 2 + 1]."""
+    frames = np.lib.stride_tricks.sliding_window_view(samples, window)[::hop]
+    spectrum: npt.NDArray[np.float64] = np.abs(np.fft.rfft(frames * hann(window), fft))
+    return spectrum if power == 1.0 else spectrum**power
+
+
+@lru_cache(maxsize=4)
+def yamnet_mel_matrix() -> npt.NDArray[np.float64]:
+    """[257, 64] triangles in HTK mel between 125 and 7500 Hz, computed in mel (tf.signal.linear_to_mel_weight_matrix)."""
+    bins = 1127.0 * np.log1p(np.linspace(0, 8000, 257)[1:] / 700.0)[:, None]
+    edges = np.linspace(1127.0 * np.log1p(125.0 / 700.0), 1127.0 * np.log1p(7500.0 / 700.0), 66)
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    triangles = np.maximum(0.0, np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)))
+    return np.pad(triangles, [[1, 0], [0, 0]])
+
+
+def yamnet_log_mel(samples: FloatArray) -> FloatArray:
+    """log(mel + 0.001) of a mono 16 kHz sound: 25 ms window, 10 ms hop, magnitude, 64 bands -> [frames, 64]."""
+    magnitude = power_frames(samples, window=400, hop=160, fft=512, power=1.0)
+    return np.log(magnitude @ yamnet_mel_matrix() + 0.001).astype(np.float32)

@@ -1,0 +1,72 @@
+"""all-MiniLM-L6-v2: sentence vectors (Apache-2.0, https://arxiv.org/abs/2002.10957, sentence-transformers' fine-tuning)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+from pipeline_steps.encoders.pretrained import PretrainedEncoder
+from pipeline_steps.encoders.protocols import FloatArray
+
+LAYERS = 6
+HEADS = 12
+EPSILON = 1e-12
+MAX_TOKENS = 256
+"""The published model's limit; longer texts are cut."""
+
+
+class MiniLM(PretrainedEncoder):
+    """Texts -> unit vectors of 384 numbers whose inner product is the meaning's cosine similarity."""
+
+    name = "minilm"
+    family = "minilm"
+    version = 1
+    files = ("minilm.safetensors", "minilm_tokenizer.json")
+    dimension = 384
+
+    def _prepare(self, payloads: dict[str, bytes]) -> None:
+        self._tokenizer = Tokenizer.from_str(payloads["minilm_tokenizer.json"].decode("utf-8"))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(MAX_TOKENS)
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """Unit rows [N, 384]: mean over tokens of the last layer, then L2.
+
+        Texts go through one by one (some 5 ms each): without padding a text's bytes never depend on its neighbours.
+        """
+        rows = [self._encode_one(text) for text in texts]
+        return np.stack(rows) if rows else np.zeros((0, self.dimension), np.float32)
+
+    def _encode_one(self, text: str) -> FloatArray:
+        weights = self.weights
+        ids = torch.tensor(self._tokenizer.encode(text).ids, device=self.device)
+        hidden = (
+            weights["embeddings.word_embeddings.weight"][ids]
+            + weights["embeddings.position_embeddings.weight"][: len(ids)]
+            + weights["embeddings.token_type_embeddings.weight"][0]
+        )
+        hidden = self._norm(hidden, "embeddings.LayerNorm")
+        for layer in range(LAYERS):
+            prefix = f"encoder.layer.{layer}"
+            query, key, value = (
+                self._linear(hidden, f"{prefix}.attention.self.{part}").view(len(ids), HEADS, -1).transpose(0, 1)
+                for part in ("query", "key", "value")
+            )
+            attended = F.scaled_dot_product_attention(query, key, value).transpose(0, 1).reshape(len(ids), -1)
+            attended = self._linear(attended, f"{prefix}.attention.output.dense")
+            hidden = self._norm(hidden + attended, f"{prefix}.attention.output.LayerNorm")
+            widened = F.gelu(self._linear(hidden, f"{prefix}.intermediate.dense"))
+            hidden = self._norm(hidden + self._linear(widened, f"{prefix}.output.dense"), f"{prefix}.output.LayerNorm")
+        vector: FloatArray = F.normalize(hidden.mean(0), dim=0).cpu().numpy()
+        return vector
+
+    def _linear(self, inputs: torch.Tensor, name: str) -> torch.Tensor:
+        return F.linear(inputs, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+    def _norm(self, inputs: torch.Tensor, name: str) -> torch.Tensor:
+        return F.layer_norm(inputs, inputs.shape[-1:], self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], EPSILON)

@@ -1,0 +1,170 @@
+"""The rules of the house (docs/architecture.md), held by the syntax tree rather than by hope."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline_steps.__main__ import STAGES
+
+PROJECT = Path(__file__).resolve().parents[2]
+PACKAGE = PROJECT / "pipeline_steps"
+SHARED = ("core", "audio", "encoders", "diffusion")
+GRAPH = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text())["stages"]
+PARAMS = YAML(typ="safe").load((PROJECT / "params.yaml").read_text())
+
+# Which first-party packages a package may import. Tracking only watches: it never shapes an out.
+ALLOWED: dict[str, set[str]] = {
+    "core": {"core"},
+    "audio": {"core", "audio"},
+    "encoders": {"core", "audio", "encoders"},
+    "diffusion": {"core", "audio", "encoders", "diffusion"},
+    "tracking": {"core", "audio", "encoders", "diffusion", "tracking"},
+    **{stage: {*SHARED, stage} for stage in STAGES},
+}
+for watched in ("pair", "train", "evaluate"):
+    ALLOWED[watched].add("tracking")
+
+
+def modules(folder: Path = PACKAGE) -> list[Path]:
+    return sorted(folder.rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Absolute names imported anywhere in a module (also inside functions); `from a import b` gives `a` and `a.b`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def first_party(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imports(path) if name.startswith("pipeline_steps.") and name.count(".")}
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_dependency_direction(package: str) -> None:
+    for path in modules(PACKAGE / package):
+        packages = {name for name in first_party(path) if (PACKAGE / name).is_dir()}
+        assert packages <= ALLOWED[package], f"{path.relative_to(PROJECT)} imports {sorted(packages - ALLOWED[package])}"
+
+
+def test_nothing_imports_flows_and_tools_have_one_importer() -> None:
+    owner = {"mlflow": "pipeline_steps/tracking/", "prefect": "flows/", "dvc": "flows/graph.py"}
+    for path in [*modules(), *modules(PROJECT / "flows")]:
+        where = path.relative_to(PROJECT).as_posix()
+        for name in imports(path):
+            top = name.split(".")[0]
+            assert top != "flows" or where.startswith("flows/"), f"{where} imports flows"
+            assert top != "pytorch_lightning", f"{where}: import lightning.pytorch, its twin is another package"
+            if top in owner:
+                assert where.startswith(owner[top]), f"{where} imports {top}; only {owner[top]} may"
+
+
+def reachable(stage: str) -> set[Path]:
+    """Files below `pipeline_steps` that a stage's step imports, directly or through others, tracking left out."""
+    todo, seen = [PACKAGE / stage / "step.py"], set[Path]()
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for name in imports(path):
+            if not name.startswith("pipeline_steps.") or name.startswith("pipeline_steps.tracking"):
+                continue
+            base = PROJECT.joinpath(*name.split("."))
+            for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+                if candidate.is_file():
+                    todo.append(candidate)
+    return seen
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_imports_of_a_stage_are_covered_by_its_deps(stage: str) -> None:
+    deps = [PROJECT / dep for dep in GRAPH[stage]["deps"] if not dep.startswith("${")]
+    for path in reachable(stage):
+        covered = path == PACKAGE / "__init__.py" or any(dep == path or dep in path.parents for dep in deps)
+        assert covered, f"{stage} imports {path.relative_to(PROJECT)}, which dvc.yaml does not list among its deps"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_declared_code_deps_are_used(stage: str) -> None:
+    used = reachable(stage)
+    for dep in GRAPH[stage]["deps"]:
+        if dep.startswith("pipeline_steps/"):
+            assert any(PROJECT / dep == path or PROJECT / dep in path.parents for path in used), f"{stage}: {dep} is not used"
+
+
+def test_the_graph_and_the_stages_are_the_same_set() -> None:
+    assert tuple(GRAPH) == STAGES
+    assert set(PARAMS) == set(STAGES)
+    for stage, node in GRAPH.items():
+        assert node["cmd"] == f"python -m pipeline_steps {stage}"
+        assert node["params"] == [stage]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_are_exactly_the_config_model(stage: str) -> None:
+    import importlib
+
+    config = importlib.import_module(f"pipeline_steps.{stage}.config").Config
+    assert set(PARAMS[stage]) == set(config.model_fields), "every key of the model is written out in params.yaml"
+    config.model_validate(PARAMS[stage])
+
+
+DISK_NAMES = {
+    "open", "read_bytes", "read_text", "write_bytes", "write_text", "write_json", "read_table", "write_table", "atomic_path",
+    "write_shards", "write_index", "mkdir", "unlink", "iterdir", "glob", "rglob", "rmtree", "MediaReader", "Memo",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_only_step_touches_the_disk(stage: str) -> None:
+    for path in modules(PACKAGE / stage):
+        if path.name in DISK_MODULES.get(stage, {"step.py"}):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                function = node.func
+                name = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
+                owner = function.value if isinstance(function, ast.Attribute) else None
+                if name == "open" and isinstance(owner, ast.Name) and owner.id == "Image":
+                    continue  # Pillow opens bytes in memory too
+                assert name not in DISK_NAMES, f"{path.relative_to(PROJECT)}:{node.lineno} calls {name}"
+
+
+# Modules other than step.py that read or write files, each because that is the one thing it is for.
+DISK_MODULES: dict[str, set[str]] = {}
+
+
+def test_every_parquet_out_has_a_contract() -> None:
+    from pipeline_steps.core import contracts
+
+    names = {value.name for value in vars(contracts).values() if isinstance(value, contracts.Contract)}
+    written = set()
+    for path in modules():
+        written |= set(re.findall(r"([a-z_]+)\.parquet", path.read_text()))
+    assert written - {"index", "gold"} <= names, f"no contract for {sorted(written - names)}"
+
+
+def test_files_stay_small() -> None:
+    sizes = {path: sum(1 for line in path.read_text().splitlines() if line.strip()) for path in modules()}
+    large = {str(path.relative_to(PROJECT)): size for path, size in sizes.items() if size > 400}
+    assert not large, large
+
+
+def test_configs_and_core_stay_light() -> None:
+    heavy = {"torch", "transformers", "lightning", "diffusers", "mlflow", "prefect"}
+    for path in [*modules(PACKAGE / "core"), *PACKAGE.glob("*/config.py"), PACKAGE / "cli.py", PACKAGE / "__init__.py"]:
+        tree = ast.parse(path.read_text())
+        for node in tree.body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            assert not heavy & {name.split(".")[0] for name in names}, f"{path.relative_to(PROJECT)} imports something heavy"

@@ -1,0 +1,31 @@
+"""Documentation that can be checked is checked."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline_steps.core import contracts
+
+PROJECT = Path(__file__).resolve().parents[2]
+CONTRACTS = [value for value in vars(contracts).values() if isinstance(value, contracts.Contract)]
+
+
+@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.name)
+def test_every_column_is_documented(contract: contracts.Contract) -> None:
+    text = (PROJECT / "docs/data-contracts.md").read_text()
+    missing = [name for name in contract.schema.names if f"`{name}`" not in text]
+    assert not missing, f"{contract.name}: {missing}"
+
+
+def test_the_default_preset_is_the_checked_in_parameters() -> None:
+    assert (PROJECT / "presets/embedded.yaml").read_text() == (PROJECT / "params.yaml").read_text()
+
+
+def test_readme_names_the_two_commands_and_its_links_exist() -> None:
+    import re
+
+    text = (PROJECT / "README.md").read_text()
+    assert "make demo" in text
+    assert "make test" in text
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (PROJECT / target).exists(), target

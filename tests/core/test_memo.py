@@ -1,0 +1,52 @@
+"""The memo: nothing is computed twice, damage costs a recomputation and never a wrong answer."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline_steps.core.memo import Memo
+
+SCHEMA = pa.schema([pa.field("value", pa.int64()), pa.field("payload", pa.binary())])
+
+
+def memo(folder: Path, fingerprint: str = "f") -> Memo:
+    return Memo(str(folder), "caption", fingerprint, SCHEMA)
+
+
+@given(st.lists(st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.integers(0, 99), max_size=6), max_size=6))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_it_gives_back_what_was_put(tmp_path_factory: pytest.TempPathFactory, batches: list[dict[str, int]]) -> None:
+    folder = tmp_path_factory.mktemp("memo")
+    known: dict[str, int] = {}
+    for batch in batches:
+        new = {key: value for key, value in batch.items() if key not in known}
+        memo(folder).append({key: {"value": value, "payload": b"x"} for key, value in new.items()})
+        known.update(new)
+    loaded = memo(folder).load([*known, "absent"])
+    assert {key: row["value"] for key, row in loaded.items()} == known
+
+
+def test_other_fingerprint_sees_nothing(tmp_path: Path) -> None:
+    memo(tmp_path).append({"a": {"value": 1, "payload": b""}})
+    assert memo(tmp_path, "other").load(["a"]) == {}
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", None])
+def test_a_damaged_part_is_set_aside(tmp_path: Path, damage: bytes | None) -> None:
+    memo(tmp_path).append({"a": {"value": 1, "payload": b"p"}})
+    memo(tmp_path).append({"b": {"value": 2, "payload": b"q"}})
+    parts = sorted(tmp_path.rglob("*.parquet"))
+    parts[0].write_bytes(parts[0].read_bytes()[:-7] if damage is None else damage)
+    left = memo(tmp_path).load(["a", "b"])
+    assert len(left) == 1
+    assert len(list(tmp_path.rglob("*.damaged"))) == 1
+    assert memo(tmp_path).load(["a", "b"]) == left
+
+
+def test_any_fsspec_url_serves_as_a_store() -> None:
+    store = Memo("memory://team/items", "embed", "f", SCHEMA)
+    store.append({"a": {"value": 7, "payload": b"z"}})
+    assert Memo("memory://team/items", "embed", "f", SCHEMA).load(["a"]) == {"a": {"value": 7, "payload": b"z"}}

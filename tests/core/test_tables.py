@@ -1,0 +1,60 @@
+"""Tables: contract checks name the column; bytes depend on rows alone."""
+
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline_steps.core.contracts import ABSTAINED
+from pipeline_steps.core.errors import DataError
+from pipeline_steps.core.tables import read_table, to_table, write_table
+
+
+def row(image: str, score: float | None = None) -> dict[str, object]:
+    return {"image_id": image, "stage": "pair", "code": "X", "reason": "r", "score": score}
+
+
+@given(st.lists(st.text(min_size=1, max_size=8), unique=True, max_size=20), st.randoms())
+@settings(max_examples=30, deadline=None)
+def test_order_of_rows_does_not_change_the_table(names: list[str], shuffler: random.Random) -> None:
+    rows = [row(name) for name in names]
+    shuffled = list(rows)
+    shuffler.shuffle(shuffled)
+    assert to_table(ABSTAINED, rows).equals(to_table(ABSTAINED, shuffled))
+
+
+def test_same_rows_same_bytes(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", ABSTAINED, [row("a"), row("b", 0.5)])
+    write_table(tmp_path / "b.parquet", ABSTAINED, [row("b", 0.5), row("a")])
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_duplicate_key_is_refused() -> None:
+    with pytest.raises(DataError, match="not unique"):
+        to_table(ABSTAINED, [row("a"), row("a")])
+
+
+def test_missing_column_wrong_type_and_null_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    good = to_table(ABSTAINED, [row("a")])
+    pq.write_table(good.drop_columns(["reason"]), path)
+    with pytest.raises(DataError, match="'reason' is missing"):
+        read_table(path, ABSTAINED)
+    pq.write_table(good.set_column(4, "score", pa.array(["x"])), path)
+    with pytest.raises(DataError, match="'score' has type string"):
+        read_table(path, ABSTAINED)
+    pq.write_table(good.set_column(1, "stage", pa.array([None], pa.string())), path)
+    with pytest.raises(DataError, match="'stage' has 1 empty"):
+        read_table(path, ABSTAINED)
+
+
+def test_unreadable_and_missing_files_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="dvc repro"):
+        read_table(tmp_path / "none.parquet", ABSTAINED)
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really PAR1")
+    with pytest.raises(DataError, match="not a readable Parquet"):
+        read_table(tmp_path / "bad.parquet", ABSTAINED)
