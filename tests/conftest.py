@@ -13,9 +13,15 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["PREFECT_API_URL"] = ""
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ["SONIFY_TRACKING"] = "off"  # tests of tracking switch it on
 
+import hypothesis
 import pytest
 from filelock import FileLock
+
+# A loaded machine is no defect: no deadline per example.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -10,6 +10,7 @@ import io
 import pickle
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +24,20 @@ from pipeline_steps.core.errors import ConfigError, IntegrityError
 Tensor = torch.Tensor
 Tensors = dict[str, Tensor]
 
+SafeGlobals = list[Callable[..., Any] | tuple[Callable[..., Any], str]]
 
-def fold(weight: Tensor, mean: Tensor, variance: Tensor, beta: Tensor, gamma: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor]:
+_NUMPY_SCALAR: Any = np.int64(0).__reduce__()[0]  # the constructor under which numpy pickles a number
+NUMPY_SCALARS: SafeGlobals = [
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    (np.dtype, "numpy.dtype"),
+    np.dtypes.Int64DType,
+]
+"""What a checkpoint with numpy numbers in it may build besides tensors."""
+
+
+def fold(
+    weight: Tensor, mean: Tensor, variance: Tensor, beta: Tensor, gamma: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor]:
     """Weight [out, ...] and bias [out] of a convolution followed by batch normalisation, in float64, returned as float32."""
     scale = torch.rsqrt(variance.double() + epsilon)
     if gamma is not None:
@@ -47,16 +60,24 @@ def _folded(target: Tensors, name: str, source: Mapping[str, Tensor], weight: st
 
 def _serialise(tensors: Tensors) -> bytes:
     """safetensors bytes; names are sorted, so equal tensors give equal bytes."""
-    return save_safetensors({name: tensors[name].contiguous() for name in sorted(tensors)})
+    payload: bytes = save_safetensors({name: tensors[name].contiguous() for name in sorted(tensors)})
+    return payload
 
 
-def _torch_weights(payload: bytes, safe_globals: list[tuple[object, str]] | None = None) -> object:
+def _torch_weights(payload: bytes, safe_globals: SafeGlobals | None = None) -> object:
     """`torch.load` restricted to tensors and the named numpy scalars; nothing else can be built."""
     try:
-        with torch.serialization.safe_globals(safe_globals or []):  # type: ignore[no-untyped-call]
+        with torch.serialization.safe_globals(safe_globals or []):
             return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise IntegrityError(f"not a plain torch weights file: {str(error).splitlines()[0]}", "check assets.toml") from error
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise IntegrityError(f"not a plain torch weights file: {first}", "check assets.toml") from error
+
+
+def _state_dict(loaded: object) -> dict[str, Tensor]:
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise IntegrityError("the weights file does not hold a dictionary of tensors", "check assets.toml")
+    return loaded
 
 
 def yamnet(members: Mapping[str, bytes]) -> list[bytes]:
@@ -93,8 +114,7 @@ def minilm(members: Mapping[str, bytes]) -> list[bytes]:
 
 def efficientnet_lite0(members: Mapping[str, bytes]) -> list[bytes]:
     """torch state dict -> folded weights."""
-    source = _torch_weights(members["weights"])
-    assert isinstance(source, dict)
+    source = _state_dict(_torch_weights(members["weights"]))
     tensors: Tensors = {}
     _folded(tensors, "stem", source, "_conv_stem.weight", "_bn0", 1e-3)
     for index in range(16):
@@ -117,11 +137,74 @@ def label_list(members: Mapping[str, bytes]) -> list[bytes]:
     return ["".join(f"{label}\n" for label in labels).encode("utf-8")]
 
 
+def ssd_mobilenet_v2(members: Mapping[str, bytes]) -> list[bytes]:
+    """Frozen TensorFlow graph -> folded weights of backbone, extra layers and box predictors."""
+    graph = {name: torch.from_numpy(values.copy()) for name, values in read_frozen_graph(members["graph"]).items()}
+    root = "FeatureExtractor/MobilenetV2"
+    units = {"stem": "Conv", "head": "Conv_1"}
+    for index in range(17):
+        block = "expanded_conv" if index == 0 else f"expanded_conv_{index}"
+        units |= {f"blocks.{index}.{part}": f"{block}/{part}" for part in ("expand", "depthwise", "project")}
+    del units["blocks.0.expand"]
+    for extra, depth in zip(range(2, 6), (512, 256, 256, 128), strict=True):
+        units[f"extra.{extra}.reduce"] = f"layer_19_1_Conv2d_{extra}_1x1_{depth // 2}"
+        units[f"extra.{extra}.depthwise"] = f"layer_19_2_Conv2d_{extra}_3x3_s2_{depth}_depthwise"
+        units[f"extra.{extra}.expand"] = f"layer_19_2_Conv2d_{extra}_3x3_s2_{depth}"
+    tensors: Tensors = {}
+    for name, source in units.items():
+        prefix = f"{root}/{source}/"
+        unit = {part.removeprefix(prefix): value for part, value in graph.items() if part.startswith(prefix)}
+        norm = {part: unit[f"BatchNorm/{part}"] for part in ("moving_mean", "moving_variance", "beta", "gamma")}
+        if "depthwise_weights" in unit:
+            weight = unit["depthwise_weights"].permute(2, 3, 0, 1)
+        else:
+            weight = unit["weights"].permute(3, 2, 0, 1)
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = fold(
+            weight, norm["moving_mean"], norm["moving_variance"], norm["beta"], norm["gamma"], 1e-3
+        )
+    for level in range(6):
+        for name, source in (("boxes", "BoxEncodingPredictor"), ("classes", "ClassPredictor")):
+            tensors[f"{name}.{level}.weight"] = graph[f"BoxPredictor_{level}/{source}/weights"].permute(3, 2, 0, 1).contiguous()
+            tensors[f"{name}.{level}.bias"] = graph[f"BoxPredictor_{level}/{source}/biases"]
+    return [_serialise(tensors)]
+
+
+def augnet(members: Mapping[str, bytes]) -> list[bytes]:
+    """torch state dict of a ResNet-50 -> folded weights."""
+    loaded = _state_dict(_torch_weights(members["weights"]))
+    source = {name.removeprefix("module.").removeprefix("pre."): tensor for name, tensor in loaded.items()}
+    tensors: Tensors = {"head.weight": source["fc.weight"], "head.bias": source["fc.bias"]}
+    _folded(tensors, "stem", source, "conv1.weight", "bn1", 1e-5)
+    for stage, blocks in enumerate((3, 4, 6, 3), start=1):
+        for block in range(blocks):
+            name = f"layer{stage}.{block}"
+            for part in (1, 2, 3):
+                _folded(tensors, f"{name}.{part}", source, f"{name}.conv{part}.weight", f"{name}.bn{part}", 1e-5)
+            if block == 0:
+                _folded(tensors, f"{name}.skip", source, f"{name}.downsample.0.weight", f"{name}.downsample.1", 1e-5)
+    return [_serialise(tensors)]
+
+
+def aisfx(members: Mapping[str, bytes]) -> list[bytes]:
+    """(state dict, class counts) -> folded weights of the embedding network; the classifiers' class names do not ship."""
+    loaded = _torch_weights(members["weights"], NUMPY_SCALARS)
+    source = _state_dict(loaded[0] if isinstance(loaded, (tuple, list)) and loaded else loaded)
+    tensors: Tensors = {}
+    for block in range(1, 5):
+        for part in (1, 2):
+            prefix = f"embedding_net.conv_block{block}"
+            _folded(tensors, f"block{block}.{part}", source, f"{prefix}.conv{part}.weight", f"{prefix}.bn{part}", 1e-5)
+    return [_serialise(tensors)]
+
+
 CONVERTERS: dict[str, Callable[[Mapping[str, bytes]], list[bytes]]] = {
     "yamnet": yamnet,
     "minilm": minilm,
     "efficientnet_lite0": efficientnet_lite0,
     "label_list": label_list,
+    "ssd_mobilenet_v2": ssd_mobilenet_v2,
+    "augnet": augnet,
+    "aisfx": aisfx,
 }
 
 
@@ -137,5 +220,7 @@ def convert(converter: str, members: Mapping[str, bytes]) -> list[bytes]:
         raise ConfigError(f"assets.toml: unknown converter {converter!r}", f"known: {', '.join(sorted(CONVERTERS))}")
     try:
         return function(members)
-    except (KeyError, StopIteration, SafetensorError, UnicodeDecodeError, AssertionError) as error:
-        raise IntegrityError(f"converter {converter}: {type(error).__name__} {error}", "check the members in assets.toml") from error
+    except (KeyError, StopIteration, SafetensorError, UnicodeDecodeError) as error:
+        raise IntegrityError(
+            f"converter {converter}: {type(error).__name__} {error}", "check the members in assets.toml"
+        ) from error

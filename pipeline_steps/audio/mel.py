@@ -36,3 +36,23 @@ def yamnet_log_mel(samples: FloatArray) -> FloatArray:
     """log(mel + 0.001) of a mono 16 kHz sound: 25 ms window, 10 ms hop, magnitude, 64 bands -> [frames, 64]."""
     magnitude = power_frames(samples, window=400, hop=160, fft=512, power=1.0)
     return np.log(magnitude @ yamnet_mel_matrix() + 0.001).astype(np.float32)
+
+
+@lru_cache(maxsize=4)
+def aisfx_mel_matrix() -> npt.NDArray[np.float64]:
+    """[1025, 96] triangles in HTK mel between 0 and 22050 Hz, each summing to 1 (Essentia MelBands: warping, unit_sum)."""
+    bins = 1127.0 * np.log1p(np.linspace(0, 22050, 1025) / 700.0)[:, None]
+    edges = np.linspace(0.0, 1127.0 * np.log1p(22050 / 700.0), 98)
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    triangles: npt.NDArray[np.float64] = np.maximum(
+        0.0, np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre))
+    )
+    matrix: npt.NDArray[np.float64] = triangles / np.maximum(triangles.sum(0), 1e-12)
+    return matrix
+
+
+def aisfx_log_mel(samples: FloatArray) -> FloatArray:
+    """log10(10000 mel + 1) of a mono 44.1 kHz sound: 2048 samples a frame, hop 1024, frames centred -> [frames, 96]."""
+    padded = np.pad(samples, (1024, 1024))
+    power = power_frames(padded, window=2048, hop=1024, fft=2048, power=2.0)
+    return np.log10(power @ aisfx_mel_matrix() * 10_000.0 + 1.0).astype(np.float32)

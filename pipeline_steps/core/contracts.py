@@ -190,3 +190,19 @@ SHARD_INDEX = Contract(
     ),
     ("kind", "item_id"),
 )
+
+RELEASE_INDEX = Contract(
+    "release_index",
+    pa.schema(
+        [
+            _field("pair_id", pa.string()),
+            _field("split", pa.string()),
+            _field("shard", pa.string()),  # file name of the tar
+            _field("member", pa.string()),
+            _field("offset", pa.int64()),  # of the first payload byte in the tar
+            _field("size", pa.int64()),  # bytes
+            _field("sha256", pa.string()),  # of the payload
+        ]
+    ),
+    ("shard", "offset"),
+)

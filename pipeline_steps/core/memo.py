@@ -38,8 +38,9 @@ class Memo:
         self._folder = f"{root.rstrip('/')}/{stage}/{fingerprint}"
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
 
-    def load(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Known results among `keys`. A damaged part is set aside and its items are computed again."""
+    def load(self, keys: Iterable[str], columns: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+        """Known results among `keys`, all value columns or `columns`. A damaged part is set aside, its items computed again."""
+        chosen = None if columns is None else ["key", *columns]
         wanted = pa.array(sorted(set(keys)), pa.string())
         found: dict[str, dict[str, Any]] = {}
         if not len(wanted) or not self._fs.isdir(self._folder):
@@ -51,7 +52,7 @@ class Memo:
                 payload = self._fs.cat_file(path)
                 if sha256_bytes(payload)[:32] != path.rsplit("/", 1)[-1].removesuffix(".parquet"):
                     raise pa.ArrowInvalid("content does not match its name")
-                table = pq.read_table(io.BytesIO(payload), schema=self.schema)
+                table = pq.read_table(io.BytesIO(payload), columns=chosen, schema=self.schema)
             except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
                 log.warning("memo part %s is damaged (%s); set aside, its items will be computed again", path, error)
                 self._fs.mv(path, path + ".damaged")

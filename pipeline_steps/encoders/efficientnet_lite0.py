@@ -58,7 +58,7 @@ class EfficientNetLite0(PretrainedEncoder):
 
     @torch.inference_mode()
     def tag(self, images: Sequence[Picture]) -> tuple[FloatArray, FloatArray]:
-        """Probabilities [N, 1000] and pooled features [N, 1280], one picture at a time so that bytes never depend on the batch."""
+        """Probabilities [N, 1000] and pooled features [N, 1280], one picture at a time: bytes never depend on the batch."""
         probabilities = np.zeros((len(images), 1000), np.float32)
         features = np.zeros((len(images), 1280), np.float32)
         for row, image in enumerate(images):

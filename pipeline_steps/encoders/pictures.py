@@ -37,7 +37,7 @@ def resize(image: Picture, width: int, height: int, resample: Image.Resampling =
     return np.asarray(Image.fromarray(image).resize((width, height), resample))
 
 
-def to_chw(image: Picture, mean: FloatArray | float, scale: FloatArray | float) -> FloatArray:
+def to_chw(image: Picture, mean: npt.ArrayLike, scale: npt.ArrayLike) -> FloatArray:
     """(x - mean) * scale as float32 [3, H, W]."""
     normalised = (image.astype(np.float32) - np.asarray(mean, np.float32)) * np.asarray(scale, np.float32)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1))

@@ -35,9 +35,9 @@ def wins(candidates: FloatArray, rivals: FloatArray) -> float:
 
 
 def other_sounds(groups: Sequence[str], classes: Sequence[str | None]) -> BoolArray:
-    """Which item may stand as "another sound" for which: [N, N], true where the group differs and the class does too.
+    """Which sound may stand as "another sound" for which: [M, M], true where the group differs and the class does too.
 
-    A class that is not known (None) differs from nothing and equals nothing: then the group alone decides.
+    A class that is not known (None) equals no other class: then the group alone decides.
     """
     group = np.asarray(groups, dtype=object)
     label = np.asarray([name if name is not None else f"\0{row}" for row, name in enumerate(classes)], dtype=object)
@@ -49,8 +49,8 @@ def item_win_rates(candidate_scores: FloatArray, rival_scores: FloatArray, other
 
     Args:
         candidate_scores: [N, S] score of each of item i's candidate pictures against what item i asks for; NaN = none.
-        rival_scores: [N, N, S'] score of item j's pictures against what item i asks for.
-        others: [N, N] from `other_sounds`.
+        rival_scores: [N, M, R] score of sound j's pictures against what item i asks for; NaN = none.
+        others: [N, M], which sounds are rivals of item i.
     """
     rates = np.full(len(candidate_scores), np.nan)
     for item in range(len(candidate_scores)):

@@ -14,10 +14,13 @@ from pipeline_steps.core.layout import Layout
 
 EXPERIMENT = "seeing-sound"
 REGISTERED_MODEL = "audio2image"
-MODES = ("on", "off", "strict")
+MODES = ("on", "off", "spool", "strict")
 
 HTTP_TIMEOUT_S = 5
-"""Longest answer the uploader waits for, per request."""
+"""Longest answer the uploader waits for, per request, while a stage waits for it."""
+
+SYNC_TIMEOUT_S = 60
+"""The same in `sonify sync`, where only a person waits."""
 
 _USER_INFO = re.compile(r"(?<=://)[^/\s:@]+(:[^/\s@]*)?@")
 _SECRET_NAME = re.compile("|".join((*SECRET_WORDS, "credential", "passwd", "private_key", "access_key")), re.IGNORECASE)
@@ -29,7 +32,8 @@ class Settings:
     """How this project is tracked.
 
     Attributes:
-        mode: `on`, `off`, or `strict` (a stage whose tracking could not be sent exits with 5).
+        mode: `on`; `off`; `spool` (write to disk only, for machines without a network; `sonify sync` sends it); `strict` (a
+            stage whose entries could not be sent exits with 5).
         uri: MLflow tracking URI.
         experiment: MLflow experiment name.
         artifacts: artifact root for the experiment, when the store is a local database; else empty (the server decides).
@@ -97,21 +101,24 @@ def redact(text: str) -> str:
     return text
 
 
-def child_environment(settings: Settings) -> dict[str, str]:
-    """Environment of the uploader: no telemetry, no retries, short timeouts, no git calls, few threads."""
-    package_root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH", "")])])
+def mlflow_environment(timeout_s: int) -> dict[str, str]:
+    """What mlflow must find before it is imported: no telemetry, no pickles, short answers, and no retries of its own.
+
+    MLflow repeats a request whose answer got lost, and would so make a run twice; the uploader looks before it repeats.
+    """
     return {
-        **os.environ,
-        "PYTHONPATH": path,
-        "MLFLOW_TRACKING_URI": settings.uri,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(HTTP_TIMEOUT_S),
-        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "GIT_PYTHON_REFRESH": "quiet",
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
     }
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """Environment of the uploader: this package on the path, the store's address, few threads."""
+    package_root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH", "")])])
+    few_threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return {**os.environ, **few_threads, "PYTHONPATH": path, "MLFLOW_TRACKING_URI": settings.uri}

@@ -1,11 +1,11 @@
 """The spool: what a run wants to say, on local disk before anything else. No mlflow here.
 
-    .runs/tracking/<key>/
-        run.json        stage, experiment, tags, start time (written once)
-        entries.jsonl   one JSON object per line, append only; a torn last line is cut when the run is opened again
-        files/          copies of pictures, sounds, artifacts
-        state.json      how far the uploader got: store, run id, byte offset (written by the uploader alone)
-        rejected.jsonl  entries the store refused for good, with its reason
+.runs/tracking/<key>/
+    run.json        stage, experiment, tags, start time (written once)
+    entries.jsonl   one JSON object per line, append only; a torn last line is cut when the run is opened again
+    files/          copies of pictures, sounds, artifacts
+    state.json      how far the uploader got: store, run id, byte offset (written by the uploader alone)
+    rejected.jsonl  entries the store refused for good, with its reason
 """
 
 from __future__ import annotations
@@ -99,15 +99,23 @@ class Spool:
                 found.append((json.loads(line), offset))
         return found
 
-    def new_file(self, suffix: str) -> Path:
-        """A fresh path below `files/`."""
-        folder = self.folder / "files"
-        folder.mkdir(parents=True, exist_ok=True)
+    def new_folder(self) -> Path:
+        """A fresh, empty folder below `files/`, for the copies of one entry."""
+        root = self.folder / "files"
+        root.mkdir(parents=True, exist_ok=True)
         with self._lock:
-            number = sum(1 for _ in folder.iterdir())
-            path = folder / f"{number:06d}{suffix}"
-            path.touch(exist_ok=False)
+            number = sum(1 for _ in root.iterdir())
+            path = root / f"{number:06d}"
+            path.mkdir()
         return path
+
+    def path_of(self, name: str) -> Path:
+        """Path of a copy that an entry names relative to `files/`."""
+        return self.folder / "files" / name
+
+    def name_of(self, path: Path) -> str:
+        """Inverse of `path_of`."""
+        return path.relative_to(self.folder / "files").as_posix()
 
     def state(self) -> State:
         """How far the uploader got (the beginning, if it never ran)."""

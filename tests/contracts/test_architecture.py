@@ -142,7 +142,9 @@ def test_only_step_touches_the_disk(stage: str) -> None:
 
 
 # Modules other than step.py that read or write files, each because that is the one thing it is for.
-DISK_MODULES: dict[str, set[str]] = {}
+DISK_MODULES: dict[str, set[str]] = {
+    "pair": {"step.py", "export.py"},  # `sonify export` writes a published set, long after the stage
+}
 
 
 def test_every_parquet_out_has_a_contract() -> None:
@@ -151,8 +153,8 @@ def test_every_parquet_out_has_a_contract() -> None:
     names = {value.name for value in vars(contracts).values() if isinstance(value, contracts.Contract)}
     written = set()
     for path in modules():
-        written |= set(re.findall(r"([a-z_]+)\.parquet", path.read_text()))
-    assert written - {"index", "gold"} <= names, f"no contract for {sorted(written - names)}"
+        written |= set(re.findall(r"(?<!pyarrow\.)\b([a-z_]+)\.parquet", path.read_text()))
+    assert written - {"index"} <= names, f"no contract for {sorted(written - {'index'} - names)}"
 
 
 def test_files_stay_small() -> None:

@@ -1,0 +1,146 @@
+"""The fault corpus through the real decoder: result, time and peak memory per file, then random mutations.
+
+Usage: python benchmarks/ingest_faults.py [--mutations 10000] [--json FILE]
+
+Exit code 1 when any file is not accepted or quarantined as the fault matrix says.
+"""
+# ruff: noqa: E402
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(PROJECT), str(PROJECT / "tests/faults")]
+
+from corpus import CASES, OK, build
+from hostile_decoders import peak_mb
+
+from pipeline_steps.core.rawfiles import shown_path
+from pipeline_steps.ingest.catalog import File, Refused
+from pipeline_steps.ingest.codes import CODES
+from pipeline_steps.ingest.config import Config
+from pipeline_steps.ingest.decode import PRELOAD, decode
+from pipeline_steps.ingest.discover import inspect
+from pipeline_steps.ingest.step import make_job
+from pipeline_steps.ingest.workers import Bounds, Workers
+
+MEMORY = 2_048_000_000
+SEED = 20260711
+SEED_ROWS = {"A4", "A7", "A9", "A10", "B5", "B6", "B11"}
+
+
+def timed(job: Any) -> dict[str, Any]:
+    """The real decoder with its seconds and this process's largest resident size."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, so each file has its own
+    start = time.perf_counter()
+    answer = decode(job)
+    return {**answer, "seconds": time.perf_counter() - start, "peak_mb": peak_mb()}
+
+
+def table(root: Path, workers: Workers) -> list[dict[str, Any]]:
+    """One row per case."""
+    rows = []
+    for case in CASES:
+        start = time.perf_counter()
+        found = inspect(root, case.name, None, Config().picture.max_file_mb * 1e6, walked=False)
+        if isinstance(found, File):
+            _, answer = next(iter(workers.map([("", make_job(Config(), root, found))])))
+        else:
+            assert isinstance(found, Refused)
+            answer = {"code": found.code, "seconds": time.perf_counter() - start}
+        got = answer["code"] or OK
+        row = {"row": case.row, "file": shown_path(case.name)[:40], "expected": case.expected, "result": got}
+        row |= {"repaired": answer.get("repaired", []), "ok": got == case.expected}
+        rows.append(row | {"seconds": round(answer["seconds"], 4), "peak_mb": round(answer.get("peak_mb", 0)) or None})
+    return rows
+
+
+def mutate(payload: bytes, generator: random.Random) -> bytes:
+    """A few bytes changed, removed, doubled or cut off; headers are hit most."""
+    mutated = bytearray(payload)
+    for _ in range(generator.randint(1, 12)):
+        reach = min(len(mutated), generator.choice([64, 512, len(mutated)]))
+        place = generator.randrange(max(1, reach))
+        what = generator.randrange(6)
+        if what < 3:
+            mutated[place : place + 1] = generator.randbytes(1)
+        elif what == 3:
+            mutated[place : place + 4] = generator.choice([b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff"])
+        elif what == 4:
+            del mutated[place : place + generator.randint(1, 16)]
+        elif generator.random() < 0.3:
+            del mutated[max(1, place) :]
+    return bytes(mutated) or b"\x00"
+
+
+def mutations(root: Path, folder: Path, count: int) -> tuple[Counter[str], float, int]:
+    """Codes over `count` mutated files, seconds, and answers that are neither accepted nor a known code."""
+    generator = random.Random(SEED)
+    good = [
+        root / case.name for case in CASES if case.expected == OK and case.row in {"A4", "A7", "A9", "A10", "B5", "B6", "B11"}
+    ]
+    codes: Counter[str] = Counter()
+
+    def jobs() -> Iterator[tuple[str, Any]]:
+        for number in range(count):
+            source = generator.choice(good)
+            path = folder / f"{number}{source.suffix}"
+            path.write_bytes(mutate(source.read_bytes(), generator))
+            found = inspect(folder, path.name, None, 1e8, walked=False)
+            if isinstance(found, File):
+                yield path.name, make_job(Config(), folder, found)
+            else:
+                assert isinstance(found, Refused)
+                codes[found.code] += 1
+
+    start = time.perf_counter()
+    with Workers(Bounds(2, 30, MEMORY), decode, PRELOAD) as workers:
+        for name, answer in workers.map(jobs()):
+            codes[answer["code"] or OK] += 1
+            (folder / name).unlink()
+    unknown = sum(number for code, number in codes.items() if code != OK and code not in CODES)
+    return codes, time.perf_counter() - start, unknown
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mutations", type=int, default=10_000)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        root = build(Path(name))
+        with Workers(Bounds(1, 30, MEMORY), timed, PRELOAD) as workers:
+            rows = table(root, workers)
+        print(f"{'row':4} {'file':40} {'expected':19} {'result':19} {'s':>7} {'MB':>5}")
+        for row in rows:
+            mark = "" if row["ok"] else "  <-- differs"
+            peak = "-" if row["peak_mb"] is None else row["peak_mb"]
+            print(
+                f"{row['row']:4} {row['file']:40} {row['expected']:19} {row['result']:19} {row['seconds']:7.3f} {peak:>5}{mark}"
+            )
+        mutated = Path(name) / "mutated"
+        mutated.mkdir()
+        codes, seconds, unknown = mutations(root, mutated, arguments.mutations)
+    wrong = sum(not row["ok"] for row in rows)
+    peaks = [row["peak_mb"] for row in rows if row["peak_mb"]]
+    print(f"\n{len(rows)} files, {wrong} differ from the matrix; peak of a decoding process {max(peaks)} MB")
+    print(f"{sum(codes.values())} mutated files in {seconds:.1f} s, {unknown} without a known answer:")
+    for code, count in codes.most_common():
+        print(f"  {code:20} {count}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"corpus": rows, "mutations": dict(codes)}, indent=2) + "\n")
+    return 1 if wrong or unknown or sum(codes.values()) != arguments.mutations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Orchestration: the only importer of prefect."""

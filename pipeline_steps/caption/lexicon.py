@@ -1,0 +1,59 @@
+"""The sound lexicon: a table from labels to the sounds one would hear, read and checked."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from pipeline_steps.core.errors import DataError
+from pipeline_steps.encoders.tagger import COCO, IMAGENET, LabelSound, Lexicon
+
+COLUMNS = ("vocabulary", "index", "label", "sound", "source", "visible", "salience", "audibility")
+
+
+def parse_lexicon(text: str, where: str = "lexicon.csv") -> Lexicon:
+    """Parse the CSV text of the lexicon.
+
+    A label that makes no sound has one row whose sound is empty; a label without a row is an error of the reader's, not silence.
+
+    Raises:
+        DataError: a column is missing, or a row is malformed, out of range, double, or silent and loud at once.
+    """
+    reader = csv.DictReader(io.StringIO(text))
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise DataError(f"{where}: columns are {reader.fieldnames}, expected {list(COLUMNS)}")
+    entries: dict[tuple[str, int], list[LabelSound]] = {}
+    silent: set[tuple[str, int]] = set()
+    for number, row in enumerate(reader, start=2):
+        try:
+            key = (row["vocabulary"], int(row["index"]))
+            if key[0] not in (IMAGENET, COCO):
+                raise ValueError(f"unknown vocabulary {key[0]!r}")
+            sounds = entries.setdefault(key, [])
+            if not row["sound"]:
+                if sounds or key in silent:
+                    raise ValueError(f"{row['label']!r} is both silent and listed")
+                silent.add(key)
+                continue
+            entry = LabelSound(
+                row["sound"], row["source"], _truth(row["visible"]), _share(row["salience"]), _share(row["audibility"])
+            )
+            if key in silent or any(entry.sound == other.sound for other in sounds):
+                raise ValueError(f"{row['label']!r} lists {entry.sound!r} twice or is silent")
+            sounds.append(entry)
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{where}, line {number}: {error}", "correct this line") from error
+    return {key: tuple(sounds) for key, sounds in entries.items()}
+
+
+def _truth(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise ValueError(f"visible is {value!r}, expected true or false")
+    return value == "true"
+
+
+def _share(value: str) -> float:
+    number = float(value)
+    if not 0.0 < number <= 1.0:
+        raise ValueError(f"{value} is not within (0, 1]")
+    return number

@@ -1,0 +1,51 @@
+"""`sonify ...`: the pipeline for people. Each command lives in `commands/`; heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline_steps.commands import check, doctor, draw, export, find, quarantine, report, run, sync, ui, verify
+from pipeline_steps.core.layout import Layout
+
+app = typer.Typer(
+    name="sonify",
+    help="Pair pictures with sounds, train a model that draws what it hears, and say how good both are.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+app.command("doctor")(doctor.doctor)
+app.command("run")(run.run)
+app.command("find")(find.find)
+app.command("draw")(draw.draw)
+app.command("report")(report.report)
+app.add_typer(quarantine.app, name="quarantine")
+app.command("check")(check.check)
+app.command("verify")(verify.verify)
+app.command("export")(export.export)
+app.command("ui")(ui.ui)
+app.command("sync")(sync.sync)
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    project: Annotated[
+        Path | None,
+        typer.Option("--project", "-C", help="Folder that holds dvc.yaml; default: here or the nearest above."),
+    ] = None,
+) -> None:
+    """Pair pictures with sounds, train a model that draws what it hears, and say how good both are."""
+    context.obj = Layout(project if project is not None else _nearest(Path()))
+
+
+def _nearest(start: Path) -> Path:
+    """The folder at or above `start` that holds dvc.yaml; `start` itself when there is none."""
+    here = start.resolve()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file():
+            return start if folder == here else folder
+    return start

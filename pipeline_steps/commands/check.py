@@ -1,0 +1,66 @@
+"""`sonify check DIR`: ingest alone, on any folder, writing nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of, table
+from pipeline_steps.core.errors import ConfigError
+
+
+@guarded
+def check(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of pictures and sounds.")],
+    metadata: Annotated[str | None, typer.Option(help="Table inside DIR (CSV, Parquet); default: walk DIR.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Decode every file of DIR as ingest would: what would be taken, what quarantined, and why. Exit 3 if ingest would stop."""
+    from pipeline_steps.core.config import load_params, parse_section
+    from pipeline_steps.ingest.config import Config
+    from pipeline_steps.ingest.step import check as decode
+
+    layout = layout_of(context)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder", "name a folder of pictures and sounds")
+    config = parse_section(Config, "ingest", load_params(layout.params)) if layout.params.is_file() else Config()
+    config = config.model_copy(update={"metadata": metadata, "pool": None, "holdout": None})
+    found = decode(folder, config)
+    report = found.report
+    verdict = stops(len(found.images), len(found.audio), report.n_in, report.n_quarantined, config.max_bad_fraction)
+    value: dict[str, Any] = {
+        "folder": str(folder),
+        "n_in": report.n_in,
+        "n_ok": report.n_ok,
+        "n_abstained": report.n_abstained,
+        "n_quarantined": report.n_quarantined,
+        "pictures": len(found.images),
+        "sounds": len(found.audio),
+        "repaired": dict(Counter(code for row in [*found.images, *found.audio] for code in row["repaired"])),
+        "codes": dict(Counter(row["code"] for row in found.quarantine).most_common()),
+        "quarantine": found.quarantine,
+        "ingest_would_stop": verdict,
+    }
+    lines = [
+        f"{report.n_in} files: {report.n_ok} taken, {report.n_abstained} silent, {report.n_quarantined} quarantined",
+        f"{len(found.images)} different pictures, {len(found.audio)} different sounds",
+        *(f"repaired {code}: {count}" for code, count in value["repaired"].items()),
+        *table([row["code"], row["path"], row["reason"]] for row in found.quarantine),
+        f"ingest would stop: {verdict}" if verdict else "ingest would accept this folder",
+    ]
+    answer(value, lines, as_json)
+    raise typer.Exit(3 if verdict else 0)
+
+
+def stops(pictures: int, sounds: int, n_in: int, n_quarantined: int, most: float) -> str:
+    """Why ingest would refuse a folder with these counts; empty when it would not."""
+    if not n_in:
+        return "there are no pictures or sounds"
+    if n_quarantined > most * n_in:
+        return f"{n_quarantined} of {n_in} files are bad, more than ingest.max_bad_fraction {most}"
+    empty = [name for name, count in (("pictures", pictures), ("sounds", sounds)) if not count]
+    return f"there are no usable {' and no usable '.join(empty)}" if empty else ""

@@ -1,0 +1,77 @@
+"""What all commands share: `--json`, one-line errors with an exit code, harmless text on the terminal."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+from pipeline_steps.core.errors import ConfigError, ResourceError, StageError
+from pipeline_steps.core.layout import Layout
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def guarded(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """A StageError becomes one line and its exit code; with `--json` also an object `{"error": ...}`."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except StageError as error:
+            failure = error
+        except MemoryError:
+            failure = ResourceError("out of memory", "close other programs or choose smaller parameters")
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EACCES, errno.EROFS}:
+                raise
+            failure = ResourceError(f"{error.strerror}: {error.filename}", "make room or choose another folder")
+        if kwargs.get("as_json"):
+            print(json.dumps({"error": failure.as_dict()}, default=str))
+        print(f"sonify: {plain(str(failure))}", file=sys.stderr)
+        raise typer.Exit(failure.exit_code)
+
+    return wrapper
+
+
+def answer(value: dict[str, Any], lines: Iterable[str], as_json: bool) -> None:
+    """Print the object, or the lines a person reads."""
+    if as_json:
+        print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+        return
+    for line in lines:
+        print(plain(line))
+
+
+def plain(text: str) -> str:
+    """`text` with control characters (terminal escapes in file names or captions) and bidirectional marks made visible."""
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode("ascii")
+        for character in text.encode("utf-8", "backslashreplace").decode("utf-8")
+    )
+
+
+def table(rows: Iterable[Iterable[Any]]) -> list[str]:
+    """Rows as lines with aligned columns."""
+    cells = [[plain(str(cell)).replace("\n", "\\n").replace("\t", "\\t") for cell in row] for row in rows]
+    if not cells:
+        return []
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def layout_of(context: typer.Context) -> Layout:
+    """The project the command works on."""
+    layout = context.obj
+    if not isinstance(layout, Layout):
+        raise ConfigError("no project folder", "call sonify inside a project, or with --project")
+    return layout

@@ -1,0 +1,27 @@
+"""`sonify export`: a publishable data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of
+
+
+@guarded
+def export(
+    context: typer.Context,
+    webdataset: Annotated[Path, typer.Option("--webdataset", metavar="DIR", help="New folder for the WebDataset shards.")],
+    licence: Annotated[list[str] | None, typer.Option(help="Only works under this SPDX id; may be repeated.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write the pairs that may be published as WebDataset shards, with index, licences, card and Croissant file."""
+    from pipeline_steps.pair.export import export_webdataset
+
+    release = export_webdataset(layout_of(context), webdataset, licences=licence or None).as_dict()
+    lines = [f"{sum(release['pairs'].values())} pairs in {len(release['shards'])} shards: {webdataset}"]
+    lines += [f"left out, {code}: {count}" for code, count in release["left_out"].items() if count]
+    lines += [f"no licence text for {name}" for name in release["licences_without_text"]]
+    answer(release, lines, as_json)

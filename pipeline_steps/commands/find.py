@@ -1,0 +1,135 @@
+"""`sonify find`: which sounds fit a picture."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of, table
+from pipeline_steps.commands.draw import read_media
+from pipeline_steps.core.errors import DataError
+from pipeline_steps.core.layout import Layout
+
+if TYPE_CHECKING:
+    from pipeline_steps.encoders.tagger import Caption
+
+BEST = 5
+CANDIDATES = 50
+
+
+def caption_of(layout: Layout, params: dict[str, Any], picture: Path) -> Caption:
+    """What the captioner of the parameters hears in a picture file, or why it hears nothing.
+
+    Raises:
+        DataError: the file is no usable picture.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from pipeline_steps.caption.config import Config
+    from pipeline_steps.caption.step import build_captioner
+    from pipeline_steps.core.config import parse_section
+    from pipeline_steps.encoders.tagger import compose
+
+    kind, payload, _ = read_media(layout, picture)
+    if kind != "image":
+        raise DataError(f"{picture} is a sound", "name a picture; for sounds: sonify draw")
+    with Image.open(io.BytesIO(payload), formats=("PNG",)) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    captioner = build_captioner(parse_section(Config, "caption", params), layout).load()
+    return compose(captioner.tags([pixels])[0], captioner.lexicon, captioner.rules)
+
+
+def best_sounds(layout: Layout, params: dict[str, Any], events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The best pool sounds for the events: Annoy finds candidates for each, exact scores decide.
+
+    `score` is the mean over the events of their inner product with the sound, weighted by salience x confidence.
+
+    Raises:
+        DataError, IntegrityError: the embeddings or the index are missing, damaged or do not belong together.
+    """
+    import numpy as np
+
+    from pipeline_steps.core.config import parse_section
+    from pipeline_steps.core.contracts import AUDIO
+    from pipeline_steps.core.tables import read_table
+    from pipeline_steps.embed.config import Config as EmbedConfig
+    from pipeline_steps.embed.step import build_encoder
+    from pipeline_steps.retrieve.config import Config as RetrieveConfig
+    from pipeline_steps.retrieve.step import open_pool_index
+
+    config = parse_section(RetrieveConfig, "retrieve", params)
+    index, vectors, audio_ids = open_pool_index(layout, config.annoy_search_k)
+    queries = (
+        build_encoder(parse_section(EmbedConfig, "embed", params), layout).load().encode_texts([e["sound"] for e in events])
+    )
+    if queries.shape[1] != vectors.shape[1]:
+        raise DataError("embed in params.yaml is not what the embeddings were made with", "dvc repro retrieve")
+    weights = np.array([event["salience"] * event["confidence"] for event in events], np.float64)
+    weights /= weights.sum()
+    rows = np.unique(index.search(queries, CANDIDATES)[0])
+    rows = rows[rows >= 0]
+    similarity = queries.astype(np.float64) @ vectors[rows].T.astype(np.float64)
+    scores = weights @ similarity
+    catalog = {row["audio_id"]: row for row in read_table(layout.catalog / "audio.parquet", AUDIO).to_pylist()}
+    found = []
+    for place in np.argsort(-scores, kind="stable")[:BEST]:
+        row = catalog[audio_ids[rows[place]]]
+        because = events[int(np.argmax(weights * similarity[:, place]))]["sound"]
+        found.append(
+            {
+                "audio_id": row["audio_id"],
+                "score": round(float(scores[place]), 4),
+                "because": because,
+                "path": row["path"],
+                "seconds": round(row["seconds"], 2),
+                "licence": row["licence"],
+            }
+        )
+    return found
+
+
+@guarded
+def find(
+    context: typer.Context,
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="Picture file: JPEG, PNG, WebP, GIF, BMP, TIFF.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="WAV to write; default: PICTURE's name + .sound.wav, here.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say what a picture sounds like: its events, the five best sounds of the pool, and the best one as a WAV."""
+    import soundfile
+
+    from pipeline_steps.core.atomic import atomic_path
+    from pipeline_steps.core.config import load_params
+    from pipeline_steps.core.media import SAMPLE_RATE, MediaReader
+
+    layout = layout_of(context)
+    params = load_params(layout.params)
+    caption = caption_of(layout, params, picture)
+    events = [asdict(event) for event in caption.events]
+    if not events:
+        reason = f"{caption.code}: {caption.reason}"
+        answer({"events": [], "sounds": [], "wav": None, "reason": reason}, [f"no sound: {reason}; no WAV written"], as_json)
+        return
+    sounds = best_sounds(layout, params, events)
+    target = out or Path(f"{picture.stem}.sound.wav")
+    with atomic_path(target) as temporary:
+        soundfile.write(
+            temporary, MediaReader(layout.media).sound(sounds[0]["audio_id"]), SAMPLE_RATE, subtype="PCM_16", format="WAV"
+        )
+    lines = ["events:"]
+    lines += table(
+        [f"  {e['salience'] * e['confidence']:.3f}", e["sound"], "seen" if e["visible"] else "inferred"] for e in events
+    )
+    lines += ["sounds:"]
+    lines += table(
+        [f"  {s['score']:.3f}", s["path"], f"{s['seconds']:.1f} s", s["licence"] or "-", f"for: {s['because']}"] for s in sounds
+    )
+    lines.append(str(target))
+    answer({"events": events, "sounds": sounds, "wav": str(target)}, lines, as_json)

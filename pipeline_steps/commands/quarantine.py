@@ -1,0 +1,65 @@
+"""`sonify quarantine`: what was left out, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+
+from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of, table
+from pipeline_steps.core.errors import ConfigError
+from pipeline_steps.core.layout import Layout
+
+app = typer.Typer(help="Items that a stage left out, with reason codes.", no_args_is_help=True)
+
+
+def rows_of(layout: Layout) -> list[dict[str, Any]]:
+    """Every row of the quarantine tables of ingest, caption and embed.
+
+    Raises:
+        DataError: ingest has not run, or a table is broken.
+    """
+    from pipeline_steps.core.contracts import QUARANTINE
+    from pipeline_steps.core.tables import read_table
+
+    first, *later = (folder / "quarantine.parquet" for folder in (layout.catalog, layout.captions, layout.embeddings))
+    tables = [read_table(path, QUARANTINE) for path in (first, *(path for path in later if path.is_file()))]
+    return [row for each in tables for row in each.to_pylist()]
+
+
+@app.command("list")
+@guarded
+def list_items(
+    context: typer.Context,
+    code: Annotated[str | None, typer.Option(help="Only this reason code, e.g. IMG_TRUNCATED.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Count by reason code, then one line an item."""
+    rows = [row for row in rows_of(layout_of(context)) if code is None or row["code"] == code]
+    counts = Counter(row["code"] for row in rows)
+    lines = [f"{len(rows)} items", *table([number, name] for name, number in counts.most_common())]
+    if rows:
+        lines += ["", *table([row["item_id"][:12], row["code"], row["kind"], row["path"], row["reason"]] for row in rows)]
+    answer({"count": len(rows), "codes": dict(counts.most_common()), "items": rows}, lines, as_json)
+
+
+@app.command("show")
+@guarded
+def show(
+    context: typer.Context,
+    item: Annotated[str, typer.Argument(metavar="ID", help="Item id (or its beginning), or the path in the pool.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Everything that is known about one item."""
+    rows = [
+        row
+        for row in rows_of(layout_of(context))
+        if row["path"] == item or (row["item_id"] and row["item_id"].startswith(item))
+    ]
+    if not rows:
+        raise ConfigError(f"nothing in quarantine has the id or path {item!r}", "sonify quarantine list")
+    lines: list[str] = []
+    for row in rows:
+        lines += [*table([key, value] for key, value in row.items()), ""]
+    answer({"items": rows}, lines, as_json)

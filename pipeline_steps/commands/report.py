@@ -1,0 +1,47 @@
+"""`sonify report`: where the report is, and its headline numbers."""
+
+from __future__ import annotations
+
+import json
+import webbrowser
+from typing import Annotated, Any
+
+import typer
+
+from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of, table
+from pipeline_steps.core.errors import DataError
+
+
+@guarded
+def report(
+    context: typer.Context,
+    open_it: Annotated[bool, typer.Option("--open", help="Also open it in the browser.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print the path of the report and its headline numbers."""
+    layout = layout_of(context)
+    page = layout.reports / "index.html"
+    numbers = layout.reports / "evaluation.json"
+    if not page.is_file() or not numbers.is_file():
+        raise DataError(f"{page} is not there yet", "sonify run")
+    try:
+        evaluation = json.loads(numbers.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{numbers} is not JSON: {error}", "dvc repro --force evaluate") from error
+    lines = headline(evaluation)
+    answer({"report": str(page.resolve()), "evaluation": evaluation}, [*lines, f"report: {page.resolve()}"], as_json)
+    if open_it:
+        webbrowser.open(page.resolve().as_uri())
+
+
+def headline(evaluation: dict[str, Any]) -> list[str]:
+    """The estimates named under `headline`, one line each: value, 95 % interval, N."""
+    rows = []
+    for name, entry in evaluation.get("headline", {}).items():
+        if isinstance(entry, dict) and "value" in entry:
+            low, high = entry.get("low"), entry.get("high")
+            interval = f"[{low:.3f}, {high:.3f}]" if isinstance(low, (int, float)) and isinstance(high, (int, float)) else ""
+            rows.append([name, f"{entry['value']:.3f}", interval, f"n={entry['n']}" if "n" in entry else ""])
+        else:
+            rows.append([name, str(entry), "", ""])
+    return table(rows)

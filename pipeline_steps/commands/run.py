@@ -1,0 +1,133 @@
+"""`sonify run`: `dvc repro`, with presets and the stage's own exit code."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline_steps.commands.console import answer, guarded, layout_of
+from pipeline_steps.core.errors import ConfigError, LockedError, StageError
+from pipeline_steps.core.identity import sha256_file
+from pipeline_steps.core.layout import Layout
+
+ERROR_FILE = "error.json"
+
+
+def apply_preset(layout: Layout, name: str) -> list[str]:
+    """Make `presets/NAME.yaml` the parameters; returns the diff. The old file is kept below `.runs/params/`.
+
+    Raises:
+        ConfigError: no such preset, or it is not valid for this version.
+    """
+    from pipeline_steps.core.atomic import write_bytes
+    from pipeline_steps.core.config import load_params
+
+    folder = layout.root / "presets"
+    source = folder / f"{name}.yaml"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known) or 'none'}"
+        raise ConfigError(f"there is no preset {name!r}", hint)
+    load_params(source)
+    old = layout.params.read_text(encoding="utf-8").splitlines() if layout.params.is_file() else []
+    new = source.read_text(encoding="utf-8").splitlines()
+    changes = list(difflib.unified_diff(old, new, "params.yaml", f"presets/{name}.yaml", lineterm="", n=2))
+    if changes:
+        if old:
+            write_bytes(layout.runs / "params" / f"{sha256_file(layout.params)[:12]}.yaml", layout.params.read_bytes())
+        write_bytes(layout.params, source.read_bytes())
+    return changes
+
+
+def reproduce(layout: Layout, stages: list[str], force: bool, quiet: bool) -> None:
+    """Run `dvc repro` with its output on the terminal.
+
+    Raises:
+        StageError: the stage's own reason and exit code, from its `error.json`; LockedError when another DVC is at work.
+    """
+    error_file = layout.root / ERROR_FILE
+    error_file.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "dvc", "repro", *(["--force"] if force else []), *stages]
+    try:
+        done = subprocess.run(command, cwd=layout.root, stdout=sys.stderr if quiet else None, check=False)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if done.returncode == 0:
+        return
+    raise failure(layout, done.returncode)
+
+
+def failure(layout: Layout, dvc_code: int) -> StageError:
+    """What stopped `dvc repro`, which itself answers 255 for everything."""
+    try:
+        told = json.loads((layout.root / ERROR_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        from pipeline_steps.commands.doctor import living_lock_holders
+
+        holders = living_lock_holders(layout)
+        if holders:
+            return LockedError(f"another dvc is at work here (PID {', '.join(map(str, holders))})", "wait for it, or stop it")
+        return ConfigError(
+            f"dvc repro ended with {dvc_code} before a stage could report", "see DVC's message above; sonify doctor"
+        )
+    reason = str(told.get("reason") or told.get("kind") or "unknown").strip().splitlines()[-1]
+    error = StageError(f"{told.get('stage')}: {reason}", str(told.get("action", "")))
+    error.exit_code = int(told.get("exit_code", 1))
+    error.kind = str(told.get("kind", "internal"))
+    return error
+
+
+def summary(layout: Layout) -> dict[str, Any]:
+    """The balance of every stage that has a report."""
+    from pipeline_steps.__main__ import STAGES
+
+    found: dict[str, Any] = {}
+    for stage in STAGES:
+        path = layout.report(stage)
+        if path.is_file():
+            report = json.loads(path.read_text(encoding="utf-8"))
+            found[stage] = {
+                key: report.get(key)
+                for key in ("n_in", "n_ok", "n_abstained", "n_quarantined", "computed", "reused", "seconds")
+            }
+    return found
+
+
+@guarded
+def run(
+    context: typer.Context,
+    stages: Annotated[
+        list[str] | None, typer.Argument(help="Stages to bring up to date, with all before them; default: all.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Make presets/NAME.yaml the parameters first; prints the diff.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run the stages even when nothing has changed.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object at the end; DVC's output goes to stderr.")
+    ] = False,
+) -> None:
+    """Run the pipeline (dvc repro): only what changed is done again."""
+    from pipeline_steps.__main__ import STAGES
+
+    layout = layout_of(context)
+    for stage in stages or []:
+        if stage not in STAGES:
+            close = difflib.get_close_matches(stage, STAGES, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"stages: {', '.join(STAGES)}"
+            raise ConfigError(f"there is no stage {stage!r}", hint)
+    if not (layout.root / "dvc.yaml").is_file():
+        raise ConfigError(f"{layout.root.resolve()} holds no dvc.yaml", "go to the project folder, or use --project")
+    changes = apply_preset(layout, preset) if preset else []
+    if preset and not as_json:
+        print("\n".join(changes) if changes else f"params.yaml already is preset {preset}", flush=True)
+    reproduce(layout, stages or [], force, quiet=as_json)
+    done = summary(layout)
+    page = layout.reports / "index.html"
+    lines = [f"report: {page}"] if isinstance(page, Path) and page.is_file() else []
+    answer({"params_diff": changes, "stages": done, "report": str(page) if page.is_file() else None}, lines, as_json)

@@ -1,0 +1,32 @@
+"""`sonify sync`: carry what is left in the tracking spools into MLflow."""
+
+from __future__ import annotations
+
+import typer
+
+from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of
+from pipeline_steps.core.errors import ServiceError
+
+
+@guarded
+def sync(context: typer.Context, as_json: JsonFlag = False) -> None:
+    """Send tracked runs that could not be sent when their stage ended; nothing is sent twice."""
+    from pipeline_steps.tracking.settings import read_settings, redact
+    from pipeline_steps.tracking.spool import all_spools
+    from pipeline_steps.tracking.uploader import sync as carry
+
+    layout = layout_of(context)
+    before = {spool.key: spool.unsent() for spool in all_spools(layout)}
+    problems = carry(layout)
+    left = {spool.key: spool.unsent() for spool in all_spools(layout) if spool.unsent()}
+    sent = sum(before.values()) - sum(left.values())
+    where = redact(read_settings(layout).uri)
+    if left:
+        first = next(iter(problems.values()), "new entries arrived")
+        raise ServiceError(
+            f"{sum(left.values())} tracking entries of {len(left)} runs are still in .runs/tracking ({first})",
+            f"check that {where} answers, then sonify sync",
+            transient=True,
+            details={"sent": sent, "left": left, "problems": problems},
+        )
+    answer({"sent": sent, "left": 0, "store": where}, [f"{sent} entries sent to {where}; nothing is left"], as_json)

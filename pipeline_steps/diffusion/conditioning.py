@@ -1,0 +1,156 @@
+"""From sound features to the tokens that the denoiser attends to.
+
+A fixed part (mean, principal axes and scales of training sounds, fitted without labels) brings 1024-d frames and 521 tag
+logits to a few whitened numbers: with a few hundred sounds, a learned projection of the raw features would learn the sounds
+by heart. A small transformer then mixes one summary token (tags and loudness) and `frames` time tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline_steps.diffusion.features import FEATURE_WIDTH, TAGS, SoundFeatures
+
+LEVEL_CENTRE_DB = -25.0
+LEVEL_SCALE_DB = 12.0
+
+
+@dataclass(frozen=True, slots=True)
+class SoundTokens:
+    """Input of the conditioner for N sounds: frames [N, T, P] and summary [N, S + 2], whitened."""
+
+    frames: torch.Tensor
+    summary: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def to(self, device: torch.device | str) -> SoundTokens:
+        """The same on a device."""
+        return SoundTokens(self.frames.to(device), self.summary.to(device))
+
+    def select(self, rows: list[int] | slice) -> SoundTokens:
+        """Some of the sounds."""
+        return SoundTokens(self.frames[rows], self.summary[rows])
+
+
+def stack_tokens(tokens: list[SoundTokens]) -> SoundTokens:
+    """One batch of several."""
+    return SoundTokens(torch.cat([item.frames for item in tokens]), torch.cat([item.summary for item in tokens]))
+
+
+class Whitening(nn.Module):
+    """Principal component scores, each divided by its standard deviation or by `floor` times the largest one."""
+
+    mean: torch.Tensor
+    basis: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, width: int, components: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("basis", torch.zeros(width, components))
+        self.register_buffer("scale", torch.ones(components))
+
+    @torch.no_grad()
+    def fit(self, rows: torch.Tensor, floor: float) -> None:
+        """Fit on rows [N, width] in double precision; the sign of each axis is fixed by its largest entry."""
+        data = rows.double()
+        mean = data.mean(0)
+        centred = data - mean
+        values, vectors = torch.linalg.eigh(centred.T @ centred / max(1, len(data) - 1))
+        count = self.basis.shape[1]
+        vectors = vectors.flip(1)[:, :count]
+        signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+        deviations = values.flip(0)[:count].clamp(min=0).sqrt()
+        self.mean.copy_(mean)
+        self.basis.copy_(vectors * signs)
+        self.scale.copy_(deviations.clamp(min=float(deviations[0]) * floor + 1e-8))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Scores [..., components] of rows [..., width]."""
+        scores: torch.Tensor = ((rows - self.mean) @ self.basis) / self.scale
+        return scores
+
+
+class AudioConditioner(nn.Module):
+    """Sound features -> tokens [N, 1 + frames, width]; the first token stands for the whole sound.
+
+    Args:
+        frames: number of time tokens.
+        frame_components, tag_components: principal components kept of the frames and of the tag logits (mean and maximum
+            over time side by side).
+        width: of the tokens, the denoiser's `cross_attention_dim`.
+        layers: transformer layers.
+        dropout: of inputs and layers.
+    """
+
+    def __init__(
+        self, frames: int, frame_components: int, tag_components: int, width: int, layers: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.settings = {
+            "frames": frames,
+            "frame_components": frame_components,
+            "tag_components": tag_components,
+            "width": width,
+            "layers": layers,
+            "dropout": dropout,
+        }
+        self.frames = frames
+        self.frame_axes = Whitening(FEATURE_WIDTH, frame_components)
+        self.tag_axes = Whitening(2 * TAGS, tag_components)
+        self.frame_in = nn.Linear(frame_components, width)
+        self.summary_in = nn.Sequential(nn.Linear(tag_components + 2, width), nn.SiLU(), nn.Linear(width, width))
+        self.position = nn.Parameter(torch.randn(1 + frames, width) * 0.02)
+        self.silence = nn.Parameter(torch.randn(1 + frames, width) * 0.02)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, 4, 2 * width, dropout, "gelu", batch_first=True, norm_first=True)
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def fit(self, sounds: list[SoundFeatures]) -> None:
+        """Fit the fixed part on training sounds. No label is read."""
+        self.frame_axes.fit(torch.cat([sound.frames for sound in sounds]).float().sqrt(), floor=0.1)
+        self.tag_axes.fit(torch.stack([_tag_summary(sound) for sound in sounds]), floor=0.05)
+
+    @property
+    def summary_width(self) -> int:
+        """Numbers in a summary: tag components, loudness, peak."""
+        return int(self.settings["tag_components"]) + 2
+
+    def cpu_tokens(self, sound: SoundFeatures) -> SoundTokens:
+        """`tokens` of features that are on the CPU, wherever the weights are."""
+        device = self.position.device
+        moved = SoundFeatures(sound.frames.to(device), sound.logits.to(device), sound.level.to(device))
+        return self.tokens(moved).to("cpu")
+
+    @torch.no_grad()
+    def tokens(self, sound: SoundFeatures) -> SoundTokens:
+        """Whitened input of one sound: frames averaged to a fixed number in time, tag scores, loudness and peak."""
+        scores = self.frame_axes(sound.frames.float().sqrt())
+        frames = F.adaptive_avg_pool1d(scores.T[None], self.frames).transpose(1, 2)
+        level = (sound.level.float() - LEVEL_CENTRE_DB) / LEVEL_SCALE_DB
+        return SoundTokens(frames, torch.cat([self.tag_axes(_tag_summary(sound)), level])[None])
+
+    def forward(self, tokens: SoundTokens, heard: torch.Tensor) -> torch.Tensor:
+        """Tokens [N, 1 + frames, width]; where `heard` [N] is false, the learned tokens of "no sound given"."""
+        summary = self.summary_in(self.dropout(tokens.summary))[:, None]
+        hidden = torch.cat([summary, self.frame_in(self.dropout(tokens.frames))], 1) + self.position
+        for layer in self.layers:
+            hidden = layer(hidden)
+        hidden = torch.where(heard[:, None, None], hidden, self.silence.expand_as(hidden))
+        result: torch.Tensor = self.norm(hidden)
+        return result
+
+
+def _tag_summary(sound: SoundFeatures) -> torch.Tensor:
+    """Mean and maximum over time of the tag logits, [2 * 521]."""
+    logits = sound.logits.float()
+    return torch.cat([logits.mean(0), logits.amax(0)])

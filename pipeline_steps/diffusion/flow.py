@@ -1,0 +1,48 @@
+"""Rectified flow: the straight path between a latent and noise, its velocity, and the times at which it is learned.
+
+Time runs from 0 (picture) to 1 (noise), as in diffusers' `FlowMatchEulerDiscreteScheduler`, whose sigma is this time.
+"""
+
+from __future__ import annotations
+
+import torch
+
+MIN_TIME = 0.05
+"""Below it the velocity of a predicted latent divides by this, not by the time: the division would amplify small errors."""
+
+
+def at_time(latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+    """z_t = (1 - t) z + t e (Liu et al. 2022, arXiv 2209.03003). latents, noise [N, C, h, w]; times [N] in 0..1."""
+    t = times[:, None, None, None]
+    return (1 - t) * latents + t * noise
+
+
+def velocity(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """dz_t / dt = e - z: what is learned."""
+    return noise - latents
+
+
+def velocity_of_prediction(noisy: torch.Tensor, predicted: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+    """Velocity that leads from `noisy` at `times` to the predicted clean latents: (z_t - z) / t.
+
+    The network names the picture, which lies on a low-dimensional manifold, and is judged by the velocity; a small network
+    learns that sooner than noise (Li & He 2025, arXiv 2511.13720).
+    """
+    return (noisy - predicted) / times.clamp(min=MIN_TIME)[:, None, None, None]
+
+
+def logit_normal_times(count: int, mean: float, std: float, generator: torch.Generator) -> torch.Tensor:
+    """Times [count] whose logit is normal: most learning in the middle (Esser et al. 2024, arXiv 2403.03206, eq. 19)."""
+    return torch.sigmoid(torch.randn(count, generator=generator) * std + mean)
+
+
+def guide(conditional: torch.Tensor, unconditional: torch.Tensor, guidance_scale: float) -> torch.Tensor:
+    """Classifier-free guidance: u + g (c - u) (Ho & Salimans 2022, arXiv 2207.12598); 1 is the conditional model itself."""
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def bucket_means(losses: torch.Tensor, times: torch.Tensor, buckets: int) -> torch.Tensor:
+    """Mean loss [buckets] by equal slices of time; NaN where a slice is empty. losses, times [N]."""
+    index = (times * buckets).long().clamp(max=buckets - 1)
+    sums = torch.zeros(buckets).index_add_(0, index, losses.detach().float().cpu())
+    return sums / torch.bincount(index, minlength=buckets)

@@ -1,0 +1,219 @@
+"""The embedded captioner: picture tags, and a hand-reviewed lexicon that says what each tagged thing sounds like.
+
+A tagger, not a language model: it knows the 1000 ImageNet labels (and, as an option, the 80 COCO objects) and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline_steps.core.identity import fingerprint
+from pipeline_steps.encoders.efficientnet_lite0 import EfficientNetLite0
+from pipeline_steps.encoders.pictures import Framing
+from pipeline_steps.encoders.protocols import FloatArray, Picture, SoundEvent
+
+IMAGENET = "imagenet"
+COCO = "coco"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSound:
+    """One line of the lexicon: a sound that a labelled thing suggests.
+
+    Attributes:
+        sound: short acoustic phrase, e.g. "dog barking".
+        source: what makes it.
+        visible: whether the labelled thing itself makes it (else the scene around it does).
+        salience: 0..1, prominence among the sounds of this thing.
+        audibility: 0..1, how likely one hears it when the thing is there.
+    """
+
+    sound: str
+    source: str
+    visible: bool
+    salience: float
+    audibility: float
+
+
+Lexicon = Mapping[tuple[str, int], Sequence[LabelSound]]
+"""(vocabulary, label index) -> sounds; an empty sequence says that the thing is silent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A label seen in a picture with its probability."""
+
+    vocabulary: str
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """What the captioner says of one picture: events, or the reason why there is none.
+
+    Attributes:
+        events: most prominent first; empty when the captioner abstains.
+        code: "" or NO_SOUND (what is seen is silent) or LOW_CONFIDENCE (nothing is recognised well enough).
+        reason: one line for people, naming the top labels.
+        score: confidence of the best event considered, also when it was too low.
+    """
+
+    events: tuple[SoundEvent, ...]
+    code: str
+    reason: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How tags become events.
+
+    Attributes:
+        max_events: events kept per picture.
+        min_confidence: an event below it is dropped.
+        min_share: an event whose weight (salience x confidence) is below this share of the best one's is dropped.
+    """
+
+    max_events: int = 5
+    min_confidence: float = 0.1
+    min_share: float = 0.1
+
+
+def compose(tags: Sequence[Tag], lexicon: Lexicon, rules: Rules) -> Caption:
+    """Tags of one picture -> sound events.
+
+    Within a vocabulary whose labels exclude each other (ImageNet's softmax) the probabilities of the labels that share a
+    phrase add up: 118 breeds are one `dog barking`. Between vocabularies, which see independently, confidences combine by
+    noisy-or. With p the label's probability, a its audibility and s its salience for a phrase:
+    confidence = 1 - prod over vocabularies (1 - sum p a), salience = sum(p s) / sum(p).
+    """
+    mass: dict[str, float] = {}
+    weighted_salience: dict[str, float] = {}
+    heard: dict[str, dict[str, float]] = {}
+    best: dict[str, tuple[float, LabelSound]] = {}
+    silent = 0.0
+    for tag in tags:
+        sounds = lexicon.get((tag.vocabulary, tag.index), ())
+        if not sounds and tag.vocabulary == IMAGENET:
+            silent += tag.probability
+        for entry in sounds:
+            mass[entry.sound] = mass.get(entry.sound, 0.0) + tag.probability
+            weighted_salience[entry.sound] = weighted_salience.get(entry.sound, 0.0) + tag.probability * entry.salience
+            by_vocabulary = heard.setdefault(entry.sound, {})
+            by_vocabulary[tag.vocabulary] = by_vocabulary.get(tag.vocabulary, 0.0) + tag.probability * entry.audibility
+            if tag.probability > best.get(entry.sound, (-1.0, entry))[0]:
+                best[entry.sound] = (tag.probability, entry)
+    events = []
+    for sound, per_vocabulary in heard.items():
+        confidence = 1.0 - float(np.prod([1.0 - min(1.0, value) for value in per_vocabulary.values()]))
+        entry = best[sound][1]
+        salience = weighted_salience[sound] / mass[sound] if mass[sound] else 0.0
+        events.append(SoundEvent(sound, entry.source, entry.visible, salience, confidence))
+    events.sort(key=lambda event: (-event.salience * event.confidence, event.sound))
+    top = ", ".join(f"{tag.label} {tag.probability:.2f}" for tag in sorted(tags, key=lambda tag: -tag.probability)[:3])
+    score = max((event.confidence for event in events), default=0.0)
+    floor = rules.min_share * max((event.salience * event.confidence for event in events), default=0.0)
+    kept = [
+        event for event in events if event.confidence >= rules.min_confidence and event.salience * event.confidence >= floor
+    ]
+    if kept:
+        return Caption(tuple(kept[: rules.max_events]), "", "", score)
+    if silent >= 0.5:
+        return Caption((), "NO_SOUND", f"what is seen makes no sound: {top}", score)
+    return Caption((), "LOW_CONFIDENCE", f"no sound is likely enough (best {score:.2f} of {rules.min_confidence:.2f}): {top}", score)
+
+
+class Tagger:
+    """`SoundCaptioner` from EfficientNet-Lite0 tags and a lexicon.
+
+    Args:
+        assets: folder written by the `assets` stage.
+        lexicon: what each label sounds like.
+        rules: how tags become events.
+        detectors: further taggers; `ssd` adds SSD-MobileNet-v2's COCO objects (then no judge may be of its family).
+        views: framings of the picture whose probabilities are averaged.
+        min_probability: tags below it are not kept.
+    """
+
+    name = "tagger"
+    version = 1
+
+    def __init__(
+        self,
+        assets: Path,
+        lexicon: Lexicon,
+        rules: Rules | None = None,
+        detectors: Sequence[str] = (),
+        views: Sequence[Framing] = ("crop",),
+        min_probability: float = 1e-3,
+        device: str = "cpu",
+    ) -> None:
+        self.lexicon = lexicon
+        self.rules = rules or Rules()
+        self.min_probability = min_probability
+        self._taggers = [EfficientNetLite0(assets, device, framing=view) for view in views]
+        self._detector: Any = None
+        if "ssd" in detectors:
+            from pipeline_steps.encoders.ssd_mobilenet_v2 import SsdMobileNetV2
+
+            self._detector = SsdMobileNetV2(assets)
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Families of the models that look at the picture: none of them may judge pictures later."""
+        return tuple(sorted({tagger.family for tagger in self._taggers} | ({self._detector.family} if self._detector else set())))
+
+    @property
+    def family(self) -> str:
+        """The families in one word."""
+        return "+".join(self.families)
+
+    def load(self) -> Tagger:
+        """Read and check the weights; calling it again does nothing."""
+        for tagger in self._taggers:
+            tagger.load()
+        if self._detector is not None:
+            self._detector.load()
+        return self
+
+    def describe_tags(self) -> dict[str, Any]:
+        """Everything but the picture that shapes the tags (not the lexicon: editing it costs no forward pass)."""
+        models = [tagger.describe() for tagger in self._taggers] + ([self._detector.describe()] if self._detector else [])
+        return {"name": self.name, "version": self.version, "models": models, "min_probability": self.min_probability}
+
+    def describe(self) -> dict[str, Any]:
+        """Name, family, version, models, lexicon and rules."""
+        entries = {
+            f"{vocabulary}/{index}": [[e.sound, e.source, e.visible, e.salience, e.audibility] for e in sounds]
+            for (vocabulary, index), sounds in self.lexicon.items()
+        }
+        rules = [self.rules.max_events, self.rules.min_confidence, self.rules.min_share]
+        return {**self.describe_tags(), "family": self.family, "lexicon": fingerprint(entries), "rules": rules}
+
+    def tags(self, images: Sequence[Picture]) -> list[list[Tag]]:
+        """Tags of each picture with a probability of at least `min_probability`, by vocabulary and index."""
+        probabilities: FloatArray = np.mean([tagger.probabilities(images) for tagger in self._taggers], axis=0, dtype=np.float32)
+        labels = [label.split(", ")[0] for label in self._taggers[0].labels]
+        result = []
+        for row in probabilities:
+            seen = np.flatnonzero(row >= self.min_probability)
+            result.append([Tag(IMAGENET, int(index), labels[index], float(row[index])) for index in seen])
+        if self._detector is not None:
+            for tags, detections in zip(result, self._detector.detect(images), strict=True):
+                scores: dict[int, tuple[float, str]] = {}
+                for found in detections:  # several boxes of one kind: the surest one speaks for it
+                    if found.score > scores.get(found.index, (self.min_probability, ""))[0]:
+                        scores[found.index] = (float(found.score), found.label)
+                tags.extend(Tag(COCO, index, label, score) for index, (score, label) in sorted(scores.items()))
+        return result
+
+    def caption(self, images: Sequence[Picture]) -> list[list[SoundEvent]]:
+        """Events of each picture, most prominent first; an empty list when it suggests no sound."""
+        return [list(compose(tags, self.lexicon, self.rules).events) for tags in self.tags(images)]

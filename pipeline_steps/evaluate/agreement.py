@@ -1,0 +1,117 @@
+"""The rows of the table: model, shuffled audio, unconditional and ground truth, through one and the same judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline_steps.evaluate.win_rate import derangement, item_win_rates, other_sounds
+
+FloatArray = npt.NDArray[np.float64]
+IndexArray = npt.NDArray[np.int64]
+
+ROWS = ("model", "shuffled_audio", "unconditional", "ground_truth")
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """One sound that is drawn: its key, its group (recordings of one origin) and its class, if known."""
+
+    key: str
+    group: str
+    label: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One evaluated pair: a picture and the sound it belongs to.
+
+    Attributes:
+        name: pair id, or the gold pair's name.
+        image_id: catalog id.
+        image_group: near-duplicate group of the picture.
+        sound: index into the list of sounds.
+    """
+
+    name: str
+    image_id: str
+    image_group: str
+    sound: int
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """What a judge sees, as unit rows of its space (K numbers each).
+
+    Attributes:
+        asked: [N, K] what each item asks for: its real picture, or what an audio-image judge foretells from its sound.
+        drawn: [M, S, K] samples of each sound.
+        unconditional: [U, K] samples without a sound.
+        real: [R, K] real pictures that may stand for the ground truth.
+        own_real: per item, rows of `real` that are a right answer to it (another picture of the class, or its own).
+        rival_real: per item, rows of `real` that belong to rival sounds.
+    """
+
+    asked: FloatArray
+    drawn: FloatArray
+    unconditional: FloatArray
+    real: FloatArray
+    own_real: Sequence[IndexArray]
+    rival_real: Sequence[IndexArray]
+
+
+def rivals(sounds: Sequence[Sound], items: Sequence[Item]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which sounds are rivals of which sound [M, M] and of which item [N, M]; only sounds of the items themselves count."""
+    between = other_sounds([sound.group for sound in sounds], [sound.label for sound in sounds])
+    present = np.zeros(len(sounds), bool)
+    present[[item.sound for item in items]] = True
+    between &= present[None, :]
+    return between, between[[item.sound for item in items]]
+
+
+def shuffled_sounds(sounds: Sequence[Sound], items: Sequence[Item], seed: int) -> IndexArray:
+    """For each sound the sound whose samples take its place: another group and class, one to one where possible; [M].
+
+    Sounds that no item of this set uses, and sounds without a rival, are -1.
+    """
+    between, _ = rivals(sounds, items)
+    used = np.array(sorted({item.sound for item in items}), dtype=np.int64)
+    partner = np.full(len(sounds), -1, np.int64)
+    found = derangement(between[np.ix_(used, used)], seed)
+    partner[used] = np.where(found >= 0, used[found], -1)
+    return partner
+
+
+def item_rates(looks: Looks, sounds: Sequence[Sound], items: Sequence[Item], partner: IndexArray) -> dict[str, FloatArray]:
+    """Win rate of every item in every row of the table: row name -> [N], NaN where it does not exist.
+
+    model: samples of the item's own sound against samples of its rivals.
+    shuffled_audio: samples of another sound (`partner`) in place of its own; rivals without that sound.
+    unconditional: samples without any sound in place of its own.
+    ground_truth: real pictures on both sides: how well this judge tells real pictures of different sounds apart.
+    """
+    _, item_rivals = rivals(sounds, items)
+    own = np.array([item.sound for item in items])
+    scores = np.einsum("nk,msk->nms", looks.asked, looks.drawn)
+    rows = np.arange(len(items))
+    rates = {"model": item_win_rates(scores[rows, own], scores, item_rivals)}
+    stand_in = partner[own]
+    swapped = np.where((stand_in >= 0)[:, None], scores[rows, stand_in], np.nan)
+    without = item_rivals.copy()
+    without[rows[stand_in >= 0], stand_in[stand_in >= 0]] = False
+    rates["shuffled_audio"] = item_win_rates(swapped, scores, without)
+    rates["unconditional"] = item_win_rates(looks.asked @ looks.unconditional.T, scores, item_rivals)
+    rates["ground_truth"] = _real_rates(looks)
+    return rates
+
+
+def _real_rates(looks: Looks) -> FloatArray:
+    scores = looks.asked @ looks.real.T
+    rates = np.full(len(scores), np.nan)
+    for item, (own, rival) in enumerate(zip(looks.own_real, looks.rival_real, strict=True)):
+        if len(own) and len(rival):
+            rates[item] = item_win_rates(scores[item, own][None], scores[item, rival][None, :, None], np.ones((1, len(rival)), bool))[0]
+    return rates

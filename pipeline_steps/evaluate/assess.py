@@ -1,0 +1,213 @@
+"""The measurement: draw, look, listen, compare. Reads media and memos that it is handed; writes nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline_steps.core.media import MediaReader
+from pipeline_steps.encoders.pretrained import PretrainedEncoder
+from pipeline_steps.encoders.protocols import AudioFeatures, ImageFeatures
+from pipeline_steps.evaluate import audio_judge, judges, picture_space
+from pipeline_steps.evaluate.config import Config
+from pipeline_steps.evaluate.drawing import PictureSource, render
+from pipeline_steps.evaluate.items import Agenda, Track, sound_key, spread, track_list
+from pipeline_steps.evaluate.sensitivity import gain_distances
+from pipeline_steps.evaluate.table import Features, Outcome, Settings, entry, judge_set
+
+log = logging.getLogger(__name__)
+
+FloatArray = npt.NDArray[np.float64]
+ByteArray = npt.NDArray[np.uint8]
+Row = dict[str, Any]
+
+SENSITIVITY_SAMPLES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the judges may know beside the items: labels, groups, the training pairs, real pictures to calibrate on."""
+
+    labels: Mapping[str, str]
+    image_groups: Mapping[str, str]
+    trained: Sequence[Mapping[str, Any]]
+    reference: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """Everything measured on drawings.
+
+    Attributes:
+        evaluation: blocks of evaluation.json: one per set, "sensitivity", "judges", "warnings".
+        outcomes: set -> outcome of the first judge (its partner of each sound is what the report shows).
+        items: per-item values of all judges, one row per set and pair.
+        drawn: [M, S, H, W, 3]; unconditional: [U, H, W, 3].
+        computed, reused: features of catalog items.
+    """
+
+    evaluation: Row
+    outcomes: Mapping[str, Outcome]
+    items: list[Row]
+    drawn: ByteArray
+    unconditional: ByteArray
+    computed: int
+    reused: int
+
+
+def reference_pictures(
+    images: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]], agenda: Agenda, labels: Mapping[str, str], at_most: int
+) -> list[str]:
+    """Ids of real pictures that calibrate a judge: of the pool, of no group that is evaluated; training pairs first, then
+    labelled pictures, then any, each in id order."""
+    evaluated = {item.image_group for items in agenda.sets.values() for item in items}
+    evaluated |= {row["image_group"] for row in pairs if row["split"] == "test"}
+    paired = {row["image_id"] for row in pairs if row["split"] == "train"}
+    free = [row["image_id"] for row in images if not row["holdout"] and row["group_id"] not in evaluated]
+    ordered = sorted(free, key=lambda image_id: (image_id not in paired, image_id not in labels, image_id))
+    return sorted(ordered[:at_most])
+
+
+def assess(
+    config: Config, agenda: Agenda, known: Known, source: PictureSource, media: MediaReader, assets: Path, memo_url: str
+) -> Assessment:
+    """Draw every sound of the agenda, judge every set with every judge."""
+    heard = [render(tracks, media.sound) for tracks in agenda.tracks]
+    log.info("drawing %d samples of each of %d sounds", config.samples_per_sound, len(heard))
+    drawn = source.draw(heard, config.samples_per_sound, config.seed)
+    unconditional = source.unconditional(config.unconditional_samples, config.seed + 1)
+    ears = judges.sound_judge(config.sound_judge, assets)
+    log.info("listening with %s", config.sound_judge)
+    recipes = dict(zip((sound.key for sound in agenda.sounds), agenda.tracks, strict=True))
+    recipes |= {sound_key(track_list(pair)): track_list(pair) for pair in known.trained}
+    listener = judges.MemoisedFeatures(memo_url, "evaluate-sound", _describe(ears), config.batch_size)
+    embedded = listener.rows(sorted(recipes), lambda key: _listen(ears, recipes[key], media))
+    computed, reused = listener.computed, listener.reused
+
+    evaluation: Row = {"judges": {}, "warnings": []}
+    outcomes: dict[str, dict[str, Outcome]] = {}
+    wanted = {item.image_id for items in agenda.sets.values() for item in items} | set(known.reference)
+    wanted |= {str(pair["image_id"]) for pair in known.trained}
+    for name in config.picture_judges:
+        log.info("looking with %s", name)
+        eyes = judges.picture_judge(name, assets)
+        description = [_describe(eyes), "padded", source.side]
+        viewer = judges.MemoisedFeatures(memo_url, "evaluate-picture", description, config.batch_size)
+        real = viewer.rows(sorted(wanted), lambda image_id, eyes=eyes: _look(eyes, media.image(image_id), source.side))  # type: ignore[misc]
+        computed, reused = computed + viewer.computed, reused + viewer.reused
+        _load(eyes)
+        features = Features(
+            real,
+            judges.drawn_features(eyes, drawn),
+            judges.drawn_features(eyes, unconditional),
+            np.stack([embedded[sound.key] for sound in agenda.sounds]),
+        )
+        settings = _settings(config, name, source)
+        outcomes[name], evaluation["judges"][name], space = _judge(config, agenda, known, features, embedded, settings)
+        evaluation["judges"][name]["family"] = cast(Any, eyes).family
+        if name == config.picture_judges[0] and config.sensitivity_sounds and config.sensitivity_gains_db:
+            evaluation["sensitivity"] = _sensitivity(config, source, agenda, heard, eyes, space, settings)
+    evaluation["judges"][config.sound_judge] = {"family": cast(Any, ears).family}
+    for key, items in agenda.sets.items():
+        blocks = [found[key] for found in outcomes.values() if key in found]
+        if blocks:
+            merged: dict[str, Row] = {}
+            for block in blocks:
+                for row, metrics in block.rows.items():
+                    merged.setdefault(row, {}).update(metrics)
+            evaluation[key] = {"n_pairs": len(items), "n_sounds": len({item.sound for item in items}), "rows": merged}
+            evaluation["warnings"] += [text for block in blocks for text in block.warnings]
+    first = outcomes[config.picture_judges[0]]
+    return Assessment(evaluation, first, _merge_items(outcomes), drawn, unconditional, computed, reused)
+
+
+def _judge(
+    config: Config, agenda: Agenda, known: Known, features: Features, embedded: Mapping[str, FloatArray], settings: Settings
+) -> tuple[dict[str, Outcome], Row, picture_space.PictureSpace]:
+    """Calibrate one picture judge on real pictures, fit its audio-image map, and judge every set of two or more pairs."""
+    reference = np.stack([features.real[image_id] for image_id in known.reference])
+    labels = [known.labels.get(image_id) for image_id in known.reference]
+    space = picture_space.fit_space(reference, labels, config.judge_shrinkage)
+    facts: Row = {"space": space.kind, "reference_pictures": space.n, "reference_classes": space.classes}
+    ais = None
+    if len(known.trained) >= audio_judge.MIN_PAIRS:
+        ais = audio_judge.fit(
+            np.stack([embedded[sound_key(track_list(pair))] for pair in known.trained]),
+            space.look(np.stack([features.real[pair["image_id"]] for pair in known.trained])),
+        )
+        facts |= {"ais_leave_one_out_r2": round(ais.loo_r2, 6), "ais_training_pairs": ais.n}
+    pictures = sorted({str(pair["image_id"]) for pair in known.trained})
+    found = {
+        key: judge_set(
+            key, items, agenda.sounds, features, space, ais, known.labels, pictures, known.image_groups, settings
+        )
+        for key, items in agenda.sets.items()
+        if len(items) > 1
+    }
+    return found, facts, space
+
+
+def _sensitivity(
+    config: Config,
+    source: PictureSource,
+    agenda: Agenda,
+    heard: Sequence[npt.NDArray[np.float32]],
+    eyes: ImageFeatures,
+    space: picture_space.PictureSpace,
+    settings: Settings,
+) -> Row:
+    """Draw some sounds again at other gains with the same noise."""
+    rows = spread(len(heard), config.sensitivity_sounds)
+    samples = min(SENSITIVITY_SAMPLES, config.samples_per_sound)
+    looks = {}
+    for gain in sorted({0.0, *config.sensitivity_gains_db}):
+        scaled = [heard[row] * np.float32(10.0 ** (gain / 20.0)) for row in rows]
+        looks[gain] = space.look(judges.drawn_features(eyes, source.draw(scaled, samples, config.seed)))
+    groups = [agenda.sounds[row].group for row in rows]
+    found = gain_distances(looks, groups, config.bootstrap_repeats, config.seed)
+    return {name: entry(estimate, settings) for name, estimate in found.items()}
+
+
+def _merge_items(outcomes: Mapping[str, Mapping[str, Outcome]]) -> list[Row]:
+    merged: dict[tuple[str, str], Row] = {}
+    for found in outcomes.values():
+        for block in found.values():
+            for row in block.items:
+                merged.setdefault((row["set"], row["pair"]), {}).update(row)
+    return [merged[key] for key in sorted(merged)]
+
+
+def _settings(config: Config, judge: str, source: PictureSource) -> Settings:
+    return Settings(
+        judge,
+        config.sound_judge,
+        config.seed,
+        config.bootstrap_repeats,
+        config.density_neighbours,
+        source.sample_rate_hz,
+        config.small_sample,
+    )
+
+
+def _describe(encoder: Any) -> Row:
+    return cast(Row, encoder.describe())
+
+
+def _load(encoder: Any) -> None:
+    cast(PretrainedEncoder, encoder).load()
+
+
+def _listen(ears: AudioFeatures, tracks: Sequence[Track], media: MediaReader) -> npt.NDArray[np.float32]:
+    _load(ears)
+    return ears.embed(render(tracks, media.sound))
+
+
+def _look(eyes: ImageFeatures, picture: ByteArray, side: int) -> npt.NDArray[np.float32]:
+    _load(eyes)
+    return eyes.features([judges.as_drawn(picture, side)])[0]

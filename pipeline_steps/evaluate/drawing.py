@@ -1,0 +1,46 @@
+"""Where drawn pictures come from: the model behind the two calls that evaluation needs, and the sounds it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline_steps.evaluate.items import Track
+
+FloatArray = npt.NDArray[np.float32]
+ByteArray = npt.NDArray[np.uint8]
+
+
+class PictureSource(Protocol):
+    """Something that draws from sounds, reproducibly.
+
+    Attributes:
+        side: pixels of a drawn picture, which is square.
+        sample_rate_hz: the rate the model hears at.
+    """
+
+    side: int
+    sample_rate_hz: int
+
+    def draw(self, sounds: Sequence[FloatArray], samples: int, seed: int) -> ByteArray:
+        """RGB uint8 [M, samples, side, side, 3] from mono 48 kHz sounds; sample s starts from the same noise for every
+        sound, so that differences between sounds come from the sounds."""
+        ...
+
+    def unconditional(self, count: int, seed: int) -> ByteArray:
+        """RGB uint8 [count, side, side, 3] without a sound."""
+        ...
+
+
+def render(tracks: Sequence[Track], sound: Callable[[str], FloatArray]) -> FloatArray:
+    """The mono 48 kHz sound of a pair: its tracks with their gains in dB, summed from the start, as long as the longest."""
+    parts = [sound(audio_id) * np.float32(10.0 ** (gain / 20.0)) for audio_id, gain in tracks]
+    if len(parts) == 1:
+        return parts[0]
+    mixed = np.zeros(max(len(part) for part in parts), np.float32)
+    for part in parts:
+        mixed[: len(part)] += part
+    return mixed

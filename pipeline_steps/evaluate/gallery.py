@@ -1,0 +1,127 @@
+"""The two galleries of the report as plain values for the template. Pure: paths of media are given, not made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline_steps.evaluate.agreement import Item, Sound
+from pipeline_steps.evaluate.choose import choose_draws, choose_pairs
+
+Row = Mapping[str, Any]
+Card = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Paths, relative to the page, of what a card shows; calling one notes that the file is needed."""
+
+    picture: Callable[[str], str]
+    audio: Callable[[str], str]
+    spectrogram: Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Catalog rows by id, and ground-truth labels (shown as such, used for nothing else here)."""
+
+    images: Mapping[str, Row]
+    audio: Mapping[str, Row]
+    labels: Mapping[str, str]
+
+
+NEAREST = 5
+"""Retrieved sounds shown for a pair."""
+
+
+def pair_cards(
+    pairs: Sequence[Row], events: Sequence[Row], neighbours: Sequence[Row], catalog: Catalog, shelf: Shelf, at_most: int, seed: int
+) -> list[Card]:
+    """One card per chosen pair: its events, the sound it got, and what else was near."""
+    chosen = choose_pairs(pairs, at_most, seed)
+    wanted = {row["image_id"] for _, row in chosen}
+    by_picture: dict[str, list[Row]] = {}
+    for event in events:
+        if event["image_id"] in wanted:
+            by_picture.setdefault(event["image_id"], []).append(event)
+    by_text: dict[str, list[Row]] = {}
+    needed = {event["text_id"] for listed in by_picture.values() for event in listed}
+    for neighbour in neighbours:
+        if neighbour["text_id"] in needed and neighbour["rank"] < NEAREST:
+            by_text.setdefault(neighbour["text_id"], []).append(neighbour)
+    return [_pair_card(why, pair, by_picture.get(pair["image_id"], []), by_text, catalog, shelf) for why, pair in chosen]
+
+
+def _pair_card(
+    why: str, pair: Row, events: Sequence[Row], by_text: Mapping[str, Sequence[Row]], catalog: Catalog, shelf: Shelf
+) -> Card:
+    track = pair["tracks"][0]
+    audio_id, image_id = track["audio_id"], pair["image_id"]
+    listed = sorted(events, key=lambda event: int(event["rank"]))
+    asked = next((event for event in listed if event["sound"] == track["sound"]), listed[0] if listed else None)
+    near = sorted(by_text.get(asked["text_id"], []), key=lambda row: int(row["rank"])) if asked else []
+    image, audio = catalog.images[image_id], catalog.audio[audio_id]
+    sides = [catalog.labels.get(image_id), catalog.labels.get(audio_id)]
+    return {
+        "image_id": image_id[:12],
+        "picture": shelf.picture(image_id),
+        "sound": {"audio": shelf.audio(audio_id), "spectrogram": shelf.spectrogram(audio_id)},
+        "phrase": track["sound"],
+        "score": pair["score"],
+        "z": pair["z"],
+        "split": pair["split"],
+        "why": why,
+        "events": [
+            {"sound": row["sound"], "source": row["source"], "confidence": row["confidence"], "chosen": row is asked}
+            for row in listed
+        ],
+        "top": [
+            {
+                "audio": shelf.audio(row["audio_id"]),
+                "score": row["score"],
+                "z": row["z"],
+                "damped": row["damped"],
+                "label": catalog.labels.get(row["audio_id"]),
+                "chosen": row["audio_id"] == audio_id,
+            }
+            for row in near
+        ],
+        "chosen_in_top": any(row["audio_id"] == audio_id for row in near),
+        "truth": f"picture of {sides[0] or 'unknown'}, sound of {sides[1] or 'unknown'}" if any(sides) else None,
+        "image_licence": image["licence"] or "licence unknown",
+        "image_author": image["author"] or "author unknown",
+        "audio_licence": audio["licence"] or "licence unknown",
+        "audio_author": audio["author"] or "author unknown",
+    }
+
+
+def draw_cards(
+    items: Sequence[Item],
+    sounds: Sequence[Sound],
+    partner: Sequence[int],
+    rates: Mapping[str, Sequence[float | None]],
+    seen_classes: frozenset[str],
+    shelf: Shelf,
+    strip: Callable[[int], str],
+    at_most: int,
+) -> list[Card]:
+    """One card per shown item, ordered by the first metric of `rates` (metric name -> value per item)."""
+    first = next(iter(rates.values()))
+    cards: list[Card] = []
+    for place in choose_draws(first, [item.name for item in items], at_most):
+        item = items[place]
+        sound, other = sounds[item.sound], int(partner[item.sound])
+        cards.append(
+            {
+                "label": sound.label or "class not known",
+                "seen": None if sound.label is None else sound.label in seen_classes,
+                "sound": {"audio": shelf.audio(sound.key), "spectrogram": shelf.spectrogram(sound.key)},
+                "picture": shelf.picture(item.image_id),
+                "real": strip(item.sound),
+                "shuffled": strip(other) if other >= 0 else None,
+                "shuffled_label": (sounds[other].label or "class not known") if other >= 0 else "",
+                "rates": [{"name": name, "value": values[place]} for name, values in rates.items()],
+            }
+        )
+    return cards

@@ -1,0 +1,294 @@
+"""Stage `evaluate`: how good the pairs and the model are, beside controls, and a report for people."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline_steps import tracking
+from pipeline_steps.core.atomic import write_bytes
+from pipeline_steps.core.contracts import ABSTAINED, AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBOURS, PAIRS, QUARANTINE, TEXT_IDS
+from pipeline_steps.core.errors import DataError, IntegrityError
+from pipeline_steps.core.identity import sha256_bytes, text_id
+from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.media import MediaReader
+from pipeline_steps.core.report import StageReport
+from pipeline_steps.core.tables import read_table
+from pipeline_steps.encoders.bridge import Bridge
+from pipeline_steps.evaluate.assess import Assessment, Known, assess, reference_pictures
+from pipeline_steps.evaluate.balance import Tables
+from pipeline_steps.evaluate.config import Config
+from pipeline_steps.evaluate.drawing import PictureSource, render
+from pipeline_steps.evaluate.families import families_in, refuse_shared
+from pipeline_steps.evaluate.gold import Truth, match, parse_manifest
+from pipeline_steps.evaluate.gold_retrieval import Space, gold_retrieval, retrieval_block
+from pipeline_steps.evaluate.items import Agenda, build_agenda
+from pipeline_steps.evaluate.judges import MemoisedFeatures, picture_judge, sound_judge
+from pipeline_steps.evaluate.media_files import strip
+from pipeline_steps.evaluate.publish import Sources, Training, publish
+from pipeline_steps.evaluate.training_record import training_curves
+from pipeline_steps.tracking.tracker import NullTracker
+
+__all__ = ["Config", "make", "run"]
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+FloatArray = npt.NDArray[np.float32]
+MAX_GOLD_BYTES = 50_000_000
+REPORT_FOLDERS = ("samples", "audio", "plots")
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the stages before left, read and checked."""
+
+    tables: Tables
+    neighbours: list[Row]
+    statistics: Row
+    truth: Truth
+    took_part: dict[str, set[str]]
+
+
+def run(config: Config, layout: Layout) -> StageReport:
+    """Draw, judge and report; numbers and grids go to the tracker, and to the logged model that they are about."""
+    from pipeline_steps.evaluate.model import open_source
+
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    with tracking.run("evaluate", layout, config, inputs=[layout.pairs, layout.media, layout.model]) as tracker:
+        return make(config, layout, open_source(layout.model, layout.assets, config), tracker)
+
+
+def make(config: Config, layout: Layout, source: PictureSource, tracker: NullTracker) -> StageReport:
+    """Evaluate whatever `source` draws; the balance is over test pairs and gold pairs.
+
+    Raises:
+        ConfigError: a judge of a family that took part.
+        DataError: neither two test pairs nor two gold pairs, or a table that is missing or does not fit.
+    """
+    report = StageReport("evaluate")
+    inputs = read_inputs(config, layout)
+    tables, truth = inputs.tables, inputs.truth
+    judges = {name: picture_judge(name, layout.assets).family for name in config.picture_judges}
+    judges[config.sound_judge] = sound_judge(config.sound_judge, layout.assets).family
+    shared = refuse_shared(judges, inputs.took_part, config.allow_shared_family)
+    image_groups = {row["image_id"]: row["group_id"] for row in tables.images}
+    audio_groups = {row["audio_id"]: row["group_id"] for row in tables.audio}
+    agenda = build_agenda(tables.pairs, truth, image_groups, audio_groups, config.max_test_pairs)
+    if max(len(items) for items in agenda.sets.values()) < 2:
+        raise DataError("fewer than two test pairs and fewer than two gold pairs: nothing can be compared", "enlarge the pool")
+    report.n_ok = len(agenda.sets["test"]) + len(agenda.sets["gold"])
+    report.n_abstained = agenda.thinned
+    report.n_in = report.n_ok + report.n_abstained
+
+    media = MediaReader(layout.media)
+    memo = config.memo or str(layout.memo)
+    trained = [pair for pair in tables.pairs if pair["split"] == "train"]
+    reference = reference_pictures(tables.images, tables.pairs, agenda, truth.labels, config.reference_pictures)
+    known = Known(truth.labels, image_groups, trained, reference)
+    assessment = assess(config, agenda, known, source, media, layout.assets, memo)
+    report.computed, report.reused = assessment.computed, assessment.reused
+    retrieval, ranks = _retrieval(config, layout, memo, inputs, agenda, audio_groups)
+    evaluation: Row = {**assessment.evaluation, "protocol": _protocol(config, source, inputs, shared)}
+    evaluation["warnings"] = [*shared, *assessment.evaluation["warnings"]]
+    if truth.unmatched:
+        evaluation["warnings"].append(f"{truth.unmatched} rows of the ground-truth table are not in the catalog")
+    if retrieval:
+        evaluation["retrieval"] = retrieval
+    recipes = dict(zip((sound.key for sound in agenda.sounds), agenda.tracks, strict=True))
+    sources = Sources(media.image, lambda key: render(recipes.get(key, ((key, 0.0),)), media.sound))
+    files = publish(
+        config,
+        evaluation,
+        assessment,
+        agenda,
+        ranks,
+        tables,
+        inputs.neighbours,
+        inputs.statistics,
+        truth.labels,
+        read_training(layout.model),
+        sources,
+    )
+    write_report(layout.reports, files)
+    report.metrics = {"sounds_drawn": len(agenda.sounds), "report_bytes": sum(map(len, files.values())), "report_files": len(files)}
+    _track(tracker, layout, evaluation, agenda, assessment)
+    return report
+
+
+def read_inputs(config: Config, layout: Layout) -> Inputs:
+    """Every table the report speaks of, the ground truth, and the families of all networks that made data or model.
+
+    Raises:
+        DataError: a file is missing or does not fit.
+    """
+    read = lambda path, contract: read_table(path, contract).to_pylist()  # noqa: E731
+    tables = Tables(
+        images=read(layout.catalog / "images.parquet", IMAGES),
+        audio=read(layout.catalog / "audio.parquet", AUDIO),
+        quarantine=read(layout.catalog / "quarantine.parquet", QUARANTINE),
+        events=read(layout.captions / "events.parquet", EVENTS),
+        captions_abstained=read(layout.captions / "abstained.parquet", ABSTAINED),
+        captions_quarantine=read(layout.captions / "quarantine.parquet", QUARANTINE),
+        embeddings_quarantine=read(layout.embeddings / "quarantine.parquet", QUARANTINE),
+        pairs=read(layout.pairs / "pairs.parquet", PAIRS),
+        pairs_abstained=read(layout.pairs / "abstained.parquet", ABSTAINED),
+    )
+    gold = layout.root / config.gold
+    if not gold.is_file():
+        raise DataError(f"evaluate.gold: {gold} is missing", "point it at a table with ground truth; a header alone is enough")
+    if gold.stat().st_size > MAX_GOLD_BYTES:
+        raise DataError(f"evaluate.gold: {gold} is larger than {MAX_GOLD_BYTES} bytes")
+    truth = match(parse_manifest(gold.read_text(encoding="utf-8-sig"), config.gold), tables.images, tables.audio)
+    took_part = {
+        "captions": families_in(_json(layout.captions / "meta.json")),
+        "embeddings": families_in(_json(layout.embeddings / "meta.json")),
+        "model": set().union(*(families_in(_json(path)) for path in sorted(layout.model.glob("*.json"))), set()),
+    }
+    return Inputs(
+        tables,
+        read(layout.retrieval / "neighbours.parquet", NEIGHBOURS),
+        _json(layout.pairs / "stats.json"),
+        truth,
+        took_part,
+    )
+
+
+def read_training(model: Path) -> Training:
+    """Loss curves and sample grids that training left in the model folder; what is not there is not shown."""
+    folder = model / "training"
+    grids = {}
+    for path in sorted(folder.glob("*.png")):
+        step = re.search(r"(\d+)", path.stem)
+        if step:
+            grids[int(step.group(1))] = path.read_bytes()
+    return Training(training_curves({path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.csv"))}), grids)
+
+
+def write_report(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Replace the report's folders by `files` (relative path -> bytes); the page is written last."""
+    for name in REPORT_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path, payload in files.items():
+        write_bytes(folder / path, payload)
+
+
+def _retrieval(
+    config: Config, layout: Layout, memo: str, inputs: Inputs, agenda: Agenda, audio_groups: Mapping[str, str]
+) -> tuple[Row | None, list[Row]]:
+    """The retrieval block of evaluation.json and the rank of every gold pair."""
+    folder = layout.embeddings
+    meta = _json(folder / "meta.json")
+    text_rows = read_table(folder / "text_ids.parquet", TEXT_IDS).to_pylist()
+    audio_rows = read_table(folder / "audio_ids.parquet", AUDIO_IDS).to_pylist()
+    texts, sounds = (_vectors(folder / name, meta) for name in ("text.npy", "audio.npy"))
+    space = Space(
+        texts, {row["text_id"]: row["row"] for row in text_rows}, sounds, {row["audio_id"]: row["row"] for row in audio_rows}
+    )
+    events: dict[str, list[Row]] = {}
+    for event in inputs.tables.events:
+        events.setdefault(event["image_id"], []).append(event)
+    labels = sorted({pair.label for pair in inputs.truth.pairs})
+    probe = text_rows[0]["sound"] if text_rows else None
+    vectors = _label_vectors(config, layout, memo, meta, labels, probe, texts[0]) if labels and probe is not None else None
+    found = gold_retrieval(
+        inputs.truth.pairs,
+        space,
+        events,
+        vectors,
+        agenda.seen_classes,
+        audio_groups,
+        config.bootstrap_repeats,
+        config.seed,
+    )
+    return (retrieval_block(found, str(meta["space"]), config.seed), found["ranks"]) if found else (None, [])
+
+
+def _label_vectors(
+    config: Config, layout: Layout, memo: str, meta: Row, labels: list[str], probe: str, expected: FloatArray
+) -> dict[str, FloatArray] | None:
+    """Class names as texts of the space on disk, for the oracle row; None (and a log line) if it cannot be rebuilt."""
+    parameters = meta.get("parameters")
+    if not isinstance(parameters, dict):
+        log.warning("embeddings/meta.json names no parameters: the label-oracle row is left out")
+        return None
+    encoder = Bridge(layout.assets, **parameters).load()
+    store = MemoisedFeatures(memo, "embed-text", encoder.minilm.describe(), config.batch_size)
+
+    def read(texts: Any) -> FloatArray:
+        keys = {text_id(text): text for text in texts}
+        rows = store.rows(sorted(keys), lambda key: encoder.minilm.encode([keys[key]])[0])
+        return np.stack([rows[text_id(text)] for text in texts]).astype(np.float32)
+
+    read(encoder.texts_needed([*labels, probe]))
+    if np.abs(encoder.encode_texts([probe], read)[0] - expected).max() > 1e-3:
+        raise IntegrityError(f"{layout.embeddings} was made by another version of the encoder", "run: dvc repro --force embed")
+    return dict(zip(labels, encoder.encode_texts(labels, read), strict=True))
+
+
+def _vectors(path: Path, meta: Row) -> FloatArray:
+    payload = path.read_bytes() if path.is_file() else b""
+    if sha256_bytes(payload) != meta["sha256"][path.name]:
+        raise IntegrityError(f"{path}: not the bytes that meta.json names", "run: dvc repro --force embed")
+    return np.asarray(np.load(io.BytesIO(payload), allow_pickle=False), np.float32)
+
+
+def _protocol(config: Config, source: PictureSource, inputs: Inputs, shared: list[str]) -> Row:
+    kept = (
+        "samples_per_sound", "unconditional_samples", "guidance_scale", "steps", "seed", "bootstrap_repeats",
+        "density_neighbours", "sound_judge", "max_test_pairs", "judge_shrinkage",
+    )  # fmt: skip
+    return {
+        **{name: getattr(config, name) for name in kept},
+        "picture_judges": list(config.picture_judges),
+        "sample_rate_hz": source.sample_rate_hz,
+        "side_px": source.side,
+        "families_that_took_part": sorted(set().union(*inputs.took_part.values())),
+        "shared_families": shared,
+    }
+
+
+def _track(tracker: NullTracker, layout: Layout, evaluation: Row, agenda: Agenda, assessment: Assessment) -> None:
+    """Numbers of the model's row, and one grid per set: each line is a sound, its samples beside those of another sound."""
+    numbers: Row = {}
+    for key in agenda.sets:
+        for row, metrics in evaluation.get(key, {}).get("rows", {}).items():
+            for metric, found in metrics.items():
+                if isinstance(found, dict) and found.get("value") is not None:
+                    numbers[f"{key}/{row}/{metric}"] = found["value"]
+                    if row == "model" and found.get("low") is not None:
+                        numbers |= {f"{key}/{row}/{metric}.low": found["low"], f"{key}/{row}/{metric}.high": found["high"]}
+    for row, metrics in evaluation.get("retrieval", {}).get("rows", {}).items():
+        numbers |= {f"retrieval/{row}/{metric}": found["value"] for metric, found in metrics.items()}
+    tracker.log_metrics(numbers)
+    tracker.log_model_metrics(layout.model, {key: value for key, value in numbers.items() if "/model/" in key}, layout.pairs)
+    for key, outcome in assessment.outcomes.items():
+        lines = []
+        for sound in sorted({item.sound for item in agenda.sets[key]})[:16]:
+            other = int(outcome.partner[sound])
+            shuffled = assessment.drawn[other] if other >= 0 else np.full_like(assessment.drawn[sound], 255)
+            lines.append(strip(np.concatenate([assessment.drawn[sound], shuffled])))
+        tracker.log_image(f"evaluate/{key}_real_and_shuffled", np.concatenate(lines))
+    for name in ("evaluation.json", "index.html", "plots", "samples", "audio"):
+        tracker.log_artifact(layout.reports / name, folder="report")
+
+
+def _json(path: Path) -> Row:
+    if not path.is_file():
+        raise DataError(f"{path} is missing", "run the stage that writes it: dvc repro")
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise DataError(f"{path} must hold a JSON object")
+    return value

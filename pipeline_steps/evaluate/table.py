@@ -1,0 +1,252 @@
+"""One set of pairs through one picture judge: every row of the table with every metric, and the values of single items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline_steps.evaluate.agreement import Item, Looks, Sound, item_rates, shuffled_sounds
+from pipeline_steps.evaluate.audio_judge import AudioImageJudge
+from pipeline_steps.evaluate.bootstrap import Estimate
+from pipeline_steps.evaluate.distances import (
+    density_coverage,
+    frechet_distance,
+    median_bandwidth,
+    mmd_estimate,
+    polynomial_kernel,
+    rbf_kernel,
+)
+from pipeline_steps.evaluate.picture_space import PictureSpace
+from pipeline_steps.evaluate.win_rate import win_rate_estimate
+
+FloatArray = npt.NDArray[np.float64]
+Row = dict[str, Any]
+
+CMMD_SCALE = 1000.0
+"""CMMD is published times 1000; so is ours."""
+
+TEXT_ORACLE = {
+    "applicable": False,
+    "reason": "recipe scratch: the model reads no text, so there is no picture drawn from a caption to compare with",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What every number of the table shares; it is printed beside each of them."""
+
+    judge: str
+    sound_judge: str
+    seed: int
+    repeats: int
+    neighbours: int
+    sample_rate_hz: int
+    small_sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Raw features of a picture judge.
+
+    Attributes:
+        real: image id -> [D], real pictures at the model's resolution.
+        drawn: [M, S, D], samples of each sound.
+        unconditional: [U, D].
+        sounds: [M, D_a], the sound judge's embedding of each drawn sound.
+    """
+
+    real: Mapping[str, FloatArray]
+    drawn: FloatArray
+    unconditional: FloatArray
+    sounds: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Rows of the table (row name -> metric -> entry), per-item values, who stood in for whom, and warnings."""
+
+    rows: dict[str, Row]
+    items: list[Row]
+    partner: npt.NDArray[np.int64]
+    warnings: list[str] = field(default_factory=list)
+
+
+def judge_set(
+    name: str,
+    items: Sequence[Item],
+    sounds: Sequence[Sound],
+    features: Features,
+    space: PictureSpace,
+    ais: AudioImageJudge | None,
+    picture_labels: Mapping[str, str],
+    reference: Sequence[str],
+    image_groups: Mapping[str, str],
+    settings: Settings,
+) -> Outcome:
+    """Every metric of one set; `reference` are ids of training pictures, for the ground-truth distances.
+
+    Metrics that do not exist for a row (a distance of shuffled audio: it is the same set of pictures in another order) are
+    entries that say so.
+    """
+    partner = shuffled_sounds(sounds, items, settings.seed)
+    rows: dict[str, Row] = {row: {} for row in ("model", "shuffled_audio", "unconditional", "ground_truth")}
+    rows["text_oracle"] = dict(TEXT_ORACLE)
+    warnings: list[str] = []
+    clusters = [sounds[item.sound].group for item in items]
+    pool = sorted({*(item.image_id for item in items), *reference})
+    details: list[Row] = [
+        {"set": name, "pair": item.name, "image_id": item.image_id, "sound": sounds[item.sound].key} for item in items
+    ]
+
+    looks = {f"win_rate_{settings.judge}": _picture_looks(items, sounds, features, space, picture_labels, pool, image_groups)}
+    if ais is not None:
+        looks[f"ais_winrate_{settings.sound_judge}_{settings.judge}"] = _sound_looks(items, sounds, features, space, ais)
+    for metric, seen in looks.items():
+        for row, rates in item_rates(seen, sounds, items, partner).items():
+            estimate = win_rate_estimate(rates, clusters, settings.repeats, settings.seed)
+            rows[row][metric] = entry(estimate, settings) if estimate else absent("no item has a rival and a candidate")
+            for detail, rate in zip(details, rates, strict=True):
+                detail[f"{metric}.{row}"] = None if np.isnan(rate) else round(float(rate), 6)
+    distances(rows, items, sounds, features, reference, image_groups, settings)
+    count = len(set(clusters))
+    if count < settings.small_sample:
+        warnings.append(
+            f"{name}: {len(items)} pairs with {count} independent sounds; fewer than {settings.small_sample}: "
+            "read the intervals, do not rank models on it"
+        )
+    if len(items) <= features.drawn.shape[-1]:
+        warnings.append(
+            f"{name}: frechet_{settings.judge} rests on {len(items)} real pictures in {features.drawn.shape[-1]} dimensions; "
+            "it is biased upwards and comparable only at the same N"
+        )
+    return Outcome(rows, details, partner, warnings)
+
+
+def _picture_looks(
+    items: Sequence[Item],
+    sounds: Sequence[Sound],
+    features: Features,
+    space: PictureSpace,
+    labels: Mapping[str, str],
+    pool: Sequence[str],
+    image_groups: Mapping[str, str],
+) -> Looks:
+    """An item asks for its real picture; right answers are other real pictures of that picture's class."""
+    real = space.look(np.stack([features.real[image_id] for image_id in pool]))
+    row_of = {image_id: row for row, image_id in enumerate(pool)}
+    own, rival = [], []
+    for item in items:
+        label = labels.get(item.image_id)
+        own.append(
+            np.array(
+                [
+                    row
+                    for image_id, row in row_of.items()
+                    if label is not None and labels.get(image_id) == label and image_groups[image_id] != item.image_group
+                ],
+                np.int64,
+            )
+        )
+        rival.append(_rival_pictures(item, items, sounds, row_of, labels))
+    asked = real[[row_of[item.image_id] for item in items]]
+    return Looks(asked, space.look(features.drawn), space.look(features.unconditional), real, own, rival)
+
+
+def _sound_looks(
+    items: Sequence[Item], sounds: Sequence[Sound], features: Features, space: PictureSpace, ais: AudioImageJudge
+) -> Looks:
+    """An item asks for what the audio-image judge foretells from its sound; the right answer is its own real picture."""
+    look = lambda rows: ais.look(space.look(rows))  # noqa: E731
+    real = look(np.stack([features.real[item.image_id] for item in items]))
+    row_of = {item.image_id: row for row, item in enumerate(items)}
+    own = [np.array([row], np.int64) for row in range(len(items))]
+    rival = [_rival_pictures(item, items, sounds, row_of, {}) for item in items]
+    asked = ais.predict(features.sounds[[item.sound for item in items]])
+    return Looks(asked, look(features.drawn), look(features.unconditional), real, own, rival)
+
+
+def _rival_pictures(
+    item: Item, items: Sequence[Item], sounds: Sequence[Sound], row_of: Mapping[str, int], labels: Mapping[str, str]
+) -> npt.NDArray[np.int64]:
+    """Rows of the real pictures of rival sounds: another group and class of sound, and (by `labels`) of picture."""
+    me, label = sounds[item.sound], labels.get(item.image_id)
+    rows = {
+        row_of[other.image_id]
+        for other in items
+        if sounds[other.sound].group != me.group
+        and (me.label is None or sounds[other.sound].label != me.label)
+        and (label is None or labels.get(other.image_id) != label)
+        and other.image_group != item.image_group
+    }
+    return np.array(sorted(rows), np.int64)
+
+
+def distances(
+    rows: dict[str, Row],
+    items: Sequence[Item],
+    sounds: Sequence[Sound],
+    features: Features,
+    reference: Sequence[str],
+    image_groups: Mapping[str, str],
+    settings: Settings,
+) -> None:
+    """Fill in KID, CMMD-style distance, Frechet distance, density and coverage of each row, all against the real pictures."""
+    judge = settings.judge
+    ids = sorted({item.image_id for item in items})
+    real = np.stack([features.real[image_id] for image_id in ids])
+    real_clusters = [image_groups[image_id] for image_id in ids]
+    used = sorted({item.sound for item in items})
+    samples = features.drawn.shape[1]
+    drawn = {
+        "model": (features.drawn[used].reshape(-1, real.shape[1]), [sounds[row].key for row in used for _ in range(samples)]),
+        "unconditional": (features.unconditional, [f"u{row}" for row in range(len(features.unconditional))]),
+    }
+    others = [image_id for image_id in reference if image_id not in set(ids)]
+    if others:
+        rows_of_reference = np.stack([features.real[image_id] for image_id in others])
+        drawn["ground_truth"] = (rows_of_reference, [image_groups[image_id] for image_id in others])
+    names = [f"kid_{judge}", f"cmmd_style_{judge}", f"frechet_{judge}", f"density_{judge}", f"coverage_{judge}"]
+    kernels = {names[0]: (polynomial_kernel, 1.0), names[1]: (rbf_kernel(median_bandwidth(real)), CMMD_SCALE)}
+    for row, (pictures, clusters) in drawn.items():
+        enough = len(set(clusters)) > 1 and len(set(real_clusters)) > 1
+        for name, (kernel, scale) in kernels.items():
+            if enough:
+                estimate = mmd_estimate(
+                    pictures, real, kernel, clusters, real_clusters, settings.repeats, settings.seed, scale
+                )
+                rows[row][name] = entry(estimate, settings, n_real=len(real))
+            else:
+                rows[row][name] = absent("fewer than two independent pictures on one side")
+        bare = Estimate(frechet_distance(pictures, real), None, None, len(pictures), len(set(clusters))) if enough else None
+        rows[row][names[2]] = entry(bare, settings, n_real=len(real)) if bare else absent("fewer than two pictures")
+        if len(real) > settings.neighbours:
+            density, coverage = density_coverage(pictures, real, settings.neighbours)
+            for name, value in ((names[3], density), (names[4], coverage)):
+                found = Estimate(value, None, None, len(pictures), len(set(clusters)))
+                rows[row][name] = entry(found, settings, n_real=len(real), neighbours=settings.neighbours)
+    for name in names:
+        rows["shuffled_audio"][name] = absent("the same pictures in another order: equal to the model's by construction")
+
+
+def entry(estimate: Estimate, settings: Settings, **more: Any) -> Row:
+    """An estimate with everything a reader needs to compare it: interval, n, clusters, judge, seed, sample rate."""
+    return {
+        "value": round(estimate.value, 6),
+        "low": None if estimate.low is None else round(estimate.low, 6),
+        "high": None if estimate.high is None else round(estimate.high, 6),
+        "n": estimate.n,
+        "clusters": estimate.clusters,
+        "judge": settings.judge,
+        "seed": settings.seed,
+        "sample_rate_hz": settings.sample_rate_hz,
+        **more,
+    }
+
+
+def absent(reason: str) -> Row:
+    """An entry that says why there is no number."""
+    return {"value": None, "reason": reason}

@@ -1,0 +1,161 @@
+"""What each picture could sound like: its events' neighbours, calibrated, weighed and joined into one list per picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline_steps.core.seeding import generator
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+FLOOR = 1e-3
+"""Smallest value of a candidate: above 0, which is what abstaining is worth."""
+
+CHUNK = 20_000
+"""Events expanded at a time: bounds the memory at events x neighbours of one chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """Rows of the neighbour table as arrays, ordered by text then rank: rows of text t are `starts[t]:starts[t + 1]`."""
+
+    starts: Ints
+    sound: Ints
+    score: Floats
+    z: Floats
+    damped: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Rows of the event table as arrays, ordered by picture then rank; `weight` in (0, 1]."""
+
+    picture: Ints
+    text: Ints
+    weight: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Edges picture -> sound, ordered by picture and falling value; `event` and `row` say which event and neighbour won."""
+
+    picture: Ints
+    sound: Ints
+    value: Floats
+    event: Ints
+    row: Ints
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def where(self, keep: npt.NDArray[np.bool_]) -> Candidates:
+        """The edges selected by a boolean mask."""
+        return Candidates(self.picture[keep], self.sound[keep], self.value[keep], self.event[keep], self.row[keep])
+
+
+def null_threshold(
+    text: npt.NDArray[np.float32], audio: npt.NDArray[np.float32], quantile: float, samples: int, seed: int
+) -> float:
+    """The z that random sounds reach with probability 1 - `quantile`, over texts taken together.
+
+    z of a text and a sound is (score - mean) / std, both over random pool sounds for that text: a text that nothing in the
+    pool answers has a flat row and small z, so it fails a threshold that is common to all texts. (A threshold of each text
+    for itself would always be passed by the best sounds of a large pool.)
+
+    Args:
+        text: unit rows [T, D]; audio: unit rows [A, D]; samples: scores to draw, all of them if there are fewer.
+    """
+    if len(text) == 0 or len(audio) < 2:
+        return -np.inf
+    random = generator(seed, "null")
+    sounds = min(len(audio), max(2, min(2000, samples)))
+    texts = min(len(text), max(1, samples // sounds))
+    rows = np.sort(random.choice(len(text), texts, replace=False))
+    columns = np.sort(random.choice(len(audio), sounds, replace=False))
+    score = text[rows].astype(np.float64) @ audio[columns].astype(np.float64).T
+    spread = score.std(axis=1, keepdims=True)
+    z = np.divide(score - score.mean(axis=1, keepdims=True), spread, out=np.zeros_like(score), where=spread > 1e-12)
+    return float(np.quantile(z, quantile))
+
+
+def event_weight(salience: Floats, confidence: Floats, emphasis: float) -> Floats:
+    """(salience x confidence)^emphasis, in (0, 1].
+
+    Not relative to the picture's best event: where a sound is scarce, the picture that is surer of its event gets it.
+    """
+    return np.asarray(np.clip(salience * confidence, 1e-6, 1.0) ** emphasis)
+
+
+def strength(neighbours: Neighbours, admissible: npt.NDArray[np.bool_]) -> Floats:
+    """Damped scores in units of their standard deviation above the lowest admissible one; at least `FLOOR`."""
+    result = np.full(len(neighbours.damped), FLOOR)
+    damped = neighbours.damped[admissible]
+    if len(damped):
+        result[admissible] = np.maximum((damped - damped.min()) / max(float(damped.std()), 1e-9), FLOOR)
+    return result
+
+
+def join(
+    events: Events, neighbours: Neighbours, value: Floats, admissible: npt.NDArray[np.bool_], combine: str, keep: int
+) -> Candidates:
+    """Value of every (picture, sound): over the picture's events, the largest weight x value ("max") or
+    sum(weight x value) / sum(weight) ("mean", where an event that does not list the sound counts 0); best `keep` a picture.
+
+    Inadmissible neighbour rows are no candidates. The winning event is the one that contributes most, the earlier in a tie.
+    """
+    parts: list[Candidates] = []
+    at = 0
+    while at < len(events.picture):
+        end = min(at + CHUNK, len(events.picture))
+        while end < len(events.picture) and events.picture[end] == events.picture[end - 1]:
+            end += 1
+        parts.append(_join_chunk(events, at, end, neighbours, value, admissible, combine, keep))
+        at = end
+    if not parts:
+        empty = np.zeros(0, dtype=np.int64)
+        return Candidates(empty, empty, np.zeros(0), empty, empty)
+    return Candidates(*(np.concatenate([getattr(part, name) for part in parts]) for name in Candidates.__dataclass_fields__))
+
+
+def _join_chunk(
+    events: Events,
+    at: int,
+    end: int,
+    neighbours: Neighbours,
+    value: Floats,
+    admissible: npt.NDArray[np.bool_],
+    combine: str,
+    keep: int,
+) -> Candidates:
+    text = events.text[at:end]
+    lengths = neighbours.starts[text + 1] - neighbours.starts[text]
+    event = np.repeat(np.arange(at, end), lengths)
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    row = np.arange(bounds[-1]) - np.repeat(bounds[:-1] - neighbours.starts[text], lengths)
+    event, row = event[admissible[row]], row[admissible[row]]
+    picture, sound = events.picture[event], neighbours.sound[row]
+    contribution = events.weight[event] * value[row]
+    order = np.lexsort((event, -contribution, sound, picture))
+    picture, sound, event, row, contribution = (column[order] for column in (picture, sound, event, row, contribution))
+    begins = np.flatnonzero(np.r_[True, (picture[1:] != picture[:-1]) | (sound[1:] != sound[:-1])]) if len(picture) else order
+    best = contribution[begins]
+    if combine == "mean" and len(begins):
+        total = np.zeros(int(events.picture[end - 1]) + 1)
+        np.add.at(total, events.picture[at:end], events.weight[at:end])
+        best = np.add.reduceat(contribution, begins) / total[picture[begins]]
+    found = Candidates(picture[begins], sound[begins], np.maximum(best, FLOOR * 1e-3), event[begins], row[begins])
+    order = np.lexsort((found.sound, -found.value, found.picture))
+    found = Candidates(*(getattr(found, name)[order] for name in Candidates.__dataclass_fields__))
+    return found.where(rank_within(found.picture) < keep)
+
+
+def rank_within(key: Ints) -> Ints:
+    """Position of each row in its run of equal keys: [7, 7, 9] -> [0, 1, 0]."""
+    if not len(key):
+        return np.zeros(0, dtype=np.int64)
+    begins = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
+    return np.arange(len(key)) - np.repeat(begins, np.diff(np.r_[begins, len(key)]))

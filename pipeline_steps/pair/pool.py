@@ -1,0 +1,135 @@
+"""Who may be paired, and the tables as index arrays: the step from rows to numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline_steps.core.errors import DataError
+from pipeline_steps.pair.candidates import Events, Neighbours, event_weight
+from pipeline_steps.pair.groups import merge, near_duplicates
+from pipeline_steps.pair.licences import terms
+
+Row = Mapping[str, Any]
+Vectors = Mapping[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sounds:
+    """Admitted pool sounds: ids (sorted), their duplicate groups, catalog rows; `excluded` counts the others by reason."""
+
+    ids: list[str]
+    groups: list[str]
+    rows: dict[str, Row]
+    excluded: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Admitted pictures: ids (sorted), their groups, catalog rows; `refused` gives a code and reason to each of the others."""
+
+    ids: list[str]
+    groups: list[str]
+    rows: dict[str, Row]
+    refused: dict[str, tuple[str, str]]
+
+
+def admits(licence: str | None, rule: str) -> bool:
+    """Does the `licences` rule of the configuration let this licence into pairs?"""
+    if rule == "any":
+        return True
+    found = terms(licence)
+    return found.publishable and not (rule == "no-copyleft" and found.obligations & {"share-alike", "source"})
+
+
+def admit_sounds(catalog: Sequence[Row], vectors: Vectors, cosine: float, rule: str) -> Sounds:
+    """Join duplicate groups by embedding, then leave out what is held out, shares a group with it, or has no licence for it."""
+    rows = sorted(catalog, key=lambda row: str(row["audio_id"]))
+    known = [index for index, row in enumerate(rows) if row["audio_id"] in vectors]
+    links: list[tuple[int, int]] = []
+    if known:
+        matrix = np.stack([vectors[rows[index]["audio_id"]] for index in known])
+        links = [(known[i], known[j]) for i, j in near_duplicates(matrix, cosine)]
+    groups = merge([row["group_id"] for row in rows], links)
+    kept_back = {group for group, row in zip(groups, rows, strict=True) if row["holdout"]}
+    excluded: Counter[str] = Counter()
+    admitted: list[int] = []
+    for index, row in enumerate(rows):
+        if row["holdout"]:
+            continue
+        if groups[index] in kept_back:
+            excluded["HOLDOUT_GROUP"] += 1
+        elif not admits(row["licence"], rule):
+            excluded["LICENCE"] += 1
+        else:
+            admitted.append(index)
+    if not admitted:
+        raise DataError(
+            f"no sound may be paired: {len(rows)} in the catalog, excluded {dict(excluded)}, the rest is held out",
+            "check data/catalog/audio.parquet, pair.licences and pair.audio_duplicate_cosine",
+        )
+    return Sounds(
+        [rows[index]["audio_id"] for index in admitted],
+        [groups[index] for index in admitted],
+        {rows[index]["audio_id"]: rows[index] for index in admitted},
+        dict(sorted(excluded.items())),
+    )
+
+
+def admit_pictures(catalog: Sequence[Row], with_events: set[str], rule: str) -> Pictures:
+    """Pictures that have events and are not held out; those near a holdout or without a licence for it are refused."""
+    kept_back = {row["group_id"] for row in catalog if row["holdout"]}
+    rows: dict[str, Row] = {}
+    refused: dict[str, tuple[str, str]] = {}
+    for row in sorted(catalog, key=lambda row: str(row["image_id"])):
+        name = row["image_id"]
+        if row["holdout"] or name not in with_events:
+            continue
+        if row["group_id"] in kept_back:
+            refused[name] = ("HOLDOUT_GROUP", "a near duplicate of this picture is kept for evaluation")
+        elif not admits(row["licence"], rule):
+            refused[name] = ("LICENCE", f"licence {row['licence']!r} is not admitted by pair.licences = {rule}")
+        else:
+            rows[name] = row
+    return Pictures(list(rows), [row["group_id"] for row in rows.values()], rows, refused)
+
+
+def neighbour_arrays(table: pa.Table, sounds: Sounds) -> tuple[Neighbours, dict[str, int]]:
+    """Rows of the neighbour table whose sound is admitted, as arrays, and the index of each text id."""
+    position = {name: index for index, name in enumerate(sounds.ids)}
+    sound = np.array([position.get(name, -1) for name in table["audio_id"].to_pylist()], dtype=np.int64)
+    names = sorted(set(table["text_id"].to_pylist()))
+    texts = {name: index for index, name in enumerate(names)}
+    text = np.array([texts[name] for name in table["text_id"].to_pylist()], dtype=np.int64)
+    keep = np.flatnonzero(sound >= 0)
+    keep = keep[np.lexsort((table["rank"].to_numpy()[keep], text[keep]))]
+    starts = np.searchsorted(text[keep], np.arange(len(names) + 1)).astype(np.int64)
+    numbers = {name: table[name].to_numpy().astype(np.float64)[keep] for name in ("score", "z", "damped")}
+    return Neighbours(starts, sound[keep], numbers["score"], numbers["z"], numbers["damped"]), texts
+
+
+def event_arrays(
+    table: pa.Table, pictures: Pictures, texts: Mapping[str, int], min_confidence: float, emphasis: float
+) -> tuple[Events, list[str]]:
+    """Rows of the event table that count, as arrays, and the phrase of each."""
+    wanted = pc.and_(
+        pc.is_in(table["image_id"], value_set=pa.array(pictures.ids, pa.string())),
+        pc.and_(
+            pc.is_in(table["text_id"], value_set=pa.array(list(texts), pa.string())),
+            pc.greater_equal(table["confidence"], min_confidence),
+        ),
+    )
+    rows = table.filter(wanted).sort_by([("image_id", "ascending"), ("rank", "ascending")])
+    position = {name: index for index, name in enumerate(pictures.ids)}
+    picture = np.array([position[name] for name in rows["image_id"].to_pylist()], dtype=np.int64)
+    text = np.array([texts[name] for name in rows["text_id"].to_pylist()], dtype=np.int64)
+    salience, confidence = (rows[name].to_numpy().astype(np.float64) for name in ("salience", "confidence"))
+    weight = event_weight(salience, confidence, emphasis)
+    return Events(picture, text, weight), [str(phrase) for phrase in rows["sound"].to_pylist()]

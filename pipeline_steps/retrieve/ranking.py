@@ -1,0 +1,96 @@
+"""From scores to the table of neighbours: calibration, hub damping, order, and how much the damping helped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from pipeline_steps.core.seeding import generator
+from pipeline_steps.retrieve.hubs import (
+    calibrate,
+    csls,
+    dynamic_inverted_softmax,
+    gini,
+    item_log_normalisers,
+    k_occurrence,
+    neighbourhood_means,
+    skewness,
+)
+from pipeline_steps.retrieve.search import ExactSearch, FloatArray, IntArray, NearestNeighbours
+
+Damping = Literal["none", "csls", "dis"]
+REPORT_K = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Neighbours of each text, best damped score first: rows, scores, z and damped scores, all [Q, k]."""
+
+    rows: IntArray
+    scores: FloatArray
+    z: FloatArray
+    damped: FloatArray
+
+
+def damp(
+    method: Damping, k: int, beta: float, texts: FloatArray, sounds: FloatArray, rows: IntArray, scores: FloatArray, block: int
+) -> FloatArray:
+    """Damped scores [Q, c] of candidates (rows and scores [Q, c], best first)."""
+    if method == "none" or not rows.size:
+        return scores
+    if method == "csls":
+        item_means = neighbourhood_means(ExactSearch(texts, block).search(sounds, k)[1], k)
+        return csls(scores, neighbourhood_means(scores, k), item_means[rows])
+    normalisers = np.concatenate(
+        [item_log_normalisers(texts @ sounds[start : start + block].T, beta) for start in range(0, len(sounds), block)]
+    )
+    hubs = np.zeros(len(sounds), np.bool_)
+    hubs[rows[:, : max(1, min(k, rows.shape[1]))].ravel()] = True
+    return dynamic_inverted_softmax(scores, normalisers[rows], hubs[rows[:, 0]], beta)
+
+
+def rank(
+    search: NearestNeighbours,
+    texts: FloatArray,
+    sounds: FloatArray,
+    k: int,
+    method: Damping,
+    damping_k: int,
+    beta: float,
+    null_sample: int,
+    seed: int,
+    block: int = 1024,
+) -> Ranked:
+    """The k best sounds [N, D] of each text [Q, D] after damping; candidates are the 2 k best by score.
+
+    z compares a score with those of up to `null_sample` random sounds for the same text.
+    """
+    rows, scores = search.search(texts, min(2 * k, len(sounds)))
+    damped = damp(method, damping_k, beta, texts, sounds, rows, scores, block)
+    count = min(null_sample, len(sounds))
+    null_rows = np.sort(generator(seed, "retrieve", "null").permutation(len(sounds))[:count])
+    z = np.concatenate(
+        [
+            calibrate(scores[start : start + block], texts[start : start + block] @ sounds[null_rows].T)
+            for start in range(0, len(texts), block)
+        ]
+    )
+    order = np.argsort(-damped, axis=1, kind="stable")[:, : min(k, len(sounds))]
+    take = lambda values: np.take_along_axis(values, order, 1)  # noqa: E731
+    return Ranked(take(rows), take(scores), take(z), take(damped))
+
+
+def hub_report(before: IntArray, after: IntArray, n_items: int) -> dict[str, dict[str, float]]:
+    """k-occurrence skewness, Gini, share of items used and largest re-use among the 10 nearest, before and after damping."""
+    report = {}
+    for name, rows in (("before", before), ("after", after)):
+        counts = k_occurrence(rows[:, :REPORT_K], n_items)
+        report[name] = {
+            "k_occurrence_skewness": round(skewness(counts), 4),
+            "gini": round(gini(counts), 4),
+            "used_share": round(float((counts > 0).mean()), 4),
+            "max_occurrence": int(counts.max()),
+        }
+    return report

@@ -1,0 +1,71 @@
+"""Views of a sound and of a picture. Pure: everything random comes from the generator given."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from pipeline_steps.train.config import SoundConfig
+
+Samples = npt.NDArray[np.float32]
+AUGMENT_VERSION = 1
+"""Raised whenever a view changes: part of the memo's fingerprint."""
+
+
+def mix_tracks(tracks: list[tuple[Samples, float]]) -> Samples:
+    """One sound of several tracks (samples [T], gain in dB): as long as the first, shorter ones repeated, never normalised."""
+    length = len(tracks[0][0])
+    total = np.zeros(length, np.float64)
+    for samples, gain_db in tracks:
+        total += np.resize(samples, length).astype(np.float64) * 10.0 ** (gain_db / 20.0)
+    return np.clip(total, -1.0, 1.0).astype(np.float32)
+
+
+def sound_view(samples: Samples, second: Samples | None, config: SoundConfig, rng: np.random.Generator) -> Samples:
+    """A version of a sound [T]: other speed, another start (circular), another level, sometimes noise or a second sound.
+
+    Level changes the loudness that the model hears on purpose: near and far dogs are dogs.
+    """
+    speed = float(np.exp(rng.uniform(-config.speed, config.speed)))
+    positions = np.linspace(0, len(samples) - 1, max(2, int(len(samples) / speed)))
+    view = np.interp(positions, np.arange(len(samples)), samples)
+    view = np.roll(view, int(rng.integers(len(view))))
+    view *= 10.0 ** (rng.uniform(-config.gain_db, config.gain_db) / 20.0)
+    power = float(np.sqrt(np.mean(view**2)))
+    if rng.random() < config.noise_share:
+        noise = coloured_noise(len(view), float(rng.uniform(0.0, 0.5)), rng)
+        view = view + noise * power * 10.0 ** (-rng.uniform(8.0, 30.0) / 20.0)
+    if second is not None and rng.random() < config.mix_share:
+        other = np.resize(second, len(view)).astype(np.float64)
+        loudness = float(np.sqrt(np.mean(other**2)))
+        view = view + other * (power / max(loudness, 1e-6)) * 10.0 ** (-rng.uniform(10.0, 20.0) / 20.0)
+    return np.clip(view, -1.0, 1.0).astype(np.float32)
+
+
+def coloured_noise(length: int, slope: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Noise [length] of unit deviation whose amplitude falls as frequency^-slope: 0 is white, 0.5 pink."""
+    spectrum = np.fft.rfft(rng.standard_normal(length))
+    spectrum /= np.maximum(1.0, np.arange(len(spectrum))) ** slope
+    noise: npt.NDArray[np.float64] = np.fft.irfft(spectrum, length)
+    return noise / max(float(noise.std()), 1e-9)
+
+
+def picture_views(pictures: torch.Tensor, generator: torch.Generator, scale: float = 0.12, shift: float = 0.06) -> torch.Tensor:
+    """Each picture [N, 3, H, W] mirrored or not, a little larger or smaller, a little moved; borders are continued.
+
+    Args:
+        scale: largest change of size, as a logarithm.
+        shift: largest move, as a share of the side.
+    """
+    count = len(pictures)
+    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    size = torch.exp((torch.rand(count, generator=generator) * 2 - 1) * scale)
+    move = (torch.rand(count, 2, generator=generator) * 2 - 1) * 2 * shift
+    transform = torch.zeros(count, 2, 3)
+    transform[:, 0, 0] = mirror * size
+    transform[:, 1, 1] = size
+    transform[:, :, 2] = move
+    grid = F.affine_grid(transform, list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)

@@ -1,0 +1,161 @@
+"""The data of a run and the order in which it is seen: batch k is a function of (seed, k) and of nothing else.
+
+That is what makes a resumed run equal to an undisturbed one: nothing random has a state that a crash could lose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+
+from pipeline_steps.core.seeding import generator as numpy_generator
+from pipeline_steps.diffusion.codec import Codec
+from pipeline_steps.diffusion.conditioning import AudioConditioner, SoundTokens
+from pipeline_steps.diffusion.features import SoundFeatures
+from pipeline_steps.diffusion.flow import logit_normal_times
+from pipeline_steps.train.augment import picture_views
+from pipeline_steps.train.config import ObjectiveConfig
+
+
+@dataclass(frozen=True, slots=True)
+class PairedData:
+    """Pairs of one split, ready to be drawn from.
+
+    Attributes:
+        pictures: float32 [N, 3, H, W] in [-1, 1], one a pair.
+        sounds: [N] row of each pair's sound in `tokens`.
+        tokens: by sound, its variants (views and windows of them) as token rows; the first row is the whole, clean sound.
+    """
+
+    pictures: torch.Tensor
+    sounds: list[int]
+    tokens: list[SoundTokens]
+
+    def __len__(self) -> int:
+        return len(self.sounds)
+
+    def clean_tokens(self, rows: list[int]) -> SoundTokens:
+        """Tokens of the whole, clean sounds of some pairs."""
+        chosen = [self.tokens[self.sounds[row]] for row in rows]
+        return SoundTokens(torch.stack([item.frames[0] for item in chosen]), torch.stack([item.summary[0] for item in chosen]))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's input. `heard` [N] is false where the sound is withheld; `times` [N]; `rows` are pair rows."""
+
+    step: int
+    rows: list[int]
+    latents: torch.Tensor
+    tokens: SoundTokens
+    noise: torch.Tensor
+    times: torch.Tensor
+    heard: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on a device."""
+        return Batch(
+            self.step,
+            self.rows,
+            self.latents.to(device),
+            self.tokens.to(device),
+            self.noise.to(device),
+            self.times.to(device),
+            self.heard.to(device),
+        )
+
+
+def token_variants(conditioner: AudioConditioner, views: list[SoundFeatures]) -> SoundTokens:
+    """Token rows of a sound's views: each whole, and for longer sounds its first and second half as well."""
+    rows = []
+    for view in views:
+        rows.append(conditioner.tokens(view))
+        if view.patches >= 4:
+            half = view.patches // 2
+            rows.append(conditioner.tokens(view.window(0, half)))
+            rows.append(conditioner.tokens(view.window(view.patches - half, half)))
+    return SoundTokens(torch.cat([row.frames for row in rows]), torch.cat([row.summary for row in rows]))
+
+
+def step_generator(seed: int, scope: str, step: int) -> torch.Generator:
+    """A torch generator for a purpose and a step."""
+    entropy = numpy_generator(seed, scope, str(step)).integers(2**63)
+    return torch.Generator().manual_seed(int(entropy))
+
+
+def rows_of_step(count: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Pair rows of a step: epochs are permutations of all pairs, laid end to end and cut into batches."""
+    rows: list[int] = []
+    first = step * batch_size
+    while len(rows) < batch_size:
+        epoch, offset = divmod(first + len(rows), count)
+        order = numpy_generator(seed, "order", str(epoch)).permutation(count)
+        rows += [int(row) for row in order[offset : offset + batch_size - len(rows)]]
+    return rows
+
+
+class BatchStream(IterableDataset[Batch]):
+    """Endless batches from step `first` on. The codec is frozen; pictures are varied, then encoded."""
+
+    def __init__(
+        self, data: PairedData, codec: Codec, objective: ObjectiveConfig, batch_size: int, seed: int, first: int
+    ) -> None:
+        self.data = data
+        self.codec = codec
+        self.objective = objective
+        self.batch_size = batch_size
+        self.seed = seed
+        self.first = first
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        rows = rows_of_step(len(self.data), self.batch_size, self.seed, step)
+        draws = step_generator(self.seed, "batch", step)
+        with torch.no_grad():
+            latents = self.codec.encode(picture_views(self.data.pictures[rows], draws))
+        frames, summary = [], []
+        for row in rows:
+            variants = self.data.tokens[self.data.sounds[row]]
+            choice = int(torch.randint(len(variants), (1,), generator=draws))
+            frames.append(variants.frames[choice])
+            summary.append(variants.summary[choice])
+        count = len(rows)
+        return Batch(
+            step=step,
+            rows=rows,
+            latents=latents,
+            tokens=SoundTokens(torch.stack(frames), torch.stack(summary)),
+            noise=torch.randn(latents.shape, generator=draws),
+            times=logit_normal_times(count, self.objective.time_mean, self.objective.time_std, draws),
+            heard=torch.rand(count, generator=draws) >= self.objective.condition_dropout,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        step = self.first
+        while True:
+            yield self.batch(step)
+            step += 1
+
+
+def validation_batch(data: PairedData, codec: Codec, seed: int, limit: int = 64) -> Batch | None:
+    """A fixed batch of held-out pairs: unchanged pictures, clean sounds, times spread evenly, always the same noise."""
+    rows = list(range(min(limit, len(data))))
+    if not rows:
+        return None
+    draws = step_generator(seed, "validation", 0)
+    with torch.no_grad():
+        latents = codec.encode(data.pictures[rows])
+    times = torch.from_numpy((np.arange(len(rows)) + 0.5) / len(rows)).float()
+    return Batch(
+        step=0,
+        rows=rows,
+        latents=latents,
+        tokens=data.clean_tokens(rows),
+        noise=torch.randn(latents.shape, generator=draws),
+        times=times,
+        heard=torch.ones(len(rows), dtype=torch.bool),
+    )

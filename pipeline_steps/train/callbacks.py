@@ -1,0 +1,177 @@
+"""What happens beside the steps: averaged weights, samples and validation, metrics, progress."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+
+from pipeline_steps.train.batches import Batch
+from pipeline_steps.train.module import DiffusionTraining
+
+Picture = npt.NDArray[np.uint8]
+
+
+class Tracker(Protocol):
+    """What training says about itself; `pipeline_steps.tracking` gives one."""
+
+    def log_metrics(self, values: Any, step: int = 0) -> None:
+        """Numbers at a step."""
+
+    def log_image(self, key: str, image: Picture, step: int = 0) -> None:
+        """A picture at a step."""
+
+
+class AveragedWeights(EMAWeightAveraging):  # type: ignore[misc, unused-ignore]
+    """Lightning's exponential moving average; `averaged` lends the averaged weights to the module for a while."""
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(decay=decay, use_buffers=False)
+
+    @contextmanager
+    def averaged(self, module: pl.LightningModule) -> Iterator[None]:
+        """Within the block the module has the averaged weights."""
+        self._swap_models(module)
+        try:
+            yield
+        finally:
+            self._swap_models(module)
+
+
+class Samples(Callback):  # type: ignore[misc, unused-ignore]
+    """Every n steps, with averaged weights: a grid of drawn pictures and the validation loss.
+
+    It runs before the checkpoint of the same step and is a function of the weights alone, so a resumed run repeats it exactly.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        averages: AveragedWeights,
+        draw: Callable[[], Picture],
+        keep: Callable[[int, Picture], None],
+        held_out: Batch | None,
+        tracker: Tracker,
+    ) -> None:
+        self.every = every
+        self.averages = averages
+        self.draw = draw
+        self.keep = keep
+        self.held_out = held_out
+        self.tracker = tracker
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: DiffusionTraining, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """See the class."""
+        step = trainer.global_step
+        if str(step) in pl_module.validation or not step or (step % self.every and step != trainer.max_steps):
+            return
+        with self.averages.averaged(pl_module):
+            pl_module.eval()
+            grid = self.draw()
+            loss = pl_module.validation_loss(self.held_out) if self.held_out is not None else float("nan")
+            pl_module.train()
+        pl_module.validation[str(step)] = loss
+        self.keep(step, grid)
+        self.tracker.log_image("samples/grid", grid, step=step)
+        self.tracker.log_metrics({"train/validation_loss": loss}, step=step)
+
+
+class Metrics(Callback):  # type: ignore[misc, unused-ignore]
+    """Loss, learning rate and speed to the tracker every n steps."""
+
+    def __init__(self, every: int, tracker: Tracker) -> None:
+        self.every = every
+        self.tracker = tracker
+        self._mark = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: DiffusionTraining, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """See the class."""
+        step = trainer.global_step
+        if step % self.every or not pl_module.history:
+            return
+        now = time.monotonic()
+        speed = self.every * len(batch.rows) / max(now - self._mark, 1e-9)
+        self._mark = now
+        recent = pl_module.history[-self.every :]
+        loss = float(np.mean([row["loss"] for row in recent]))
+        rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+        self.tracker.log_metrics(
+            {"train/loss": loss, "train/learning_rate": rate, "train/samples_per_second": speed}, step=step
+        )
+
+
+class Progress(Callback):  # type: ignore[misc, unused-ignore]
+    """A bar with loss, samples per second and time left on a terminal; elsewhere a line every ten seconds."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self.seconds = seconds
+        self._bar: Any = None
+        self._task: Any = None
+        self._begin = self._last = 0.0
+        self._first = 0
+        self._smooth: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar."""
+        self._begin = self._last = time.monotonic()
+        self._first = trainer.global_step
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("train"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("loss {task.fields[loss]:.4f}"),
+                TextColumn("{task.fields[speed]:.1f} samples/s"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task("", total=trainer.max_steps, completed=self._first, loss=float("nan"), speed=0.0)
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: DiffusionTraining, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Move it."""
+        loss = pl_module.history[-1]["loss"]
+        self._smooth = loss if self._smooth is None else 0.95 * self._smooth + 0.05 * loss
+        now = time.monotonic()
+        done = max(1, trainer.global_step - self._first)
+        each = (now - self._begin) / done
+        speed = len(batch.rows) / max(each, 1e-9)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=trainer.global_step, loss=self._smooth, speed=speed)
+        elif now - self._last >= self.seconds:
+            self._last = now
+            left = each * (trainer.max_steps - trainer.global_step)
+            print(
+                f"train: step {trainer.global_step}/{trainer.max_steps}  loss {self._smooth:.4f}  "
+                f"{speed:.1f} samples/s  {left:.0f} s left",
+                flush=True,
+            )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close it."""
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Close it."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

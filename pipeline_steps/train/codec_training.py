@@ -1,0 +1,76 @@
+"""Training of the codec: the linear part is fitted in closed form, the rest by a few hundred gradient steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from pipeline_steps.diffusion.codec import Codec, PatchCodec, TinyCodec
+from pipeline_steps.train.augment import picture_views
+from pipeline_steps.train.batches import rows_of_step, step_generator
+from pipeline_steps.train.config import CodecConfig
+
+
+def new_codec(config: CodecConfig) -> Codec:
+    """An untrained codec of the configured kind."""
+    if config.kind == "tiny":
+        return TinyCodec(config.channels, config.width)
+    return PatchCodec(config.channels, config.whitening, config.width if config.steps else 0)
+
+
+def edge_loss(pictures: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference of finite differences at full and half resolution: what a blur or a seam changes."""
+    total = pictures.new_zeros(())
+    for level in range(2):
+        if level:
+            pictures, reference = nn.functional.avg_pool2d(pictures, 2), nn.functional.avg_pool2d(reference, 2)
+        for axis in (2, 3):
+            total = total + (pictures.diff(dim=axis) - reference.diff(dim=axis)).abs().mean()
+    return total
+
+
+def corrupt(latents: torch.Tensor, amount: float, draws: torch.Generator) -> torch.Tensor:
+    """Latents with noise of a random strength up to `amount`: what a denoiser hands over is never exact."""
+    strength = torch.rand(len(latents), 1, 1, 1, generator=draws) * amount
+    return latents + strength * torch.randn(latents.shape, generator=draws)
+
+
+def train_codec(pictures: torch.Tensor, config: CodecConfig, seed: int, progress: Callable[[int, float], None]) -> Codec:
+    """A codec trained on pictures [N, 3, H, W] in [-1, 1]; a pure function of its arguments.
+
+    Args:
+        pictures: of the training split.
+        config: kind, size and steps.
+        seed: of initial weights, order and noise.
+        progress: called with (step, loss) after each gradient step.
+    """
+    torch.manual_seed(int(step_generator(seed, "codec", 0).initial_seed()))
+    codec = new_codec(config)
+    if isinstance(codec, PatchCodec):
+        codec.fit(pictures)
+    parameters = [parameter for parameter in codec.parameters() if parameter.requires_grad]
+    if parameters and config.steps:
+        optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=1e-3, fused=True)
+        for step in range(config.steps):
+            warm = min(1.0, (step + 1) / 30)
+            rate = config.learning_rate * warm * max(0.02, 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            draws = step_generator(seed, "codec", step + 1)
+            reference = picture_views(pictures[rows_of_step(len(pictures), config.batch_size, seed, step)], draws)
+            if isinstance(codec, TinyCodec):
+                decoded = codec.net.decoder(corrupt(codec.net.encoder(reference), config.latent_noise, draws))
+            else:
+                decoded = codec.decode(corrupt(codec.encode(reference), config.latent_noise, draws))
+            loss = (decoded - reference).abs().mean() + 0.5 * edge_loss(decoded, reference)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            progress(step + 1, float(loss.detach()))
+    if isinstance(codec, TinyCodec):
+        codec.fit(pictures)
+    return codec.requires_grad_(False).eval()

@@ -1,0 +1,436 @@
+"""Stage `train`: pairs -> an audio-conditioned latent diffusion model. The only file of the package that touches the disk."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pyarrow as pa
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from pipeline_steps import tracking
+from pipeline_steps.core.atomic import write_bytes, write_json, write_text
+from pipeline_steps.core.contracts import PAIRS
+from pipeline_steps.core.errors import ConfigError, DataError, ResourceError
+from pipeline_steps.core.identity import fingerprint, sha256_file
+from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.media import INDEX, MediaReader
+from pipeline_steps.core.memo import Memo
+from pipeline_steps.core.report import StageReport
+from pipeline_steps.core.seeding import generator
+from pipeline_steps.core.tables import read_table
+from pipeline_steps.diffusion.codec import Codec, psnr
+from pipeline_steps.diffusion.features import (
+    FEATURE_WIDTH,
+    FEATURES_VERSION,
+    TAGS,
+    SoundFeatures,
+    prepare_waveform,
+    sound_features,
+)
+from pipeline_steps.diffusion.pictures import square_picture, to_tensor
+from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline, DrawingDefaults
+from pipeline_steps.diffusion.storage import AtomicCheckpointIO, load_weights, read_checkpoint, save_model, save_weights
+from pipeline_steps.encoders.yamnet import YamNet
+from pipeline_steps.train.augment import AUGMENT_VERSION, mix_tracks, sound_view
+from pipeline_steps.train.batches import Batch, BatchStream, PairedData, token_variants, validation_batch
+from pipeline_steps.train.callbacks import AveragedWeights, Metrics, Progress, Samples, Tracker
+from pipeline_steps.train.codec_training import new_codec, train_codec
+from pipeline_steps.train.config import Config
+from pipeline_steps.train.module import BUCKETS, DiffusionTraining, NotFinite, new_conditioner, new_denoiser
+
+__all__ = ["Config", "run"]
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "last"
+DIAGNOSIS = "not-finite.json"
+GRID_SOUNDS = 8
+GRID_SAMPLES = 2
+LOG_EVERY = 10
+SPLITS = ("train", "val")
+FEATURES_SCHEMA = pa.schema(
+    [pa.field("frames", pa.binary()), pa.field("logits", pa.binary()), pa.field("level", pa.list_(pa.float32()))]
+)
+Tracks = tuple[tuple[str, float], ...]
+"""Audio id and gain in dB of each track of a pair."""
+
+
+def run(config: Config, layout: Layout) -> StageReport:
+    """Train on the pairs of split `train`, look at split `val`, never read split `test`; export averaged weights.
+
+    Raises:
+        ConfigError: `resume_from` names no file.
+        DataError: no training pairs, or a loss that is not finite again and again.
+        ResourceError: a GPU is asked for and there is none.
+        IntegrityError: a checkpoint of another run or not a plain checkpoint.
+    """
+    report = StageReport("train")
+    accelerator, precision = choose_device(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    rows = read_table(layout.pairs / "pairs.parquet", PAIRS).to_pylist()
+    by_split = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
+    if not by_split["train"]:
+        raise DataError(f"{layout.pairs / 'pairs.parquet'} has no pair of split 'train'", "dvc repro pair, with more data")
+    used = by_split["train"] + by_split["val"]
+    report.n_in = report.n_ok = len(used)
+    digest = run_digest(config, layout)
+    folder = layout.runs / "train" / digest
+    with tracking.run("train", layout, config, inputs=[layout.pairs, layout.media], resume_key=digest) as tracker:
+        encoder = YamNet(layout.assets).load()
+        media = MediaReader(layout.media)
+        views = _heard(config, layout, encoder, media, used, report)
+        conditioner = _seeded_conditioner(config)
+        conditioner.fit([view for tracks in _sounds(by_split["train"]) for view in views[tracks]])
+        data = {split: _paired(by_split[split], media, views, conditioner, config.picture_size) for split in SPLITS}
+        codec = _codec(config, folder, data["train"].pictures)
+        codec_psnr = {split: _codec_psnr(codec, data[split].pictures) for split in SPLITS}
+        module = DiffusionTraining(config, new_denoiser(config, conditioner), digest)
+        _fit(config, layout, folder, module, codec, data, tracker, accelerator, precision)
+        _export(config, layout, folder, module, codec)
+        report.metrics |= _metrics(module, codec_psnr, data)
+        tracker.log_metrics(
+            {key: value for key, value in report.metrics.items() if isinstance(value, float)}, step=config.optimiser.max_steps
+        )
+        tracker.log_model(layout.model)
+    # The model is whole: what was needed to resume it is not needed any more, and is large.
+    (folder / f"{CHECKPOINT}.ckpt").unlink(missing_ok=True)
+    return report
+
+
+def choose_device(config: Config) -> tuple[str, str]:
+    """Lightning's accelerator and precision.
+
+    Raises:
+        ResourceError: CUDA is asked for and torch sees none.
+    """
+    present = torch.cuda.is_available()
+    if config.device == "cuda" and not present:
+        raise ResourceError(
+            f"train.device is cuda, but torch {torch.__version__} sees no GPU",
+            "set train.device to auto or cpu, or mend the driver",
+        )
+    cuda = present and config.device != "cpu"
+    if config.device == "auto" and not cuda:
+        log.info("no GPU: training on the CPU with %d threads", config.threads or torch.get_num_threads())
+    precision = config.precision if config.precision != "auto" else ("bf16-mixed" if cuda else "32-true")
+    return ("gpu" if cuda else "cpu"), precision
+
+
+def run_digest(config: Config, layout: Layout) -> str:
+    """Identity of a run: parameters, data, encoder, program and torch. A checkpoint serves only the run that wrote it."""
+    package = Path(__file__).resolve().parents[1]
+    sources = [path for name in ("audio", "diffusion", "encoders", "train") for path in sorted((package / name).rglob("*.py"))]
+    return fingerprint(
+        {
+            "config": config.model_dump(mode="json", exclude={"resume_from", "checkpoint_every"}),
+            "pairs": sha256_file(layout.pairs / "pairs.parquet"),
+            "media": sha256_file(layout.media / INDEX),
+            "encoder": YamNet(layout.assets).describe(),
+            "program": {f"{path.parent.name}/{path.name}": sha256_file(path) for path in sources},
+            "torch": torch.__version__,
+            "threads": config.threads or torch.get_num_threads(),
+        }
+    )
+
+
+def _tracks(row: dict[str, Any]) -> Tracks:
+    return tuple((track["audio_id"], round(float(track["gain_db"]), 3)) for track in row["tracks"])
+
+
+def _sounds(rows: Iterable[dict[str, Any]]) -> list[Tracks]:
+    return sorted({_tracks(row) for row in rows})
+
+
+def _heard(
+    config: Config, layout: Layout, encoder: YamNet, media: MediaReader, rows: list[dict[str, Any]], report: StageReport
+) -> dict[Tracks, list[SoundFeatures]]:
+    """Features of every sound's views, the first being the sound itself; remembered by sound and view."""
+    part = config.sound
+    mark = fingerprint(
+        {
+            "encoder": encoder.describe(),
+            "features": FEATURES_VERSION,
+            "augment": AUGMENT_VERSION,
+            "seed": config.seed,
+            "sound": part.model_dump(mode="json", exclude={"views"}),
+        }
+    )
+    memo = Memo(str(layout.memo), "train", mark, FEATURES_SCHEMA)
+    waveforms: dict[Tracks, Any] = {}
+
+    def waveform(tracks: Tracks) -> Any:
+        if tracks not in waveforms:
+            samples = mix_tracks([(media.sound(audio_id), gain_db) for audio_id, gain_db in tracks])
+            waveforms[tracks] = prepare_waveform(samples, part.max_seconds)
+        return waveforms[tracks]
+
+    sounds = _sounds(rows)
+    background = _sounds(row for row in rows if row["split"] == "train")
+    views = [(tracks, view, _companion(tracks, view, background)) for tracks in sounds for view in range(part.views)]
+    keys = {(tracks, view): fingerprint([tracks, view, other]) for tracks, view, other in views}
+    known = memo.load(keys.values())
+    report.reused = len(known)
+    report.computed = len(views) - len(known)
+    fresh: dict[str, dict[str, Any]] = {}
+    for tracks, view, other in views:
+        key = keys[tracks, view]
+        if key in known:
+            continue
+        samples = waveform(tracks)
+        if view:
+            rng = generator(config.seed, "view", key)
+            samples = sound_view(samples, waveform(other) if other else None, part, rng)
+        features = sound_features(encoder, samples)
+        fresh[key] = known[key] = {
+            "frames": features.frames.half().numpy().tobytes(),
+            "logits": features.logits.half().numpy().tobytes(),
+            "level": features.level.tolist(),
+        }
+        if len(fresh) >= 256:
+            memo.append(fresh)
+            fresh = {}
+    memo.append(fresh)
+    return {tracks: [_features(known[keys[tracks, view]]) for view in range(part.views)] for tracks in sounds}
+
+
+def _companion(tracks: Tracks, view: int, background: list[Tracks]) -> Tracks:
+    """The sound that a view may mix in: by rendezvous hashing, so that a new sound changes few of these choices."""
+    others = [other for other in background if other != tracks] if view else []
+    return min(others, key=lambda other: fingerprint([tracks, view, other]), default=())
+
+
+def _features(row: dict[str, Any]) -> SoundFeatures:
+    """Features as the memo keeps them (half precision); fresh ones take the same way, so that both are equal."""
+    frames = np.frombuffer(row["frames"], np.float16).reshape(-1, FEATURE_WIDTH)
+    logits = np.frombuffer(row["logits"], np.float16).reshape(-1, TAGS)
+    return SoundFeatures(
+        torch.from_numpy(frames.copy()).float(),
+        torch.from_numpy(logits.copy()).float(),
+        torch.tensor(row["level"], dtype=torch.float32),
+    )
+
+
+def _seeded_conditioner(config: Config) -> Any:
+    torch.manual_seed(config.seed)
+    return new_conditioner(config)
+
+
+def _paired(
+    rows: list[dict[str, Any]], media: MediaReader, views: dict[Tracks, list[SoundFeatures]], conditioner: Any, size: int
+) -> PairedData:
+    sounds = _sounds(rows)
+    number = {tracks: index for index, tracks in enumerate(sounds)}
+    pictures = [square_picture(media.image(row["image_id"]), size) for row in rows]
+    stacked = np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
+    return PairedData(
+        pictures=to_tensor(stacked),
+        sounds=[number[_tracks(row)] for row in rows],
+        tokens=[token_variants(conditioner, views[tracks]) for tracks in sounds],
+    )
+
+
+def _codec(config: Config, folder: Path, pictures: torch.Tensor) -> Codec:
+    """The run's codec: trained, or taken from the run's folder if an earlier try got that far."""
+    path = folder / "codec.safetensors"
+    if path.is_file():
+        codec = new_codec(config.codec)
+        load_weights(path, codec)
+        return codec.requires_grad_(False).eval()
+
+    def progress(step: int, loss: float) -> None:
+        if step % 100 == 0 or step == config.codec.steps:
+            print(f"train: codec step {step}/{config.codec.steps}  loss {loss:.4f}", flush=True)
+
+    codec = train_codec(pictures, config.codec, config.seed, progress)
+    save_weights(path, codec)
+    return codec
+
+
+@torch.inference_mode()
+def _codec_psnr(codec: Codec, pictures: torch.Tensor) -> float | None:
+    if not len(pictures):
+        return None
+    decoded = torch.cat([codec.decode(codec.encode(batch)) for batch in pictures.split(64)])
+    return round(psnr(decoded, pictures), 3)
+
+
+def _fit(
+    config: Config,
+    layout: Layout,
+    folder: Path,
+    module: DiffusionTraining,
+    codec: Codec,
+    data: dict[str, PairedData],
+    tracker: Tracker,
+    accelerator: str,
+    precision: str,
+) -> None:
+    """Train from the start or from the run's last checkpoint; afterwards the module holds the averaged weights."""
+    part = config.optimiser
+    last = folder / f"{CHECKPOINT}.ckpt"
+    resume = _checkpoint_to_resume(config, last)
+    first = 0
+    if resume is not None:
+        checkpoint = read_checkpoint(resume)
+        module.on_load_checkpoint(checkpoint)
+        first = len(module.history)
+        if int(checkpoint.get("global_step", 0)) >= part.max_steps:  # killed between the last step and the export
+            module.load_state_dict(checkpoint["state_dict"])
+            return
+        print(f"train: going on from step {checkpoint.get('global_step')} of {part.max_steps}", flush=True)
+    torch.manual_seed(config.seed)
+    averages = AveragedWeights(part.ema_decay)
+    stream = BatchStream(data["train"], codec, config.objective, part.batch_size, config.seed, first)
+    shown = data["val"] if len(data["val"]) else data["train"]
+    pipeline = Audio2ImagePipeline(module.denoiser, codec, _scheduler(), None, _defaults(config))
+    chosen = list(range(min(GRID_SOUNDS, len(shown))))
+    tokens = [shown.clean_tokens([row]) for row in chosen]
+
+    def draw() -> np.ndarray[Any, Any]:
+        pictures = pipeline.draw_many(tokens, GRID_SAMPLES, seed=config.seed)
+        return np.concatenate([np.concatenate(list(column), axis=0) for column in pictures], axis=1)
+
+    def keep(step: int, grid: np.ndarray[Any, Any]) -> None:
+        write_bytes(folder / "samples" / f"step-{step:06d}.png", _png(grid))
+
+    held_out = validation_batch(data["val"], codec, config.seed)
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=precision,
+        max_steps=part.max_steps,
+        max_epochs=-1,
+        callbacks=[
+            averages,
+            Samples(config.sample_every, averages, draw, keep, held_out, tracker),
+            Metrics(LOG_EVERY, tracker),
+            Progress(),
+            ModelCheckpoint(
+                dirpath=folder,
+                filename=CHECKPOINT,
+                every_n_train_steps=config.checkpoint_every,
+                save_top_k=1,
+                enable_version_counter=False,
+                save_on_train_epoch_end=False,
+            ),
+        ],
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+    codec.to(torch.device("cpu"))
+    loader: DataLoader[Batch] = DataLoader(stream, batch_size=None, num_workers=0)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*Checkpoint directory.*")
+            trainer.fit(module, loader, ckpt_path=str(resume) if resume is not None else None, weights_only=True)
+    except NotFinite as error:
+        error.details["last_good_checkpoint"] = f"{CHECKPOINT}.ckpt" if last.is_file() else "none"
+        write_json(folder / DIAGNOSIS, {"reason": error.reason, **error.details})
+        raise NotFinite(f"{error.reason}; diagnosis: {folder / DIAGNOSIS}", error.action, details=error.details) from error
+    trainer.save_checkpoint(last, weights_only=True)
+    module.to("cpu")
+
+
+def _checkpoint_to_resume(config: Config, last: Path) -> Path | None:
+    """The checkpoint to go on from: the one asked for, else the run's own.
+
+    Raises:
+        ConfigError: the one asked for is missing. Never a silent fresh start.
+    """
+    if config.resume_from is not None:
+        path = Path(config.resume_from)
+        if not path.is_file():
+            raise ConfigError(f"train.resume_from: {path} does not exist", "give a checkpoint of this run, or null")
+        return path
+    return last if last.is_file() else None
+
+
+def _scheduler() -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+
+
+def _defaults(config: Config) -> DrawingDefaults:
+    return DrawingDefaults(
+        steps=config.drawing.steps,
+        guidance_scale=config.drawing.guidance_scale,
+        max_seconds=config.sound.max_seconds,
+        picture_size=config.picture_size,
+    )
+
+
+def _export(config: Config, layout: Layout, folder: Path, module: DiffusionTraining, codec: Codec) -> None:
+    """Write the model beside its place, then put it there whole."""
+    scratch = folder / "export"
+    shutil.rmtree(scratch, ignore_errors=True)
+    defaults = _defaults(config)
+    values = {name: getattr(defaults, name) for name in ("steps", "guidance_scale", "max_seconds", "picture_size")}
+    save_model(scratch, module.denoiser, codec, values, layout.assets)
+    _write_training(scratch / "training", folder, module)
+    target = layout.model
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(scratch, target)
+
+
+def _write_training(target: Path, folder: Path, module: DiffusionTraining) -> None:
+    """How it went: loss.csv by step, validation.csv, and the sample grids."""
+    names = ["loss", *(f"loss_t{index}" for index in range(BUCKETS))]
+    lines = [",".join(["step", *names])]
+    for step, row in enumerate(module.history, start=1):
+        lines.append(",".join([str(step), *(_number(row[name]) for name in names)]))
+    write_text(target / "loss.csv", "\n".join(lines) + "\n")
+    rows = [f"{step},{_number(value)}" for step, value in sorted(module.validation.items(), key=lambda item: int(item[0]))]
+    write_text(target / "validation.csv", "\n".join(["step,validation_loss", *rows]) + "\n")
+    for step in sorted(module.validation, key=int):
+        name = f"step-{int(step):06d}.png"
+        write_bytes(target / name, (folder / "samples" / name).read_bytes())
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}" if math.isfinite(value) else ""
+
+
+def _png(picture: np.ndarray[Any, Any]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _metrics(module: DiffusionTraining, codec_psnr: dict[str, float | None], data: dict[str, PairedData]) -> dict[str, Any]:
+    tail = [row["loss"] for row in module.history[-100:] if math.isfinite(row["loss"])]
+    validation = [
+        value for _, value in sorted(module.validation.items(), key=lambda item: int(item[0])) if math.isfinite(value)
+    ]
+    values: dict[str, Any] = {
+        "steps": len(module.history),
+        "loss": round(float(np.mean(tail)), 6) if tail else None,
+        "validation_loss": round(validation[-1], 6) if validation else None,
+        "codec_psnr_train_db": codec_psnr["train"],
+        "codec_psnr_val_db": codec_psnr["val"],
+        "parameters": sum(parameter.numel() for parameter in module.denoiser.parameters()),
+        "pairs_train": len(data["train"]),
+        "pairs_val": len(data["val"]),
+        "sounds_train": len(data["train"].tokens),
+    }
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,85 @@
+"""Families are refused, the ridge judge finds what is there and admits what is not, gold rows are matched by path."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline_steps.core.errors import ConfigError, DataError
+from pipeline_steps.evaluate.audio_judge import PENALTIES, fit
+from pipeline_steps.evaluate.families import families_in, refuse_shared
+from pipeline_steps.evaluate.gold import match, parse_manifest
+
+
+def test_a_judge_of_a_family_that_took_part_is_refused_or_flagged() -> None:
+    took_part = {"captions": {"efficientnet", "ssd-mobilenet"}, "embeddings": {"yamnet", "minilm"}, "model": {"yamnet"}}
+    assert refuse_shared({"augnet": "augnet", "aisfx": "aisfx"}, took_part, allow=False) == []
+    with pytest.raises(ConfigError, match=r"ssd_mobilenet is of family ssd-mobilenet, which also took part in captions"):
+        refuse_shared({"ssd_mobilenet": "ssd-mobilenet"}, took_part, allow=False)
+    flagged = refuse_shared({"ssd_mobilenet": "ssd-mobilenet", "yamnet": "yamnet"}, took_part, allow=True)
+    assert len(flagged) == 3
+
+
+def test_families_are_found_at_any_depth() -> None:
+    meta = {"encoder": {"family": "a", "parts": [{"family": "b"}, {"families": ["c", "d"]}]}, "n": 3, "note": "family"}
+    assert families_in(meta) == {"a", "b", "c", "d"}
+
+
+def test_ridge_judge_beats_chance_where_there_is_signal_and_says_so_where_there_is_none() -> None:
+    rng = np.random.default_rng(0)
+    sounds = rng.normal(size=(150, 20))
+    mix = rng.normal(size=(20, 30))
+    pictures = sounds @ mix + 2.0 * rng.normal(size=(150, 30)) + 5.0
+    judge = fit(sounds[:120], pictures[:120])
+    assert judge.loo_r2 > 0.3
+    agreement = judge.predict(sounds[120:]) @ judge.look(pictures[120:]).T
+    assert (np.diag(agreement)[:, None] > agreement).mean() > 0.85
+    noise = fit(sounds[:120], rng.normal(size=(120, 30)))
+    assert noise.loo_r2 < 0.05
+
+
+def test_ridge_leave_one_out_equals_refitting() -> None:
+    """The closed form against N refits, at the chosen penalty (means held fixed, as in the closed form)."""
+    rng = np.random.default_rng(4)
+    sounds, pictures = rng.normal(size=(25, 6)), rng.normal(size=(25, 5))
+    pictures[:, 0] += 3 * sounds[:, 0]
+    judge = fit(sounds, pictures)
+    x = sounds - sounds.mean(0)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    y = pictures - pictures.mean(0)
+    y /= np.linalg.norm(y, axis=1, keepdims=True)
+    errors = {}
+    for relative in PENALTIES:
+        penalty = relative * np.linalg.norm(x, 2) ** 2
+        residual = []
+        for row in range(25):
+            keep = np.arange(25) != row
+            weights = np.linalg.solve(x[keep].T @ x[keep] + penalty * np.eye(6), x[keep].T @ y[keep])
+            residual.append(y[row] - x[row] @ weights)
+        errors[penalty] = float((np.array(residual) ** 2).mean())
+    best = min(errors, key=errors.__getitem__)
+    assert judge.penalty == pytest.approx(best)
+    assert judge.loo_r2 == pytest.approx(1 - errors[best] / (y**2).mean(), abs=1e-9)
+    with pytest.raises(ValueError, match="three or more"):
+        fit(sounds[:2], pictures[:2])
+
+
+MANIFEST = """id,kind,file,label,caption,group,split,pair
+s1,sound,sounds/a.ogg,dog,A dog,animals,gold,p1
+i1,image,images/a.webp,dog,A dog,animals,gold,p1
+i2,image,images/b.webp,cat,A cat,animals,pool,
+i3,image,images/gone.webp,cow,A cow,animals,gold,p2
+s3,sound,sounds/cow.ogg,cow,A cow,animals,gold,p2
+"""
+
+
+def test_manifest_rows_meet_catalog_rows_by_path() -> None:
+    images = [{"image_id": "I1", "sources": ["images/a.webp"]}, {"image_id": "I2", "sources": ["x.webp", "images/b.webp"]}]
+    audio = [{"audio_id": "S1", "sources": ["sounds/a.ogg"]}, {"audio_id": "S3", "sources": ["sounds/cow.ogg"]}]
+    truth = match(parse_manifest(MANIFEST, "m.csv"), images, audio)
+    assert truth.labels == {"S1": "dog", "I1": "dog", "I2": "cat", "S3": "cow"}
+    assert [(pair.name, pair.image_id, pair.audio_id, pair.label) for pair in truth.pairs] == [("p1", "I1", "S1", "dog")]
+    assert truth.unmatched == 1
+    assert match(parse_manifest(MANIFEST.splitlines()[0], "m.csv"), images, audio).pairs == ()
+    with pytest.raises(DataError, match="column 'label' is missing"):
+        parse_manifest("kind,file,split,pair\n", "m.csv")

@@ -1,0 +1,161 @@
+"""Rows A, B and C of the fault matrix: the stage is run on the corpus once, then each file is looked up."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from corpus import CASES, OK, Case, build, gradient, put
+from hostile_decoders import never
+from PIL import Image
+
+from pipeline_steps.core.contracts import AUDIO, IMAGES, QUARANTINE
+from pipeline_steps.core.errors import DataError
+from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.media import MediaReader
+from pipeline_steps.core.rawfiles import shown_path
+from pipeline_steps.core.report import StageReport
+from pipeline_steps.core.tables import read_table
+from pipeline_steps.ingest import step
+from pipeline_steps.ingest.codes import CODES
+from pipeline_steps.ingest.config import Config, Limits
+
+pytestmark = pytest.mark.fault
+OPEN = Config(metadata=None, pool=None, holdout=None, max_bad_fraction=1.0, root="root", limits=Limits(workers=2))
+
+
+@dataclass
+class Run:
+    folder: Path
+    report: StageReport
+    accepted: dict[str, dict[str, Any]]
+    refused: dict[str, dict[str, Any]]
+    before: dict[str, str]
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Name -> kind or hash of everything below a folder, links not followed."""
+    seen = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder)).encode("utf-8", "surrogateescape").hex()
+        plain = path.is_file() and not path.is_symlink()
+        seen[name] = hashlib.sha256(path.read_bytes()).hexdigest() if plain else str(path.lstat().st_mode)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("corpus")
+    build(folder)
+    before = snapshot(folder)
+    report = step.run(OPEN, Layout(folder))
+    report.write(Layout(folder).report("ingest"))
+    images = read_table(folder / "data/catalog/images.parquet", IMAGES).to_pylist()
+    audio = read_table(folder / "data/catalog/audio.parquet", AUDIO).to_pylist()
+    quarantine = read_table(folder / "data/catalog/quarantine.parquet", QUARANTINE).to_pylist()
+    accepted = {source: row for row in images + audio for source in row["sources"]}
+    return Run(folder, report, accepted, {row["path"]: row for row in quarantine}, before)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_row_of_the_matrix(run: Run, case: Case) -> None:
+    name = shown_path(case.name)
+    if case.expected == OK:
+        assert name not in run.refused, run.refused[name]
+        row = run.accepted[name]
+        assert set(case.repaired) <= set(row["repaired"])
+        for column, value in case.row_values:
+            assert row[column] == value, column
+    else:
+        assert name not in run.accepted
+        row = run.refused[name]
+        assert row["code"] == case.expected, row
+        assert case.reason in row["reason"]
+        assert row["action"] == CODES[case.expected].action
+
+
+def test_balance_and_nothing_else_changed(run: Run) -> None:
+    assert run.report.n_in == len(CASES) == len(run.accepted) + len(run.refused)
+    assert run.report.n_abstained == sum(case.expected == "AUD_SILENT" for case in CASES)
+    assert run.report.metrics["passed_over"] == {".txt": 1}
+    after = snapshot(run.folder)
+    assert {name: after.get(name) for name in run.before} == run.before
+    added = {bytes.fromhex(name).decode().split("/")[0] for name in after.keys() - run.before.keys()}
+    assert added == {"data", ".cache", "reports"}
+
+
+def test_c2_names_survive_a_csv(run: Run) -> None:
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows([[path, "x"] for path in run.accepted])
+    buffer.seek(0)
+    assert [row[0] for row in csv.reader(buffer)] == list(run.accepted)
+    assert all(path.isprintable() for path in [*run.accepted, *run.refused])
+
+
+def test_c5_and_c7_one_item_per_content(run: Run) -> None:
+    names = ["Case.png", "case.png", "caf\u00e9.png", "cafe\u0301.png"]
+    assert len({run.accepted[name]["image_id"] for name in names}) == 4
+    assert run.accepted["one-content.png"]["sources"] == ["one-content.png", "same-content.png"]
+
+
+def test_a7_golden_pixels(run: Run) -> None:
+    reader = MediaReader(run.folder / "data/media")
+    seen = reader.image(run.accepted["rgba.png"]["image_id"]).astype(float)
+    alpha = np.tile(np.linspace(0, 255, 96).astype(np.uint8), (64, 1))[..., None] / 255
+    assert np.abs(seen - (gradient() * alpha + 255 * (1 - alpha))).max() <= 1.5
+    seen = reader.image(run.accepted["grey-alpha.png"]["image_id"]).astype(float)
+    expected = gradient()[..., :1] * (128 / 255) + 255 * (127 / 255)
+    assert np.abs(seen - expected).max() <= 1.5
+
+
+def test_a8_deep_grey_is_rescaled(run: Run) -> None:
+    seen = MediaReader(run.folder / "data/media").image(run.accepted["deep-grey.png"]["image_id"])
+    assert np.array_equal(seen, np.repeat(gradient()[..., 2:], 3, axis=2))
+
+
+def test_a10_turned_and_stripped(run: Run) -> None:
+    payload = MediaReader(run.folder / "data/media").payload(run.accepted["turned.jpg"]["image_id"])
+    assert b"secret" not in payload
+    with Image.open(io.BytesIO(payload)) as picture:
+        assert picture.size == (64, 96)
+        assert not picture.info
+        seen = np.asarray(picture).astype(float)
+    turned = np.rot90(gradient(), -1).astype(float)  # orientation 6: turn clockwise
+    assert np.abs(seen - turned).mean() < 5
+
+
+def test_a11_the_decoder_is_never_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    cases = [case for case in CASES if case.row == "A11"]
+    for case in cases:
+        case.make(root / case.name)
+    monkeypatch.setattr(step, "decode", never)
+    result = step.check(root, OPEN)
+    assert sorted(row["code"] for row in result.quarantine) == ["FORMAT_NOT_ALLOWED"] * len(cases)
+    put(root / "control.png", (root / "paper.pdf").read_bytes().replace(b"%PDF-1.7\n", b"\x89PNG\r\n\x1a\n"))
+    assert "DECODER_CRASH" in {row["code"] for row in step.check(root, OPEN).quarantine}
+
+
+def test_c9_empty_pools_and_all_quarantined(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    with pytest.raises(DataError, match="picture pool is empty after ingest: no such file was found"):
+        step.run(OPEN, Layout(tmp_path))
+    for number in range(12):
+        (root / f"{number}.jpg").write_bytes(b"<html>")
+    with pytest.raises(
+        DataError, match=r"picture pool is empty after ingest: 12 quarantined \(top: NOT_AN_IMAGE 12\)"
+    ) as error:
+        step.run(OPEN, Layout(tmp_path))
+    assert error.value.exit_code == 3
+    next(case for case in CASES if case.name == "Case.png").make(root / "good.png")
+    with pytest.raises(DataError, match="sound pool is empty"):
+        step.run(OPEN, Layout(tmp_path))
+    assert not (tmp_path / "data").exists()

@@ -1,0 +1,93 @@
+"""Calibration and the joining of events, against plain loops."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+from pipeline_steps.pair import candidates
+from pipeline_steps.pair.balance import describe, entropy_bits, gini, skewness
+from pipeline_steps.pair.candidates import Events, Neighbours, event_weight, join, null_threshold, rank_within, strength
+
+
+def make(texts: int = 12, sounds: int = 30, k: int = 8, pictures: int = 20) -> tuple[Events, Neighbours]:
+    random = np.random.default_rng(5)
+    sound = np.concatenate([random.choice(sounds, k, replace=False) for _ in range(texts)])
+    z = random.normal(2, 2, texts * k)
+    neighbours = Neighbours(np.arange(texts + 1) * k, sound, z, z, z + 0.1 * random.standard_normal(texts * k))
+    counts = random.integers(1, 4, pictures)
+    picture = np.repeat(np.arange(pictures), counts)
+    text = np.concatenate([random.choice(texts, count, replace=False) for count in counts])
+    return Events(picture, text, random.uniform(0.1, 1, len(picture))), neighbours
+
+
+@pytest.mark.parametrize("combine", ["max", "mean"])
+@pytest.mark.parametrize("chunk", [3, 1000])
+def test_join_is_the_plain_loop(combine: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "CHUNK", chunk)
+    events, neighbours = make()
+    admissible = neighbours.z >= 1.5
+    value = strength(neighbours, admissible)
+    found = join(events, neighbours, value, admissible, combine, 5)
+    expected: dict[int, dict[int, list[tuple[float, int, int]]]] = defaultdict(lambda: defaultdict(list))
+    for event, (picture, text) in enumerate(zip(events.picture, events.text, strict=True)):
+        for row in range(neighbours.starts[text], neighbours.starts[text + 1]):
+            if admissible[row]:
+                expected[picture][neighbours.sound[row]].append((events.weight[event] * value[row], event, row))
+    total = np.bincount(events.picture, weights=events.weight)
+    for picture, options in expected.items():
+        own = found.where(found.picture == picture)
+        scores = {
+            sound: max(hits)[0] if combine == "max" else sum(hit[0] for hit in hits) / total[picture]
+            for sound, hits in options.items()
+        }
+        assert own.value.tolist() == pytest.approx(sorted(scores.values(), reverse=True)[:5])
+        for sound, score, event, row in zip(own.sound, own.value, own.event, own.row, strict=True):
+            assert scores[sound] == pytest.approx(score)
+            assert (event, row) == max(options[sound])[1:]
+    assert set(found.picture.tolist()) == set(expected)
+
+
+def test_nothing_admissible_gives_no_candidates() -> None:
+    events, neighbours = make()
+    nobody = np.zeros(len(neighbours.z), dtype=bool)
+    assert len(join(events, neighbours, strength(neighbours, nobody), nobody, "max", 5)) == 0
+
+
+def test_a_surer_event_counts_more() -> None:
+    salience, confidence = np.array([1.0, 0.5]), np.array([0.4, 0.2])
+    assert event_weight(salience, confidence, 0.5).tolist() == pytest.approx([0.4**0.5, 0.1**0.5])
+    assert event_weight(salience, confidence, 0.0).tolist() == [1.0, 1.0]
+
+
+def test_null_threshold_separates_real_matches_from_chance() -> None:
+    random = np.random.default_rng(0)
+    audio = random.standard_normal((400, 64)).astype(np.float32)
+    audio /= np.linalg.norm(audio, axis=1, keepdims=True)
+    chance = random.standard_normal((60, 64)).astype(np.float32)
+    chance /= np.linalg.norm(chance, axis=1, keepdims=True)
+    threshold = null_threshold(chance, audio, 0.999, 10**6, 0)
+    assert threshold == pytest.approx(3.09, abs=0.35), "scores of random vectors are nearly normal"
+    assert null_threshold(chance, audio, 0.999, 10**6, 0) == threshold
+    assert null_threshold(chance, audio, 0.5, 10**6, 0) == pytest.approx(0, abs=0.05)
+    assert null_threshold(chance, audio[:1], 0.9, 1000, 0) == -np.inf, "one sound cannot be compared with chance"
+
+
+def test_rank_within() -> None:
+    assert rank_within(np.array([7, 7, 9, 9, 9])).tolist() == [0, 1, 0, 1, 2]
+    assert rank_within(np.zeros(0, dtype=np.int64)).tolist() == []
+
+
+def test_measures_of_balance() -> None:
+    assert gini(np.array([1, 1, 1, 1])) == 0
+    assert gini(np.array([0, 0, 0, 4])) == 0.75
+    assert skewness(np.array([2, 2, 2])) == 0
+    assert skewness(np.array([0, 0, 0, 8])) == pytest.approx(1.1547, abs=1e-4)
+    assert entropy_bits(["a", "b", "c", "d"]) == 2
+    assert entropy_bits([]) == 0
+    found = describe(np.array([0, 0, 0, 1]), n_sounds=4, n_pictures=8)
+    assert found["coverage"] == 0.5
+    assert found["pool_share"] == 0.5
+    assert found["max_reuse"] == 3

@@ -1,0 +1,60 @@
+"""Duplicate groups against brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline_steps.pair import groups
+
+
+def rows_with_copies(n: int, copies: int) -> np.ndarray:
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((n, 24)).astype(np.float32)
+    rows[:copies] = rows[copies : 2 * copies] * 3 + 0.01 * random.standard_normal((copies, 24)).astype(np.float32)
+    return rows
+
+
+def test_near_duplicates_are_those_of_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_with_copies(300, 40)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    expected = [(i, j) for i in range(300) for j in range(i + 1, 300) if unit[i] @ unit[j] >= 0.99]
+    assert len(expected) >= 40
+    monkeypatch.setattr(groups, "BLOCK", 64)
+    assert groups.near_duplicates(rows, 0.99) == expected
+    monkeypatch.setattr(groups, "EXACT_ROWS", 10)
+    assert groups.near_duplicates(rows, 0.99) == expected
+
+
+def test_a_silent_row_is_nobodys_duplicate() -> None:
+    assert groups.near_duplicates(np.zeros((3, 4), dtype=np.float32), 0.9) == []
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=12), st.integers(0, 16), st.data())
+def test_near_hashes_are_those_of_brute_force(codes: list[int], bits: int, data: st.DataObject) -> None:
+    for code in list(codes):
+        flips = data.draw(st.lists(st.integers(0, 63), max_size=18))
+        codes.append(code ^ sum(1 << flip for flip in set(flips)))
+    expected = [
+        (i, j) for i in range(len(codes)) for j in range(i + 1, len(codes)) if (codes[i] ^ codes[j]).bit_count() <= bits
+    ]
+    assert groups.near_hashes([f"{code:016x}" for code in codes], bits) == expected
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=12), st.data())
+def test_merge_makes_the_finest_common_groups(labels: list[str], data: st.DataObject) -> None:
+    position = st.integers(0, len(labels) - 1)
+    links = data.draw(st.lists(st.tuples(position, position), max_size=8))
+    merged = groups.merge(labels, links)
+    reach = {i: {i} for i in range(len(labels))}
+    for _ in labels:
+        for i, j in [*links, *((i, j) for i in reach for j in reach if labels[i] == labels[j])]:
+            joint = reach[i] | reach[j]
+            for member in joint:
+                reach[member] = joint
+    for i, name in enumerate(merged):
+        assert name == min(labels[j] for j in reach[i])
+        assert {j for j, other in enumerate(merged) if other == name} == reach[i]
