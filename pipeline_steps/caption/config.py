@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -16,8 +16,8 @@ class Config(StageConfig):
     detectors: list[Literal["ssd"]] = Field(
         default_factory=list, max_length=1, description="further taggers; `ssd` forbids judges of the family ssd-mobilenet"
     )
-    views: Annotated[list[Literal["crop", "pad", "stretch"]], Field(min_length=1, max_length=3)] = Field(
-        default_factory=lambda: ["crop"], description="framings of a picture whose probabilities are averaged"
+    views: list[Literal["crop", "pad", "stretch"]] = Field(
+        ["crop"], min_length=1, max_length=3, description="framings of a picture whose probabilities are averaged"
     )
     min_probability: float = Field(1e-3, gt=0, lt=1, description="tags below it are forgotten")
     max_events: int = Field(5, ge=1, le=20, description="events kept per picture")

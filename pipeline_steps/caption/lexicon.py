@@ -14,7 +14,7 @@ COLUMNS = ("vocabulary", "index", "label", "sound", "source", "visible", "salien
 def parse_lexicon(text: str, where: str = "lexicon.csv") -> Lexicon:
     """Parse the CSV text of the lexicon.
 
-    A label that makes no sound has one row whose sound is empty; a label without a row is an error of the reader's, not silence.
+    A label that makes no sound has one row whose sound is empty.
 
     Raises:
         DataError: a column is missing, or a row is malformed, out of range, double, or silent and loud at once.

@@ -8,7 +8,7 @@ from pipeline_steps.encoders.protocols import SoundEvent
 
 
 def clean_phrase(text: str, limit: int) -> str:
-    """`text` in NFC, with white space collapsed, without control, format (bidi), surrogate and unassigned characters, cut to `limit`.
+    """`text` in NFC, white space collapsed, no control, format (bidi), surrogate or unassigned characters, cut to `limit`.
 
     A leading `=`, `+`, `-` or `@` is removed: spreadsheets take it for a formula.
     """

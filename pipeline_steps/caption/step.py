@@ -167,7 +167,11 @@ def _write(
     write_table(layout.captions / "events.parquet", EVENTS, events)
     write_table(layout.captions / "quarantine.parquet", QUARANTINE, quarantined)
     write_table(layout.captions / "abstained.parquet", ABSTAINED, abstained)
-    described = {"captioner": config.captioner, "families": report.metrics["families"], "fingerprint": report.metrics["fingerprint"]}
+    described = {
+        "captioner": config.captioner,
+        "families": report.metrics["families"],
+        "fingerprint": report.metrics["fingerprint"],
+    }
     write_json(layout.captions / "meta.json", described)  # evaluation refuses judges of these families
 
 

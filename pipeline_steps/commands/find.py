@@ -58,15 +58,16 @@ def best_sounds(layout: Layout, params: dict[str, Any], events: list[dict[str, A
     from pipeline_steps.core.contracts import AUDIO
     from pipeline_steps.core.tables import read_table
     from pipeline_steps.embed.config import Config as EmbedConfig
-    from pipeline_steps.embed.step import build_encoder
+    from pipeline_steps.embed.step import build_encoder, embed_texts
     from pipeline_steps.retrieve.config import Config as RetrieveConfig
     from pipeline_steps.retrieve.step import open_pool_index
 
     config = parse_section(RetrieveConfig, "retrieve", params)
     index, vectors, audio_ids = open_pool_index(layout, config.annoy_search_k)
-    queries = (
-        build_encoder(parse_section(EmbedConfig, "embed", params), layout).load().encode_texts([e["sound"] for e in events])
-    )
+    chosen = parse_section(EmbedConfig, "embed", params)
+    encoder = build_encoder(chosen, layout).load()
+    phrases = [event["sound"] for event in events]
+    queries = embed_texts(encoder, chosen, layout, phrases)[0]
     if queries.shape[1] != vectors.shape[1]:
         raise DataError("embed in params.yaml is not what the embeddings were made with", "dvc repro retrieve")
     weights = np.array([event["salience"] * event["confidence"] for event in events], np.float64)
@@ -104,6 +105,7 @@ def find(
 ) -> None:
     """Say what a picture sounds like: its events, the five best sounds of the pool, and the best one as a WAV."""
     import soundfile
+    import torch
 
     from pipeline_steps.core.atomic import atomic_path
     from pipeline_steps.core.config import load_params
@@ -111,6 +113,7 @@ def find(
 
     layout = layout_of(context)
     params = load_params(layout.params)
+    torch.set_num_threads(1)  # one picture and a few words: more threads would only wait for each other
     caption = caption_of(layout, params, picture)
     events = [asdict(event) for event in caption.events]
     if not events:

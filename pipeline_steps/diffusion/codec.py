@@ -45,7 +45,8 @@ class Refiner(nn.Module):
         self.fine = ResidualBlock(width)
         self.leave = nn.Sequential(nn.Conv2d(width, 12, 3, padding=1), nn.PixelShuffle(2))
         last = self.leave[0]
-        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        assert isinstance(last, nn.Conv2d)
+        assert last.bias is not None
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
@@ -150,7 +151,7 @@ class TinyCodec(nn.Module):
     @torch.no_grad()
     def fit(self, pictures: torch.Tensor) -> None:
         """Measure the latents' mean and deviation over pictures [N, 3, H, W]; to be called after training."""
-        latents = torch.cat([self.net.encoder(batch) for batch in pictures.split(64)])
+        latents = torch.cat([self.net.encoder(batch) for batch in torch.split(pictures, 64)])
         self.mean.copy_(latents.mean((0, 2, 3)))
         self.scale.copy_(latents.std((0, 2, 3)) + 1e-6)
 

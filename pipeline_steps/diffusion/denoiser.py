@@ -10,21 +10,28 @@ from torch import nn
 
 from pipeline_steps.diffusion.conditioning import AudioConditioner, SoundTokens
 from pipeline_steps.diffusion.flow import guide, velocity_of_prediction
+from pipeline_steps.diffusion.prior import MIN_TIME, GaussianPrior
 
-Prediction = Literal["latents", "velocity"]
+Prediction = Literal["residual", "latents", "velocity"]
+"""What the U-Net names: the rest after the Gaussian guess, the clean latents, or the velocity itself."""
 TIMESTEPS = 1000
 """diffusers' convention: the U-Net is told time * 1000."""
 
 
+def channels_seen(latent_channels: int, prediction: Prediction) -> int:
+    """Input channels of the U-Net: the noisy latents, and beside them the Gaussian guess if there is one."""
+    return 2 * latent_channels if prediction == "residual" else latent_channels
+
+
 def build_unet(
-    latent_channels: int, latent_size: int, widths: tuple[int, ...], token_width: int, head_width: int
+    in_channels: int, latent_channels: int, latent_size: int, widths: tuple[int, ...], token_width: int, head_width: int
 ) -> UNet2DConditionModel:
     """A U-Net of one block a level; the finest level convolves only, all coarser ones cross-attend to the sound."""
     levels = len(widths)
     down = ["DownBlock2D" if level == 0 and levels > 1 else "CrossAttnDownBlock2D" for level in range(levels)]
     return UNet2DConditionModel(
         sample_size=latent_size,
-        in_channels=latent_channels,
+        in_channels=in_channels,
         out_channels=latent_channels,
         block_out_channels=widths,
         down_block_types=tuple(down),
@@ -39,18 +46,34 @@ def build_unet(
 
 
 class Denoiser(nn.Module):
-    """Conditioner and U-Net. The U-Net predicts clean latents or velocities; callers get velocities."""
+    """Prior, conditioner and U-Net. Callers get velocities, whatever the U-Net names."""
 
-    def __init__(self, unet: UNet2DConditionModel, conditioner: AudioConditioner, prediction: Prediction) -> None:
+    def __init__(
+        self, unet: UNet2DConditionModel, conditioner: AudioConditioner, prior: GaussianPrior, prediction: Prediction
+    ) -> None:
         super().__init__()
         self.unet = unet
         self.conditioner = conditioner
+        self.prior = prior
         self.prediction = prediction
 
     def velocity(self, noisy: torch.Tensor, times: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Velocity [N, C, h, w] at noisy latents [N, C, h, w], times [N] and conditioner tokens [N, L, D]."""
-        predicted: torch.Tensor = self.unet(noisy, times * TIMESTEPS, hidden, class_labels=hidden[:, 0], return_dict=False)[0]
-        return predicted if self.prediction == "velocity" else velocity_of_prediction(noisy, predicted, times)
+        if self.prediction != "residual":
+            named = self._name(noisy, times, hidden)
+            return named if self.prediction == "velocity" else velocity_of_prediction(noisy, named, times)
+        with torch.no_grad():
+            guess = self.prior.denoise(noisy, times)
+            scale_in, scale_out = self.prior.scales(times)
+            keep = (1 - times)[:, None, None, None]
+            seen = torch.cat([(noisy - keep * self.prior.mean) * scale_in, guess - self.prior.mean], 1)
+            time = times.clamp(min=MIN_TIME)[:, None, None, None]
+            linear = (noisy - guess) / time
+        return linear - scale_out / time * self._name(seen, times, hidden)
+
+    def _name(self, seen: torch.Tensor, times: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        named: torch.Tensor = self.unet(seen, times * TIMESTEPS, hidden, class_labels=hidden[:, 0], return_dict=False)[0]
+        return named
 
     def forward(self, noisy: torch.Tensor, times: torch.Tensor, tokens: SoundTokens, heard: torch.Tensor) -> torch.Tensor:
         """Velocity; where `heard` [N] is false the sound is withheld."""
@@ -66,4 +89,5 @@ class Denoiser(nn.Module):
         if guidance_scale == 0.0:
             return self.velocity(noisy, times, silent)
         both = self.velocity(torch.cat([noisy, noisy]), torch.cat([times, times]), torch.cat([hidden, silent]))
-        return guide(*both.chunk(2), guidance_scale)
+        conditional, unconditional = both.chunk(2)
+        return guide(conditional, unconditional, guidance_scale)

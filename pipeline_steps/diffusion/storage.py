@@ -6,6 +6,7 @@
       scheduler/   scheduler_config.json                                (FlowMatchEulerDiscreteScheduler)
       codec/       config.json, model.safetensors
       conditioner/ config.json, model.safetensors
+      prior/       config.json, model.safetensors                       (mean and covariance of the latents)
       encoder/     meta.json, yamnet.safetensors, audioset_classes.csv  (copied from the assets: the folder is whole)
 
 Nothing here is ever unpickled but plain tensors and numbers (`weights_only=True`), and no class is named by a file: what a
@@ -35,6 +36,7 @@ from pipeline_steps.core.identity import sha256_bytes
 from pipeline_steps.diffusion.codec import CODECS, Codec
 from pipeline_steps.diffusion.conditioning import AudioConditioner
 from pipeline_steps.diffusion.denoiser import Denoiser
+from pipeline_steps.diffusion.prior import GaussianPrior
 from pipeline_steps.encoders.pretrained import META
 from pipeline_steps.encoders.yamnet import YamNet
 
@@ -56,6 +58,7 @@ UNET_KEYS = (
     "projection_class_embeddings_input_dim",
 )
 """Settings of the U-Net that are read back; any other key of its config.json is ignored."""
+PREDICTIONS = ("residual", "latents", "velocity")
 RETRAIN = "run: dvc repro --force train"
 BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
 
@@ -81,6 +84,8 @@ def save_model(folder: Path, denoiser: Denoiser, codec: Codec, defaults: dict[st
     weights("codec/model.safetensors", codec)
     write_json(folder / "conditioner/config.json", {"kind": "audio", "settings": denoiser.conditioner.settings})
     weights("conditioner/model.safetensors", denoiser.conditioner)
+    write_json(folder / "prior/config.json", {"kind": "gaussian", "settings": denoiser.prior.settings})
+    weights("prior/model.safetensors", denoiser.prior)
     _copy_encoder(assets, folder / "encoder")
     index = {
         "_class_name": "Audio2ImagePipeline",
@@ -118,7 +123,7 @@ def load_model(folder: Path) -> tuple[Denoiser, Codec, dict[str, Any]]:
     kind = codec_config.get("kind")
     if kind not in CODECS:
         raise IntegrityError(f"{folder / 'codec/config.json'}: unknown codec {kind!r}", RETRAIN)
-    if index.get("prediction") not in {"latents", "velocity"}:
+    if index.get("prediction") not in PREDICTIONS:
         raise IntegrityError(f"{folder / INDEX}: unknown prediction {index.get('prediction')!r}", RETRAIN)
 
     def build(name: str, make: Callable[..., Any], settings: dict[str, Any]) -> Any:
@@ -130,6 +135,8 @@ def load_model(folder: Path) -> tuple[Denoiser, Codec, dict[str, Any]]:
     conditioner_config = _read_json(folder / "conditioner/config.json")
     codec = build("codec/config.json", CODECS[str(kind)], dict(codec_config.get("settings", {})))
     conditioner = build("conditioner/config.json", AudioConditioner, dict(conditioner_config.get("settings", {})))
+    prior_config = _read_json(folder / "prior/config.json")
+    prior = build("prior/config.json", GaussianPrior, dict(prior_config.get("settings", {})))
     unet = build("unet/config.json", UNet2DConditionModel, {key: unet_config[key] for key in UNET_KEYS if key in unet_config})
     hashes = index.get("sha256", {})
     for name, module in (
@@ -138,7 +145,7 @@ def load_model(folder: Path) -> tuple[Denoiser, Codec, dict[str, Any]]:
         ("conditioner/model.safetensors", conditioner),
     ):
         load_weights(folder / name, module, hashes.get(name, ""))
-    return Denoiser(unet, conditioner, index["prediction"]), codec, index
+    return Denoiser(unet, conditioner, prior, index["prediction"]), codec, index
 
 
 def load_weights(path: Path, module: nn.Module, sha256: str = "") -> None:

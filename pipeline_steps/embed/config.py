@@ -14,9 +14,9 @@ class Config(StageConfig):
 
     encoder: Literal["bridge"] = Field("bridge", description="`bridge`: YAMNet tags x MiniLM")
     recipe: Literal["tags", "plain"] = Field("tags", description="`plain` is the baseline, kept for comparison")
-    temperature: float = Field(0.05, ge=0.005, le=1, description="of the softmax over tag similarities of a text")
+    temperature: float = Field(0.06, ge=0.005, le=1, description="of the softmax over tag similarities of a text")
+    phrase_weight: float = Field(0.5, ge=0, le=1, description="weight of a tag's hand-written phrases against its name")
     loudness_power: float = Field(0.5, ge=0, le=2, description="windows are averaged with weights RMS ** power")
-    min_windows: int = Field(1, ge=1, le=20, description="short sounds are repeated to this many windows of 0.96 s, hop 0.48 s")
     batch_size: int = Field(64, ge=1, le=4096, description="sounds per memo part")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="the stage fails above this share of quarantined items")
     memo: str = Field("", max_length=1000, description="folder or fsspec URL of the memo; empty: .cache/items")

@@ -22,10 +22,10 @@ from pipeline_steps.core.report import StageReport
 from pipeline_steps.core.tables import read_table, write_table
 from pipeline_steps.embed.config import Config
 from pipeline_steps.embed.vectors import admit, assert_unit
-from pipeline_steps.encoders.bridge import Bridge
+from pipeline_steps.encoders.bridge import PROMPTS, TAGS, Bridge
 from pipeline_steps.encoders.protocols import FloatArray
 
-__all__ = ["Config", "build_encoder", "run"]
+__all__ = ["Config", "build_encoder", "embed_texts", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -34,32 +34,7 @@ VECTOR = pa.schema([pa.field("vector", pa.list_(pa.float32()))])
 
 def build_encoder(config: Config, layout: Layout) -> Bridge:
     """The encoder a configuration asks for, weights not yet loaded."""
-    return Bridge(layout.assets, config.recipe, config.temperature, config.loudness_power, config.min_windows)
-
-
-class MemoisedTexts:
-    """MiniLM behind a memo: reads only strings it has not read before."""
-
-    def __init__(self, encoder: Bridge, memo: Memo) -> None:
-        self._encoder, self._memo = encoder, memo
-        self._known: dict[str, FloatArray] = {}
-        self.computed = self.reused = 0
-
-    def prepare(self, texts: Sequence[str]) -> tuple[int, int]:
-        """Make vectors of all `texts` known; returns how many were computed and reused."""
-        keys = {text_id(text): text for text in texts}
-        found = {keys[key]: np.asarray(row["vector"], np.float32) for key, row in self._memo.load(keys).items()}
-        missing = sorted(set(texts) - set(found))
-        if missing:
-            vectors = self._encoder.minilm.load().encode(missing)
-            self._memo.append({text_id(text): {"vector": vector} for text, vector in zip(missing, vectors, strict=True)})
-            found.update(zip(missing, vectors, strict=True))
-        self._known.update(found)
-        return len(missing), len(found) - len(missing)
-
-    def __call__(self, texts: Sequence[str]) -> FloatArray:
-        """Vectors [N, 384] of texts made known before."""
-        return np.stack([self._known[text] for text in texts])
+    return Bridge(layout.assets, config.recipe, config.temperature, config.phrase_weight, config.loudness_power)
 
 
 def run(config: Config, layout: Layout) -> StageReport:
@@ -77,50 +52,79 @@ def run(config: Config, layout: Layout) -> StageReport:
     if not events:
         raise DataError("no picture suggests a sound", "see data/captions/abstained.parquet, or lower caption.min_confidence")
     phrases = {row["text_id"]: row["sound"] for row in events}
+    text_ids = sorted(phrases)
+    text_vectors, text_computed, tags_reused = embed_texts(encoder, config, layout, [phrases[key] for key in text_ids])
+
     memo_url = config.memo or str(layout.memo)
-
-    text_memo = Memo(memo_url, "embed-text", fingerprint(encoder.minilm.describe()), VECTOR)
-    reader = MemoisedTexts(encoder, text_memo)
-    texts = [phrases[key] for key in sorted(phrases)]
-    own = set(encoder.texts_needed(texts)) - set(encoder.texts_needed([]))
-    tags_computed, tags_reused = reader.prepare(encoder.texts_needed([]))
-    text_computed, text_reused = reader.prepare(sorted(own))
-    text_vectors = encoder.encode_texts(texts, reader)
-
     audio_memo = Memo(memo_url, "embed-audio", fingerprint(encoder.describe_sounds()), VECTOR)
     audio_ids = [row["audio_id"] for row in sounds]
     posteriors, failed, computed = _posteriors(config, layout, encoder, audio_memo, audio_ids)
     usable = [audio_id for audio_id in audio_ids if audio_id not in failed]
-    stacked = np.stack([posteriors[key] for key in usable]) if usable else np.zeros((0, 521), np.float32)
-    audio_vectors = encoder.sounds_from_posteriors(stacked, reader)
+    stacked = np.stack([posteriors[key] for key in usable]) if usable else np.zeros((0, TAGS), np.float32)
+    audio_vectors = encoder.sounds_from_posteriors(stacked)
 
     quarantined = [_quarantine(row, "EMB_FAILED", failed[row["audio_id"]]) for row in sounds if row["audio_id"] in failed]
     by_id = {row["audio_id"]: row for row in sounds}
     audio_keys, audio_vectors, bad = _split(usable, audio_vectors)
     quarantined += [_quarantine(by_id[key], code, "YAMNet gave no usable vector") for key, code in bad.items()]
-    text_keys, text_vectors, bad_texts = _split(sorted(phrases), text_vectors)
+    text_keys, text_vectors, bad_texts = _split(text_ids, text_vectors)
     quarantined += [_quarantine_text(key, phrases[key], code) for key, code in bad_texts.items()]
 
     report.n_in = len(phrases) + len(sounds)
     report.n_ok = len(text_keys) + len(audio_keys)
     report.n_quarantined = len(quarantined)
-    report.computed, report.reused = text_computed + computed, text_reused + len(audio_ids) - computed - len(failed)
+    report.computed = text_computed + computed
+    report.reused = report.n_in - report.computed - len(failed)
     if len(quarantined) > config.max_bad_fraction * report.n_in or not audio_keys or not text_keys:
         first = quarantined[0]
         raise DataError(
-            f"{len(quarantined)} of {report.n_in} texts and sounds have no usable vector (first: {first['path']}: {first['code']})",
+            f"{len(quarantined)} of {report.n_in} texts and sounds have no usable vector "
+            f"(first: {first['path']}: {first['code']})",
             "mend the items or raise embed.max_bad_fraction",
         )
     assert_unit(text_vectors, "text vectors")
     assert_unit(audio_vectors, "audio vectors")
     report.metrics = {
         "dimension": encoder.dimension,
-        "texts": {"n": len(text_keys), "computed": text_computed, "reused": text_reused},
+        "texts": {"n": len(text_keys), "computed": text_computed, "reused": len(phrases) - text_computed},
         "sounds": {"n": len(audio_keys), "computed": computed, "reused": len(audio_ids) - computed - len(failed)},
-        "tag_prompts": {"computed": tags_computed, "reused": tags_reused},
+        "tag_vectors_reused": tags_reused,
     }
     _write(layout.embeddings, encoder, phrases, (text_keys, text_vectors), (audio_keys, audio_vectors), quarantined)
     return report
+
+
+def embed_texts(encoder: Bridge, config: Config, layout: Layout, texts: Sequence[str]) -> tuple[FloatArray, int, bool]:
+    """Unit rows [N, D] of texts through the memo; a person's single question costs what is new in it and no more.
+
+    Returns:
+        The vectors, how many texts were computed now, and whether the tags' own vectors were known.
+    """
+    url = config.memo or str(layout.memo)
+    tags_known = _adopt_tags(encoder, Memo(url, "embed-tags", fingerprint(encoder.describe_tags()), VECTOR))
+    memo = Memo(url, "embed-text", fingerprint([encoder.minilm.describe(), PROMPTS, encoder.recipe]), VECTOR)
+    keys = {text_id(text): text for text in texts}
+    known = {keys[key]: np.asarray(row["vector"], np.float32) for key, row in memo.load(keys).items()}
+    missing = sorted(set(texts) - set(known))
+    if missing:
+        computed = dict(zip(missing, encoder.prompted(missing), strict=True))
+        memo.append({text_id(text): {"vector": row} for text, row in computed.items() if np.isfinite(row).all()})
+        known.update(computed)
+    if not texts:
+        return np.zeros((0, encoder.dimension), np.float32), 0, tags_known
+    return encoder.texts_from_prompted(np.stack([known[text] for text in texts])), len(missing), tags_known
+
+
+def _adopt_tags(encoder: Bridge, memo: Memo) -> bool:
+    """Give the encoder its tag vectors from the memo, or compute and store them; returns whether they were known."""
+    if encoder.recipe == "plain":
+        return False
+    known = memo.load(["tags"])
+    if known:
+        encoder.adopt_tag_vectors(np.asarray(known["tags"]["vector"], np.float32).reshape(TAGS, -1))
+    else:
+        memo.append({"tags": {"vector": encoder.tag_vectors().ravel()}})
+    return bool(known)
 
 
 def _posteriors(
@@ -179,12 +183,7 @@ def _write(
         "dimension": encoder.dimension,
         "metric": "inner product of unit rows",
         "fingerprint": fingerprint(encoder.describe()),
-        "parameters": {
-            "recipe": encoder.recipe,
-            "temperature": encoder.temperature,
-            "loudness_power": encoder.loudness_power,
-            "min_windows": encoder.min_windows,
-        },
+        "parameters": encoder.parameters,
         "texts": len(text_keys),
         "sounds": len(audio_keys),
         "sha256": {name: sha256_bytes(payload) for name, payload in payloads.items()},

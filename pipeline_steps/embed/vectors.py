@@ -14,9 +14,10 @@ TOLERANCE = 1e-4
 
 def admit(vectors: FloatArray) -> list[str]:
     """A code for each row of [N, D]: "" if it may enter, EMB_NONFINITE for NaN or infinity, EMB_ZERO for a zero vector."""
-    finite = np.isfinite(vectors).all(axis=1)
-    zero = finite & (np.where(np.isfinite(vectors), vectors, 0.0) == 0).all(axis=1)
-    return [NONFINITE if not good else ZERO if empty else "" for good, empty in zip(finite, zero, strict=True)]
+    codes = []
+    for row in vectors:
+        codes.append(NONFINITE if not np.isfinite(row).all() else ZERO if not row.any() else "")
+    return codes
 
 
 def assert_unit(vectors: FloatArray, what: str) -> None:

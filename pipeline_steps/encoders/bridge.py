@@ -10,32 +10,41 @@ MiniLM(tag), in MiniLM's own 384 dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import csv
+import io
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
+import torch
 
 from pipeline_steps.audio.resample import resample
+from pipeline_steps.core.identity import fingerprint
 from pipeline_steps.encoders.minilm import MiniLM
 from pipeline_steps.encoders.protocols import FloatArray
 from pipeline_steps.encoders.yamnet import HOP_SAMPLES, MIN_SAMPLES, SAMPLE_RATE, YamNet
 
 STORED_RATE = 48_000
-PROMPTS = ("{}", "the sound of {}", "{} sound")
-"""Phrasings of a tag's name whose vectors are averaged."""
-QUERY_PROMPTS = ("{}", "the sound of {}")
-"""Phrasings of a query whose vectors are averaged."""
+PROMPTS = ("{}", "the sound of {}")
+"""Phrasings whose vectors are averaged, for tag names and for queries."""
+PHRASES_FILE = "audioset_phrases.csv"
+"""Hand-written phrases that say what makes the sound of a tag whose name alone does not: "Moo" -> "a cow mooing"."""
 PLAIN_TAGS = 20
+QUIETEST, LOUDEST = 10 ** (-30 / 20), 10 ** (-14 / 20)
+"""RMS between which a sound's level is left alone."""
+
+TAGS = 521
 
 Recipe = Literal["tags", "plain"]
-TextEncoder = Callable[[Sequence[str]], FloatArray]
 
 
 def unit_rows(rows: FloatArray) -> FloatArray:
     """Rows divided by their L2 norm; a zero row stays zero, so that whoever admits vectors can see it."""
     norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros(rows.shape, np.float64), where=norms > 0).astype(np.float32)
+    return np.asarray(np.divide(rows, norms, out=np.zeros(rows.shape, np.float64), where=norms > 0), np.float32)
 
 
 def tag_phrases(name: str) -> list[str]:
@@ -45,34 +54,53 @@ def tag_phrases(name: str) -> list[str]:
 
 
 def tag_prompts(name: str) -> list[str]:
-    """Every phrasing whose mean describes a tag."""
+    """Every phrasing of a tag's name and its synonyms."""
     return [prompt.format(phrase) for phrase in tag_phrases(name) for prompt in PROMPTS]
 
 
-def whole_windows(samples_16k: FloatArray, min_windows: int = 1) -> FloatArray:
-    """A sound repeated from its start until it fills whole YAMNet windows (0.975 s, hop 0.48 s), at least `min_windows`.
+@lru_cache(maxsize=1)
+def hand_written_phrases() -> dict[str, list[str]]:
+    """Tag name -> phrases of the packaged table."""
+    text = resources.files("pipeline_steps.encoders").joinpath(PHRASES_FILE).read_text(encoding="utf-8")
+    return {row["name"]: row["phrases"].split("|") for row in csv.DictReader(io.StringIO(text))}
 
-    Nothing is cropped and nothing is padded with silence, so the same file always gives the same windows.
+
+def level(samples: FloatArray) -> FloatArray:
+    """A sound brought to an RMS between -30 and -14 dBFS when it lies outside; ordinary levels are left as they are.
+
+    YAMNet's input, log(mel + 0.001), is not indifferent to level: whispers drown in the 0.001, loud sounds look like noise.
+    """
+    rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) if len(samples) else 0.0
+    if rms == 0.0 or QUIETEST <= rms <= LOUDEST:
+        return samples
+    return np.asarray(samples * (min(max(rms, QUIETEST), LOUDEST) / rms), np.float32)
+
+
+def windows(samples_16k: FloatArray) -> FloatArray:
+    """Windows [N, 15600] of 0.975 s, 0.48 s apart; the last one ends with the sound, and a short sound is repeated to fill one.
+
+    Nothing is cropped at random and nothing is padded with silence, so the same file always gives the same windows.
     """
     samples = np.asarray(samples_16k, np.float32)
-    hops = max(min_windows - 1, -(-max(0, len(samples) - MIN_SAMPLES) // HOP_SAMPLES))
-    return np.resize(samples, MIN_SAMPLES + hops * HOP_SAMPLES) if len(samples) else np.zeros(MIN_SAMPLES, np.float32)
+    if len(samples) <= MIN_SAMPLES:
+        return np.resize(samples if len(samples) else np.zeros(1, np.float32), MIN_SAMPLES)[None]
+    last = len(samples) - MIN_SAMPLES
+    starts = [*range(0, last, HOP_SAMPLES), last]
+    return np.stack([samples[start : start + MIN_SAMPLES] for start in starts])
 
 
-def window_weights(samples_16k: FloatArray, power: float) -> FloatArray:
-    """Weights [N] of the windows of `whole_windows`: RMS ** power, summing to 1. Silent windows say nothing about a sound."""
-    count = 1 + (len(samples_16k) - MIN_SAMPLES) // HOP_SAMPLES
-    windows = np.stack([samples_16k[i * HOP_SAMPLES : i * HOP_SAMPLES + MIN_SAMPLES] for i in range(count)]).astype(np.float64)
-    loudness = np.sqrt((windows**2).mean(1)) ** power
+def window_weights(sound_windows: FloatArray, power: float) -> FloatArray:
+    """Weights [N] of windows [N, T]: RMS ** power, summing to 1. Silent windows say nothing about a sound."""
+    loudness = np.sqrt(np.mean(np.square(sound_windows, dtype=np.float64), axis=1)) ** power
     total = loudness.sum()
-    return (loudness / total if total > 0 else np.full(count, 1.0 / count)).astype(np.float32)
+    return (loudness / total if total > 0 else np.full(len(sound_windows), 1.0 / len(sound_windows))).astype(np.float32)
 
 
 def softmax_over_tags(similarities: FloatArray, temperature: float) -> FloatArray:
     """softmax(similarities / temperature) along the last axis."""
     scaled = similarities.astype(np.float64) / temperature
     scaled = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    return (scaled / scaled.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return np.asarray(scaled / scaled.sum(axis=-1, keepdims=True), np.float32)
 
 
 def plain_sounds(posteriors: FloatArray, tag_vectors: FloatArray) -> FloatArray:
@@ -90,8 +118,8 @@ class Bridge:
         assets: folder written by the `assets` stage.
         recipe: `tags` (521 dimensions) or `plain` (384 dimensions, the baseline).
         temperature: of the softmax over tag similarities of a text.
+        phrase_weight: weight of a tag's hand-written phrases against its name, where it has any.
         loudness_power: windows are averaged with weights RMS ** power.
-        min_windows: short sounds are repeated to this many windows.
     """
 
     name = "bridge"
@@ -103,15 +131,15 @@ class Bridge:
         self,
         assets: Path,
         recipe: Recipe = "tags",
-        temperature: float = 0.05,
+        temperature: float = 0.06,
+        phrase_weight: float = 0.5,
         loudness_power: float = 0.5,
-        min_windows: int = 1,
         device: str = "cpu",
     ) -> None:
         self.recipe = recipe
         self.temperature = temperature
+        self.phrase_weight = phrase_weight
         self.loudness_power = loudness_power
-        self.min_windows = min_windows
         self.yamnet = YamNet(assets, device)
         self.minilm = MiniLM(assets, device)
         self._tag_vectors: FloatArray | None = None
@@ -119,16 +147,26 @@ class Bridge:
     @property
     def dimension(self) -> int:
         """Numbers in a vector."""
-        return self.minilm.dimension if self.recipe == "plain" else 521
+        return self.minilm.dimension if self.recipe == "plain" else TAGS
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the constructor needs beside the assets to make this space again; `meta.json` keeps it."""
+        return {
+            "recipe": self.recipe,
+            "temperature": self.temperature,
+            "phrase_weight": self.phrase_weight,
+            "loudness_power": self.loudness_power,
+        }
 
     def describe_sounds(self) -> dict[str, Any]:
         """Everything but the sound that shapes its posteriors."""
-        return {
-            "version": self.version,
-            "model": self.yamnet.describe(),
-            "loudness_power": self.loudness_power,
-            "min_windows": self.min_windows,
-        }
+        return {"version": self.version, "model": self.yamnet.describe(), "loudness_power": self.loudness_power}
+
+    def describe_tags(self) -> dict[str, Any]:
+        """Everything that shapes the tags' text vectors."""
+        phrases = [PROMPTS, self.phrase_weight, hand_written_phrases()]
+        return {"version": self.version, "model": self.minilm.describe(), "phrases": fingerprint(phrases)}
 
     def describe(self) -> dict[str, Any]:
         """Name, family, version, recipe, parameters and both models: the fingerprint of the space."""
@@ -137,55 +175,50 @@ class Bridge:
             "family": self.family,
             "recipe": self.recipe,
             "temperature": self.temperature,
-            "prompts": [PROMPTS, QUERY_PROMPTS],
             "sounds": self.describe_sounds(),
-            "texts": self.minilm.describe(),
+            "tags": self.describe_tags(),
         }
 
-    def load(self) -> Bridge:
+    def load(self) -> Self:
         """Read and check the weights of both models; calling it again does nothing."""
         self.yamnet.load()
         self.minilm.load()
         return self
 
+    @torch.inference_mode()
     def posteriors(self, samples_48k: FloatArray) -> FloatArray:
         """Tag posteriors [521] of a mono 48 kHz sound: loudness-weighted mean over its windows."""
-        samples = whole_windows(resample(samples_48k, STORED_RATE, SAMPLE_RATE), self.min_windows)
-        logits = self.yamnet(self.yamnet.frames(samples))[0].detach().cpu().numpy().astype(np.float64)
+        cut = windows(level(resample(samples_48k, STORED_RATE, SAMPLE_RATE)))
+        patches = np.concatenate([self.yamnet.frames(window) for window in cut])
+        logits = self.yamnet(patches)[0].cpu().numpy().astype(np.float64)
         probabilities = 1.0 / (1.0 + np.exp(-np.clip(logits, -60.0, 60.0)))
-        return (window_weights(samples, self.loudness_power).astype(np.float64) @ probabilities).astype(np.float32)
+        return np.asarray(window_weights(cut, self.loudness_power) @ probabilities, np.float32)
 
-    def sounds_from_posteriors(self, posteriors: FloatArray, encode: TextEncoder | None = None) -> FloatArray:
+    def sounds_from_posteriors(self, posteriors: FloatArray) -> FloatArray:
         """Posteriors [N, 521] -> unit rows [N, dimension].
 
-        `tags`: the square root of the posteriors, so that the inner product is a Bhattacharyya-like affinity and one loud tag
-        does not drown the others.
+        `tags`: the square root of the posteriors (Hellinger), so that one loud tag does not drown the others.
         """
         if self.recipe == "plain":
-            return plain_sounds(posteriors, (encode or self.minilm.encode)(self.yamnet.class_names))
+            return plain_sounds(posteriors, self.minilm.encode(self.yamnet.class_names))
         return unit_rows(np.sqrt(np.maximum(posteriors, 0.0)))
 
-    def texts_needed(self, texts: Sequence[str]) -> list[str]:
-        """Every string MiniLM has to read for these texts (a memo can answer most of them)."""
-        if self.recipe == "plain":
-            return list(dict.fromkeys([*texts, *self.yamnet.class_names]))
-        prompts = [prompt for name in self.yamnet.class_names for prompt in tag_prompts(name)]
-        return list(dict.fromkeys([prompt.format(text) for text in texts for prompt in QUERY_PROMPTS] + prompts))
+    def prompted(self, texts: Sequence[str]) -> FloatArray:
+        """MiniLM vectors [N, 384] of texts, averaged over the phrasings; for `plain`, of the text as it is."""
+        if self.recipe == "plain" or not texts:
+            return self.minilm.encode(texts)
+        spoken = self.minilm.encode([prompt.format(text) for text in texts for prompt in PROMPTS])
+        return unit_rows(spoken.reshape(len(texts), len(PROMPTS), -1).mean(axis=1))
 
-    def encode_texts(self, texts: Sequence[str], encode: TextEncoder | None = None) -> FloatArray:
-        """Unit rows [N, dimension] of texts.
-
-        Args:
-            texts: phrases such as "dog barking".
-            encode: stands in for MiniLM, e.g. one that looks into a memo first.
-        """
-        read = encode or self.minilm.encode
-        if not texts:
-            return np.zeros((0, self.dimension), np.float32)
+    def texts_from_prompted(self, prompted: FloatArray) -> FloatArray:
+        """MiniLM vectors [N, 384] -> unit rows [N, dimension]: how near a text is to each tag."""
         if self.recipe == "plain":
-            return read(texts)
-        queries = unit_rows(np.mean([read([prompt.format(text) for text in texts]) for prompt in QUERY_PROMPTS], axis=0))
-        return unit_rows(softmax_over_tags(queries @ self._tags(read).T, self.temperature))
+            return prompted
+        return unit_rows(softmax_over_tags(prompted @ self.tag_vectors().T, self.temperature))
+
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Unit rows [N, dimension] of phrases such as "dog barking"."""
+        return self.texts_from_prompted(self.prompted(texts)) if texts else np.zeros((0, self.dimension), np.float32)
 
     def encode_sounds(self, sounds: Sequence[FloatArray]) -> FloatArray:
         """Unit rows [N, dimension] of mono 48 kHz sounds."""
@@ -193,8 +226,21 @@ class Bridge:
             return np.zeros((0, self.dimension), np.float32)
         return self.sounds_from_posteriors(np.stack([self.posteriors(sound) for sound in sounds]))
 
-    def _tags(self, read: TextEncoder) -> FloatArray:
+    def tag_vectors(self) -> FloatArray:
+        """MiniLM vectors [521, 384] of the tags: mean over phrasings of the name, mixed with the hand-written phrases."""
         if self._tag_vectors is None:
-            rows = [unit_rows(read(tag_prompts(name)).mean(0, keepdims=True))[0] for name in self.yamnet.class_names]
+            rows = []
+            for name in self.yamnet.class_names:
+                row = unit_rows(self.minilm.encode(tag_prompts(name)).mean(0, keepdims=True))
+                if name in hand_written_phrases():
+                    written = unit_rows(self.minilm.encode(hand_written_phrases()[name]).mean(0, keepdims=True))
+                    row = unit_rows((1.0 - self.phrase_weight) * row + self.phrase_weight * written)
+                rows.append(row[0])
             self._tag_vectors = np.stack(rows)
         return self._tag_vectors
+
+    def adopt_tag_vectors(self, vectors: FloatArray) -> None:
+        """Take tag vectors computed before under the same `describe_tags`."""
+        if vectors.shape != (TAGS, self.minilm.dimension):
+            raise ValueError(f"tag vectors have shape {vectors.shape}, expected {(TAGS, self.minilm.dimension)}")
+        self._tag_vectors = vectors

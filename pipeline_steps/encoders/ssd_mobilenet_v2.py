@@ -27,6 +27,7 @@ CLASSES = 91
 STAGES = ((1, 1), (2, 2), (3, 2), (4, 2), (3, 1), (3, 2), (1, 1))
 """(blocks, stride of the first block) of each MobileNet stage."""
 FIRST_DETECTION_BLOCK = 13
+FEATURES = 960
 GRIDS = (19, 10, 5, 3, 2, 1)
 SCALES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)
 IOU = 0.6
@@ -49,7 +50,7 @@ class SsdMobileNetV2(PretrainedEncoder):
 
     name = "ssd_mobilenet_v2"
     family = "ssd-mobilenet"
-    version = 1
+    version = 2
     files = ("ssd_mobilenet_v2.safetensors",)
     labels = tuple(COCO_LABELS.values())
     """80 COCO labels in id order."""
@@ -57,33 +58,44 @@ class SsdMobileNetV2(PretrainedEncoder):
     @torch.inference_mode()
     def detect(self, images: Sequence[Picture], min_score: float = 0.1) -> list[list[Detection]]:
         """Objects of each RGB picture, best first, at most 100, after per-class suppression at IoU 0.6."""
-        return [self._decode(*self._run(image)[:2], min_score) for image in images]
+        return [self._decode(*self.forward(self._input(image)), min_score) for image in images]
 
     @torch.inference_mode()
     def features(self, images: Sequence[Picture]) -> FloatArray:
-        """Rows [N, 1856] for similarities: averages of the two deepest backbone maps (576 and 1280 channels)."""
-        rows = [torch.cat([level.mean((2, 3))[0] for level in self._run(image)[2][:2]]).cpu().numpy() for image in images]
-        return np.stack(rows) if rows else np.zeros((0, 1856), np.float32)
+        """Rows [N, 960] for similarities: the last depthwise map of the backbone, averaged over the middle 60 % of the picture.
 
-    def _run(self, image: Picture) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        The layer and the window told apart the labels of small pictures best among those tried (docs/evaluation.md).
+        """
+        rows = np.zeros((len(images), FEATURES), np.float32)
+        for row, image in enumerate(images):
+            deepest = self._trunk(self._input(image))[1]
+            edge = deepest.shape[-1] // 5
+            rows[row] = deepest[0, :, edge:-edge, edge:-edge].mean((1, 2)).cpu().numpy()
+        return rows
+
+    def _input(self, image: Picture) -> torch.Tensor:
         small = resize(image, SIDE, SIDE, Image.Resampling.BILINEAR)
-        return self.forward(torch.from_numpy(to_chw(small, 127.5, 1 / 127.5))[None].to(self.device))
+        return torch.from_numpy(to_chw(small, 127.5, 1 / 127.5))[None].to(self.device)
 
-    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        """Box codes [N, 1917, 4], class logits [N, 1917, 91] and six feature maps of pictures [N, 3, 300, 300] in [-1, 1]."""
-        levels = self._levels(inputs)
-        boxes, logits = [], []
-        for level, features in enumerate(levels):
-            boxes.append(self._predict(features, f"boxes.{level}", 4))
-            logits.append(self._predict(features, f"classes.{level}", CLASSES))
-        return torch.cat(boxes, 1), torch.cat(logits, 1), levels
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Box codes [N, 1917, 4] and class logits [N, 1917, 91] of pictures [N, 3, 300, 300] in [-1, 1]."""
+        first, _, deepest = self._trunk(inputs)
+        levels = [first, self._unit(deepest, "head")]
+        for extra in range(2, 6):
+            hidden = self._unit(levels[-1], f"extra.{extra}.reduce")
+            hidden = self._unit(hidden, f"extra.{extra}.depthwise", stride=2)
+            levels.append(self._unit(hidden, f"extra.{extra}.expand"))
+        boxes = [self._predict(features, f"boxes.{level}", 4) for level, features in enumerate(levels)]
+        logits = [self._predict(features, f"classes.{level}", CLASSES) for level, features in enumerate(levels)]
+        return torch.cat(boxes, 1), torch.cat(logits, 1)
 
     def _predict(self, features: torch.Tensor, name: str, size: int) -> torch.Tensor:
         output = conv_same(features, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
         return output.permute(0, 2, 3, 1).reshape(len(features), -1, size)
 
-    def _levels(self, inputs: torch.Tensor) -> list[torch.Tensor]:
-        levels: list[torch.Tensor] = []
+    def _trunk(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """MobileNet: the map of the first detection level [N, 576, 19, 19], the last depthwise map and its projection."""
+        first = inputs
         hidden = self._unit(inputs, "stem", stride=2)
         index = 0
         for blocks, first_stride in STAGES:
@@ -92,18 +104,13 @@ class SsdMobileNetV2(PretrainedEncoder):
                 if index:
                     hidden = self._unit(hidden, f"{name}.expand")
                 if index == FIRST_DETECTION_BLOCK:
-                    levels.append(hidden)
-                hidden = self._unit(hidden, f"{name}.depthwise", first_stride if position == 0 else 1)
-                hidden = F.conv2d(hidden, self.weights[f"{name}.project.weight"], self.weights[f"{name}.project.bias"])
+                    first = hidden
+                depthwise = self._unit(hidden, f"{name}.depthwise", first_stride if position == 0 else 1)
+                hidden = F.conv2d(depthwise, self.weights[f"{name}.project.weight"], self.weights[f"{name}.project.bias"])
                 if hidden.shape == entry.shape:
                     hidden = hidden + entry
                 index += 1
-        levels.append(self._unit(hidden, "head"))
-        for extra in range(2, 6):
-            hidden = self._unit(levels[-1], f"extra.{extra}.reduce")
-            hidden = self._unit(hidden, f"extra.{extra}.depthwise", stride=2)
-            levels.append(self._unit(hidden, f"extra.{extra}.expand"))
-        return levels
+        return first, depthwise, hidden
 
     def _unit(self, inputs: torch.Tensor, name: str, stride: int = 1) -> torch.Tensor:
         """Convolution (depthwise where the weight says so), bias, ReLU6."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -63,12 +63,14 @@ class Caption:
         code: "" or NO_SOUND (what is seen is silent) or LOW_CONFIDENCE (nothing is recognised well enough).
         reason: one line for people, naming the top labels.
         score: confidence of the best event considered, also when it was too low.
+        guesses: events that were not likely enough, for a person who asks all the same; never paired.
     """
 
     events: tuple[SoundEvent, ...]
     code: str
     reason: str
     score: float
+    guesses: tuple[SoundEvent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,9 @@ def compose(tags: Sequence[Tag], lexicon: Lexicon, rules: Rules) -> Caption:
         return Caption(tuple(kept[: rules.max_events]), "", "", score)
     if silent >= 0.5:
         return Caption((), "NO_SOUND", f"what is seen makes no sound: {top}", score)
-    return Caption((), "LOW_CONFIDENCE", f"no sound is likely enough (best {score:.2f} of {rules.min_confidence:.2f}): {top}", score)
+    return Caption(
+        (), "LOW_CONFIDENCE", f"no sound is likely enough (best {score:.2f} of {rules.min_confidence:.2f}): {top}", score
+    )
 
 
 class Tagger:
@@ -168,14 +172,16 @@ class Tagger:
     @property
     def families(self) -> tuple[str, ...]:
         """Families of the models that look at the picture: none of them may judge pictures later."""
-        return tuple(sorted({tagger.family for tagger in self._taggers} | ({self._detector.family} if self._detector else set())))
+        return tuple(
+            sorted({tagger.family for tagger in self._taggers} | ({self._detector.family} if self._detector else set()))
+        )
 
     @property
     def family(self) -> str:
         """The families in one word."""
         return "+".join(self.families)
 
-    def load(self) -> Tagger:
+    def load(self) -> Self:
         """Read and check the weights; calling it again does nothing."""
         for tagger in self._taggers:
             tagger.load()
@@ -199,7 +205,9 @@ class Tagger:
 
     def tags(self, images: Sequence[Picture]) -> list[list[Tag]]:
         """Tags of each picture with a probability of at least `min_probability`, by vocabulary and index."""
-        probabilities: FloatArray = np.mean([tagger.probabilities(images) for tagger in self._taggers], axis=0, dtype=np.float32)
+        probabilities: FloatArray = np.mean(
+            [tagger.probabilities(images) for tagger in self._taggers], axis=0, dtype=np.float32
+        )
         labels = [label.split(", ")[0] for label in self._taggers[0].labels]
         result = []
         for row in probabilities:

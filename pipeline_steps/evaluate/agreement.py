@@ -113,5 +113,7 @@ def _real_rates(looks: Looks) -> FloatArray:
     rates = np.full(len(scores), np.nan)
     for item, (own, rival) in enumerate(zip(looks.own_real, looks.rival_real, strict=True)):
         if len(own) and len(rival):
-            rates[item] = item_win_rates(scores[item, own][None], scores[item, rival][None, :, None], np.ones((1, len(rival)), bool))[0]
+            rates[item] = item_win_rates(
+                scores[item, own][None], scores[item, rival][None, :, None], np.ones((1, len(rival)), bool)
+            )[0]
     return rates

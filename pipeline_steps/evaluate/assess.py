@@ -6,14 +6,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline_steps.core.media import MediaReader
-from pipeline_steps.encoders.pretrained import PretrainedEncoder
-from pipeline_steps.encoders.protocols import AudioFeatures, ImageFeatures
+from pipeline_steps.diffusion.pictures import square_picture
+from pipeline_steps.encoders.aisfx import AiSfx
 from pipeline_steps.evaluate import audio_judge, judges, picture_space
 from pipeline_steps.evaluate.config import Config
 from pipeline_steps.evaluate.drawing import PictureSource, render
@@ -62,7 +62,11 @@ class Assessment:
 
 
 def reference_pictures(
-    images: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]], agenda: Agenda, labels: Mapping[str, str], at_most: int
+    images: Sequence[Mapping[str, Any]],
+    pairs: Sequence[Mapping[str, Any]],
+    agenda: Agenda,
+    labels: Mapping[str, str],
+    at_most: int,
 ) -> list[str]:
     """Ids of real pictures that calibrate a judge: of the pool, of no group that is evaluated; training pairs first, then
     labelled pictures, then any, each in id order."""
@@ -82,11 +86,11 @@ def assess(
     log.info("drawing %d samples of each of %d sounds", config.samples_per_sound, len(heard))
     drawn = source.draw(heard, config.samples_per_sound, config.seed)
     unconditional = source.unconditional(config.unconditional_samples, config.seed + 1)
-    ears = judges.sound_judge(config.sound_judge, assets)
+    ears = judges.sound_judge(assets).load()
     log.info("listening with %s", config.sound_judge)
     recipes = dict(zip((sound.key for sound in agenda.sounds), agenda.tracks, strict=True))
     recipes |= {sound_key(track_list(pair)): track_list(pair) for pair in known.trained}
-    listener = judges.MemoisedFeatures(memo_url, "evaluate-sound", _describe(ears), config.batch_size)
+    listener = judges.MemoisedFeatures(memo_url, "evaluate-sound", ears.describe(), config.batch_size)
     embedded = listener.rows(sorted(recipes), lambda key: _listen(ears, recipes[key], media))
     computed, reused = listener.computed, listener.reused
 
@@ -96,12 +100,11 @@ def assess(
     wanted |= {str(pair["image_id"]) for pair in known.trained}
     for name in config.picture_judges:
         log.info("looking with %s", name)
-        eyes = judges.picture_judge(name, assets)
-        description = [_describe(eyes), "padded", source.side]
+        eyes = judges.picture_judge(name, assets).load()
+        description = [eyes.describe(), "square_picture", source.side]
         viewer = judges.MemoisedFeatures(memo_url, "evaluate-picture", description, config.batch_size)
         real = viewer.rows(sorted(wanted), lambda image_id, eyes=eyes: _look(eyes, media.image(image_id), source.side))  # type: ignore[misc]
         computed, reused = computed + viewer.computed, reused + viewer.reused
-        _load(eyes)
         features = Features(
             real,
             judges.drawn_features(eyes, drawn),
@@ -110,10 +113,10 @@ def assess(
         )
         settings = _settings(config, name, source)
         outcomes[name], evaluation["judges"][name], space = _judge(config, agenda, known, features, embedded, settings)
-        evaluation["judges"][name]["family"] = cast(Any, eyes).family
+        evaluation["judges"][name]["family"] = eyes.family
         if name == config.picture_judges[0] and config.sensitivity_sounds and config.sensitivity_gains_db:
             evaluation["sensitivity"] = _sensitivity(config, source, agenda, heard, eyes, space, settings)
-    evaluation["judges"][config.sound_judge] = {"family": cast(Any, ears).family}
+    evaluation["judges"][config.sound_judge] = {"family": ears.family}
     for key, items in agenda.sets.items():
         blocks = [found[key] for found in outcomes.values() if key in found]
         if blocks:
@@ -144,9 +147,7 @@ def _judge(
         facts |= {"ais_leave_one_out_r2": round(ais.loo_r2, 6), "ais_training_pairs": ais.n}
     pictures = sorted({str(pair["image_id"]) for pair in known.trained})
     found = {
-        key: judge_set(
-            key, items, agenda.sounds, features, space, ais, known.labels, pictures, known.image_groups, settings
-        )
+        key: judge_set(key, items, agenda.sounds, features, space, ais, known.labels, pictures, known.image_groups, settings)
         for key, items in agenda.sets.items()
         if len(items) > 1
     }
@@ -158,7 +159,7 @@ def _sensitivity(
     source: PictureSource,
     agenda: Agenda,
     heard: Sequence[npt.NDArray[np.float32]],
-    eyes: ImageFeatures,
+    eyes: judges.PictureJudge,
     space: picture_space.PictureSpace,
     settings: Settings,
 ) -> Row:
@@ -195,19 +196,11 @@ def _settings(config: Config, judge: str, source: PictureSource) -> Settings:
     )
 
 
-def _describe(encoder: Any) -> Row:
-    return cast(Row, encoder.describe())
-
-
-def _load(encoder: Any) -> None:
-    cast(PretrainedEncoder, encoder).load()
-
-
-def _listen(ears: AudioFeatures, tracks: Sequence[Track], media: MediaReader) -> npt.NDArray[np.float32]:
-    _load(ears)
+def _listen(ears: AiSfx, tracks: Sequence[Track], media: MediaReader) -> npt.NDArray[np.float32]:
     return ears.embed(render(tracks, media.sound))
 
 
-def _look(eyes: ImageFeatures, picture: ByteArray, side: int) -> npt.NDArray[np.float32]:
-    _load(eyes)
-    return eyes.features([judges.as_drawn(picture, side)])[0]
+def _look(eyes: judges.PictureJudge, picture: ByteArray, side: int) -> npt.NDArray[np.float32]:
+    """Features of a real picture as the model could at best have drawn it: both kinds must reach a judge through the same
+    resize (clean-fid, arXiv 2104.11222)."""
+    return np.asarray(eyes.features([square_picture(picture, side)])[0])

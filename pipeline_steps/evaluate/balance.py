@@ -60,7 +60,9 @@ def sound_flow(tables: Tables) -> list[Step]:
     held = len(tables.audio) - len(pool)
     dropped = Counter((row["action"], row["code"]) for row in tables.quarantine if row["kind"] == "audio")
     bad = Counter(
-        ("quarantined", row["code"]) for row in tables.embeddings_quarantine if row["kind"] == "audio" and row["item_id"] in pool
+        ("quarantined", row["code"])
+        for row in tables.embeddings_quarantine
+        if row["kind"] == "audio" and row["item_id"] in pool
     )
     embedded = len(pool) - sum(bad.values())
     used = {track["audio_id"] for row in tables.pairs for track in row["tracks"]}
@@ -90,7 +92,9 @@ def licence_counts(pairs: Table) -> list[tuple[str, int]]:
 
 def _named(dropped: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
     """Ingest says `dropped` where the flow says `quarantined`."""
-    return Counter({("abstained" if action == "abstained" else "quarantined", code): n for (action, code), n in dropped.items()})
+    return Counter(
+        {("abstained" if action == "abstained" else "quarantined", code): n for (action, code), n in dropped.items()}
+    )
 
 
 def _left(counts: Counter[tuple[str, str]]) -> tuple[tuple[str, str, int], ...]:

@@ -66,7 +66,9 @@ class LineChart:
 
 
 def interval_chart(
-    rows: Sequence[tuple[str, Mapping[str, Any], str]], reference: float | None = None, bounds: tuple[float, float] | None = None
+    rows: Sequence[tuple[str, Mapping[str, Any], str]],
+    reference: float | None = None,
+    bounds: tuple[float, float] | None = None,
 ) -> IntervalChart | None:
     """Rows (label, entry of evaluation.json, kind) as a chart; rows without a value are left out; None if none is left.
 
@@ -81,13 +83,24 @@ def interval_chart(
         low, high = min(low, reference), max(high, reference)
     ticks = nice_ticks(low, high)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
-    place = lambda value: round(LABEL + (WIDTH - LABEL - 24) * (value - low) / (high - low or 1.0), 2)  # noqa: E731
+
+    def place(value: float) -> float:
+        return round(LABEL + (WIDTH - LABEL - 24) * (value - low) / (high - low or 1.0), 2)
+
     drawn = []
     for number, (label, found, kind) in enumerate(known):
         value = float(found["value"])
         ends = [float(found[key]) if found.get(key) is not None else value for key in ("low", "high")]
         drawn.append(
-            IntervalRow(label, round(TOP + ROW * (number + 0.5), 2), place(value), place(ends[0]), place(ends[1]), number_text(value), kind)
+            IntervalRow(
+                label,
+                round(TOP + ROW * (number + 0.5), 2),
+                place(value),
+                place(ends[0]),
+                place(ends[1]),
+                number_text(value),
+                kind,
+            )
         )
     marks = tuple(Tick(place(value), number_text(value)) for value in ticks)
     return IntervalChart(TOP + ROW * len(known) + AXIS, tuple(drawn), marks, None if reference is None else place(reference))
@@ -107,8 +120,14 @@ def line_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x_label: str
     x_ticks, y_ticks = nice_ticks(0.0, max(xs)), nice_ticks(bottom, top)
     bottom, top, right = min(bottom, y_ticks[0]), max(top, y_ticks[-1]), max(max(xs), x_ticks[-1])
     height, left = 260.0, 56.0
-    across = lambda x: round(left + (WIDTH - left - 16) * x / (right or 1.0), 2)  # noqa: E731
-    up = lambda y: round(TOP + (height - TOP - 40) * (1 - (min(max(y, bottom), top) - bottom) / (top - bottom or 1.0)), 2)  # noqa: E731
+
+    def across(x: float) -> float:
+        return round(left + (WIDTH - left - 16) * x / (right or 1.0), 2)
+
+    def up(y: float) -> float:
+        inside = min(max(y, bottom), top)
+        return round(TOP + (height - TOP - 40) * (1 - (inside - bottom) / (top - bottom or 1.0)), 2)
+
     lines = tuple(
         Line(name, number % 4, " ".join(f"{across(x)},{up(y)}" for x, y in _thinned(points)))
         for number, (name, points) in enumerate(kept.items())
@@ -139,7 +158,7 @@ def number_text(value: float) -> str:
         return "0"
     size = abs(value)
     if size >= 1000:
-        text = f"{value:,.0f}".replace(",", " ")
+        text = f"{value:,.0f}"
     elif size >= 100:
         text = f"{value:.0f}"
     elif size >= 10:

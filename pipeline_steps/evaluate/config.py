@@ -23,11 +23,11 @@ class Config(StageConfig):
     )
     samples_per_sound: int = Field(4, ge=1, le=64, description="pictures drawn from each sound")
     unconditional_samples: int = Field(64, ge=4, le=10_000, description="pictures drawn without a sound")
-    guidance_scale: float = Field(3.0, ge=0, le=30, description="classifier-free guidance; 1 is none")
-    steps: int = Field(25, ge=1, le=1000, description="sampling steps")
+    guidance_scale: float | None = Field(None, ge=0, le=30, description="classifier-free guidance; null: as the model says")
+    steps: int | None = Field(None, ge=1, le=1000, description="sampling steps; null: as the model says")
     max_test_pairs: int = Field(200, ge=2, le=100_000, description="test pairs drawn; more are thinned evenly by pair id")
     picture_judges: Annotated[list[PictureJudgeName], Field(min_length=1, max_length=3)] = Field(
-        default_factory=lambda: ["ssd_mobilenet_v2"], description="the first one gives the headline numbers"
+        default=["ssd_mobilenet_v2"], description="the first one gives the headline numbers"
     )
     sound_judge: Literal["aisfx"] = Field("aisfx", description="sound side of the audio-image judge")
     allow_shared_family: bool = Field(
@@ -40,7 +40,7 @@ class Config(StageConfig):
     small_sample: int = Field(30, ge=2, le=10_000, description="fewer independent clusters than this raises a warning")
     sensitivity_sounds: int = Field(8, ge=0, le=1000, description="sounds drawn again at other gains; 0 skips the section")
     sensitivity_gains_db: Annotated[list[Gain], Field(max_length=8)] = Field(
-        default_factory=lambda: [-12.0, 6.0], description="gains compared with 0 dB"
+        default=[-12.0, 6.0], description="gains compared with 0 dB"
     )
     gallery_pairs: int = Field(60, ge=0, le=2000, description="pairs shown in the report: best, weakest and random ones")
     gallery_draws: int = Field(130, ge=0, le=2000, description="sounds whose drawings are shown in the report")

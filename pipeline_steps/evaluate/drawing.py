@@ -20,10 +20,15 @@ class PictureSource(Protocol):
     Attributes:
         side: pixels of a drawn picture, which is square.
         sample_rate_hz: the rate the model hears at.
+        guidance_scale, steps: how it draws.
+        families: of the pretrained networks inside the model.
     """
 
     side: int
     sample_rate_hz: int
+    guidance_scale: float
+    steps: int
+    families: frozenset[str]
 
     def draw(self, sounds: Sequence[FloatArray], samples: int, seed: int) -> ByteArray:
         """RGB uint8 [M, samples, side, side, 3] from mono 48 kHz sounds; sample s starts from the same noise for every

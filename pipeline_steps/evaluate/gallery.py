@@ -36,7 +36,13 @@ NEAREST = 5
 
 
 def pair_cards(
-    pairs: Sequence[Row], events: Sequence[Row], neighbours: Sequence[Row], catalog: Catalog, shelf: Shelf, at_most: int, seed: int
+    pairs: Sequence[Row],
+    events: Sequence[Row],
+    neighbours: Sequence[Row],
+    catalog: Catalog,
+    shelf: Shelf,
+    at_most: int,
+    seed: int,
 ) -> list[Card]:
     """One card per chosen pair: its events, the sound it got, and what else was near."""
     chosen = choose_pairs(pairs, at_most, seed)

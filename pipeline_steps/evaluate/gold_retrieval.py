@@ -66,7 +66,9 @@ def gold_retrieval(
     seen = np.array([pair.label in seen_classes for pair in usable])
     for name, mask in (("pipeline_seen", seen), ("pipeline_unseen", ~seen)):
         if mask.any():
-            rows[name] = summary(found[mask], [cluster for cluster, kept in zip(clusters, mask, strict=True) if kept], repeats, seed)
+            rows[name] = summary(
+                found[mask], [cluster for cluster, kept in zip(clusters, mask, strict=True) if kept], repeats, seed
+            )
     oracle = np.full(len(usable), np.nan)
     if label_vectors is not None:
         queries = np.stack([label_vectors[pair.label] for pair in usable])
@@ -80,7 +82,12 @@ def gold_retrieval(
         "without_vector": len(pairs) - len(usable),
         "rows": rows,
         "ranks": [
-            {"pair": pair.name, "label": pair.label, "rank": float(rank), "oracle_rank": None if np.isnan(best) else float(best)}
+            {
+                "pair": pair.name,
+                "label": pair.label,
+                "rank": float(rank),
+                "oracle_rank": None if np.isnan(best) else float(best),
+            }
             for pair, rank, best in zip(usable, found, oracle, strict=True)
         ],
     }

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from pipeline_steps.core.identity import fingerprint
 from pipeline_steps.core.memo import Memo
 from pipeline_steps.encoders.aisfx import AiSfx
 from pipeline_steps.encoders.augnet import AugNet
 from pipeline_steps.encoders.efficientnet_lite0 import EfficientNetLite0
-from pipeline_steps.encoders.pictures import frame_square, resize
-from pipeline_steps.encoders.protocols import AudioFeatures, ImageFeatures
 from pipeline_steps.encoders.ssd_mobilenet_v2 import SsdMobileNetV2
 
 FloatArray = npt.NDArray[np.float32]
@@ -27,25 +26,22 @@ VECTOR = pa.schema([pa.field("vector", pa.list_(pa.float32()))])
 AUGNET_SIDE = 128
 """px; drawn pictures are small, a larger input costs time and shows nothing more."""
 
-log = logging.getLogger(__name__)
+PictureJudge = AugNet | EfficientNetLite0 | SsdMobileNetV2
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
-def picture_judge(name: str, assets: Path) -> ImageFeatures:
+def picture_judge(name: str, assets: Path) -> PictureJudge:
     """The network of a picture judge; its weights are not loaded yet."""
     if name == "augnet":
         return AugNet(assets, short_side=AUGNET_SIDE)
-    return {"ssd_mobilenet_v2": SsdMobileNetV2, "efficientnet_lite0": EfficientNetLite0}[name](assets)
+    return SsdMobileNetV2(assets) if name == "ssd_mobilenet_v2" else EfficientNetLite0(assets)
 
 
-def sound_judge(name: str, assets: Path) -> AudioFeatures:
-    """The network of a sound judge; its weights are not loaded yet."""
-    return {"aisfx": AiSfx}[name](assets)
-
-
-def as_drawn(picture: ByteArray, side: int) -> ByteArray:
-    """A real picture as the model could at best have drawn it: padded to a white square, `side` px, bicubic with
-    antialiasing. Real and drawn pictures must reach a judge through the same resize (clean-fid, arXiv 2104.11222)."""
-    return resize(frame_square(picture, "pad"), side, side)
+def sound_judge(assets: Path) -> AiSfx:
+    """The network of the sound judge; its weights are not loaded yet."""
+    return AiSfx(assets)
 
 
 class MemoisedFeatures:
@@ -56,22 +52,38 @@ class MemoisedFeatures:
         self._batch_size = batch_size
         self.computed = self.reused = 0
 
-    def rows(self, ids: Sequence[str], compute: Callable[[str], FloatArray]) -> dict[str, npt.NDArray[np.float64]]:
-        """id -> [D]; `compute` is called for ids not met before."""
-        wanted = sorted(set(ids))
+    def rows(self, keys: Sequence[str], compute: Callable[[str], FloatArray]) -> dict[str, npt.NDArray[np.float64]]:
+        """key -> [D]; `compute` is called, several at a time, for keys not met before."""
+        wanted = sorted(set(keys))
         known = {key: np.asarray(row["vector"], np.float64) for key, row in self._memo.load(wanted).items()}
         self.reused += len(known)
-        missing = [item for item in wanted if item not in known]
+        missing = [key for key in wanted if key not in known]
         for start in range(0, len(missing), self._batch_size):
-            batch = {item: np.asarray(compute(item), np.float32) for item in missing[start : start + self._batch_size]}
-            self._memo.append({item: {"vector": vector} for item, vector in batch.items()})
-            known.update({item: vector.astype(np.float64) for item, vector in batch.items()})
+            batch = missing[start : start + self._batch_size]
+            vectors = side_by_side(lambda key: np.asarray(compute(key), np.float32), batch)
+            self._memo.append({key: {"vector": vector} for key, vector in zip(batch, vectors, strict=True)})
+            known.update({key: vector.astype(np.float64) for key, vector in zip(batch, vectors, strict=True)})
             self.computed += len(batch)
         return known
 
 
-def drawn_features(judge: ImageFeatures, pictures: ByteArray) -> npt.NDArray[np.float64]:
+def side_by_side(function: Callable[[Key], Value], keys: Sequence[Key]) -> list[Value]:
+    """function(key) for every key, in order, on as many threads as torch has, each network call on one of them.
+
+    Small networks do not get faster from more threads inside one call, and a call on one thread gives the same bits on
+    every machine of a kind, however many cores it has.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(function, keys))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def drawn_features(judge: PictureJudge, pictures: ByteArray) -> npt.NDArray[np.float64]:
     """Features [..., D] of drawn pictures uint8 [..., H, W, 3]."""
     flat = pictures.reshape(-1, *pictures.shape[-3:])
-    rows = judge.features(list(flat))
+    rows = np.stack(side_by_side(lambda row: judge.features([flat[row]])[0], range(len(flat))))
     return np.asarray(rows, np.float64).reshape(*pictures.shape[:-3], -1)

@@ -61,7 +61,7 @@ def spectrogram(samples_48k: FloatArray) -> ByteArray:
     decibel = 10.0 * np.log10(power + 1e-12)
     level = np.clip((decibel - decibel.max()) / _DYNAMIC_DB + 1.0, 0.0, 1.0).T[::-1]
     grey = Image.fromarray(np.round(255 * level).astype(np.uint8)).resize(SPECTROGRAM, Image.Resampling.BILINEAR)
-    return _colour_map()[np.asarray(grey)]
+    return np.asarray(_colour_map()[np.asarray(grey)])
 
 
 @lru_cache(maxsize=1)

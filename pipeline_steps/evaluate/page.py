@@ -38,23 +38,22 @@ def render_page(context: Mapping[str, Any]) -> str:
         f"default-src 'none'; img-src 'self' file:; media-src 'self' file:; style-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    return made.get_template("report.html").render(**context, policy=policy, style=Markup(style))  # noqa: S704: our own file
+    return made.get_template("report.html").render(**context, policy=policy, style=Markup(style))  # noqa: S704
 
 
-def shown(text: object) -> str:
-    """An untrusted text for display: control and direction-changing characters as escapes, cut to `MAX_TEXT`.
+def shown(text: object, limit: int = MAX_TEXT) -> str:
+    """An untrusted text for display: control and direction-changing characters as escapes, cut to `limit`.
 
     Escaping of HTML is the template's work; this removes what escaping leaves, e.g. U+202E, which would turn the rest of
     the line around.
     """
-    clean = "".join(
-        char if not unicodedata.category(char).startswith("C") else f"\\u{ord(char):04x}" for char in str("" if text is None else text)
-    )
-    return clean if len(clean) <= MAX_TEXT else clean[: MAX_TEXT - 1] + "\u2026"
+    raw = "" if text is None else str(text)
+    clean = "".join(f"\\u{ord(char):04x}" if unicodedata.category(char).startswith("C") else char for char in raw)
+    return clean if len(clean) <= limit else clean[: limit - 1] + "\u2026"
 
 
 def interval_text(entry: Mapping[str, Any]) -> str:
-    """"0.61 [0.55, 0.67]" of an entry of evaluation.json; a dash when there is no number."""
+    """ "0.61 [0.55, 0.67]" of an entry of evaluation.json; a dash when there is no number."""
     if entry.get("value") is None:
         return "\u2013"
     text = number_text(float(entry["value"]))

@@ -64,9 +64,7 @@ def publish(
     """Every file of the report; the page comes last, so that whoever writes in order has it once all else is there."""
     files: dict[str, bytes] = {}
     shelf = _Shelf(files, sources)
-    catalog = Catalog(
-        {row["image_id"]: row for row in tables.images}, {row["audio_id"]: row for row in tables.audio}, labels
-    )
+    catalog = Catalog({row["image_id"]: row for row in tables.images}, {row["audio_id"]: row for row in tables.audio}, labels)
     judge = config.picture_judges[0]
     titles = agenda.titles
     context = {
@@ -79,9 +77,7 @@ def publish(
         "headline": summary.headline(evaluation, judge, config.sound_judge, _coverage(tables)),
         "warnings": [*evaluation["warnings"], *unaccounted(picture_flow(tables)), *unaccounted(sound_flow(tables))],
         "pairs_rule": _pairs_rule(len(tables.pairs), config.gallery_pairs),
-        "pairs": pair_cards(
-            tables.pairs, tables.events, neighbours, catalog, shelf.shelf, config.gallery_pairs, config.seed
-        ),
+        "pairs": pair_cards(tables.pairs, tables.events, neighbours, catalog, shelf.shelf, config.gallery_pairs, config.seed),
         "drawn": _drawn(config, assessment, agenda, shelf),
         "charts": summary.win_charts(evaluation, titles),
         "tables": summary.metric_tables(evaluation, titles),
@@ -92,7 +88,8 @@ def publish(
         "facts": _facts(tables, statistics),
         "abstained": summary.reason_table(_abstained(tables, catalog), config.table_rows, shelf.known_picture(catalog)),
         "quarantined": summary.reason_table(_quarantined(tables), config.table_rows, lambda _: None),
-        "method": summary.method(evaluation["protocol"], judge, config.sound_judge),
+        "protocol": evaluation["protocol"],
+        "judge": judge,
     }
     files["plots/items.csv"] = csv_bytes(assessment.items)
     files["plots/metrics.csv"] = csv_bytes(_metric_rows(evaluation))
@@ -136,7 +133,10 @@ def _drawn(config: Config, assessment: Assessment, agenda: Agenda, shelf: _Shelf
     """Galleries of the test set and of the gold set (its seen part is marked on the cards)."""
     metrics = [f"win_rate_{config.picture_judges[0]}", f"ais_winrate_{config.sound_judge}_{config.picture_judges[0]}"]
     sections = []
-    at = lambda sound: shelf.strip(agenda.sounds[sound].key, assessment.drawn[sound])  # noqa: E731
+
+    def at(sound: int) -> str:
+        return shelf.strip(agenda.sounds[sound].key, assessment.drawn[sound])
+
     for key in ("test", "gold"):
         items = agenda.sets[key]
         cards: list[dict[str, Any]] = []
@@ -180,7 +180,11 @@ def _sensitivity(evaluation: Row) -> dict[str, Any] | None:
         return None
     names = {"other_noise": "same sound, other noise", "other_sound": "other sound, same noise"}
     rows = [
-        (names.get(name, name.removeprefix("gain_").replace("_db", " dB").replace("-", "\u2212")), value, "control" if name in names else "model")
+        (
+            names.get(name, name.removeprefix("gain_").replace("_db", " dB").replace("-", "\u2212")),
+            value,
+            "control" if name in names else "model",
+        )
         for name, value in found.items()
     ]
     chart = interval_chart(rows, bounds=(0.0, 1.0))
@@ -189,12 +193,12 @@ def _sensitivity(evaluation: Row) -> dict[str, Any] | None:
 
 def _training(training: Training, files: dict[str, bytes]) -> dict[str, Any]:
     charts = []
-    for title, names, smooth in (
-        ("Training loss (mean of 25 steps)", ("train",), 25),
-        ("Validation loss", ("val", "ema"), 1),
-        ("Learning rate", ("rate",), 1),
+    for title, prefix, smooth in (
+        ("Training loss, mean of 50 steps", "loss", 50),
+        ("Training loss by noise level, from little (t0) to nearly pure noise", "loss_t", 200),
+        ("Loss on validation pairs, averaged weights", "validation_loss", 1),
     ):
-        curves = {name: points for name, points in training.curves.items() if any(part in name.lower() for part in names)}
+        curves = {name: points for name, points in training.curves.items() if name.rstrip("0123456789") == prefix}
         chart = line_chart(curves, "optimiser steps", smooth)
         if chart:
             charts.append({"title": title, "chart": chart})
@@ -216,11 +220,20 @@ def _facts(tables: Tables, statistics: Row) -> list[dict[str, str]]:
         ("pairs by split", ", ".join(f"{split} {n}" for split, n in counts.items())),
         ("different sounds used", str(len(sounds))),
         ("sound groups in two splits", str(crossing)),
-        ("licences of the pairs (the stricter of both sides)", ", ".join(f"{name} {n}" for name, n in licence_counts(tables.pairs))),
+        (
+            "licences of the pairs (the stricter of both sides)",
+            ", ".join(f"{name} {n}" for name, n in licence_counts(tables.pairs)),
+        ),
     ]
     leaks = statistics.get("leaks")
     if isinstance(leaks, Mapping):
-        facts.insert(3, ("leaks found between splits", f"{sum(int(n) for n in leaks.values())} ({', '.join(f'{k} {v}' for k, v in leaks.items())})"))
+        facts.insert(
+            3,
+            (
+                "leaks found between splits",
+                f"{sum(int(n) for n in leaks.values())} ({', '.join(f'{k} {v}' for k, v in leaks.items())})",
+            ),
+        )
     for key, name in (("greedy", "re-use if each picture took its first choice"), ("balanced", "re-use as assigned")):
         found = statistics.get(key)
         if isinstance(found, Mapping) and {"max_reuse", "gini"} <= set(found):
@@ -232,7 +245,11 @@ def _abstained(tables: Tables, catalog: Catalog) -> list[dict[str, Any]]:
     pool = {row["image_id"] for row in tables.images if not row["holdout"]}
     rows = [row for row in (*tables.captions_abstained, *tables.pairs_abstained) if row["image_id"] in pool]
     return [
-        {"id": row["image_id"], "item": catalog.images[row["image_id"]]["path"], **{k: row[k] for k in ("stage", "code", "reason")}}
+        {
+            "id": row["image_id"],
+            "item": catalog.images[row["image_id"]]["path"],
+            **{k: row[k] for k in ("stage", "code", "reason")},
+        }
         for row in sorted(rows, key=lambda row: (row["stage"], row["code"], row["image_id"]))
     ]
 

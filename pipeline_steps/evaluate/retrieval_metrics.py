@@ -41,9 +41,7 @@ def event_scores(similarity: npt.ArrayLike, weights: npt.ArrayLike) -> FloatArra
 
 def summary(rank: FloatArray, clusters: Sequence[str], repeats: int, seed: int) -> dict[str, Estimate]:
     """R@1, R@5, R@10, MRR (mean of 1/rank) and median rank of `rank` [Q], each with a cluster-bootstrap interval."""
-    found = {
-        f"recall_at_{k}": mean_estimate((rank <= k).astype(np.float64), clusters, repeats, seed) for k in RECALL_AT
-    }
+    found = {f"recall_at_{k}": mean_estimate((rank <= k).astype(np.float64), clusters, repeats, seed) for k in RECALL_AT}
     found["mrr"] = mean_estimate(1.0 / rank, clusters, repeats, seed)
     found["median_rank"] = _median_estimate(rank, clusters, repeats, seed)
     return found

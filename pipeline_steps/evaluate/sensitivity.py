@@ -12,9 +12,7 @@ from pipeline_steps.evaluate.bootstrap import Estimate, mean_estimate
 FloatArray = npt.NDArray[np.float64]
 
 
-def gain_distances(
-    looks: Mapping[float, FloatArray], groups: Sequence[str], repeats: int, seed: int
-) -> dict[str, Estimate]:
+def gain_distances(looks: Mapping[float, FloatArray], groups: Sequence[str], repeats: int, seed: int) -> dict[str, Estimate]:
     """Mean cosine distance (0 equal, 1 unrelated) between drawings in a judge's space.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -19,7 +18,18 @@ import torch
 
 from pipeline_steps import tracking
 from pipeline_steps.core.atomic import write_bytes
-from pipeline_steps.core.contracts import ABSTAINED, AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBOURS, PAIRS, QUARANTINE, TEXT_IDS
+from pipeline_steps.core.contracts import (
+    ABSTAINED,
+    AUDIO,
+    AUDIO_IDS,
+    EVENTS,
+    IMAGES,
+    NEIGHBOURS,
+    PAIRS,
+    QUARANTINE,
+    TEXT_IDS,
+    Contract,
+)
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.identity import sha256_bytes, text_id
 from pipeline_steps.core.layout import Layout
@@ -66,9 +76,10 @@ def run(config: Config, layout: Layout) -> StageReport:
     """Draw, judge and report; numbers and grids go to the tracker, and to the logged model that they are about."""
     from pipeline_steps.evaluate.model import open_source
 
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     with tracking.run("evaluate", layout, config, inputs=[layout.pairs, layout.media, layout.model]) as tracker:
-        return make(config, layout, open_source(layout.model, layout.assets, config), tracker)
+        return make(config, layout, open_source(layout.model, config.guidance_scale, config.steps), tracker)
 
 
 def make(config: Config, layout: Layout, source: PictureSource, tracker: NullTracker) -> StageReport:
@@ -79,10 +90,10 @@ def make(config: Config, layout: Layout, source: PictureSource, tracker: NullTra
         DataError: neither two test pairs nor two gold pairs, or a table that is missing or does not fit.
     """
     report = StageReport("evaluate")
-    inputs = read_inputs(config, layout)
+    inputs = read_inputs(config, layout, source.families)
     tables, truth = inputs.tables, inputs.truth
-    judges = {name: picture_judge(name, layout.assets).family for name in config.picture_judges}
-    judges[config.sound_judge] = sound_judge(config.sound_judge, layout.assets).family
+    judges: dict[str, str] = {name: picture_judge(name, layout.assets).family for name in config.picture_judges}
+    judges[config.sound_judge] = sound_judge(layout.assets).family
     shared = refuse_shared(judges, inputs.took_part, config.allow_shared_family)
     image_groups = {row["image_id"]: row["group_id"] for row in tables.images}
     audio_groups = {row["audio_id"]: row["group_id"] for row in tables.audio}
@@ -98,9 +109,9 @@ def make(config: Config, layout: Layout, source: PictureSource, tracker: NullTra
     trained = [pair for pair in tables.pairs if pair["split"] == "train"]
     reference = reference_pictures(tables.images, tables.pairs, agenda, truth.labels, config.reference_pictures)
     known = Known(truth.labels, image_groups, trained, reference)
+    retrieval, ranks = _retrieval(config, layout, memo, inputs, agenda, audio_groups)
     assessment = assess(config, agenda, known, source, media, layout.assets, memo)
     report.computed, report.reused = assessment.computed, assessment.reused
-    retrieval, ranks = _retrieval(config, layout, memo, inputs, agenda, audio_groups)
     evaluation: Row = {**assessment.evaluation, "protocol": _protocol(config, source, inputs, shared)}
     evaluation["warnings"] = [*shared, *assessment.evaluation["warnings"]]
     if truth.unmatched:
@@ -123,18 +134,25 @@ def make(config: Config, layout: Layout, source: PictureSource, tracker: NullTra
         sources,
     )
     write_report(layout.reports, files)
-    report.metrics = {"sounds_drawn": len(agenda.sounds), "report_bytes": sum(map(len, files.values())), "report_files": len(files)}
+    report.metrics = {
+        "sounds_drawn": len(agenda.sounds),
+        "report_bytes": sum(map(len, files.values())),
+        "report_files": len(files),
+    }
     _track(tracker, layout, evaluation, agenda, assessment)
     return report
 
 
-def read_inputs(config: Config, layout: Layout) -> Inputs:
+def read_inputs(config: Config, layout: Layout, model_families: frozenset[str]) -> Inputs:
     """Every table the report speaks of, the ground truth, and the families of all networks that made data or model.
 
     Raises:
         DataError: a file is missing or does not fit.
     """
-    read = lambda path, contract: read_table(path, contract).to_pylist()  # noqa: E731
+
+    def read(path: Path, contract: Contract) -> list[Row]:
+        return list(read_table(path, contract).to_pylist())
+
     tables = Tables(
         images=read(layout.catalog / "images.parquet", IMAGES),
         audio=read(layout.catalog / "audio.parquet", AUDIO),
@@ -155,7 +173,7 @@ def read_inputs(config: Config, layout: Layout) -> Inputs:
     took_part = {
         "captions": families_in(_json(layout.captions / "meta.json")),
         "embeddings": families_in(_json(layout.embeddings / "meta.json")),
-        "model": set().union(*(families_in(_json(path)) for path in sorted(layout.model.glob("*.json"))), set()),
+        "model": set(model_families),
     }
     return Inputs(
         tables,
@@ -174,7 +192,9 @@ def read_training(model: Path) -> Training:
         step = re.search(r"(\d+)", path.stem)
         if step:
             grids[int(step.group(1))] = path.read_bytes()
-    return Training(training_curves({path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.csv"))}), grids)
+    return Training(
+        training_curves({path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.csv"))}), grids
+    )
 
 
 def write_report(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -197,7 +217,7 @@ def _retrieval(
     space = Space(
         texts, {row["text_id"]: row["row"] for row in text_rows}, sounds, {row["audio_id"]: row["row"] for row in audio_rows}
     )
-    events: dict[str, list[Row]] = {}
+    events: dict[str, list[Mapping[str, Any]]] = {}
     for event in inputs.tables.events:
         events.setdefault(event["image_id"], []).append(event)
     labels = sorted({pair.label for pair in inputs.truth.pairs})
@@ -247,12 +267,14 @@ def _vectors(path: Path, meta: Row) -> FloatArray:
 
 def _protocol(config: Config, source: PictureSource, inputs: Inputs, shared: list[str]) -> Row:
     kept = (
-        "samples_per_sound", "unconditional_samples", "guidance_scale", "steps", "seed", "bootstrap_repeats",
+        "samples_per_sound", "unconditional_samples", "seed", "bootstrap_repeats",
         "density_neighbours", "sound_judge", "max_test_pairs", "judge_shrinkage",
     )  # fmt: skip
     return {
         **{name: getattr(config, name) for name in kept},
         "picture_judges": list(config.picture_judges),
+        "guidance_scale": source.guidance_scale,
+        "steps": source.steps,
         "sample_rate_hz": source.sample_rate_hz,
         "side_px": source.side,
         "families_that_took_part": sorted(set().union(*inputs.took_part.values())),

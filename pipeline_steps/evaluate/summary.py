@@ -18,7 +18,10 @@ def headline(evaluation: Row, judge: str, sound_judge: str, pool: tuple[int, int
     """The numbers a reader wants first, each with what it means and what it does not; `pool` is (paired, pictures)."""
     win, ais = f"win_rate_{judge}", f"ais_winrate_{sound_judge}_{judge}"
     cards = []
-    for name, title in (("test", "Does the model hear? Test pairs"), ("gold_seen", "Does it hear? True pairs of known classes")):
+    for name, title in (
+        ("test", "Does the model hear? Test pairs"),
+        ("gold_seen", "Does it hear? True pairs of known classes"),
+    ):
         block = evaluation.get(name)
         if not block:
             continue
@@ -28,8 +31,8 @@ def headline(evaluation: Row, judge: str, sound_judge: str, pool: tuple[int, int
             _card(
                 title,
                 found,
-                "How often a picture drawn from the right sound is nearer to the real picture than one drawn from another sound. "
-                "A half is chance.",
+                "How often a picture drawn from the right sound is nearer to the real picture than one drawn from "
+                "another sound. A half is chance.",
                 f"The judge is far from perfect: between real pictures it reaches {truth}.",
                 _against(found, 0.5),
             )
@@ -41,8 +44,8 @@ def headline(evaluation: Row, judge: str, sound_judge: str, pool: tuple[int, int
                 _card(
                     "Does the picture fit the sound?",
                     rows["model"][ais],
-                    "The same question without the real picture: a linear map from sound to picture, learned on the training pairs' "
-                    "real media, is the judge.",
+                    "The same question without the real picture: the judge is a linear map from sound to picture, "
+                    "learned on the training pairs' real media.",
                     f"On the real test pictures this judge reaches {interval_text(rows['ground_truth'].get(ais, {}))}.",
                     _against(rows["model"][ais], 0.5),
                 )
@@ -74,7 +77,13 @@ def headline(evaluation: Row, judge: str, sound_judge: str, pool: tuple[int, int
     paired, pictures = pool
     share = {"value": paired / pictures if pictures else None}
     cards.append(
-        _card("Pictures that got a sound", share, f"{paired} of {pictures} in the pool.", "The others abstained; their reasons are below.", "")
+        _card(
+            "Pictures that got a sound",
+            share,
+            f"{paired} of {pictures} in the pool.",
+            "The others abstained; their reasons are below.",
+            "",
+        )
     )
     return cards
 
@@ -94,7 +103,7 @@ def _card(title: str, found: Row, says: str, limit: str, tone: str) -> dict[str,
 
 
 def _against(found: Row, chance: float) -> str:
-    """"good" if the whole interval is above chance, "bad" if it is not, "" when there is no interval."""
+    """ "good" if the whole interval is above chance, "bad" if it is not, "" when there is no interval."""
     if found.get("low") is None:
         return ""
     return "good" if float(found["low"]) > chance else "bad"
@@ -113,7 +122,9 @@ def metric_tables(evaluation: Row, titles: Mapping[str, str]) -> list[dict[str, 
             for metric in metrics
         ]
         columns = [column.replace("_", " ") for column in COLUMNS]
-        tables.append({"title": title, "pairs": block["n_pairs"], "sounds": block["n_sounds"], "columns": columns, "lines": lines})
+        tables.append(
+            {"title": title, "pairs": block["n_pairs"], "sounds": block["n_sounds"], "columns": columns, "lines": lines}
+        )
     return tables
 
 
@@ -146,7 +157,11 @@ def win_charts(evaluation: Row, titles: Mapping[str, str]) -> list[dict[str, Any
     charts = []
     for metric in metrics:
         rows = [
-            (f"{name.replace('_', ' ')}: {row.replace('_', ' ')}", evaluation[name]["rows"][row].get(metric, {}), KINDS.get(row, "control"))
+            (
+                f"{name.replace('_', ' ')}: {row.replace('_', ' ')}",
+                evaluation[name]["rows"][row].get(metric, {}),
+                KINDS.get(row, "control"),
+            )
             for name in titles
             if name in evaluation
             for row in COLUMNS[:4]
@@ -192,20 +207,3 @@ def reason_table(rows: Sequence[Row], at_most: int, picture: Callable[[str], str
         "rows": [{**row, "picture": picture(str(row["id"]))} for row in rows[:at_most]],
         "hidden": max(0, len(rows) - at_most),
     }
-
-
-def method(protocol: Row, judge: str, sound_judge: str) -> list[dict[str, str]]:
-    """The definitions beside the numbers; docs/evaluation.md has the formulas."""
-    return [
-        {"name": f"win_rate_{judge}", "text": "P[similarity(picture drawn from the item's sound, real picture) > similarity(picture drawn from another sound, real picture)], ties half; other sounds are of another recording group and, where known, another class; mean over items."},
-        {"name": f"ais_winrate_{sound_judge}_{judge}", "text": "The same with the real picture replaced by what a ridge regression, fitted on the training pairs' real media, foretells from the sound."},
-        {"name": f"kid_{judge}", "text": "Unbiased squared maximum mean discrepancy with the kernel (x.y/D + 1)^3 (Binkowski et al. 2018) between drawn and real pictures in this judge's features."},
-        {"name": f"cmmd_style_{judge}", "text": "The same with a Gaussian kernel, bandwidth the median distance of the real pictures, times 1000 (after Jayasumana et al. 2024, who use CLIP features)."},
-        {"name": f"frechet_{judge}", "text": "Frechet distance of Gaussians (Heusel et al. 2017). Biased at small N: compare only at equal N."},
-        {"name": "density, coverage", "text": f"Naeem et al. 2020, k = {protocol['density_neighbours']}, balls around real pictures."},
-        {"name": "intervals", "text": f"95 %, percentile bootstrap over whole sound groups (and picture groups for distances), {protocol['bootstrap_repeats']} resamples, seed {protocol['seed']}."},
-        {"name": "samples", "text": f"{protocol['samples_per_sound']} per sound, {protocol['steps']} steps, guidance {protocol['guidance_scale']}, seed {protocol['seed']}; sample s starts from the same noise for every sound. The model hears at {protocol['sample_rate_hz']} Hz."},
-        {"name": "judges", "text": f"Pictures: {', '.join(protocol['picture_judges'])}; sounds: {sound_judge}. Families that took part: {', '.join(protocol['families_that_took_part']) or 'none recorded'}. " + ("No judge is of one of them." if not protocol["shared_families"] else "SHARED, so circular: " + "; ".join(protocol["shared_families"]) + ".")},
-        {"name": "gold pairs of seen classes", "text": "Gold pairs whose ground-truth label is the label of a picture or of a sound of at least one training pair."},
-        {"name": "text oracle", "text": "Not applicable: the model reads no text."},
-    ]  # fmt: skip

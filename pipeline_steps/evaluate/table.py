@@ -160,7 +160,10 @@ def _sound_looks(
     items: Sequence[Item], sounds: Sequence[Sound], features: Features, space: PictureSpace, ais: AudioImageJudge
 ) -> Looks:
     """An item asks for what the audio-image judge foretells from its sound; the right answer is its own real picture."""
-    look = lambda rows: ais.look(space.look(rows))  # noqa: E731
+
+    def look(rows: npt.ArrayLike) -> FloatArray:
+        return ais.look(space.look(rows))
+
     real = look(np.stack([features.real[item.image_id] for item in items]))
     row_of = {item.image_id: row for row, item in enumerate(items)}
     own = [np.array([row], np.int64) for row in range(len(items))]
@@ -215,9 +218,7 @@ def distances(
         enough = len(set(clusters)) > 1 and len(set(real_clusters)) > 1
         for name, (kernel, scale) in kernels.items():
             if enough:
-                estimate = mmd_estimate(
-                    pictures, real, kernel, clusters, real_clusters, settings.repeats, settings.seed, scale
-                )
+                estimate = mmd_estimate(pictures, real, kernel, clusters, real_clusters, settings.repeats, settings.seed, scale)
                 rows[row][name] = entry(estimate, settings, n_real=len(real))
             else:
                 rows[row][name] = absent("fewer than two independent pictures on one side")

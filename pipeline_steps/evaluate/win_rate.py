@@ -64,8 +64,8 @@ def item_win_rates(candidate_scores: FloatArray, rival_scores: FloatArray, other
 
 def win_rate_estimate(rates: FloatArray, clusters: Sequence[str], repeats: int, seed: int) -> Estimate | None:
     """Mean of the items that have a rate, with a bootstrap interval over clusters of sounds; None when no item has one."""
-    known = np.flatnonzero(np.isfinite(rates))
-    if not len(known):
+    known = np.flatnonzero(np.isfinite(rates)).tolist()
+    if not known:
         return None
     return mean_estimate(rates[known], [clusters[item] for item in known], repeats, seed)
 

@@ -292,11 +292,13 @@ def _results(
     report.computed = len(order)
     pending = _Pending(memos)
     jobs = ((item, make_job(config, root, items[item][0])) for item in order)
-    with _workers(config, len(order)) as workers:
-        for item, result in _progress(workers.map(jobs), len(order)):
-            pending.add(items[item][0].kind, item, result)
-            results[item] = {name: value for name, value in result.items() if name != "payload"}
-    pending.flush()
+    try:
+        with _workers(config, len(order)) as workers:
+            for item, result in _progress(workers.map(jobs), len(order)):
+                pending.add(items[item][0].kind, item, result)
+                results[item] = {name: value for name, value in result.items() if name != "payload"}
+    finally:  # also when interrupted
+        pending.flush()
     return results
 
 
@@ -307,11 +309,13 @@ class _Pending:
         self._memos = memos
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}
         self._items = self._bytes = 0
-        self._since = time.monotonic()
+        self._since = 0.0
 
     def add(self, kind: str, item: str, result: dict[str, Any]) -> None:
         if self._memos is None or (result["code"] and CODES[result["code"]].retryable):
             return
+        if not self._items:
+            self._since = time.monotonic()
         self._rows.setdefault(kind, {})[item] = result
         self._items += 1
         self._bytes += len(result.get("payload") or b"")
@@ -327,7 +331,6 @@ class _Pending:
                     self._memos.of(kind, bucket).append(mine)
         self._rows.clear()
         self._items = self._bytes = 0
-        self._since = time.monotonic()
 
 
 def _progress(results: Iterable[Any], total: int) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from pebble import ProcessExpired, ProcessPool
 
 from pipeline_steps.core.errors import ResourceError
-from pipeline_steps.ingest.sandbox import limit_process
+from pipeline_steps.core.sandbox import limit_process
 
 QUEUE_PER_WORKER = 4
 ATTEMPTS = 3

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from annoy import AnnoyIndex as NativeIndex
@@ -20,7 +20,7 @@ from pipeline_steps.core.errors import IntegrityError
 from pipeline_steps.core.identity import sha256_file
 from pipeline_steps.retrieve.search import FloatArray, IntArray
 
-METRIC = "dot"
+METRIC: Literal["dot"] = "dot"
 CURE = "run: dvc repro --force retrieve"
 PROBE_SECONDS = 120
 PROBE = """
@@ -140,7 +140,7 @@ class AnnoySearch:
     def __init__(self, side_car: SideCar, path: Path, search_k: int, dimension: int, n_items: int, fingerprint: str) -> None:
         check(side_car, path, dimension, n_items, fingerprint)
         probe(side_car, path)
-        self._index = NativeIndex(side_car.dimension, side_car.metric)
+        self._index = NativeIndex(side_car.dimension, METRIC)
         self._index.load(str(path))
         self._search_k = search_k
         self._n_items = side_car.n_items

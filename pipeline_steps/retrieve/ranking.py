@@ -78,8 +78,12 @@ def rank(
         ]
     )
     order = np.argsort(-damped, axis=1, kind="stable")[:, : min(k, len(sounds))]
-    take = lambda values: np.take_along_axis(values, order, 1)  # noqa: E731
-    return Ranked(take(rows), take(scores), take(z), take(damped))
+    return Ranked(
+        np.take_along_axis(rows, order, 1),
+        np.take_along_axis(scores, order, 1),
+        np.take_along_axis(z, order, 1),
+        np.take_along_axis(damped, order, 1),
+    )
 
 
 def hub_report(before: IntArray, after: IntArray, n_items: int) -> dict[str, dict[str, float]]:

@@ -162,7 +162,8 @@ def _check_recall(config: Config, exact: ExactSearch, annoy: AnnoySearch, texts:
     recall = recall_at(annoy.search(texts[sample], REPORT_K)[0], exact.search(texts[sample], REPORT_K)[0], REPORT_K)
     if recall < config.recall_floor:
         raise DataError(
-            f"recall@{REPORT_K} of Annoy is {recall:.3f} on {len(sample)} texts, below retrieve.recall_floor {config.recall_floor}",
+            f"recall@{REPORT_K} of Annoy is {recall:.3f} on {len(sample)} texts, "
+            f"below retrieve.recall_floor {config.recall_floor}",
             f"raise retrieve.annoy_search_k (now {config.annoy_search_k}) or retrieve.annoy_trees (now {config.annoy_trees})",
         )
     return recall

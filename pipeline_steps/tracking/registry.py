@@ -28,6 +28,7 @@ ENTRY_TAG = "sonify.entry"
 
 REQUIREMENTS = (
     "diffusers",
+    "lightning",
     "mlflow",
     "numpy",
     "pandas",
@@ -53,7 +54,7 @@ def signature() -> ModelSignature:
         params=ParamSchema(
             [
                 ParamSpec("seed", DataType.long, 0),
-                ParamSpec("guidance_scale", DataType.double, 3.0),
+                ParamSpec("guidance_scale", DataType.double, -1.0),
                 ParamSpec("num_samples", DataType.long, 1),
                 ParamSpec("steps", DataType.long, 0),
             ]

@@ -2,7 +2,7 @@
 
 Input: a table with the column `audio_base64`, the bytes of a sound file (WAV, FLAC, OGG, MP3, AIFF) in base64, one a row.
 Output: a table with the column `png_base64`, one PNG a row; several samples stand side by side in one picture.
-Parameters: `seed`, `guidance_scale`, `num_samples` (1..16), `steps` (0: the model's own number).
+Parameters: `seed`, `guidance_scale` (-1: the model's own), `num_samples` (1..16), `steps` (0: the model's own).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ MAX_SECONDS = 30
 MAX_SAMPLES = 16
 MAX_STEPS = 1000
 RATE = 48_000
+UNSET = -1.0
+DEFAULTS: dict[str, Any] = {"seed": 0, "guidance_scale": UNSET, "num_samples": 1, "steps": 0}
 FORMATS = {"WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF"}
 
 
@@ -74,7 +76,7 @@ class Audio2Image(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined
 
         self.pipeline = Audio2ImagePipeline.load(Path(context.artifacts["model"]))
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow would read hints as a schema
         """One PNG for each row of `audio_base64`.
 
         Raises:
@@ -82,9 +84,9 @@ class Audio2Image(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined
         """
         import pandas
 
-        chosen = {"seed": 0, "guidance_scale": 3.0, "num_samples": 1, "steps": 0, **(params or {})}
+        chosen = {**DEFAULTS, **(params or {})}
         count, steps, guidance = int(chosen["num_samples"]), int(chosen["steps"]), float(chosen["guidance_scale"])
-        if not (1 <= count <= MAX_SAMPLES and 0 <= steps <= MAX_STEPS and 0.0 <= guidance <= 100.0):
+        if not (1 <= count <= MAX_SAMPLES and 0 <= steps <= MAX_STEPS and (guidance == UNSET or 0.0 <= guidance <= 100.0)):
             raise ValueError(f"num_samples must be 1..{MAX_SAMPLES}, steps 0..{MAX_STEPS}, guidance_scale 0..100; got {chosen}")
         pictures = [
             encode_picture(
@@ -92,8 +94,8 @@ class Audio2Image(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined
                     decode_sound(str(text)),
                     num_samples=count,
                     seed=int(chosen["seed"]),
-                    guidance_scale=guidance,
-                    **({"steps": steps} if steps else {}),
+                    guidance_scale=None if guidance == UNSET else guidance,
+                    steps=steps or None,
                 )
             )
             for text in model_input["audio_base64"]

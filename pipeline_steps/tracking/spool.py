@@ -146,6 +146,18 @@ class Spool:
         shutil.rmtree(self.folder / "files", ignore_errors=True)
         self.entries_file.unlink(missing_ok=True)
 
+    def last_steps(self) -> dict[str, int]:
+        """The highest step of every metric and picture in the spool; what a resumed run need not say again."""
+        last: dict[str, int] = {}
+        offset = 0
+        while batch := self.read(offset):
+            for entry, end in batch:
+                offset = end
+                keys = entry["values"] if entry["kind"] == "metrics" else [entry["key"]] if entry["kind"] == "image" else []
+                for key in keys:
+                    last[key] = max(last.get(key, -1), int(entry["step"]))
+        return last
+
     def mend(self) -> None:
         """Cut a last line that a killed process left unfinished."""
         if not self.entries_file.exists():

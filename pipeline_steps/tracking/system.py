@@ -14,11 +14,12 @@ INTERVAL_S = 10.0
 class Monitor:
     """Samples processor, memory, disk and GPU every `interval_s` seconds until stopped.
 
-    `log` gets the values and a step that counts samples. A probe that fails is left out; it never raises.
+    `log` gets the values and a step that counts samples from `first_step`. A probe that fails is left out; it never raises.
     """
 
-    def __init__(self, log: Callable[[Sample, int], None], interval_s: float = INTERVAL_S) -> None:
+    def __init__(self, log: Callable[[Sample, int], None], first_step: int = 0, interval_s: float = INTERVAL_S) -> None:
         self._log = log
+        self._step = first_step
         self._interval_s = interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="system-metrics", daemon=True)
@@ -40,14 +41,13 @@ class Monitor:
             psutil.cpu_percent()  # the first call only sets the reference point
         except Exception:
             return
-        step = 0
         while not self._stop.wait(self._interval_s):
             try:
                 values = sample(process)
             except Exception:  # noqa: S112 - a probe may vanish (a child that ended); the next sample is as good
                 continue
-            self._log(values, step)
-            step += 1
+            self._log(values, self._step)
+            self._step += 1
 
 
 def sample(process: object) -> Sample:

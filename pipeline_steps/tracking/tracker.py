@@ -96,6 +96,8 @@ class Tracker(NullTracker):
         self._lock = threading.Lock()
         self._lost = 0
         self._problem = ""
+        # A run that goes on from a checkpoint repeats the steps behind it: they are in the spool already.
+        self._said = spool.last_steps()
         self.dropped = 0
         """Metrics that were NaN or infinite."""
 
@@ -103,6 +105,10 @@ class Tracker(NullTracker):
     def run_id(self) -> str:
         """MLflow run id, empty until the uploader has created the run."""
         return self._spool.state().run_id
+
+    def next_system_step(self) -> int:
+        """Step of the next machine sample: they are numbered on through a resumed run."""
+        return 1 + max((step for key, step in self._said.items() if key.startswith("system/")), default=-1)
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         flat = {key: _plain(value) for key, value in _flatten(values, ".").items()}
@@ -114,7 +120,7 @@ class Tracker(NullTracker):
         self._append("tags", values={_key(key): redact(_plain(value)) for key, value in values.items()})
 
     def log_metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
-        numbers = self._numbers(values)
+        numbers = {key: value for key, value in self._numbers(values).items() if step > self._said.get(key, -1)}
         if numbers:
             self._append("metrics", values=numbers, step=int(step))
 
@@ -123,13 +129,15 @@ class Tracker(NullTracker):
             raise ValueError(f"picture {key!r} must be uint8 [H, W, 3] or [H, W], got {image.dtype} {image.shape}")
         from PIL import Image
 
+        if step <= self._said.get(_key(key), -1):
+            return
         with self._guard():
             folder = self._spool.new_folder()
             # The name MLflow's picture grid reads, with the spool's number in place of its random id: a retry overwrites.
             stem = f"{_key(key).replace('/', '~')}+step+{int(step)}+timestamp+{time.time_ns() // 1_000_000}+{folder.name}"
             path = folder / f"{stem}.png"
             Image.fromarray(image).save(path, format="PNG", compress_level=1)
-            self._append("image", file=self._spool.name_of(path))
+            self._append("image", key=_key(key), step=int(step), file=self._spool.name_of(path))
 
     def log_audio(self, name: str, samples: npt.NDArray[np.float32], rate: int) -> None:
         if samples.ndim != 1:
@@ -276,7 +284,7 @@ def run(
         return
     tracker = Tracker(spool, layout)
     uploader = _Uploader(settings, spool) if settings.mode != "spool" else None
-    monitor = Monitor(lambda values, step: tracker.log_metrics(values, step))
+    monitor = Monitor(tracker.log_metrics, first_step=tracker.next_system_step())
     tracker._append("start")
     _log_start(tracker, layout, stage, config, inputs)
     monitor.start()

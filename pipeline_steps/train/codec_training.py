@@ -67,7 +67,7 @@ def train_codec(pictures: torch.Tensor, config: CodecConfig, seed: int, progress
                 decoded = codec.decode(corrupt(codec.encode(reference), config.latent_noise, draws))
             loss = (decoded - reference).abs().mean() + 0.5 * edge_loss(decoded, reference)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             progress(step + 1, float(loss.detach()))

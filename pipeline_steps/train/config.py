@@ -18,45 +18,55 @@ class Part(BaseModel):
 class CodecConfig(Part):
     """Pictures <-> latents."""
 
-    kind: Literal["patch", "tiny"] = Field("patch", description="patch: principal components + refiner; tiny: AutoencoderTiny")
-    channels: int = Field(48, ge=1, le=192, description="latent channels")
-    whitening: float = Field(0.5, ge=0.0, le=1.0, description="patch: exponent that flattens the spectrum of the latents")
-    width: int = Field(32, ge=0, le=256, multiple_of=8, description="channels of the refiner (0: none) or of the autoencoder")
-    steps: int = Field(500, ge=0, le=100_000, description="gradient steps of the refiner or the autoencoder")
-    batch_size: int = Field(16, ge=1, le=1024)
-    learning_rate: float = Field(2e-3, gt=0.0, le=0.1)
+    kind: Literal["patch", "tiny"] = Field(
+        default="patch", description="patch: principal components + refiner; tiny: AutoencoderTiny"
+    )
+    channels: int = Field(default=48, ge=1, le=192, description="latent channels")
+    whitening: float = Field(
+        default=0.5, ge=0.0, le=1.0, description="patch: exponent that flattens the spectrum of the latents"
+    )
+    width: int = Field(
+        default=32, ge=0, le=256, multiple_of=8, description="channels of the refiner (0: none) or of the autoencoder"
+    )
+    steps: int = Field(default=500, ge=0, le=100_000, description="gradient steps of the refiner or the autoencoder")
+    batch_size: int = Field(default=16, ge=1, le=1024)
+    learning_rate: float = Field(default=2e-3, gt=0.0, le=0.1)
     latent_noise: float = Field(
-        0.25, ge=0.0, le=2.0, description="largest noise on the latents that the decoder learns to undo"
+        default=0.25, ge=0.0, le=2.0, description="largest noise on the latents that the decoder learns to undo"
     )
 
 
 class SoundConfig(Part):
     """How sounds are heard, and the views of each that training sees."""
 
-    max_seconds: float = Field(10.0, ge=2.0, le=60.0, description="seconds from the start that are heard")
-    views: int = Field(6, ge=1, le=64, description="versions of each sound; the first is the sound itself")
-    speed: float = Field(0.12, ge=0.0, le=0.5, description="largest change of speed and pitch, as a logarithm")
-    gain_db: float = Field(9.0, ge=0.0, le=40.0, description="largest change of level, both ways")
-    noise_share: float = Field(0.5, ge=0.0, le=1.0, description="share of views with noise at 8 to 30 dB below the sound")
-    mix_share: float = Field(0.3, ge=0.0, le=1.0, description="share of views with another sound 10 to 20 dB below")
+    max_seconds: float = Field(default=10.0, ge=2.0, le=60.0, description="seconds from the start that are heard")
+    views: int = Field(default=6, ge=1, le=64, description="versions of each sound; the first is the sound itself")
+    speed: float = Field(default=0.12, ge=0.0, le=0.5, description="largest change of speed and pitch, as a logarithm")
+    gain_db: float = Field(default=9.0, ge=0.0, le=40.0, description="largest change of level, both ways")
+    noise_share: float = Field(
+        default=0.5, ge=0.0, le=1.0, description="share of views with noise at 8 to 30 dB below the sound"
+    )
+    mix_share: float = Field(default=0.3, ge=0.0, le=1.0, description="share of views with another sound 10 to 20 dB below")
 
 
 class ConditionerConfig(Part):
     """Sound features -> tokens."""
 
-    frames: int = Field(8, ge=1, le=128, description="time tokens")
-    frame_components: int = Field(128, ge=1, le=1024, description="principal components kept of YAMNet's 1024-d frames")
-    tag_components: int = Field(128, ge=1, le=1042, description="principal components kept of the tag logits")
-    width: int = Field(192, ge=16, le=2048, multiple_of=16, description="of the tokens")
-    layers: int = Field(1, ge=0, le=12)
-    dropout: float = Field(0.1, ge=0.0, lt=1.0)
+    frames: int = Field(default=8, ge=1, le=128, description="time tokens")
+    frame_components: int = Field(default=128, ge=1, le=1024, description="principal components kept of YAMNet's 1024-d frames")
+    tag_components: int = Field(default=128, ge=1, le=1042, description="principal components kept of the tag logits")
+    width: int = Field(default=192, ge=16, le=2048, multiple_of=16, description="of the tokens")
+    layers: int = Field(default=1, ge=0, le=12)
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
 
 
 class UNetConfig(Part):
     """diffusers' UNet2DConditionModel."""
 
-    widths: tuple[int, ...] = Field((96, 192), min_length=1, max_length=4, description="channels by level; multiples of 16")
-    head_width: int = Field(32, ge=4, le=256, description="channels of an attention head")
+    widths: tuple[int, ...] = Field(
+        default=(96, 192), min_length=1, max_length=4, description="channels by level; multiples of 16"
+    )
+    head_width: int = Field(default=32, ge=4, le=256, description="channels of an attention head")
 
     @model_validator(mode="after")
     def _multiples(self) -> UNetConfig:
@@ -68,41 +78,48 @@ class UNetConfig(Part):
 class ObjectiveConfig(Part):
     """What is learned."""
 
-    prediction: Literal["latents", "velocity"] = Field("latents", description="what the U-Net names; the loss is on velocities")
-    time_mean: float = Field(0.0, ge=-5.0, le=5.0, description="mean of the logit of time; above 0 more noise")
-    time_std: float = Field(1.0, gt=0.0, le=5.0)
-    condition_dropout: float = Field(0.15, ge=0.0, lt=1.0, description="share of samples drawn without their sound")
+    prediction: Literal["residual", "latents", "velocity"] = Field(
+        default="residual", description="what the U-Net names; the loss is on velocities"
+    )
+    coarse_channels: int = Field(
+        default=12, ge=1, le=64, description="residual: latent channels whose full covariance the Gaussian guess knows"
+    )
+    time_mean: float = Field(default=0.0, ge=-5.0, le=5.0, description="mean of the logit of time; above 0 more noise")
+    time_std: float = Field(default=1.0, gt=0.0, le=5.0)
+    condition_dropout: float = Field(default=0.15, ge=0.0, lt=1.0, description="share of samples drawn without their sound")
 
 
 class OptimiserConfig(Part):
     """AdamW (fused) with warm-up and cosine decay."""
 
-    max_steps: int = Field(700, ge=1, le=10_000_000, description="steps of the run; defines it, never a clock")
-    batch_size: int = Field(48, ge=1, le=4096)
-    learning_rate: float = Field(1e-3, gt=0.0, le=0.1)
-    warmup_steps: int = Field(40, ge=0)
-    final_share: float = Field(0.02, ge=0.0, le=1.0, description="learning rate at the end, as a share of the highest")
-    weight_decay: float = Field(0.01, ge=0.0, le=1.0)
-    gradient_clip: float = Field(1.0, gt=0.0)
-    ema_decay: float = Field(0.995, ge=0.0, lt=1.0)
+    max_steps: int = Field(default=700, ge=1, le=10_000_000, description="steps of the run; defines it, never a clock")
+    batch_size: int = Field(default=48, ge=1, le=4096)
+    learning_rate: float = Field(default=1e-3, gt=0.0, le=0.1)
+    warmup_steps: int = Field(default=40, ge=0)
+    final_share: float = Field(default=0.02, ge=0.0, le=1.0, description="learning rate at the end, as a share of the highest")
+    weight_decay: float = Field(default=0.01, ge=0.0, le=1.0)
+    gradient_clip: float = Field(default=1.0, gt=0.0)
+    ema_decay: float = Field(default=0.995, ge=0.0, lt=1.0)
 
 
 class DrawingConfig(Part):
     """Defaults stored with the model."""
 
-    steps: int = Field(16, ge=1, le=1000)
-    guidance_scale: float = Field(3.0, ge=0.0, le=50.0)
+    steps: int = Field(default=16, ge=1, le=1000)
+    guidance_scale: float = Field(default=3.0, ge=0.0, le=50.0)
 
 
 class Config(StageConfig):
     """Train an audio -> picture latent diffusion model from scratch."""
 
-    recipe: Literal["scratch"] = Field("scratch", description="scratch: a small model on the pairs alone")
-    seed: int = Field(0, ge=0, lt=2**31)
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
-    precision: Literal["auto", "32-true", "bf16-mixed"] = Field("auto", description="auto: 32-true on CPU, bf16-mixed on GPU")
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 leaves torch's choice")
-    picture_size: int = Field(64, ge=16, le=1024, multiple_of=16, description="px, side of drawn pictures")
+    recipe: Literal["scratch"] = Field(default="scratch", description="scratch: a small model on the pairs alone")
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU if there is one")
+    precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
+        default="auto", description="auto: 32-true on CPU, bf16-mixed on GPU"
+    )
+    threads: int = Field(default=0, ge=0, le=1024, description="CPU threads; 0 leaves torch's choice")
+    picture_size: int = Field(default=64, ge=16, le=1024, multiple_of=16, description="px, side of drawn pictures")
     codec: CodecConfig = CodecConfig()
     sound: SoundConfig = SoundConfig()
     conditioner: ConditionerConfig = ConditionerConfig()
@@ -110,10 +127,12 @@ class Config(StageConfig):
     objective: ObjectiveConfig = ObjectiveConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     drawing: DrawingConfig = DrawingConfig()
-    checkpoint_every: int = Field(100, ge=1, description="steps between resumable checkpoints")
-    sample_every: int = Field(100, ge=1, description="steps between sample grids and validation losses")
-    max_bad_steps: int = Field(3, ge=1, le=1000, description="consecutive steps with a loss that is not finite before it stops")
-    resume_from: str | None = Field(None, description="checkpoint to go on from; null: the run's own, if it has one")
+    checkpoint_every: int = Field(default=100, ge=1, description="steps between resumable checkpoints")
+    sample_every: int = Field(default=100, ge=1, description="steps between sample grids and validation losses")
+    max_bad_steps: int = Field(
+        default=3, ge=1, le=1000, description="consecutive steps with a loss that is not finite before it stops"
+    )
+    resume_from: str | None = Field(default=None, description="checkpoint to go on from; null: the run's own, if it has one")
 
     @model_validator(mode="after")
     def _sizes(self) -> Config:
@@ -122,6 +141,8 @@ class Config(StageConfig):
             raise ValueError(
                 f"picture_size {self.picture_size} gives {side} x {side} latents: too few for {len(self.unet.widths)} levels"
             )
+        if self.objective.coarse_channels > self.codec.channels:
+            raise ValueError(f"objective.coarse_channels must not exceed codec.channels ({self.codec.channels})")
         if self.codec.kind == "tiny" and self.codec.width == 0:
             raise ValueError("codec.width must be at least 8 for kind tiny")
         return self

@@ -9,9 +9,12 @@ import lightning.pytorch as pl
 import torch
 
 from pipeline_steps.core.errors import DataError, IntegrityError
+from pipeline_steps.diffusion.codec import STRIDE, Codec
 from pipeline_steps.diffusion.conditioning import AudioConditioner
-from pipeline_steps.diffusion.denoiser import Denoiser, build_unet
+from pipeline_steps.diffusion.denoiser import Denoiser, build_unet, channels_seen
 from pipeline_steps.diffusion.flow import at_time, bucket_means, velocity
+from pipeline_steps.diffusion.prior import GaussianPrior
+from pipeline_steps.train.augment import picture_views
 from pipeline_steps.train.batches import Batch
 from pipeline_steps.train.config import Config
 
@@ -26,14 +29,22 @@ def new_conditioner(config: Config) -> AudioConditioner:
 
 
 def new_denoiser(config: Config, conditioner: AudioConditioner) -> Denoiser:
-    """An untrained denoiser around a conditioner."""
-    unet = build_unet(
-        config.codec.channels, config.picture_size // 8, config.unet.widths, config.conditioner.width, config.unet.head_width
-    )
-    return Denoiser(unet, conditioner, config.objective.prediction)
+    """An untrained denoiser around a conditioner; its prior is fitted later."""
+    channels, size = config.codec.channels, config.picture_size // STRIDE
+    seen = channels_seen(channels, config.objective.prediction)
+    unet = build_unet(seen, channels, size, config.unet.widths, config.conditioner.width, config.unet.head_width)
+    prior = GaussianPrior(channels, size, config.objective.coarse_channels)
+    return Denoiser(unet, conditioner, prior, config.objective.prediction)
 
 
-class NotFinite(DataError):
+def fit_prior(prior: GaussianPrior, codec: Codec, pictures: torch.Tensor, seed: int, views: int = 8) -> None:
+    """Fit the prior on the latents of several views of each training picture [N, 3, H, W]."""
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        prior.fit(torch.cat([codec.encode(picture_views(pictures, draws)) for _ in range(views)]))
+
+
+class NotFiniteError(DataError):
     """The loss was not finite several times in a row; `details` holds the diagnosis."""
 
 
@@ -68,7 +79,7 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
         """Loss of one batch; None (no update) when it is not finite.
 
         Raises:
-            NotFinite: `max_bad_steps` times in a row.
+            NotFiniteError: `max_bad_steps` times in a row.
         """
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=self._draws(batch.step))))  # dropout: by step
         errors = self.losses(batch)
@@ -82,7 +93,7 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
             return loss
         self.bad_steps += 1
         if self.bad_steps >= self.config.max_bad_steps:
-            raise NotFinite(
+            raise NotFiniteError(
                 f"the loss was not finite in {self.bad_steps} steps in a row, the last being step {batch.step}",
                 "lower train.optimiser.learning_rate, or look at the batch named in the diagnosis",
                 details={
@@ -91,9 +102,8 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
                     "losses": [repr(float(error)) for error in errors.detach()],
                     "times": [round(float(time), 4) for time in batch.times],
                     "latents_finite": bool(torch.isfinite(batch.latents).all()),
-                    "tokens_finite": bool(
-                        torch.isfinite(batch.tokens.frames).all() and torch.isfinite(batch.tokens.summary).all()
-                    ),
+                    "frames_finite": bool(torch.isfinite(batch.tokens.frames).all()),
+                    "summary_finite": bool(torch.isfinite(batch.tokens.summary).all()),
                     "parameters_not_finite": [
                         name for name, value in self.named_parameters() if not bool(torch.isfinite(value).all())
                     ][:20],

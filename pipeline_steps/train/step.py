@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import math
-import os
 import shutil
 import warnings
 from collections.abc import Iterable
@@ -49,7 +48,7 @@ from pipeline_steps.train.batches import Batch, BatchStream, PairedData, token_v
 from pipeline_steps.train.callbacks import AveragedWeights, Metrics, Progress, Samples, Tracker
 from pipeline_steps.train.codec_training import new_codec, train_codec
 from pipeline_steps.train.config import Config
-from pipeline_steps.train.module import BUCKETS, DiffusionTraining, NotFinite, new_conditioner, new_denoiser
+from pipeline_steps.train.module import BUCKETS, DiffusionTraining, NotFiniteError, fit_prior, new_conditioner, new_denoiser
 
 __all__ = ["Config", "run"]
 
@@ -98,13 +97,14 @@ def run(config: Config, layout: Layout) -> StageReport:
         data = {split: _paired(by_split[split], media, views, conditioner, config.picture_size) for split in SPLITS}
         codec = _codec(config, folder, data["train"].pictures)
         codec_psnr = {split: _codec_psnr(codec, data[split].pictures) for split in SPLITS}
-        module = DiffusionTraining(config, new_denoiser(config, conditioner), digest)
+        denoiser = new_denoiser(config, conditioner)
+        fit_prior(denoiser.prior, codec, data["train"].pictures, config.seed)
+        module = DiffusionTraining(config, denoiser, digest)
         _fit(config, layout, folder, module, codec, data, tracker, accelerator, precision)
         _export(config, layout, folder, module, codec)
         report.metrics |= _metrics(module, codec_psnr, data)
-        tracker.log_metrics(
-            {key: value for key, value in report.metrics.items() if isinstance(value, float)}, step=config.optimiser.max_steps
-        )
+        final = {f"train/final/{name}": value for name, value in report.metrics.items()}
+        tracker.log_metrics(final, step=config.optimiser.max_steps)
         tracker.log_model(layout.model)
     # The model is whole: what was needed to resume it is not needed any more, and is large.
     (folder / f"{CHECKPOINT}.ckpt").unlink(missing_ok=True)
@@ -264,7 +264,7 @@ def _codec(config: Config, folder: Path, pictures: torch.Tensor) -> Codec:
 def _codec_psnr(codec: Codec, pictures: torch.Tensor) -> float | None:
     if not len(pictures):
         return None
-    decoded = torch.cat([codec.decode(codec.encode(batch)) for batch in pictures.split(64)])
+    decoded = torch.cat([codec.decode(codec.encode(batch)) for batch in torch.split(pictures, 64)])
     return round(psnr(decoded, pictures), 3)
 
 
@@ -307,6 +307,7 @@ def _fit(
     def keep(step: int, grid: np.ndarray[Any, Any]) -> None:
         write_bytes(folder / "samples" / f"step-{step:06d}.png", _png(grid))
 
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hardware report and tips
     held_out = validation_batch(data["val"], codec, config.seed)
     trainer = pl.Trainer(
         accelerator=accelerator,
@@ -335,17 +336,19 @@ def _fit(
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
-    codec.to(torch.device("cpu"))
+    module.train()  # the pipeline that draws samples had put its parts into evaluation mode
     loader: DataLoader[Batch] = DataLoader(stream, batch_size=None, num_workers=0)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*Checkpoint directory.*")
+            warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*training_step` returned `None`.*")  # counted in `bad_steps`
             trainer.fit(module, loader, ckpt_path=str(resume) if resume is not None else None, weights_only=True)
-    except NotFinite as error:
+    except NotFiniteError as error:
         error.details["last_good_checkpoint"] = f"{CHECKPOINT}.ckpt" if last.is_file() else "none"
         write_json(folder / DIAGNOSIS, {"reason": error.reason, **error.details})
-        raise NotFinite(f"{error.reason}; diagnosis: {folder / DIAGNOSIS}", error.action, details=error.details) from error
+        raise NotFiniteError(f"{error.reason}; diagnosis: {folder / DIAGNOSIS}", error.action, details=error.details) from error
     trainer.save_checkpoint(last, weights_only=True)
     module.to("cpu")
 
@@ -390,15 +393,15 @@ def _export(config: Config, layout: Layout, folder: Path, module: DiffusionTrain
     target = layout.model
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)
-    os.replace(scratch, target)
+    scratch.replace(target)
 
 
 def _write_training(target: Path, folder: Path, module: DiffusionTraining) -> None:
     """How it went: loss.csv by step, validation.csv, and the sample grids."""
     names = ["loss", *(f"loss_t{index}" for index in range(BUCKETS))]
     lines = [",".join(["step", *names])]
-    for step, row in enumerate(module.history, start=1):
-        lines.append(",".join([str(step), *(_number(row[name]) for name in names)]))
+    for number, row in enumerate(module.history, start=1):
+        lines.append(",".join([str(number), *(_number(row[name]) for name in names)]))
     write_text(target / "loss.csv", "\n".join(lines) + "\n")
     rows = [f"{step},{_number(value)}" for step, value in sorted(module.validation.items(), key=lambda item: int(item[0]))]
     write_text(target / "validation.csv", "\n".join(["step,validation_loss", *rows]) + "\n")

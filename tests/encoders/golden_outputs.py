@@ -65,7 +65,7 @@ def vectors(name: str, assets: Path, demo: Path) -> dict[str, np.ndarray]:
 def digest(values: np.ndarray) -> list[float]:
     """Size, norm and 8 spread values: enough to notice any change."""
     spread = values[np.linspace(0, len(values) - 1, 8).astype(int)]
-    return [float(len(values)), float(np.linalg.norm(values)), *(float(value) for value in spread)]
+    return [float(f"{value:.7g}") for value in (len(values), np.linalg.norm(values), *spread)]
 
 
 def main() -> None:

@@ -75,7 +75,9 @@ def test_mmd_interval_covers_the_truth_and_excludes_zero_for_different_sets() ->
         assert found.high is not None
         covered += found.low <= 0.0 <= found.high
     assert covered >= 32  # nominal 38 of 40
-    far = mmd_estimate(rng.normal(size=(40, 4)) + 1, y, rbf_kernel(2.0), each_alone("x", 40), each_alone("y", 40), 300, 0, 1000.0)
+    far = mmd_estimate(
+        rng.normal(size=(40, 4)) + 1, y, rbf_kernel(2.0), each_alone("x", 40), each_alone("y", 40), 300, 0, 1000.0
+    )
     assert far.low is not None
     assert far.low > 0
     assert far.value > 100

@@ -3,12 +3,13 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_steps.ingest.groups import UnionFind, group_ids, near_hashes
 
 
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=12, unique=True), st.integers(0, 8), st.randoms())
 def test_near_hashes_equal_brute_force(base: list[int], distance: int, random) -> None:
     values = set(base)

@@ -7,27 +7,18 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
+from tracked import Faults
 
-from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.layout import Layout
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-
-class Config(StageConfig):
-    """A stage's section."""
-
-    learning_rate: float = 1e-3
-    batch_size: int = 48
-    api_key: str = ""
 
 
 @pytest.fixture(scope="session")
@@ -80,49 +71,6 @@ def dead_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@dataclass
-class Faults:
-    """What goes wrong at the server. `answer` spoils the next `times` answers (-1: all) to calls whose path holds `path`.
-
-    Kinds: `refuse` (500, nothing done), `lose` (done, but answered with 500), `hang` (no answer for a minute).
-    """
-
-    uri: str
-    database: str
-    kind: str = ""
-    times: int = 0
-    path: str = ""
-    calls: list[str] = field(default_factory=list)
-    closing: threading.Event = field(default_factory=threading.Event)
-
-    def spoil(self, kind: str, times: int = -1, path: str = "") -> None:
-        self.kind, self.times, self.path = kind, times, path
-
-    def heal(self) -> None:
-        self.kind = ""
-
-    def _hit(self, path: str) -> str:
-        if not self.kind or self.path not in path or self.times == 0:
-            return ""
-        self.times -= 1
-        return self.kind
-
-    def wrap(self, application: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-        def spoilt(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-            self.calls.append(environ["PATH_INFO"])
-            kind = self._hit(environ["PATH_INFO"])
-            if kind == "hang":
-                self.closing.wait(60)
-            if kind == "lose":
-                b"".join(application(environ, lambda *_: lambda _: None))
-            if kind:
-                start_response("500 Internal Server Error", [("Content-Type", "text/plain")])
-                return [b"spoilt"]
-            return application(environ, start_response)
-
-        return spoilt
-
-
 @pytest.fixture
 def server(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     """MLflow's own REST application on a loopback port, over SQLite, with faults on demand."""
@@ -154,3 +102,23 @@ def clock() -> Callable[[], float]:
     """Seconds since the fixture was made."""
     started = time.monotonic()
     return lambda: time.monotonic() - started
+
+
+@pytest.fixture(scope="session")
+def exported_model(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained model in the layout that the stage `train` exports."""
+    import torch
+
+    from pipeline_steps.diffusion.codec import PatchCodec
+    from pipeline_steps.diffusion.conditioning import AudioConditioner
+    from pipeline_steps.diffusion.denoiser import Denoiser, build_unet
+    from pipeline_steps.diffusion.storage import save_model
+
+    torch.manual_seed(0)
+    conditioner = AudioConditioner(frames=4, frame_components=8, tag_components=8, width=32, layers=1, dropout=0.0)
+    denoiser = Denoiser(build_unet(8, 4, (32, 32), 32, 16), conditioner, "latents")
+    codec = PatchCodec(8, 0.5, 8)
+    codec.fit(torch.rand(16, 3, 32, 32) * 2 - 1)
+    target = tmp_path_factory.mktemp("model") / "audio2image"
+    save_model(target, denoiser, codec, {"steps": 2, "guidance_scale": 2.0, "max_seconds": 2.0, "picture_size": 32}, assets)
+    return target

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from tracked import Config, Faults, Sqlite, only, runs, speak
 
 from pipeline_steps import tracking
 from pipeline_steps.core.errors import ConfigError, ServiceError
@@ -20,36 +21,14 @@ from pipeline_steps.core.layout import Layout
 from pipeline_steps.tracking.lineage import hash_path
 from pipeline_steps.tracking.spool import Spool, all_spools
 from pipeline_steps.tracking.uploader import sync
-from tests.tracking.conftest import Config, Faults
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-Sqlite = Callable[[], "MlflowClient"]
-
-
-def runs(client: MlflowClient) -> list[Run]:
-    ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    return list(client.search_runs(ids, order_by=["attributes.start_time ASC"]))
-
-
-def only(client: MlflowClient) -> Run:
-    (run,) = runs(client)
-    return run
-
 
 def steps(client: MlflowClient, run: Run, key: str = "train/loss") -> list[int]:
     return [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
-
-
-def speak(
-    layout: Layout, count: int = 20, first: int = 0, resume_key: str | None = "abc", config: Config | None = None
-) -> None:
-    """A small training."""
-    with tracking.run("train", layout, config or Config(), inputs=[layout.pairs], resume_key=resume_key) as tracker:
-        for step in range(first, first + count):
-            tracker.log_metrics({"train": {"loss": 1.0 / (step + 1)}}, step=step)
 
 
 def interrupted(layout: Layout) -> None:
@@ -162,7 +141,7 @@ def test_kill_nine_in_the_middle_goes_on_in_the_same_run(
     with spool.entries_file.open("ab") as handle:
         handle.write(b'{"kind": "metrics", "values": {"tor')  # the line that was being written
     with tracking.run("train", layout, Config(), resume_key="k") as tracker:
-        for step in range(10, 15):
+        for step in range(6, 15):  # from a checkpoint at step 5: steps 6 to 9 are said again
             tracker.log_metrics({"train/loss": 1.0}, step=step)
     assert sync(layout) == {}
     client = sqlite()

@@ -1,0 +1,76 @@
+"""The audio conditioner: shapes, loudness, and what happens without a sound."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline_steps.diffusion.conditioning import AudioConditioner, Whitening, stack_tokens
+from pipeline_steps.diffusion.features import SoundFeatures, prepare_waveform
+
+
+def _sound(seed: int, patches: int = 5, level: float = -20.0) -> SoundFeatures:
+    draws = torch.Generator().manual_seed(seed)
+    frames = torch.rand(patches * 3, 1024, generator=draws)
+    return SoundFeatures(frames, torch.randn(patches, 521, generator=draws), torch.tensor([level, level + 10]))
+
+
+@pytest.fixture(scope="module")
+def conditioner() -> AudioConditioner:
+    torch.manual_seed(0)
+    model = AudioConditioner(frames=4, frame_components=8, tag_components=6, width=32, layers=1, dropout=0.1)
+    model.fit([_sound(seed) for seed in range(12)])
+    return model.eval()
+
+
+@pytest.mark.parametrize("patches", [1, 2, 7, 30])
+def test_any_length_gives_the_same_number_of_tokens(conditioner: AudioConditioner, patches: int) -> None:
+    tokens = conditioner.tokens(_sound(0, patches))
+    assert tokens.frames.shape == (1, 4, 8)
+    assert tokens.summary.shape == (1, 8)
+    assert conditioner(tokens, torch.tensor([True])).shape == (1, 5, 32)
+
+
+def test_loudness_changes_the_tokens(conditioner: AudioConditioner) -> None:
+    quiet, loud = conditioner.tokens(_sound(0, level=-45.0)), conditioner.tokens(_sound(0, level=-10.0))
+    heard = torch.tensor([True])
+    assert not torch.allclose(conditioner(quiet, heard), conditioner(loud, heard))
+
+
+def test_a_withheld_sound_leaves_no_trace(conditioner: AudioConditioner) -> None:
+    tokens = stack_tokens([conditioner.tokens(_sound(0)), conditioner.tokens(_sound(1))])
+    silent = conditioner(tokens, torch.tensor([False, False]))
+    assert torch.equal(silent[0], silent[1])
+    heard = conditioner(tokens, torch.tensor([True, False]))
+    assert torch.equal(heard[1], silent[1])
+    assert not torch.allclose(heard[0], silent[0])
+
+
+def test_whitening_makes_unit_uncorrelated_scores() -> None:
+    rows = torch.randn(500, 12, generator=torch.Generator().manual_seed(0)) @ torch.randn(12, 12)
+    axes = Whitening(12, 4)
+    axes.fit(rows, floor=0.0)
+    covariance = axes(rows).T.cov()
+    assert torch.allclose(covariance, torch.eye(4), atol=0.02)
+
+
+def test_a_window_keeps_its_own_frames() -> None:
+    sound = _sound(0, patches=6)
+    part = sound.window(2, 3)
+    assert part.patches == 3
+    assert torch.equal(part.frames, sound.frames[6:15])
+    assert torch.equal(part.level, sound.level)
+
+
+def test_short_sounds_are_repeated_long_ones_cut_and_none_is_scaled() -> None:
+    short = np.linspace(0.1, 0.2, 4800, dtype=np.float32)
+    assert len(prepare_waveform(short, 10.0)) == 2 * 16_000
+    long = np.full(48_000 * 12, 0.25, np.float32)
+    prepared = prepare_waveform(long, 10.0)
+    assert len(prepared) == 10 * 16_000
+    assert float(np.median(prepared)) == pytest.approx(0.25, abs=1e-3)
+
+
+@pytest.mark.parametrize("samples", [np.zeros(0, np.float32), np.full(100, np.nan, np.float32), np.zeros((2, 9), np.float32)])
+def test_what_is_no_sound_is_refused(samples: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="mono"):
+        prepare_waveform(samples, 10.0)

@@ -1,0 +1,99 @@
+"""A small world: eight demo pictures, four demo sounds, real weights; the whole stage takes seconds on it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+from PIL import Image
+
+from pipeline_steps.core.contracts import PAIRS
+from pipeline_steps.core.identity import item_id
+from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.media import write_index, write_shards
+from pipeline_steps.core.tables import write_table
+from pipeline_steps.train.config import Config
+
+SMALL: dict[str, Any] = {
+    "threads": 1,
+    "device": "cpu",
+    "picture_size": 32,
+    "codec": {"channels": 8, "width": 8, "steps": 4},
+    "sound": {"max_seconds": 2.0, "views": 2},
+    "conditioner": {"frames": 2, "frame_components": 8, "tag_components": 8, "width": 32},
+    "unet": {"widths": [32, 32], "head_width": 16},
+    "objective": {"coarse_channels": 4},
+    "optimiser": {"max_steps": 12, "batch_size": 3, "warmup_steps": 2, "ema_decay": 0.8},
+    "drawing": {"steps": 2},
+    "checkpoint_every": 4,
+    "sample_every": 3,
+}
+
+
+def small_config(**changes: Any) -> Config:
+    """The small configuration with some keys changed; nested groups are merged."""
+    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in SMALL.items()}
+    for key, value in changes.items():
+        merged[key] = {**merged[key], **value} if isinstance(value, dict) else value
+    return Config.model_validate(merged)
+
+
+@pytest.fixture(scope="session")
+def make_project(demo: Path, assets: Path) -> Callable[[Path], Layout]:
+    """Write the small world's inputs below a folder."""
+    pictures = sorted((demo / "images").glob("i-t*.webp"))[:8]
+    sounds = sorted((demo / "sounds").glob("s-b*.ogg"))[:4]
+
+    def encode_picture(path: Path) -> bytes:
+        buffer = io.BytesIO()
+        with Image.open(path) as picture:
+            picture.convert("RGB").resize((48, 40)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def encode_sound(path: Path) -> bytes:
+        samples, rate = soundfile.read(path, dtype="float32")
+        buffer = io.BytesIO()
+        soundfile.write(buffer, samples[: 2 * rate], rate, format="FLAC", subtype="PCM_16")
+        return buffer.getvalue()
+
+    images = {item_id(path.read_bytes()): encode_picture(path) for path in pictures}
+    audio = {item_id(path.read_bytes()): encode_sound(path) for path in sounds}
+
+    def make(root: Path) -> Layout:
+        layout = Layout(root)
+        rows = write_shards(layout.media, "image", images, "png") + write_shards(layout.media, "audio", audio, "flac")
+        write_index(layout.media, rows)
+        layout.assets.symlink_to(assets)
+        pairs = []
+        for number, image_id in enumerate(sorted(images)):
+            audio_id = sorted(audio)[number % 4]
+            pairs.append(
+                {
+                    "pair_id": f"pair-{number}",
+                    "image_id": image_id,
+                    "tracks": [{"audio_id": audio_id, "sound": "a sound", "gain_db": 0.0}],
+                    "score": 0.5,
+                    "z": 3.0,
+                    "licence": None,
+                    "licence_image": None,
+                    "licence_audio": None,
+                    "image_group": image_id,
+                    "audio_group": audio_id,
+                    "split": ("train", "train", "train", "val")[number % 4],
+                }
+            )
+        write_table(layout.pairs / "pairs.parquet", PAIRS, pairs)
+        return layout
+
+    return make
+
+
+def model_bytes(layout: Layout) -> dict[str, bytes]:
+    """Every file of the exported model."""
+    return {
+        str(path.relative_to(layout.model)): path.read_bytes() for path in sorted(layout.model.rglob("*")) if path.is_file()
+    }

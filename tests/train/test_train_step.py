@@ -1,0 +1,161 @@
+"""The stage as a whole: what it writes, that a crash changes nothing, and that what is wrong is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError, ResourceError
+from pipeline_steps.core.layout import Layout
+from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline
+from pipeline_steps.train import step
+from pipeline_steps.train.batches import Batch, BatchStream
+from tests.train.conftest import SMALL, model_bytes, small_config
+
+MakeProject = Callable[[Path], Layout]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_project: MakeProject, tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, step.StageReport]:
+    """The small world, trained without a break."""
+    layout = make_project(tmp_path_factory.mktemp("undisturbed"))
+    return layout, step.run(small_config(), layout)
+
+
+def test_it_writes_a_model_that_draws_and_says_how_it_went(undisturbed: tuple[Layout, step.StageReport]) -> None:
+    layout, report = undisturbed
+    report.check_balance()
+    assert report.n_in == 8
+    assert (report.computed, report.reused) == (8, 0)  # 4 sounds, 2 views
+    assert report.metrics["pairs_train"] == 6
+    files = set(model_bytes(layout))
+    assert {"model_index.json", "training/loss.csv", "training/validation.csv", "training/step-000012.png"} <= files
+    lines = (layout.model / "training/loss.csv").read_text().splitlines()
+    assert lines[0] == "step,loss,loss_t0,loss_t1,loss_t2,loss_t3"
+    assert len(lines) == 13
+    assert len((layout.model / "training/validation.csv").read_text().splitlines()) == 5
+    tone = np.sin(np.arange(48_000) / 20).astype(np.float32) * 0.3
+    assert Audio2ImagePipeline.load(layout.model).draw(tone, num_samples=2).shape == (2, 32, 32, 3)
+    assert not list(layout.runs.rglob("*.ckpt")), "a finished run keeps no checkpoint"
+
+
+def test_killed_and_started_again_it_ends_with_the_same_bytes(
+    undisturbed: tuple[Layout, step.StageReport], make_project: MakeProject, project: Path, tmp_path: Path
+) -> None:
+    layout = make_project(tmp_path)
+    program = (
+        "import json, sys; from pathlib import Path; from pipeline_steps.core.layout import Layout;"
+        "from pipeline_steps.train.step import Config, run;"
+        "run(Config.model_validate(json.loads(sys.argv[1])), Layout(Path(sys.argv[2])))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, json.dumps(SMALL), str(tmp_path)],
+        cwd=project,
+        env={**os.environ, "SONIFY_TRACKING": "off"},
+    )
+    deadline = time.monotonic() + 120
+    # Step 6 comes after the checkpoint of step 4 and before that of step 8: the break is in the middle of an interval.
+    while not list(layout.runs.rglob("samples/step-000006.png")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not layout.model.exists()
+    assert len(list(layout.runs.rglob("last.ckpt"))) == 1
+
+    report = step.run(small_config(), layout)
+    assert (report.computed, report.reused) == (0, 8)
+    expected, got = model_bytes(undisturbed[0]), model_bytes(layout)
+    assert sorted(got) == sorted(expected)
+    assert [name for name in expected if got[name] != expected[name]] == []
+
+
+def test_a_crash_between_training_and_export_is_mended(
+    make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = make_project(tmp_path)
+    config = small_config(optimiser={"max_steps": 3})
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "_export", lambda *_: (_ for _ in ()).throw(OSError(28, "no space left")))
+        with pytest.raises(OSError, match="no space"):
+            step.run(config, layout)
+    step.run(config, layout)
+    repaired = model_bytes(layout)
+    other = make_project(tmp_path / "other")
+    step.run(config, other)
+    assert repaired == model_bytes(other)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(make_project: MakeProject, tmp_path: Path) -> None:
+    layout = make_project(tmp_path)
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save({"state_dict": {}, "digest": "another", "history": [], "validation": {}, "global_step": 3}, foreign)
+    with pytest.raises(IntegrityError, match="belongs to run another"):
+        step.run(small_config(resume_from=str(foreign)), layout)
+    with pytest.raises(ConfigError, match="does not exist"):
+        step.run(small_config(resume_from=str(tmp_path / "nowhere.ckpt")), layout)
+    assert not layout.model.exists()
+
+
+def test_losses_that_are_not_finite_stop_it_with_a_diagnosis(
+    make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = make_project(tmp_path)
+    honest = BatchStream.batch
+
+    def poisoned(stream: BatchStream, number: int) -> Batch:
+        batch = honest(stream, number)
+        return dataclasses.replace(batch, noise=batch.noise * float("nan")) if number >= 5 else batch
+
+    monkeypatch.setattr(BatchStream, "batch", poisoned)
+    with pytest.raises(DataError, match="3 steps in a row") as caught:
+        step.run(small_config(), layout)
+    assert caught.value.exit_code == 3
+    diagnosis = json.loads(next(layout.runs.rglob("not-finite.json")).read_text())
+    assert diagnosis["step"] == 7
+    assert len(diagnosis["rows"]) == 3
+    assert diagnosis["last_good_checkpoint"] == "last.ckpt"
+    assert diagnosis["parameters_not_finite"] == []
+    assert not layout.model.exists()
+
+
+def test_one_bad_step_is_skipped(make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = make_project(tmp_path)
+    honest = BatchStream.batch
+
+    def poisoned(stream: BatchStream, number: int) -> Batch:
+        batch = honest(stream, number)
+        return dataclasses.replace(batch, noise=batch.noise * float("nan")) if number == 1 else batch
+
+    monkeypatch.setattr(BatchStream, "batch", poisoned)
+    step.run(small_config(optimiser={"max_steps": 3}), layout)
+    lines = (layout.model / "training/loss.csv").read_text().splitlines()
+    assert lines[2].startswith("2,,")
+    assert len(lines) == 4
+    assert float(lines[3].split(",")[1]) > 0
+
+
+def test_no_training_pair_and_no_gpu_are_said_plainly(make_project: MakeProject, tmp_path: Path) -> None:
+    from pipeline_steps.core.contracts import PAIRS
+    from pipeline_steps.core.tables import read_table, write_table
+
+    layout = make_project(tmp_path)
+    if not torch.cuda.is_available():
+        with pytest.raises(ResourceError, match="sees no GPU"):
+            step.run(small_config(device="cuda"), layout)
+    rows = read_table(layout.pairs / "pairs.parquet", PAIRS).to_pylist()
+    write_table(layout.pairs / "pairs.parquet", PAIRS, [{**row, "split": "test"} for row in rows])
+    with pytest.raises(DataError, match="no pair of split 'train'"):
+        step.run(small_config(), layout)
