@@ -60,6 +60,7 @@ class Candidates:
     ids: list[str]
     labels: list[set[str]]
     posteriors: FloatArray
+    plain_posteriors: FloatArray
     pool: np.ndarray
 
 
@@ -83,12 +84,15 @@ def decoded(folder: Path, row: Row) -> tuple[str, bytes] | None:
     return file.item, result["payload"]
 
 
-def read_sounds(bridge: Bridge, folders: Sequence[tuple[Path, list[Row], bool]]) -> tuple[Candidates, dict[str, int]]:
+def read_sounds(
+    bridge: Bridge, plain: Bridge, folders: Sequence[tuple[Path, list[Row], bool]]
+) -> tuple[Candidates, dict[str, int]]:
     """All candidates and, by pair name, the row of its sound."""
     found: dict[str, int] = {}
     ids: list[str] = []
     labels: list[set[str]] = []
     posteriors: list[FloatArray] = []
+    plain_posteriors: list[FloatArray] = []
     pool: list[bool] = []
     pairs: dict[str, int] = {}
     for folder, rows, is_pool in folders:
@@ -101,13 +105,15 @@ def read_sounds(bridge: Bridge, folders: Sequence[tuple[Path, list[Row], bool]])
                 ids.append(item[0])
                 labels.append(set())
                 pool.append(False)
-                posteriors.append(bridge.posteriors(soundfile.read(io.BytesIO(item[1]), dtype="float32")[0]))
+                samples = soundfile.read(io.BytesIO(item[1]), dtype="float32")[0]
+                posteriors.append(bridge.posteriors(samples))
+                plain_posteriors.append(plain.posteriors(samples))
             place = found[item[0]]
             labels[place].add(row["label"])
             pool[place] = pool[place] or is_pool
             if not is_pool and row["pair"]:
                 pairs[row["pair"]] = place
-    return Candidates(ids, labels, np.stack(posteriors), np.array(pool)), pairs
+    return Candidates(ids, labels, np.stack(posteriors), np.stack(plain_posteriors), np.array(pool)), pairs
 
 
 def read_pictures(folder: Path, rows: list[Row]) -> list[np.ndarray | None]:
@@ -176,17 +182,17 @@ def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
         )
 
 
-def development(bridge: Bridge, plain: Bridge, flat: Bridge, candidates: Candidates) -> dict[str, Any]:
+def development(bridge: Bridge, plain: Bridge, candidates: Candidates) -> dict[str, Any]:
     """Label text -> pool sounds with that label: the set on which variants were chosen; gold pairs take no part."""
     rows = np.flatnonzero(candidates.pool)
     labels = [candidates.labels[row] for row in rows]
     texts = sorted(set().union(*labels))
     relevant = [np.array([text in seen for seen in labels]) for text in texts]
-    posteriors = candidates.posteriors[rows]
+    posteriors, plain_posteriors = candidates.posteriors[rows], candidates.plain_posteriors[rows]
     named = Bridge(bridge.yamnet.assets, phrase_weight=0.0, temperature=bridge.temperature).load()
     scores: dict[str, FloatArray] = {
-        "plain bridge": plain.encode_texts(texts) @ plain.sounds_from_posteriors(posteriors).T,
-        "quick try: softmax 0.05, log posterior / prior": quick_try(bridge, texts, posteriors, posteriors.mean(0)),
+        "plain bridge": plain.encode_texts(texts) @ plain.sounds_from_posteriors(plain_posteriors).T,
+        "quick try: softmax 0.05, log posterior / prior": quick_try(bridge, texts, plain_posteriors, plain_posteriors.mean(0)),
         "ours without hand-written phrases": named.encode_texts(texts) @ named.sounds_from_posteriors(posteriors).T,
         "ours": bridge.encode_texts(texts) @ bridge.sounds_from_posteriors(posteriors).T,
     }
@@ -200,7 +206,7 @@ def development(bridge: Bridge, plain: Bridge, flat: Bridge, candidates: Candida
     vectors, sounds = bridge.encode_texts(texts), bridge.sounds_from_posteriors(posteriors)
     plain_rows = ExactSearch(sounds).search(vectors, 10)[0]
     for name, method, beta in (("none", "none", 1.0), ("csls", "csls", 1.0), ("dis 5", "dis", 5.0), ("dis 20", "dis", 20.0)):
-        found = rank(ExactSearch(sounds), vectors, sounds, len(rows), method, 10, beta, 2000, 0).rows  # type: ignore[arg-type]
+        found = rank(ExactSearch(sounds), vectors, sounds, len(rows), method, 20, beta, 2000, 0).rows  # type: ignore[arg-type]
         hits = [wanted[row] for row, wanted in zip(found, relevant, strict=True)]
         top = float(np.mean([hit[0] for hit in hits]))
         ten = float(np.mean([hit[:10].any() for hit in hits]))
@@ -236,11 +242,10 @@ def main() -> int:
     gold_sounds = [row for row in gold_rows if row["kind"] == "sound"]
     pool_sounds = [row for row in manifest(options.pool, "pool") if row["kind"] == "sound"]
     folders = [(options.gold, gold_sounds, False), (options.pool, pool_sounds, True)]
-    candidates, pair_rows = read_sounds(bridge, folders)
-    flat_candidates = candidates
+    candidates, pair_rows = read_sounds(bridge, plain, folders)
     images = read_pictures(options.gold, pictures)
     sound_vectors = bridge.sounds_from_posteriors(candidates.posteriors)
-    plain_vectors = plain.sounds_from_posteriors(flat_candidates.posteriors)
+    plain_vectors = plain.sounds_from_posteriors(candidates.plain_posteriors)
     labels = [row["label"] for row in pictures]
 
     captioner = build_captioner(CaptionConfig(), layout).load()
@@ -256,7 +261,7 @@ def main() -> int:
     def listed(space: Bridge, vectors: FloatArray, found: Sequence[Any], guess: bool) -> list[FloatArray | None]:
         return [event_scores(space, one.events or (one.guesses if guess else ()), vectors) for one in found]
 
-    prior = candidates.posteriors[candidates.pool].mean(0)
+    prior = candidates.plain_posteriors[candidates.pool].mean(0)
     rows: dict[str, Sequence[FloatArray | None]] = {
         "plain: Lite0 tags -> MiniLM -> plain bridge": list(plain_queries(plain, tags) @ plain_vectors.T),
         "plain: Lite0 + SSD tags": list(plain_queries(plain, tags_both) @ plain_vectors.T),
@@ -266,7 +271,7 @@ def main() -> int:
         "ours, abstaining": listed(bridge, sound_vectors, captions, False),
         "ours with SSD": listed(bridge, sound_vectors, captions_both, True),
         "oracle: label -> plain bridge": list(plain.encode_texts(labels) @ plain_vectors.T),
-        "oracle: label -> quick try": list(quick_try(bridge, labels, candidates.posteriors, prior)),
+        "oracle: label -> quick try": list(quick_try(bridge, labels, candidates.plain_posteriors, prior)),
         "oracle: label -> our space": list(bridge.encode_texts(labels) @ sound_vectors.T),
     }
     answer = evaluate(rows, pictures, labels, candidates, pair_rows, options.seed)
@@ -274,8 +279,9 @@ def main() -> int:
     answer["candidates"] = len(candidates.ids)
     print(f"\ncoverage: {answer['coverage']:.3f} of the gold pictures have events, the others are ranked by guesses")
     answer["bars"] = bars(answer["pair"])
+    answer["differences"] = differences(answer["ranks"]["pair"], options.seed)
     if options.development:
-        answer["development"] = development(bridge, plain, plain, candidates)
+        answer["development"] = development(bridge, plain, candidates)
     if options.json:
         options.json.write_text(json.dumps(answer, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return 0 if all(bar["met"] for bar in answer["bars"].values()) else 1
@@ -313,6 +319,8 @@ def evaluate(
             for name, scores in rows.items():
                 ranks = np.array([rank_of(scores[place], relevant[place]) for place in places])
                 table[name] = summarise(ranks, draws)
+                if subset == "all":
+                    answer.setdefault("ranks", {}).setdefault(protocol, {})[name] = ranks.tolist()
             answer[protocol][subset] = table
             what = "its own sound" if protocol == "pair" else "any sound of its label"
             show(f"{protocol}: {what}, {subset} labels ({len(places)} pairs, {n_sounds} candidates)", table)
@@ -330,6 +338,24 @@ def random_row(relevant: Sequence[np.ndarray], generated: np.random.Generator) -
     for name, value in values.items():
         low, high = np.percentile(value, [2.5, 97.5])
         result[name] = {"value": float(value.mean()), "low": float(low), "high": float(high)}
+    return result
+
+
+def differences(ranks: dict[str, list[int]], seed: int) -> dict[str, Any]:
+    """R@10 of one row minus another on the same pairs, with a paired bootstrap interval."""
+    couples = [
+        ("ours", "plain: Lite0 tags -> MiniLM -> plain bridge"),
+        ("oracle: label -> our space", "oracle: label -> plain bridge"),
+        ("ours", "ours with SSD"),
+    ]
+    result: dict[str, Any] = {}
+    print()
+    for one, other in couples:
+        gain = (np.array(ranks[one]) <= 10).astype(float) - (np.array(ranks[other]) <= 10)
+        draws = generator(seed, "gold-retrieval", "paired").integers(0, len(gain), (RESAMPLES, len(gain)))
+        low, high = np.percentile(gain[draws].mean(axis=1), [2.5, 97.5])
+        result[f"{one} - {other}"] = {"value": float(gain.mean()), "low": float(low), "high": float(high)}
+        print(f"R@10: {one} - {other}: {gain.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
     return result
 
 

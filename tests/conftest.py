@@ -49,3 +49,32 @@ def assets() -> Path:
         if not (layout.assets / "meta.json").is_file():
             run_stage("assets", layout)
     return layout.assets
+
+
+@pytest.fixture(scope="session")
+def exported_model(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained model in the layout that the stage `train` exports."""
+    import torch
+
+    from pipeline_steps.diffusion.storage import new_scheduler, save_model
+    from pipeline_steps.train.codec_training import new_codec
+    from pipeline_steps.train.config import Config
+    from pipeline_steps.train.module import new_conditioner, new_denoiser
+
+    torch.manual_seed(0)
+    config = Config.model_validate(
+        {
+            "picture_size": 32,
+            "codec": {"channels": 8, "width": 8},
+            "conditioner": {"frames": 2, "frame_components": 8, "tag_components": 8, "width": 32},
+            "unet": {"widths": [32, 32], "head_width": 16},
+            "objective": {"coarse_channels": 4},
+        }
+    )
+    codec = new_codec(config.codec)
+    codec.fit(torch.rand(16, 3, 32, 32) * 2 - 1)
+    target = tmp_path_factory.mktemp("model") / "audio2image"
+    defaults = {"steps": 2, "guidance_scale": 2.0, "max_seconds": 2.0, "picture_size": 32}
+    denoiser = new_denoiser(config, new_conditioner(config))
+    save_model(target, denoiser, codec, new_scheduler(config.drawing.shift), defaults, assets)
+    return target

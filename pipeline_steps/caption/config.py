@@ -21,8 +21,10 @@ class Config(StageConfig):
     )
     min_probability: float = Field(1e-3, gt=0, lt=1, description="tags below it are forgotten")
     max_events: int = Field(5, ge=1, le=20, description="events kept per picture")
-    min_confidence: float = Field(0.1, ge=0, le=1, description="an event below it is dropped")
-    min_share: float = Field(0.1, ge=0, le=1, description="an event below this share of the best event's weight is dropped")
+    min_confidence: float = Field(0.1, ge=0, le=1, description="a picture abstains unless one of its events reaches it")
+    min_share: float = Field(
+        0.1, ge=0, le=1, description="a further event below this share of the best one's weight is dropped"
+    )
     max_phrase: int = Field(120, ge=8, le=2000, description="characters of an event's phrase")
     batch_size: int = Field(32, ge=1, le=4096, description="pictures per forward pass and per memo part")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="the stage fails above this share of quarantined pictures")

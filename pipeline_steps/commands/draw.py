@@ -73,17 +73,18 @@ def draw(
     as_json: JsonFlag = False,
 ) -> None:
     """Draw what a sound suggests: a grid of pictures from any sound file."""
-    from PIL import Image
-
-    from pipeline_steps.core.atomic import atomic_path
-    from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline
-
     layout = layout_of(context)
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out {out} must end in .png")
     if not layout.model.is_dir():
         raise ConfigError(f"there is no trained model in {layout.model}", "sonify run train")
     waveform = read_sound(layout, sound)
+
+    from PIL import Image
+
+    from pipeline_steps.core.atomic import atomic_path
+    from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline
+
     pipeline = Audio2ImagePipeline.load(layout.model)
     chosen: dict[str, Any] = {"guidance_scale": guidance, "steps": steps}
     given = {key: value for key, value in chosen.items() if value is not None}

@@ -115,9 +115,10 @@ def find(
     params = load_params(layout.params)
     torch.set_num_threads(1)  # one picture and a few words: more threads would only wait for each other
     caption = caption_of(layout, params, picture)
-    events = [asdict(event) for event in caption.events]
+    # The stage would abstain; a person who asks about this very picture gets the best guesses, called so.
+    events = [asdict(event) for event in caption.events or caption.guesses]
+    reason = f"{caption.code}: {caption.reason}" if caption.code else None
     if not events:
-        reason = f"{caption.code}: {caption.reason}"
         answer({"events": [], "sounds": [], "wav": None, "reason": reason}, [f"no sound: {reason}; no WAV written"], as_json)
         return
     sounds = best_sounds(layout, params, events)
@@ -126,7 +127,7 @@ def find(
         soundfile.write(
             temporary, MediaReader(layout.media).sound(sounds[0]["audio_id"]), SAMPLE_RATE, subtype="PCM_16", format="WAV"
         )
-    lines = ["events:"]
+    lines = ["events:"] if reason is None else [f"the pipeline would abstain: {reason}", "guesses:"]
     lines += table(
         [f"  {e['salience'] * e['confidence']:.3f}", e["sound"], "seen" if e["visible"] else "inferred"] for e in events
     )
@@ -135,4 +136,4 @@ def find(
         [f"  {s['score']:.3f}", s["path"], f"{s['seconds']:.1f} s", s["licence"] or "-", f"for: {s['because']}"] for s in sounds
     )
     lines.append(str(target))
-    answer({"events": events, "sounds": sounds, "wav": str(target)}, lines, as_json)
+    answer({"events": events, "sounds": sounds, "wav": str(target), "reason": reason}, lines, as_json)

@@ -34,14 +34,30 @@ def report(
         webbrowser.open(page.resolve().as_uri())
 
 
+HEADLINE = ("win_rate_", "ais_winrate_", "kid_")
+"""Beginnings of the metrics of the model's row that are shown; the report has all of them."""
+
+
 def headline(evaluation: dict[str, Any]) -> list[str]:
-    """The estimates named under `headline`, one line each: value, 95 % interval, N."""
+    """The model's agreement and distance on each set, and recall@10 of the retrieval rows: value, 95 % interval, N."""
     rows = []
-    for name, entry in evaluation.get("headline", {}).items():
-        if isinstance(entry, dict) and "value" in entry:
-            low, high = entry.get("low"), entry.get("high")
-            interval = f"[{low:.3f}, {high:.3f}]" if isinstance(low, (int, float)) and isinstance(high, (int, float)) else ""
-            rows.append([name, f"{entry['value']:.3f}", interval, f"n={entry['n']}" if "n" in entry else ""])
-        else:
-            rows.append([name, str(entry), "", ""])
+    for name, block in evaluation.items():
+        if not isinstance(block, dict) or not isinstance(block.get("rows"), dict):
+            continue
+        if name == "retrieval":
+            rows += [
+                estimate(f"{name}, {row}, recall_at_10", found.get("recall_at_10")) for row, found in block["rows"].items()
+            ]
+            continue
+        found = block["rows"].get("model", {})
+        rows += [estimate(f"{name}, {metric}", found[metric]) for metric in found if metric.startswith(HEADLINE)]
     return table(rows)
+
+
+def estimate(name: str, entry: Any) -> list[str]:
+    """Name, value, interval and N of one entry of evaluation.json."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("value"), (int, float)):
+        return [name, "-", "", ""]
+    low, high = entry.get("low"), entry.get("high")
+    interval = f"[{low:.3f}, {high:.3f}]" if isinstance(low, (int, float)) and isinstance(high, (int, float)) else ""
+    return [name, f"{entry['value']:.3f}", interval, f"n={entry['n']}" if "n" in entry else ""]

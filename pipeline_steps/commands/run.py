@@ -17,6 +17,7 @@ from pipeline_steps.core.identity import sha256_file
 from pipeline_steps.core.layout import Layout
 
 ERROR_FILE = "error.json"
+STDERR = 2
 
 
 def apply_preset(layout: Layout, name: str) -> list[str]:
@@ -56,7 +57,7 @@ def reproduce(layout: Layout, stages: list[str], force: bool, quiet: bool) -> No
     error_file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "dvc", "repro", *(["--force"] if force else []), *stages]
     try:
-        done = subprocess.run(command, cwd=layout.root, stdout=sys.stderr if quiet else None, check=False)
+        done = subprocess.run(command, cwd=layout.root, stdout=STDERR if quiet else None, check=False)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     if done.returncode == 0:

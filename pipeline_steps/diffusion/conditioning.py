@@ -1,7 +1,7 @@
 """From sound features to the tokens that the denoiser attends to.
 
 A fixed part (mean, principal axes and scales of training sounds, fitted without labels) brings 1024-d frames and 521 tag
-logits to a few whitened numbers: with a few hundred sounds, a learned projection of the raw features would learn the sounds
+logits to a few numbers of like size: with a few hundred sounds, a learned projection of the raw features would learn the sounds
 by heart. A small transformer then mixes one summary token (tags and loudness) and `frames` time tokens.
 """
 
@@ -21,7 +21,7 @@ LEVEL_SCALE_DB = 12.0
 
 @dataclass(frozen=True, slots=True)
 class SoundTokens:
-    """Input of the conditioner for N sounds: frames [N, T, P] and summary [N, S + 2], whitened."""
+    """Input of the conditioner for N sounds: frames [N, T, P] and summary [N, P + S + 2]."""
 
     frames: torch.Tensor
     summary: torch.Tensor
@@ -44,7 +44,10 @@ def stack_tokens(tokens: list[SoundTokens]) -> SoundTokens:
 
 
 class Whitening(nn.Module):
-    """Principal component scores, each divided by its standard deviation or by `floor` times the largest one."""
+    """Principal component scores divided by the root of their standard deviation, of unit mean square over all.
+
+    Half-way whitening: the leading axes separate sounds, the trailing ones are noise that full whitening would raise to them.
+    """
 
     mean: torch.Tensor
     basis: torch.Tensor
@@ -57,7 +60,7 @@ class Whitening(nn.Module):
         self.register_buffer("scale", torch.ones(components))
 
     @torch.no_grad()
-    def fit(self, rows: torch.Tensor, floor: float) -> None:
+    def fit(self, rows: torch.Tensor) -> None:
         """Fit on rows [N, width] in double precision; the sign of each axis is fixed by its largest entry."""
         data = rows.double()
         mean = data.mean(0)
@@ -69,7 +72,8 @@ class Whitening(nn.Module):
         deviations = values.flip(0)[:count].clamp(min=0).sqrt()
         self.mean.copy_(mean)
         self.basis.copy_(vectors * signs)
-        self.scale.copy_(deviations.clamp(min=float(deviations[0]) * floor + 1e-8))
+        scale = deviations.clamp(min=float(deviations[0]) * 1e-3 + 1e-8).sqrt()
+        self.scale.copy_(scale * ((deviations / scale) ** 2).mean().sqrt())
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Scores [..., components] of rows [..., width]."""
@@ -82,8 +86,7 @@ class AudioConditioner(nn.Module):
 
     Args:
         frames: number of time tokens.
-        frame_components, tag_components: principal components kept of the frames and of the tag logits (mean and maximum
-            over time side by side).
+        frame_components, tag_components: principal components kept of the frames and of the mean tag logits.
         width: of the tokens, the denoiser's `cross_attention_dim`.
         layers: transformer layers.
         dropout: of inputs and layers.
@@ -103,9 +106,11 @@ class AudioConditioner(nn.Module):
         }
         self.frames = frames
         self.frame_axes = Whitening(FEATURE_WIDTH, frame_components)
-        self.tag_axes = Whitening(2 * TAGS, tag_components)
+        self.tag_axes = Whitening(TAGS, tag_components)
         self.frame_in = nn.Linear(frame_components, width)
-        self.summary_in = nn.Sequential(nn.Linear(tag_components + 2, width), nn.SiLU(), nn.Linear(width, width))
+        self.summary_in = nn.Sequential(
+            nn.Linear(frame_components + tag_components + 2, width), nn.SiLU(), nn.Linear(width, width)
+        )
         self.position = nn.Parameter(torch.randn(1 + frames, width) * 0.02)
         self.silence = nn.Parameter(torch.randn(1 + frames, width) * 0.02)
         self.dropout = nn.Dropout(dropout)
@@ -117,13 +122,13 @@ class AudioConditioner(nn.Module):
 
     def fit(self, sounds: list[SoundFeatures]) -> None:
         """Fit the fixed part on training sounds. No label is read."""
-        self.frame_axes.fit(torch.cat([sound.frames for sound in sounds]).float().sqrt(), floor=0.1)
-        self.tag_axes.fit(torch.stack([_tag_summary(sound) for sound in sounds]), floor=0.05)
+        self.frame_axes.fit(torch.cat([sound.frames for sound in sounds]).float().sqrt())
+        self.tag_axes.fit(torch.stack([_tag_summary(sound) for sound in sounds]))
 
     @property
     def summary_width(self) -> int:
-        """Numbers in a summary: tag components, loudness, peak."""
-        return int(self.settings["tag_components"]) + 2
+        """Numbers in a summary: mean frame components, tag components, loudness, peak."""
+        return int(self.settings["frame_components"]) + int(self.settings["tag_components"]) + 2
 
     def cpu_tokens(self, sound: SoundFeatures) -> SoundTokens:
         """`tokens` of features that are on the CPU, wherever the weights are."""
@@ -133,11 +138,11 @@ class AudioConditioner(nn.Module):
 
     @torch.no_grad()
     def tokens(self, sound: SoundFeatures) -> SoundTokens:
-        """Whitened input of one sound: frames averaged to a fixed number in time, tag scores, loudness and peak."""
+        """Input of one sound: frames averaged to a fixed number in time; mean frame, tag scores, loudness and peak."""
         scores = self.frame_axes(sound.frames.float().sqrt())
         frames = F.adaptive_avg_pool1d(scores.T[None], self.frames).transpose(1, 2)
         level = (sound.level.float() - LEVEL_CENTRE_DB) / LEVEL_SCALE_DB
-        return SoundTokens(frames, torch.cat([self.tag_axes(_tag_summary(sound)), level])[None])
+        return SoundTokens(frames, torch.cat([scores.mean(0), self.tag_axes(_tag_summary(sound)), level])[None])
 
     def forward(self, tokens: SoundTokens, heard: torch.Tensor) -> torch.Tensor:
         """Tokens [N, 1 + frames, width]; where `heard` [N] is false, the learned tokens of "no sound given"."""
@@ -151,6 +156,5 @@ class AudioConditioner(nn.Module):
 
 
 def _tag_summary(sound: SoundFeatures) -> torch.Tensor:
-    """Mean and maximum over time of the tag logits, [2 * 521]."""
-    logits = sound.logits.float()
-    return torch.cat([logits.mean(0), logits.amax(0)])
+    """Mean over time of the tag logits, [521]: log-odds that each kind of sound is heard."""
+    return sound.logits.float().mean(0)

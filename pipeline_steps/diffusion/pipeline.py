@@ -153,14 +153,13 @@ class Audio2ImagePipeline:
 
     def _denoise(self, latents: torch.Tensor, tokens: SoundTokens, guidance_scale: float, steps: int) -> torch.Tensor:
         heard = torch.ones(len(tokens), dtype=torch.bool, device=latents.device)
-        hidden = self.denoiser.conditioner(tokens, heard)
-        silent = self.denoiser.conditioner(tokens, ~heard)
+        given, withheld = self.denoiser.listen(tokens, heard), self.denoiser.listen(tokens, ~heard)
         # A fresh copy: diffusers' schedulers count their own steps.
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist(), device=latents.device)
         for timestep in scheduler.timesteps:
             time = float(timestep) / TIMESTEPS
-            velocity = self.denoiser.guided_velocity(latents, time, hidden, silent, guidance_scale)
+            velocity = self.denoiser.guided_velocity(latents, time, given, withheld, guidance_scale)
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
         return latents
 

@@ -6,6 +6,7 @@
       scheduler/   scheduler_config.json                                (FlowMatchEulerDiscreteScheduler)
       codec/       config.json, model.safetensors
       conditioner/ config.json, model.safetensors
+      sketch/      config.json, model.safetensors                       (the linear map from a sound to a layout)
       prior/       config.json, model.safetensors                       (mean and covariance of the latents)
       encoder/     meta.json, yamnet.safetensors, audioset_classes.csv  (copied from the assets: the folder is whole)
 
@@ -35,7 +36,7 @@ from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.identity import sha256_bytes
 from pipeline_steps.diffusion.codec import CODECS, Codec
 from pipeline_steps.diffusion.conditioning import AudioConditioner
-from pipeline_steps.diffusion.denoiser import Denoiser
+from pipeline_steps.diffusion.denoiser import TIMESTEPS, Denoiser, Sketch
 from pipeline_steps.diffusion.prior import GaussianPrior
 from pipeline_steps.encoders.pretrained import META
 from pipeline_steps.encoders.yamnet import YamNet
@@ -56,6 +57,7 @@ UNET_KEYS = (
     "norm_num_groups",
     "class_embed_type",
     "projection_class_embeddings_input_dim",
+    "resnet_time_scale_shift",
 )
 """Settings of the U-Net that are read back; any other key of its config.json is ignored."""
 PREDICTIONS = ("residual", "latents", "velocity")
@@ -63,7 +65,14 @@ RETRAIN = "run: dvc repro --force train"
 BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
 
 
-def save_model(folder: Path, denoiser: Denoiser, codec: Codec, defaults: dict[str, Any], assets: Path) -> None:
+def save_model(
+    folder: Path,
+    denoiser: Denoiser,
+    codec: Codec,
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    defaults: dict[str, Any],
+    assets: Path,
+) -> None:
     """Write the model into `folder` (which must be new or scratch); `model_index.json` last, as the mark of completeness."""
     hashes: dict[str, str] = {}
 
@@ -78,12 +87,14 @@ def save_model(folder: Path, denoiser: Denoiser, codec: Codec, defaults: dict[st
     weights(UNET_WEIGHTS, denoiser.unet)
     write_json(
         folder / "scheduler/scheduler_config.json",
-        {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": TIMESTEPS, "shift": scheduler.config.shift},
     )
     write_json(folder / "codec/config.json", {"kind": codec.name, "version": codec.version, "settings": codec.settings})
     weights("codec/model.safetensors", codec)
     write_json(folder / "conditioner/config.json", {"kind": "audio", "settings": denoiser.conditioner.settings})
     weights("conditioner/model.safetensors", denoiser.conditioner)
+    write_json(folder / "sketch/config.json", {"kind": "linear", "settings": denoiser.sketch.settings})
+    weights("sketch/model.safetensors", denoiser.sketch)
     write_json(folder / "prior/config.json", {"kind": "gaussian", "settings": denoiser.prior.settings})
     weights("prior/model.safetensors", denoiser.prior)
     _copy_encoder(assets, folder / "encoder")
@@ -135,6 +146,8 @@ def load_model(folder: Path) -> tuple[Denoiser, Codec, dict[str, Any]]:
     conditioner_config = _read_json(folder / "conditioner/config.json")
     codec = build("codec/config.json", CODECS[str(kind)], dict(codec_config.get("settings", {})))
     conditioner = build("conditioner/config.json", AudioConditioner, dict(conditioner_config.get("settings", {})))
+    sketch_config = _read_json(folder / "sketch/config.json")
+    sketch = build("sketch/config.json", Sketch, dict(sketch_config.get("settings", {})))
     prior_config = _read_json(folder / "prior/config.json")
     prior = build("prior/config.json", GaussianPrior, dict(prior_config.get("settings", {})))
     unet = build("unet/config.json", UNet2DConditionModel, {key: unet_config[key] for key in UNET_KEYS if key in unet_config})
@@ -143,9 +156,11 @@ def load_model(folder: Path) -> tuple[Denoiser, Codec, dict[str, Any]]:
         (UNET_WEIGHTS, unet),
         ("codec/model.safetensors", codec),
         ("conditioner/model.safetensors", conditioner),
+        ("sketch/model.safetensors", sketch),
+        ("prior/model.safetensors", prior),
     ):
         load_weights(folder / name, module, hashes.get(name, ""))
-    return Denoiser(unet, conditioner, prior, index["prediction"]), codec, index
+    return Denoiser(unet, conditioner, sketch, prior, index["prediction"]), codec, index
 
 
 def load_weights(path: Path, module: nn.Module, sha256: str = "") -> None:
@@ -180,12 +195,14 @@ def save_weights(path: Path, module: nn.Module) -> None:
     write_bytes(path, save_safetensors({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}))
 
 
+def new_scheduler(shift: float) -> FlowMatchEulerDiscreteScheduler:
+    """Euler steps along the flow; sigma becomes shift sigma / (1 + (shift - 1) sigma) (arXiv 2403.03206, eq. 23)."""
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMESTEPS, shift=shift)
+
+
 def load_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
     """The scheduler that the folder describes."""
-    config = _read_json(folder / "scheduler/scheduler_config.json")
-    return FlowMatchEulerDiscreteScheduler(
-        num_train_timesteps=int(config.get("num_train_timesteps", 1000)), shift=float(config.get("shift", 1.0))
-    )
+    return new_scheduler(float(_read_json(folder / "scheduler/scheduler_config.json").get("shift", 1.0)))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -42,9 +42,9 @@ Recipe = Literal["tags", "plain"]
 
 
 def unit_rows(rows: FloatArray) -> FloatArray:
-    """Rows divided by their L2 norm; a zero row stays zero, so that whoever admits vectors can see it."""
+    """Rows divided by their L2 norm; a zero row stays zero and NaN stays NaN, for `admit` to see."""
     norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    return np.asarray(np.divide(rows, norms, out=np.zeros(rows.shape, np.float64), where=norms > 0), np.float32)
+    return np.asarray(np.divide(rows, norms, out=np.zeros(rows.shape, np.float64), where=norms != 0), np.float32)
 
 
 def tag_phrases(name: str) -> list[str]:
@@ -161,7 +161,9 @@ class Bridge:
 
     def describe_sounds(self) -> dict[str, Any]:
         """Everything but the sound that shapes its posteriors."""
-        return {"version": self.version, "model": self.yamnet.describe(), "loudness_power": self.loudness_power}
+        kind = "plain" if self.recipe == "plain" else "levelled"
+        model = self.yamnet.describe()
+        return {"version": self.version, "model": model, "windows": kind, "loudness_power": self.loudness_power}
 
     def describe_tags(self) -> dict[str, Any]:
         """Everything that shapes the tags' text vectors."""
@@ -187,12 +189,22 @@ class Bridge:
 
     @torch.inference_mode()
     def posteriors(self, samples_48k: FloatArray) -> FloatArray:
-        """Tag posteriors [521] of a mono 48 kHz sound: loudness-weighted mean over its windows."""
-        cut = windows(level(resample(samples_48k, STORED_RATE, SAMPLE_RATE)))
-        patches = np.concatenate([self.yamnet.frames(window) for window in cut])
+        """Tag posteriors [521] of a mono 48 kHz sound: loudness-weighted mean over its windows.
+
+        `plain`: unweighted mean over whole patches, the tail dropped, at the level the sound has.
+        """
+        samples = resample(samples_48k, STORED_RATE, SAMPLE_RATE)
+        if self.recipe == "plain":
+            whole = max(0, len(samples) - MIN_SAMPLES) // HOP_SAMPLES * HOP_SAMPLES + MIN_SAMPLES
+            patches = self.yamnet.frames(samples[:whole])
+            weights = np.full(len(patches), 1.0 / len(patches), np.float32)
+        else:
+            cut = windows(level(samples))
+            patches = np.concatenate([self.yamnet.frames(window) for window in cut])
+            weights = window_weights(cut, self.loudness_power)
         logits = self.yamnet(patches)[0].cpu().numpy().astype(np.float64)
         probabilities = 1.0 / (1.0 + np.exp(-np.clip(logits, -60.0, 60.0)))
-        return np.asarray(window_weights(cut, self.loudness_power) @ probabilities, np.float32)
+        return np.asarray(weights @ probabilities, np.float32)
 
     def sounds_from_posteriors(self, posteriors: FloatArray) -> FloatArray:
         """Posteriors [N, 521] -> unit rows [N, dimension].
@@ -200,7 +212,7 @@ class Bridge:
         `tags`: the square root of the posteriors (Hellinger), so that one loud tag does not drown the others.
         """
         if self.recipe == "plain":
-            return plain_sounds(posteriors, self.minilm.encode(self.yamnet.class_names))
+            return plain_sounds(posteriors, self.minilm.encode_together(self.yamnet.class_names))
         return unit_rows(np.sqrt(np.maximum(posteriors, 0.0)))
 
     def prompted(self, texts: Sequence[str]) -> FloatArray:
@@ -229,12 +241,16 @@ class Bridge:
     def tag_vectors(self) -> FloatArray:
         """MiniLM vectors [521, 384] of the tags: mean over phrasings of the name, mixed with the hand-written phrases."""
         if self._tag_vectors is None:
+            written = hand_written_phrases()
+            names = self.yamnet.class_names
+            needed = sorted({text for name in names for text in (*tag_prompts(name), *written.get(name, []))})
+            read = dict(zip(needed, self.minilm.encode_together(needed), strict=True))
             rows = []
-            for name in self.yamnet.class_names:
-                row = unit_rows(self.minilm.encode(tag_prompts(name)).mean(0, keepdims=True))
-                if name in hand_written_phrases():
-                    written = unit_rows(self.minilm.encode(hand_written_phrases()[name]).mean(0, keepdims=True))
-                    row = unit_rows((1.0 - self.phrase_weight) * row + self.phrase_weight * written)
+            for name in names:
+                row = unit_rows(np.mean([read[text] for text in tag_prompts(name)], axis=0, keepdims=True))
+                if name in written:
+                    scene = unit_rows(np.mean([read[text] for text in written[name]], axis=0, keepdims=True))
+                    row = unit_rows((1.0 - self.phrase_weight) * row + self.phrase_weight * scene)
                 rows.append(row[0])
             self._tag_vectors = np.stack(rows)
         return self._tag_vectors

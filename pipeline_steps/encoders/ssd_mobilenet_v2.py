@@ -73,9 +73,17 @@ class SsdMobileNetV2(PretrainedEncoder):
             rows[row] = deepest[0, :, edge:-edge, edge:-edge].mean((1, 2)).cpu().numpy()
         return rows
 
+    def _prepare(self, payloads: dict[str, bytes]) -> None:
+        """Channels-last kernels: depthwise convolutions are more than twice as fast on a CPU."""
+        assert self._weights is not None
+        for name, tensor in self._weights.items():
+            if tensor.ndim == 4:
+                self._weights[name] = tensor.contiguous(memory_format=torch.channels_last)
+
     def _input(self, image: Picture) -> torch.Tensor:
         small = resize(image, SIDE, SIDE, Image.Resampling.BILINEAR)
-        return torch.from_numpy(to_chw(small, 127.5, 1 / 127.5))[None].to(self.device)
+        batch = torch.from_numpy(to_chw(small, 127.5, 1 / 127.5))[None].to(self.device)
+        return batch.contiguous(memory_format=torch.channels_last)
 
     def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Box codes [N, 1917, 4] and class logits [N, 1917, 91] of pictures [N, 3, 300, 300] in [-1, 1]."""

@@ -19,6 +19,8 @@ from pipeline_steps.encoders.protocols import FloatArray, Picture, SoundEvent
 
 IMAGENET = "imagenet"
 COCO = "coco"
+SILENT_SHARE = 0.5
+"""Probability of silent labels from which an abstaining picture is called silent rather than unclear."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,8 @@ class Rules:
 
     Attributes:
         max_events: events kept per picture.
-        min_confidence: an event below it is dropped.
-        min_share: an event whose weight (salience x confidence) is below this share of the best one's is dropped.
+        min_confidence: a picture abstains unless one of its events reaches it.
+        min_share: a further event whose weight (salience x confidence) is below this share of the best one's is dropped.
     """
 
     max_events: int = 5
@@ -88,50 +90,45 @@ class Rules:
     min_share: float = 0.1
 
 
-def compose(tags: Sequence[Tag], lexicon: Lexicon, rules: Rules) -> Caption:
-    """Tags of one picture -> sound events.
+def suggested_events(tags: Sequence[Tag], lexicon: Lexicon) -> list[SoundEvent]:
+    """Every sound that the tags of one picture suggest, by salience x confidence.
 
     Within a vocabulary whose labels exclude each other (ImageNet's softmax) the probabilities of the labels that share a
     phrase add up: 118 breeds are one `dog barking`. Between vocabularies, which see independently, confidences combine by
     noisy-or. With p the label's probability, a its audibility and s its salience for a phrase:
     confidence = 1 - prod over vocabularies (1 - sum p a), salience = sum(p s) / sum(p).
     """
-    mass: dict[str, float] = {}
-    weighted_salience: dict[str, float] = {}
-    heard: dict[str, dict[str, float]] = {}
-    best: dict[str, tuple[float, LabelSound]] = {}
-    silent = 0.0
+    said: dict[str, list[tuple[Tag, LabelSound]]] = {}
     for tag in tags:
-        sounds = lexicon.get((tag.vocabulary, tag.index), ())
-        if not sounds and tag.vocabulary == IMAGENET:
-            silent += tag.probability
-        for entry in sounds:
-            mass[entry.sound] = mass.get(entry.sound, 0.0) + tag.probability
-            weighted_salience[entry.sound] = weighted_salience.get(entry.sound, 0.0) + tag.probability * entry.salience
-            by_vocabulary = heard.setdefault(entry.sound, {})
-            by_vocabulary[tag.vocabulary] = by_vocabulary.get(tag.vocabulary, 0.0) + tag.probability * entry.audibility
-            if tag.probability > best.get(entry.sound, (-1.0, entry))[0]:
-                best[entry.sound] = (tag.probability, entry)
+        for entry in lexicon.get((tag.vocabulary, tag.index), ()):
+            said.setdefault(entry.sound, []).append((tag, entry))
     events = []
-    for sound, per_vocabulary in heard.items():
-        confidence = 1.0 - float(np.prod([1.0 - min(1.0, value) for value in per_vocabulary.values()]))
-        entry = best[sound][1]
-        salience = weighted_salience[sound] / mass[sound] if mass[sound] else 0.0
-        events.append(SoundEvent(sound, entry.source, entry.visible, salience, confidence))
-    events.sort(key=lambda event: (-event.salience * event.confidence, event.sound))
-    top = ", ".join(f"{tag.label} {tag.probability:.2f}" for tag in sorted(tags, key=lambda tag: -tag.probability)[:3])
+    for sound, evidence in said.items():
+        unheard = 1.0
+        for vocabulary in sorted({tag.vocabulary for tag, _ in evidence}):
+            heard = sum(tag.probability * entry.audibility for tag, entry in evidence if tag.vocabulary == vocabulary)
+            unheard *= 1.0 - min(1.0, heard)
+        mass = sum(tag.probability for tag, _ in evidence)
+        salience = sum(tag.probability * entry.salience for tag, entry in evidence) / mass if mass > 0 else 0.0
+        entry = max(evidence, key=lambda pair: pair[0].probability)[1]  # the likeliest label says what makes the sound
+        events.append(SoundEvent(sound, entry.source, entry.visible, min(1.0, salience), 1.0 - unheard))
+    return sorted(events, key=lambda event: (-event.salience * event.confidence, event.sound))
+
+
+def compose(tags: Sequence[Tag], lexicon: Lexicon, rules: Rules) -> Caption:
+    """Tags of one picture -> its caption: up to `max_events` events, or a reason to abstain and guesses."""
+    events = suggested_events(tags, lexicon)
     score = max((event.confidence for event in events), default=0.0)
     floor = rules.min_share * max((event.salience * event.confidence for event in events), default=0.0)
-    kept = [
-        event for event in events if event.confidence >= rules.min_confidence and event.salience * event.confidence >= floor
-    ]
-    if kept:
-        return Caption(tuple(kept[: rules.max_events]), "", "", score)
-    if silent >= 0.5:
-        return Caption((), "NO_SOUND", f"what is seen makes no sound: {top}", score)
-    return Caption(
-        (), "LOW_CONFIDENCE", f"no sound is likely enough (best {score:.2f} of {rules.min_confidence:.2f}): {top}", score
-    )
+    kept = tuple(event for event in events if event.salience * event.confidence >= floor)[: rules.max_events]
+    if kept and score > 0 and score >= rules.min_confidence:
+        return Caption(kept, "", "", score)
+    top = ", ".join(f"{tag.label} {tag.probability:.2f}" for tag in sorted(tags, key=lambda tag: -tag.probability)[:3])
+    silent = sum(tag.probability for tag in tags if tag.vocabulary == IMAGENET and not lexicon.get((IMAGENET, tag.index)))
+    if silent >= SILENT_SHARE:
+        return Caption((), "NO_SOUND", f"what is seen makes no sound: {top}", score, kept)
+    reason = f"no sound is likely enough (best {score:.2f} of {rules.min_confidence:.2f}): {top}"
+    return Caption((), "LOW_CONFIDENCE", reason, score, kept)
 
 
 class Tagger:

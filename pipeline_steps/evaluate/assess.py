@@ -79,7 +79,13 @@ def reference_pictures(
 
 
 def assess(
-    config: Config, agenda: Agenda, known: Known, source: PictureSource, media: MediaReader, assets: Path, memo_url: str
+    config: Config,
+    agenda: Agenda,
+    known: Known,
+    source: PictureSource,
+    media: MediaReader,
+    assets: Path,
+    open_memo: judges.OpenMemo,
 ) -> Assessment:
     """Draw every sound of the agenda, judge every set with every judge."""
     heard = [render(tracks, media.sound) for tracks in agenda.tracks]
@@ -90,7 +96,7 @@ def assess(
     log.info("listening with %s", config.sound_judge)
     recipes = dict(zip((sound.key for sound in agenda.sounds), agenda.tracks, strict=True))
     recipes |= {sound_key(track_list(pair)): track_list(pair) for pair in known.trained}
-    listener = judges.MemoisedFeatures(memo_url, "evaluate-sound", ears.describe(), config.batch_size)
+    listener = judges.MemoisedFeatures(open_memo("evaluate-sound", ears.describe()), config.batch_size)
     embedded = listener.rows(sorted(recipes), lambda key: _listen(ears, recipes[key], media))
     computed, reused = listener.computed, listener.reused
 
@@ -102,7 +108,7 @@ def assess(
         log.info("looking with %s", name)
         eyes = judges.picture_judge(name, assets).load()
         description = [eyes.describe(), "square_picture", source.side]
-        viewer = judges.MemoisedFeatures(memo_url, "evaluate-picture", description, config.batch_size)
+        viewer = judges.MemoisedFeatures(open_memo("evaluate-picture", description), config.batch_size)
         real = viewer.rows(sorted(wanted), lambda image_id, eyes=eyes: _look(eyes, media.image(image_id), source.side))  # type: ignore[misc]
         computed, reused = computed + viewer.computed, reused + viewer.reused
         features = Features(

@@ -18,7 +18,7 @@ class Step:
     n_in: int
     n_on: int
     left: tuple[tuple[str, str, int], ...]
-    """(kind, code, count); kind is "abstained", "quarantined" or "held out"."""
+    """(kind, code, count); kind is "abstained", "quarantined", "held out" or "unused"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def sound_flow(tables: Tables) -> list[Step]:
     )
     embedded = len(pool) - sum(bad.values())
     used = {track["audio_id"] for row in tables.pairs for track in row["tracks"]}
-    unused = (("abstained", "no picture took it", embedded - len(used)),) if embedded > len(used) else ()
+    unused = (("unused", "no picture took it", embedded - len(used)),) if embedded > len(used) else ()
     return [
         Step("found and decoded", len(tables.audio) + sum(dropped.values()), len(tables.audio), _left(_named(dropped))),
         Step("in the pool", len(tables.audio), len(pool), (("held out", "for evaluation", held),) if held else ()),

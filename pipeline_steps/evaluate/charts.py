@@ -117,8 +117,8 @@ def line_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x_label: str
     xs = [x for points in kept.values() for x, _ in points]
     ys = sorted(y for points in kept.values() for _, y in points)
     bottom, top = ys[int(0.005 * (len(ys) - 1))], ys[math.ceil(0.995 * (len(ys) - 1))]
-    x_ticks, y_ticks = nice_ticks(0.0, max(xs)), nice_ticks(bottom, top)
-    bottom, top, right = min(bottom, y_ticks[0]), max(top, y_ticks[-1]), max(max(xs), x_ticks[-1])
+    x_ticks, y_ticks = [x for x in nice_ticks(0.0, max(xs)) if x <= max(xs)], nice_ticks(bottom, top)
+    bottom, top, right = min(bottom, y_ticks[0]), max(top, y_ticks[-1]), max(xs)
     height, left = 260.0, 56.0
 
     def across(x: float) -> float:
@@ -156,6 +156,8 @@ def number_text(value: float) -> str:
     """A number as people write it: at most three significant decimals, a true minus sign, thousands apart."""
     if value == 0:
         return "0"
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{value:,.0f}".replace("-", "\u2212")
     size = abs(value)
     if size >= 1000:
         text = f"{value:,.0f}"

@@ -31,6 +31,9 @@ class Catalog:
     labels: Mapping[str, str]
 
 
+FIRST_DRAWS = 12
+"""Drawings shown before the fold."""
+
 NEAREST = 5
 """Retrieved sounds shown for a pair."""
 
@@ -127,7 +130,25 @@ def draw_cards(
                 "real": strip(item.sound),
                 "shuffled": strip(other) if other >= 0 else None,
                 "shuffled_label": (sounds[other].label or "class not known") if other >= 0 else "",
-                "rates": [{"name": name, "value": values[place]} for name, values in rates.items()],
+                "rates": [{"metric": name, "name": rate_name(name), "value": values[place]} for name, values in rates.items()],
             }
         )
-    return cards
+    return spread_first(cards, FIRST_DRAWS)
+
+
+def rate_name(metric: str) -> str:
+    """A win-rate metric in words."""
+    return "fits the sound" if metric.startswith("ais") else "near the real picture"
+
+
+def spread_first(cards: Sequence[Card], first: int) -> list[Card]:
+    """Cards in an order that puts `first` of them, evenly spread over the old order, in front; so nobody sees only the best."""
+    front = set(spread_ends(len(cards), first))
+    return [*(cards[place] for place in sorted(front)), *(card for place, card in enumerate(cards) if place not in front)]
+
+
+def spread_ends(n: int, at_most: int) -> list[int]:
+    """Up to `at_most` places out of `n`, evenly spread, first and last included."""
+    if n <= at_most or at_most < 2:
+        return list(range(min(n, at_most)))
+    return sorted({round(place * (n - 1) / (at_most - 1)) for place in range(at_most)})

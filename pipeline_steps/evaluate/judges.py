@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from pipeline_steps.core.identity import fingerprint
 from pipeline_steps.core.memo import Memo
 from pipeline_steps.encoders.aisfx import AiSfx
 from pipeline_steps.encoders.augnet import AugNet
@@ -27,6 +26,15 @@ AUGNET_SIDE = 128
 """px; drawn pictures are small, a larger input costs time and shows nothing more."""
 
 PictureJudge = AugNet | EfficientNetLite0 | SsdMobileNetV2
+
+
+class OpenMemo(Protocol):
+    """Opens the memo of a stage name and a description of everything but the item that shapes a result."""
+
+    def __call__(self, stage: str, description: Any) -> Memo:
+        """A memo with schema `VECTOR`."""
+        ...
+
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -45,10 +53,10 @@ def sound_judge(assets: Path) -> AiSfx:
 
 
 class MemoisedFeatures:
-    """Feature rows by key (item id, text id), computed at most once per (memo stage, description)."""
+    """Feature rows by key (an item id), computed at most once per memo; its schema is `VECTOR`."""
 
-    def __init__(self, url: str, stage: str, description: Any, batch_size: int) -> None:
-        self._memo = Memo(url, stage, fingerprint(description), VECTOR)
+    def __init__(self, memo: Memo, batch_size: int) -> None:
+        self._memo = memo
         self._batch_size = batch_size
         self.computed = self.reused = 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -53,10 +54,14 @@ def shown(text: object, limit: int = MAX_TEXT) -> str:
 
 
 def interval_text(entry: Mapping[str, Any]) -> str:
-    """ "0.61 [0.55, 0.67]" of an entry of evaluation.json; a dash when there is no number."""
+    """ "0.61 [0.55, 0.67]" of an entry of evaluation.json; as many digits as the interval warrants; a dash
+    when there is no number."""
     if entry.get("value") is None:
         return "\u2013"
-    text = number_text(float(entry["value"]))
+    value = float(entry["value"])
     if entry.get("low") is None or entry.get("high") is None:
-        return text
-    return f"{text} [{number_text(float(entry['low']))}, {number_text(float(entry['high']))}]"
+        return number_text(value)
+    low, high = float(entry["low"]), float(entry["high"])
+    digits = 3 if high <= low else max(0, min(5, 1 - math.floor(math.log10(high - low))))
+    text = f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return text.replace("-", "\u2212")

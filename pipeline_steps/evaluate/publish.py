@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline_steps.evaluate.assess import Assessment
 from pipeline_steps.evaluate.balance import Tables, licence_counts, picture_flow, sound_flow, unaccounted
 from pipeline_steps.evaluate.charts import interval_chart, line_chart
 from pipeline_steps.evaluate.config import Config
-from pipeline_steps.evaluate.gallery import Catalog, Shelf, draw_cards, pair_cards
+from pipeline_steps.evaluate.gallery import FIRST_DRAWS, Catalog, Shelf, draw_cards, pair_cards
 from pipeline_steps.evaluate.items import Agenda
 from pipeline_steps.evaluate.media_files import mp3, png, spectrogram, strip, thumbnail
 from pipeline_steps.evaluate.page import render_page
@@ -28,6 +29,9 @@ FloatArray = npt.NDArray[np.float32]
 
 THUMBNAIL = 224
 """px of the longer side of a real picture in the report."""
+
+WORKERS = 4
+"""Media made at a time; the encoders work outside Python's lock."""
 
 SPLITS = ("train", "val", "test")
 
@@ -63,13 +67,14 @@ def publish(
 ) -> dict[str, bytes]:
     """Every file of the report; the page comes last, so that whoever writes in order has it once all else is there."""
     files: dict[str, bytes] = {}
-    shelf = _Shelf(files, sources)
+    shelf = _Shelf(sources)
     catalog = Catalog({row["image_id"]: row for row in tables.images}, {row["audio_id"]: row for row in tables.audio}, labels)
     judge = config.picture_judges[0]
     titles = agenda.titles
     context = {
         "meta": {
             "samples": config.samples_per_sound,
+            "first_draws": FIRST_DRAWS,
             "repeats": config.bootstrap_repeats,
             "side": assessment.drawn.shape[2],
             "strip_width": config.samples_per_sound * (assessment.drawn.shape[3] + 2) - 2,
@@ -77,7 +82,9 @@ def publish(
         "headline": summary.headline(evaluation, judge, config.sound_judge, _coverage(tables)),
         "warnings": [*evaluation["warnings"], *unaccounted(picture_flow(tables)), *unaccounted(sound_flow(tables))],
         "pairs_rule": _pairs_rule(len(tables.pairs), config.gallery_pairs),
-        "pairs": pair_cards(tables.pairs, tables.events, neighbours, catalog, shelf.shelf, config.gallery_pairs, config.seed),
+        "pairs": _grouped(
+            pair_cards(tables.pairs, tables.events, neighbours, catalog, shelf.shelf, config.gallery_pairs, config.seed)
+        ),
         "drawn": _drawn(config, assessment, agenda, shelf),
         "charts": summary.win_charts(evaluation, titles),
         "tables": summary.metric_tables(evaluation, titles),
@@ -91,6 +98,7 @@ def publish(
         "protocol": evaluation["protocol"],
         "judge": judge,
     }
+    files |= shelf.make()
     files["plots/items.csv"] = csv_bytes(assessment.items)
     files["plots/metrics.csv"] = csv_bytes(_metric_rows(evaluation))
     files["plots/retrieval.csv"] = csv_bytes(ranks)
@@ -100,10 +108,11 @@ def publish(
 
 
 class _Shelf:
-    """Puts media into the report's files on first use and says where they lie."""
+    """Says where media will lie in the report, and makes what was asked for, several at a time."""
 
-    def __init__(self, files: dict[str, bytes], sources: Sources) -> None:
-        self._files, self._sources = files, sources
+    def __init__(self, sources: Sources) -> None:
+        self._makers: dict[str, Callable[[], bytes]] = {}
+        self._sources = sources
         self.shelf = Shelf(self.picture, self.audio, self.spectrogram)
 
     def picture(self, image_id: str) -> str:
@@ -123,10 +132,23 @@ class _Shelf:
     def known_picture(self, catalog: Catalog) -> Callable[[str], str | None]:
         return lambda item: self.picture(item) if item in catalog.images else None
 
+    def make(self) -> dict[str, bytes]:
+        """Every file asked for so far, by path."""
+        paths = sorted(self._makers)
+        with ThreadPoolExecutor(WORKERS) as pool:
+            return dict(zip(paths, pool.map(lambda path: self._makers[path](), paths), strict=True))
+
     def _put(self, path: str, make: Callable[[], bytes]) -> str:
-        if path not in self._files:
-            self._files[path] = make()
+        self._makers.setdefault(path, make)
         return path
+
+
+def _grouped(cards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cards by the reason why they are shown, in the order of their first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for card in cards:
+        groups.setdefault(str(card["why"]), []).append(card)
+    return [{"title": why.capitalize(), "cards": listed} for why, listed in groups.items()]
 
 
 def _drawn(config: Config, assessment: Assessment, agenda: Agenda, shelf: _Shelf) -> list[dict[str, Any]]:

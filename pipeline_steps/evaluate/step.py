@@ -31,9 +31,10 @@ from pipeline_steps.core.contracts import (
     Contract,
 )
 from pipeline_steps.core.errors import DataError, IntegrityError
-from pipeline_steps.core.identity import sha256_bytes, text_id
+from pipeline_steps.core.identity import fingerprint, sha256_bytes
 from pipeline_steps.core.layout import Layout
 from pipeline_steps.core.media import MediaReader
+from pipeline_steps.core.memo import Memo
 from pipeline_steps.core.report import StageReport
 from pipeline_steps.core.tables import read_table
 from pipeline_steps.encoders.bridge import Bridge
@@ -45,7 +46,7 @@ from pipeline_steps.evaluate.families import families_in, refuse_shared
 from pipeline_steps.evaluate.gold import Truth, match, parse_manifest
 from pipeline_steps.evaluate.gold_retrieval import Space, gold_retrieval, retrieval_block
 from pipeline_steps.evaluate.items import Agenda, build_agenda
-from pipeline_steps.evaluate.judges import MemoisedFeatures, picture_judge, sound_judge
+from pipeline_steps.evaluate.judges import VECTOR, MemoisedFeatures, OpenMemo, picture_judge, sound_judge
 from pipeline_steps.evaluate.media_files import strip
 from pipeline_steps.evaluate.publish import Sources, Training, publish
 from pipeline_steps.evaluate.training_record import training_curves
@@ -105,12 +106,15 @@ def make(config: Config, layout: Layout, source: PictureSource, tracker: NullTra
     report.n_in = report.n_ok + report.n_abstained
 
     media = MediaReader(layout.media)
-    memo = config.memo or str(layout.memo)
+
+    def open_memo(stage: str, description: Any) -> Memo:
+        return Memo(config.memo or str(layout.memo), stage, fingerprint(description), VECTOR)
+
     trained = [pair for pair in tables.pairs if pair["split"] == "train"]
     reference = reference_pictures(tables.images, tables.pairs, agenda, truth.labels, config.reference_pictures)
     known = Known(truth.labels, image_groups, trained, reference)
-    retrieval, ranks = _retrieval(config, layout, memo, inputs, agenda, audio_groups)
-    assessment = assess(config, agenda, known, source, media, layout.assets, memo)
+    retrieval, ranks = _retrieval(config, layout, open_memo, inputs, agenda, audio_groups)
+    assessment = assess(config, agenda, known, source, media, layout.assets, open_memo)
     report.computed, report.reused = assessment.computed, assessment.reused
     evaluation: Row = {**assessment.evaluation, "protocol": _protocol(config, source, inputs, shared)}
     evaluation["warnings"] = [*shared, *assessment.evaluation["warnings"]]
@@ -198,15 +202,24 @@ def read_training(model: Path) -> Training:
 
 
 def write_report(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Replace the report's folders by `files` (relative path -> bytes); the page is written last."""
+    """Replace the report's folders by `files` (relative path -> bytes), each whole; numbers and page are written last."""
     for name in REPORT_FOLDERS:
+        scratch = folder / f".{name}.new"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        for path, payload in files.items():
+            parent, _, leaf = path.rpartition("/")
+            if parent == name:
+                (scratch / leaf).write_bytes(payload)
         shutil.rmtree(folder / name, ignore_errors=True)
+        scratch.replace(folder / name)
     for path, payload in files.items():
-        write_bytes(folder / path, payload)
+        if "/" not in path:
+            write_bytes(folder / path, payload)
 
 
 def _retrieval(
-    config: Config, layout: Layout, memo: str, inputs: Inputs, agenda: Agenda, audio_groups: Mapping[str, str]
+    config: Config, layout: Layout, open_memo: OpenMemo, inputs: Inputs, agenda: Agenda, audio_groups: Mapping[str, str]
 ) -> tuple[Row | None, list[Row]]:
     """The retrieval block of evaluation.json and the rank of every gold pair."""
     folder = layout.embeddings
@@ -222,7 +235,7 @@ def _retrieval(
         events.setdefault(event["image_id"], []).append(event)
     labels = sorted({pair.label for pair in inputs.truth.pairs})
     probe = text_rows[0]["sound"] if text_rows else None
-    vectors = _label_vectors(config, layout, memo, meta, labels, probe, texts[0]) if labels and probe is not None else None
+    vectors = _label_vectors(layout, open_memo, meta, labels, probe, texts[0]) if labels and probe is not None else None
     found = gold_retrieval(
         inputs.truth.pairs,
         space,
@@ -237,7 +250,7 @@ def _retrieval(
 
 
 def _label_vectors(
-    config: Config, layout: Layout, memo: str, meta: Row, labels: list[str], probe: str, expected: FloatArray
+    layout: Layout, open_memo: OpenMemo, meta: Row, labels: list[str], probe: str, expected: FloatArray
 ) -> dict[str, FloatArray] | None:
     """Class names as texts of the space on disk, for the oracle row; None (and a log line) if it cannot be rebuilt."""
     parameters = meta.get("parameters")
@@ -245,17 +258,12 @@ def _label_vectors(
         log.warning("embeddings/meta.json names no parameters: the label-oracle row is left out")
         return None
     encoder = Bridge(layout.assets, **parameters).load()
-    store = MemoisedFeatures(memo, "embed-text", encoder.minilm.describe(), config.batch_size)
-
-    def read(texts: Any) -> FloatArray:
-        keys = {text_id(text): text for text in texts}
-        rows = store.rows(sorted(keys), lambda key: encoder.minilm.encode([keys[key]])[0])
-        return np.stack([rows[text_id(text)] for text in texts]).astype(np.float32)
-
-    read(encoder.texts_needed([*labels, probe]))
-    if np.abs(encoder.encode_texts([probe], read)[0] - expected).max() > 1e-3:
+    tags = MemoisedFeatures(open_memo("embed-tags", encoder.describe_tags()), 1)  # the embed stage keeps them there
+    flat = tags.rows(["tags"], lambda _: encoder.tag_vectors().ravel())["tags"]
+    encoder.adopt_tag_vectors(flat.astype(np.float32).reshape(-1, encoder.minilm.dimension))
+    if np.abs(encoder.encode_texts([probe])[0] - expected).max() > 1e-3:
         raise IntegrityError(f"{layout.embeddings} was made by another version of the encoder", "run: dvc repro --force embed")
-    return dict(zip(labels, encoder.encode_texts(labels, read), strict=True))
+    return dict(zip(labels, encoder.encode_texts(labels), strict=True))
 
 
 def _vectors(path: Path, meta: Row) -> FloatArray:

@@ -64,12 +64,13 @@ def headline(evaluation: Row, judge: str, sound_judge: str, pool: tuple[int, int
     retrieval = evaluation.get("retrieval")
     if retrieval:
         own, random = retrieval["rows"]["pipeline"]["recall_at_10"], retrieval["rows"]["random"]["recall_at_10"]
+        oracle = retrieval["rows"].get("label_oracle", {}).get("recall_at_10", {})
         cards.append(
             _card(
                 "Right sound among the first ten",
                 own,
                 f"For gold pictures among {retrieval['candidates']} sounds; by chance {interval_text(random)}, "
-                f"with the true label as the query {interval_text(retrieval['rows']['label_oracle']['recall_at_10'])}.",
+                f"with the true label as the query {interval_text(oracle)}.",
                 "Only the very recording counts as right: another dog's bark counts as wrong.",
                 _against(own, float(random["value"])),
             )

@@ -37,11 +37,16 @@ class Ranked:
 def damp(
     method: Damping, k: int, beta: float, texts: FloatArray, sounds: FloatArray, rows: IntArray, scores: FloatArray, block: int
 ) -> FloatArray:
-    """Damped scores [Q, c] of candidates (rows and scores [Q, c], best first)."""
+    """Damped scores [Q, c] of candidates (rows and scores [Q, c], best first).
+
+    CSLS is one-sided here: a sound's neighbourhood mean counts as the median at least. Tag affinities are never negative and
+    mostly near zero, so plain CSLS would lift sounds that resemble nothing over those that fit (see docs/evaluation.md).
+    """
     if method == "none" or not rows.size:
         return scores
     if method == "csls":
         item_means = neighbourhood_means(ExactSearch(texts, block).search(sounds, k)[1], k)
+        item_means = np.maximum(item_means, np.median(item_means))
         return csls(scores, neighbourhood_means(scores, k), item_means[rows])
     normalisers = np.concatenate(
         [item_log_normalisers(texts @ sounds[start : start + block].T, beta) for start in range(0, len(sounds), block)]

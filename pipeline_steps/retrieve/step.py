@@ -141,7 +141,7 @@ def run(config: Config, layout: Layout) -> StageReport:
         config.block,
     )
     _write(layout, ranked, [text_ids[row] for row in text_rows], [audio_ids[row] for row in sound_rows])
-    before = search.search(texts, REPORT_K)[0]
+    before = search.search(texts, min(REPORT_K, config.k))[0]
     report.n_in = report.n_ok = len(texts)
     report.computed = len(texts)
     report.metrics = {

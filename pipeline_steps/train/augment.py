@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from pipeline_steps.train.config import SoundConfig
+from pipeline_steps.train.config import PictureConfig, SoundConfig
 
 Samples = npt.NDArray[np.float32]
 AUGMENT_VERSION = 1
@@ -52,20 +52,17 @@ def coloured_noise(length: int, slope: float, rng: np.random.Generator) -> npt.N
     return noise / max(float(noise.std()), 1e-9)
 
 
-def picture_views(pictures: torch.Tensor, generator: torch.Generator, scale: float = 0.12, shift: float = 0.06) -> torch.Tensor:
-    """Each picture [N, 3, H, W] mirrored or not, a little larger or smaller, a little moved; borders are continued.
-
-    Args:
-        scale: largest change of size, as a logarithm.
-        shift: largest move, as a share of the side.
-    """
+def picture_views(pictures: torch.Tensor, config: PictureConfig, generator: torch.Generator) -> torch.Tensor:
+    """Each picture [N, 3, H, W] mirrored or not, a little larger or smaller, a little moved; borders are continued."""
     count = len(pictures)
-    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
-    size = torch.exp((torch.rand(count, generator=generator) * 2 - 1) * scale)
-    move = (torch.rand(count, 2, generator=generator) * 2 - 1) * 2 * shift
+    mirror = torch.rand(count, generator=generator) < config.mirror
+    size = torch.exp((torch.rand(count, generator=generator) * 2 - 1) * config.scale)
+    move = (torch.rand(count, 2, generator=generator) * 2 - 1) * 2 * config.shift
+    mirrored = torch.where(mirror[:, None, None, None], pictures.flip(3), pictures)
+    if not config.scale and not config.shift:
+        return mirrored
     transform = torch.zeros(count, 2, 3)
-    transform[:, 0, 0] = mirror * size
-    transform[:, 1, 1] = size
+    transform[:, 0, 0] = transform[:, 1, 1] = size
     transform[:, :, 2] = move
     grid = F.affine_grid(transform, list(pictures.shape), align_corners=False)
-    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    return F.grid_sample(mirrored, grid, padding_mode="border", align_corners=False)

@@ -18,7 +18,7 @@ from pipeline_steps.diffusion.conditioning import AudioConditioner, SoundTokens
 from pipeline_steps.diffusion.features import SoundFeatures
 from pipeline_steps.diffusion.flow import logit_normal_times
 from pipeline_steps.train.augment import picture_views
-from pipeline_steps.train.config import ObjectiveConfig
+from pipeline_steps.train.config import ObjectiveConfig, PictureConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +102,19 @@ class BatchStream(IterableDataset[Batch]):
     """Endless batches from step `first` on. The codec is frozen; pictures are varied, then encoded."""
 
     def __init__(
-        self, data: PairedData, codec: Codec, objective: ObjectiveConfig, batch_size: int, seed: int, first: int
+        self,
+        data: PairedData,
+        codec: Codec,
+        objective: ObjectiveConfig,
+        picture: PictureConfig,
+        batch_size: int,
+        seed: int,
+        first: int,
     ) -> None:
         self.data = data
         self.codec = codec
         self.objective = objective
+        self.picture = picture
         self.batch_size = batch_size
         self.seed = seed
         self.first = first
@@ -116,7 +124,7 @@ class BatchStream(IterableDataset[Batch]):
         rows = rows_of_step(len(self.data), self.batch_size, self.seed, step)
         draws = step_generator(self.seed, "batch", step)
         with torch.no_grad():
-            latents = self.codec.encode(picture_views(self.data.pictures[rows], draws))
+            latents = self.codec.encode(picture_views(self.data.pictures[rows], self.picture, draws))
         frames, summary = [], []
         for row in rows:
             variants = self.data.tokens[self.data.sounds[row]]

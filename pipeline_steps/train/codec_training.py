@@ -11,7 +11,10 @@ from torch import nn
 from pipeline_steps.diffusion.codec import Codec, PatchCodec, TinyCodec
 from pipeline_steps.train.augment import picture_views
 from pipeline_steps.train.batches import rows_of_step, step_generator
-from pipeline_steps.train.config import CodecConfig
+from pipeline_steps.train.config import CodecConfig, PictureConfig
+
+VIEWS = PictureConfig(mirror=0.5, scale=0.12, shift=0.06)
+"""The codec sees varied pictures whatever the denoiser sees: it must serve any position of an edge in a patch."""
 
 
 def new_codec(config: CodecConfig) -> Codec:
@@ -60,7 +63,7 @@ def train_codec(pictures: torch.Tensor, config: CodecConfig, seed: int, progress
             for group in optimiser.param_groups:
                 group["lr"] = rate
             draws = step_generator(seed, "codec", step + 1)
-            reference = picture_views(pictures[rows_of_step(len(pictures), config.batch_size, seed, step)], draws)
+            reference = picture_views(pictures[rows_of_step(len(pictures), config.batch_size, seed, step)], VIEWS, draws)
             if isinstance(codec, TinyCodec):
                 decoded = codec.net.decoder(corrupt(codec.net.encoder(reference), config.latent_noise, draws))
             else:

@@ -49,14 +49,23 @@ class SoundConfig(Part):
     mix_share: float = Field(default=0.3, ge=0.0, le=1.0, description="share of views with another sound 10 to 20 dB below")
 
 
+class PictureConfig(Part):
+    """The views of each picture that training sees."""
+
+    mirror: float = Field(default=0.0, ge=0.0, le=1.0, description="share that is mirrored")
+    scale: float = Field(default=0.0, ge=0.0, le=0.5, description="largest change of size, as a logarithm")
+    shift: float = Field(default=0.0, ge=0.0, le=0.5, description="largest move, as a share of the side")
+
+
 class ConditionerConfig(Part):
     """Sound features -> tokens."""
 
     frames: int = Field(default=8, ge=1, le=128, description="time tokens")
-    frame_components: int = Field(default=128, ge=1, le=1024, description="principal components kept of YAMNet's 1024-d frames")
-    tag_components: int = Field(default=128, ge=1, le=1042, description="principal components kept of the tag logits")
+    frame_components: int = Field(default=64, ge=1, le=1024, description="principal components kept of YAMNet's 1024-d frames")
+    tag_components: int = Field(default=64, ge=1, le=521, description="principal components kept of the tag logits")
     width: int = Field(default=192, ge=16, le=2048, multiple_of=16, description="of the tokens")
     layers: int = Field(default=1, ge=0, le=12)
+    sketch_channels: int = Field(default=16, ge=1, le=256, description="of the coarse map drawn from the sound alone")
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
 
 
@@ -107,6 +116,7 @@ class DrawingConfig(Part):
 
     steps: int = Field(default=16, ge=1, le=1000)
     guidance_scale: float = Field(default=3.0, ge=0.0, le=50.0)
+    shift: float = Field(default=3.0, ge=0.1, le=100.0, description="above 1 more of the steps go to high noise")
 
 
 class Config(StageConfig):
@@ -122,6 +132,7 @@ class Config(StageConfig):
     picture_size: int = Field(default=64, ge=16, le=1024, multiple_of=16, description="px, side of drawn pictures")
     codec: CodecConfig = CodecConfig()
     sound: SoundConfig = SoundConfig()
+    picture: PictureConfig = PictureConfig()
     conditioner: ConditionerConfig = ConditionerConfig()
     unet: UNetConfig = UNetConfig()
     objective: ObjectiveConfig = ObjectiveConfig()

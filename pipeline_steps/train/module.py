@@ -11,12 +11,12 @@ import torch
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.diffusion.codec import STRIDE, Codec
 from pipeline_steps.diffusion.conditioning import AudioConditioner
-from pipeline_steps.diffusion.denoiser import Denoiser, build_unet, channels_seen
+from pipeline_steps.diffusion.denoiser import Denoiser, Sketch, build_unet, channels_seen
 from pipeline_steps.diffusion.flow import at_time, bucket_means, velocity
 from pipeline_steps.diffusion.prior import GaussianPrior
 from pipeline_steps.train.augment import picture_views
-from pipeline_steps.train.batches import Batch
-from pipeline_steps.train.config import Config
+from pipeline_steps.train.batches import Batch, PairedData
+from pipeline_steps.train.config import Config, PictureConfig
 
 BUCKETS = 4
 """Equal slices of time by which the loss is reported."""
@@ -31,17 +31,25 @@ def new_conditioner(config: Config) -> AudioConditioner:
 def new_denoiser(config: Config, conditioner: AudioConditioner) -> Denoiser:
     """An untrained denoiser around a conditioner; its prior is fitted later."""
     channels, size = config.codec.channels, config.picture_size // STRIDE
-    seen = channels_seen(channels, config.objective.prediction)
-    unet = build_unet(seen, channels, size, config.unet.widths, config.conditioner.width, config.unet.head_width)
-    prior = GaussianPrior(channels, size, config.objective.coarse_channels)
-    return Denoiser(unet, conditioner, prior, config.objective.prediction)
+    width = config.conditioner.width
+    sketch = Sketch(width, config.conditioner.sketch_channels, size)
+    seen = channels_seen(channels, config.conditioner.sketch_channels, config.objective.prediction)
+    unet = build_unet(seen, channels, size, config.unet.widths, width, config.unet.head_width)
+    prior = GaussianPrior(channels, size, config.objective.coarse_channels, conditioner.summary_width)
+    return Denoiser(unet, conditioner, sketch, prior, config.objective.prediction)
 
 
-def fit_prior(prior: GaussianPrior, codec: Codec, pictures: torch.Tensor, seed: int, views: int = 8) -> None:
-    """Fit the prior on the latents of several views of each training picture [N, 3, H, W]."""
+def fit_prior(prior: GaussianPrior, codec: Codec, data: PairedData, config: PictureConfig, seed: int, views: int = 6) -> float:
+    """Fit the prior on several views of each training pair; see `GaussianPrior.fit`."""
     draws = torch.Generator().manual_seed(seed)
+    latents, summaries = [], []
     with torch.no_grad():
-        prior.fit(torch.cat([codec.encode(picture_views(pictures, draws)) for _ in range(views)]))
+        for view in range(views):
+            latents.append(codec.encode(picture_views(data.pictures, config, draws)))
+            variants = [data.tokens[sound].summary for sound in data.sounds]
+            summaries.append(torch.stack([rows[view * len(rows) // views] for rows in variants]))
+    groups = torch.tensor(data.sounds * views)
+    return prior.fit(torch.cat(latents), torch.cat(summaries), groups)
 
 
 class NotFiniteError(DataError):

@@ -41,7 +41,14 @@ from pipeline_steps.diffusion.features import (
 )
 from pipeline_steps.diffusion.pictures import square_picture, to_tensor
 from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline, DrawingDefaults
-from pipeline_steps.diffusion.storage import AtomicCheckpointIO, load_weights, read_checkpoint, save_model, save_weights
+from pipeline_steps.diffusion.storage import (
+    AtomicCheckpointIO,
+    load_weights,
+    new_scheduler,
+    read_checkpoint,
+    save_model,
+    save_weights,
+)
 from pipeline_steps.encoders.yamnet import YamNet
 from pipeline_steps.train.augment import AUGMENT_VERSION, mix_tracks, sound_view
 from pipeline_steps.train.batches import Batch, BatchStream, PairedData, token_variants, validation_batch
@@ -98,11 +105,11 @@ def run(config: Config, layout: Layout) -> StageReport:
         codec = _codec(config, folder, data["train"].pictures)
         codec_psnr = {split: _codec_psnr(codec, data[split].pictures) for split in SPLITS}
         denoiser = new_denoiser(config, conditioner)
-        fit_prior(denoiser.prior, codec, data["train"].pictures, config.seed)
+        explained = fit_prior(denoiser.prior, codec, data["train"], config.picture, config.seed)
         module = DiffusionTraining(config, denoiser, digest)
         _fit(config, layout, folder, module, codec, data, tracker, accelerator, precision)
         _export(config, layout, folder, module, codec)
-        report.metrics |= _metrics(module, codec_psnr, data)
+        report.metrics |= _metrics(module, codec_psnr, data) | {"prior_explained_by_sound": round(explained, 4)}
         final = {f"train/final/{name}": value for name, value in report.metrics.items()}
         tracker.log_metrics(final, step=config.optimiser.max_steps)
         tracker.log_model(layout.model)
@@ -294,9 +301,10 @@ def _fit(
         print(f"train: going on from step {checkpoint.get('global_step')} of {part.max_steps}", flush=True)
     torch.manual_seed(config.seed)
     averages = AveragedWeights(part.ema_decay)
-    stream = BatchStream(data["train"], codec, config.objective, part.batch_size, config.seed, first)
+    stream = BatchStream(data["train"], codec, config.objective, config.picture, part.batch_size, config.seed, first)
     shown = data["val"] if len(data["val"]) else data["train"]
-    pipeline = Audio2ImagePipeline(module.denoiser, codec, _scheduler(), None, _defaults(config))
+    scheduler = new_scheduler(config.drawing.shift)
+    pipeline = Audio2ImagePipeline(module.denoiser, codec, scheduler, None, _defaults(config))
     chosen = list(range(min(GRID_SOUNDS, len(shown))))
     tokens = [shown.clean_tokens([row]) for row in chosen]
 
@@ -367,12 +375,6 @@ def _checkpoint_to_resume(config: Config, last: Path) -> Path | None:
     return last if last.is_file() else None
 
 
-def _scheduler() -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
-
-
 def _defaults(config: Config) -> DrawingDefaults:
     return DrawingDefaults(
         steps=config.drawing.steps,
@@ -388,7 +390,7 @@ def _export(config: Config, layout: Layout, folder: Path, module: DiffusionTrain
     shutil.rmtree(scratch, ignore_errors=True)
     defaults = _defaults(config)
     values = {name: getattr(defaults, name) for name in ("steps", "guidance_scale", "max_seconds", "picture_size")}
-    save_model(scratch, module.denoiser, codec, values, layout.assets)
+    save_model(scratch, module.denoiser, codec, new_scheduler(config.drawing.shift), values, layout.assets)
     _write_training(scratch / "training", folder, module)
     target = layout.model
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def conditioner() -> AudioConditioner:
 def test_any_length_gives_the_same_number_of_tokens(conditioner: AudioConditioner, patches: int) -> None:
     tokens = conditioner.tokens(_sound(0, patches))
     assert tokens.frames.shape == (1, 4, 8)
-    assert tokens.summary.shape == (1, 8)
+    assert tokens.summary.shape == (1, 16)
     assert conditioner(tokens, torch.tensor([True])).shape == (1, 5, 32)
 
 
@@ -45,12 +45,16 @@ def test_a_withheld_sound_leaves_no_trace(conditioner: AudioConditioner) -> None
     assert not torch.allclose(heard[0], silent[0])
 
 
-def test_whitening_makes_unit_uncorrelated_scores() -> None:
-    rows = torch.randn(500, 12, generator=torch.Generator().manual_seed(0)) @ torch.randn(12, 12)
-    axes = Whitening(12, 4)
-    axes.fit(rows, floor=0.0)
+def test_whitening_decorrelates_halves_the_spread_and_has_unit_size() -> None:
+    draws = torch.Generator().manual_seed(0)
+    rows = torch.randn(500, 4, generator=draws) * torch.tensor([16.0, 4.0, 1.0, 0.25]) @ torch.linalg.qr(torch.randn(4, 4))[0]
+    axes = Whitening(4, 4)
+    axes.fit(rows)
     covariance = axes(rows).T.cov()
-    assert torch.allclose(covariance, torch.eye(4), atol=0.02)
+    assert torch.allclose(covariance, torch.diag(covariance.diagonal()), atol=1e-3)
+    assert float(covariance.diagonal().mean()) == pytest.approx(1.0, rel=1e-2)
+    ratio = (covariance[0, 0] / covariance[2, 2]).sqrt()
+    assert float(ratio) == pytest.approx(4.0, rel=0.2)  # 16 before
 
 
 def test_a_window_keeps_its_own_frames() -> None:

@@ -14,10 +14,10 @@ from diffusers import UNet2DConditionModel
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.diffusion.codec import PatchCodec
 from pipeline_steps.diffusion.conditioning import AudioConditioner
-from pipeline_steps.diffusion.denoiser import Denoiser, build_unet
+from pipeline_steps.diffusion.denoiser import Denoiser, Sketch, build_unet
 from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline, starting_noise
 from pipeline_steps.diffusion.prior import GaussianPrior
-from pipeline_steps.diffusion.storage import UNET_WEIGHTS, AtomicCheckpointIO, read_checkpoint, save_model
+from pipeline_steps.diffusion.storage import UNET_WEIGHTS, AtomicCheckpointIO, new_scheduler, read_checkpoint, save_model
 
 DEFAULTS = {"steps": 3, "guidance_scale": 2.0, "max_seconds": 5.0, "picture_size": 32}
 
@@ -33,11 +33,11 @@ def folder(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     codec = PatchCodec(8, 0.5, 8)
     pictures = torch.rand(16, 3, 32, 32) * 2 - 1
     codec.fit(pictures)
-    prior = GaussianPrior(8, 4, 4)
-    prior.fit(codec.encode(pictures))
-    denoiser = Denoiser(build_unet(16, 8, 4, (32, 32), 32, 16), conditioner, prior, "residual")
+    prior = GaussianPrior(8, 4, 4, conditioner.summary_width)
+    prior.fit(codec.encode(pictures), torch.randn(16, conditioner.summary_width), torch.arange(16))
+    denoiser = Denoiser(build_unet(18, 8, 4, (32, 32), 32, 16), conditioner, Sketch(32, 2, 4), prior, "residual")
     target = tmp_path_factory.mktemp("model") / "audio2image"
-    save_model(target, denoiser, codec, DEFAULTS, assets)
+    save_model(target, denoiser, codec, new_scheduler(3.0), DEFAULTS, assets)
     return target
 
 
@@ -183,3 +183,12 @@ def test_foreign_code_in_a_config_is_refused(folder: Path, tmp_path: Path, key: 
     path.write_text(json.dumps({**json.loads(path.read_text()), "nested": {key: True}}))
     with pytest.raises(IntegrityError, match="foreign code"):
         Audio2ImagePipeline.load(copy)
+
+
+def test_every_weight_that_was_saved_is_loaded(folder: Path) -> None:
+    """Two loads draw alike: no part keeps the random weights it was built with."""
+    first, second = Audio2ImagePipeline.load(folder), Audio2ImagePipeline.load(folder)
+    for one, other in ((first.denoiser, second.denoiser), (first.codec, second.codec)):
+        states = one.state_dict(), other.state_dict()
+        assert states[0].keys() == states[1].keys()
+        assert not [key for key in states[0] if not torch.equal(states[0][key], states[1][key])]

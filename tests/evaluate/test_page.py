@@ -40,7 +40,8 @@ def context(text: str = "a dog") -> dict[str, Any]:
     }  # fmt: skip
     draw = {
         "label": text, "seen": True, "sound": sound, "picture": "samples/p.jpg", "real": "samples/d.png",
-        "shuffled": "samples/e.png", "shuffled_label": text, "rates": [{"name": "win_rate_x", "value": 0.7}],
+        "shuffled": "samples/e.png", "shuffled_label": text,
+        "rates": [{"metric": "win_rate_x", "name": "win rate", "value": 0.7}],
     }  # fmt: skip
     reasons = {
         "counts": [{"stage": "pair", "code": text, "count": 1, "example": text}],
@@ -50,11 +51,11 @@ def context(text: str = "a dog") -> dict[str, Any]:
     entry = {"value": 0.6, "low": 0.5, "high": 0.7, "n": 4}
     step = {"name": "in the pool", "n_in": 3, "n_on": 2, "left": (("abstained", text, 1),)}
     return {
-        "meta": {"samples": 4, "repeats": 2000, "side": 64, "strip_width": 262},
+        "meta": {"samples": 4, "first_draws": 12, "repeats": 2000, "side": 64, "strip_width": 262},
         "headline": [{"title": "t", "value": "0.6", "interval": "", "says": "s", "limit": "l", "tone": "good"}],
         "warnings": [text],
         "pairs_rule": "all",
-        "pairs": [pair],
+        "pairs": [{"title": "All", "cards": [pair]}],
         "drawn": [{"key": "test", "title": "Test", "shown": 1, "total": 1, "cards": [draw]}],
         "charts": [{"title": "win", "chart": interval_chart([("model", entry, "model")], 0.5)}],
         "tables": [],
@@ -121,7 +122,9 @@ def test_any_text_leaves_the_structure_alone(text: str) -> None:
 def test_nothing_may_load_from_elsewhere() -> None:
     page = render_page(context())
     parsed = Elements(page)
-    policy = next(value for tag, name, value in parsed.attributes if tag == "meta" and name == "content" and value and "default" in value)
+    policy = next(
+        value for tag, name, value in parsed.attributes if tag == "meta" and name == "content" and value and "default" in value
+    )
     assert policy.startswith("default-src 'none'")
     style = re.search(r"<style>(.*)</style>", page, re.S)
     assert style
@@ -146,7 +149,7 @@ def test_numbers_are_written_as_people_write_them() -> None:
     assert [number_text(value) for value in (0, 0.5, -0.25, 12.34, 123.4, 12345.0, 0.00012)] == [
         "0", "0.5", "\u22120.25", "12.3", "123", "12,345", "0.00012",
     ]  # fmt: skip
-    assert interval_text({"value": 0.6, "low": 0.5, "high": 0.7}) == "0.6 [0.5, 0.7]"
+    assert interval_text({"value": 0.6, "low": 0.5, "high": 0.7}) == "0.60 [0.50, 0.70]"
     assert interval_text({"value": None}) == "\u2013"
 
 
@@ -161,7 +164,11 @@ def test_ticks_span_the_values(low: float, width: float) -> None:
 
 
 def test_charts_place_values_in_order_inside_the_box() -> None:
-    rows = [("a", {"value": 0.7, "low": 0.6, "high": 0.8}, "model"), ("b", {"value": 0.5}, "control"), ("c", {"value": None}, "x")]
+    rows = [
+        ("a", {"value": 0.7, "low": 0.6, "high": 0.8}, "model"),
+        ("b", {"value": 0.5}, "control"),
+        ("c", {"value": None}, "x"),
+    ]
     chart = interval_chart(rows, reference=0.5)
     assert chart is not None
     assert [row.label for row in chart.rows] == ["a", "b"]

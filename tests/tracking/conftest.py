@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,30 +72,36 @@ def dead_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture
-def server(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
-    """MLflow's own REST application on a loopback port, over SQLite, with faults on demand."""
-    from werkzeug.serving import make_server
-
-    database = tmp_path / "server.db"
+@pytest.fixture(scope="session")
+def plain_server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[tuple[str, str]]:
+    """Address and database of an MLflow server that works."""
+    folder = tmp_path_factory.mktemp("server")
+    database = folder / "server.db"
     shutil.copy(empty_database, database)
-    monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{database}")
-    monkeypatch.setenv("_MLFLOW_SERVER_REGISTRY_STORE", f"sqlite:///{database}")
-    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", (tmp_path / "server-artifacts").as_uri())
-    from mlflow.server import app, handlers
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("plain_server.py")),
+        f"sqlite:///{database}",
+        (folder / "artifacts").as_uri(),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        yield f"http://127.0.0.1:{port}", f"sqlite:///{database}"
+        process.kill()
 
-    monkeypatch.setattr(handlers, "_tracking_store", None)
-    monkeypatch.setattr(handlers, "_model_registry_store", None)
-    faults = Faults("", f"sqlite:///{database}")
-    httpd = make_server("127.0.0.1", 0, faults.wrap(app.wsgi_app), threaded=True)
-    faults.uri = f"http://127.0.0.1:{httpd.server_port}"
-    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
-    thread.start()
+
+@pytest.fixture
+def server(plain_server: tuple[str, str], layout: Layout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Faults]:
+    """The server behind a proxy that spoils answers; the project is tracked there, in an experiment of its own."""
+    faults = Faults(*plain_server)
+    httpd = faults.start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", faults.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", tmp_path.name)
     yield faults
     faults.closing.set()
     httpd.shutdown()
-    thread.join(5)
+    httpd.server_close()
 
 
 @pytest.fixture
@@ -102,23 +109,3 @@ def clock() -> Callable[[], float]:
     """Seconds since the fixture was made."""
     started = time.monotonic()
     return lambda: time.monotonic() - started
-
-
-@pytest.fixture(scope="session")
-def exported_model(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small untrained model in the layout that the stage `train` exports."""
-    import torch
-
-    from pipeline_steps.diffusion.codec import PatchCodec
-    from pipeline_steps.diffusion.conditioning import AudioConditioner
-    from pipeline_steps.diffusion.denoiser import Denoiser, build_unet
-    from pipeline_steps.diffusion.storage import save_model
-
-    torch.manual_seed(0)
-    conditioner = AudioConditioner(frames=4, frame_components=8, tag_components=8, width=32, layers=1, dropout=0.0)
-    denoiser = Denoiser(build_unet(8, 4, (32, 32), 32, 16), conditioner, "latents")
-    codec = PatchCodec(8, 0.5, 8)
-    codec.fit(torch.rand(16, 3, 32, 32) * 2 - 1)
-    target = tmp_path_factory.mktemp("model") / "audio2image"
-    save_model(target, denoiser, codec, {"steps": 2, "guidance_scale": 2.0, "max_seconds": 2.0, "picture_size": 32}, assets)
-    return target

@@ -229,8 +229,6 @@ def test_mlflow_that_cannot_be_imported_stops_nothing(layout: Layout, monkeypatc
 @pytest.mark.parametrize("kind", ["refuse", "lose"])
 def test_server_errors_in_the_middle_lose_and_double_nothing(layout: Layout, server: Faults, kind: str) -> None:
     """500 before and 500 after the work was done; Three spoilt answers a kind of call."""
-    import mlflow
-
     for path in ("runs/create", "runs/log-batch", "runs/log-inputs", "runs/update"):
         server.spoil(kind, times=3, path=path)
         speak(layout, count=5, resume_key=f"{kind}{path.replace('/', '')}")
@@ -238,8 +236,8 @@ def test_server_errors_in_the_middle_lose_and_double_nothing(layout: Layout, ser
             if not sync(layout):
                 break
         assert sync(layout) == {}
-    client = mlflow.MlflowClient(server.database)
-    found = runs(client)
+    client = server.client()
+    found = runs(client, os.environ["MLFLOW_EXPERIMENT_NAME"])
     assert len(found) == 4
     for run in found:
         assert steps(client, run) == list(range(5))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+import urllib.error
+import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
 
 from pipeline_steps import tracking
 from pipeline_steps.core.config import StageConfig
@@ -28,50 +31,75 @@ class Config(StageConfig):
 
 @dataclass
 class Faults:
-    """What goes wrong at the server. `answer` spoils the next `times` answers (-1: all) to calls whose path holds `path`.
+    """A proxy before an MLflow server. `spoil` spoils the next `times` answers (-1: all) to calls whose path holds `path`.
 
     Kinds: `refuse` (500, nothing done), `lose` (done, but answered with 500), `hang` (no answer for a minute).
     """
 
-    uri: str
+    upstream: str
     database: str
+    uri: str = ""
     kind: str = ""
     times: int = 0
     path: str = ""
-    calls: list[str] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
 
     def spoil(self, kind: str, times: int = -1, path: str = "") -> None:
         self.kind, self.times, self.path = kind, times, path
 
-    def heal(self) -> None:
-        self.kind = ""
+    def client(self) -> MlflowClient:
+        """A client of the server's database, past the proxy."""
+        import mlflow
 
-    def _hit(self, path: str) -> str:
+        return mlflow.MlflowClient(self.database, registry_uri=self.database)
+
+    def hit(self, path: str) -> str:
+        """Kind of fault that the next answer to `path` suffers."""
         if not self.kind or self.path not in path or self.times == 0:
             return ""
         self.times -= 1
         return self.kind
 
-    def wrap(self, application: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-        def spoilt(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-            self.calls.append(environ["PATH_INFO"])
-            kind = self._hit(environ["PATH_INFO"])
-            if kind == "hang":
-                self.closing.wait(60)
-            if kind == "lose":
-                b"".join(application(environ, lambda *_: lambda _: None))
-            if kind:
-                start_response("500 Internal Server Error", [("Content-Type", "text/plain")])
-                return [b"spoilt"]
-            return application(environ, start_response)
+    def start(self) -> ThreadingHTTPServer:
+        """Listen on a loopback port, in a thread."""
+        faults = self
 
-        return spoilt
+        class Proxy(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                kind = faults.hit(self.path)
+                if kind == "hang":
+                    faults.closing.wait(60)
+                status, payload = 500, b"spoilt"
+                if kind in {"", "lose"}:
+                    request = urllib.request.Request(faults.upstream + self.path, body or None, method=self.command)
+                    request.add_header("Content-Type", self.headers.get("Content-Type", "application/json"))
+                    try:
+                        with urllib.request.urlopen(request, timeout=30) as reply:
+                            found = reply.status, reply.read()
+                    except urllib.error.HTTPError as error:
+                        found = error.code, error.read()
+                    status, payload = found if kind == "" else (status, payload)
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = answer  # noqa: N815 - http.server's own names
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Stay quiet."""
+
+        httpd = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+        self.uri = f"http://127.0.0.1:{httpd.server_port}"
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        return httpd
 
 
-def runs(client: MlflowClient) -> list[Run]:
-    """All runs of a store, oldest first."""
-    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+def runs(client: MlflowClient, experiment: str = "seeing-sound") -> list[Run]:
+    """All runs of an experiment, oldest first."""
+    ids = [client.get_experiment_by_name(experiment).experiment_id]
     return list(client.search_runs(ids, order_by=["attributes.start_time ASC"]))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline_steps.diffusion.codec import PatchCodec
 from pipeline_steps.diffusion.conditioning import SoundTokens
 from pipeline_steps.train.batches import BatchStream, PairedData, rows_of_step, validation_batch
-from pipeline_steps.train.config import ObjectiveConfig
+from pipeline_steps.train.config import ObjectiveConfig, PictureConfig
 
 
 @settings(max_examples=40, deadline=None)
@@ -27,7 +27,7 @@ def _stream(first: int) -> BatchStream:
     codec = PatchCodec(4, 0.5, 0)
     codec.fit(pictures)
     tokens = [SoundTokens(torch.randn(3, 2, 4, generator=draws), torch.randn(3, 6, generator=draws)) for _ in range(2)]
-    return BatchStream(PairedData(pictures, [0, 1, 0, 1, 0], tokens), codec, ObjectiveConfig(), 3, 1, first)
+    return BatchStream(PairedData(pictures, [0, 1, 0, 1, 0], tokens), codec, ObjectiveConfig(), PictureConfig(), 3, 1, first)
 
 
 def test_a_stream_started_late_goes_on_as_the_first_would_have() -> None:

@@ -1,0 +1,116 @@
+"""D1, D2, D6: nothing is mapped that is not what its side-car says, and what forges the side-car kills a child only."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline_steps.core.errors import IntegrityError
+from pipeline_steps.core.identity import sha256_file
+from pipeline_steps.retrieve.annoy_index import AnnoySearch, SideCar, build, check
+from pipeline_steps.retrieve.search import ExactSearch, recall_at
+
+N, D = 300, 16
+
+
+@pytest.fixture
+def items() -> np.ndarray:
+    values = np.random.default_rng(3).normal(size=(N, D))
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def index(items: np.ndarray, tmp_path: Path) -> tuple[Path, SideCar]:
+    path = tmp_path / "index.ann"
+    return path, build(items, 20, 7, path, "space")
+
+
+def open_it(path: Path, side_car: SideCar, **changes: object) -> AnnoySearch:
+    expected: dict[str, object] = {"dimension": D, "n_items": N, "fingerprint": "space", **changes}
+    return AnnoySearch(side_car, path, 5000, **expected)  # type: ignore[arg-type]
+
+
+def forged(path: Path, side_car: SideCar) -> SideCar:
+    return dataclasses.replace(side_car, sha256=sha256_file(path), bytes=path.stat().st_size)
+
+
+def test_it_finds_what_exact_search_finds(index: tuple[Path, SideCar], items: np.ndarray) -> None:
+    search = open_it(*index)
+    rows, scores = search.search(items[:50], 10)
+    exact_rows, exact_scores = ExactSearch(items).search(items[:50], 10)
+    assert recall_at(rows, exact_rows, 10) > 0.95
+    np.testing.assert_allclose(scores[:, 0], exact_scores[:, 0], atol=1e-5)
+    assert search.n_items == N
+
+
+def test_k_above_n_gives_n(index: tuple[Path, SideCar], items: np.ndarray) -> None:
+    rows, _ = open_it(*index).search(items[:2], 10 * N)
+    assert rows.shape == (2, N)
+
+
+def test_the_same_input_gives_the_same_bytes(index: tuple[Path, SideCar], items: np.ndarray, tmp_path: Path) -> None:
+    path, side_car = index
+    assert build(items, 20, 7, tmp_path / "again.ann", "space") == side_car
+    assert (tmp_path / "again.ann").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("damage", ["truncated", "random", "zeros", "missing"])
+def test_a_damaged_file_is_refused_before_it_is_opened(index: tuple[Path, SideCar], damage: str) -> None:
+    path, side_car = index
+    payload = path.read_bytes()
+    changed = {
+        "truncated": payload[: len(payload) // 2],
+        "random": np.random.default_rng(0).bytes(len(payload)),
+        "zeros": bytes(len(payload)),
+    }
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(changed[damage])
+    with pytest.raises(IntegrityError, match=r"side-car says|missing"):
+        open_it(path, side_car)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("damage", ["pointers", "zeros"])
+def test_a_forged_side_car_costs_a_child_and_no_more(index: tuple[Path, SideCar], damage: str) -> None:
+    path, side_car = index
+    payload = bytearray(path.read_bytes())
+    if damage == "zeros":
+        payload = bytearray(len(payload))
+    else:
+        node = len(payload) // (len(payload) // (4 * D + 16)) if len(payload) % (4 * D + 16) == 0 else 4 * D + 16
+        for offset in range(N * node, len(payload) - 16, 4):
+            payload[offset : offset + 4] = (0x7FFFFF00).to_bytes(4, "little")
+    path.write_bytes(bytes(payload))
+    with pytest.raises(IntegrityError, match="INDEX_CRASH"):
+        open_it(path, forged(path, side_car))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("key", "value"), [("dimension", 2 * D), ("n_items", N + 1), ("fingerprint", "another model")])
+def test_an_index_of_other_embeddings_is_refused_and_both_values_are_shown(
+    index: tuple[Path, SideCar], key: str, value: object
+) -> None:
+    path, side_car = index
+    with pytest.raises(IntegrityError) as failure:
+        open_it(path, side_car, **{key: value})
+    assert str(value) in str(failure.value)
+    assert str(getattr(side_car, key)) in str(failure.value)
+
+
+def test_another_metric_is_refused(index: tuple[Path, SideCar]) -> None:
+    path, side_car = index
+    with pytest.raises(IntegrityError, match="metric"):
+        check(dataclasses.replace(side_car, metric="angular"), path, D, N, "space")
+
+
+@pytest.mark.parametrize("change", [{"sha256": 5}, {"n_items": "many"}, {"surprise": 1}, {"seed": None}, {"dimension": True}])
+def test_a_damaged_side_car_is_refused(index: tuple[Path, SideCar], change: dict[str, object]) -> None:
+    with pytest.raises(IntegrityError, match="side-car"):
+        SideCar.from_dict({**index[1].as_dict(), **change})
+    assert SideCar.from_dict(index[1].as_dict()) == index[1]

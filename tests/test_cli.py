@@ -1,0 +1,429 @@
+"""`sonify` for people: light to start, one-line errors with the right code, `--json` everywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from pipeline_steps.cli import app
+from pipeline_steps.core.contracts import QUARANTINE
+from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.media import write_index, write_shards
+from pipeline_steps.core.tables import write_table
+
+PROJECT = Path(__file__).resolve().parents[1]
+COMMANDS = [
+    ["doctor"], ["run"], ["find"], ["draw"], ["report"], ["quarantine", "list"], ["quarantine", "show"], ["check"], ["verify"],
+    ["export"], ["ui"], ["sync"],
+]  # fmt: skip
+HEAVY = {
+    "torch",
+    "mlflow",
+    "pyarrow",
+    "numpy",
+    "pandas",
+    "transformers",
+    "diffusers",
+    "lightning",
+    "dvc",
+    "prefect",
+    "PIL",
+}
+
+
+def sonify(root: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["--project", str(root), *arguments])
+
+
+def told(result: Result) -> dict[str, Any]:
+    return dict(json.loads(result.stdout))
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project; commands that write beside themselves write below it."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.mark.parametrize("command", [[], ["find"]])
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "from pipeline_steps.cli import app; app()", *command, "--help"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {
+        line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")
+    }
+    assert "typer" in loaded
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_and_json(command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert result.exit_code == 0
+    assert "--json" in re.sub(r"\x1b\[[0-9;]*m", "", result.output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["find", "no.png"], 2, "no.png is not a file"),
+        (["draw", "no.wav"], 2, "no trained model"),
+        (["draw", "no.wav", "--out", "x.jpg"], 2, "must end in .png"),
+        (["report"], 3, "not there yet"),
+        (["quarantine", "list"], 3, "quarantine.parquet is missing"),
+        (["check", "nowhere"], 2, "nowhere is not a folder"),
+        (["export", "--webdataset", "out"], 3, "pairs.parquet is missing"),
+        (["run"], 2, "holds no dvc.yaml"),
+        (["run", "trian"], 2, "did you mean train?"),
+        (["run", "--preset", "x"], 2, "holds no dvc.yaml"),
+        (["ui", "--host", "0.0.0.0"], 2, "would show runs and files to the network"),
+    ],
+)
+def test_errors_are_one_line_with_a_code(root: Path, arguments: list[str], code: int, message: str) -> None:
+    if arguments[0] == "find":
+        shutil.copy(PROJECT / "params.yaml", root)
+    result = sonify(root, *arguments)
+    assert result.exit_code == code, result.output
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    again = sonify(root, *arguments, "--json")
+    assert again.exit_code == code
+    assert told(again)["error"]["exit_code"] == code
+
+
+def test_terminal_escapes_in_names_are_made_visible(root: Path) -> None:
+    hostile = "images/\x1b[31mred\x07\u202e.png"
+    row = {
+        "item_id": "ab" * 16,
+        "kind": "image",
+        "path": hostile,
+        "bytes": 3,
+        "stage": "ingest",
+        "code": "IMG_TRUNCATED",
+        "reason": "cut\nin two",
+        "decoder": "x",
+        "action": "dropped",
+        "retryable": False,
+    }
+    write_table(Layout(root).catalog / "quarantine.parquet", QUARANTINE, [row])
+    listed = sonify(root, "quarantine", "list", "--code", "IMG_TRUNCATED")
+    assert listed.exit_code == 0
+    assert "\x1b" not in listed.output
+    assert "\u202e" not in listed.output
+    assert "\\x1b[31mred" in listed.output
+    assert told(sonify(root, "quarantine", "list", "--json"))["codes"] == {"IMG_TRUNCATED": 1}
+    shown = told(sonify(root, "quarantine", "show", "abab", "--json"))
+    assert shown["items"][0]["path"] == hostile
+    missing = sonify(root, "quarantine", "show", "zz")
+    assert missing.exit_code == 2
+    assert told(sonify(root, "quarantine", "list", "--code", "OTHER", "--json"))["count"] == 0
+
+
+def test_check_says_what_ingest_would_do_and_writes_nothing(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(2):
+        Image.fromarray(random.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    soundfile.write(folder / "tone.wav", 0.3 * np.sin(np.arange(48_000) * 0.06), 48_000)
+    before = sorted(tmp_path.rglob("*"))
+    good = sonify(root, "check", str(folder), "--json")
+    assert good.exit_code == 0, good.output
+    assert (told(good)["pictures"], told(good)["sounds"]) == (2, 1)
+    (folder / "broken.jpg").write_bytes(b"<html>not found</html>")
+    bad = sonify(root, "check", str(folder), "--json")
+    assert bad.exit_code == 3
+    (row,) = told(bad)["quarantine"]
+    assert row["path"] == "broken.jpg"
+    assert "ingest would stop" in sonify(root, "check", str(folder)).output
+    (folder / "broken.jpg").unlink()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_doctor_names_the_cure_of_a_broken_lock(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(PROJECT / "params.yaml", root)
+    (root / "dvc.lock").write_text("schema: '2.0'\nstages:\n  ingest:\n    cmd: [")
+    monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hf_verysecret@127.0.0.1:9")
+    result = sonify(root, "doctor", "--json")
+    findings = {finding["name"]: finding for finding in told(result)["findings"]}
+    assert result.exit_code == 2
+    assert "git checkout dvc.lock" in findings["lock"]["cure"]
+    for name in ("mlflow", "lightning", "pillow", "disk", "GPU", "C++ compiler"):
+        assert findings[name]["status"] == "ok", findings[name]
+    assert findings["tracking"]["status"] == "warn"
+    assert "hf_verysecret" not in result.output
+    assert "cure for lock" in sonify(root, "doctor").output
+
+
+def test_doctor_tells_living_from_dead_lock_holders(root: Path) -> None:
+    from pipeline_steps.commands.doctor import living_lock_holders, lock_holders
+
+    layout = Layout(root)
+    assert lock_holders(layout) == set()
+    path = root / ".dvc/tmp/rwlock"
+    path.parent.mkdir(parents=True)
+    holder = {"pid": os.getpid(), "cmd": "dvc repro"}
+    dead = {"pid": 2**22 + 1, "cmd": "dvc repro"}
+    path.write_text(json.dumps({"read": {"/a": [dead]}, "write": {"/b": holder}}))
+    assert lock_holders(layout) == {os.getpid(), 2**22 + 1}
+    assert living_lock_holders(layout) == [os.getpid()]
+    path.write_text('{"read": ')
+    with pytest.raises(ValueError, match="Expecting value"):
+        lock_holders(layout)
+
+
+def test_preset_is_applied_with_its_diff_and_the_old_file_is_kept(root: Path) -> None:
+    from pipeline_steps.commands.run import apply_preset
+    from pipeline_steps.core.errors import ConfigError
+
+    layout = Layout(root)
+    (root / "presets").mkdir()
+    (root / "presets/embedded.yaml").write_text("train:\n  seed: 1\n")
+    layout.params.write_text("train:\n  seed: 2\n")
+    changes = apply_preset(layout, "embedded")
+    assert "-  seed: 2" in changes
+    assert "+  seed: 1" in changes
+    assert layout.params.read_text() == "train:\n  seed: 1\n"
+    assert [path.read_text() for path in (layout.runs / "params").iterdir()] == ["train:\n  seed: 2\n"]
+    assert apply_preset(layout, "embedded") == []
+    with pytest.raises(ConfigError, match="did you mean embedded"):
+        apply_preset(layout, "embeded")
+
+
+def test_run_exits_with_the_code_of_the_stage(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC turns every code into 255."""
+    code = (
+        "import json, pathlib, sys\n"
+        "pathlib.Path('error.json').write_text(json.dumps({'stage': 'ingest', 'kind': 'integrity', 'exit_code': 6,"
+        " 'reason': 'wrong hash', 'action': 'fetch again'}))\n"
+        "sys.exit(6)\n"
+    )
+    (root / "fail.py").write_text(code)
+    (root / "dvc.yaml").write_text("stages:\n  ingest:\n    cmd: python fail.py\n    deps: [fail.py]\n    outs: [out]\n")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=root, check=True)
+    result = sonify(root, "run", "ingest", "--json")
+    assert result.exit_code == 6
+    assert told(result)["error"]["reason"] == "ingest: wrong hash"
+    assert "fetch again" in result.stderr
+
+
+def test_report_shows_headline_numbers(root: Path) -> None:
+    reports = Layout(root).reports
+    reports.mkdir()
+    (reports / "index.html").write_text("<html></html>")
+    entry = {"value": 0.71, "low": 0.6, "high": 0.8, "n": 40}
+    evaluation = {
+        "protocol": {"samples": 4},
+        "test": {"rows": {"model": {"win_rate_ssd": entry, "precision": entry}, "shuffled_audio": {"win_rate_ssd": entry}}},
+        "retrieval": {"rows": {"pipeline": {"recall_at_10": entry}, "random": {"recall_at_10": {"value": None}}}},
+    }
+    (reports / "evaluation.json").write_text(json.dumps(evaluation))
+    result = sonify(root, "report")
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert len(lines) == 4
+    assert [line.split()[:3] for line in lines[:3]] == [
+        ["test,", "win_rate_ssd", "0.710"],
+        ["retrieval,", "pipeline,", "recall_at_10"],
+        ["retrieval,", "random,", "recall_at_10"],
+    ]
+    assert lines[0].endswith("0.710  [0.600, 0.800]  n=40")
+    assert lines[3] == f"report: {(reports / 'index.html').resolve()}"
+    assert told(sonify(root, "report", "--json"))["evaluation"] == evaluation
+
+
+def test_ui_shows_its_command_without_credentials(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:verysecret@db/mlflow")
+    result = sonify(root, "ui", "--json", "--port", "5055")
+    assert result.exit_code == 0
+    assert told(result)["address"] == "http://127.0.0.1:5055"
+    assert "verysecret" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("host", "fine"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("::1", True),
+        ("127.9.9.9", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.0.1", False),
+        ("example.org", False),
+    ],
+)
+def test_only_loopback_hosts_pass(host: str, fine: bool) -> None:
+    from pipeline_steps.commands.ui import is_loopback
+
+    assert is_loopback(host) is fine
+
+
+class TestVerify:
+    """Every kind of damage is found, named, and ends with 6."""
+
+    @pytest.fixture
+    def project(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A DVC project with media shards and weights as outs."""
+        code = (
+            "from pathlib import Path\n"
+            "from pipeline_steps.core.media import write_index, write_shards\n"
+            "from pipeline_steps.core.identity import sha256_bytes\n"
+            "import json\n"
+            "items = {'a' * 32: b'one', 'b' * 32: b'two'}\n"
+            "folder = Path('data/media')\n"
+            "write_index(folder, write_shards(folder, 'image', items, 'png'))\n"
+            "Path('data/assets').mkdir()\n"
+            "Path('data/assets/w.safetensors').write_bytes(b'weights')\n"
+            "entry = {'sha256': sha256_bytes(b'weights'), 'bytes': 7}\n"
+            "Path('data/assets/meta.json').write_text(json.dumps({'files': {'w.safetensors': entry}}))\n"
+        )
+        (root / "make.py").write_text(code)
+        (root / "dvc.yaml").write_text(
+            "stages:\n  ingest:\n    cmd: python make.py\n    deps: [make.py]\n    outs: [data/media, data/assets]\n"
+        )
+        monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+        for command in (["init", "--no-scm", "-q"], ["repro", "-q"]):
+            subprocess.run([sys.executable, "-m", "dvc", *command], cwd=root, check=True)
+        return root
+
+    def damaged(self, project: Path) -> str:
+        result = sonify(project, "verify")
+        assert result.exit_code == 6, result.output
+        value = told(sonify(project, "verify", "--json"))
+        assert value["intact"] is False
+        assert all(check["cure"] for check in value["checks"] if check["problem"])
+        return result.output
+
+    def test_finds_each_damage(self, project: Path) -> None:
+        whole = sonify(project, "verify", "--json")
+        assert whole.exit_code == 0, whole.output
+        assert told(whole)["checked"] >= 12
+
+        # D7: a cache object changed, its mode kept at 0444. DVC itself says that all is up to date.
+        listing = next((project / ".dvc/cache/files/md5").glob("*/*.dir"))
+        member = json.loads(listing.read_text())[0]
+        victim = project / ".dvc/cache/files/md5" / member["md5"][:2] / member["md5"][2:]
+        with self.changed(victim):
+            assert victim.stat().st_mode & 0o777 == 0o444
+            status = subprocess.run(
+                [sys.executable, "-m", "dvc", "status"], cwd=project, capture_output=True, text=True, check=True
+            )
+            assert "up to date" in status.stdout
+            assert victim.name in self.damaged(project)
+        with self.changed(listing):
+            assert listing.name in self.damaged(project)
+
+        shard = project / "data/media/image-a.tar"
+        with self.changed(shard, at=512):
+            said = self.damaged(project)
+            assert "data/media" in said
+            assert "do not match the index" in said
+        weights = project / "data/assets/w.safetensors"
+        with self.changed(weights):
+            assert "data/assets/w.safetensors" in self.damaged(project)
+        shutil.rmtree(project / "data/assets")
+        assert "data/assets: is missing" in self.damaged(project)
+
+    def test_shard_member_that_the_index_does_not_know(self, project: Path) -> None:
+        folder = project / "data/media"
+        rows = write_shards(folder, "image", {"a" * 32: b"one", "b" * 32: b"two", "c" * 32: b"three"}, "png")
+        write_index(folder, rows[:2])
+        assert "not in index.parquet" in self.damaged(project)
+
+    class changed:  # noqa: N801 - reads as a verb
+        """One byte of a file changed, mode kept; undone at the end."""
+
+        def __init__(self, path: Path, at: int = 0) -> None:
+            self.path, self.before, self.mode = path, path.read_bytes(), path.stat().st_mode
+            self.after = self.before[:at] + bytes([self.before[at] ^ 1]) + self.before[at + 1 :]
+
+        def write(self, payload: bytes) -> None:
+            self.path.chmod(0o644)
+            self.path.write_bytes(payload)
+            self.path.chmod(self.mode)
+
+        def __enter__(self) -> None:
+            self.write(self.after)
+
+        def __exit__(self, *_: object) -> None:
+            self.write(self.before)
+
+
+def test_draw_makes_a_grid_from_any_sound(root: Path, exported_model: Path) -> None:
+    shutil.copy(PROJECT / "params.yaml", root)
+    shutil.copytree(exported_model, Layout(root).model)
+    soundfile.write(root / "tone.flac", np.stack([0.3 * np.sin(np.arange(44_100) * 0.06)] * 2, axis=1), 44_100)
+    pictures = []
+    for name, seed in (("a.png", "3"), ("b.png", "3"), ("c.png", "4")):
+        options = ["-o", name, "--seed", seed, "--samples", "3", "--steps", "2", "--guidance", "2", "--json"]
+        result = sonify(root, "draw", str(root / "tone.flac"), *options)
+        assert result.exit_code == 0, result.output
+        assert told(result)["seconds"] == 1.0
+        assert told(result)["out"] == name
+        with Image.open(name) as picture:
+            pictures.append(np.asarray(picture))
+    assert pictures[0].shape == (2 * 32 + 2, 2 * 32 + 2, 3)
+    assert np.array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[0], pictures[2])
+    (root / "text.wav").write_text("not a sound")
+    refused = sonify(root, "draw", str(root / "text.wav"))
+    assert refused.exit_code == 3
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_find_hears_a_dog_and_writes_its_bark(root: Path, assets: Path, tmp_path: Path) -> None:
+    """The real stages on ten demo files, the plain space (it reads few words), then the question."""
+    from pipeline_steps.__main__ import run_stage
+
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    demo = PROJECT / "data/demo"
+    for file in ["images/i-dog-000.webp", "images/i-wolf-000.webp", "images/i-horse-000.webp",
+                 "sounds/s-dog-004.ogg", "sounds/s-dog-002.ogg", "sounds/s-bell-000.ogg", "sounds/s-rain-000.ogg"]:  # fmt: skip
+        shutil.copy(demo / file, pool)
+    layout = Layout(root)
+    layout.assets.parent.mkdir()
+    layout.assets.symlink_to(assets)
+    section = {"root": str(pool), "metadata": None, "pool": None, "holdout": None}
+    layout.params.write_text(
+        json.dumps({"ingest": section, "caption": {}, "embed": {"recipe": "plain"}, "retrieve": {"recall_floor": 0.0}})
+    )
+    for stage in ("ingest", "caption", "embed", "retrieve"):
+        run_stage(stage, layout)
+    result = sonify(root, "find", str(demo / "images/i-dog-000.webp"), "--json")
+    assert result.exit_code == 0, result.output
+    found = told(result)
+    assert "dog" in found["events"][0]["sound"]
+    assert found["sounds"][0]["path"].startswith("s-dog-")
+    assert [sound["score"] for sound in found["sounds"]] == sorted((sound["score"] for sound in found["sounds"]), reverse=True)
+    samples, rate = soundfile.read(found["wav"])
+    assert rate == 48_000
+    assert len(samples) / rate == pytest.approx(found["sounds"][0]["seconds"], abs=0.1)
+    assert Path(found["wav"]).name == "i-dog-000.sound.wav"
+    refused = sonify(root, "find", str(pool / "s-dog-004.ogg"))
+    assert refused.exit_code == 3
+    assert "is a sound" in refused.stderr
