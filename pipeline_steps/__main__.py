@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno != 28:  # ENOSPC
             return _internal(arguments[0], error_file)
-        failure = ResourceError(f"no space left on device: {error.filename}", "make room and run again; finished items are kept")
+        failure = ResourceError(f"no space left on device: {error.filename}", "make room and run again; what is done is kept")
     except (KeyboardInterrupt, Terminated) as stop:
         code = 130 if isinstance(stop, KeyboardInterrupt) else 143
         write_json(error_file, {"stage": arguments[0], "kind": "interrupted", "exit_code": code, "transient": True})

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -260,6 +261,15 @@ def test_ui_shows_its_command_without_credentials(root: Path, monkeypatch: pytes
     assert result.exit_code == 0
     assert told(result)["address"] == "http://127.0.0.1:5055"
     assert "verysecret" not in result.output
+
+
+def test_ui_on_a_taken_port_says_so(root: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        result = sonify(root, "ui", "--port", str(taken.getsockname()[1]))
+    assert result.exit_code == 2
+    assert "choose another with --port" in result.stderr
 
 
 @pytest.mark.parametrize(

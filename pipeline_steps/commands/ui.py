@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-import subprocess
+import os
+import socket
 import sys
 from typing import Annotated
 
@@ -45,17 +46,26 @@ def ui(
         answer({"address": address}, [f"MLFLOW_TRACKING_URI is a server with its own UI: {address}"], as_json)
         return
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", settings.uri, "--host", host, "--port", str(port)]
-    command += ["--default-artifact-root", settings.artifacts] if settings.artifacts else []
+    command += ["--workers", "1", *(["--default-artifact-root", settings.artifacts] if settings.artifacts else [])]
     shown = [redact(part) for part in command]
     answer(
         {"address": f"http://{host}:{port}", "command": shown}, [f"MLflow UI: http://{host}:{port}  (Ctrl+C ends it)"], as_json
     )
     if as_json:
         return
-    environment = child_environment(settings) | mlflow_environment(60)
-    try:
-        code = subprocess.run(command, env=environment, cwd=layout.root, check=False).returncode
-    except KeyboardInterrupt:
-        return
-    if code:
-        raise ConfigError(f"mlflow ui ended with code {code}", f"is port {port} taken? choose another with --port")
+    _refuse_taken(host, port)
+    sys.stdout.flush()
+    os.chdir(layout.root)
+    # This process becomes the UI, so that whoever stops it stops all of it.
+    os.execve(sys.executable, command, child_environment(settings) | mlflow_environment(60))  # noqa: S606 - a fixed argument list
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} on {host} cannot be used: {error.strerror}", "choose another with --port"
+            ) from error

@@ -32,7 +32,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.chmod(0o644)
-        os.replace(temporary, target)
+        temporary.replace(target)
         fsync_dir(target.parent)
     finally:
         temporary.unlink(missing_ok=True)

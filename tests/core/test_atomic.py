@@ -1,7 +1,6 @@
 """Atomic writes: whole or not at all."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,11 +14,16 @@ from pipeline_steps.core.atomic import atomic_path, write_json, write_text
 def test_failure_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     write_text(target, "old")
-    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def fail() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert target.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_unknown_key_gets_a_suggestion() -> None:
-    with pytest.raises(ConfigError, match="train.leraning_rate is unknown; did you mean learning_rate"):
+    with pytest.raises(ConfigError, match=r"train\.leraning_rate is unknown; did you mean learning_rate"):
         parse_section(Example, "train", {"train": {"leraning_rate": 1}})
     with pytest.raises(ConfigError, match=r"train\.inner\.dept is unknown; did you mean depth"):
         parse_section(Example, "train", {"train": {"inner": {"dept": 1}}})
