@@ -39,7 +39,7 @@ from pipeline_steps.embed.config import Config as EmbedConfig  # noqa: E402
 from pipeline_steps.embed.step import build_encoder  # noqa: E402
 from pipeline_steps.encoders.bridge import Bridge, softmax_over_tags, unit_rows  # noqa: E402
 from pipeline_steps.encoders.protocols import FloatArray, SoundEvent  # noqa: E402
-from pipeline_steps.encoders.tagger import COCO, IMAGENET, Tag, Tagger, compose  # noqa: E402
+from pipeline_steps.encoders.tagger import COCO, IMAGENET, Tag  # noqa: E402
 from pipeline_steps.ingest.config import Config as IngestConfig  # noqa: E402
 from pipeline_steps.ingest.decode import decode  # noqa: E402
 from pipeline_steps.ingest.discover import File, inspect  # noqa: E402
@@ -249,14 +249,14 @@ def main() -> int:
     labels = [row["label"] for row in pictures]
 
     captioner = build_captioner(CaptionConfig(), layout).load()
-    both = Tagger(layout.assets, captioner.lexicon, captioner.rules, detectors=["ssd"]).load()
+    both = build_captioner(CaptionConfig(detectors=["ssd"]), layout).load()
     usable = [image for image in images if image is not None]
     tagged = iter(captioner.tags(usable))
     tags = [[] if image is None else next(tagged) for image in images]
     tagged = iter(both.tags(usable))
     tags_both = [[] if image is None else next(tagged) for image in images]
-    captions = [compose(seen, captioner.lexicon, captioner.rules) for seen in tags]
-    captions_both = [compose(seen, captioner.lexicon, captioner.rules) for seen in tags_both]
+    captions = [captioner.compose(seen) for seen in tags]
+    captions_both = [both.compose(seen) for seen in tags_both]
 
     def listed(space: Bridge, vectors: FloatArray, found: Sequence[Any], guess: bool) -> list[FloatArray | None]:
         return [event_scores(space, one.events or (one.guesses if guess else ()), vectors) for one in found]

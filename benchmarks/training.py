@@ -35,13 +35,23 @@ from pipeline_steps.core.layout import Layout
 from pipeline_steps.core.media import MediaReader
 from pipeline_steps.core.tables import read_table
 
+COMPOSE = {"steps": 1200, "batch_size": 128, "learning_rate": 1e-3}
+REFINE = {"steps": 400, "batch_size": 16, "learning_rate": 1e-3}
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "codec-linear": {"codec": {"steps": 0}},
     "codec-tiny": {"codec": {"kind": "tiny", "channels": 16, "width": 32, "steps": 500}},
-    "predict-velocity": {"objective": {"prediction": "velocity"}},
-    "narrow": {"unet": {"widths": [64, 128]}, "optimiser": {"max_steps": 3200}},
-    "batch-48": {"optimiser": {"batch_size": 48, "max_steps": 600, "learning_rate": 1e-3}},
+    "composer-only": {"optimiser": {"compose": {**COMPOSE, "steps": 2000}, "refine": {**REFINE, "steps": 0}}},
+    "unet-only": {"optimiser": {"compose": {**COMPOSE, "steps": 0}, "refine": {**REFINE, "steps": 1300}}},
+    "unet-velocity": {
+        "codec": {"channels": 48, "whitening": 0.5},
+        "objective": {"prediction": "velocity", "time_mean": 0.0},
+        "optimiser": {
+            "compose": {**COMPOSE, "steps": 0},
+            "refine": {"steps": 480, "batch_size": 48, "learning_rate": 1e-3},
+        },
+    },
+    "mirrored": {"picture": {"mirror": 0.5}},
     "no-sound-views": {"sound": {"views": 1}},
 }
 SAMPLES = 4
@@ -66,7 +76,7 @@ def child(root: str, changes: str, threads: int) -> None:
         "wall_s": round(time.monotonic() - begin, 1),
         "cpu_s": round(time.process_time() - cpu, 1),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "samples": config.optimiser.max_steps * config.optimiser.batch_size,
+        "samples": sum(phase.steps * phase.batch_size for phase in (config.optimiser.compose, config.optimiser.refine)),
         **report.metrics,
         **measure(layout),
     }

@@ -20,6 +20,7 @@ class Config(StageConfig):
         ["crop"], min_length=1, max_length=3, description="framings of a picture whose probabilities are averaged"
     )
     min_probability: float = Field(1e-3, gt=0, lt=1, description="tags below it are forgotten")
+    prior_strength: float = Field(0.5, ge=0, le=1, description="how far the tagger's favourite labels are discounted; 0: not")
     max_events: int = Field(5, ge=1, le=20, description="events kept per picture")
     min_confidence: float = Field(0.1, ge=0, le=1, description="a picture abstains unless one of its events reaches it")
     min_share: float = Field(

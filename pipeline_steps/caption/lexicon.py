@@ -46,6 +46,23 @@ def parse_lexicon(text: str, where: str = "lexicon.csv") -> Lexicon:
     return {key: tuple(sounds) for key, sounds in entries.items()}
 
 
+def parse_prior(text: str, where: str = "label_prior.csv") -> dict[int, float]:
+    """Parse the CSV text of the tagger's label prior: index, label, prior (mean probability over many pictures).
+
+    Raises:
+        DataError: a row is malformed or out of range, or the priors do not sum to at most 1.
+    """
+    prior: dict[int, float] = {}
+    for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=2):
+        try:
+            prior[int(row["index"])] = _share(row["prior"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{where}, line {number}: {error}", "make it again: python benchmarks/label_prior.py") from error
+    if sum(prior.values()) > 1.0 + 1e-3:
+        raise DataError(f"{where}: priors sum to {sum(prior.values()):.3f}", "make it again: python benchmarks/label_prior.py")
+    return prior
+
+
 def _truth(value: str) -> bool:
     if value not in ("true", "false"):
         raise ValueError(f"visible is {value!r}, expected true or false")

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline_steps.caption.config import Config
-from pipeline_steps.caption.lexicon import parse_lexicon
+from pipeline_steps.caption.lexicon import parse_lexicon, parse_prior
 from pipeline_steps.caption.phrases import clean_events
 from pipeline_steps.core.atomic import write_json
 from pipeline_steps.core.contracts import ABSTAINED, EVENTS, IMAGES, QUARANTINE
@@ -22,7 +22,7 @@ from pipeline_steps.core.memo import Memo
 from pipeline_steps.core.report import StageReport
 from pipeline_steps.core.tables import read_table, write_table
 from pipeline_steps.encoders.protocols import Picture
-from pipeline_steps.encoders.tagger import Caption, Rules, Tag, Tagger, compose
+from pipeline_steps.encoders.tagger import Caption, Rules, Tag, Tagger
 
 __all__ = ["Config", "build_captioner", "run"]
 
@@ -40,9 +40,19 @@ MEMO_SCHEMA = pa.schema(
 
 def build_captioner(config: Config, layout: Layout) -> Tagger:
     """The captioner a configuration asks for, weights not yet loaded."""
-    text = resources.files("pipeline_steps.caption").joinpath("lexicon.csv").read_text(encoding="utf-8")
-    rules = Rules(config.max_events, config.min_confidence, config.min_share)
-    return Tagger(layout.assets, parse_lexicon(text), rules, config.detectors, config.views, config.min_probability)
+    folder = resources.files("pipeline_steps.caption")
+    lexicon = parse_lexicon(folder.joinpath("lexicon.csv").read_text(encoding="utf-8"))
+    prior = parse_prior(folder.joinpath("label_prior.csv").read_text(encoding="utf-8"))
+    return Tagger(
+        layout.assets,
+        lexicon,
+        Rules(config.max_events, config.min_confidence, config.min_share),
+        config.detectors,
+        config.views,
+        config.min_probability,
+        prior,
+        config.prior_strength,
+    )
 
 
 def run(config: Config, layout: Layout) -> StageReport:
@@ -130,7 +140,7 @@ def _write(
         if image_id in failed:
             quarantined.append(_quarantine(row, failed[image_id]))
             continue
-        caption = compose(known[image_id], captioner.lexicon, captioner.rules)
+        caption = captioner.compose(known[image_id])
         cleaned = clean_events(caption.events, config.max_phrase)
         if not cleaned:
             abstained.append(_abstained(image_id, caption))

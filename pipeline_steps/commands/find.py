@@ -33,7 +33,6 @@ def caption_of(layout: Layout, params: dict[str, Any], picture: Path) -> Caption
     from pipeline_steps.caption.config import Config
     from pipeline_steps.caption.step import build_captioner
     from pipeline_steps.core.config import parse_section
-    from pipeline_steps.encoders.tagger import compose
 
     kind, payload, _ = read_media(layout, picture)
     if kind != "image":
@@ -41,7 +40,7 @@ def caption_of(layout: Layout, params: dict[str, Any], picture: Path) -> Caption
     with Image.open(io.BytesIO(payload), formats=("PNG",)) as image:
         pixels = np.asarray(image.convert("RGB"))
     captioner = build_captioner(parse_section(Config, "caption", params), layout).load()
-    return compose(captioner.tags([pixels])[0], captioner.lexicon, captioner.rules)
+    return captioner.compose(captioner.tags([pixels])[0])
 
 
 def best_sounds(layout: Layout, params: dict[str, Any], events: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import torch
 
-MIN_TIME = 0.05
-"""Below it the velocity of a predicted latent divides by this, not by the time: the division would amplify small errors."""
-
 
 def at_time(latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
     """z_t = (1 - t) z + t e (Liu et al. 2022, arXiv 2209.03003). latents, noise [N, C, h, w]; times [N] in 0..1."""
@@ -20,15 +17,6 @@ def at_time(latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> 
 def velocity(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """dz_t / dt = e - z: what is learned."""
     return noise - latents
-
-
-def velocity_of_prediction(noisy: torch.Tensor, predicted: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-    """Velocity that leads from `noisy` at `times` to the predicted clean latents: (z_t - z) / t.
-
-    The network names the picture, which lies on a low-dimensional manifold, and is judged by the velocity; a small network
-    learns that sooner than noise (Li & He 2025, arXiv 2511.13720).
-    """
-    return (noisy - predicted) / times.clamp(min=MIN_TIME)[:, None, None, None]
 
 
 def logit_normal_times(count: int, mean: float, std: float, generator: torch.Generator) -> torch.Tensor:

@@ -6,7 +6,7 @@
       scheduler/   scheduler_config.json                                (FlowMatchEulerDiscreteScheduler)
       codec/       config.json, model.safetensors
       conditioner/ config.json, model.safetensors
-      sketch/      config.json, model.safetensors                       (the linear map from a sound to a layout)
+      composer/    config.json, model.safetensors                       (the MLP over all latents)
       prior/       config.json, model.safetensors                       (mean and covariance of the latents)
       encoder/     meta.json, yamnet.safetensors, audioset_classes.csv  (copied from the assets: the folder is whole)
 
@@ -35,8 +35,9 @@ from pipeline_steps.core.atomic import atomic_path, write_bytes, write_json
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.identity import sha256_bytes
 from pipeline_steps.diffusion.codec import CODECS, Codec
+from pipeline_steps.diffusion.composer import Composer
 from pipeline_steps.diffusion.conditioning import AudioConditioner
-from pipeline_steps.diffusion.denoiser import TIMESTEPS, Denoiser, Sketch
+from pipeline_steps.diffusion.denoiser import TIMESTEPS, Denoiser
 from pipeline_steps.diffusion.prior import GaussianPrior
 from pipeline_steps.encoders.pretrained import META
 from pipeline_steps.encoders.yamnet import YamNet
@@ -60,7 +61,7 @@ UNET_KEYS = (
     "resnet_time_scale_shift",
 )
 """Settings of the U-Net that are read back; any other key of its config.json is ignored."""
-PREDICTIONS = ("residual", "latents", "velocity")
+PREDICTIONS = ("residual", "velocity")
 RETRAIN = "run: dvc repro --force train"
 BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
 
@@ -93,8 +94,8 @@ def save_model(
     weights("codec/model.safetensors", codec)
     write_json(folder / "conditioner/config.json", {"kind": "audio", "settings": denoiser.conditioner.settings})
     weights("conditioner/model.safetensors", denoiser.conditioner)
-    write_json(folder / "sketch/config.json", {"kind": "linear", "settings": denoiser.sketch.settings})
-    weights("sketch/model.safetensors", denoiser.sketch)
+    write_json(folder / "composer/config.json", {"kind": "mlp", "settings": denoiser.composer.settings})
+    weights("composer/model.safetensors", denoiser.composer)
     write_json(folder / "prior/config.json", {"kind": "gaussian", "settings": denoiser.prior.settings})
     weights("prior/model.safetensors", denoiser.prior)
     _copy_encoder(assets, folder / "encoder")
@@ -146,8 +147,8 @@ def load_model(folder: Path) -> tuple[Denoiser, Codec, dict[str, Any]]:
     conditioner_config = _read_json(folder / "conditioner/config.json")
     codec = build("codec/config.json", CODECS[str(kind)], dict(codec_config.get("settings", {})))
     conditioner = build("conditioner/config.json", AudioConditioner, dict(conditioner_config.get("settings", {})))
-    sketch_config = _read_json(folder / "sketch/config.json")
-    sketch = build("sketch/config.json", Sketch, dict(sketch_config.get("settings", {})))
+    composer_config = _read_json(folder / "composer/config.json")
+    composer = build("composer/config.json", Composer, dict(composer_config.get("settings", {})))
     prior_config = _read_json(folder / "prior/config.json")
     prior = build("prior/config.json", GaussianPrior, dict(prior_config.get("settings", {})))
     unet = build("unet/config.json", UNet2DConditionModel, {key: unet_config[key] for key in UNET_KEYS if key in unet_config})
@@ -156,11 +157,11 @@ def load_model(folder: Path) -> tuple[Denoiser, Codec, dict[str, Any]]:
         (UNET_WEIGHTS, unet),
         ("codec/model.safetensors", codec),
         ("conditioner/model.safetensors", conditioner),
-        ("sketch/model.safetensors", sketch),
+        ("composer/model.safetensors", composer),
         ("prior/model.safetensors", prior),
     ):
         load_weights(folder / name, module, hashes.get(name, ""))
-    return Denoiser(unet, conditioner, sketch, prior, index["prediction"]), codec, index
+    return Denoiser(unet, conditioner, composer, prior, index["prediction"]), codec, index
 
 
 def load_weights(path: Path, module: nn.Module, sha256: str = "") -> None:

@@ -6,7 +6,7 @@ A tagger, not a language model: it knows the 1000 ImageNet labels (and, as an op
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,6 +41,8 @@ class LabelSound:
     salience: float
     audibility: float
 
+
+PRIOR_FLOOR = 1e-3
 
 Lexicon = Mapping[tuple[str, int], Sequence[LabelSound]]
 """(vocabulary, label index) -> sounds; an empty sequence says that the thing is silent."""
@@ -88,6 +90,29 @@ class Rules:
     max_events: int = 5
     min_confidence: float = 0.1
     min_share: float = 0.1
+
+
+def without_prior(tags: Sequence[Tag], prior: Mapping[int, float], strength: float) -> list[Tag]:
+    """Tags with ImageNet probabilities divided by (prior + 0.001) ** strength and scaled back to their sum.
+
+    A network that sees a drawing unlike any photograph falls back on a few labels (piggy bank, whistle, nipple), whatever is
+    drawn. How often it says each label over many pictures tells which; no label of a picture is needed for that.
+
+    Args:
+        tags: of one picture.
+        prior: mean probability of each ImageNet index; a missing one counts as 0.
+        strength: 0 changes nothing, 1 is Bayes' rule with an even prior instead.
+    """
+    if strength == 0.0:
+        return list(tags)
+    weighted = {
+        tag.index: tag.probability / (prior.get(tag.index, 0.0) + PRIOR_FLOOR) ** strength
+        for tag in tags
+        if tag.vocabulary == IMAGENET
+    }
+    before = sum(tag.probability for tag in tags if tag.vocabulary == IMAGENET)
+    scale = before / sum(weighted.values()) if weighted and sum(weighted.values()) > 0 else 0.0
+    return [replace(tag, probability=weighted[tag.index] * scale) if tag.vocabulary == IMAGENET else tag for tag in tags]
 
 
 def suggested_events(tags: Sequence[Tag], lexicon: Lexicon) -> list[SoundEvent]:
@@ -141,6 +166,8 @@ class Tagger:
         detectors: further taggers; `ssd` adds SSD-MobileNet-v2's COCO objects (then no judge may be of its family).
         views: framings of the picture whose probabilities are averaged.
         min_probability: tags below it are not kept.
+        prior: how often the tagger says each ImageNet index over many pictures.
+        prior_strength: how far its favourites are discounted, see `without_prior`.
     """
 
     name = "tagger"
@@ -154,11 +181,15 @@ class Tagger:
         detectors: Sequence[str] = (),
         views: Sequence[Framing] = ("crop",),
         min_probability: float = 1e-3,
+        prior: Mapping[int, float] | None = None,
+        prior_strength: float = 0.0,
         device: str = "cpu",
     ) -> None:
         self.lexicon = lexicon
         self.rules = rules or Rules()
         self.min_probability = min_probability
+        self.prior = dict(prior or {})
+        self.prior_strength = prior_strength
         self._taggers = [EfficientNetLite0(assets, device, framing=view) for view in views]
         self._detector: Any = None
         if "ssd" in detectors:
@@ -197,8 +228,9 @@ class Tagger:
             f"{vocabulary}/{index}": [[e.sound, e.source, e.visible, e.salience, e.audibility] for e in sounds]
             for (vocabulary, index), sounds in self.lexicon.items()
         }
-        rules = [self.rules.max_events, self.rules.min_confidence, self.rules.min_share]
-        return {**self.describe_tags(), "family": self.family, "lexicon": fingerprint(entries), "rules": rules}
+        rules = [self.rules.max_events, self.rules.min_confidence, self.rules.min_share, self.prior_strength]
+        prior = fingerprint({str(index): value for index, value in self.prior.items()})
+        return {**self.describe_tags(), "family": self.family, "lexicon": fingerprint(entries), "prior": prior, "rules": rules}
 
     def tags(self, images: Sequence[Picture]) -> list[list[Tag]]:
         """Tags of each picture with a probability of at least `min_probability`, by vocabulary and index."""
@@ -221,4 +253,8 @@ class Tagger:
 
     def caption(self, images: Sequence[Picture]) -> list[list[SoundEvent]]:
         """Events of each picture, most prominent first; an empty list when it suggests no sound."""
-        return [list(compose(tags, self.lexicon, self.rules).events) for tags in self.tags(images)]
+        return [list(self.compose(tags).events) for tags in self.tags(images)]
+
+    def compose(self, tags: Sequence[Tag]) -> Caption:
+        """Tags of one picture -> its caption, with this captioner's prior, lexicon and rules."""
+        return compose(without_prior(tags, self.prior, self.prior_strength), self.lexicon, self.rules)

@@ -130,7 +130,13 @@ def assess(
             for block in blocks:
                 for row, metrics in block.rows.items():
                     merged.setdefault(row, {}).update(metrics)
-            evaluation[key] = {"n_pairs": len(items), "n_sounds": len({item.sound for item in items}), "rows": merged}
+            independent = len({agenda.sounds[item.sound].group for item in items})
+            evaluation[key] = {
+                "n_pairs": len(items),
+                "n_sounds": len({item.sound for item in items}),
+                "too_small_to_rank": independent < config.small_sample,
+                "rows": merged,
+            }
             evaluation["warnings"] += [text for block in blocks for text in block.warnings]
     first = outcomes[config.picture_judges[0]]
     return Assessment(evaluation, first, _merge_items(outcomes), drawn, unconditional, computed, reused)

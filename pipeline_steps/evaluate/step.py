@@ -33,7 +33,7 @@ from pipeline_steps.core.contracts import (
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.identity import fingerprint, sha256_bytes
 from pipeline_steps.core.layout import Layout
-from pipeline_steps.core.media import MediaReader
+from pipeline_steps.core.media import SAMPLE_RATE, MediaReader
 from pipeline_steps.core.memo import Memo
 from pipeline_steps.core.report import StageReport
 from pipeline_steps.core.tables import read_table
@@ -58,6 +58,7 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 FloatArray = npt.NDArray[np.float32]
+TRACKED_SOUNDS = 8
 MAX_GOLD_BYTES = 50_000_000
 REPORT_FOLDERS = ("samples", "audio", "plots")
 
@@ -143,7 +144,7 @@ def make(config: Config, layout: Layout, source: PictureSource, tracker: NullTra
         "report_bytes": sum(map(len, files.values())),
         "report_files": len(files),
     }
-    _track(tracker, layout, evaluation, agenda, assessment)
+    _track(tracker, layout, evaluation, agenda, assessment, sources)
     return report
 
 
@@ -290,8 +291,10 @@ def _protocol(config: Config, source: PictureSource, inputs: Inputs, shared: lis
     }
 
 
-def _track(tracker: NullTracker, layout: Layout, evaluation: Row, agenda: Agenda, assessment: Assessment) -> None:
-    """Numbers of the model's row, and one grid per set: each line is a sound, its samples beside those of another sound."""
+def _track(
+    tracker: NullTracker, layout: Layout, evaluation: Row, agenda: Agenda, assessment: Assessment, sources: Sources
+) -> None:
+    """Every number, one grid per set (each line a sound: its samples beside those of another sound), and some sounds."""
     numbers: Row = {}
     for key in agenda.sets:
         for row, metrics in evaluation.get(key, {}).get("rows", {}).items():
@@ -311,7 +314,9 @@ def _track(tracker: NullTracker, layout: Layout, evaluation: Row, agenda: Agenda
             shuffled = assessment.drawn[other] if other >= 0 else np.full_like(assessment.drawn[sound], 255)
             lines.append(strip(np.concatenate([assessment.drawn[sound], shuffled])))
         tracker.log_image(f"evaluate/{key}_real_and_shuffled", np.concatenate(lines))
-    for name in ("evaluation.json", "index.html", "plots", "samples", "audio"):
+    for item in agenda.sets["test"][:TRACKED_SOUNDS]:
+        tracker.log_audio(f"evaluate/{item.name}", sources.sound(agenda.sounds[item.sound].key), SAMPLE_RATE)
+    for name in ("evaluation.json", "index.html", "plots"):  # the page's media stay on disk: they are hundreds of files
         tracker.log_artifact(layout.reports / name, folder="report")
 
 

@@ -11,8 +11,8 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 def k_occurrence(neighbours: IntArray, n_items: int) -> IntArray:
-    """How often each of n_items occurs among the neighbours [Q, k] (Radovanovic et al. 2010, N_k)."""
-    return np.bincount(neighbours.ravel(), minlength=n_items).astype(np.int64)
+    """How often each of n_items occurs among the neighbours [Q, k] (Radovanovic et al. 2010, N_k); row -1 is nobody."""
+    return np.bincount(neighbours[neighbours >= 0], minlength=n_items).astype(np.int64)
 
 
 def skewness(counts: IntArray) -> float:

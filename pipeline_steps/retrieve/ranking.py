@@ -52,7 +52,8 @@ def damp(
         [item_log_normalisers(texts @ sounds[start : start + block].T, beta) for start in range(0, len(sounds), block)]
     )
     hubs = np.zeros(len(sounds), np.bool_)
-    hubs[rows[:, : max(1, min(k, rows.shape[1]))].ravel()] = True
+    nearest = rows[:, : max(1, min(k, rows.shape[1]))]
+    hubs[nearest[nearest >= 0]] = True
     return dynamic_inverted_softmax(scores, normalisers[rows], hubs[rows[:, 0]], beta)
 
 

@@ -20,6 +20,8 @@ Entry = dict[str, Any]
 Result = TypeVar("Result")
 
 RUN_KEY_TAG = "sonify.spool"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens MLflow's pages for training runs, not those for language-model applications."""
 MAX_METRICS = 900
 MAX_PARAMS = 90
 BATCHED = ("metrics", "params", "tags")
@@ -68,7 +70,8 @@ class Store:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(self.client.create_experiment(name, artifact_location=self.settings.artifacts or None))
+                place = self.settings.artifacts or None
+                return str(self.client.create_experiment(name, artifact_location=place, tags=EXPERIMENT_TAGS))
             except MlflowException as error:  # somebody else made it in between
                 found = self.client.get_experiment_by_name(name)
                 if found is None:

@@ -18,7 +18,7 @@ from pipeline_steps.diffusion.conditioning import AudioConditioner, SoundTokens
 from pipeline_steps.diffusion.features import SoundFeatures
 from pipeline_steps.diffusion.flow import logit_normal_times
 from pipeline_steps.train.augment import picture_views
-from pipeline_steps.train.config import ObjectiveConfig, PictureConfig
+from pipeline_steps.train.config import Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,30 +101,23 @@ def rows_of_step(count: int, batch_size: int, seed: int, step: int) -> list[int]
 class BatchStream(IterableDataset[Batch]):
     """Endless batches from step `first` on. The codec is frozen; pictures are varied, then encoded."""
 
-    def __init__(
-        self,
-        data: PairedData,
-        codec: Codec,
-        objective: ObjectiveConfig,
-        picture: PictureConfig,
-        batch_size: int,
-        seed: int,
-        first: int,
-    ) -> None:
+    def __init__(self, data: PairedData, codec: Codec, config: Config, first: int) -> None:
         self.data = data
         self.codec = codec
-        self.objective = objective
-        self.picture = picture
-        self.batch_size = batch_size
-        self.seed = seed
+        self.config = config
         self.first = first
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step."""
-        rows = rows_of_step(len(self.data), self.batch_size, self.seed, step)
-        draws = step_generator(self.seed, "batch", step)
+        """The batch of a step; its size is that of the step's phase."""
+        seed, objective, phases = self.config.seed, self.config.objective, self.config.optimiser
+        composing = step < phases.compose.steps
+        if composing:
+            rows = rows_of_step(len(self.data), phases.compose.batch_size, seed, step)
+        else:
+            rows = rows_of_step(len(self.data), phases.refine.batch_size, seed + 1, step - phases.compose.steps)
+        draws = step_generator(seed, "batch", step)
         with torch.no_grad():
-            latents = self.codec.encode(picture_views(self.data.pictures[rows], self.picture, draws))
+            latents = self.codec.encode(picture_views(self.data.pictures[rows], self.config.picture, draws))
         frames, summary = [], []
         for row in rows:
             variants = self.data.tokens[self.data.sounds[row]]
@@ -138,8 +131,8 @@ class BatchStream(IterableDataset[Batch]):
             latents=latents,
             tokens=SoundTokens(torch.stack(frames), torch.stack(summary)),
             noise=torch.randn(latents.shape, generator=draws),
-            times=logit_normal_times(count, self.objective.time_mean, self.objective.time_std, draws),
-            heard=torch.rand(count, generator=draws) >= self.objective.condition_dropout,
+            times=logit_normal_times(count, objective.time_mean, objective.time_std, draws),
+            heard=torch.rand(count, generator=draws) >= objective.condition_dropout,
         )
 
     def __iter__(self) -> Iterator[Batch]:

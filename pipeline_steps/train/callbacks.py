@@ -105,7 +105,7 @@ class Metrics(Callback):  # type: ignore[misc, unused-ignore]
         self._mark = now
         recent = pl_module.history[-self.every :]
         loss = float(np.mean([row["loss"] for row in recent]))
-        rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+        rate = max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)
         self.tracker.log_metrics(
             {"train/loss": loss, "train/learning_rate": rate, "train/samples_per_second": speed}, step=step
         )

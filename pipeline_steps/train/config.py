@@ -21,7 +21,7 @@ class CodecConfig(Part):
     kind: Literal["patch", "tiny"] = Field(
         default="patch", description="patch: principal components + refiner; tiny: AutoencoderTiny"
     )
-    channels: int = Field(default=48, ge=1, le=192, description="latent channels")
+    channels: int = Field(default=24, ge=1, le=192, description="latent channels")
     whitening: float = Field(
         default=0.5, ge=0.0, le=1.0, description="patch: exponent that flattens the spectrum of the latents"
     )
@@ -65,7 +65,6 @@ class ConditionerConfig(Part):
     tag_components: int = Field(default=64, ge=1, le=521, description="principal components kept of the tag logits")
     width: int = Field(default=192, ge=16, le=2048, multiple_of=16, description="of the tokens")
     layers: int = Field(default=1, ge=0, le=12)
-    sketch_channels: int = Field(default=16, ge=1, le=256, description="of the coarse map drawn from the sound alone")
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
 
 
@@ -87,28 +86,58 @@ class UNetConfig(Part):
 class ObjectiveConfig(Part):
     """What is learned."""
 
-    prediction: Literal["residual", "latents", "velocity"] = Field(
-        default="residual", description="what the U-Net names; the loss is on velocities"
+    prediction: Literal["residual", "velocity"] = Field(
+        default="residual",
+        description="residual: what a Gaussian guess leaves, by composer and U-Net; velocity: by the U-Net alone",
     )
     coarse_channels: int = Field(
         default=12, ge=1, le=64, description="residual: latent channels whose full covariance the Gaussian guess knows"
     )
-    time_mean: float = Field(default=0.0, ge=-5.0, le=5.0, description="mean of the logit of time; above 0 more noise")
+    time_mean: float = Field(default=0.5, ge=-5.0, le=5.0, description="mean of the logit of time; above 0 more noise")
     time_std: float = Field(default=1.0, gt=0.0, le=5.0)
     condition_dropout: float = Field(default=0.15, ge=0.0, lt=1.0, description="share of samples drawn without their sound")
 
 
-class OptimiserConfig(Part):
-    """AdamW (fused) with warm-up and cosine decay."""
+class ComposerConfig(Part):
+    """The MLP over all latents."""
 
-    max_steps: int = Field(default=700, ge=1, le=10_000_000, description="steps of the run; defines it, never a clock")
-    batch_size: int = Field(default=48, ge=1, le=4096)
-    learning_rate: float = Field(default=1e-3, gt=0.0, le=0.1)
-    warmup_steps: int = Field(default=40, ge=0)
+    width: int = Field(default=1024, ge=16, le=16384)
+    blocks: int = Field(default=3, ge=1, le=64)
+
+
+class PhaseConfig(Part):
+    """One phase of training."""
+
+    steps: int = Field(ge=0, le=10_000_000)
+    batch_size: int = Field(ge=1, le=65_536)
+    learning_rate: float = Field(gt=0.0, le=0.1, description="the highest, after the warm-up")
+
+
+class OptimiserConfig(Part):
+    """AdamW (fused) with warm-up and cosine decay in each phase. The steps define the run, never a clock."""
+
+    compose: PhaseConfig = Field(
+        default=PhaseConfig(steps=1200, batch_size=128, learning_rate=1e-3), description="first the composer alone"
+    )
+    refine: PhaseConfig = Field(
+        default=PhaseConfig(steps=400, batch_size=16, learning_rate=1e-3), description="then the U-Net on what is left"
+    )
+    warmup_steps: int = Field(default=30, ge=0, description="of each phase")
     final_share: float = Field(default=0.02, ge=0.0, le=1.0, description="learning rate at the end, as a share of the highest")
     weight_decay: float = Field(default=0.01, ge=0.0, le=1.0)
     gradient_clip: float = Field(default=1.0, gt=0.0)
     ema_decay: float = Field(default=0.995, ge=0.0, lt=1.0)
+
+    @property
+    def max_steps(self) -> int:
+        """Steps of both phases."""
+        return self.compose.steps + self.refine.steps
+
+    @model_validator(mode="after")
+    def _some(self) -> OptimiserConfig:
+        if self.max_steps < 1:
+            raise ValueError("compose.steps and refine.steps are both 0")
+        return self
 
 
 class DrawingConfig(Part):
@@ -134,6 +163,7 @@ class Config(StageConfig):
     sound: SoundConfig = SoundConfig()
     picture: PictureConfig = PictureConfig()
     conditioner: ConditionerConfig = ConditionerConfig()
+    composer: ComposerConfig = ComposerConfig()
     unet: UNetConfig = UNetConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
@@ -154,6 +184,8 @@ class Config(StageConfig):
             )
         if self.objective.coarse_channels > self.codec.channels:
             raise ValueError(f"objective.coarse_channels must not exceed codec.channels ({self.codec.channels})")
+        if self.objective.prediction == "velocity" and self.optimiser.compose.steps:
+            raise ValueError("objective.prediction velocity has no composer: set optimiser.compose.steps to 0")
         if self.codec.kind == "tiny" and self.codec.width == 0:
             raise ValueError("codec.width must be at least 8 for kind tiny")
         return self

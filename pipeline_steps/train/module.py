@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,12 +11,13 @@ import torch
 
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.diffusion.codec import STRIDE, Codec
+from pipeline_steps.diffusion.composer import Composer
 from pipeline_steps.diffusion.conditioning import AudioConditioner
-from pipeline_steps.diffusion.denoiser import Denoiser, Sketch, build_unet, channels_seen
+from pipeline_steps.diffusion.denoiser import Denoiser, build_unet
 from pipeline_steps.diffusion.flow import at_time, bucket_means, velocity
 from pipeline_steps.diffusion.prior import GaussianPrior
 from pipeline_steps.train.augment import picture_views
-from pipeline_steps.train.batches import Batch, PairedData
+from pipeline_steps.train.batches import Batch
 from pipeline_steps.train.config import Config, PictureConfig
 
 BUCKETS = 4
@@ -32,24 +34,27 @@ def new_denoiser(config: Config, conditioner: AudioConditioner) -> Denoiser:
     """An untrained denoiser around a conditioner; its prior is fitted later."""
     channels, size = config.codec.channels, config.picture_size // STRIDE
     width = config.conditioner.width
-    sketch = Sketch(width, config.conditioner.sketch_channels, size)
-    seen = channels_seen(channels, config.conditioner.sketch_channels, config.objective.prediction)
+    seen = 2 * channels if config.objective.prediction == "residual" else channels
     unet = build_unet(seen, channels, size, config.unet.widths, width, config.unet.head_width)
-    prior = GaussianPrior(channels, size, config.objective.coarse_channels, conditioner.summary_width)
-    return Denoiser(unet, conditioner, sketch, prior, config.objective.prediction)
+    composer = Composer(
+        channels,
+        size,
+        conditioner.summary_width,
+        config.composer.width,
+        config.composer.blocks,
+        config.conditioner.dropout,
+    )
+    prior = GaussianPrior(channels, size, config.objective.coarse_channels)
+    return Denoiser(unet, conditioner, composer, prior, config.objective.prediction)
 
 
-def fit_prior(prior: GaussianPrior, codec: Codec, data: PairedData, config: PictureConfig, seed: int, views: int = 6) -> float:
-    """Fit the prior on several views of each training pair; see `GaussianPrior.fit`."""
+def fit_prior(
+    prior: GaussianPrior, codec: Codec, pictures: torch.Tensor, config: PictureConfig, seed: int, views: int = 8
+) -> None:
+    """Fit the prior on the latents of several views of each training picture [N, 3, H, W]."""
     draws = torch.Generator().manual_seed(seed)
-    latents, summaries = [], []
     with torch.no_grad():
-        for view in range(views):
-            latents.append(codec.encode(picture_views(data.pictures, config, draws)))
-            variants = [data.tokens[sound].summary for sound in data.sounds]
-            summaries.append(torch.stack([rows[view * len(rows) // views] for rows in variants]))
-    groups = torch.tensor(data.sounds * views)
-    return prior.fit(torch.cat(latents), torch.cat(summaries), groups)
+        prior.fit(torch.cat([codec.encode(picture_views(pictures, config, draws)) for _ in range(views)]))
 
 
 class NotFiniteError(DataError):
@@ -90,6 +95,7 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
             NotFiniteError: `max_bad_steps` times in a row.
         """
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=self._draws(batch.step))))  # dropout: by step
+        self.denoiser.refining = batch.step >= self.config.optimiser.compose.steps
         errors = self.losses(batch)
         loss = errors.mean()
         row = {"loss": float(loss.detach())}
@@ -132,14 +138,22 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW, fused; linear warm-up, then a cosine down to `final_share`."""
+        """AdamW, fused, one group a phase; in its phase each rate warms up, then falls along a cosine to `final_share`."""
         part = self.config.optimiser
+        composer = list(self.denoiser.composer.parameters())
+        rest = [*self.denoiser.unet.parameters(), *self.denoiser.conditioner.parameters()]
         optimiser = torch.optim.AdamW(
-            self.denoiser.parameters(), lr=part.learning_rate, betas=(0.9, 0.99), weight_decay=part.weight_decay, fused=True
+            [{"params": composer, "lr": part.compose.learning_rate}, {"params": rest, "lr": part.refine.learning_rate}],
+            betas=(0.9, 0.99),
+            weight_decay=part.weight_decay,
+            fused=True,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: rate_share(step, part.max_steps, part.warmup_steps, part.final_share)
-        )
+
+        def share(first: int, steps: int) -> Callable[[int], float]:
+            return lambda step: rate_share(step - first, steps, part.warmup_steps, part.final_share)
+
+        shares = [share(0, part.compose.steps), share(part.compose.steps, part.refine.steps)]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, shares)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -167,9 +181,11 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
         self.validation = dict(checkpoint["validation"])
 
 
-def rate_share(step: int, max_steps: int, warmup_steps: int, final_share: float) -> float:
-    """Share of the highest learning rate at a step: linear up over `warmup_steps`, then a cosine to `final_share`."""
+def rate_share(step: int, steps: int, warmup_steps: int, final_share: float) -> float:
+    """Share of a phase's highest rate at its step: linear up, then a cosine to `final_share`; 0 before the phase."""
+    if step < 0:
+        return 0.0
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
-    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
     return final_share + (1.0 - final_share) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -105,11 +105,11 @@ def run(config: Config, layout: Layout) -> StageReport:
         codec = _codec(config, folder, data["train"].pictures)
         codec_psnr = {split: _codec_psnr(codec, data[split].pictures) for split in SPLITS}
         denoiser = new_denoiser(config, conditioner)
-        explained = fit_prior(denoiser.prior, codec, data["train"], config.picture, config.seed)
+        fit_prior(denoiser.prior, codec, data["train"].pictures, config.picture, config.seed)
         module = DiffusionTraining(config, denoiser, digest)
         _fit(config, layout, folder, module, codec, data, tracker, accelerator, precision)
         _export(config, layout, folder, module, codec)
-        report.metrics |= _metrics(module, codec_psnr, data) | {"prior_explained_by_sound": round(explained, 4)}
+        report.metrics |= _metrics(module, codec_psnr, data)
         final = {f"train/final/{name}": value for name, value in report.metrics.items()}
         tracker.log_metrics(final, step=config.optimiser.max_steps)
         tracker.log_model(layout.model)
@@ -301,7 +301,7 @@ def _fit(
         print(f"train: going on from step {checkpoint.get('global_step')} of {part.max_steps}", flush=True)
     torch.manual_seed(config.seed)
     averages = AveragedWeights(part.ema_decay)
-    stream = BatchStream(data["train"], codec, config.objective, config.picture, part.batch_size, config.seed, first)
+    stream = BatchStream(data["train"], codec, config, first)
     shown = data["val"] if len(data["val"]) else data["train"]
     scheduler = new_scheduler(config.drawing.shift)
     pipeline = Audio2ImagePipeline(module.denoiser, codec, scheduler, None, _defaults(config))

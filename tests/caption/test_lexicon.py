@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_steps.caption.lexicon import COLUMNS, parse_lexicon
+from pipeline_steps.caption.lexicon import COLUMNS, parse_lexicon, parse_prior
 from pipeline_steps.caption.phrases import clean_phrase
 from pipeline_steps.core.errors import DataError
 from pipeline_steps.encoders.coco import COCO_LABELS
@@ -101,3 +101,16 @@ def test_a_bad_line_is_named(row: str) -> None:
 def test_columns_are_checked() -> None:
     with pytest.raises(DataError, match="columns"):
         parse_lexicon("vocabulary,index\nimagenet,0\n")
+
+
+def test_the_label_prior_is_a_distribution_over_imagenet(project: Path) -> None:
+    prior = parse_prior((project / "pipeline_steps/caption/label_prior.csv").read_text(encoding="utf-8"))
+    assert set(prior) <= set(range(1000))
+    assert 0.8 < sum(prior.values()) <= 1.001
+    assert max(prior.values()) < 0.05, "no label is said of every twentieth picture"
+
+
+@pytest.mark.parametrize("row", ["0,tench,2", "0,tench,", "x,tench,0.1", "0,tench,nan", "0,a,0.9\n1,b,0.9"])
+def test_a_bad_prior_is_refused(row: str) -> None:
+    with pytest.raises(DataError, match=r"label_prior\.csv"):
+        parse_prior("index,label,prior\n" + row + "\n")

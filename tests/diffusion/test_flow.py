@@ -5,8 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline_steps.diffusion.flow import MIN_TIME, at_time, bucket_means, guide, logit_normal_times, velocity
-from pipeline_steps.diffusion.flow import velocity_of_prediction as from_prediction
+from pipeline_steps.diffusion.flow import at_time, bucket_means, guide, logit_normal_times, velocity
 
 
 def _pair(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,24 +20,11 @@ def test_the_path_starts_at_the_picture_and_ends_in_noise() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 1000), st.floats(MIN_TIME, 1.0))
+@given(st.integers(0, 1000), st.floats(0.01, 1.0))
 def test_one_step_along_the_true_velocity_arrives(seed: int, time: float) -> None:
     latents, noise = _pair(seed)
     noisy = at_time(latents, noise, torch.full((3,), time))
     assert torch.allclose(noisy - time * velocity(latents, noise), latents, atol=1e-5)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 1000), st.floats(MIN_TIME, 1.0))
-def test_predicting_the_true_latents_is_predicting_the_true_velocity(seed: int, time: float) -> None:
-    latents, noise = _pair(seed)
-    times = torch.full((3,), time)
-    assert torch.allclose(from_prediction(at_time(latents, noise, times), latents, times), velocity(latents, noise), atol=1e-3)
-
-
-def test_a_tiny_time_does_not_amplify_beyond_the_floor() -> None:
-    noisy, predicted = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
-    assert float(from_prediction(noisy, predicted, torch.tensor([1e-6]))) == pytest.approx(1 / MIN_TIME)
 
 
 def test_logit_normal_times_have_the_median_asked_for() -> None:

@@ -13,8 +13,9 @@ from diffusers import UNet2DConditionModel
 
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.diffusion.codec import PatchCodec
+from pipeline_steps.diffusion.composer import Composer
 from pipeline_steps.diffusion.conditioning import AudioConditioner
-from pipeline_steps.diffusion.denoiser import Denoiser, Sketch, build_unet
+from pipeline_steps.diffusion.denoiser import Denoiser, build_unet
 from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline, starting_noise
 from pipeline_steps.diffusion.prior import GaussianPrior
 from pipeline_steps.diffusion.storage import UNET_WEIGHTS, AtomicCheckpointIO, new_scheduler, read_checkpoint, save_model
@@ -33,9 +34,13 @@ def folder(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     codec = PatchCodec(8, 0.5, 8)
     pictures = torch.rand(16, 3, 32, 32) * 2 - 1
     codec.fit(pictures)
-    prior = GaussianPrior(8, 4, 4, conditioner.summary_width)
-    prior.fit(codec.encode(pictures), torch.randn(16, conditioner.summary_width), torch.arange(16))
-    denoiser = Denoiser(build_unet(18, 8, 4, (32, 32), 32, 16), conditioner, Sketch(32, 2, 4), prior, "residual")
+    prior = GaussianPrior(8, 4, 4)
+    prior.fit(codec.encode(pictures))
+    composer = Composer(8, 4, conditioner.summary_width, width=64, blocks=1, dropout=0.0)
+    torch.nn.init.normal_(composer.leave.weight, std=0.2)
+    unet = build_unet(16, 8, 4, (32, 32), 32, 16)
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
+    denoiser = Denoiser(unet, conditioner, composer, prior, "residual")
     target = tmp_path_factory.mktemp("model") / "audio2image"
     save_model(target, denoiser, codec, new_scheduler(3.0), DEFAULTS, assets)
     return target

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from pipeline_steps.core.identity import fingerprint
 from pipeline_steps.encoders.protocols import SoundCaptioner
-from pipeline_steps.encoders.tagger import COCO, IMAGENET, LabelSound, Rules, Tag, Tagger, compose, suggested_events
+from pipeline_steps.encoders.tagger import (
+    COCO,
+    IMAGENET,
+    LabelSound,
+    Rules,
+    Tag,
+    Tagger,
+    compose,
+    suggested_events,
+    without_prior,
+)
 
 BARK = LabelSound("dog barking", "dog", True, 1.0, 0.8)
 PANT = LabelSound("dog panting", "dog", True, 0.4, 0.4)
@@ -76,6 +86,22 @@ def test_a_caption_keeps_its_promises(seen: list[Tag], least: float, share: floa
     if caption.events:
         assert max(event.confidence for event in caption.events) >= least or caption.score >= least
         assert min(weights) >= share * max(weights) - 1e-9
+
+
+@given(st.lists(tags, max_size=8, unique_by=lambda one: (one.vocabulary, one.index)), st.floats(0, 1))
+def test_the_prior_moves_mass_and_loses_none(seen: list[Tag], strength: float) -> None:
+    moved = without_prior(seen, {0: 0.5, 1: 0.01}, strength)
+    assert [(one.vocabulary, one.index) for one in moved] == [(one.vocabulary, one.index) for one in seen]
+    for vocabulary in (IMAGENET, COCO):
+        before, after = (sum(one.probability for one in some if one.vocabulary == vocabulary) for some in (seen, moved))
+        assert after == pytest.approx(before, abs=1e-6)
+
+
+def test_a_favourite_label_is_discounted() -> None:
+    seen = [tag(0, 0.3), tag(3, 0.3)]
+    dog, sea = without_prior(seen, {0: 0.1}, 0.5)
+    assert dog.probability < 0.1 * sea.probability + 0.1
+    assert without_prior(seen, {0: 0.1}, 0.0) == seen
 
 
 def test_real_pictures(assets: Path, demo: Path) -> None:

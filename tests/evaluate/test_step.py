@@ -203,6 +203,7 @@ def test_who_hears_wins_and_the_controls_do_not(evaluated: dict[str, bytes]) -> 
     assert rows["shuffled_audio"]["win_rate_augnet"]["value"] < 0.6
     assert rows["ground_truth"]["win_rate_augnet"]["value"] > 0.9
     assert rows["text_oracle"]["applicable"] is False
+    assert found["test"]["too_small_to_rank"] is True
     assert found["gold"]["n_pairs"] == found["gold_seen"]["n_pairs"] == 3
     entry = rows["model"]["kid_augnet"]
     assert set(entry) >= {"value", "low", "high", "n", "clusters", "judge", "seed", "sample_rate_hz", "n_real"}

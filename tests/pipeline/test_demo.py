@@ -60,12 +60,31 @@ def copy_rows(folder: Path, rows: list[dict[str, str]], columns: Any) -> None:
 def shrink(params: Any) -> None:
     """Less of the same: fewer optimiser steps, samples and gallery items."""
     for key, value in SHRUNK.items():
-        stage, _, name = key.partition(".")
-        assert name in params[stage], f"{key} is no longer a parameter"
-        params[stage][name] = value
+        *sections, name = key.split(".")
+        node = params
+        for section in sections:
+            node = node[section]
+        assert name in node, f"{key} is no longer a parameter"
+        node[name] = value
 
 
-SHRUNK: dict[str, Any] = {}
+SHRUNK: dict[str, Any] = {
+    "train.codec.steps": 20,
+    "train.sound.views": 2,
+    "train.optimiser.max_steps": 20,
+    "train.optimiser.batch_size": 8,
+    "train.checkpoint_every": 10,
+    "train.sample_every": 10,
+    "train.drawing.steps": 3,
+    "evaluate.samples_per_sound": 2,
+    "evaluate.unconditional_samples": 4,
+    "evaluate.max_test_pairs": 8,
+    "evaluate.reference_pictures": 30,
+    "evaluate.bootstrap_repeats": 100,
+    "evaluate.sensitivity_sounds": 1,
+    "evaluate.gallery_pairs": 6,
+    "evaluate.gallery_draws": 6,
+}
 
 DVC = str(Path(sys.executable).with_name("dvc"))
 

@@ -11,6 +11,7 @@ import pytest
 from pipeline_steps.core.errors import IntegrityError
 from pipeline_steps.core.identity import sha256_file
 from pipeline_steps.retrieve.annoy_index import AnnoySearch, SideCar, build, check
+from pipeline_steps.retrieve.ranking import hub_report, rank
 from pipeline_steps.retrieve.search import ExactSearch, recall_at
 
 N, D = 300, 16
@@ -49,6 +50,22 @@ def test_it_finds_what_exact_search_finds(index: tuple[Path, SideCar], items: np
 def test_k_above_n_gives_n(index: tuple[Path, SideCar], items: np.ndarray) -> None:
     rows, _ = open_it(*index).search(items[:2], 10 * N)
     assert rows.shape == (2, N)
+
+
+@pytest.mark.parametrize("method", ["none", "csls", "dis"])
+def test_what_annoy_does_not_find_is_ranked_last_and_counted_for_nobody(
+    index: tuple[Path, SideCar], items: np.ndarray, method: str
+) -> None:
+    path, side_car = index
+    poor = AnnoySearch(side_car, path, 1, D, N, "space")
+    assert (poor.search(items[:5], 200)[0] == -1).any(), "the search is poor enough for this test"
+    ranked = rank(poor, items[:5], items, 100, method, 3, 5.0, 50, 0)  # type: ignore[arg-type]
+    for row, damped in zip(ranked.rows, ranked.damped, strict=True):
+        found = row >= 0
+        assert found[0]
+        assert (np.diff(found.astype(int)) <= 0).all()
+        assert np.isfinite(damped[found]).all()
+    assert hub_report(ranked.rows, ranked.rows, N)["after"]["max_occurrence"] <= 5
 
 
 def test_the_same_input_gives_the_same_bytes(index: tuple[Path, SideCar], items: np.ndarray, tmp_path: Path) -> None:

@@ -27,7 +27,13 @@ SMALL: dict[str, Any] = {
     "conditioner": {"frames": 2, "frame_components": 8, "tag_components": 8, "width": 32},
     "unet": {"widths": [32, 32], "head_width": 16},
     "objective": {"coarse_channels": 4},
-    "optimiser": {"max_steps": 12, "batch_size": 3, "warmup_steps": 2, "ema_decay": 0.8},
+    "composer": {"width": 32, "blocks": 1},
+    "optimiser": {
+        "compose": {"steps": 5, "batch_size": 4, "learning_rate": 1e-3},
+        "refine": {"steps": 7, "batch_size": 3, "learning_rate": 1e-3},
+        "warmup_steps": 2,
+        "ema_decay": 0.8,
+    },
     "drawing": {"steps": 2},
     "checkpoint_every": 4,
     "sample_every": 3,
@@ -40,6 +46,12 @@ def small_config(**changes: Any) -> Config:
     for key, value in changes.items():
         merged[key] = {**merged[key], **value} if isinstance(value, dict) else value
     return Config.model_validate(merged)
+
+
+def phases(compose: int, refine: int) -> dict[str, Any]:
+    """Optimiser keys for so many steps a phase."""
+    part = SMALL["optimiser"]
+    return {"compose": {**part["compose"], "steps": compose}, "refine": {**part["refine"], "steps": refine}}
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline_steps.diffusion.codec import PatchCodec
 from pipeline_steps.diffusion.conditioning import SoundTokens
 from pipeline_steps.train.batches import BatchStream, PairedData, rows_of_step, validation_batch
-from pipeline_steps.train.config import ObjectiveConfig, PictureConfig
+from pipeline_steps.train.config import Config
 
 
 @settings(max_examples=40, deadline=None)
@@ -26,8 +26,19 @@ def _stream(first: int) -> BatchStream:
     pictures = torch.rand(5, 3, 16, 16, generator=draws) * 2 - 1
     codec = PatchCodec(4, 0.5, 0)
     codec.fit(pictures)
-    tokens = [SoundTokens(torch.randn(3, 2, 4, generator=draws), torch.randn(3, 6, generator=draws)) for _ in range(2)]
-    return BatchStream(PairedData(pictures, [0, 1, 0, 1, 0], tokens), codec, ObjectiveConfig(), PictureConfig(), 3, 1, first)
+    tokens = [SoundTokens(torch.randn(3, 2, 4, generator=draws), torch.randn(3, 10, generator=draws)) for _ in range(2)]
+    config = Config.model_validate(
+        {
+            "seed": 1,
+            "codec": {"channels": 4},
+            "objective": {"coarse_channels": 2},
+            "optimiser": {
+                "compose": {"steps": 3, "batch_size": 3, "learning_rate": 1e-3},
+                "refine": {"steps": 9, "batch_size": 2, "learning_rate": 1e-3},
+            },
+        }
+    )
+    return BatchStream(PairedData(pictures, [0, 1, 0, 1, 0], tokens), codec, config, first)
 
 
 def test_a_stream_started_late_goes_on_as_the_first_would_have() -> None:
@@ -40,6 +51,11 @@ def test_a_stream_started_late_goes_on_as_the_first_would_have() -> None:
         for name in ("latents", "noise", "times", "heard"):
             assert torch.equal(getattr(a, name), getattr(b, name))
         assert torch.equal(a.tokens.frames, b.tokens.frames)
+
+
+def test_each_phase_has_its_batch_size() -> None:
+    stream = _stream(0)
+    assert [len(stream.batch(step).rows) for step in range(5)] == [3, 3, 3, 2, 2]
 
 
 def test_about_the_asked_share_of_sounds_is_withheld() -> None:

@@ -21,7 +21,7 @@ from pipeline_steps.core.layout import Layout
 from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline
 from pipeline_steps.train import step
 from pipeline_steps.train.batches import Batch, BatchStream
-from tests.train.conftest import SMALL, model_bytes, small_config
+from tests.train.conftest import SMALL, model_bytes, phases, small_config
 
 MakeProject = Callable[[Path], Layout]
 
@@ -86,7 +86,7 @@ def test_a_crash_between_training_and_export_is_mended(
     make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = make_project(tmp_path)
-    config = small_config(optimiser={"max_steps": 3})
+    config = small_config(optimiser=phases(1, 2))
     with monkeypatch.context() as patch:
         patch.setattr(step, "_export", lambda *_: (_ for _ in ()).throw(OSError(28, "no space left")))
         with pytest.raises(OSError, match="no space"):
@@ -140,7 +140,7 @@ def test_one_bad_step_is_skipped(make_project: MakeProject, tmp_path: Path, monk
         return dataclasses.replace(batch, noise=batch.noise * float("nan")) if number == 1 else batch
 
     monkeypatch.setattr(BatchStream, "batch", poisoned)
-    step.run(small_config(optimiser={"max_steps": 3}), layout)
+    step.run(small_config(optimiser=phases(1, 2)), layout)
     lines = (layout.model / "training/loss.csv").read_text().splitlines()
     assert lines[2].startswith("2,,")
     assert len(lines) == 4

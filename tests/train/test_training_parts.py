@@ -16,7 +16,7 @@ from pipeline_steps.train.callbacks import AveragedWeights
 from pipeline_steps.train.codec_training import corrupt, edge_loss, train_codec
 from pipeline_steps.train.config import CodecConfig
 from pipeline_steps.train.module import DiffusionTraining, new_conditioner, new_denoiser, rate_share
-from tests.train.conftest import small_config
+from tests.train.conftest import phases, small_config
 from tests.train.test_batches import _stream
 
 
@@ -26,6 +26,7 @@ def test_the_rate_rises_then_falls_to_its_share() -> None:
     assert max(shares) == shares[10] == 1.0
     assert all(a >= b for a, b in itertools.pairwise(shares[10:]))
     assert shares[100] == pytest.approx(0.05)
+    assert rate_share(-1, 100, 10, 0.05) == 0.0
     assert rate_share(10_000, 100, 10, 0.05) == pytest.approx(0.05)
 
 
@@ -47,8 +48,9 @@ def test_what_is_left_after_training_is_the_moving_average() -> None:
     config = small_config(
         picture_size=16,
         codec={"channels": 4},
+        objective={"coarse_channels": 2},
         conditioner={"frames": 2, "frame_components": 4, "tag_components": 4},
-        optimiser={"max_steps": 6, "ema_decay": 0.7},
+        optimiser={**phases(3, 3), "ema_decay": 0.7},
     )
     torch.manual_seed(0)
     module = DiffusionTraining(config, new_denoiser(config, new_conditioner(config)), "digest")

@@ -1,0 +1,53 @@
+"""Make `pipeline_steps/caption/label_prior.csv`: how often the tagger says each label over the pool pictures.
+
+    python benchmarks/label_prior.py [--root DIR]
+
+Reads catalog, media and weights of the project in DIR. Held-out pictures and labels take no part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT))
+
+from pipeline_steps.core.contracts import IMAGES  # noqa: E402
+from pipeline_steps.core.layout import Layout  # noqa: E402
+from pipeline_steps.core.media import MediaReader  # noqa: E402
+from pipeline_steps.core.tables import read_table  # noqa: E402
+from pipeline_steps.encoders.efficientnet_lite0 import EfficientNetLite0  # noqa: E402
+
+LEAST = 5e-6
+
+
+def main() -> None:
+    """Write the mean probability of each label; those below 5e-6 are left out and count as 0."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--root", type=Path, default=PROJECT)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    layout = Layout(options.root)
+    rows = read_table(layout.catalog / "images.parquet", IMAGES).to_pylist()
+    pool = [row["image_id"] for row in rows if not row["holdout"]]
+    media, tagger = MediaReader(layout.media), EfficientNetLite0(layout.assets).load()
+    total = np.zeros(1000, np.float64)
+    for image_id in pool:
+        total += tagger.probabilities([media.image(image_id)])[0]
+    with (PROJECT / "pipeline_steps/caption/label_prior.csv").open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(["index", "label", "prior"])
+        for index, value in enumerate(total / len(pool)):
+            if value >= LEAST:
+                writer.writerow([index, tagger.labels[index].split(", ")[0], f"{value:.6f}"])
+    print(f"prior of {len(pool)} pictures written")
+
+
+if __name__ == "__main__":
+    main()
