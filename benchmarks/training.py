@@ -35,13 +35,13 @@ from pipeline_steps.core.layout import Layout
 from pipeline_steps.core.media import MediaReader
 from pipeline_steps.core.tables import read_table
 
-COMPOSE = {"steps": 1200, "batch_size": 128, "learning_rate": 1e-3}
-REFINE = {"steps": 400, "batch_size": 16, "learning_rate": 1e-3}
+COMPOSE = {"steps": 1500, "batch_size": 128, "learning_rate": 1e-3}
+REFINE = {"steps": 200, "batch_size": 16, "learning_rate": 1e-3}
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "codec-linear": {"codec": {"steps": 0}},
     "codec-tiny": {"codec": {"kind": "tiny", "channels": 16, "width": 32, "steps": 500}},
-    "composer-only": {"optimiser": {"compose": {**COMPOSE, "steps": 2000}, "refine": {**REFINE, "steps": 0}}},
+    "composer-only": {"optimiser": {"compose": {**COMPOSE, "steps": 1900}, "refine": {**REFINE, "steps": 0}}},
     "unet-only": {"optimiser": {"compose": {**COMPOSE, "steps": 0}, "refine": {**REFINE, "steps": 1300}}},
     "unet-velocity": {
         "codec": {"channels": 48, "whitening": 0.5},

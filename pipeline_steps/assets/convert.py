@@ -19,6 +19,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from pipeline_steps.assets.tensorflow_files import read_bundle, read_frozen_graph
+from pipeline_steps.assets.tflite_files import CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, read_tflite
 from pipeline_steps.core.errors import ConfigError, IntegrityError
 
 Tensor = torch.Tensor
@@ -129,6 +130,29 @@ def efficientnet_lite0(members: Mapping[str, bytes]) -> list[bytes]:
     return [_serialise(tensors)]
 
 
+def efficientnet_lite3(members: Mapping[str, bytes]) -> list[bytes]:
+    """Quantised TensorFlow Lite graph -> float weights; normalisation was folded in before it was quantised."""
+    layers = iter(read_tflite(members["graph"]))
+    names = ["stem", *(f"blocks.{i}.{part}" for i in range(24) for part in ("expand", "depthwise", "project"))]
+    names = [name for name in names if name != "blocks.0.expand"] + ["head", "classifier"]
+    tensors: Tensors = {}
+    for name in names:
+        layer = next(layers)
+        part = name.rsplit(".", 1)[-1]
+        expected = {"depthwise": DEPTHWISE_CONV_2D, "classifier": FULLY_CONNECTED}.get(part, CONV_2D)
+        if layer.operator != expected or layer.weight.ndim != (2 if part == "classifier" else 4):
+            raise IntegrityError(f"{name}: operator {layer.operator}, expected {expected}", "check the members in assets.toml")
+        weight = torch.from_numpy(layer.weight)
+        if expected == DEPTHWISE_CONV_2D:
+            weight = weight.permute(3, 0, 1, 2)
+        elif expected == CONV_2D:
+            weight = weight.permute(0, 3, 1, 2)
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = weight.contiguous(), torch.from_numpy(layer.bias)
+    if next(layers, None) is not None:
+        raise IntegrityError("more layers than EfficientNet-Lite3 has", "check the members in assets.toml")
+    return [_serialise(tensors)]
+
+
 def label_list(members: Mapping[str, bytes]) -> list[bytes]:
     """One label a line, in class order -> the same with a final newline."""
     labels = [line.strip() for line in members["labels"].decode("utf-8").splitlines() if line.strip()]
@@ -201,6 +225,7 @@ CONVERTERS: dict[str, Callable[[Mapping[str, bytes]], list[bytes]]] = {
     "yamnet": yamnet,
     "minilm": minilm,
     "efficientnet_lite0": efficientnet_lite0,
+    "efficientnet_lite3": efficientnet_lite3,
     "label_list": label_list,
     "ssd_mobilenet_v2": ssd_mobilenet_v2,
     "augnet": augnet,

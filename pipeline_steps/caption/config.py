@@ -16,13 +16,19 @@ class Config(StageConfig):
     detectors: list[Literal["ssd"]] = Field(
         default_factory=list, max_length=1, description="further taggers; `ssd` forbids judges of the family ssd-mobilenet"
     )
+    models: list[Literal["efficientnet_lite0", "efficientnet_lite3"]] = Field(
+        ["efficientnet_lite0", "efficientnet_lite3"],
+        min_length=1,
+        max_length=2,
+        description="networks whose probabilities are averaged, in any order",
+    )
     views: list[Literal["crop", "pad", "stretch"]] = Field(
         ["crop"], min_length=1, max_length=3, description="framings of a picture whose probabilities are averaged"
     )
     min_probability: float = Field(1e-3, gt=0, lt=1, description="tags below it are forgotten")
     prior_strength: float = Field(0.5, ge=0, le=1, description="how far the tagger's favourite labels are discounted; 0: not")
     max_events: int = Field(5, ge=1, le=20, description="events kept per picture")
-    min_confidence: float = Field(0.1, ge=0, le=1, description="a picture abstains unless one of its events reaches it")
+    min_confidence: float = Field(0.15, ge=0, le=1, description="a picture abstains unless one of its events reaches it")
     min_share: float = Field(
         0.1, ge=0, le=1, description="a further event below this share of the best one's weight is dropped"
     )

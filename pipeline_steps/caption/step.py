@@ -52,6 +52,7 @@ def build_captioner(config: Config, layout: Layout) -> Tagger:
         config.min_probability,
         prior,
         config.prior_strength,
+        models=config.models,
     )
 
 

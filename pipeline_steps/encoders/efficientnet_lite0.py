@@ -1,94 +1,17 @@
-"""EfficientNet-Lite0: ImageNet-1k tags and pooled features (Google, Apache-2.0).
-
-EfficientNet-B0's widths without squeeze-and-excitation, ReLU6 for swish, stem and head fixed.
-Source: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite.
-"""
+"""EfficientNet-Lite0, the smallest of the family: EfficientNet-B0's widths and depths."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-import numpy as np
-import torch
-import torch.nn.functional as F
-
-from pipeline_steps.encoders.convolution import conv_same
-from pipeline_steps.encoders.pictures import Framing, frame_square, resize, to_chw
-from pipeline_steps.encoders.pretrained import PretrainedEncoder
-from pipeline_steps.encoders.protocols import FloatArray, Picture
-
-SIDE = 224
-STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
-"""(blocks, stride of the first block) of each stage."""
+from pipeline_steps.encoders.efficientnet_lite import EfficientNetLite
 
 
-class EfficientNetLite0(PretrainedEncoder):
-    """Picture tagger and feature extractor.
-
-    Args:
-        framing: how a picture becomes square; part of the fingerprint.
-    """
+class EfficientNetLite0(EfficientNetLite):
+    """4.6 M weights on squares of 224 pixels."""
 
     name = "efficientnet_lite0"
-    family = "efficientnet"
     version = 1
     files = ("efficientnet_lite0.safetensors", "imagenet_labels.txt")
-
-    labels: list[str]
-    """1000 ImageNet labels, synonyms separated by ", ", in class order."""
-
-    def __init__(self, assets: Path, device: str = "cpu", framing: Framing = "crop") -> None:
-        super().__init__(assets, device)
-        self.framing = framing
-
-    def describe(self) -> dict[str, object]:
-        return {**super().describe(), "framing": self.framing}
-
-    def _prepare(self, payloads: dict[str, bytes]) -> None:
-        self.labels = payloads["imagenet_labels.txt"].decode("utf-8").split("\n")[:-1]
-
-    def probabilities(self, images: Sequence[Picture]) -> FloatArray:
-        """Class probabilities [N, 1000] of RGB pictures."""
-        return self.tag(images)[0]
-
-    def features(self, images: Sequence[Picture]) -> FloatArray:
-        """Pooled features [N, 1280] of RGB pictures."""
-        return self.tag(images)[1]
-
-    @torch.inference_mode()
-    def tag(self, images: Sequence[Picture]) -> tuple[FloatArray, FloatArray]:
-        """Probabilities [N, 1000] and pooled features [N, 1280], one picture at a time: bytes never depend on the batch."""
-        probabilities = np.zeros((len(images), 1000), np.float32)
-        features = np.zeros((len(images), 1280), np.float32)
-        for row, image in enumerate(images):
-            square = resize(frame_square(image, self.framing), SIDE, SIDE)
-            inputs = torch.from_numpy(to_chw(square, 127.0, 1 / 128.0))[None].to(self.device)
-            pooled, logits = self.forward(inputs)
-            features[row] = pooled[0].cpu().numpy()
-            probabilities[row] = torch.softmax(logits[0], 0).cpu().numpy()
-        return probabilities, features
-
-    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pooled features [N, 1280] and logits [N, 1000] of normalised pictures [N, 3, 224, 224]; differentiable."""
-        weights = self.weights
-        hidden = F.relu6(conv_same(inputs, weights["stem.weight"], weights["stem.bias"], stride=2))
-        index = 0
-        for blocks, first_stride in STAGES:
-            for position in range(blocks):
-                hidden = self._block(hidden, f"blocks.{index}", first_stride if position == 0 else 1)
-                index += 1
-        hidden = F.relu6(F.conv2d(hidden, weights["head.weight"], weights["head.bias"]))
-        pooled = hidden.mean((2, 3))
-        return pooled, F.linear(pooled, weights["classifier.weight"], weights["classifier.bias"])
-
-    def _block(self, inputs: torch.Tensor, name: str, stride: int) -> torch.Tensor:
-        """Inverted bottleneck: expand, depthwise, project, skip where shapes agree."""
-        weights = self.weights
-        hidden = inputs
-        if f"{name}.expand.weight" in weights:
-            hidden = F.relu6(F.conv2d(hidden, weights[f"{name}.expand.weight"], weights[f"{name}.expand.bias"]))
-        depthwise = weights[f"{name}.depthwise.weight"]
-        hidden = F.relu6(conv_same(hidden, depthwise, weights[f"{name}.depthwise.bias"], stride, hidden.shape[1]))
-        hidden = F.conv2d(hidden, weights[f"{name}.project.weight"], weights[f"{name}.project.bias"])
-        return hidden + inputs if hidden.shape == inputs.shape else hidden
+    side = 224
+    depths = (1, 2, 2, 3, 3, 4, 1)
+    mean = 127.0
+    scale = 1 / 128.0

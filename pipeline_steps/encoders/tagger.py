@@ -13,12 +13,16 @@ from typing import Any, Self
 import numpy as np
 
 from pipeline_steps.core.identity import fingerprint
+from pipeline_steps.encoders.efficientnet_lite import EfficientNetLite
 from pipeline_steps.encoders.efficientnet_lite0 import EfficientNetLite0
+from pipeline_steps.encoders.efficientnet_lite3 import EfficientNetLite3
 from pipeline_steps.encoders.pictures import Framing
 from pipeline_steps.encoders.protocols import FloatArray, Picture, SoundEvent
 
 IMAGENET = "imagenet"
 COCO = "coco"
+MODELS: dict[str, type[EfficientNetLite]] = {model.name: model for model in (EfficientNetLite0, EfficientNetLite3)}
+"""Taggers of the vocabulary IMAGENET, by name."""
 SILENT_SHARE = 0.5
 """Probability of silent labels from which an abstaining picture is called silent rather than unclear."""
 
@@ -88,7 +92,7 @@ class Rules:
     """
 
     max_events: int = 5
-    min_confidence: float = 0.1
+    min_confidence: float = 0.15
     min_share: float = 0.1
 
 
@@ -157,7 +161,7 @@ def compose(tags: Sequence[Tag], lexicon: Lexicon, rules: Rules) -> Caption:
 
 
 class Tagger:
-    """`SoundCaptioner` from EfficientNet-Lite0 tags and a lexicon.
+    """`SoundCaptioner` from the tags of EfficientNet-Lite networks and a lexicon.
 
     Args:
         assets: folder written by the `assets` stage.
@@ -165,6 +169,7 @@ class Tagger:
         rules: how tags become events.
         detectors: further taggers; `ssd` adds SSD-MobileNet-v2's COCO objects (then no judge may be of its family).
         views: framings of the picture whose probabilities are averaged.
+        models: names in `MODELS` whose probabilities are averaged, in any order.
         min_probability: tags below it are not kept.
         prior: how often the tagger says each ImageNet index over many pictures.
         prior_strength: how far its favourites are discounted, see `without_prior`.
@@ -184,13 +189,14 @@ class Tagger:
         prior: Mapping[int, float] | None = None,
         prior_strength: float = 0.0,
         device: str = "cpu",
+        models: Sequence[str] = ("efficientnet_lite0", "efficientnet_lite3"),
     ) -> None:
         self.lexicon = lexicon
         self.rules = rules or Rules()
         self.min_probability = min_probability
         self.prior = dict(prior or {})
         self.prior_strength = prior_strength
-        self._taggers = [EfficientNetLite0(assets, device, framing=view) for view in views]
+        self._taggers = [MODELS[model](assets, device, framing=view) for model in sorted(set(models)) for view in views]
         self._detector: Any = None
         if "ssd" in detectors:
             from pipeline_steps.encoders.ssd_mobilenet_v2 import SsdMobileNetV2

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy.fft import next_fast_len
 
 from pipeline_steps.train.config import PictureConfig, SoundConfig
 
@@ -46,9 +47,10 @@ def sound_view(samples: Samples, second: Samples | None, config: SoundConfig, rn
 
 def coloured_noise(length: int, slope: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """Noise [length] of unit deviation whose amplitude falls as frequency^-slope: 0 is white, 0.5 pink."""
-    spectrum = np.fft.rfft(rng.standard_normal(length))
+    fast = next_fast_len(length, real=True)  # a prime length would take a hundred times longer
+    spectrum = np.fft.rfft(rng.standard_normal(fast))
     spectrum /= np.maximum(1.0, np.arange(len(spectrum))) ** slope
-    noise: npt.NDArray[np.float64] = np.fft.irfft(spectrum, length)
+    noise: npt.NDArray[np.float64] = np.fft.irfft(spectrum, fast)[:length]
     return noise / max(float(noise.std()), 1e-9)
 
 

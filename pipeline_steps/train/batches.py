@@ -106,6 +106,11 @@ class BatchStream(IterableDataset[Batch]):
         self.codec = codec
         self.config = config
         self.first = first
+        part = config.picture
+        self._still: torch.Tensor | None = None
+        if not (part.mirror or part.scale or part.shift):  # pictures never vary: encode them once
+            with torch.no_grad():
+                self._still = torch.cat([codec.encode(chunk) for chunk in torch.split(data.pictures, 64)])
 
     def batch(self, step: int) -> Batch:
         """The batch of a step; its size is that of the step's phase."""
@@ -116,8 +121,11 @@ class BatchStream(IterableDataset[Batch]):
         else:
             rows = rows_of_step(len(self.data), phases.refine.batch_size, seed + 1, step - phases.compose.steps)
         draws = step_generator(seed, "batch", step)
-        with torch.no_grad():
-            latents = self.codec.encode(picture_views(self.data.pictures[rows], self.config.picture, draws))
+        if self._still is not None:
+            latents = self._still[rows]
+        else:
+            with torch.no_grad():
+                latents = self.codec.encode(picture_views(self.data.pictures[rows], self.config.picture, draws))
         frames, summary = [], []
         for row in rows:
             variants = self.data.tokens[self.data.sounds[row]]

@@ -29,11 +29,15 @@ class Tracker(Protocol):
         """A picture at a step."""
 
 
+EVERY = 4
+"""Steps between updates of the average: nobody sees the difference, and each update passes over all weights."""
+
+
 class AveragedWeights(EMAWeightAveraging):  # type: ignore[misc, unused-ignore]
     """Lightning's exponential moving average; `averaged` lends the averaged weights to the module for a while."""
 
     def __init__(self, decay: float) -> None:
-        super().__init__(decay=decay, use_buffers=False)
+        super().__init__(decay=decay**EVERY, use_buffers=False, update_every_n_steps=EVERY)
 
     @contextmanager
     def averaged(self, module: pl.LightningModule) -> Iterator[None]:

@@ -23,12 +23,12 @@ class CodecConfig(Part):
     )
     channels: int = Field(default=24, ge=1, le=192, description="latent channels")
     whitening: float = Field(
-        default=0.5, ge=0.0, le=1.0, description="patch: exponent that flattens the spectrum of the latents"
+        default=0.25, ge=0.0, le=1.0, description="patch: exponent that flattens the spectrum of the latents"
     )
     width: int = Field(
         default=32, ge=0, le=256, multiple_of=8, description="channels of the refiner (0: none) or of the autoencoder"
     )
-    steps: int = Field(default=500, ge=0, le=100_000, description="gradient steps of the refiner or the autoencoder")
+    steps: int = Field(default=300, ge=0, le=100_000, description="gradient steps of the refiner or the autoencoder")
     batch_size: int = Field(default=16, ge=1, le=1024)
     learning_rate: float = Field(default=2e-3, gt=0.0, le=0.1)
     latent_noise: float = Field(
@@ -40,7 +40,7 @@ class SoundConfig(Part):
     """How sounds are heard, and the views of each that training sees."""
 
     max_seconds: float = Field(default=10.0, ge=2.0, le=60.0, description="seconds from the start that are heard")
-    views: int = Field(default=6, ge=1, le=64, description="versions of each sound; the first is the sound itself")
+    views: int = Field(default=4, ge=1, le=64, description="versions of each sound; the first is the sound itself")
     speed: float = Field(default=0.12, ge=0.0, le=0.5, description="largest change of speed and pitch, as a logarithm")
     gain_db: float = Field(default=9.0, ge=0.0, le=40.0, description="largest change of level, both ways")
     noise_share: float = Field(
@@ -117,10 +117,10 @@ class OptimiserConfig(Part):
     """AdamW (fused) with warm-up and cosine decay in each phase. The steps define the run, never a clock."""
 
     compose: PhaseConfig = Field(
-        default=PhaseConfig(steps=1200, batch_size=128, learning_rate=1e-3), description="first the composer alone"
+        default=PhaseConfig(steps=1500, batch_size=128, learning_rate=1e-3), description="first the composer alone"
     )
     refine: PhaseConfig = Field(
-        default=PhaseConfig(steps=400, batch_size=16, learning_rate=1e-3), description="then the U-Net on what is left"
+        default=PhaseConfig(steps=200, batch_size=16, learning_rate=1e-3), description="then the U-Net on what is left"
     )
     warmup_steps: int = Field(default=30, ge=0, description="of each phase")
     final_share: float = Field(default=0.02, ge=0.0, le=1.0, description="learning rate at the end, as a share of the highest")
@@ -143,7 +143,7 @@ class OptimiserConfig(Part):
 class DrawingConfig(Part):
     """Defaults stored with the model."""
 
-    steps: int = Field(default=16, ge=1, le=1000)
+    steps: int = Field(default=12, ge=1, le=1000)
     guidance_scale: float = Field(default=3.0, ge=0.0, le=50.0)
     shift: float = Field(default=3.0, ge=0.1, le=100.0, description="above 1 more of the steps go to high noise")
 
@@ -168,8 +168,8 @@ class Config(StageConfig):
     objective: ObjectiveConfig = ObjectiveConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     drawing: DrawingConfig = DrawingConfig()
-    checkpoint_every: int = Field(default=100, ge=1, description="steps between resumable checkpoints")
-    sample_every: int = Field(default=100, ge=1, description="steps between sample grids and validation losses")
+    checkpoint_every: int = Field(default=250, ge=1, description="steps between resumable checkpoints")
+    sample_every: int = Field(default=250, ge=1, description="steps between sample grids and validation losses")
     max_bad_steps: int = Field(
         default=3, ge=1, le=1000, description="consecutive steps with a loss that is not finite before it stops"
     )

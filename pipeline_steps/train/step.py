@@ -7,13 +7,11 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import pyarrow as pa
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
@@ -32,9 +30,7 @@ from pipeline_steps.core.seeding import generator
 from pipeline_steps.core.tables import read_table
 from pipeline_steps.diffusion.codec import Codec, psnr
 from pipeline_steps.diffusion.features import (
-    FEATURE_WIDTH,
     FEATURES_VERSION,
-    TAGS,
     SoundFeatures,
     prepare_waveform,
     sound_features,
@@ -56,6 +52,15 @@ from pipeline_steps.train.callbacks import AveragedWeights, Metrics, Progress, S
 from pipeline_steps.train.codec_training import new_codec, train_codec
 from pipeline_steps.train.config import Config
 from pipeline_steps.train.module import BUCKETS, DiffusionTraining, NotFiniteError, fit_prior, new_conditioner, new_denoiser
+from pipeline_steps.train.sounds import (
+    FEATURES_SCHEMA,
+    Tracks,
+    companion,
+    distinct_sounds,
+    features_of,
+    features_row,
+    tracks_of,
+)
 
 __all__ = ["Config", "run"]
 
@@ -67,11 +72,6 @@ GRID_SOUNDS = 8
 GRID_SAMPLES = 2
 LOG_EVERY = 10
 SPLITS = ("train", "val")
-FEATURES_SCHEMA = pa.schema(
-    [pa.field("frames", pa.binary()), pa.field("logits", pa.binary()), pa.field("level", pa.list_(pa.float32()))]
-)
-Tracks = tuple[tuple[str, float], ...]
-"""Audio id and gain in dB of each track of a pair."""
 
 
 def run(config: Config, layout: Layout) -> StageReport:
@@ -100,7 +100,7 @@ def run(config: Config, layout: Layout) -> StageReport:
         media = MediaReader(layout.media)
         views = _heard(config, layout, encoder, media, used, report)
         conditioner = _seeded_conditioner(config)
-        conditioner.fit([view for tracks in _sounds(by_split["train"]) for view in views[tracks]])
+        conditioner.fit([view for tracks in distinct_sounds(by_split["train"]) for view in views[tracks]])
         data = {split: _paired(by_split[split], media, views, conditioner, config.picture_size) for split in SPLITS}
         codec = _codec(config, folder, data["train"].pictures)
         codec_psnr = {split: _codec_psnr(codec, data[split].pictures) for split in SPLITS}
@@ -154,14 +154,6 @@ def run_digest(config: Config, layout: Layout) -> str:
     )
 
 
-def _tracks(row: dict[str, Any]) -> Tracks:
-    return tuple((track["audio_id"], round(float(track["gain_db"]), 3)) for track in row["tracks"])
-
-
-def _sounds(rows: Iterable[dict[str, Any]]) -> list[Tracks]:
-    return sorted({_tracks(row) for row in rows})
-
-
 def _heard(
     config: Config, layout: Layout, encoder: YamNet, media: MediaReader, rows: list[dict[str, Any]], report: StageReport
 ) -> dict[Tracks, list[SoundFeatures]]:
@@ -185,9 +177,9 @@ def _heard(
             waveforms[tracks] = prepare_waveform(samples, part.max_seconds)
         return waveforms[tracks]
 
-    sounds = _sounds(rows)
-    background = _sounds(row for row in rows if row["split"] == "train")
-    views = [(tracks, view, _companion(tracks, view, background)) for tracks in sounds for view in range(part.views)]
+    sounds = distinct_sounds(rows)
+    background = distinct_sounds(row for row in rows if row["split"] == "train")
+    views = [(tracks, view, companion(tracks, view, background)) for tracks in sounds for view in range(part.views)]
     keys = {(tracks, view): fingerprint([tracks, view, other]) for tracks, view, other in views}
     known = memo.load(keys.values())
     report.reused = len(known)
@@ -202,33 +194,12 @@ def _heard(
             rng = generator(config.seed, "view", key)
             samples = sound_view(samples, waveform(other) if other else None, part, rng)
         features = sound_features(encoder, samples)
-        fresh[key] = known[key] = {
-            "frames": features.frames.half().numpy().tobytes(),
-            "logits": features.logits.half().numpy().tobytes(),
-            "level": features.level.tolist(),
-        }
+        fresh[key] = known[key] = features_row(features)
         if len(fresh) >= 256:
             memo.append(fresh)
             fresh = {}
     memo.append(fresh)
-    return {tracks: [_features(known[keys[tracks, view]]) for view in range(part.views)] for tracks in sounds}
-
-
-def _companion(tracks: Tracks, view: int, background: list[Tracks]) -> Tracks:
-    """The sound that a view may mix in: by rendezvous hashing, so that a new sound changes few of these choices."""
-    others = [other for other in background if other != tracks] if view else []
-    return min(others, key=lambda other: fingerprint([tracks, view, other]), default=())
-
-
-def _features(row: dict[str, Any]) -> SoundFeatures:
-    """Features as the memo keeps them (half precision); fresh ones take the same way, so that both are equal."""
-    frames = np.frombuffer(row["frames"], np.float16).reshape(-1, FEATURE_WIDTH)
-    logits = np.frombuffer(row["logits"], np.float16).reshape(-1, TAGS)
-    return SoundFeatures(
-        torch.from_numpy(frames.copy()).float(),
-        torch.from_numpy(logits.copy()).float(),
-        torch.tensor(row["level"], dtype=torch.float32),
-    )
+    return {tracks: [features_of(known[keys[tracks, view]]) for view in range(part.views)] for tracks in sounds}
 
 
 def _seeded_conditioner(config: Config) -> Any:
@@ -239,13 +210,13 @@ def _seeded_conditioner(config: Config) -> Any:
 def _paired(
     rows: list[dict[str, Any]], media: MediaReader, views: dict[Tracks, list[SoundFeatures]], conditioner: Any, size: int
 ) -> PairedData:
-    sounds = _sounds(rows)
+    sounds = distinct_sounds(rows)
     number = {tracks: index for index, tracks in enumerate(sounds)}
     pictures = [square_picture(media.image(row["image_id"]), size) for row in rows]
     stacked = np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
     return PairedData(
         pictures=to_tensor(stacked),
-        sounds=[number[_tracks(row)] for row in rows],
+        sounds=[number[tracks_of(row)] for row in rows],
         tokens=[token_variants(conditioner, views[tracks]) for tracks in sounds],
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from small_catalog import bytes_below, write_catalog
 
 from pipeline_steps.caption.step import Config, run, tag_batch
@@ -69,6 +70,16 @@ def test_an_abstention_names_what_was_seen(tmp_path: Path, demo: Path, assets: P
     row = read_table(layout.captions / "abstained.parquet", ABSTAINED).to_pylist()[0]
     assert "banana" in row["reason"]
     assert row["score"] < 0.1
+
+
+def test_other_networks_are_other_tags(tmp_path: Path, demo: Path, assets: Path) -> None:
+    layout = Layout(tmp_path)
+    write_catalog(layout, demo, ["bison-000"], [], assets=assets)
+    run(Config(), layout)
+    assert run(Config(models=["efficientnet_lite3", "efficientnet_lite0"]), layout).reused == 1, "the order says nothing"
+    assert run(Config(models=["efficientnet_lite0"]), layout).computed == 1, "tags of two networks are not those of one"
+    with pytest.raises(ValidationError, match="models"):
+        Config(models=[])
 
 
 def test_an_empty_pool_stops_the_stage(tmp_path: Path, demo: Path, assets: Path) -> None:

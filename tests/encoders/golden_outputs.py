@@ -16,13 +16,16 @@ from pipeline_steps.audio.resample import resample
 from pipeline_steps.encoders.aisfx import AiSfx
 from pipeline_steps.encoders.augnet import AugNet
 from pipeline_steps.encoders.efficientnet_lite0 import EfficientNetLite0
+from pipeline_steps.encoders.efficientnet_lite3 import EfficientNetLite3
 from pipeline_steps.encoders.minilm import MiniLM
 from pipeline_steps.encoders.ssd_mobilenet_v2 import SsdMobileNetV2
 from pipeline_steps.encoders.yamnet import YamNet
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TEXT = "a dog barking in the distance"
-ENCODERS = {encoder.name: encoder for encoder in (YamNet, MiniLM, EfficientNetLite0, SsdMobileNetV2, AiSfx, AugNet)}
+ENCODERS = {
+    encoder.name: encoder for encoder in (YamNet, MiniLM, EfficientNetLite0, EfficientNetLite3, SsdMobileNetV2, AiSfx, AugNet)
+}
 
 
 def picture(demo: Path, name: str = "i-dog-000") -> np.ndarray:
@@ -54,7 +57,7 @@ def vectors(name: str, assets: Path, demo: Path) -> dict[str, np.ndarray]:
     if name == "aisfx":
         return {"embedding": encoder.embed(sound(demo))}
     outputs = {"features": encoder.features([picture(demo)])[0]}
-    if name == "efficientnet_lite0":
+    if name in ("efficientnet_lite0", "efficientnet_lite3"):
         outputs["probabilities"] = encoder.probabilities([picture(demo)])[0]
     if name == "ssd_mobilenet_v2":
         best = encoder.detect([picture(demo)])[0][0]

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, SSD-MobileNet-v2 and AugNet on real pictures."""
+"""EfficientNet-Lite, SSD-MobileNet-v2 and AugNet on real pictures."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from golden_outputs import picture
 
 from pipeline_steps.encoders.augnet import AugNet
 from pipeline_steps.encoders.coco import COCO_LABELS
+from pipeline_steps.encoders.efficientnet_lite import EfficientNetLite
 from pipeline_steps.encoders.efficientnet_lite0 import EfficientNetLite0
+from pipeline_steps.encoders.efficientnet_lite3 import EfficientNetLite3
 from pipeline_steps.encoders.pictures import frame_square, resize
 from pipeline_steps.encoders.protocols import ImageFeatures
 from pipeline_steps.encoders.ssd_mobilenet_v2 import SsdMobileNetV2, anchors, decode_boxes, suppress
 
 
-@pytest.fixture(scope="module")
-def tagger(assets: Path) -> EfficientNetLite0:
-    return EfficientNetLite0(assets).load()
+@pytest.fixture(scope="module", params=[EfficientNetLite0, EfficientNetLite3])
+def tagger(assets: Path, request: pytest.FixtureRequest) -> EfficientNetLite:
+    network: type[EfficientNetLite] = request.param
+    return network(assets).load()
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def detector(assets: Path) -> SsdMobileNetV2:
 @pytest.mark.parametrize(
     ("name", "labels"), [("i-dog-000", {"Eskimo dog", "Siberian husky"}), ("i-airplane-000", {"airliner"})]
 )
-def test_lite0_names_real_pictures(tagger: EfficientNetLite0, demo: Path, name: str, labels: set[str]) -> None:
+def test_lite_names_real_pictures(tagger: EfficientNetLite, demo: Path, name: str, labels: set[str]) -> None:
     probabilities = tagger.probabilities([picture(demo, name)])
     assert probabilities.shape == (1, 1000)
     assert float(probabilities.sum()) == pytest.approx(1.0, abs=1e-4)
@@ -38,7 +41,7 @@ def test_lite0_names_real_pictures(tagger: EfficientNetLite0, demo: Path, name: 
     assert top & labels
 
 
-def test_lite0_rows_do_not_depend_on_the_batch(tagger: EfficientNetLite0, demo: Path) -> None:
+def test_lite_rows_do_not_depend_on_the_batch(tagger: EfficientNetLite, demo: Path) -> None:
     pictures = [picture(demo, "i-dog-000"), picture(demo, "i-airplane-000")]
     together, alone = tagger.features(pictures), tagger.features(pictures[1:])
     assert together.shape == (2, 1280)
@@ -46,6 +49,15 @@ def test_lite0_rows_do_not_depend_on_the_batch(tagger: EfficientNetLite0, demo: 
     assert isinstance(tagger, ImageFeatures)
     assert len(tagger.labels) == 1000
     assert tagger.labels[0] == "tench, Tinca tinca"
+
+
+def test_both_networks_are_kin_but_not_the_same(assets: Path, demo: Path) -> None:
+    small, large = EfficientNetLite0(assets).load(), EfficientNetLite3(assets).load()
+    assert small.family == large.family == "efficientnet"
+    assert small.labels == large.labels
+    one, other = (network.probabilities([picture(demo)])[0] for network in (small, large))
+    assert {int(one.argmax()), int(other.argmax())} <= set(range(151, 269)), "breeds of dog"
+    assert not np.allclose(one, other, atol=1e-3)
 
 
 def test_framing_changes_the_fingerprint(assets: Path) -> None:

@@ -66,7 +66,7 @@ def test_silence_and_doubt_are_told_apart_and_name_what_is_seen() -> None:
     assert "label 2 0.90" in silent.reason
     doubtful = compose([tag(0, 0.05), tag(3, 0.04), tag(2, 0.1)], LEXICON, Rules())
     assert (doubtful.events, doubtful.code) == ((), "LOW_CONFIDENCE")
-    assert "best 0.04 of 0.10" in doubtful.reason
+    assert "best 0.04 of 0.15" in doubtful.reason
     assert doubtful.guesses[0].sound == "dog barking", "a person who asks gets the guess"
     assert compose([], LEXICON, Rules()).code == "LOW_CONFIDENCE"
 
@@ -121,6 +121,22 @@ def test_the_detector_is_an_option_that_costs_a_judge(assets: Path, demo: Path) 
     assert both.families == ("efficientnet", "ssd-mobilenet")
     assert (COCO, 18) in {(tag.vocabulary, tag.index) for tag in both.tags([picture(demo)])[0]}
     assert fingerprint(alone.describe_tags()) != fingerprint(both.describe_tags())
+
+
+def test_networks_are_averaged_in_any_order(assets: Path, demo: Path) -> None:
+    small, large = "efficientnet_lite0", "efficientnet_lite3"
+    both, turned, alone = (
+        Tagger(assets, LEXICON, min_probability=1e-6, models=models).load()
+        for models in ([small, large], [large, small, large], [small])
+    )
+    dog = [picture(demo)]
+    assert both.tags(dog) == turned.tags(dog)
+    assert fingerprint(both.describe_tags()) == fingerprint(turned.describe_tags())
+    assert fingerprint(both.describe_tags()) != fingerprint(alone.describe_tags())
+    assert both.families == ("efficientnet",)
+    single = [Tagger(assets, LEXICON, min_probability=1e-6, models=[one]).load().tags(dog)[0] for one in (small, large)]
+    mass = [sum(tag.probability for tag in tags if tag.index in range(151, 269)) for tags in (both.tags(dog)[0], *single)]
+    assert mass[0] == pytest.approx((mass[1] + mass[2]) / 2, abs=1e-3)
 
 
 def test_the_lexicon_shapes_captions_but_not_tags(assets: Path) -> None:

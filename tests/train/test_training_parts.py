@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from pipeline_steps.diffusion.codec import PatchCodec, psnr
-from pipeline_steps.train.callbacks import AveragedWeights
+from pipeline_steps.train.callbacks import EVERY, AveragedWeights
 from pipeline_steps.train.codec_training import corrupt, edge_loss, train_codec
 from pipeline_steps.train.config import CodecConfig
 from pipeline_steps.train.module import DiffusionTraining, new_conditioner, new_denoiser, rate_share
@@ -38,10 +38,12 @@ class _Recorder(Callback):
         self.average: dict[str, torch.Tensor] = {}
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if (trainer.global_step - 1) % EVERY:
+            return
         for name, value in pl_module.named_parameters():
             live = value.detach().clone()
             old = self.average.get(name, live)
-            self.average[name] = self.decay * old + (1 - self.decay) * live
+            self.average[name] = self.decay**EVERY * old + (1 - self.decay**EVERY) * live
 
 
 def test_what_is_left_after_training_is_the_moving_average() -> None:
@@ -50,13 +52,13 @@ def test_what_is_left_after_training_is_the_moving_average() -> None:
         codec={"channels": 4},
         objective={"coarse_channels": 2},
         conditioner={"frames": 2, "frame_components": 4, "tag_components": 4},
-        optimiser={**phases(3, 3), "ema_decay": 0.7},
+        optimiser={**phases(5, 5), "ema_decay": 0.7},
     )
     torch.manual_seed(0)
     module = DiffusionTraining(config, new_denoiser(config, new_conditioner(config)), "digest")
     recorder = _Recorder(0.7)
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=6, max_epochs=-1, callbacks=[AveragedWeights(0.7), recorder], logger=False,
+        accelerator="cpu", max_steps=10, max_epochs=-1, callbacks=[AveragedWeights(0.7), recorder], logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
     trainer.fit(module, DataLoader(_stream(0), batch_size=None))
