@@ -71,8 +71,10 @@ def shrink(params: Any) -> None:
 SHRUNK: dict[str, Any] = {
     "train.codec.steps": 20,
     "train.sound.views": 2,
-    "train.optimiser.max_steps": 20,
-    "train.optimiser.batch_size": 8,
+    "train.optimiser.compose.steps": 20,
+    "train.optimiser.compose.batch_size": 8,
+    "train.optimiser.refine.steps": 10,
+    "train.optimiser.refine.batch_size": 4,
     "train.checkpoint_every": 10,
     "train.sample_every": 10,
     "train.drawing.steps": 3,
