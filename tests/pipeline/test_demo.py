@@ -160,4 +160,4 @@ def one_picture_more(folder: Path) -> None:
     print(f"one picture more, stages before train: {time.monotonic() - started:.1f} s")
     assert report(folder, "ingest")["computed"] == 1
     assert report(folder, "caption")["computed"] == 1
-    assert report(folder, "embed")["computed_audio"] == 0
+    assert report(folder, "embed")["sounds"]["computed"] == 0
