@@ -78,3 +78,8 @@ def exported_model(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     denoiser = new_denoiser(config, new_conditioner(config))
     save_model(target, denoiser, codec, new_scheduler(config.drawing.shift), defaults, assets)
     return target
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The whole-demo test first: it is the longest, and the other worker takes the rest meanwhile."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
