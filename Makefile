@@ -6,7 +6,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: install install-dev demo test lint types check clean
+.PHONY: install install-dev demo test lint types check clean services services-stop services-status services-test
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -17,6 +17,10 @@ $(BIN)/python:
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
+
+$(VENV)/.installed-services: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[services]'
+	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -35,6 +39,18 @@ lint: install-dev
 
 types: install-dev
 	mypy
+
+services: $(VENV)/.installed-services  ## PostgreSQL, object store, MLflow, Prefect, demo page, worker as plain processes
+	python -m infra.services start
+
+services-stop:
+	python -m infra.services stop
+
+services-status:
+	python -m infra.services status
+
+services-test: install-dev  ## the services driven for real, with everything that takes minutes
+	SERVICES_TEST=whole pytest -p no:xdist tests/infra tests/services
 
 check: lint types test  ## what CI runs
 

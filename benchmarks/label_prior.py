@@ -2,7 +2,8 @@
 
     python benchmarks/label_prior.py [--root DIR]
 
-Reads catalog, media and weights of the project in DIR. Held-out pictures and labels take no part.
+Reads catalog, media and weights of the project in DIR; the tagger has its default models. Held-out pictures and labels take no
+part.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pipeline_steps.core.contracts import IMAGES  # noqa: E402
 from pipeline_steps.core.layout import Layout  # noqa: E402
 from pipeline_steps.core.media import MediaReader  # noqa: E402
 from pipeline_steps.core.tables import read_table  # noqa: E402
-from pipeline_steps.encoders.efficientnet_lite0 import EfficientNetLite0  # noqa: E402
+from pipeline_steps.encoders.tagger import IMAGENET, Tagger  # noqa: E402
 
 LEAST = 5e-6
 
@@ -36,16 +37,20 @@ def main() -> None:
     layout = Layout(options.root)
     rows = read_table(layout.catalog / "images.parquet", IMAGES).to_pylist()
     pool = [row["image_id"] for row in rows if not row["holdout"]]
-    media, tagger = MediaReader(layout.media), EfficientNetLite0(layout.assets).load()
+    media, tagger = MediaReader(layout.media), Tagger(layout.assets, {}).load()
     total = np.zeros(1000, np.float64)
+    labels: dict[int, str] = {}
     for image_id in pool:
-        total += tagger.probabilities([media.image(image_id)])[0]
+        for tag in tagger.tags([media.image(image_id)])[0]:
+            if tag.vocabulary == IMAGENET:
+                total[tag.index] += tag.probability
+                labels[tag.index] = tag.label
     with (PROJECT / "pipeline_steps/caption/label_prior.csv").open("w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(["index", "label", "prior"])
         for index, value in enumerate(total / len(pool)):
             if value >= LEAST:
-                writer.writerow([index, tagger.labels[index].split(", ")[0], f"{value:.6f}"])
+                writer.writerow([index, labels[index], f"{value:.6f}"])
     print(f"prior of {len(pool)} pictures written")
 
 

@@ -1,7 +1,11 @@
-"""What tracking costs a training loop when the store is well, dead, broken or slow: python benchmarks/tracking_overhead.py
+"""What tracking costs a training when the store is well, dead, broken, slow or back in the middle of the run.
 
-A loop of small matrix products stands for training: each step logs three numbers, every fiftieth a picture. Printed are the
-time of a step, the wait at the end of the run, and how many entries stay in the spool for `sonify sync`.
+    python benchmarks/tracking_overhead.py [--repeats 5] [--steps 150]     a real training, in turns with one without tracking
+    python benchmarks/tracking_overhead.py --loop                          time of a step in a loop that does little else
+
+The training is this project's own (params.yaml, shrunk, one thread) on this project's data: run `dvc repro pair` first. Each
+case is run in turn with `off`; printed are ratios of training time (without the bounded wait at the end) and of processor
+time to the neighbouring run without tracking, as median and range, the wait at the end, and entries left for `sonify sync`.
 """
 
 from __future__ import annotations
@@ -9,7 +13,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,18 +32,58 @@ from pipeline_steps.core.layout import Layout
 from pipeline_steps.tracking.spool import all_spools
 
 SERVER = """
-import http.server, sys, time
+import http.server, sys, time, urllib.error, urllib.request
+delay, upstream, back_at = float(sys.argv[1]), sys.argv[2], time.time() + float(sys.argv[3])
 class Answer(http.server.BaseHTTPRequestHandler):
     def answer(self):
-        time.sleep(float(sys.argv[1]))
-        self.send_response(500); self.send_header("Content-Length", "0"); self.end_headers()
-    do_GET = do_POST = do_PATCH = answer
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        code, said = 500, b""
+        if upstream and time.time() > back_at:
+            request = urllib.request.Request(upstream + self.path, body or None, method=self.command)
+            request.add_header("Content-Type", self.headers.get("Content-Type", "application/json"))
+            try:
+                with urllib.request.urlopen(request, timeout=30) as reply: code, said = reply.status, reply.read()
+            except urllib.error.HTTPError as error: code, said = error.code, error.read()
+        else:
+            time.sleep(delay)
+        self.send_response(code); self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(said))); self.end_headers(); self.wfile.write(said)
+    do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = answer
     def log_message(self, *_): pass
 httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
 print(httpd.server_port, flush=True)
 httpd.serve_forever()
 """
+TRAINING_CASES = ("sqlite", "well", "dead port", "answers 500", "hangs 60 s a call", "back after 10 s")
+SHRUNK = {
+    "codec.steps": 20, "sound.views": 2, "optimiser.compose.batch_size": 32, "optimiser.refine.batch_size": 8,
+    "checkpoint_every": 1000, "sample_every": 50, "drawing.steps": 3, "threads": 1,
+}  # fmt: skip
+DRIVER = """
+import json, sys, time
+from pathlib import Path
+from pipeline_steps.core.config import load_params, parse_section
+from pipeline_steps.core.layout import Layout
+from pipeline_steps.train import step
+from pipeline_steps.tracking import tracker
+layout = Layout(Path())
+config = parse_section(step.Config, "train", load_params(layout.params))
+end = []
+finish = tracker._Uploader.finish
+def finishing(self, seconds):
+    end.append((time.perf_counter(), time.process_time()))
+    finish(self, seconds)
+tracker._Uploader.finish = finishing
+begin = time.perf_counter(), time.process_time()
+step.run(config, layout)
+last = time.perf_counter(), time.process_time()
+done = end[0] if end else last
+print(json.dumps({"seconds": done[0] - begin[0], "cpu": done[1] - begin[1], "wait": last[0] - done[0]}))
+"""
 CASES = ("off", "sqlite, first run", "sqlite", "dead port", "answers 500", "hangs 60 s a call")
+
+
+PROJECT = Path(__file__).resolve().parents[1]
 
 
 class Config(StageConfig):
@@ -47,12 +93,15 @@ class Config(StageConfig):
 
 
 @contextlib.contextmanager
-def fake_server(delay_s: float) -> Iterator[str]:
-    """Address of a server that answers 500 after `delay_s`."""
-    with subprocess.Popen([sys.executable, "-c", SERVER, str(delay_s)], stdout=subprocess.PIPE, text=True) as process:
+def fake_server(delay_s: float, upstream: str = "", back_after_s: float = 0.0) -> Iterator[str]:
+    """Address of a server that answers 500 after `delay_s`; with `upstream`, that passes calls on `back_after_s` from now."""
+    command = [sys.executable, "-c", SERVER, str(delay_s), upstream, str(back_after_s)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        process.kill()
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
 
 
 @contextlib.contextmanager
@@ -68,8 +117,107 @@ def store(case: str) -> Iterator[dict[str, str]]:
             port = probe.getsockname()[1]
         yield {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
     else:
-        with fake_server(60.0 if case.startswith("hangs") else 0.0) as uri:
+        well = os.environ.get("OVERHEAD_MLFLOW", "") if case.startswith(("well", "back")) else ""
+        with fake_server(60.0 if case.startswith("hangs") else 0.0, well, 10.0 if case.startswith("back") else 0.0) as uri:
             yield {"MLFLOW_TRACKING_URI": uri}
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """MLflow's own server on SQLite."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    command += [
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    with (
+        (folder / "log").open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as process,
+    ):
+        try:
+            for _ in range(240):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                    break
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, 15)
+
+
+def scratch_project(root: Path, steps: int) -> None:
+    """This project's data as hard links, its parameters shrunk."""
+    from ruamel.yaml import YAML
+
+    here, there = Layout(PROJECT), Layout(root)
+    for name in ("assets", "catalog", "media", "pairs", "captions", "embeddings"):
+        shutil.copytree(getattr(here, name), getattr(there, name), copy_function=lambda a, b: os.link(Path(a).resolve(), b))
+    yaml = YAML()
+    params = yaml.load(here.params)
+    wanted = SHRUNK | {"optimiser.compose.steps": 4 * steps, "optimiser.refine.steps": steps}
+    for key, value in wanted.items():
+        *sections, name = key.split(".")
+        node = params["train"]
+        for section in sections:
+            node = node[section]
+        node[name] = value
+    yaml.dump(params, there.params)
+
+
+def train_once(root: Path, environment: dict[str, str]) -> dict[str, float]:
+    """One training in a process of its own, from nothing but the memo."""
+    shutil.rmtree(root / ".runs", ignore_errors=True)
+    shutil.rmtree(root / "models", ignore_errors=True)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_") and key != "DVC_STAGE"}
+    clean |= {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "SONIFY_TRACKING": "on", **environment}
+    done = subprocess.run([sys.executable, "-c", DRIVER], cwd=root, env=clean, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    found["left"] = sum(spool.unsent() for spool in all_spools(Layout(root)))
+    return found
+
+
+def training(repeats: int, steps: int, cases: list[str]) -> None:
+    """The table of a real training: each case beside `off`, in turns, the order turned round every other time."""
+    print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, {repeats} repeats\n")
+    print("| store | training time, ratio to off | processor time, ratio to off | wait at the end s | entries left |")
+    print("|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory(dir=PROJECT / ".runs") as scratch, contextlib.ExitStack() as stack:
+        root = Path(scratch) / "project"
+        scratch_project(root, steps)
+        (Path(scratch) / "mlflow").mkdir()
+        os.environ["OVERHEAD_MLFLOW"] = stack.enter_context(mlflow_server(Path(scratch) / "mlflow"))
+        train_once(root, {"SONIFY_TRACKING": "off"})  # fills the memo
+        results: dict[str, list[dict[str, float]]] = {case: [] for case in cases}
+        seconds = []
+        for number in range(repeats):
+            for case in cases:
+                order = ["off", case] if number % 2 == 0 else [case, "off"]
+                pair = {}
+                for name in order:
+                    with store(name) as environment:
+                        pair[name] = train_once(root, environment)
+                off, with_it = pair["off"], pair[case]
+                seconds.append(off["seconds"])
+                ratios = {key: with_it[key] / off[key] for key in ("seconds", "cpu")}
+                results[case].append(with_it | {f"{key}_ratio": value for key, value in ratios.items()})
+        for case, found in results.items():
+            cells = []
+            for key in ("seconds_ratio", "cpu_ratio"):
+                values = sorted(one[key] for one in found)
+                cells.append(f"{float(np.median(values)):.3f} ({values[0]:.3f} to {values[-1]:.3f})")
+            wait, left = max(one["wait"] for one in found), max(one["left"] for one in found)
+            print(f"| {case} | {' | '.join(cells)} | {wait:.1f} | {left:.0f} |", flush=True)
+        print(f"\na training without tracking takes {np.median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f})")
 
 
 def train(layout: Layout, steps: int, size: int) -> tuple[list[float], list[float], float]:
@@ -96,9 +244,16 @@ def train(layout: Layout, steps: int, size: int) -> tuple[list[float], list[floa
 def main() -> None:
     """Run every case and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--loop", action="store_true", help="a loop instead of a training")
+    parser.add_argument("--case", action="append", choices=TRAINING_CASES, help="of a training; default: all")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=0, help="default: 150 of a training, 1000 of a loop")
     parser.add_argument("--size", type=int, default=700, help="side of the matrices: sets the time of a step")
     options = parser.parse_args()
+    if not options.loop:
+        training(options.repeats, options.steps or 150, options.case or list(TRAINING_CASES))
+        return
+    options.steps = options.steps or 1000
     print(f"{options.steps} steps, {os.cpu_count()} cores\n")
     print("| store | step p50 ms | step p99 ms | in tracking p50 ms | in tracking p99 ms | wait at the end s | entries left |")
     print("|---|---|---|---|---|---|---|")

@@ -7,7 +7,24 @@ from typing import Annotated
 
 import typer
 
-from pipeline_steps.commands import check, doctor, draw, export, find, quarantine, report, run, sync, ui, verify
+from pipeline_steps.commands import (
+    check,
+    compare,
+    doctor,
+    draw,
+    export,
+    find,
+    forget,
+    labels,
+    promote,
+    quarantine,
+    report,
+    run,
+    sync,
+    trace,
+    ui,
+    verify,
+)
 from pipeline_steps.core.layout import Layout
 
 app = typer.Typer(
@@ -24,8 +41,14 @@ app.command("draw")(draw.draw)
 app.command("report")(report.report)
 app.add_typer(quarantine.app, name="quarantine")
 app.command("check")(check.check)
+app.command("labels")(labels.labels)
 app.command("verify")(verify.verify)
 app.command("export")(export.export)
+app.command("trace")(trace.trace)
+app.command("forget")(forget.forget)
+app.command("compare")(compare.compare)
+app.command("promote")(promote.promote)
+app.command("rollback")(promote.rollback)
 app.command("ui")(ui.ui)
 app.command("sync")(sync.sync)
 

@@ -52,6 +52,23 @@ def assets() -> Path:
 
 
 @pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An initialised MLflow database without runs, made once for all test workers (its migrations take seconds)."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path = shared / "empty-mlflow.db"
+    with FileLock(shared / "empty-mlflow.lock"):
+        if not path.exists():
+            import mlflow
+
+            making = shared / "making.db"
+            client = mlflow.MlflowClient(f"sqlite:///{making}")
+            client.search_experiments()
+            making.rename(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def exported_model(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small untrained model in the layout that the stage `train` exports."""
     import torch

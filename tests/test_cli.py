@@ -27,7 +27,7 @@ from pipeline_steps.core.tables import write_table
 PROJECT = Path(__file__).resolve().parents[1]
 COMMANDS = [
     ["doctor"], ["run"], ["find"], ["draw"], ["report"], ["quarantine", "list"], ["quarantine", "show"], ["check"], ["verify"],
-    ["export"], ["ui"], ["sync"],
+    ["export"], ["ui"], ["sync"], ["trace"], ["forget"], ["compare"], ["promote"], ["rollback"],
 ]  # fmt: skip
 HEAVY = {
     "torch",

@@ -3,50 +3,66 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib import resources
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, cast
 
 from pipeline_steps.caption.config import Config
 from pipeline_steps.caption.lexicon import parse_lexicon, parse_prior
+from pipeline_steps.caption.looks import AnswerLooks, Looks, TaggerLooks, batches
 from pipeline_steps.caption.phrases import clean_events
 from pipeline_steps.core.atomic import write_json
 from pipeline_steps.core.contracts import ABSTAINED, EVENTS, IMAGES, QUARANTINE
-from pipeline_steps.core.errors import DataError, StageError
+from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.identity import fingerprint, text_id
 from pipeline_steps.core.layout import Layout
 from pipeline_steps.core.media import MediaReader
 from pipeline_steps.core.memo import Memo
 from pipeline_steps.core.report import StageReport
 from pipeline_steps.core.tables import read_table, write_table
+from pipeline_steps.encoders.caption_answer import Asking
+from pipeline_steps.encoders.caption_prompt import Failed
 from pipeline_steps.encoders.protocols import Picture
-from pipeline_steps.encoders.tagger import Caption, Rules, Tag, Tagger
+from pipeline_steps.encoders.tagger import Caption, Rules, Tagger
 
-__all__ = ["Config", "build_captioner", "run"]
+if TYPE_CHECKING:
+    from pipeline_steps.encoders.endpoint import Endpoint
+    from pipeline_steps.encoders.vlm import Vlm
+
+__all__ = ["Config", "build_captioner", "build_looks", "run"]
 
 log = logging.getLogger(__name__)
 
-MEMO_SCHEMA = pa.schema(
-    [
-        pa.field("vocabulary", pa.list_(pa.string())),
-        pa.field("index", pa.list_(pa.int32())),
-        pa.field("label", pa.list_(pa.string())),
-        pa.field("probability", pa.list_(pa.float32())),
-    ]
-)
+FLUSH_SECONDS = 1.0
+"""Longest time that an answer waits for others before all of them go to the memo as one part."""
 
 
-def build_captioner(config: Config, layout: Layout) -> Tagger:
-    """The captioner a configuration asks for, weights not yet loaded."""
-    folder = resources.files("pipeline_steps.caption")
-    lexicon = parse_lexicon(folder.joinpath("lexicon.csv").read_text(encoding="utf-8"))
-    prior = parse_prior(folder.joinpath("label_prior.csv").read_text(encoding="utf-8"))
+def build_captioner(config: Config, layout: Layout) -> Tagger | Vlm | Endpoint:
+    """The captioner a configuration asks for, weights not yet loaded, nothing fetched."""
+    rules = Rules(config.max_events, config.min_confidence, config.min_share)
+    asking = Asking(config.max_events, config.asking.max_new, config.asking.verify, config.asking.min_verified)
+    if config.captioner == "vlm":
+        from pipeline_steps.encoders.vlm import Vlm
+
+        vlm = config.vlm
+        folder = layout.root / vlm.model
+        model = str(folder) if folder.is_dir() else vlm.model
+        return Vlm(model, vlm.revision, rules, asking, vlm.device, vlm.precision, vlm.constrain)
+    if config.captioner == "endpoint":
+        from pipeline_steps.encoders.chat_client import Connection
+        from pipeline_steps.encoders.endpoint import Endpoint
+
+        limits = config.endpoint.model_dump(exclude={"families", "guided"})
+        return Endpoint(Connection(**limits), config.endpoint.families, config.endpoint.guided, rules, asking)
+    data = resources.files("pipeline_steps.caption")
+    lexicon = parse_lexicon(data.joinpath("lexicon.csv").read_text(encoding="utf-8"))
+    prior = parse_prior(data.joinpath("label_prior.csv").read_text(encoding="utf-8"))
     return Tagger(
         layout.assets,
         lexicon,
-        Rules(config.max_events, config.min_confidence, config.min_share),
+        rules,
         config.detectors,
         config.views,
         config.min_probability,
@@ -56,71 +72,72 @@ def build_captioner(config: Config, layout: Layout) -> Tagger:
     )
 
 
+def build_looks(config: Config, layout: Layout) -> Looks[Any]:
+    """The captioner of a configuration as the stage uses it."""
+    captioner = build_captioner(config, layout)
+    if isinstance(captioner, Tagger):
+        return TaggerLooks(captioner, config.batch_size)
+    if config.captioner == "endpoint":
+        return AnswerLooks(captioner, cast("Endpoint", captioner).stream)
+    return AnswerLooks(captioner, partial(batches, cast("Vlm", captioner).look, size=config.batch_size))
+
+
 def run(config: Config, layout: Layout) -> StageReport:
     """Caption every picture of the catalog.
 
     Raises:
         DataError: no picture in the catalog, or more than `max_bad_fraction` of them failed.
+        ConfigError, IntegrityError: a model that cannot be used or must not be loaded.
+        ServiceError: a server or hub that is needed is away; finished pictures are in the memo.
     """
     report = StageReport("caption")
     catalog = read_table(layout.catalog / "images.parquet", IMAGES).to_pylist()
     if not catalog:
         raise DataError("the picture pool is empty after ingest", "see data/catalog/quarantine.parquet: sonify quarantine list")
-    captioner = build_captioner(config, layout)
-    memo = Memo(config.memo or str(layout.memo), "caption", fingerprint(captioner.describe_tags()), MEMO_SCHEMA)
+    looks = build_looks(config, layout)
+    memo = Memo(config.memo or str(layout.memo), "caption", fingerprint(looks.describe_looks()), looks.schema)
     ids = [row["image_id"] for row in catalog]
-    known = {key: _tags(row) for key, row in memo.load(ids).items()}
+    known = {key: looks.seen(row) for key, row in memo.load(ids).items()}
     report.reused = len(known)
-    media = MediaReader(layout.media)
-    failed: dict[str, str] = {}
+    failed: dict[str, Failed] = {}
     missing = [image_id for image_id in ids if image_id not in known]
     if missing:
-        captioner.load()
-    for start in range(0, len(missing), config.batch_size):
-        batch = missing[start : start + config.batch_size]
-        found, errors = tag_batch(captioner.tags, {image_id: media.image(image_id) for image_id in batch})
-        failed.update(errors)
-        memo.append({image_id: _row(tags) for image_id, tags in found.items()})
-        known.update({image_id: _tags(_row(tags)) for image_id, tags in found.items()})
-        report.computed += len(found)
-        log.info("captioned %d of %d new pictures", min(start + config.batch_size, len(missing)), len(missing))
-    _write(config, layout, report, catalog, known, failed, captioner)
+        looks.load()
+        media = MediaReader(layout.media)
+        pictures = ((image_id, media.image(image_id)) for image_id in missing)
+        report.computed = _look(looks, pictures, memo, config.batch_size, known, failed)
+    _write(config, layout, report, catalog, known, failed, looks)
     return report
 
 
-def tag_batch(
-    tag: Callable[[Sequence[Picture]], list[list[Tag]]], pictures: Mapping[str, Picture]
-) -> tuple[dict[str, list[Tag]], dict[str, str]]:
-    """Tags by id, and reasons by id of those that failed.
-
-    A captioner that returns fewer or more results than it was given cannot be matched to its pictures: then, and when it
-    raises, the batch goes through one by one, so that one bad item never shifts or loses the others.
-    """
-    ids = list(pictures)
+def _look(
+    looks: Looks[Any],
+    pictures: Iterator[tuple[str, Picture]],
+    memo: Memo,
+    part: int,
+    known: dict[str, Any],
+    failed: dict[str, Failed],
+) -> int:
+    """Fill `known` and `failed`; results go to the memo as they come, also when the stage is stopped. Returns their number."""
+    computed = 0
+    pending: dict[str, dict[str, Any]] = {}
+    since = time.monotonic()
     try:
-        results = tag([pictures[image_id] for image_id in ids])
-        if len(results) == len(ids):
-            return dict(zip(ids, results, strict=True)), {}
-        log.warning("the captioner gave %d results for %d pictures; going one by one", len(results), len(ids))
-    except StageError:
-        raise
-    except Exception as error:
-        log.warning("the captioner failed on a batch of %d (%s); going one by one", len(ids), error)
-    found: dict[str, list[Tag]] = {}
-    errors: dict[str, str] = {}
-    for image_id in ids:
-        try:
-            single = tag([pictures[image_id]])
-        except StageError:
-            raise
-        except Exception as error:
-            errors[image_id] = f"{type(error).__name__}: {error}"
-            continue
-        if len(single) == 1:
-            found[image_id] = single[0]
-        else:
-            errors[image_id] = f"{len(single)} results for one picture"
-    return found, errors
+        for image_id, seen in looks.stream(pictures):
+            if isinstance(seen, Failed):
+                failed[image_id] = seen
+                continue
+            row = looks.row(seen)
+            pending[image_id] = row
+            known[image_id] = looks.seen(row)
+            computed += 1
+            if len(pending) >= part or time.monotonic() - since > FLUSH_SECONDS:
+                memo.append(pending)
+                pending, since = {}, time.monotonic()
+                log.info("captioned %d new pictures", computed)
+    finally:
+        memo.append(pending)
+    return computed
 
 
 def _write(
@@ -128,9 +145,9 @@ def _write(
     layout: Layout,
     report: StageReport,
     catalog: list[dict[str, Any]],
-    known: Mapping[str, list[Tag]],
-    failed: Mapping[str, str],
-    captioner: Tagger,
+    known: Mapping[str, Any],
+    failed: Mapping[str, Failed],
+    looks: Looks[Any],
 ) -> None:
     events: list[dict[str, Any]] = []
     abstained: list[dict[str, Any]] = []
@@ -139,9 +156,9 @@ def _write(
         image_id = row["image_id"]
         report.n_in += 1
         if image_id in failed:
-            quarantined.append(_quarantine(row, failed[image_id]))
+            quarantined.append(_quarantine(row, failed[image_id], config.captioner))
             continue
-        caption = captioner.compose(known[image_id])
+        caption = looks.compose(known[image_id])
         cleaned = clean_events(caption.events, config.max_phrase)
         if not cleaned:
             abstained.append(_abstained(image_id, caption))
@@ -172,8 +189,8 @@ def _write(
         "events": len(events),
         "unique_texts": len({row["text_id"] for row in events}),
         "abstained": {code: codes.count(code) for code in sorted(set(codes))},
-        "families": list(captioner.families),
-        "fingerprint": fingerprint(captioner.describe()),
+        "families": list(looks.families),
+        "fingerprint": fingerprint(looks.describe()),
     }
     write_table(layout.captions / "events.parquet", EVENTS, events)
     write_table(layout.captions / "quarantine.parquet", QUARANTINE, quarantined)
@@ -191,30 +208,16 @@ def _abstained(image_id: str, caption: Caption) -> dict[str, Any]:
     return {"image_id": image_id, "stage": "caption", "code": code, "reason": reason, "score": caption.score}
 
 
-def _quarantine(row: Mapping[str, Any], reason: str) -> dict[str, Any]:
+def _quarantine(row: Mapping[str, Any], failed: Failed, decoder: str) -> dict[str, Any]:
     return {
         "item_id": row["image_id"],
         "kind": "image",
         "path": row["path"],
         "bytes": row["bytes"],
         "stage": "caption",
-        "code": "CAPTION_FAILED",
-        "reason": reason[:500],
-        "decoder": "tagger",
+        "code": failed.code,
+        "reason": failed.reason[:500],
+        "decoder": decoder,
         "action": "dropped",
         "retryable": True,
     }
-
-
-def _row(tags: Sequence[Tag]) -> dict[str, Any]:
-    return {
-        "vocabulary": [tag.vocabulary for tag in tags],
-        "index": [tag.index for tag in tags],
-        "label": [tag.label for tag in tags],
-        "probability": [tag.probability for tag in tags],
-    }
-
-
-def _tags(row: Mapping[str, Any]) -> list[Tag]:
-    values = zip(row["vocabulary"], row["index"], row["label"], row["probability"], strict=True)
-    return [Tag(vocabulary, index, label, probability) for vocabulary, index, label, probability in values]

@@ -28,7 +28,7 @@ def check(
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder", "name a folder of pictures and sounds")
     config = parse_section(Config, "ingest", load_params(layout.params)) if layout.params.is_file() else Config()
-    config = config.model_copy(update={"metadata": metadata, "pool": None, "holdout": None})
+    config = config.model_copy(update={"layout": "auto", "metadata": metadata, "pool": None, "holdout": None})
     found = decode(folder, config)
     report = found.report
     verdict = stops(len(found.images), len(found.audio), report.n_in, report.n_quarantined, config.max_bad_fraction)
@@ -40,6 +40,7 @@ def check(
         "n_quarantined": report.n_quarantined,
         "pictures": len(found.images),
         "sounds": len(found.audio),
+        "layouts": report.metrics.get("layouts", {}),
         "repaired": dict(Counter(code for row in [*found.images, *found.audio] for code in row["repaired"])),
         "codes": dict(Counter(row["code"] for row in found.quarantine).most_common()),
         "quarantine": found.quarantine,
@@ -48,6 +49,7 @@ def check(
     lines = [
         f"{report.n_in} files: {report.n_ok} taken, {report.n_abstained} silent, {report.n_quarantined} quarantined",
         f"{len(found.images)} different pictures, {len(found.audio)} different sounds",
+        *(f"{place}: read as {layout}" for place, layout in report.metrics.get("layouts", {}).items()),
         *(f"repaired {code}: {count}" for code, count in value["repaired"].items()),
         *table([row["code"], row["path"], row["reason"]] for row in found.quarantine),
         f"ingest would stop: {verdict}" if verdict else "ingest would accept this folder",

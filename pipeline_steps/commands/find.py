@@ -31,16 +31,22 @@ def caption_of(layout: Layout, params: dict[str, Any], picture: Path) -> Caption
     from PIL import Image
 
     from pipeline_steps.caption.config import Config
-    from pipeline_steps.caption.step import build_captioner
+    from pipeline_steps.caption.looks import look_once
+    from pipeline_steps.caption.step import build_looks
     from pipeline_steps.core.config import parse_section
+    from pipeline_steps.encoders.caption_prompt import Failed
 
     kind, payload, _ = read_media(layout, picture)
     if kind != "image":
         raise DataError(f"{picture} is a sound", "name a picture; for sounds: sonify draw")
     with Image.open(io.BytesIO(payload), formats=("PNG",)) as image:
         pixels = np.asarray(image.convert("RGB"))
-    captioner = build_captioner(parse_section(Config, "caption", params), layout).load()
-    return captioner.compose(captioner.tags([pixels])[0])
+    looks = build_looks(parse_section(Config, "caption", params), layout)
+    looks.load()
+    seen = look_once(looks, pixels)
+    if isinstance(seen, Failed):
+        raise DataError(f"{picture} could not be captioned: {seen.code}: {seen.reason}", "try again, or another picture")
+    return looks.compose(seen)
 
 
 def best_sounds(layout: Layout, params: dict[str, Any], events: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -81,6 +81,47 @@ class Whitening(nn.Module):
         return scores
 
 
+class SoundMemory(nn.Module):
+    """Training sounds in which every sound is expressed: softmax attention with fixed keys and values.
+
+    With a few hundred sounds a network learns their tokens by heart and answers a new sound with anything. The attention brings
+    a new sound to the known ones that it resembles, as retrieval-augmented diffusion does (Blattmann et al. 2022, arXiv
+    2204.11824); a known sound stays what it is. Loudness is not part of it.
+    """
+
+    keys: torch.Tensor
+    frames: torch.Tensor
+    summaries: torch.Tensor
+    filled: torch.Tensor
+
+    def __init__(self, size: int, temperature: float, frames: int, frame_width: int, summary_width: int) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.register_buffer("keys", torch.zeros(size, summary_width))
+        self.register_buffer("frames", torch.zeros(size, frames, frame_width))
+        self.register_buffer("summaries", torch.zeros(size, summary_width))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def fill(self, frames: torch.Tensor, summaries: torch.Tensor) -> None:
+        """Take sounds [N, T, P] and [N, P + S]; of more than there is room for, every N/size-th."""
+        size = len(self.keys)
+        rows = torch.linspace(0, len(summaries) - 1, min(size, len(summaries)), dtype=torch.float64).round().long()
+        self.filled.fill_(len(rows))
+        self.frames[: len(rows)] = frames[rows]
+        self.summaries[: len(rows)] = summaries[rows]
+        self.keys[: len(rows)] = F.normalize(summaries[rows], dim=1)
+
+    def forward(self, frames: torch.Tensor, summaries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same sounds in terms of the known ones; unchanged while nothing is known."""
+        known = int(self.filled)
+        if not known:
+            return frames, summaries
+        likeness = F.normalize(summaries, dim=1) @ self.keys[:known].T
+        weights = torch.softmax(likeness / self.temperature, 1)
+        return torch.einsum("nm,mtp->ntp", weights, self.frames[:known]), weights @ self.summaries[:known]
+
+
 class AudioConditioner(nn.Module):
     """Sound features -> tokens [N, 1 + frames, width]; the first token stands for the whole sound.
 
@@ -90,10 +131,20 @@ class AudioConditioner(nn.Module):
         width: of the tokens, the denoiser's `cross_attention_dim`.
         layers: transformer layers.
         dropout: of inputs and layers.
+        memory: most training sounds in which a sound is expressed; 0: it is heard as it is.
+        memory_temperature: of the attention to them, in cosines.
     """
 
     def __init__(
-        self, frames: int, frame_components: int, tag_components: int, width: int, layers: int, dropout: float
+        self,
+        frames: int,
+        frame_components: int,
+        tag_components: int,
+        width: int,
+        layers: int,
+        dropout: float,
+        memory: int = 0,
+        memory_temperature: float = 0.03,
     ) -> None:
         super().__init__()
         self.settings = {
@@ -103,8 +154,11 @@ class AudioConditioner(nn.Module):
             "width": width,
             "layers": layers,
             "dropout": dropout,
+            "memory": memory,
+            "memory_temperature": memory_temperature,
         }
         self.frames = frames
+        self.memory = SoundMemory(memory, memory_temperature, frames, frame_components, frame_components + tag_components)
         self.frame_axes = Whitening(FEATURE_WIDTH, frame_components)
         self.tag_axes = Whitening(TAGS, tag_components)
         self.frame_in = nn.Linear(frame_components, width)
@@ -125,6 +179,11 @@ class AudioConditioner(nn.Module):
         self.frame_axes.fit(torch.cat([sound.frames for sound in sounds]).float().sqrt())
         self.tag_axes.fit(torch.stack([_tag_summary(sound) for sound in sounds]))
 
+    def remember(self, sounds: list[SoundFeatures]) -> None:
+        """Fill the memory with clean training sounds, after `fit`."""
+        tokens = [self._plain_tokens(sound) for sound in sounds]
+        self.memory.fill(torch.cat([frames for frames, _ in tokens]), torch.cat([summary for _, summary in tokens]))
+
     @property
     def summary_width(self) -> int:
         """Numbers in a summary: mean frame components, tag components, loudness, peak."""
@@ -139,10 +198,15 @@ class AudioConditioner(nn.Module):
     @torch.no_grad()
     def tokens(self, sound: SoundFeatures) -> SoundTokens:
         """Input of one sound: frames averaged to a fixed number in time; mean frame, tag scores, loudness and peak."""
+        frames, summary = self.memory(*self._plain_tokens(sound))
+        level = (sound.level.float() - LEVEL_CENTRE_DB) / LEVEL_SCALE_DB
+        return SoundTokens(frames, torch.cat([summary, level[None]], 1))
+
+    @torch.no_grad()
+    def _plain_tokens(self, sound: SoundFeatures) -> tuple[torch.Tensor, torch.Tensor]:
         scores = self.frame_axes(sound.frames.float().sqrt())
         frames = F.adaptive_avg_pool1d(scores.T[None], self.frames).transpose(1, 2)
-        level = (sound.level.float() - LEVEL_CENTRE_DB) / LEVEL_SCALE_DB
-        return SoundTokens(frames, torch.cat([scores.mean(0), self.tag_axes(_tag_summary(sound)), level])[None])
+        return frames, torch.cat([scores.mean(0), self.tag_axes(_tag_summary(sound))])[None]
 
     def forward(self, tokens: SoundTokens, heard: torch.Tensor) -> torch.Tensor:
         """Tokens [N, 1 + frames, width]; where `heard` [N] is false, the learned tokens of "no sound given"."""

@@ -48,6 +48,7 @@ class Assessment:
         evaluation: blocks of evaluation.json: one per set, "sensitivity", "judges", "warnings".
         outcomes: set -> outcome of the first judge (its partner of each sound is what the report shows).
         items: per-item values of all judges, one row per set and pair.
+        draws: "set/metric" -> bootstrap draws [repeats] of the model's distances; see `Outcome.draws`.
         drawn: [M, S, H, W, 3]; unconditional: [U, H, W, 3].
         computed, reused: features of catalog items.
     """
@@ -55,6 +56,7 @@ class Assessment:
     evaluation: Row
     outcomes: Mapping[str, Outcome]
     items: list[Row]
+    draws: Mapping[str, FloatArray]
     drawn: ByteArray
     unconditional: ByteArray
     computed: int
@@ -139,7 +141,8 @@ def assess(
             }
             evaluation["warnings"] += [text for block in blocks for text in block.warnings]
     first = outcomes[config.picture_judges[0]]
-    return Assessment(evaluation, first, _merge_items(outcomes), drawn, unconditional, computed, reused)
+    draws = {f"{key}/{name}": kept for found in outcomes.values() for key in found for name, kept in found[key].draws.items()}
+    return Assessment(evaluation, first, _merge_items(outcomes), draws, drawn, unconditional, computed, reused)
 
 
 def _judge(

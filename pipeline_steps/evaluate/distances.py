@@ -72,7 +72,21 @@ def mmd_estimate(
     seed: int,
     scale: float = 1.0,
 ) -> Estimate:
-    """`mmd_squared` times `scale`, with a bootstrap interval that draws clusters of both sides with replacement.
+    """`mmd_squared` times `scale`, with a bootstrap interval that draws clusters of both sides with replacement."""
+    return mmd_draws(drawn, real, kernel, drawn_clusters, real_clusters, repeats, seed, scale)[0]
+
+
+def mmd_draws(
+    drawn: FloatArray,
+    real: FloatArray,
+    kernel: Kernel,
+    drawn_clusters: Sequence[str],
+    real_clusters: Sequence[str],
+    repeats: int,
+    seed: int,
+    scale: float = 1.0,
+) -> tuple[Estimate, FloatArray]:
+    """The estimate and its bootstrap draws [repeats]. Same clusters and seed, same resampling: two models' draws are pairs.
 
     A cluster drawn twice is never compared with its own copy (their kernel value is not that of two independent items),
     which keeps the bootstrap distribution centred on the estimate.
@@ -83,8 +97,9 @@ def mmd_estimate(
     counts_x = resample_counts(sums.n_x, repeats, generator).astype(np.float64)
     counts_y = resample_counts(sums.n_y, repeats, generator).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = percentile_interval(sums.values(counts_x, counts_y) * scale)
-    return Estimate(value, low, high, len(drawn), sums.n_x)
+        draws = np.asarray(sums.values(counts_x, counts_y) * scale)
+    low, high = percentile_interval(draws)
+    return Estimate(value, low, high, len(drawn), sums.n_x), draws
 
 
 class _ClusterSums:
@@ -161,6 +176,39 @@ def density_coverage(drawn: FloatArray, real: FloatArray, neighbours: int) -> tu
     """
     if not 0 < neighbours < len(real):
         raise ValueError(f"density needs more than {neighbours} real pictures, got {len(real)}")
-    radius = np.sort(squared_distances(real, real), axis=1)[:, neighbours]  # column 0 is the row itself
-    inside = squared_distances(drawn, real) < radius[None, :]
+    inside = _inside(drawn, real, neighbours)
     return float(inside.sum() / (neighbours * len(drawn))), float(inside.any(0).mean())
+
+
+def density_coverage_draws(
+    drawn: FloatArray,
+    real: FloatArray,
+    neighbours: int,
+    drawn_clusters: Sequence[str],
+    real_clusters: Sequence[str],
+    repeats: int,
+    seed: int,
+) -> tuple[tuple[Estimate, FloatArray], tuple[Estimate, FloatArray]]:
+    """Density and coverage, each with its bootstrap draws [repeats]; the balls stay those of all real pictures.
+
+    Density is a mean over drawn pictures: their clusters are drawn. Coverage is a share of real pictures: theirs are, because
+    leaving out drawings can only lower it.
+    """
+    inside = _inside(drawn, real, neighbours)
+    generator = np.random.default_rng(seed)
+    found = []
+    for values, clusters in ((inside.sum(1) / neighbours, drawn_clusters), (inside.any(0).astype(np.float64), real_clusters)):
+        index, n_clusters = cluster_index(clusters)
+        counts = resample_counts(n_clusters, repeats, generator)
+        sums = np.bincount(index, weights=values, minlength=n_clusters)
+        sizes = np.bincount(index, minlength=n_clusters)
+        draws = np.asarray((counts @ sums) / (counts @ sizes), np.float64)
+        low, high = percentile_interval(draws)
+        found.append((Estimate(float(values.mean()), low, high, len(drawn), n_clusters), draws))
+    return found[0], found[1]
+
+
+def _inside(drawn: FloatArray, real: FloatArray, neighbours: int) -> npt.NDArray[np.bool_]:
+    """[N drawn, N real]: is the drawn picture in the ball that reaches from a real one to its `neighbours`-th neighbour?"""
+    radius = np.sort(squared_distances(real, real), axis=1)[:, neighbours]  # column 0 is the row itself
+    return np.asarray(squared_distances(drawn, real) < radius[None, :])

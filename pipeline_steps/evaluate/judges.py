@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,8 @@ from pipeline_steps.encoders.aisfx import AiSfx
 from pipeline_steps.encoders.augnet import AugNet
 from pipeline_steps.encoders.efficientnet_lite0 import EfficientNetLite0
 from pipeline_steps.encoders.ssd_mobilenet_v2 import SsdMobileNetV2
+
+log = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
@@ -72,6 +75,7 @@ class MemoisedFeatures:
             self._memo.append({key: {"vector": vector} for key, vector in zip(batch, vectors, strict=True)})
             known.update({key: vector.astype(np.float64) for key, vector in zip(batch, vectors, strict=True)})
             self.computed += len(batch)
+            log.info("looked at or listened to %d of %d new items", min(start + self._batch_size, len(missing)), len(missing))
         return known
 
 

@@ -26,6 +26,7 @@ from pipeline_steps.evaluate.page import render_page
 Row = Mapping[str, Any]
 ByteArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
+FloatArray64 = npt.NDArray[np.float64]
 
 THUMBNAIL = 224
 """px of the longer side of a real picture in the report."""
@@ -100,6 +101,7 @@ def publish(
     }
     files |= shelf.make()
     files["plots/items.csv"] = csv_bytes(assessment.items)
+    files["plots/draws.csv"] = csv_bytes(_draw_rows(assessment.draws))
     files["plots/metrics.csv"] = csv_bytes(_metric_rows(evaluation))
     files["plots/retrieval.csv"] = csv_bytes(ranks)
     files["evaluation.json"] = json_bytes(evaluation)
@@ -281,6 +283,15 @@ def _quarantined(tables: Tables) -> list[dict[str, Any]]:
     return [
         {"id": row["item_id"], "item": row["path"], **{key: row[key] for key in ("stage", "code", "reason")}}
         for row in sorted(rows, key=lambda row: (row["stage"], row["code"], row["path"]))
+    ]
+
+
+def _draw_rows(draws: Mapping[str, FloatArray64]) -> list[dict[str, Any]]:
+    """One row a bootstrap repeat, one column a metric; 8 digits are far below the noise of the draws."""
+    names = sorted(draws)
+    return [
+        {name: f"{value:.8g}" if np.isfinite(value) else "" for name, value in zip(names, row, strict=True)}
+        for row in zip(*(draws[name].tolist() for name in names), strict=True)
     ]
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +46,9 @@ from pipeline_steps.evaluate.drawing import PictureSource, render
 from pipeline_steps.evaluate.families import families_in, refuse_shared
 from pipeline_steps.evaluate.gold import Truth, match, parse_manifest
 from pipeline_steps.evaluate.gold_retrieval import Space, gold_retrieval, retrieval_block
-from pipeline_steps.evaluate.items import Agenda, build_agenda
+from pipeline_steps.evaluate.items import Agenda, build_agenda, spread
 from pipeline_steps.evaluate.judges import VECTOR, MemoisedFeatures, OpenMemo, picture_judge, sound_judge
-from pipeline_steps.evaluate.media_files import strip
+from pipeline_steps.evaluate.media_files import mp3, png, strip, thumbnail
 from pipeline_steps.evaluate.publish import Sources, Training, publish
 from pipeline_steps.evaluate.training_record import training_curves
 from pipeline_steps.tracking.tracker import NullTracker
@@ -59,6 +60,9 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 FloatArray = npt.NDArray[np.float32]
 TRACKED_SOUNDS = 8
+COMPARED_SOUNDS = 16
+"""Items of each set whose drawings are kept with the run, for a look at two models side by side."""
+COMPARED_SIDE = 128
 MAX_GOLD_BYTES = 50_000_000
 REPORT_FOLDERS = ("samples", "audio", "plots")
 
@@ -80,7 +84,8 @@ def run(config: Config, layout: Layout) -> StageReport:
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    with tracking.run("evaluate", layout, config, inputs=[layout.pairs, layout.media, layout.model]) as tracker:
+    read = [layout.pairs, layout.catalog, layout.media, layout.root / config.gold, layout.model]
+    with tracking.run("evaluate", layout, config, inputs=read) as tracker:
         return make(config, layout, open_source(layout.model, config.guidance_scale, config.steps), tracker)
 
 
@@ -318,6 +323,25 @@ def _track(
         tracker.log_audio(f"evaluate/{item.name}", sources.sound(agenda.sounds[item.sound].key), SAMPLE_RATE)
     for name in ("evaluation.json", "index.html", "plots"):  # the page's media stay on disk: they are hundreds of files
         tracker.log_artifact(layout.reports / name, folder="report")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "compare"
+        folder.mkdir()
+        for name, payload in _samples(agenda, assessment, sources).items():
+            (folder / name).write_bytes(payload)
+        tracker.log_artifact(folder, folder="report")
+
+
+def _samples(agenda: Agenda, assessment: Assessment, sources: Sources) -> dict[str, bytes]:
+    """What `sonify compare` shows side by side: evenly spread items of each set, the same for every model on this data."""
+    files: dict[str, bytes] = {}
+    for key in ("test", "gold"):
+        items = agenda.sets[key]
+        for item in (items[place] for place in spread(len(items), COMPARED_SOUNDS)):
+            sound = agenda.sounds[item.sound].key
+            files[f"drawn-{sound}.png"] = png(strip(assessment.drawn[item.sound]))
+            files[f"picture-{item.image_id}.jpg"] = thumbnail(sources.picture(item.image_id), COMPARED_SIDE)
+            files[f"sound-{sound}.mp3"] = mp3(sources.sound(sound))
+    return files
 
 
 def _json(path: Path) -> Row:

@@ -13,10 +13,10 @@ from pipeline_steps.evaluate.agreement import Item, Looks, Sound, item_rates, sh
 from pipeline_steps.evaluate.audio_judge import AudioImageJudge
 from pipeline_steps.evaluate.bootstrap import Estimate
 from pipeline_steps.evaluate.distances import (
-    density_coverage,
+    density_coverage_draws,
     frechet_distance,
     median_bandwidth,
-    mmd_estimate,
+    mmd_draws,
     polynomial_kernel,
     rbf_kernel,
 )
@@ -67,12 +67,17 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Rows of the table (row name -> metric -> entry), per-item values, who stood in for whom, and warnings."""
+    """Rows of the table (row name -> metric -> entry), per-item values, who stood in for whom, and warnings.
+
+    `draws`: metric -> bootstrap draws [repeats] of the model's row, for metrics without a value per item. Models judged on
+    the same data with the same seed are resampled alike, so the difference of their draws is a paired bootstrap.
+    """
 
     rows: dict[str, Row]
     items: list[Row]
     partner: npt.NDArray[np.int64]
     warnings: list[str] = field(default_factory=list)
+    draws: dict[str, FloatArray] = field(default_factory=dict)
 
 
 def judge_set(
@@ -99,7 +104,14 @@ def judge_set(
     clusters = [sounds[item.sound].group for item in items]
     pool = sorted({*(item.image_id for item in items), *reference})
     details: list[Row] = [
-        {"set": name, "pair": item.name, "image_id": item.image_id, "sound": sounds[item.sound].key} for item in items
+        {
+            "set": name,
+            "pair": item.name,
+            "image_id": item.image_id,
+            "sound": sounds[item.sound].key,
+            "cluster": sounds[item.sound].group,
+        }
+        for item in items
     ]
 
     looks = {f"win_rate_{settings.judge}": _picture_looks(items, sounds, features, space, picture_labels, pool, image_groups)}
@@ -111,7 +123,7 @@ def judge_set(
             rows[row][metric] = entry(estimate, settings) if estimate else absent("no item has a rival and a candidate")
             for detail, rate in zip(details, rates, strict=True):
                 detail[f"{metric}.{row}"] = None if np.isnan(rate) else round(float(rate), 6)
-    distances(rows, items, sounds, features, reference, image_groups, settings)
+    draws = distances(rows, items, sounds, features, reference, image_groups, settings)
     count = len(set(clusters))
     if count < settings.small_sample:
         warnings.append(
@@ -123,7 +135,7 @@ def judge_set(
             f"{name}: frechet_{settings.judge} rests on {len(items)} real pictures in {features.drawn.shape[-1]} dimensions; "
             "it is biased upwards and comparable only at the same N"
         )
-    return Outcome(rows, details, partner, warnings)
+    return Outcome(rows, details, partner, warnings, draws)
 
 
 def _picture_looks(
@@ -196,8 +208,11 @@ def distances(
     reference: Sequence[str],
     image_groups: Mapping[str, str],
     settings: Settings,
-) -> None:
-    """Fill in KID, CMMD-style distance, Frechet distance, density and coverage of each row, all against the real pictures."""
+) -> dict[str, FloatArray]:
+    """Fill in KID, CMMD-style distance, Frechet distance, density and coverage of each row, all against the real pictures.
+
+    Returns the bootstrap draws of the model's row, metric -> [repeats].
+    """
     judge = settings.judge
     ids = sorted({item.image_id for item in items})
     real = np.stack([features.real[image_id] for image_id in ids])
@@ -214,23 +229,29 @@ def distances(
         drawn["ground_truth"] = (rows_of_reference, [image_groups[image_id] for image_id in others])
     names = [f"kid_{judge}", f"cmmd_style_{judge}", f"frechet_{judge}", f"density_{judge}", f"coverage_{judge}"]
     kernels = {names[0]: (polynomial_kernel, 1.0), names[1]: (rbf_kernel(median_bandwidth(real)), CMMD_SCALE)}
+    kept: dict[str, FloatArray] = {}
     for row, (pictures, clusters) in drawn.items():
+        found: dict[str, tuple[Estimate, FloatArray]] = {}
         enough = len(set(clusters)) > 1 and len(set(real_clusters)) > 1
         for name, (kernel, scale) in kernels.items():
             if enough:
-                estimate = mmd_estimate(pictures, real, kernel, clusters, real_clusters, settings.repeats, settings.seed, scale)
-                rows[row][name] = entry(estimate, settings, n_real=len(real))
+                found[name] = mmd_draws(pictures, real, kernel, clusters, real_clusters, settings.repeats, settings.seed, scale)
+                rows[row][name] = entry(found[name][0], settings, n_real=len(real))
             else:
                 rows[row][name] = absent("fewer than two independent pictures on one side")
         bare = Estimate(frechet_distance(pictures, real), None, None, len(pictures), len(set(clusters))) if enough else None
         rows[row][names[2]] = entry(bare, settings, n_real=len(real)) if bare else absent("fewer than two pictures")
         if len(real) > settings.neighbours:
-            density, coverage = density_coverage(pictures, real, settings.neighbours)
-            for name, value in ((names[3], density), (names[4], coverage)):
-                found = Estimate(value, None, None, len(pictures), len(set(clusters)))
-                rows[row][name] = entry(found, settings, n_real=len(real), neighbours=settings.neighbours)
+            found[names[3]], found[names[4]] = density_coverage_draws(
+                pictures, real, settings.neighbours, clusters, real_clusters, settings.repeats, settings.seed
+            )
+            for name in names[3:]:
+                rows[row][name] = entry(found[name][0], settings, n_real=len(real), neighbours=settings.neighbours)
+        if row == "model":
+            kept = {name: draws for name, (_, draws) in found.items()}
     for name in names:
         rows["shuffled_audio"][name] = absent("the same pictures in another order: equal to the model's by construction")
+    return kept
 
 
 def entry(estimate: Estimate, settings: Settings, **more: Any) -> Row:

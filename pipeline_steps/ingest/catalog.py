@@ -11,6 +11,7 @@ from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.identity import ID_LENGTH
 from pipeline_steps.ingest.codes import CODES
 from pipeline_steps.ingest.groups import group_ids
+from pipeline_steps.ingest.members import Member
 from pipeline_steps.ingest.sniff import wrong_extension
 
 TOP = 5
@@ -32,6 +33,12 @@ class File:
     source: str | None = None
     group: str | None = None
     holdout: bool = False
+    member: Member | None = None  # where it lies in `relative`, if that is an archive or a table
+
+    @property
+    def name(self) -> str:
+        """The name whose extension counts."""
+        return self.member.name if self.member else self.relative
 
     @property
     def item(self) -> str:
@@ -121,7 +128,7 @@ def catalog_rows(
         files = items[item]
         measured = {name: value for name, value in results[item].items() if name not in {"code", "reason", "payload"}}
         repaired = set(measured.pop("repaired"))
-        if any(wrong_extension(file.relative, measured["format"]) for file in files):
+        if any(wrong_extension(file.name, measured["format"]) for file in files):
             repaired.add("WRONG_EXTENSION")
         rows.append(
             {

@@ -15,11 +15,16 @@ class Meaning(NamedTuple):
 
 
 CODES: dict[str, Meaning] = {
+    "ARCHIVE_CORRUPT": Meaning("a tar, Arrow or Parquet file that cannot be read to its end; what came before is kept"),
+    "ARCHIVE_DUPLICATE": Meaning("the archive holds the same name before"),
+    "ARCHIVE_NO_MEDIA": Meaning("a table without a column of pictures or sounds"),
     "EMPTY_FILE": Meaning("the file has no bytes"),
     "FILE_CHANGED": Meaning("the bytes changed between hashing and decoding", retryable=True),
     "FILE_MISSING": Meaning("the metadata table names a file that is not there", retryable=True),
+    "NOT_EMBEDDED": Meaning("a row of a table without the bytes of its picture or sound; nothing is downloaded"),
     "FILE_TOO_LARGE": Meaning("a picture file larger than picture.max_file_mb"),
     "FILE_UNREADABLE": Meaning("the file cannot be opened or read", retryable=True),
+    "FORGOTTEN": Meaning("taken down: forgotten.csv lists this content", action="abstained"),
     "FORMAT_NOT_ALLOWED": Meaning("a format outside the allow-list; no decoder was called"),
     "NOT_A_FILE": Meaning("a folder, pipe, socket, device or circle of links"),
     "PATH_ENCODING": Meaning("the file name is not UTF-8"),

@@ -63,6 +63,9 @@ class Config(StageConfig):
     """What to read, how to judge it, and when to give up."""
 
     root: str = Field(default="data/demo", min_length=1, description="folder of pictures and sounds")
+    layout: Literal["auto", "table", "files", "webdataset", "datasets", "parquet", "fsd50k", "audioset", "esc50", "coco"] = (
+        Field(default="auto", description="auto: `metadata` if set, else a layout known by its files, else every file below")
+    )
     metadata: str | None = Field(default="manifest.csv", description="CSV or Parquet inside `root`; null walks the whole tree")
     columns: Columns = Columns()
     pool: Filter | None = Field(default=POOL, description="rows to pair and train on; null: all that are not held out")

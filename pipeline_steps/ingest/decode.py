@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from pipeline_steps.core.rawfiles import RawFileError, glance, open_plain
 from pipeline_steps.ingest.codes import RejectedError
+from pipeline_steps.ingest.members import Member, take
 from pipeline_steps.ingest.picture import PictureLimits, normalise_picture
 from pipeline_steps.ingest.sound import SoundLimits, normalise_sound
 
@@ -27,6 +28,7 @@ class Job(NamedTuple):
     format: str
     picture: PictureLimits
     sound: SoundLimits
+    member: Member | None = None
 
 
 def decode(job: Job) -> dict[str, Any]:
@@ -35,7 +37,8 @@ def decode(job: Job) -> dict[str, Any]:
     A MemoryError is let through: it says nothing about the file that would hold on a larger machine.
     """
     try:
-        with open_plain(Path(job.root), job.relative) as handle:
+        with open_plain(Path(job.root), job.relative) as whole:
+            handle = whole if job.member is None else take(whole, job.member, job.relative)
             if glance(handle).sha256 != job.sha256:
                 raise RejectedError("FILE_CHANGED", "the bytes changed between hashing and decoding; run again")
             if job.kind == "image":

@@ -39,8 +39,16 @@ class Found:
         """Candidates that went in."""
         return len(self.files) + len(self.refused)
 
+    def add(self, other: Found) -> None:
+        """Take in what was found elsewhere."""
+        self.files += other.files
+        self.refused += other.refused
+        self.passed_over += other.passed_over
 
-def discover(root: Path, listed: Iterable[Listed] | None, max_picture_bytes: float, threads: int) -> Found:
+
+def discover(
+    root: Path, listed: Iterable[Listed] | None, max_picture_bytes: float, threads: int, skip: tuple[str, ...] = ()
+) -> Found:
     """Inspect every listed file or, without a list, every file below `root`.
 
     Args:
@@ -48,9 +56,10 @@ def discover(root: Path, listed: Iterable[Listed] | None, max_picture_bytes: flo
         listed: rows of the metadata table, or None to walk the tree.
         max_picture_bytes: larger picture files are refused without being decoded.
         threads: hashing threads.
+        skip: folders ("name/") that a walk leaves out.
     """
     found = Found()
-    names = _walked(root, found) if listed is None else ((row.file, row) for row in unique_files(listed))
+    names = _walked(root, found, skip) if listed is None else ((row.file, row) for row in unique_files(listed))
 
     def look(entry: tuple[str, Listed | None]) -> File | Refused | str:
         return inspect(root, entry[0], entry[1], max_picture_bytes, walked=listed is None)
@@ -85,8 +94,10 @@ def unique_files(listed: Iterable[Listed]) -> list[Listed]:
     return list(seen.values())
 
 
-def _walked(root: Path, found: Found) -> Iterator[tuple[str, None]]:
+def _walked(root: Path, found: Found, skip: tuple[str, ...]) -> Iterator[tuple[str, None]]:
     for name, what in walk(root):
+        if skip and f"{name}/".startswith(skip):
+            continue
         hidden = name.rsplit("/", 1)[-1].startswith(".")
         if what == "unreadable":
             found.refused.append(Refused(shown_path(name), "unknown", "FILE_UNREADABLE", "the folder cannot be listed"))

@@ -5,6 +5,7 @@ The parent hashes bytes and compares signatures; whatever parses content runs in
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -23,20 +24,22 @@ from pipeline_steps.core.identity import fingerprint
 from pipeline_steps.core.layout import Layout
 from pipeline_steps.core.media import INDEX, write_index, write_shards
 from pipeline_steps.core.memo import Memo
-from pipeline_steps.core.rawfiles import RawFileError, resolve, safe_relative
 from pipeline_steps.core.report import StageReport
 from pipeline_steps.core.tables import write_table
 from pipeline_steps.ingest.catalog import File, Refused, by_item, catalog_rows, check_identity, check_pools, crossing_groups
 from pipeline_steps.ingest.codes import CODES
 from pipeline_steps.ingest.config import Config
 from pipeline_steps.ingest.decode import PRELOAD, VERSION, Job, decode
-from pipeline_steps.ingest.discover import Found, discover, inspect
-from pipeline_steps.ingest.listing import Listed, TableJob, Wanted, read_listing
+from pipeline_steps.ingest.discover import Found, inspect
+from pipeline_steps.ingest.forgotten import leave_out
+from pipeline_steps.ingest.gather import gather
 from pipeline_steps.ingest.picture import PictureLimits
 from pipeline_steps.ingest.sound import SoundLimits
 from pipeline_steps.ingest.workers import Bounds, Workers, core_count
 
 __all__ = ["CheckResult", "Config", "check", "normalise_file", "run"]
+
+log = logging.getLogger(__name__)
 
 STAGE = "ingest"
 EXTENSION = {"image": "png", "audio": "flac"}
@@ -46,9 +49,6 @@ LIBRARIES = {"image": ("pillow", "imagehash", "numpy", "scipy"), "audio": ("soun
 
 JOBS_PER_START = 16
 """A process starts in the time in which it decodes some twenty files."""
-
-TABLE_SECONDS = 300.0
-"""Least time allowed to read the metadata table."""
 
 FLUSH_ITEMS = 64
 FLUSH_SECONDS = 2.0
@@ -189,7 +189,7 @@ def _workers(config: Config, jobs: int) -> Workers:
 def make_job(config: Config, root: Path, file: File) -> Job:
     """What a decoding process needs to know of one file below `root`."""
     limits = (_picture_limits(config), _sound_limits(config))
-    return Job(str(root.resolve()), file.relative, file.sha256, file.kind, file.format, *limits)
+    return Job(str(root.resolve()), file.relative, file.sha256, file.kind, file.format, *limits, file.member)
 
 
 def _decoder_name(kind: str) -> str:
@@ -200,8 +200,8 @@ def _decode_all(config: Config, root: Path, report: StageReport, memos: _Memos |
     """Find, hash, decode and balance; fills `report`. Results come from `memos` where they are known."""
     if not root.is_dir():
         raise ConfigError(f"ingest.root: {root} is not a folder", "name the folder that holds your pictures and sounds")
-    listed, ignored = _listed(config, root)
-    found = discover(root, listed, config.picture.max_file_mb * 1e6, core_count())
+    found, ignored, layouts = gather(config, root)
+    leave_out(root, found)
     check_identity(found.files)
     items = by_item(found.files)
     results = _results(root, config, items, report, memos)
@@ -224,6 +224,8 @@ def _decode_all(config: Config, root: Path, report: StageReport, memos: _Memos |
     report.n_quarantined = len(refused) - report.n_abstained
     report.check_balance()
     report.metrics.update(_metrics(rows, refused, found), rows_ignored=ignored)
+    if layouts:
+        report.metrics["layouts"] = layouts
     return _Outcome(items, rows, refused)
 
 
@@ -246,38 +248,6 @@ def _metrics(rows: Mapping[str, list[dict[str, Any]]], refused: list[Refused], f
     return metrics
 
 
-def _listed(config: Config, root: Path) -> tuple[list[Listed] | None, int]:
-    """Rows of the metadata table (None: there is no table) and the number of rows in neither filter."""
-    if config.metadata is None:
-        return None, 0
-    columns = config.columns
-    wanted = Wanted(
-        columns.file, columns.licence, columns.author, _names(columns.source), _names(columns.group),
-        _values(config.pool), _values(config.holdout),
-    )  # fmt: skip
-    try:
-        relative = resolve(root, safe_relative(config.metadata))
-    except RawFileError as error:
-        raise ConfigError(
-            f"ingest.metadata: {config.metadata}: {error.reason}", "name a table inside ingest.root, or null"
-        ) from error
-    bounds = Bounds(1, max(TABLE_SECONDS, config.limits.timeout_seconds), config.limits.memory_mb * 1_000_000)
-    preload = ("pyarrow.parquet",) if relative.endswith((".parquet", ".pq")) else ()
-    with Workers(bounds, read_listing, preload) as workers:  # the table is untrusted like the rest
-        _, answer = next(iter(workers.map([("", TableJob(str(root.resolve()), relative, wanted))])))
-    if "rows" not in answer:
-        raise DataError(f"{config.metadata}: {answer.get('error') or answer.get('reason')}", "mend the table or ingest.columns")
-    return answer["rows"], answer["ignored"]
-
-
-def _names(columns: str | list[str] | None) -> tuple[str, ...]:
-    return () if columns is None else (columns,) if isinstance(columns, str) else tuple(columns)
-
-
-def _values(rows: Mapping[str, str | list[str]] | None) -> dict[str, tuple[str, ...]] | None:
-    return None if rows is None else {column: _names(values) for column, values in rows.items()}
-
-
 def _results(
     root: Path, config: Config, items: Mapping[str, list[File]], report: StageReport, memos: _Memos | None
 ) -> dict[str, dict[str, Any]]:
@@ -288,7 +258,7 @@ def _results(
             columns = [name for name in MEMO_SCHEMA[kind].names if name != "payload"]
             results.update(memos.of(kind, bucket).load(members, columns))
     report.reused = len(results)
-    order = sorted(items.keys() - results.keys(), key=lambda item: (items[item][0].kind, item))
+    order = sorted(items.keys() - results.keys(), key=lambda item: (items[item][0].kind, _place(items[item][0]), item))
     report.computed = len(order)
     pending = _Pending(memos)
     jobs = ((item, make_job(config, root, items[item][0])) for item in order)
@@ -300,6 +270,11 @@ def _results(
     finally:  # also when interrupted
         pending.flush()
     return results
+
+
+def _place(file: File) -> tuple[str, int, int]:
+    """Neighbours in a table are decoded one after the other, so that a row group is read once; loose files go by id."""
+    return (file.relative, file.member.group, file.member.row) if file.member else ("", 0, 0)
 
 
 class _Pending:
@@ -334,9 +309,12 @@ class _Pending:
 
 
 def _progress(results: Iterable[Any], total: int) -> Iterator[Any]:
-    """The same results, with a bar on the terminal where there is one."""
+    """The same results, with a bar on the terminal where there is one, else a line for every hundred."""
     if not sys.stderr.isatty() or not total:
-        yield from results
+        for number, result in enumerate(results, 1):
+            if number % 100 == 0 or number == total:
+                log.info("decoded %d of %d new files", number, total)
+            yield result
         return
     from rich.console import Console
     from rich.progress import track

@@ -27,10 +27,10 @@ class Config(StageConfig):
     )
     audio_duplicate_cosine: float = Field(0.995, gt=0, le=1, description="sounds at least this close are one group")
     image_duplicate_bits: int = Field(4, ge=0, le=16, description="hash distance at which a crossing counts as a leak")
-    sound_test_share: float = Field(0.18, ge=0, le=0.5, description="share of the sound groups that only the test hears")
+    sound_test_share: float = Field(0.3, ge=0, le=0.5, description="share of the sound groups that only the test hears")
     sound_val_share: float = Field(0.08, ge=0, le=0.5, description="share of the sound groups for validation")
     image_test_share: float = Field(
-        0.35, ge=0, le=0.9, description="share for the test, of picture groups with a good sound there"
+        0.6, ge=0, le=0.9, description="share for the test, of picture groups with a good sound there"
     )
     image_val_share: float = Field(0.2, ge=0, le=0.9, description="the same for validation")
     split_margin: float = Field(0.6, ge=0, le=1, description="share of its best value a picture must find in its split")

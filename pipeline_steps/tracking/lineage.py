@@ -55,18 +55,25 @@ def read_lock(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is not YAML or not a lock file (a crash or a full disk while DVC wrote it).
     """
+    return parse_lock(path.read_text(encoding="utf-8", errors="replace"), str(path)) if path.is_file() else {}
+
+
+def parse_lock(text: str, where: str) -> dict[str, Any]:
+    """The text of a `dvc.lock` as a mapping. `where` names it in errors.
+
+    Raises:
+        ConfigError: see `read_lock`.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    if not path.is_file():
-        return {}
     cure = "git checkout dvc.lock, then dvc repro (finished stages come back from DVC's cache)"
     try:
-        value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is broken: {' '.join(str(error).split())}", cure) from error
+        value = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise ConfigError(f"{where} is broken: {' '.join(str(error).split())}", cure) from error
     if not isinstance(value, dict) or not isinstance(value.get("stages"), dict) or "schema" not in value:
-        raise ConfigError(f"{path} is broken: it does not hold a schema and stages", cure)
+        raise ConfigError(f"{where} is broken: it does not hold a schema and stages", cure)
     return value
 
 
@@ -97,6 +104,48 @@ def digest(layout: Layout, path: Path) -> tuple[str, str]:
 def inputs_digest(digests: Mapping[str, str], params: Mapping[str, Any]) -> str:
     """One hash over the inputs' digests and the parameters: equal for a run and for its restoration from DVC's cache."""
     return fingerprint({"deps": dict(digests), "params": dict(params)})
+
+
+def model_tags(layout: Layout, folder: Path) -> dict[str, str]:
+    """What a model was made of, for its version's tags: counts of the pair set, and families of the networks that took part.
+
+    Files that are not there (a stage run alone, on another machine) are left out.
+    """
+    tags: dict[str, str] = {}
+    statistics = _read_json(layout.pairs / "stats.json")
+    wanted = {"pairs": statistics.get("pairs"), "max_reuse": _inner(statistics, "balanced", "max_reuse")}
+    wanted |= {name: _inner(statistics, "balanced", name) for name in ("coverage", "gini")}
+    wanted |= {split: _inner(statistics, "splits", split) for split in ("train", "val", "test")}
+    leaks = statistics.get("leaks")
+    wanted["leaks"] = sum(leaks.values()) if isinstance(leaks, dict) else None
+    tags |= {f"pairs.{name}": str(value) for name, value in wanted.items() if value is not None}
+    for name, found in (
+        ("captions", _families(layout.captions / "meta.json")),
+        ("embeddings", _families(layout.embeddings / "meta.json")),
+        ("model", sorted(path.stem for path in (folder / "encoder").glob("*.safetensors"))),
+    ):
+        if found:
+            tags[f"families.{name}"] = ", ".join(found)
+    return tags
+
+
+def _inner(value: Mapping[str, Any], outer: str, name: str) -> Any:
+    block = value.get(outer)
+    return block.get(name) if isinstance(block, dict) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _families(path: Path) -> list[str]:
+    """Families of networks that a stage's `meta.json` names."""
+    named = _read_json(path).get("families", [])
+    return sorted(str(name) for name in named) if isinstance(named, list) else []
 
 
 def git_tags(layout: Layout) -> dict[str, str]:

@@ -78,6 +78,9 @@ def log_model(store: Store, spool: Spool, run_id: str, entry: dict[str, Any], co
     run = store.call(lambda: store.client.get_run(run_id))
     kept = ("git.commit", "git.dirty", "dvc.stage", "dvc.inputs", "params.digest")
     tags = {key: value for key, value in run.data.tags.items() if key in kept}
+    read = run.inputs.dataset_inputs if run.inputs else ()
+    tags |= {f"{MD5_TAG}.{found.dataset.name}": found.dataset.digest for found in read}
+    tags |= entry.get("tags", {})
     tags |= {MD5_TAG: entry["digest"], "dvc.path": entry["path"], ENTRY_TAG: f"{spool.key}:{entry['file']}"}
     model = _ready_model(store, tags[ENTRY_TAG])
     if model is None:

@@ -22,8 +22,10 @@ HTTP_TIMEOUT_S = 5
 SYNC_TIMEOUT_S = 60
 """The same in `sonify sync`, where only a person waits."""
 
-_USER_INFO = re.compile(r"(?<=://)[^/\s:@]+(:[^/\s@]*)?@")
-_SECRET_NAME = re.compile("|".join((*SECRET_WORDS, "credential", "passwd", "private_key", "access_key")), re.IGNORECASE)
+_USER_INFO = re.compile(r"(?<=://)[^/?#\s]*@")  # to the last @: a password may hold one
+_SECRET_WORD = "|".join((*SECRET_WORDS, "credential", "passwd", "private_key", "access_key"))
+_SECRET_NAME = re.compile(_SECRET_WORD, re.IGNORECASE)
+_ASSIGNED = re.compile(rf"([\w.-]*(?:{_SECRET_WORD})[\w.-]*=)[^\s&;,'\"]+", re.IGNORECASE)  # ?token=..., password=... of libpq
 _SECRET_MIN_LENGTH = 6
 
 
@@ -36,7 +38,7 @@ class Settings:
             stage whose entries could not be sent exits with 5).
         uri: MLflow tracking URI.
         experiment: MLflow experiment name.
-        artifacts: artifact root for the experiment, when the store is a local database; else empty (the server decides).
+        artifacts: artifact root for the experiment, when the store is a database; empty with a server, which decides.
         deadline_s: longest wait for the uploader at the end of a stage.
     """
 
@@ -55,13 +57,15 @@ class Settings:
 def read_settings(layout: Layout) -> Settings:
     """Settings from the environment: SONIFY_TRACKING, SONIFY_TRACKING_DEADLINE, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME.
 
+    A run in a git worktree uses the stores of the project it came from: SONIFY_PROJECT names it.
+
     Raises:
         ConfigError: unknown mode, a file store (MLflow 3.17 refuses those), or a deadline that is no positive number.
     """
     mode = os.environ.get("SONIFY_TRACKING", "on").strip().lower() or "on"
     if mode not in MODES:
         raise ConfigError(f"SONIFY_TRACKING={mode!r} is unknown", f"use one of {', '.join(MODES)}")
-    root = layout.root.resolve()
+    root = Path(os.environ.get("SONIFY_PROJECT") or layout.root).resolve()
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"sqlite:///{root / 'mlflow.db'}"
     scheme = urlsplit(uri).scheme
     if scheme in {"", "file"} or (len(scheme) == 1 and scheme.isalpha()):
@@ -82,7 +86,7 @@ def read_settings(layout: Layout) -> Settings:
         mode=mode,
         uri=uri,
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or EXPERIMENT,
-        artifacts=(root / "mlartifacts").as_uri() if local else "",
+        artifacts="" if scheme in {"http", "https"} else (root / "mlartifacts").as_uri(),
         deadline_s=deadline,
     )
 
@@ -93,8 +97,9 @@ def looks_secret(key: str) -> bool:
 
 
 def redact(text: str) -> str:
-    """`text` without user names and passwords in URLs and without the values of secret-looking environment variables."""
-    text = _USER_INFO.sub("***@", text)
+    """`text` without user names and passwords in URLs, values given to secret-looking names (`?token=...`), and the values
+    of secret-looking environment variables."""
+    text = _ASSIGNED.sub(r"\1***", _USER_INFO.sub("***@", text))
     for name, value in os.environ.items():
         if len(value) >= _SECRET_MIN_LENGTH and looks_secret(name):
             text = text.replace(value, "***")

@@ -111,13 +111,12 @@ class Tracker(NullTracker):
         return 1 + max((step for key, step in self._said.items() if key.startswith("system/")), default=-1)
 
     def log_params(self, values: Mapping[str, Any]) -> None:
-        flat = {key: _plain(value) for key, value in _flatten(values, ".").items()}
-        clean = {_key(key): "***" if looks_secret(key) else redact(value)[:MAX_PARAM_LENGTH] for key, value in flat.items()}
+        clean = {_key(key): _harmless(key, value)[:MAX_PARAM_LENGTH] for key, value in _flatten(values, ".").items()}
         if clean:
             self._append("params", values=clean)
 
     def log_tags(self, values: Mapping[str, Any]) -> None:
-        self._append("tags", values={_key(key): redact(_plain(value)) for key, value in values.items()})
+        self._append("tags", values={_key(key): _harmless(key, value) for key, value in values.items()})
 
     def log_metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
         numbers = {key: value for key, value in self._numbers(values).items() if step > self._said.get(key, -1)}
@@ -164,7 +163,8 @@ class Tracker(NullTracker):
             _copy(folder, copy / "model", link=True)
             _copy_code(copy / "code")
             digest = lineage.hash_path(copy / "model")
-            self._append("model", file=self._spool.name_of(copy), digest=digest, path=lineage.relative(self._layout, folder))
+            path, tags = lineage.relative(self._layout, folder), lineage.model_tags(self._layout, folder)
+            self._append("model", file=self._spool.name_of(copy), digest=digest, path=path, tags=tags)
 
     def log_model_metrics(self, folder: Path, values: Mapping[str, Any], dataset: Path | None = None) -> None:
         numbers = self._numbers(values)
@@ -275,7 +275,7 @@ def run(
     if settings.mode == "off":
         yield NullTracker()
         return
-    header = {"uri": redact(settings.uri), "name": stage, "tags": {key: redact(_plain(v)) for key, v in (tags or {}).items()}}
+    header = {"uri": redact(settings.uri), "name": stage, "tags": {key: _harmless(key, v) for key, v in (tags or {}).items()}}
     try:
         spool = open_spool(layout, stage, resume_key, header)
     except OSError as error:
@@ -361,6 +361,11 @@ def _flatten(values: Mapping[str, Any], separator: str, prefix: str = "") -> dic
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else str(value)
+
+
+def _harmless(key: str, value: Any) -> str:
+    """A value as text that may be written down: no text under a secret-looking name. A number is no secret (`tokens: 8`)."""
+    return "***" if isinstance(value, str) and value and looks_secret(key) else redact(_plain(value))
 
 
 def _key(key: str) -> str:

@@ -66,6 +66,10 @@ class ConditionerConfig(Part):
     width: int = Field(default=192, ge=16, le=2048, multiple_of=16, description="of the tokens")
     layers: int = Field(default=1, ge=0, le=12)
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    memory: int = Field(
+        default=256, ge=0, le=100_000, description="most training sounds in which a sound is expressed; 0: heard as it is"
+    )
+    memory_temperature: float = Field(default=0.03, gt=0.0, le=1.0, description="of the attention to them, in cosines")
 
 
 class UNetConfig(Part):

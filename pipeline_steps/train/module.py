@@ -27,7 +27,7 @@ BUCKETS = 4
 def new_conditioner(config: Config) -> AudioConditioner:
     """An untrained conditioner; its fixed part is fitted later."""
     part = config.conditioner
-    return AudioConditioner(part.frames, part.frame_components, part.tag_components, part.width, part.layers, part.dropout)
+    return AudioConditioner(**part.model_dump())
 
 
 def new_denoiser(config: Config, conditioner: AudioConditioner) -> Denoiser:

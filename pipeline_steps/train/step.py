@@ -100,7 +100,9 @@ def run(config: Config, layout: Layout) -> StageReport:
         media = MediaReader(layout.media)
         views = _heard(config, layout, encoder, media, used, report)
         conditioner = _seeded_conditioner(config)
-        conditioner.fit([view for tracks in distinct_sounds(by_split["train"]) for view in views[tracks]])
+        heard = [views[tracks] for tracks in distinct_sounds(by_split["train"])]
+        conditioner.fit([view for sound in heard for view in sound])
+        conditioner.remember([sound[0] for sound in heard])
         data = {split: _paired(by_split[split], media, views, conditioner, config.picture_size) for split in SPLITS}
         codec = _codec(config, folder, data["train"].pictures)
         codec_psnr = {split: _codec_psnr(codec, data[split].pictures) for split in SPLITS}

@@ -9,11 +9,13 @@ import pytest
 from pydantic import ValidationError
 from small_catalog import bytes_below, write_catalog
 
-from pipeline_steps.caption.step import Config, run, tag_batch
+from pipeline_steps.caption.looks import look_batch
+from pipeline_steps.caption.step import Config, run
 from pipeline_steps.core.contracts import ABSTAINED, EVENTS, QUARANTINE
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.layout import Layout
 from pipeline_steps.core.tables import read_table
+from pipeline_steps.encoders.caption_prompt import Failed
 from pipeline_steps.encoders.protocols import Picture
 from pipeline_steps.encoders.tagger import Tag, Tagger
 
@@ -101,9 +103,8 @@ def test_fewer_results_than_pictures_never_shift_captions() -> None:
     def short(images: list[Picture]) -> list[list[Tag]]:
         return honest(images)[1:] if len(images) > 1 else honest(images)
 
-    found, errors = tag_batch(short, PICTURES)  # type: ignore[arg-type]
-    assert {name: tags[0].index for name, tags in found.items()} == {"a": 0, "b": 1, "c": 2}
-    assert errors == {}
+    found = look_batch(short, PICTURES)
+    assert found == {name: honest([picture])[0] for name, picture in PICTURES.items()}
 
 
 @pytest.mark.fault
@@ -113,16 +114,15 @@ def test_one_bad_picture_costs_itself_alone() -> None:
             raise ValueError("the model choked")
         return honest(images)
 
-    found, errors = tag_batch(raising, PICTURES)  # type: ignore[arg-type]
-    assert {name: tags[0].index for name, tags in found.items()} == {"a": 0, "c": 2}
-    assert errors == {"b": "ValueError: the model choked"}
+    found = look_batch(raising, PICTURES)
+    right = {name: honest([picture])[0] for name, picture in PICTURES.items()}
+    assert found == {**right, "b": Failed("CAPTION_FAILED", "ValueError: the model choked")}
 
 
 @pytest.mark.fault
 def test_more_results_than_pictures_are_no_result() -> None:
-    found, errors = tag_batch(lambda images: honest([*images, *images]), PICTURES)  # type: ignore[arg-type,list-item]
-    assert found == {}
-    assert set(errors) == {"a", "b", "c"}
+    found = look_batch(lambda images: honest([*images, *images]), PICTURES)
+    assert found == dict.fromkeys("abc", Failed("CAPTION_FAILED", "2 results for one picture"))
 
 
 @pytest.mark.fault
@@ -131,7 +131,7 @@ def test_integrity_errors_are_not_swallowed() -> None:
         raise IntegrityError("weights changed")
 
     with pytest.raises(IntegrityError):
-        tag_batch(tampered, PICTURES)  # type: ignore[arg-type]
+        look_batch(tampered, PICTURES)
 
 
 @pytest.mark.fault

@@ -78,3 +78,35 @@ def test_short_sounds_are_repeated_long_ones_cut_and_none_is_scaled() -> None:
 def test_what_is_no_sound_is_refused(samples: np.ndarray) -> None:
     with pytest.raises(ValueError, match="mono"):
         prepare_waveform(samples, 10.0)
+
+
+def test_a_new_sound_is_expressed_in_the_known_ones_and_keeps_its_loudness() -> None:
+    torch.manual_seed(0)
+    model = AudioConditioner(8, 8, 6, 32, 1, 0.1, memory=4, memory_temperature=0.01).eval()
+    known = [_sound(seed) for seed in range(3)]
+    model.fit([*known, *(_sound(seed) for seed in range(3, 12))])
+    plain = [model.tokens(sound) for sound in known]
+    model.remember(known)
+    for sound, before in zip(known, plain, strict=True):  # a known sound stays what it is
+        assert torch.allclose(model.tokens(sound).summary, before.summary, atol=1e-3)
+        assert torch.allclose(model.tokens(sound).frames, before.frames, atol=1e-3)
+    frames = torch.cat([item.frames for item in plain])
+    near = SoundFeatures(known[1].frames * 1.02, known[1].logits, torch.tensor([-40.0, -30.0]))
+    heard = model.tokens(near)
+    assert torch.allclose(heard.frames[0], frames[1], atol=0.05)
+    assert heard.summary[0, -2] < plain[1].summary[0, -2] - 1.0  # quieter, and said so
+    stranger = model.tokens(_sound(40)).summary[:, :-2]
+    hull = torch.cat([item.summary[:, :-2] for item in plain])
+    weights = torch.linalg.lstsq(hull.T, stranger.T).solution
+    assert torch.allclose(weights.T @ hull, stranger, atol=1e-3)
+    assert float(weights.sum()) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_memory_smaller_than_the_training_set_takes_an_even_share() -> None:
+    model = AudioConditioner(4, 8, 6, 32, 1, 0.1, memory=3)
+    sounds = [_sound(seed) for seed in range(9)]
+    model.fit(sounds)
+    expected = torch.cat([model.tokens(sounds[index]).summary[:, :-2] for index in (0, 4, 8)])
+    model.remember(sounds)
+    assert int(model.memory.filled) == 3
+    assert torch.allclose(model.memory.summaries, expected)

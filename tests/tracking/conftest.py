@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -13,30 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from filelock import FileLock
 from tracked import Faults
 
 from pipeline_steps.core.layout import Layout
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An initialised MLflow database without runs, made once for all test workers (its migrations take seconds)."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    path = shared / "empty-mlflow.db"
-    with FileLock(shared / "empty-mlflow.lock"):
-        if not path.exists():
-            import mlflow
-
-            making = shared / "making.db"
-            client = mlflow.MlflowClient(f"sqlite:///{making}")
-            client.search_experiments()
-            making.rename(path)
-    return path
 
 
 @pytest.fixture

@@ -1,0 +1,141 @@
+"""Champion against challenger: a person decides in the UI, or the gate does, or nobody and it is only reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, cast
+
+from prefect import flow, get_run_logger, pause_flow_run, suspend_flow_run
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.input import RunInput
+from prefect.runtime import deployment
+from prefect.states import Completed, Failed
+from pydantic import Field
+
+from flows.parameters import Mode, PromoteParameters
+from flows.run_stage import quietly
+from flows.tables import cell
+from flows.workspace import find_project
+from pipeline_steps.core.errors import ConfigError, StageError
+from pipeline_steps.core.layout import Layout
+from pipeline_steps.tracking.promotion import Proposal, propose, reject
+from pipeline_steps.tracking.promotion import promote as make_champion
+from pipeline_steps.tracking.settings import redact
+from pipeline_steps.tracking.versions import ModelVersionInfo
+
+DEPLOYMENT = "promote/promote"
+POLL_S = 5
+
+
+class Decision(RunInput):
+    """The form a paused promotion shows."""
+
+    decision: Literal["approve", "reject"] = Field(description="approve: the challenger becomes champion.")
+    reason: str = Field(min_length=3, max_length=500, description="Why; it is written into the audit.")
+    name: str = Field(min_length=1, max_length=100, description="Who decides.")
+
+
+@flow(
+    name="promote", description="Champion against challenger: asks (manual), lets the gate decide (auto), or reports (dry-run)."
+)
+def promote(parameters: PromoteParameters = PromoteParameters()) -> State[None]:  # noqa: B008 - a frozen model
+    """Decide about the challenger. Time-out and rejection leave the champion as it was."""
+    return ended(lambda: decide_promotion(parameters.mode, wait_here=True, timeout_hours=parameters.timeout_hours))
+
+
+def ended(work: Callable[[], str]) -> State[None]:
+    """The final state of a flow: what its work returned, or the one line of the error it ended with, without a trace."""
+    try:
+        return Completed(message=work())
+    except StageError as error:
+        line = redact(str(error))
+        get_run_logger().error("%s", line)
+        text = f"**{cell(line)}**\n\nExit code {error.exit_code} ({error.kind})."
+        quietly(lambda: create_markdown_artifact(text, key="failure", description="Why this run failed"))
+        return Failed(message=line)
+
+
+def decide_promotion(mode: Mode, *, wait_here: bool, timeout_hours: float = 72.0) -> str:
+    """Decide, or see to it that somebody is asked; returns what became of it.
+
+    Args:
+        mode: who decides.
+        wait_here: in manual mode, pause this run; else start the deployment `promote`, which pauses in its own run.
+        timeout_hours: how long to wait for an answer.
+
+    Raises:
+        StageError: no challenger, no evaluation, MLflow away, somebody else decided meanwhile.
+    """
+    log = get_run_logger()
+    proposal = propose(Layout(find_project()))
+    text = describe(proposal)
+    quietly(lambda: create_markdown_artifact(text, key="promotion", description="Champion against challenger"))
+    challenger = f"version {proposal.challenger.version}"
+    if proposal.champion is not None and proposal.champion.version == proposal.challenger.version:
+        return f"{challenger} is the champion already"
+    log.info("%s", proposal.gate.markdown())
+    verdict = "the gate is passed" if proposal.gate.passed else "the gate is not passed"
+    if mode == Mode.dry_run:
+        return f"dry run: {challenger}: {verdict}"
+    if mode == Mode.auto:
+        if not proposal.gate.passed:
+            return f"{challenger} is not promoted: {verdict}; the champion stays"
+        record = make_champion(proposal, actor="gate", reason=f"{verdict} (auto)")
+        return f"version {record.version} is champion now (line {record.line} of the ledger)"
+    if not proposal.gate.comparable:
+        return f"{challenger} cannot be compared with the champion, so there is nothing to decide; the champion stays"
+    if not wait_here:
+        return _ask_elsewhere(challenger)
+    return _apply(proposal, _ask(text, timeout_hours))
+
+
+def _ask(text: str, timeout_hours: float) -> Decision:
+    """Pause and ask. A deployed run is suspended: its process ends, and the answer starts it again."""
+    form = Decision.with_initial_data(description=text)
+    seconds = max(1, int(timeout_hours * 3600))
+    if deployment.get_id():
+        return suspend_flow_run(wait_for_input=form, timeout=seconds, key="decision")
+    return pause_flow_run(wait_for_input=form, timeout=seconds, poll_interval=POLL_S, key="decision")
+
+
+def _apply(proposal: Proposal, answer: Decision) -> str:
+    version = proposal.challenger.version
+    if answer.decision == "reject":
+        reject(proposal, actor=answer.name, reason=answer.reason)
+        return f"version {version} was rejected by {answer.name}: {answer.reason}; the champion stays"
+    record = make_champion(proposal, actor=answer.name, reason=answer.reason, override=not proposal.gate.passed)
+    return f"version {record.version} is champion now, approved by {record.actor} (line {record.line} of the ledger)"
+
+
+def _ask_elsewhere(challenger: str) -> str:
+    asked = {"parameters": {"mode": "manual"}}
+    try:
+        run = cast(FlowRun, run_deployment(DEPLOYMENT, parameters=asked, timeout=0, as_subflow=False))
+    except ObjectNotFound as error:
+        raise ConfigError(
+            f"{challenger} awaits a decision, but there is no deployment {DEPLOYMENT}", "serve it: python -m flows.serve"
+        ) from error
+    return f"{challenger} awaits a decision in run {run.name}"
+
+
+def describe(proposal: Proposal) -> str:
+    """The comparison as Markdown, for the artifact and for the form."""
+    champion = proposal.champion
+    lines = [
+        f"**Challenger**: {_named(proposal.challenger)}",
+        "",
+        f"**Champion**: {_named(champion) if champion else 'none yet'}",
+        "",
+        proposal.gate.markdown(),
+    ]
+    if champion is not None and not proposal.gate.passed:
+        lines += ["", "The gate is not passed: to approve is to override it, and the audit will say so."]
+    return "\n".join(lines)
+
+
+def _named(version: ModelVersionInfo) -> str:
+    text = f"version {cell(version.version)} ({cell(version.md5)})"
+    return f"[{text}]({version.url})" if version.url else text

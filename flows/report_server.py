@@ -1,0 +1,67 @@
+"""The reports of runs as web pages on this machine: `/runs/NAME/` and `/current/`. Read-only, no listings, loopback alone."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from flows.summary import REPORTS
+from pipeline_steps.core.layout import Layout
+
+HOST = "127.0.0.1"
+LOCAL_NAMES = {"127.0.0.1", "localhost", "[::1]"}
+
+
+class ReportHandler(http.server.SimpleHTTPRequestHandler):
+    """Files below two folders of the project."""
+
+    def __init__(self, *arguments: object, project: Path) -> None:
+        self._folders = {"runs": project / REPORTS, "current": Layout(project).reports}
+        super().__init__(*arguments, directory=str(project))  # type: ignore[arg-type]
+
+    def translate_path(self, path: str) -> str:
+        """The file a URL means; a path that leaves the folder means one that does not exist."""
+        parts = [part for part in unquote(urlsplit(path).path).split("/") if part]
+        folder = self._folders.get(parts[0]) if parts else None
+        if folder is None:
+            return "/nonexistent"
+        target = folder.joinpath(*parts[1:])
+        return str(target) if target.resolve().is_relative_to(folder.resolve()) else "/nonexistent"
+
+    def list_directory(self, path: object) -> None:
+        """No listings."""
+        self.send_error(HTTPStatus.NOT_FOUND)
+
+    def parse_request(self) -> bool:
+        """Refuse requests for another host name: a page elsewhere must not read reports through the browser."""
+        if not super().parse_request():
+            return False
+        name = self.headers.get("Host", "").rsplit(":", 1)[0]
+        if name not in LOCAL_NAMES:
+            self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
+            return False
+        return True
+
+    def end_headers(self) -> None:
+        """Reports are looked at, not executed elsewhere."""
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cache-Control", "no-cache")
+        super().end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        """Quiet."""
+
+
+def serve_reports(project: Path, port: int) -> http.server.ThreadingHTTPServer:
+    """Start answering in a thread of its own; `shutdown()` ends it. Port 0 takes a free one.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    server = http.server.ThreadingHTTPServer((HOST, port), partial(ReportHandler, project=project))
+    threading.Thread(target=server.serve_forever, daemon=True, name="reports").start()
+    return server

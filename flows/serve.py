@@ -1,0 +1,172 @@
+"""`python -m flows.serve`: every flow as a deployment with its schedule, the UI, and the reports, on this machine.
+
+Uses the server of PREFECT_API_URL; without one it starts a server of its own on 127.0.0.1:4200. Ctrl+C ends all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from flows.stage_process import LEASH, end_group
+from flows.workspace import find_project
+from pipeline_steps.core.errors import ServiceError, StageError
+
+if TYPE_CHECKING:
+    from prefect.deployments.runner import RunnerDeployment
+
+HOST = "127.0.0.1"
+SERVER_START_S = 180.0
+NIGHTLY_CRON = "0 2 * * *"
+RUNS_AT_ONCE = 4
+"""Processes. Stages run for one flow at a time in a workspace and the others wait; a promotion need not."""
+
+
+def prepare_environment(project: Path) -> None:
+    """What Prefect must find before it is imported; whatever is set already stays."""
+    defaults = {
+        "PREFECT_HOME": str(project / ".runs/prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+        "SONIFY_PROJECT": str(project),
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def deployments(project: Path, schedule: bool = True) -> list[RunnerDeployment]:
+    """All deployments, each at most once at a time; a second run of one waits in the queue."""
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.schedules import Cron
+
+    from flows.pipeline import nightly, refresh_data, reproduce, train_and_evaluate
+    from flows.promote import promote
+
+    def deploy(flow: Any, tags: list[str], cron: str = "") -> RunnerDeployment:
+        module = Path(sys.modules[flow.__module__].__file__ or "").name
+        return RunnerDeployment.from_entrypoint(
+            f"flows/{module}:{flow.__name__}",
+            name=flow.name,
+            description=flow.description,
+            tags=["seeing-sound", *tags],
+            schedule=Cron(cron, timezone=os.environ.get("TZ") or "UTC") if cron and schedule else None,
+            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
+            enforce_parameter_schema=True,
+        )
+
+    return [
+        deploy(reproduce, ["workspace"]),
+        deploy(refresh_data, ["workspace"]),
+        deploy(train_and_evaluate, ["workspace"]),
+        deploy(promote, ["decision"]),
+        deploy(nightly, ["workspace"], NIGHTLY_CRON),
+    ]
+
+
+@contextmanager
+def prefect_server(project: Path, port: int) -> Iterator[str]:
+    """Address of the API: PREFECT_API_URL if it is set, else a server started here and ended with this process.
+
+    Raises:
+        ServiceError: it does not answer.
+    """
+    configured = os.environ.get("PREFECT_API_URL", "")
+    if configured:
+        _await(configured, 10.0)
+        yield configured
+        return
+    api = f"http://{HOST}:{port}/api"
+    os.environ["PREFECT_API_URL"] = api
+    if _answers(api):
+        yield api
+        return
+    log = project / ".runs/prefect-server.log"
+    log.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    with log.open("ab") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-I", str(LEASH), *command],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        _await(api, SERVER_START_S, server, log)
+        yield api
+    finally:
+        end_group(server.pid)
+        server.wait()
+
+
+def _await(api: str, seconds: float, server: subprocess.Popen[bytes] | None = None, log: Path | None = None) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and (server is None or server.poll() is None):
+        if _answers(api):
+            return
+        time.sleep(0.5)
+    where = f"; see {log}" if log else ""
+    raise ServiceError(f"Prefect's API at {api} does not answer{where}", "start it, or run without it: dvc repro")
+
+
+def _answers(api: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{api}/health", timeout=2) as answer:  # noqa: S310 - our own address
+            return bool(answer.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until stopped."""
+    parser = argparse.ArgumentParser(prog="python -m flows.serve", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--port", type=int, default=4200, help="of Prefect's server and UI, when one is started")
+    parser.add_argument("--no-schedule", action="store_true", help="no nightly run")
+    options = parser.parse_args(arguments)
+    try:
+        project = find_project()
+        prepare_environment(project)
+        os.chdir(project)
+        with prefect_server(project, options.port) as api:
+            _serve(project, api, not options.no_schedule)
+        return 0
+    except StageError as error:
+        print(f"flows.serve: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _serve(project: Path, api: str, schedule: bool) -> None:
+    from prefect import serve
+
+    from flows import automations
+    from flows.orphans import settle_project
+    from flows.report_server import serve_reports
+    from flows.summary import report_base
+
+    automations.ensure()
+    settle_project(project)
+    try:
+        reports = serve_reports(project, urlsplit(report_base()).port or 80)
+    except OSError:
+        reports = serve_reports(project, 0)
+    os.environ["SONIFY_REPORTS_URL"] = f"http://{HOST}:{reports.server_address[1]}"  # the runs' processes inherit it
+    print(f"UI: {api.removesuffix('/api')}   reports: {report_base()}", flush=True)
+    serve(*deployments(project, schedule), pause_on_shutdown=False, limit=RUNS_AT_ONCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Passwords of the services: generated once, one file each, readable by the owner alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from pathlib import Path
+
+GENERATED = (
+    "postgres-admin",
+    "postgres-mlflow",
+    "postgres-prefect",
+    "mlflow-password",
+    "mlflow-flask-key",
+    "s3-key",
+    "s3-secret",
+)
+"""Files that hold one random word each; everything else is derived from them."""
+
+
+def create(folder: Path, *, sqlite: Path | None = None) -> None:
+    """Make what is missing and leave what is there, so that a second start finds the first one's passwords.
+
+    Args:
+        folder: where the files go; created with mode 0700, the files with 0600.
+        sqlite: folder of the databases where there is no PostgreSQL.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    for name in GENERATED:
+        write(folder / name, secrets.token_urlsafe(24))
+    write(folder / "prefect-auth", f"admin:{secrets.token_urlsafe(24)}")
+    for role, name in (("postgres", "admin"), ("mlflow", "mlflow"), ("prefect", "prefect")):
+        write(folder / f"pgpass-{name}", f"*:*:*:{role}:{read(folder, f'postgres-{name}')}\n")
+    # Without a host the URI takes PGHOST and PGPORT; without a password libpq reads PGPASSFILE.
+    accounts = f"sqlite:///{sqlite / 'mlflow-auth.db'}" if sqlite else "postgresql+psycopg2://mlflow@/mlflow_auth"
+    # Checking a password is slow on purpose; an upload asks for each file, so a right one is believed for half a minute.
+    settings = f"default_permission = READ\ndatabase_uri = {accounts}\nauth_cache_ttl_seconds = 30\n"
+    write(folder / "mlflow-auth.ini", f"[mlflow]\n{settings}")
+    key, secret = read(folder, "s3-key"), read(folder, "s3-secret")
+    write(folder / "aws-credentials", f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
+    identity = {"name": "mlflow", "credentials": [{"accessKey": key, "secretKey": secret}], "actions": ["Admin"]}
+    write(folder / "s3.json", json.dumps({"identities": [identity]}))
+
+
+def read(folder: Path, name: str) -> str:
+    """The word in one secret file."""
+    return (folder / name).read_text(encoding="ascii").strip()
+
+
+def write(path: Path, text: str) -> None:
+    """Create `path` with mode 0600, never readable by others even for a moment; an existing file stays as it is."""
+    if path.exists():
+        path.chmod(0o600)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+        handle.write(text)
+    temporary.rename(path)
+
+
+if __name__ == "__main__":
+    create(Path(sys.argv[1]))

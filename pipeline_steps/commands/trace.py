@@ -1,0 +1,178 @@
+"""`sonify trace`: from a model back to its raw data, and from a picture or sound on to the models."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of, table
+from pipeline_steps.core.errors import ConfigError, DataError, StageError
+from pipeline_steps.core.layout import Layout
+
+if TYPE_CHECKING:
+    from pipeline_steps.tracking.items import ItemTrace
+    from pipeline_steps.tracking.provenance import Lock, Step
+    from pipeline_steps.tracking.versions import ModelVersionInfo, Registry
+
+
+@guarded
+def trace(
+    context: typer.Context,
+    what: Annotated[
+        str, typer.Argument(metavar="[WHAT]", help="Model version, alias or run; or a picture's or sound's id or path.")
+    ] = "",
+    checkout: Annotated[
+        Path | None,
+        typer.Option("--checkout", metavar="DIR", help="Bring back a model's code, data and bytes in a new folder."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--list", help="List all model versions.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say what a model was made of, or in which pairs, splits and models an item occurs."""
+    from pipeline_steps.tracking.items import find_items, trace_item
+    from pipeline_steps.tracking.versions import Registry
+
+    layout = layout_of(context)
+    if everything:
+        versions = Registry(layout).versions()
+        rows = [[info.version, info.md5, ", ".join(info.aliases), info.commit[:12]] for info in versions]
+        answer(
+            {
+                "versions": [
+                    {"version": i.version, "md5": i.md5, "aliases": list(i.aliases), "commit": i.commit} for i in versions
+                ]
+            },
+            table([["version", "DVC md5", "aliases", "commit"], *rows]),
+            as_json,
+        )
+        return
+    if not what:
+        raise ConfigError("nothing to trace", "name a model version, an alias, a run, or a picture or sound; or use --list")
+    items = [] if _is_version(what) or checkout else find_items(layout, what)
+    if items:
+        found = trace_item(layout, items[0])
+        answer(found.as_dict(), item_lines(found), as_json)
+        return
+    try:
+        registry = Registry(layout)
+        info = registry.resolve(what)
+    except StageError as error:
+        if _is_version(what) or checkout:
+            raise
+        raise DataError(
+            f"{what!r} is no item of any catalog here; as a model: {error.reason}", "sonify trace --list"
+        ) from error
+    value, lines = model_trace(layout, registry, info, checkout)
+    answer(value, lines, as_json)
+
+
+def model_trace(
+    layout: Layout, registry: Registry, info: ModelVersionInfo, checkout: Path | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The chain of a model version as JSON and as lines; with `checkout`, its files too.
+
+    Raises:
+        DataError: no `dvc.lock` in this repository holds the model.
+        IntegrityError: files brought back have other bytes.
+    """
+    from pipeline_steps.tracking.provenance import chain, check_out, find_lock
+
+    path = info.tags.get("dvc.path") or layout.model.relative_to(layout.root).as_posix()
+    lock = find_lock(layout, path, info.md5, info.commit)
+    steps = chain(lock.content, path)
+    differing = disagreements(registry, info, steps)
+    evaluations = [str(run.info.run_id) for run in registry.evaluations(info)]
+    value: dict[str, Any] = {
+        "version": info.version,
+        "md5": info.md5,
+        "aliases": list(info.aliases),
+        "run_id": info.run_id,
+        "trained_at_commit": info.commit,
+        "lock_commit": lock.commit,
+        "tags": dict(info.tags),
+        "steps": [step.as_dict() for step in steps],
+        "evaluations": evaluations,
+        "differs_from_mlflow": differing,
+    }
+    lines = model_lines(info, lock, steps, evaluations, differing)
+    if checkout is not None:
+        found = check_out(layout, lock, checkout)
+        value["checkout"] = {"folder": str(checkout), "outs": found}
+        lines.append(f"{len(found)} outs and raw inputs in {checkout}, every md5 as in dvc.lock")
+    return value, lines
+
+
+def disagreements(registry: Registry, info: ModelVersionInfo, steps: list[Step]) -> list[str]:
+    """Data sets that the training run logged with another md5 than the lock has: it ran outside `dvc repro`."""
+    from pipeline_steps.tracking.uploader import RejectedError
+    from pipeline_steps.tracking.versions import data_sets
+
+    if not info.run_id:
+        return []
+    try:
+        logged = data_sets(registry.call(lambda: registry.client.get_run(info.run_id)))
+    except (RejectedError, DataError):
+        return []
+    locked = {path: md5 for step in steps for path, md5 in {**step.reads, **step.writes}.items()}
+    return [f"{name}: MLflow {md5}, dvc.lock {locked[name]}" for name, md5 in logged.items() if locked.get(name, md5) != md5]
+
+
+def model_lines(
+    info: ModelVersionInfo, lock: Lock, steps: list[Step], evaluations: list[str], differing: list[str]
+) -> list[str]:
+    """The chain for a terminal: raw data first, evaluation last."""
+    rows = [["stage", "", "path", "DVC md5"]]
+    for step in steps:
+        rows += [[step.stage, "raw", path, step.reads[path]] for path in step.raw]
+        rows += [[step.stage, "out", path, md5] for path, md5 in step.writes.items()]
+    dirty = " and changes that were not committed" if info.tags.get("git.dirty") == "true" else ""
+    lines = [
+        f"version {info.version}  {info.md5}  {', '.join(info.aliases)}".rstrip(),
+        f"trained at commit {info.commit[:12] or 'unknown'}{dirty}; digests of dvc.lock in {lock.where}",
+        f"training run {info.run_id or 'unknown'}; evaluations {', '.join(evaluations) or 'none'}",
+        *table(["", *row] for row in _facts(info)),
+        "",
+        *table(rows),
+    ]
+    return [*lines, *(f"differs: {text}" for text in differing)]
+
+
+def item_lines(found: ItemTrace) -> list[str]:
+    """An item's ways for a terminal."""
+    item = found.item
+    lines = [
+        f"{'picture' if item.kind == 'image' else 'sound'} {item.item_id}, {item.state}"
+        + (", held out for evaluation" if item.holdout else ""),
+        *(f"  {source}" for source in item.sources),
+    ]
+    lines += [f"  licence {item.licence or 'unknown'}, author {item.author or 'unknown'}", ""]
+    lines.append("pairs here:" if found.pairs else "in no pair here")
+    lines += table([f"  {use.pair_id}", use.split, "with", " ".join(use.others)] for use in found.pairs)
+    lines.append("")
+    for use in found.versions:
+        name = " ".join(["model version", use.version, *(f"({alias})" for alias in use.aliases)])
+        if not use.known:
+            lines.append(
+                f"{name}: not known, its pairs {use.pairs_md5 or '(unrecorded)'} are not in DVC's cache; "
+                "dvc fetch --all-commits"
+            )
+        elif use.occurrences:
+            lines.append(f"{name}: {', '.join(f'{split} {count}' for split, count in use.splits.items())}")
+        else:
+            lines.append(f"{name}: in none of its pairs")
+    if item.holdout:
+        lines.append("held-out items are in no pair; every evaluation since they were added has judged with them")
+    if found.versions_problem:
+        lines.append(f"model versions could not be asked: {found.versions_problem}")
+    return lines
+
+
+def _facts(info: ModelVersionInfo) -> list[list[str]]:
+    return [[name, value] for name, value in sorted(info.tags.items()) if name.startswith(("pairs.", "families.", "params."))]
+
+
+def _is_version(text: str) -> bool:
+    return bool(re.fullmatch(r"\d{1,6}", text)) or text.startswith(("@", "models:/")) or text in {"champion", "challenger"}

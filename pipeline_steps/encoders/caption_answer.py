@@ -1,0 +1,115 @@
+"""What a vision-language model heard in a picture, and how it becomes a caption. Shared by `vlm` and `endpoint`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline_steps.encoders.caption_prompt import Heard, verify_prompt
+from pipeline_steps.encoders.protocols import SoundEvent
+from pipeline_steps.encoders.tagger import Caption, Rules
+
+FAR = "in the distance"
+_FAR_WORDS = ("distan", "far away", "faint", "afar", "far-off")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Events in the model's order, who answered (as a server names itself), and how many tries it took."""
+
+    heard: tuple[Heard, ...]
+    model: str
+    tries: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How a model is asked. All but `min_verified` shape the answer and are part of the memo's fingerprint.
+
+    Attributes:
+        max_events: events it may list.
+        max_new: tokens of an answer.
+        verify: whether the second question is asked for each event.
+        min_verified: probability of yes below which an event is dropped; judged afterwards.
+    """
+
+    max_events: int = 5
+    max_new: int = 400
+    verify: bool = False
+    min_verified: float = 0.5
+
+
+MEMO_SCHEMA = pa.schema(
+    [
+        pa.field("sound", pa.list_(pa.string())),
+        pa.field("source", pa.list_(pa.string())),
+        pa.field("visible", pa.list_(pa.bool_())),
+        pa.field("near", pa.list_(pa.bool_())),
+        pa.field("salience", pa.list_(pa.float32())),
+        pa.field("likelihood", pa.list_(pa.float32())),
+        pa.field("verified", pa.list_(pa.float32())),
+        pa.field("model", pa.string()),
+        pa.field("tries", pa.int32()),
+    ]
+)
+
+
+def answer_row(answer: Answer) -> dict[str, Any]:
+    """The answer as a row of the memo."""
+    columns = {field.name: [getattr(heard, field.name) for heard in answer.heard] for field in fields(Heard)}
+    return {**columns, "model": answer.model, "tries": answer.tries}
+
+
+def row_answer(row: Mapping[str, Any]) -> Answer:
+    """The answer that `answer_row` wrote."""
+    columns = [row[field.name] for field in fields(Heard)]
+    return Answer(tuple(Heard(*values) for values in zip(*columns, strict=True)), row["model"], row["tries"])
+
+
+def far_phrase(heard: Heard) -> str:
+    """The event's phrase; one that is far away says so, since a text-audio space hears the difference."""
+    if heard.near or any(word in heard.sound.lower() for word in _FAR_WORDS):
+        return heard.sound
+    return f"{heard.sound} {FAR}"
+
+
+def compose_answer(answer: Answer, rules: Rules, min_verified: float) -> Caption:
+    """An answer -> the picture's caption: the events likely enough, or why there is none.
+
+    Confidence is the probability of a yes to the second question where it was asked, the model's own likelihood otherwise.
+    """
+    if not answer.heard:
+        return Caption((), "NO_SOUND", "the model lists no sound", 0.0)
+    events: list[SoundEvent] = []
+    doubted: list[SoundEvent] = []
+    for heard in answer.heard:
+        confidence = heard.likelihood if heard.verified is None else heard.verified
+        event = SoundEvent(far_phrase(heard), heard.source, heard.visible, heard.salience, confidence)
+        (doubted if heard.verified is not None and heard.verified < min_verified else events).append(event)
+    ordered = sorted(events, key=lambda event: -event.salience * event.confidence)  # stable: ties keep the model's order
+    score = max((event.confidence for event in [*ordered, *doubted]), default=0.0)
+    if not ordered:
+        first = doubted[0]
+        reason = f"the second question answered no: {first.sound} {first.confidence:.2f}"
+        return Caption((), "NOT_VERIFIED", reason, score, tuple(doubted))
+    floor = rules.min_share * ordered[0].salience * ordered[0].confidence
+    kept = tuple(event for event in ordered if event.salience * event.confidence >= floor)[: rules.max_events]
+    if score > 0 and any(event.confidence >= rules.min_confidence for event in kept):
+        return Caption(kept, "", "", score)
+    top = ", ".join(f"{event.sound} {event.confidence:.2f}" for event in kept[:3])
+    reason = f"no sound is likely enough (best {score:.2f} of {rules.min_confidence:.2f}): {top}"
+    return Caption((), "LOW_CONFIDENCE", reason, score, kept)
+
+
+def verified(answer: Answer, chances: Sequence[float]) -> Answer:
+    """The answer with the probabilities of yes to `questions(answer)`, in their order."""
+    pairs = zip(answer.heard, chances, strict=True)
+    return replace(answer, heard=tuple(replace(heard, verified=chance) for heard, chance in pairs))
+
+
+def questions(answer: Answer) -> list[str]:
+    """The second question for each event of an answer."""
+    return [verify_prompt(heard.sound) for heard in answer.heard]

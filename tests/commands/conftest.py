@@ -1,0 +1,5 @@
+"""Fixtures of the command tests."""
+
+from command_project import ids, pool, sonify
+
+__all__ = ["ids", "pool", "sonify"]

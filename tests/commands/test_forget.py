@@ -1,0 +1,158 @@
+"""A take-down: bytes, rows, memo and shard are gone, the rest is as it was, and ingest does not let it in again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from command_project import Sonify, commit, told
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline_steps.commands.forget import holds, without_rows
+from pipeline_steps.core.contracts import PAIRS
+from pipeline_steps.core.identity import sha256_bytes
+from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.media import MediaReader
+from pipeline_steps.core.memo import Memo
+from pipeline_steps.core.tables import read_table
+from pipeline_steps.ingest import forgotten
+
+VALUE = pa.schema([pa.field("value", pa.int64())])
+CELLS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\r\x00"), max_size=8)
+
+
+@pytest.fixture
+def memos(pool: Layout, ids: dict[str, str]) -> dict[str, Memo]:
+    """Results of the first dog, of another picture, and of mixtures."""
+    stores = {stage: Memo(str(pool.memo), stage, "f", VALUE) for stage in ("caption", "train", "evaluate-sound")}
+    stores["caption"].append({ids["i-dog-000"]: {"value": 1}, ids["i-cow-000"]: {"value": 2}})
+    stores["train"].append({"0123456789abcdef": {"value": 3}})
+    stores["evaluate-sound"].append({"0123456789abcdef": {"value": 4}, ids["s-cow-000"]: {"value": 5}})
+    return stores
+
+
+def test_everything_of_the_item_goes_and_nothing_else(
+    pool: Layout, sonify: Sonify, ids: dict[str, str], memos: dict[str, Memo]
+) -> None:
+    item, other = ids["i-dog-000"], ids["i-cow-000"]
+    commit(pool, {}, "all")
+    raw = pool.root / "data/demo"
+    copy = raw / "under-another-name.webp"
+    copy.write_bytes((raw / "i-dog-000.webp").read_bytes())
+    samples = pool.reports / "samples"
+    samples.mkdir(parents=True)
+    (samples / f"picture-{item}.jpg").write_bytes(b"x")
+    before = {i: MediaReader(pool.media).payload(i) for i in ids.values()}
+    table = (raw / "manifest.csv").read_bytes()
+
+    plan = told(sonify("forget", item[:10], "--dry-run", "--json"))
+    assert plan["done"] is False
+    assert copy.exists()
+    assert len(plan["files"]) == 2
+    assert any("git's history" in text for text in plan["beyond"])
+    assert any("DVC's cache: 1 shard objects" in text for text in plan["beyond"])
+
+    done = told(sonify("forget", item[:10], "--yes", "--reason", "asked", "--json"))
+    assert done["done"] is True
+    assert not copy.exists()
+    assert not (raw / "i-dog-000.webp").exists()
+    assert not (samples / f"picture-{item}.jpg").exists()
+    lines = table.splitlines(keepends=True)
+    assert (raw / "manifest.csv").read_bytes() == b"".join(line for line in lines if b"i-dog-000.webp" not in line)
+    media = MediaReader(pool.media)
+    assert item not in media
+    assert {i: media.payload(i) for i in before if i != item} == {i: payload for i, payload in before.items() if i != item}
+    assert memos["caption"].load([item, other]) == {other: {"value": 2}}
+    assert memos["train"].load(["0123456789abcdef"]) == {}
+    assert memos["evaluate-sound"].load(["0123456789abcdef", ids["s-cow-000"]]) == {ids["s-cow-000"]: {"value": 5}}
+    assert forgotten.parse((raw / "forgotten.csv").read_text()) == {item}
+    again = told(sonify("forget", item, "--yes", "--json"))
+    assert (again["files"], again["shard"]) == ([], None)
+    assert (raw / "forgotten.csv").read_text().count(item) == 1
+
+
+def test_ingest_refuses_it_whatever_it_is_called(pool: Layout, sonify: Sonify, ids: dict[str, str]) -> None:
+    from pipeline_steps.ingest.config import Config
+    from pipeline_steps.ingest.step import check
+
+    raw = pool.root / "data/demo"
+    payload = (raw / "i-dog-000.webp").read_bytes()
+    assert sonify("forget", "i-dog-000.webp", "--yes").exit_code == 0
+    (raw / "new-name.webp").write_bytes(payload)
+    found = check(raw, Config(metadata=None, pool=None, holdout=None))
+    (row,) = found.quarantine
+    assert (row["code"], row["path"], row["action"]) == ("FORGOTTEN", "new-name.webp", "abstained")
+    assert ids["i-dog-000"] not in {row["image_id"] for row in found.images}
+    assert len(found.images) == 2
+
+
+def test_it_asks_and_takes_no_for_an_answer(pool: Layout, ids: dict[str, str]) -> None:
+    from typer.testing import CliRunner
+
+    from pipeline_steps.cli import app
+
+    result = CliRunner().invoke(app, ["--project", str(pool.root), "forget", ids["s-cow-000"]], input="n\n")
+    assert result.exit_code == 1
+    assert (pool.root / "data/demo/s-cow-000.ogg").exists()
+    assert not (pool.root / "data/demo/forgotten.csv").exists()
+    assert CliRunner().invoke(app, ["--project", str(pool.root), "forget", ids["s-cow-000"], "--json"]).exit_code == 2
+
+
+def test_models_that_learned_from_it_are_named(pool: Layout, sonify: Sonify, ids: dict[str, str]) -> None:
+    from registered import register
+
+    from pipeline_steps.tracking.lineage import hash_path
+
+    register(pool, [0.5, 0.6], pairs=hash_path(pool.pairs), version=1)
+    register(pool, [0.5, 0.6], version=2)
+    assert len(read_table(pool.pairs / "pairs.parquet", PAIRS)) == 2
+    plan = told(sonify("forget", ids["s-dog-000"], "--dry-run", "--json"))
+    assert any(text.startswith("model versions 1 learned from it") for text in plan["beyond"])
+    assert any(text.startswith("model versions 2: their pairs are not in DVC's cache") for text in plan["beyond"])
+    assert any("dvc repro train" in text for text in plan["rebuild"])
+
+
+def test_nothing_known_is_an_error(pool: Layout, sonify: Sonify) -> None:
+    result = sonify("forget", "ffffffffff", "--yes")
+    assert result.exit_code == 3
+
+
+@given(st.lists(st.tuples(CELLS, CELLS), max_size=8), st.sets(CELLS, max_size=3))
+def test_rows_are_cut_out_and_all_other_bytes_stay(rows: list[tuple[str, str]], names: set[str]) -> None:
+    import csv
+    import io
+
+    def text(kept: list[tuple[str, str]]) -> str:
+        stream = io.StringIO()
+        csv.writer(stream, lineterminator="\n").writerows([("file", "label"), *kept])
+        return stream.getvalue()
+
+    kept = [row for row in rows if row[0] not in names]
+    assert without_rows(text(rows), "file", names) == (text(kept), len(rows) - len(kept))
+
+
+def test_a_table_without_the_column_is_left_alone() -> None:
+    assert without_rows("a,b\n1,2\n", "file", {"1"}) == ("a,b\n1,2\n", 0)
+
+
+def test_mixtures_may_hold_anything() -> None:
+    item = sha256_bytes(b"x")[:32]
+    assert holds("caption", item, item)
+    assert holds("embed-audio", f"{item}:0", item)
+    assert not holds("caption", "a" * 32, item)
+    assert holds("train", "0123456789abcdef", item)
+    assert not holds("evaluate-sound", "a" * 32, item)
+    assert holds("evaluate-sound", "0123456789abcdef", item)
+
+
+def test_a_list_that_cannot_be_read_does_not_pass_for_empty(tmp_path: Path) -> None:
+    from pipeline_steps.core.errors import DataError
+
+    text = forgotten.added("", [("a" * 32, "image", "t", 'why, "so"')])
+    assert forgotten.parse(text) == {"a" * 32}
+    assert forgotten.added(text, [("a" * 32, "image", "t", "again")]) == text
+    for broken in ("id\nx\n", "item_id\nnot-an-id\n"):
+        with pytest.raises(DataError):
+            forgotten.parse(broken)

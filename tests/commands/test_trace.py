@@ -1,0 +1,131 @@
+"""Back to the inputs and on to the models: digests are those of dvc.lock, and what comes back has the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_project import Sonify, commit, git, told
+
+from pipeline_steps.core.errors import DataError
+from pipeline_steps.core.layout import Layout
+from pipeline_steps.tracking.lineage import hash_path, lock_outs, read_lock
+from pipeline_steps.tracking.provenance import chain, find_lock
+
+
+def stage(deps: dict[str, str], outs: dict[str, str], **params: object) -> dict[str, object]:
+    """One stage of a lock: path -> md5 of its inputs and outs."""
+    entries = [[{"path": path, "md5": md5} for path, md5 in side.items()] for side in (deps, outs)]
+    return {"deps": entries[0], "outs": entries[1], "params": {"params.yaml": params}}
+
+
+LOCK = {
+    "schema": "2.0",
+    "stages": {
+        "pair": stage({"raw": "1", "pipeline_steps/pair": "9"}, {"pairs": "2"}),
+        "evaluate": stage({"model": "3", "raw": "1"}, {"report": "4"}),
+        "train": stage({"pairs": "2"}, {"model": "3"}, train={"seed": 1}),
+        "other": stage({"raw": "1"}, {"unrelated": "5"}),
+    },
+}
+
+
+def test_chain_goes_from_raw_data_to_the_evaluation() -> None:
+    steps = chain(LOCK, "model")
+    assert [step.stage for step in steps] == ["pair", "train", "evaluate"]
+    assert steps[0].raw == ("raw",)
+    assert steps[0].code == {"pipeline_steps/pair": "9"}
+    assert steps[1].params == {"train": {"seed": 1}}
+    assert steps[2].reads == {"model": "3", "raw": "1"}
+    with pytest.raises(DataError, match="no out nothing"):
+        chain(LOCK, "nothing")
+
+
+@pytest.fixture
+def traced(pool: Layout) -> Layout:
+    """Two commits with different models, both registered."""
+    from registered import client_of, register
+
+    from pipeline_steps.tracking.settings import REGISTERED_MODEL
+
+    for version in (1, 2):
+        (pool.model / "weights.txt").write_text(f"weights {version}")
+        outs: dict[str, str] = {}
+        commit(pool, outs, f"model {version}")
+        register(pool, [0.5, 0.6], pairs=outs["data/pairs"], version=version)
+        client_of(pool).set_model_version_tag(REGISTERED_MODEL, str(version), "dvc.md5", outs["models/audio2image"])
+    return pool
+
+
+def test_from_a_model_to_its_inputs_and_back(traced: Layout, sonify: Sonify, tmp_path: Path) -> None:
+    first = git(traced.root, "rev-list", "--max-parents=0", "HEAD").strip()
+    found = told(sonify("trace", "1", "--json"))
+    assert found["lock_commit"] == first
+    assert [step["stage"] for step in found["steps"]] == ["pair", "train", "evaluate"]
+    assert found["steps"][0]["raw"] == ["data/demo"]
+    assert found["differs_from_mlflow"] == []
+
+    target = tmp_path / "then"
+    back = told(sonify("trace", "1", "--checkout", str(target), "--json"))
+    assert (target / "models/audio2image/weights.txt").read_text() == "weights 1"
+    locked = lock_outs(read_lock(target / "dvc.lock"))
+    assert locked["models/audio2image"] == found["md5"]
+    assert {path: back["checkout"]["outs"][path] for path in locked} == locked
+    assert back["checkout"]["outs"]["data/demo"] == hash_path(traced.root / "data/demo")
+    assert sonify("trace", "2", "--checkout", str(target)).exit_code == 2
+
+
+def test_a_digest_that_mlflow_knows_otherwise_is_told(traced: Layout, sonify: Sonify) -> None:
+    from registered import client_of, register
+
+    from pipeline_steps.tracking.settings import REGISTERED_MODEL
+
+    register(traced, [0.5, 0.6], pairs="f" * 32 + ".dir", version=3)
+    md5 = hash_path(traced.model)
+    client_of(traced).set_model_version_tag(REGISTERED_MODEL, "3", "dvc.md5", md5)
+    found = told(sonify("trace", "3", "--json"))
+    assert len(found["differs_from_mlflow"]) == 1
+    assert "data/pairs: MLflow ffff" in found["differs_from_mlflow"][0]
+
+
+def test_a_model_made_outside_dvc_has_no_lock(traced: Layout, sonify: Sonify) -> None:
+    from registered import register
+
+    register(traced, [0.5, 0.6], version=3)
+    result = sonify("trace", "3")
+    assert result.exit_code == 3
+    with pytest.raises(DataError, match=r"no dvc\.lock in this repository holds"):
+        find_lock(traced, "models/audio2image", "0" * 32)
+
+
+@pytest.mark.parametrize("name", ["id", "prefix", "path", "disk"])
+def test_from_an_item_to_pairs_splits_and_models(traced: Layout, sonify: Sonify, ids: dict[str, str], name: str) -> None:
+    item = ids["i-dog-000"]
+    raw = traced.root / "data/demo/i-dog-000.webp"
+    said = {"id": item, "prefix": item[:10], "path": "i-dog-000.webp", "disk": str(raw)}[name]
+    found = told(sonify("trace", said, "--json"))
+    assert found["item"]["item_id"] == item
+    (pair,) = found["pairs"]
+    assert (pair["split"], pair["others"]) == ("train", [ids["s-dog-000"]])
+    assert [(use["version"], use["splits"]) for use in found["versions"]] == [("1", {"train": 1}), ("2", {"train": 1})]
+    sound = told(sonify("trace", ids["s-cow-000"], "--json"))
+    assert (sound["item"]["kind"], sound["pairs"][0]["others"]) == ("audio", [ids["i-cow-000"]])
+
+
+def test_an_item_of_older_pairs_is_known_from_the_cache(traced: Layout, sonify: Sonify, ids: dict[str, str]) -> None:
+    import shutil
+
+    shutil.rmtree(traced.pairs)
+    shutil.rmtree(traced.catalog)
+    found = told(sonify("trace", ids["i-dog-000"][:12], "--json"))
+    assert found["item"]["state"] == "in an older catalog"
+    assert found["pairs"] == []
+    assert found["versions"][0]["splits"] == {"train": 1}
+
+
+def test_what_is_unknown_is_refused(traced: Layout, sonify: Sonify) -> None:
+    result = sonify("trace", "no-such-thing")
+    assert result.exit_code == 3
+    assert "is no item of any catalog here" in result.output
+    assert sonify("trace").exit_code == 2
+    assert len(told(sonify("trace", "--list", "--json"))["versions"]) == 2

@@ -1,0 +1,117 @@
+"""Deployments as code: what is served and what is registered in a pool are the same; forms render; zombies are marked."""
+
+from __future__ import annotations
+
+import http.client
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def registered() -> dict[str, dict[str, Any]]:
+    text = YAML(typ="safe").load((PROJECT / "infra/prefect.yaml").read_text())
+    return {item["name"]: item for item in text["deployments"]}
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_served_and_registered_are_the_same() -> None:
+    from flows.serve import deployments
+
+    served = {item.name: item for item in deployments(PROJECT)}
+    assert set(served) == set(registered()) == {"reproduce", "refresh-data", "train-and-evaluate", "promote", "nightly"}
+    for name, said in registered().items():
+        item = served[name]
+        assert item.entrypoint == said["entrypoint"]
+        assert item.description == said["description"]
+        assert set(item.tags) == set(said["tags"])
+        assert item.concurrency_limit == said["concurrency_limit"]["limit"] == 1
+        assert item.concurrency_options is not None
+        assert item.concurrency_options.collision_strategy.value == said["concurrency_limit"]["collision_strategy"] == "ENQUEUE"
+        assert [each.schedule.cron for each in item.schedules] == [each["cron"] for each in said.get("schedules", [])]  # type: ignore[union-attr]
+    assert not deployments(PROJECT, schedule=False)[-1].schedules
+
+
+def test_forms_are_flat() -> None:
+    from flows.parameters import NightlyParameters, PromoteParameters, ReproduceParameters, RunParameters
+
+    forms: tuple[type[BaseModel], ...] = (ReproduceParameters, RunParameters, PromoteParameters, NightlyParameters)
+    for form in forms:
+        schema = form.model_json_schema()
+        assert schema["additionalProperties"] is False
+        for name, field in schema["properties"].items():
+            assert "anyOf" not in field, f"{name}: the UI shows a union as raw JSON"
+            assert field.get("type") != "object", f"{name} is not flat"
+            assert field.get("description"), f"{name} is not explained"
+        for definition in schema.get("$defs", {}).values():
+            assert len(definition["enum"]) > 1, "one choice is no choice: the UI shows raw JSON"
+        assert form() == form.model_validate(form().model_dump(mode="json"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"stage": []},
+        {"stages": ["no-such"]},
+        {"seed": -2},
+        {"preset": "nope"},
+        {"revision": "--upload-pack=x"},
+        {"revision": "a b"},
+        {"wait_minutes": -1},
+    ],
+)
+def test_forms_refuse(values: dict[str, Any]) -> None:
+    from flows.parameters import ReproduceParameters
+
+    with pytest.raises(ValidationError):
+        ReproduceParameters.model_validate(values)
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_the_automation_is_there_once() -> None:
+    from prefect.automations import Automation
+
+    from flows import automations
+
+    assert automations.ensure() == "created"
+    assert automations.ensure(40) == "updated"
+    found: Any = Automation.read(name=automations.NAME)
+    assert found.enabled
+    trigger = found.trigger
+    assert trigger.within.total_seconds() == 120
+    assert trigger.posture.value == "Proactive"
+    waiting = {f"prefect.flow-run.{state}" for state in ("Suspended", "Paused", "Completed", "Cancelled")}
+    assert waiting <= set(trigger.expect), "a run that waits for an answer owes no heartbeat"
+    assert found.actions[0].state.value == "CRASHED"
+
+
+def test_reports_are_served_and_nothing_else(tmp_path: Path) -> None:
+    from flows.report_server import serve_reports
+
+    for name in ("reports", ".runs/reports/bold-owl"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "index.html").write_text(name)
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "reports/link.txt").symlink_to(tmp_path / "secret.txt")
+    server = serve_reports(tmp_path, 0)
+    try:
+        port = server.server_address[1]
+
+        def get(path: str, host: str = f"127.0.0.1:{port}") -> tuple[int, str]:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", path, headers={"Host": host})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+
+        assert get("/current/index.html") == (200, "reports")
+        assert get("/runs/bold-owl/index.html") == (200, ".runs/reports/bold-owl")
+        for path in ("/", "/runs/", "/secret.txt", "/runs/../../secret.txt", "/current/%2e%2e/secret.txt", "/current/link.txt"):
+            assert get(path)[0] == 404, path
+        assert get("/current/index.html", "evil.example")[0] == 421
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,159 @@
+"""Who decides about a challenger. The registry has its own tests; here its answers are given, and its calls are counted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline_steps.core.errors import LockedError
+from pipeline_steps.core.layout import Layout
+from pipeline_steps.tracking.gate import GateResult
+from pipeline_steps.tracking.promotion import PromotionRecord, Proposal
+from pipeline_steps.tracking.versions import ModelVersionInfo
+
+OLD = ModelVersionInfo("1", "a" * 32 + ".dir", None)
+NEW = ModelVersionInfo("2", "b" * 32 + ".dir", "http://127.0.0.1:5000/#/models/audio2image/versions/2")
+
+
+class Registry:
+    """What the flow asked of the registry."""
+
+    def __init__(self, passed: bool, comparable: bool = True, champion: ModelVersionInfo | None = OLD) -> None:
+        gate = GateResult(passed, ("yes: better" if passed else "NO: worse",), comparable)
+        self.proposal = Proposal(champion, NEW, gate, Layout(Path()), 0)
+        self.calls: list[tuple[str, str, str, bool]] = []
+
+    def propose(self, _layout: Layout) -> Proposal:
+        return self.proposal
+
+    def promote(self, proposal: Proposal, *, actor: str, reason: str, override: bool = False) -> PromotionRecord:
+        self.calls.append(("promote", actor, reason, override))
+        return PromotionRecord(1, "promote", proposal.challenger.version, "1", actor, reason, "", "")
+
+    def reject(self, _proposal: Proposal, *, actor: str, reason: str) -> None:
+        self.calls.append(("reject", actor, reason, False))
+
+
+def install(monkeypatch: pytest.MonkeyPatch, registry: Registry) -> None:
+    import flows.promote
+
+    monkeypatch.setattr(flows.promote, "propose", registry.propose)
+    monkeypatch.setattr(flows.promote, "make_champion", registry.promote)
+    monkeypatch.setattr(flows.promote, "reject", registry.reject)
+    monkeypatch.setattr(flows.promote, "POLL_S", 1)
+
+
+def run(**parameters: Any) -> Any:
+    from flows.promote import promote
+
+    return promote(parameters=parameters, return_state=True)
+
+
+def answer(run_input: dict[str, str]) -> threading.Thread:
+    """Answer the next paused run, as the UI does."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import StateType
+    from prefect.flow_runs import resume_flow_run
+
+    def work() -> None:
+        chosen = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED])))
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with get_client(sync_client=True) as client:
+                paused = client.read_flow_runs(flow_run_filter=chosen)
+            if paused:
+                time.sleep(0.3)  # the form is saved just after the state
+                resume_flow_run(paused[0].id, run_input=run_input)
+                return
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+@pytest.mark.usefixtures("prefect_api", "project")
+class TestDecisions:
+    def test_dry_run_and_auto(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        better, worse = Registry(True), Registry(False)
+        install(monkeypatch, better)
+        assert run(mode="dry-run").message == "dry run: version 2: the gate is passed"
+        assert better.calls == []
+        assert run(mode="auto").message == "version 2 is champion now (line 1 of the ledger)"
+        assert better.calls == [("promote", "gate", "the gate is passed (auto)", False)]
+        install(monkeypatch, worse)
+        assert run(mode="auto").message == "version 2 is not promoted: the gate is not passed; the champion stays"
+        assert worse.calls == []
+
+    def test_a_person_approves_or_rejects(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        registry = Registry(False)
+        install(monkeypatch, registry)
+        thread = answer({"decision": "approve", "reason": "needed for the fair", "name": "Ada"})
+        state = run(mode="manual")
+        thread.join()
+        assert state.message == "version 2 is champion now, approved by Ada (line 1 of the ledger)"
+        assert registry.calls == [("promote", "Ada", "needed for the fair", True)], "against the gate: an override"
+        thread = answer({"decision": "reject", "reason": "too blurred", "name": "Ben"})
+        state = run(mode="manual")
+        thread.join()
+        assert state.message == "version 2 was rejected by Ben: too blurred; the champion stays"
+        assert registry.calls[1:] == [("reject", "Ben", "too blurred", False)]
+
+    def test_nobody_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        registry = Registry(True)
+        install(monkeypatch, registry)
+        state = run(mode="manual", timeout_hours=1.0 / 3600)
+        assert state.is_failed()
+        assert registry.calls == []
+
+    def test_nothing_to_decide(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for registry, said in (
+            (Registry(True, champion=NEW), "version 2 is the champion already"),
+            (Registry(False, comparable=False), "cannot be compared"),
+        ):
+            install(monkeypatch, registry)
+            assert said in run(mode="manual").message
+            assert registry.calls == []
+
+    def test_nightly_asks_in_a_run_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from prefect import flow
+
+        from flows.parameters import Mode
+        from flows.promote import decide_promotion, ended
+
+        registry = Registry(True)
+        install(monkeypatch, registry)
+        asked = flow(lambda: ended(lambda: decide_promotion(Mode.manual, wait_here=False)), name="night")(return_state=True)
+        assert asked.is_failed()
+        assert "version 2 awaits a decision, but there is no deployment promote/promote" in asked.message
+        assert registry.calls == []
+
+    def test_somebody_else_was_faster(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        registry = Registry(True)
+        install(monkeypatch, registry)
+
+        def lost(*_: object, **__: object) -> PromotionRecord:
+            raise LockedError("Eve decided a moment ago", "look again")
+
+        monkeypatch.setattr("flows.promote.make_champion", lost)
+        state = run(mode="auto")
+        assert state.is_failed()
+        assert state.message == "Eve decided a moment ago -> look again"
+
+
+def test_what_the_form_says() -> None:
+    from flows.promote import Decision, describe
+
+    text = describe(Registry(False).proposal)
+    assert "[version 2 (" in text
+    assert "the audit will say so" in text
+    assert "none yet" in describe(Registry(True, champion=None).proposal)
+    with pytest.raises(ValueError, match="Input should be 'approve' or 'reject'"):
+        Decision(decision="maybe", reason="long enough", name="Ada")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 3"):
+        Decision(decision="reject", reason="", name="Ada")

@@ -1,0 +1,169 @@
+"""compose.yaml and the images: valid by their schemas, hardened, and the same services as the processes of topology.py."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from infra import passwords
+from infra.topology import INFRA, PORTS, Place, constants, find_postgres, programs
+
+COMPOSE = INFRA / "compose.yaml"
+PAIRS = {"object-store": "object-store", "mlflow": "mlflow", "prefect": "prefect", "demo": "demo", "worker": "worker"}
+"""Service of compose.yaml -> program of topology.py. PostgreSQL is the official image, its settings are compared by hand."""
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    """The file as Compose reads it with no variable set."""
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", COMPOSE.read_text())
+    assert "${" not in text, "every variable has a default"
+    return dict(YAML(typ="safe").load(text))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path, dict(PORTS), tmp_path, "postgresql" if find_postgres() else "sqlite", "s3")
+
+
+def tool(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
+def test_compose_file_follows_the_compose_specification(tmp_path: Path) -> None:
+    command = [tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*command, str(COMPOSE)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    broken = tmp_path / "compose.yaml"
+    broken.write_text(COMPOSE.read_text().replace("healthcheck:", "helthcheck:", 1))
+    assert subprocess.run([*command, str(broken)], capture_output=True, check=False).returncode == 1, "the check can fail"
+
+
+def test_dockerfile_is_clean() -> None:
+    done = subprocess.run([tool("hadolint"), str(INFRA / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_dockerfile_has_both_targets_pinned_and_unprivileged() -> None:
+    text = (INFRA / "Dockerfile").read_text()
+    stages = re.findall(r"^FROM (\S+) AS (\S+)$", text, re.MULTILINE)
+    names = {name for _, name in stages}
+    assert {"cpu", "gpu"} <= names
+    for image, _ in stages:
+        assert image in names or re.search(r":\d+\.\d+\.\d+-", image), f"{image} is not pinned to an exact version"
+    assert "USER 1000:1000" in text
+    for line in re.findall(r"pip install .*", text):
+        assert "--constraint constraints.txt" in line, line
+    assert not re.search(r"(ARG|ENV)[^\n]*(PASSWORD|TOKEN|SECRET|KEY=)", text), "no secret is built in"
+
+
+def test_image_leaves_data_and_secrets_out() -> None:
+    lines = (INFRA / "Dockerfile.dockerignore").read_text().split()
+    assert lines[0] == "*", "everything is left out, but for what is named"
+    assert not {"!data", "!.runs", "!.git", "!.env", "!."} & set(lines)
+
+
+def test_every_service_is_hardened(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert service["user"] == "1000:1000", name
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["deploy"]["resources"]["limits"].keys() >= {"cpus", "memory", "pids"}, name
+        assert "privileged" not in service, name
+        assert "network_mode" not in service, name
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), f"{name} publishes {port} beyond this machine"
+        if name != "deploy":
+            assert "healthcheck" in service, name
+
+
+def test_images_are_pinned_or_built_here(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        if "build" in service:
+            assert service["build"]["dockerfile"] == "infra/Dockerfile", name
+        else:
+            assert re.search(r":\d+\.\d+-\w+(@sha256:[0-9a-f]{64})?$", service["image"]), service["image"]
+
+
+def test_secrets_are_files_that_passwords_makes(compose: dict[str, Any], tmp_path: Path) -> None:
+    passwords.create(tmp_path / "secrets")
+    made = {path.name for path in (tmp_path / "secrets").iterdir()}
+    assert compose["secrets"].keys() <= made
+    for secret in compose["secrets"].values():
+        assert secret.keys() == {"file"}
+    for name, service in compose["services"].items():
+        assert set(service.get("secrets", [])) <= compose["secrets"].keys(), name
+        for key, value in service.get("environment", {}).items():
+            secret = re.search(r"PASSWORD|SECRET|TOKEN|AUTH_STRING|://\w+:\w+@", f"{key}={value}")
+            assert secret is None or str(value).startswith("/run/secrets"), f"{name}: {key} holds a secret"
+
+
+def test_each_service_gets_only_the_secrets_it_reads(compose: dict[str, Any]) -> None:
+    scripts = {
+        name: (INFRA / "bin" / name).read_text() for name in ("mlflow-server", "prefect-server", "with-clients", "object-store")
+    }
+    for service, script in (
+        ("mlflow", "mlflow-server"),
+        ("prefect", "prefect-server"),
+        ("worker", "with-clients"),
+        ("object-store",) * 2,
+    ):
+        named = set(re.findall(r"SERVICES_SECRETS/([\w.-]+)", scripts[script])) | set(
+            re.findall(r"\(secret ([\w-]+)\)", scripts[script])
+        )
+        assert set(compose["services"][service]["secrets"]) == named, service
+
+
+@pytest.mark.parametrize("service", sorted(PAIRS))
+def test_container_and_process_have_the_same_settings(service: str, compose: dict[str, Any], place: Place) -> None:
+    described = compose["services"][service]
+    program = next(found for found in programs(place) if found.name == PAIRS[service])
+    assert Path(described["command"][0]).name == Path(program.command[0]).name, "the same start script"
+    names = [Path(name).stem for name in described["env_file"]]
+    inside = {**constants(*names), **{key: str(value) for key, value in described["environment"].items()}}
+    only_here = {"PATH", "PGHOST", "PGPORT"} | {"PREFECT_HOME"}
+    if service == "demo":
+        only_here |= {"SERVICES_SECRETS"}  # it needs none
+    assert inside.keys() - only_here == program.environment.keys() - only_here
+    for key in constants(*names):
+        assert inside[key] == program.environment[key], key
+    path = program.health.split("/", 3)[3]
+    assert described["healthcheck"]["test"][-1].endswith(path), "the same health check"
+
+
+def test_postgres_asks_for_passwords_in_both_places(compose: dict[str, Any], place: Place) -> None:
+    described = compose["services"]["postgres"]
+    assert "--auth-host=scram-sha-256 --auth-local=scram-sha-256" in described["environment"]["POSTGRES_INITDB_ARGS"]
+    assert "./roles.sql:/docker-entrypoint-initdb.d/roles.sql:ro" in described["volumes"]
+    if place.database == "postgresql":
+        command = " ".join(programs(place)[0].command)
+        for setting in ("password_encryption=scram-sha-256", "log_statement=none"):
+            assert setting in command
+            assert setting in " ".join(described["command"])
+
+
+def test_nobody_but_the_edge_has_a_way_out(compose: dict[str, Any]) -> None:
+    networks = compose["networks"]
+    assert all((networks[name] or {}).get("internal") for name in ("databases", "objects", "services"))
+    assert compose["services"]["postgres"]["networks"] == ["databases"]
+    assert compose["services"]["object-store"]["networks"] == ["objects"]
+
+
+def test_telemetry_is_off_everywhere(compose: dict[str, Any], place: Place) -> None:
+    common = constants("common")
+    assert common["DO_NOT_TRACK"] == "1"
+    assert common["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert common["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert common["DVC_NO_ANALYTICS"] == "1"
+    assert "-master.telemetry=false" in (INFRA / "bin/object-store").read_text()
+    for name, service in compose["services"].items():
+        assert name == "postgres" or "env/common.env" in service["env_file"], name
+    for program in programs(place):
+        assert program.name == "postgres" or program.environment.items() >= common.items(), program.name

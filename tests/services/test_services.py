@@ -1,0 +1,304 @@
+"""A day in the life of the services, with real servers: everything that a team relies on, and everything that goes wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from infra import backup, passwords, services
+from infra.topology import DEMO, MLFLOW, POSTGRES, PREFECT, WORKER, Place, Program, programs
+from tests.services import pages
+from tests.services.clients import Mlflow, Prefect, wait_for
+from tests.services.small_project import call
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(1500)]
+WHOLE = os.environ.get("SERVICES_TEST") == "whole"
+"""`make services-test` also waits for the automation that finds dead runs, which takes minutes by its nature."""
+
+
+def test_a_day_with_the_services(place: Place, services_folder: Path) -> None:
+    """One test, because each part goes on where the one before ended; the order is that of a day."""
+    prefect, mlflow = Prefect(place), Mlflow(place)
+    doors_are_shut(place)
+    scheduled_run_fires_and_finishes(prefect, mlflow, place)
+    model_is_approved_through_the_api(prefect, mlflow)
+    pages_show_it(prefect, place)
+    outages_in_mid_run(prefect, place)
+    worker_is_killed_in_mid_stage(prefect, mlflow, place)
+    backup_is_restored(mlflow, prefect, place, services_folder)
+    no_password_is_written_down(place)
+
+
+def doors_are_shut(place: Place) -> None:
+    """Without a password, from another origin, under another host name: no."""
+    filter_flows = f"{place.prefect_api}/flows/filter"
+    assert httpx.post(filter_flows, json={}).status_code in {401, 403}
+    prefect = Prefect(place)
+    assert prefect.http.get("/flows/filter/").status_code != 401, "the auth string is accepted"
+    assert httpx.get(f"{place.prefect_api}/deployments/name/nightly/nightly").status_code == 401
+    assert prefect.http.post("/flows/filter", json={}).status_code == 403, "a change needs a CSRF token"
+    assert prefect.post("/flows/filter", {}), "and with a token it is answered"
+    assert prefect.http.get("/admin/settings").json()["server"]["analytics_enabled"] is False
+    runs = f"{place.mlflow}/api/2.0/mlflow/experiments/search?max_results=1"
+    assert httpx.get(runs).status_code == 401
+    assert Mlflow(place).http.get("/experiments/search", params={"max_results": 1}).status_code == 200
+    word = passwords.read(place.secrets, "mlflow-password")
+    assert httpx.get(runs, auth=("admin", word), headers={"Host": "elsewhere.example"}).status_code == 403
+    assert httpx.get(runs, auth=("admin", "password1234")).status_code == 401, "MLflow's old default password"
+    assert httpx.get(f"{place.demo}/current/index.html", headers={"Host": "elsewhere.example"}).status_code == 421
+    for path in ("/current/../../params.yaml", "/runs/%2e%2e/%2e%2e/params.yaml", "/current/", "/params.yaml"):
+        assert httpx.get(place.demo + path).status_code == 404, path
+    listening = {
+        entry.laddr.ip for entry in psutil.net_connections("tcp") if entry.status == "LISTEN" and entry.pid in pids(place)
+    }
+    assert listening == {"127.0.0.1"}, listening
+
+
+def pids(place: Place) -> set[int]:
+    supervisor = psutil.Process(int((place.folder / "supervisord.pid").read_text()))
+    return {process.pid for process in supervisor.children(recursive=True)}
+
+
+def scheduled_run_fires_and_finishes(prefect: Prefect, mlflow: Mlflow, place: Place) -> None:
+    """A schedule fires without anybody; the model is registered through the server, its files lie in the object store."""
+    nightly = prefect.deployment("nightly/nightly")
+    assert [schedule["schedule"]["cron"] for schedule in nightly["schedules"]] == ["0 2 * * *"]
+    # Every 40 s, until it has fired once: a loaded machine may miss a single date.
+    schedule = {"schedule": {"interval": 40, "anchor_date": datetime.now(UTC).isoformat()}, "active": True}
+    created = prefect.post(f"/deployments/{nightly['id']}/schedules", [schedule])
+    due = datetime.now(UTC) + timedelta(minutes=10)
+
+    def fired() -> str | None:
+        for run in prefect.runs_of("nightly/nightly"):
+            started = run["state"]["type"] not in {"SCHEDULED", "PENDING"}
+            if run["auto_scheduled"] and started and datetime.fromisoformat(run["expected_start_time"]) < due:
+                return str(run["id"])
+        return None
+
+    run_id = wait_for("the schedule to fire", fired, 240)
+    prefect.http.delete(
+        f"/deployments/{nightly['id']}/schedules/{created[0]['id']}", headers=token_headers(prefect)
+    ).raise_for_status()
+    run = prefect.finished(run_id, 300)
+    assert run["state"]["type"] == "COMPLETED", run["state"]["message"]
+    artifacts = prefect.artifacts(run_id)
+    assert {"plan", "report"} <= artifacts.keys(), artifacts.keys()
+    report = next(word for word in artifacts["report"]["data"].replace("(", " ").replace(")", " ").split() if "http" in word)
+    assert "win rate" in httpx.get(report).text, "the report's link works"
+    (version,) = mlflow.versions()
+    assert version["status"] == "READY"
+    assert mlflow.alias("challenger") == version["version"]
+    assert mlflow.alias("champion") is None
+    tags = {tag["key"]: tag["value"] for tag in version["tags"]}
+    lock = call(place.project, "git", "show", f"runs/{run['name']}:dvc.lock")
+    assert tags["dvc.md5"] in lock, "the version is the model of the run's dvc.lock"
+    by_name = {found["info"]["run_name"]: found for found in mlflow.runs()}
+    assert {"train", "evaluate"} <= by_name.keys()
+    assert by_name["train"]["info"]["artifact_uri"].startswith("mlflow-artifacts:"), "artifacts go through the server"
+    flow_runs = {tag["key"]: tag["value"] for tag in by_name["train"]["data"]["tags"]}
+    assert flow_runs["flow_run_id"] == run_id
+    assert call(place.project, "git", "status", "--porcelain") == "", "the working tree is as it was"
+
+
+def token_headers(prefect: Prefect) -> dict[str, str]:
+    token = prefect.http.get("/csrf-token", params={"client": "services-test"}).json()["token"]
+    return {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "services-test"}
+
+
+def model_is_approved_through_the_api(prefect: Prefect, mlflow: Mlflow) -> None:
+    """The nightly run started a promotion, which waits; a person's answer makes the champion."""
+
+    def waiting() -> str | None:
+        found = [run for run in prefect.runs_of("promote/promote") if run["state"]["type"] == "PAUSED"]
+        return str(found[0]["id"]) if found else None
+
+    run_id = wait_for("the promotion to ask", waiting, 240)
+    assert mlflow.alias("champion") is None
+    wrong = {"run_input": {"decision": "perhaps", "reason": "x", "name": ""}}
+    answer = prefect.post(f"/flow_runs/{run_id}/resume", wrong)
+    assert answer["status"] == "REJECT", "an answer outside the form is refused"
+    given = {"run_input": {"decision": "approve", "reason": "sounds right to me", "name": "Ada"}}
+    answer = prefect.post(f"/flow_runs/{run_id}/resume", given)
+    assert answer["status"] == "ACCEPT", answer
+    run = prefect.finished(run_id, 180)
+    assert run["state"]["type"] == "COMPLETED", run["state"]["message"]
+    assert "approved by Ada" in run["state"]["message"]
+    assert mlflow.alias("champion") == mlflow.versions()[0]["version"]
+
+
+def pages_show_it(prefect: Prefect, place: Place) -> None:
+    """In a real browser, where one is installed."""
+    if pages.CHROMIUM is None:
+        return
+    run = [run for run in prefect.runs_of("nightly/nightly") if run["state"]["type"] == "COMPLETED"][-1]
+    with pages.chromium() as browser:
+        pages.flow_run_page(browser, place, run["id"])
+        pages.mlflow_pages(browser, place)
+
+
+def outages_in_mid_run(prefect: Prefect, place: Place) -> None:
+    """PostgreSQL restarts and Prefect's API goes away while a stage works: the run ends as if nothing had happened."""
+    run_id = prefect.start("reproduce/reproduce", overrides=["model.seed=1", "model.pause=25"])
+    wait_for("the stage to work", lambda: prefect.said(run_id, "model: did 1 of 8"), 240)
+    if place.database == "postgresql":
+        restart(place, POSTGRES)
+        wait_for("the API to answer again", lambda: prefect.run(run_id)["state"]["type"] == "RUNNING", 60)
+        assert wait_for("MLflow to answer again", lambda: Mlflow(place).versions() if mlflow_answers(place) else None, 60)
+    server = services.supervisor(place).supervisor
+    server.stopProcess(PREFECT)
+    assert services.state(place, WORKER) == "RUNNING", "the worker outlives the API"
+    services.start_one(place, program(place, PREFECT))
+    run = prefect.finished(run_id, 300)
+    assert run["state"]["type"] == "COMPLETED", run["state"]["message"]
+    assert all(healthy for _, healthy in services.status(place).values())
+
+
+def mlflow_answers(place: Place) -> bool:
+    return Mlflow(place).http.get("/experiments/search", params={"max_results": 1}).is_success
+
+
+def restart(place: Place, name: str) -> None:
+    services.supervisor(place).supervisor.stopProcess(name)
+    services.start_one(place, program(place, name))
+
+
+def program(place: Place, name: str) -> Program:
+    return next(found for found in programs(place) if found.name == name)
+
+
+def worker_is_killed_in_mid_stage(prefect: Prefect, mlflow: Mlflow, place: Place) -> None:
+    """kill -9 of the worker with everything below it: it is started again, the next run takes over, bytes as undisturbed."""
+    changes = ["model.seed=2", "model.pause=12"]
+    killed = prefect.start("reproduce/reproduce", overrides=changes)
+    wait_for("the stage to work", lambda: prefect.said(killed, "model: did 2 of 8"), 240)
+    pid = services.supervisor(place).supervisor.getProcessInfo(WORKER)["pid"]
+    doomed = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+    assert len(doomed) >= 3, "worker, flow run and stage"
+    for process in doomed:
+        process.send_signal(signal.SIGKILL)
+    psutil.wait_procs(doomed, timeout=10)
+    wait_for("another worker", lambda: services.is_healthy(place, program(place, WORKER)), 90)
+    again = prefect.start("reproduce/reproduce", overrides=changes)
+    run = prefect.finished(again, 300)
+    assert run["state"]["type"] == "COMPLETED", run["state"]["message"]
+    assert prefect.state(killed) == "CRASHED", "no run is left in Running"
+    recovered = call(place.project, "git", "show", f"runs/{run['name']}:dvc.lock")
+    calm = undisturbed(place, changes)
+    assert outs(recovered) == outs(calm), "outs are those of an undisturbed run"
+    assert not [path for path in (place.project / ".dvc/tmp").glob("rwlock*") if path.read_text().strip() not in {"", "{}"}]
+    if WHOLE:
+        abandoned_run_is_found(prefect, place)
+
+
+def abandoned_run_is_found(prefect: Prefect, place: Place) -> None:
+    """With nobody left to start another run, the automation marks the dead one within three heartbeats (90 s)."""
+    killed = prefect.start("reproduce/reproduce", overrides=["model.seed=3", "model.pause=120"])
+    wait_for("a heartbeat and some work", lambda: prefect.said(killed, "model: did 3 of 8"), 240)
+    server = services.supervisor(place).supervisor
+    pid = server.getProcessInfo(WORKER)["pid"]
+    for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
+        process.send_signal(signal.SIGKILL)
+    assert prefect.state(killed) == "RUNNING"
+    wait_for("the automation", lambda: prefect.state(killed) == "CRASHED", 300)
+    wait_for("another worker", lambda: services.is_healthy(place, program(place, WORKER)), 90)
+
+
+def undisturbed(place: Place, changes: list[str]) -> str:
+    """`dvc.lock` of the same parameters by plain `dvc repro`, in a clone with a cache of its own."""
+    clone = place.folder.parent / "clone"
+    call(place.folder.parent, "git", "clone", "--quiet", str(place.project), str(clone))
+    text = (clone / "params.yaml").read_text()
+    head, _, tail = text.partition("model:\n")
+    values = {key.split(".")[1]: value for key, value in (change.split("=") for change in changes)}
+    tail = tail.replace("seed: 0", f"seed: {values['seed']}", 1).replace("pause: 0.0", f"pause: {values['pause']}", 1)
+    (clone / "params.yaml").write_text(f"{head}model:\n{tail}")
+    call(clone, "dvc", "repro", "--quiet")
+    return (clone / "dvc.lock").read_text()
+
+
+def outs(lock: str) -> dict[str, str]:
+    from ruamel.yaml import YAML
+
+    stages = YAML(typ="safe").load(lock)["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"] if not out["path"].endswith(".json")}
+
+
+def backup_is_restored(mlflow: Mlflow, prefect: Prefect, place: Place, folder: Path) -> None:
+    """Save; lose the databases and the artifacts; restore; everything is back, and DVC's cache comes from its remote."""
+    saved = folder / "backup"
+    assert backup.save(place, saved) > 10
+    champion, versions, runs = mlflow.alias("champion"), mlflow.versions(), len(prefect.post("/flow_runs/filter", {}))
+    remote = folder / "dvc-remote"
+    call(place.project, "dvc", "remote", "add", "--local", "--default", "safe", str(remote))
+    call(place.project, "dvc", "push", "--quiet", "--all-branches")
+    services.stop(place)
+    for name in ("postgres", "objects", "artifacts"):
+        shutil.rmtree(place.folder / name, ignore_errors=True)
+    for name in place.folder.glob("*.db"):
+        name.unlink()
+    shutil.rmtree(place.project / ".dvc/cache")
+    services.start(place, worker=False)
+    assert mlflow.versions() == []
+    for name in (DEMO, PREFECT, MLFLOW):
+        services.supervisor(place).supervisor.stopProcess(name)
+    backup.restore(place, saved)
+    services.start(place)
+    assert mlflow.alias("champion") == champion
+    assert mlflow.versions() == versions
+    assert len(prefect.post("/flow_runs/filter", {})) == runs
+    artifact = f"mlflow-artifacts/artifacts/{model_file(mlflow)}"
+    content = httpx.get(f"{place.mlflow}/api/2.0/{artifact}", auth=mlflow.http.auth)
+    assert content.is_success, artifact
+    assert len(content.text) == 64, "the weights' file, through the server, from the restored store"
+    call(place.project, "dvc", "fetch", "--quiet", "--all-branches")
+    damaged = next(saved.rglob("*.dump"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(services.ServiceError, match="damaged"):
+        backup.restore(place, saved)
+
+
+def model_file(mlflow: Mlflow) -> str:
+    """Path in the artifact store of the newest version's weights."""
+    version: dict[str, Any] = mlflow.versions()[0]
+    experiment = mlflow.get("/experiments/get-by-name", experiment_name="seeing-sound")["experiment"]["experiment_id"]
+    model = version["source"].removeprefix("models:/")
+    return f"{experiment}/models/{model}/artifacts/artifacts/model/weights.txt"
+
+
+def no_password_is_written_down(place: Place) -> None:
+    """Not in a log, not in a database (but as a hash), not in MLflow or Prefect, not in an argument, not in git."""
+    words = {name: passwords.read(place.secrets, name) for name in passwords.GENERATED}
+    words["prefect-auth"] = passwords.read(place.secrets, "prefect-auth").partition(":")[2]
+    words.pop("s3-key")  # a name, not a secret; S3 shows it in requests
+    dumps = place.folder.parent / "dumps"
+    backup.save(place, dumps)
+    plain = dumps / "prefect.txt"
+    if place.database == "postgresql":
+        for name in backup.DATABASES:
+            with (dumps / f"{name}.txt").open("wb") as output:
+                tool = str(services.postgres_tool("pg_restore"))
+                subprocess.run([tool, "--file=-", str(dumps / f"{name}.dump")], stdout=output, check=True)
+        assert "COPY public.flow_run " in plain.read_text(), "the dump is readable text"
+    shutil.rmtree(dumps / "secrets")
+    looked = [path for root in (dumps, place.folder, place.project) for path in root.rglob("*") if path.is_file()]
+    looked = [path for path in looked if place.secrets not in path.parents and place.data not in path.parents]
+    assert len(looked) > 100
+    for path in looked:
+        content = path.read_bytes()
+        found = [name for name, word in words.items() if word.encode() in content]
+        assert not found, f"{found} stands in {path}"
+    for process in psutil.process_iter(["cmdline"]):
+        arguments = " ".join(process.info["cmdline"] or [])
+        assert not [name for name, word in words.items() if word in arguments], process.pid
+    for path in place.secrets.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600, path
+    assert place.secrets.stat().st_mode & 0o777 == 0o700
