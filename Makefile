@@ -6,7 +6,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: install install-dev demo test lint types check clean services services-stop services-status services-test
+.PHONY: install install-dev demo test lint types services services-stop services-status services-check services-test check clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -31,7 +31,7 @@ demo: install  ## virtual env, pinned install, weights, `dvc repro`, prints wher
 	sonify report
 
 test: install-dev  ## everything the tests need, then the tests
-	pytest -n 2 --dist worksteal
+	pytest -n 2 --dist worksteal -m "not services"
 
 lint: install-dev
 	ruff check .
@@ -49,10 +49,13 @@ services-stop:
 services-status:
 	python -m infra.services status
 
-services-test: install-dev  ## the services driven for real, with everything that takes minutes
+services-check: install-dev  ## the services on a calm day: doors, a scheduled run, an approval, passwords
+	pytest -p no:xdist -m services tests/services
+
+services-test: install-dev  ## all of it: outages, kill -9, backup, pages in a browser; some ten minutes
 	SERVICES_TEST=whole pytest -p no:xdist tests/infra tests/services
 
-check: lint types test  ## what CI runs
+check: lint types test services-check  ## what CI runs
 
 clean:
 	rm -rf $(VENV) .cache .runs error.json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Literal, cast
 
@@ -24,10 +25,12 @@ from pipeline_steps.core.layout import Layout
 from pipeline_steps.tracking.promotion import Proposal, propose, reject
 from pipeline_steps.tracking.promotion import promote as make_champion
 from pipeline_steps.tracking.settings import redact
+from pipeline_steps.tracking.uploader import sync
 from pipeline_steps.tracking.versions import ModelVersionInfo
 
 DEPLOYMENT = "promote/promote"
 POLL_S = 5
+DELIVERY_TRIES = 12
 
 
 class Decision(RunInput):
@@ -70,7 +73,9 @@ def decide_promotion(mode: Mode, *, wait_here: bool, timeout_hours: float = 72.0
         StageError: no challenger, no evaluation, MLflow away, somebody else decided meanwhile.
     """
     log = get_run_logger()
-    proposal = propose(Layout(find_project()))
+    layout = Layout(find_project())
+    _deliver(layout)
+    proposal = propose(layout)
     text = describe(proposal)
     quietly(lambda: create_markdown_artifact(text, key="promotion", description="Champion against challenger"))
     challenger = f"version {proposal.challenger.version}"
@@ -90,6 +95,17 @@ def decide_promotion(mode: Mode, *, wait_here: bool, timeout_hours: float = 72.0
     if not wait_here:
         return _ask_elsewhere(challenger)
     return _apply(proposal, _ask(text, timeout_hours))
+
+
+def _deliver(layout: Layout) -> None:
+    """Stages write to a spool and do not wait for MLflow for long: what they left, the new version among it, is sent now."""
+    problems: dict[str, str] = {}
+    for _ in range(DELIVERY_TRIES):
+        problems = sync(layout)
+        if not problems:
+            return
+        time.sleep(POLL_S)
+    get_run_logger().warning("not all that was tracked has reached MLflow: %s", redact(next(iter(problems.values()))))
 
 
 def _ask(text: str, timeout_hours: float) -> Decision:

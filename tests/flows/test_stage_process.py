@@ -81,8 +81,8 @@ def test_a_failure_in_the_stages_own_words(project: Path) -> None:
 def test_a_timeout_ends_the_whole_tree(project: Path) -> None:
     set_param(project, 'fail: ""', "fail: child")
     (project / ".runs").mkdir(exist_ok=True)
-    with pytest.raises(StageFailedError, match=r"took longer than 4 s -> raise timeout_s") as caught:
-        run(project, "model", timeout_s=4.0)
+    with pytest.raises(StageFailedError, match=r"took longer than 20 s -> raise timeout_s") as caught:
+        run(project, "model", timeout_s=20.0)
     assert not caught.value.transient
     assert gone(child_of(project))
 

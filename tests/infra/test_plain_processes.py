@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -87,11 +88,10 @@ def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not unprivileged_user() or find_postgres() is None, reason="only root runs PostgreSQL as somebody else")
 def test_a_folder_that_the_other_user_cannot_pass_is_refused(tmp_path: Path) -> None:
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o700)
-    place = Place(closed / "services", dict(PORTS), tmp_path, "postgresql", "files")
-    with pytest.raises(services.ServiceError, match="cannot pass"):
-        services.start(place)
+    with tempfile.TemporaryDirectory(prefix="closed-") as closed:  # mode 0700, and short enough for a socket
+        place = Place(Path(closed) / "services", dict(PORTS), tmp_path, "postgresql", "files")
+        with pytest.raises(services.ServiceError, match="cannot pass"):
+            services.start(place)
 
 
 def test_backup_refuses_what_is_no_backup(place: Place, tmp_path: Path) -> None:
