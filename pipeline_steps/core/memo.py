@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fsspec
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline_steps.core.identity import sha256_bytes
 
 log = logging.getLogger(__name__)
+
+READERS, READ_AHEAD = 4, 64
+"""Threads that read, check and decode parts, and how many parts may wait for their turn."""
 
 
 class Memo:
@@ -40,27 +44,60 @@ class Memo:
 
     def load(self, keys: Iterable[str], columns: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
         """Known results among `keys`, all value columns or `columns`. A damaged part is set aside, its items computed again."""
-        chosen = None if columns is None else ["key", *columns]
-        wanted = pa.array(sorted(set(keys)), pa.string())
+        names = list(self.schema.names[1:]) if columns is None else list(columns)
         found: dict[str, dict[str, Any]] = {}
-        if not len(wanted) or not self._fs.isdir(self._folder):
-            return found
-        for path in sorted(self._fs.ls(self._folder, detail=False)):
-            if not path.endswith(".parquet"):
-                continue
-            try:
-                payload = self._fs.cat_file(path)
-                if sha256_bytes(payload)[:32] != path.rsplit("/", 1)[-1].removesuffix(".parquet"):
-                    raise pa.ArrowInvalid("content does not match its name")
-                table = pq.read_table(io.BytesIO(payload), columns=chosen, schema=self.schema)
-            except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-                log.warning("memo part %s is damaged (%s); set aside, its items will be computed again", path, error)
-                self._fs.mv(path, path + ".damaged")
-                continue
-            table = table.filter(pc.is_in(table["key"], value_set=wanted))
+        for table in self._parts(set(keys), names):
             for row in table.to_pylist():
                 found[row.pop("key")] = row
         return found
+
+    def vectors(self, keys: Iterable[str], column: str = "vector") -> dict[str, npt.NDArray[Any]]:
+        """Known lists of numbers among `keys` as arrays of the column's type: no number becomes a Python object, so a million
+        vectors take the memory of their numbers. The arrays are read-only."""
+        found: dict[str, npt.NDArray[Any]] = {}
+        for table in self._parts(set(keys), [column]):
+            lists = table[column].combine_chunks()
+            numbers, bounds = lists.values.to_numpy(zero_copy_only=False), lists.offsets.to_numpy().tolist()
+            for key, start, end in zip(table["key"].to_pylist(), bounds, bounds[1:], strict=False):
+                found[key] = numbers[start:end]
+        return found
+
+    def _parts(self, wanted: set[str], names: list[str]) -> Iterator[pa.Table]:
+        """Rows of each part whose key is wanted, with these columns."""
+        if not wanted or not self._fs.isdir(self._folder):
+            return
+        schema = pa.schema([self.schema.field(name) for name in ("key", *names)])
+        paths = sorted(path for path in self._fs.ls(self._folder, detail=False) if path.endswith(".parquet"))
+        with ThreadPoolExecutor(READERS) as readers:
+            for start in range(0, len(paths), READ_AHEAD):
+                group = paths[start : start + READ_AHEAD]
+                for path, table in zip(group, readers.map(lambda path: self._table(path, schema), group), strict=True):
+                    if isinstance(table, Exception):
+                        log.warning("memo part %s is damaged (%s); set aside, its items will be computed again", path, table)
+                        self._fs.mv(path, path + ".damaged")
+                        continue
+                    # A lookup per key of the part, not one table of all wanted keys per part.
+                    rows = [row for row, key in enumerate(table["key"].to_pylist()) if key in wanted]
+                    if rows:
+                        yield table if len(rows) == table.num_rows else table.take(rows)
+
+    def _table(self, path: str, schema: pa.Schema) -> pa.Table | Exception:
+        """These columns of a part, or what is wrong with it."""
+        try:
+            payload = self._read(path)
+            if sha256_bytes(payload)[:32] != path.rsplit("/", 1)[-1].removesuffix(".parquet"):
+                raise pa.ArrowInvalid("content does not match its name")
+            table = pq.ParquetFile(pa.BufferReader(payload)).read(schema.names, use_threads=False)
+            return table if table.schema == schema else table.select(schema.names).cast(schema)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError, ValueError, OSError) as error:
+            return error
+
+    def _read(self, path: str) -> bytes:
+        if self._local:
+            from pathlib import Path
+
+            return Path(path).read_bytes()
+        return bytes(self._fs.cat_file(path))
 
     def append(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
         """Store results by key, atomically, as one part."""

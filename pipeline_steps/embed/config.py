@@ -4,15 +4,40 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline_steps.core.config import StageConfig
+
+
+class Clap(StageConfig):
+    """Encoder `clap`: a ClapModel checkpoint of transformers."""
+
+    model: str = Field(default="", max_length=500, description="hub id or local folder")
+    revision: str = Field(
+        default="", max_length=64, description="commit (40 hex digits) of a hub id; sha256 of a folder (64), checked when given"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on GPU")
+    backend: Literal["torch", "openvino"] = Field(default="torch", description="of the sounds on a CPU")
+
+
+class Laion(StageConfig):
+    """Encoder `laion`: an original checkpoint, run by the laion-clap package in its own environment."""
+
+    checkpoint: str = Field(default="", max_length=500, description="laion-clap's .pt file")
+    sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$", description="of that file, checked when given")
+    text: str = Field(default="", max_length=500, description="folder with RoBERTa's configuration and vocabulary")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class Config(StageConfig):
     """Which text-audio space, and how sounds are cut into windows."""
 
-    encoder: Literal["bridge"] = Field("bridge", description="`bridge`: YAMNet tags x MiniLM")
+    encoder: Literal["bridge", "clap", "laion"] = Field(
+        "bridge", description="`bridge`: YAMNet tags x MiniLM; `clap`: a ClapModel; `laion`: laion-clap's own checkpoints"
+    )
+    clap: Clap = Clap()
+    laion: Laion = Laion()
     recipe: Literal["tags", "plain"] = Field("tags", description="`plain` is the baseline, kept for comparison")
     temperature: float = Field(0.06, ge=0.005, le=1, description="of the softmax over tag similarities of a text")
     phrase_weight: float = Field(0.5, ge=0, le=1, description="weight of a tag's hand-written phrases against its name")
@@ -20,3 +45,11 @@ class Config(StageConfig):
     batch_size: int = Field(64, ge=1, le=4096, description="sounds per memo part")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="the stage fails above this share of quarantined items")
     memo: str = Field("", max_length=1000, description="folder or fsspec URL of the memo; empty: .cache/items")
+
+    @model_validator(mode="after")
+    def _model(self) -> Config:
+        if self.encoder == "clap" and not self.clap.model:
+            raise ValueError("encoder clap needs clap.model, a hub id or a folder")
+        if self.encoder == "laion" and not (self.laion.checkpoint and self.laion.text):
+            raise ValueError("encoder laion needs laion.checkpoint, a .pt file, and laion.text, a folder")
+        return self

@@ -21,20 +21,33 @@ from pipeline_steps.core.memo import Memo
 from pipeline_steps.core.report import StageReport
 from pipeline_steps.core.tables import read_table, write_table
 from pipeline_steps.embed.config import Config
+from pipeline_steps.embed.spaces import BridgeSpace, ClapSpace, Space
 from pipeline_steps.embed.vectors import admit, assert_unit
-from pipeline_steps.encoders.bridge import PROMPTS, TAGS, Bridge
+from pipeline_steps.encoders.bridge import TAGS, Bridge
+from pipeline_steps.encoders.clap import Clap
+from pipeline_steps.encoders.laion import Laion
 from pipeline_steps.encoders.protocols import FloatArray
 
-__all__ = ["Config", "build_encoder", "embed_texts", "run"]
+__all__ = ["Config", "build_encoder", "build_space", "embed_texts", "run"]
 
 log = logging.getLogger(__name__)
 
 VECTOR = pa.schema([pa.field("vector", pa.list_(pa.float32()))])
 
 
-def build_encoder(config: Config, layout: Layout) -> Bridge:
-    """The encoder a configuration asks for, weights not yet loaded."""
+def build_encoder(config: Config, layout: Layout) -> Bridge | Clap | Laion:
+    """The encoder a configuration asks for, weights not yet loaded, nothing fetched."""
+    if config.encoder == "clap":
+        settings = config.clap.model_dump()
+        return Clap(**settings, root=layout.root)
+    if config.encoder == "laion":
+        return Laion(**config.laion.model_dump(), root=layout.root)
     return Bridge(layout.assets, config.recipe, config.temperature, config.phrase_weight, config.loudness_power)
+
+
+def build_space(encoder: Bridge | Clap | Laion) -> Space:
+    """The encoder as the stage uses it."""
+    return BridgeSpace(encoder) if isinstance(encoder, Bridge) else ClapSpace(encoder)
 
 
 def run(config: Config, layout: Layout) -> StageReport:
@@ -44,7 +57,9 @@ def run(config: Config, layout: Layout) -> StageReport:
         DataError: no sound or no text, or more than `max_bad_fraction` of them gave no usable vector.
     """
     report = StageReport("embed")
-    encoder = build_encoder(config, layout).load()
+    encoder = build_encoder(config, layout)
+    space = build_space(encoder)
+    space.load()
     sounds = read_table(layout.catalog / "audio.parquet", AUDIO).to_pylist()
     events = read_table(layout.captions / "events.parquet", EVENTS).to_pylist()
     if not sounds:
@@ -56,19 +71,22 @@ def run(config: Config, layout: Layout) -> StageReport:
     text_vectors, text_computed, tags_reused = embed_texts(encoder, config, layout, [phrases[key] for key in text_ids])
 
     memo_url = config.memo or str(layout.memo)
-    audio_memo = Memo(memo_url, "embed-audio", fingerprint(encoder.describe_sounds()), VECTOR)
+    audio_memo = Memo(memo_url, "embed-audio", fingerprint(space.describe_sounds()), VECTOR)
     audio_ids = [row["audio_id"] for row in sounds]
-    posteriors, failed, computed = _posteriors(config, layout, encoder, audio_memo, audio_ids)
+    rows, failed, computed = _sound_rows(config, layout, space, audio_memo, audio_ids)
     usable = [audio_id for audio_id in audio_ids if audio_id not in failed]
-    stacked = np.stack([posteriors[key] for key in usable]) if usable else np.zeros((0, TAGS), np.float32)
-    audio_vectors = encoder.sounds_from_posteriors(stacked)
+    stacked = np.stack([rows[key] for key in usable]) if usable else np.zeros((0, encoder.dimension), np.float32)
+    audio_vectors = space.sounds(stacked) if usable else stacked
 
-    quarantined = [_quarantine(row, "EMB_FAILED", failed[row["audio_id"]]) for row in sounds if row["audio_id"] in failed]
+    name = encoder.name
+    quarantined = [_quarantine(row, "EMB_FAILED", failed[row["audio_id"]], name) for row in sounds if row["audio_id"] in failed]
     by_id = {row["audio_id"]: row for row in sounds}
     audio_keys, audio_vectors, bad = _split(usable, audio_vectors)
-    quarantined += [_quarantine(by_id[key], code, "YAMNet gave no usable vector") for key, code in bad.items()]
+    reasons = ("YAMNet", "MiniLM") if name == "bridge" else (name, name)
+    quarantined += [_quarantine(by_id[key], code, f"{reasons[0]} gave no usable vector", name) for key, code in bad.items()]
     text_keys, text_vectors, bad_texts = _split(text_ids, text_vectors)
-    quarantined += [_quarantine_text(key, phrases[key], code) for key, code in bad_texts.items()]
+    reason = f"{reasons[1]} gave no usable vector"
+    quarantined += [_quarantine_text(key, phrases[key], code, reason, name) for key, code in bad_texts.items()]
 
     report.n_in = len(phrases) + len(sounds)
     report.n_ok = len(text_keys) + len(audio_keys)
@@ -90,29 +108,34 @@ def run(config: Config, layout: Layout) -> StageReport:
         "sounds": {"n": len(audio_keys), "computed": computed, "reused": len(audio_ids) - computed - len(failed)},
         "tag_vectors_reused": tags_reused,
     }
-    _write(layout.embeddings, encoder, phrases, (text_keys, text_vectors), (audio_keys, audio_vectors), quarantined)
+    _write(layout.embeddings, space, phrases, (text_keys, text_vectors), (audio_keys, audio_vectors), quarantined)
     return report
 
 
-def embed_texts(encoder: Bridge, config: Config, layout: Layout, texts: Sequence[str]) -> tuple[FloatArray, int, bool]:
+def embed_texts(
+    encoder: Bridge | Clap | Laion, config: Config, layout: Layout, texts: Sequence[str]
+) -> tuple[FloatArray, int, bool]:
     """Unit rows [N, D] of texts through the memo; a person's single question costs what is new in it and no more.
 
     Returns:
-        The vectors, how many texts were computed now, and whether the tags' own vectors were known.
+        The vectors, how many texts were computed now, and whether the tags' own vectors were known (`bridge` alone has them).
     """
     url = config.memo or str(layout.memo)
-    tags_known = _adopt_tags(encoder, Memo(url, "embed-tags", fingerprint(encoder.describe_tags()), VECTOR))
-    memo = Memo(url, "embed-text", fingerprint([encoder.minilm.describe(), PROMPTS, encoder.recipe]), VECTOR)
+    space = build_space(encoder)
+    tags_known = False
+    if isinstance(encoder, Bridge):
+        tags_known = _adopt_tags(encoder, Memo(url, "embed-tags", fingerprint(encoder.describe_tags()), VECTOR))
+    memo = Memo(url, "embed-text", fingerprint(space.describe_texts()), VECTOR)
     keys = {text_id(text): text for text in texts}
-    known = {keys[key]: np.asarray(row["vector"], np.float32) for key, row in memo.load(keys).items()}
+    known = {keys[key]: np.asarray(vector, np.float32) for key, vector in memo.vectors(keys).items()}
     missing = sorted(set(texts) - set(known))
     if missing:
-        computed = dict(zip(missing, encoder.prompted(missing), strict=True))
+        computed = dict(zip(missing, space.text_rows(missing), strict=True))
         memo.append({text_id(text): {"vector": row} for text, row in computed.items() if np.isfinite(row).all()})
         known.update(computed)
     if not texts:
         return np.zeros((0, encoder.dimension), np.float32), 0, tags_known
-    return encoder.texts_from_prompted(np.stack([known[text] for text in texts])), len(missing), tags_known
+    return space.texts(np.stack([known[text] for text in texts])), len(missing), tags_known
 
 
 def _adopt_tags(encoder: Bridge, memo: Memo) -> bool:
@@ -127,25 +150,26 @@ def _adopt_tags(encoder: Bridge, memo: Memo) -> bool:
     return bool(known)
 
 
-def _posteriors(
-    config: Config, layout: Layout, encoder: Bridge, memo: Memo, audio_ids: Sequence[str]
+def _sound_rows(
+    config: Config, layout: Layout, space: Space, memo: Memo, audio_ids: Sequence[str]
 ) -> tuple[dict[str, FloatArray], dict[str, str], int]:
-    """Posteriors by id, reasons by id of those that failed, and how many were computed now."""
-    known = {key: np.asarray(row["vector"], np.float32) for key, row in memo.load(audio_ids).items()}
+    """Memo rows by id, reasons by id of the sounds that failed, and how many were computed now."""
+    known = {key: np.asarray(vector, np.float32) for key, vector in memo.vectors(audio_ids).items()}
     missing = [audio_id for audio_id in audio_ids if audio_id not in known]
     failed: dict[str, str] = {}
     if not missing:
         return known, failed, 0
     media = MediaReader(layout.media)
     for start in range(0, len(missing), config.batch_size):
-        batch: dict[str, FloatArray] = {}
+        prepared: dict[str, FloatArray] = {}
         for audio_id in missing[start : start + config.batch_size]:
             try:
-                batch[audio_id] = encoder.posteriors(media.sound(audio_id))
+                prepared[audio_id] = space.prepare(media.sound(audio_id))
             except StageError:
                 raise
             except Exception as error:
                 failed[audio_id] = f"{type(error).__name__}: {error}"
+        batch = dict(zip(prepared, space.sound_rows(list(prepared.values())), strict=True))
         memo.append({key: {"vector": vector} for key, vector in batch.items() if np.isfinite(vector).all()})
         known.update(batch)
         log.info("embedded %d of %d new sounds", min(start + config.batch_size, len(missing)), len(missing))
@@ -161,7 +185,7 @@ def _split(keys: Sequence[str], vectors: FloatArray) -> tuple[list[str], FloatAr
 
 def _write(
     folder: Path,
-    encoder: Bridge,
+    space: Space,
     phrases: Mapping[str, str],
     texts: tuple[list[str], FloatArray],
     sounds: tuple[list[str], FloatArray],
@@ -176,8 +200,9 @@ def _write(
     write_table(folder / "text_ids.parquet", TEXT_IDS, rows)
     write_table(folder / "audio_ids.parquet", AUDIO_IDS, [{"row": row, "audio_id": key} for row, key in enumerate(audio_keys)])
     write_table(folder / "quarantine.parquet", QUARANTINE, quarantined)
+    encoder = space.encoder
     meta = {
-        "space": f"yamnet-minilm-{encoder.name}/{encoder.recipe}",
+        **space.meta(),
         "family": encoder.family,
         "families": list(encoder.families),
         "dimension": encoder.dimension,
@@ -197,7 +222,7 @@ def _npy(vectors: FloatArray) -> bytes:
     return buffer.getvalue()
 
 
-def _quarantine(row: Mapping[str, Any], code: str, reason: str) -> dict[str, Any]:
+def _quarantine(row: Mapping[str, Any], code: str, reason: str, encoder: str) -> dict[str, Any]:
     return {
         "item_id": row["audio_id"],
         "kind": "audio",
@@ -206,13 +231,12 @@ def _quarantine(row: Mapping[str, Any], code: str, reason: str) -> dict[str, Any
         "stage": "embed",
         "code": code,
         "reason": reason[:500],
-        "decoder": "bridge",
+        "decoder": encoder,
         "action": "dropped",
         "retryable": False,
     }
 
 
-def _quarantine_text(key: str, phrase: str, code: str) -> dict[str, Any]:
-    reason = "MiniLM gave no usable vector"
+def _quarantine_text(key: str, phrase: str, code: str, reason: str, encoder: str) -> dict[str, Any]:
     row = {"audio_id": key, "path": phrase, "bytes": len(phrase.encode("utf-8"))}
-    return {**_quarantine(row, code, reason), "kind": "text"}
+    return {**_quarantine(row, code, reason, encoder), "kind": "text"}

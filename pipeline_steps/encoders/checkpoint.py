@@ -137,7 +137,9 @@ def load_weights(kind: Any, folder: Path, key: str, dtype: Any) -> Any:
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = f"{key}.model: the weights cannot be loaded: {' '.join(str(error).split())[:300]}"
         raise IntegrityError(reason, "fetch the checkpoint again") from error
-    absent = sorted([*info["missing_keys"], *(str(name) for name in info["mismatched_keys"])])
+    # Whole numbers (positions, indices) follow from the architecture: transformers computes those that a file leaves out.
+    constants = {name for name, buffer in model.named_buffers() if not buffer.is_floating_point()}
+    absent = sorted([*(set(info["missing_keys"]) - constants), *(str(name) for name in info["mismatched_keys"])])
     if absent:
         raise IntegrityError(
             f"{key}.model: {len(absent)} weights are not in the checkpoint (first: {absent[0]})", "fetch it again"

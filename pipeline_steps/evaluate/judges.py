@@ -66,7 +66,7 @@ class MemoisedFeatures:
     def rows(self, keys: Sequence[str], compute: Callable[[str], FloatArray]) -> dict[str, npt.NDArray[np.float64]]:
         """key -> [D]; `compute` is called, several at a time, for keys not met before."""
         wanted = sorted(set(keys))
-        known = {key: np.asarray(row["vector"], np.float64) for key, row in self._memo.load(wanted).items()}
+        known = {key: np.asarray(vector, np.float64) for key, vector in self._memo.vectors(wanted).items()}
         self.reused += len(known)
         missing = [key for key in wanted if key not in known]
         for start in range(0, len(missing), self._batch_size):

@@ -263,11 +263,29 @@ def _label_vectors(
     if not isinstance(parameters, dict):
         log.warning("embeddings/meta.json names no parameters: the label-oracle row is left out")
         return None
+    if meta.get("encoder") in ("clap", "laion"):
+        return _clap_label_vectors(layout, str(meta["encoder"]), parameters, labels, probe, expected)
     encoder = Bridge(layout.assets, **parameters).load()
     tags = MemoisedFeatures(open_memo("embed-tags", encoder.describe_tags()), 1)  # the embed stage keeps them there
     flat = tags.rows(["tags"], lambda _: encoder.tag_vectors().ravel())["tags"]
     encoder.adopt_tag_vectors(flat.astype(np.float32).reshape(-1, encoder.minilm.dimension))
     if np.abs(encoder.encode_texts([probe])[0] - expected).max() > 1e-3:
+        raise IntegrityError(f"{layout.embeddings} was made by another version of the encoder", "run: dvc repro --force embed")
+    return dict(zip(labels, encoder.encode_texts(labels), strict=True))
+
+
+def _clap_label_vectors(
+    layout: Layout, name: str, parameters: Row, labels: list[str], probe: str, expected: FloatArray
+) -> dict[str, FloatArray] | None:
+    """`_label_vectors` of the spaces `clap` and `laion`."""
+    from pipeline_steps.encoders.clap import Clap
+    from pipeline_steps.encoders.laion import Laion
+
+    if not parameters:
+        log.warning("the embeddings' checkpoint lies outside the project: the label-oracle row is left out")
+        return None
+    encoder = (Laion if name == "laion" else Clap)(**parameters, root=layout.root).load()
+    if np.abs(encoder.encode_texts([probe])[0] - expected).max() > 1e-2:  # bfloat16 on another GPU rounds elsewhere
         raise IntegrityError(f"{layout.embeddings} was made by another version of the encoder", "run: dvc repro --force embed")
     return dict(zip(labels, encoder.encode_texts(labels), strict=True))
 

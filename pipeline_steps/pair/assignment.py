@@ -23,6 +23,10 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
+PLACES = 50_000_000
+"""Groups x capacity up to which the auction keeps a table of who holds each place, so that a round looks at nobody else."""
+
+
 @dataclass(frozen=True, slots=True)
 class Edges:
     """Candidate edges: `picture[e]` may take `group[e]` at `value[e]` > 0. At most one edge per (picture, group)."""
@@ -90,6 +94,7 @@ def solve_auction(edges: Edges, capacity: int, epsilon: float) -> Assignment:
     price = np.zeros(edges.n_groups)
     holding = np.full(edges.n_pictures, -1, dtype=np.int64)  # edge (in sorted order) each picture holds
     paid = np.zeros(edges.n_pictures)
+    places = np.full((edges.n_groups, capacity), -1, dtype=np.int64) if edges.n_groups * capacity <= PLACES else None
     active = np.flatnonzero(np.diff(starts) > 0)
     while len(active):
         best, first, second = _two_best(active, starts, group, value, price)
@@ -100,7 +105,14 @@ def solve_auction(edges: Edges, capacity: int, epsilon: float) -> Assignment:
         target = group[best]
         holding[active] = best
         paid[active] = price[target] + (first - np.maximum(second, 0.0)) + epsilon
-        active = _evict(np.unique(target), group, holding, paid, price, capacity)
+        touched = np.unique(target)
+        if places is None:
+            holders = np.flatnonzero(holding >= 0)
+            holders = holders[np.isin(group[holding[holders]], touched)]
+        else:
+            before = places[touched].reshape(-1)
+            holders = np.concatenate([before[before >= 0], active])
+        active = _evict(touched, holders, group, holding, paid, price, places, capacity)
     chosen = np.where(holding >= 0, order[holding], -1)
     total = float(edges.value[chosen[chosen >= 0]].sum())
     return Assignment(chosen, total, epsilon * edges.n_pictures, "auction")
@@ -122,13 +134,24 @@ def _two_best(active: Ints, starts: Ints, group: Ints, value: Floats, price: Flo
     return flat[position], first, second
 
 
-def _evict(touched: Ints, group: Ints, holding: Ints, paid: Floats, price: Floats, capacity: int) -> Ints:
+def _evict(
+    touched: Ints,
+    holders: Ints,
+    group: Ints,
+    holding: Ints,
+    paid: Floats,
+    price: Floats,
+    places: Ints | None,
+    capacity: int,
+) -> Ints:
     """Keep the `capacity` highest bids of each touched group, set its price to the lowest kept bid if it is full.
 
-    Returns the pictures that lost their place. Changes `holding` and `price`.
+    Args:
+        holders: the pictures that hold a place in a touched group or bid for one.
+        places: who holds the places of each group [G, capacity], -1 for nobody; None where that table would be too large.
+
+    Returns the pictures that lost their place. Changes `holding`, `price` and `places`.
     """
-    holders = np.flatnonzero(holding >= 0)
-    holders = holders[np.isin(group[holding[holders]], touched)]
     own = group[holding[holders]]
     order = np.lexsort((holders, -paid[holders], own))
     holders, own = holders[order], own[order]
@@ -136,6 +159,10 @@ def _evict(touched: Ints, group: Ints, holding: Ints, paid: Floats, price: Float
     rank = np.arange(len(own)) - np.repeat(begins, np.diff(np.r_[begins, len(own)]))
     last = rank == capacity - 1
     price[own[last]] = paid[holders[last]]
+    if places is not None:
+        kept = rank < capacity
+        places[touched] = -1
+        places[own[kept], rank[kept]] = holders[kept]
     lost = holders[rank >= capacity]
     holding[lost] = -1
     return np.sort(lost)

@@ -15,6 +15,9 @@ Floats = npt.NDArray[np.float64]
 FLOOR = 1e-3
 """Smallest value of a candidate: above 0, which is what abstaining is worth."""
 
+KEY_SPAN = 2**62
+"""Largest sort key that is packed into one integer."""
+
 CHUNK = 20_000
 """Events expanded at a time: bounds the memory at events x neighbours of one chunk."""
 
@@ -139,18 +142,49 @@ def _join_chunk(
     event, row = event[admissible[row]], row[admissible[row]]
     picture, sound = events.picture[event], neighbours.sound[row]
     contribution = events.weight[event] * value[row]
-    order = np.lexsort((event, -contribution, sound, picture))
-    picture, sound, event, row, contribution = (column[order] for column in (picture, sound, event, row, contribution))
-    begins = np.flatnonzero(np.r_[True, (picture[1:] != picture[:-1]) | (sound[1:] != sound[:-1])]) if len(picture) else order
-    best = contribution[begins]
-    if combine == "mean" and len(begins):
-        total = np.zeros(int(events.picture[end - 1]) + 1)
-        np.add.at(total, events.picture[at:end], events.weight[at:end])
-        best = np.add.reduceat(contribution, begins) / total[picture[begins]]
+    if combine == "max":
+        begins, best = _largest(event, picture, sound, contribution)
+    else:
+        order = np.lexsort((event, -contribution, sound, picture))
+        begins, best = _mean(order, events, at, end, picture, sound, contribution)
     found = Candidates(picture[begins], sound[begins], np.maximum(best, FLOOR * 1e-3), event[begins], row[begins])
-    order = np.lexsort((found.sound, -found.value, found.picture))
+    # Rows come by picture and rising sound, and the sort is stable: equal values stay in the order of their sounds.
+    order = np.lexsort((-found.value, found.picture))
     found = Candidates(*(getattr(found, name)[order] for name in Candidates.__dataclass_fields__))
     return found.where(rank_within(found.picture) < keep)
+
+
+def _largest(event: Ints, picture: Ints, sound: Ints, contribution: Floats) -> tuple[Ints, Floats]:
+    """For each (picture, sound), in that order: the row with the largest contribution (the earliest event in a tie), and it."""
+    if not len(event):
+        return event, contribution
+    # One sort of one integer is several times faster than a sort by four keys; the key holds all that orders the rows.
+    wide = [value - value.min() for value in (picture, sound, event)]
+    spans = [int(value.max()) + 1 for value in wide]
+    if float(spans[0]) * spans[1] * spans[2] < KEY_SPAN:
+        order = np.argsort((wide[0] * spans[1] + wide[1]) * spans[2] + wide[2])
+    else:
+        order = np.lexsort((event, sound, picture))
+    picture, sound = picture[order], sound[order]
+    begins = np.flatnonzero(np.r_[True, (picture[1:] != picture[:-1]) | (sound[1:] != sound[:-1])])
+    ordered = contribution[order]
+    best = np.maximum.reduceat(ordered, begins)
+    hit = np.flatnonzero(ordered == np.repeat(best, np.diff(np.r_[begins, len(ordered)])))
+    winner = hit[np.searchsorted(hit, begins)]
+    return order[winner], best
+
+
+def _mean(
+    order: Ints, events: Events, at: int, end: int, picture: Ints, sound: Ints, contribution: Floats
+) -> tuple[Ints, Floats]:
+    """The same with sum(weight x value) / sum(weight) as value, over all events of the picture."""
+    if not len(order):
+        return order, contribution
+    picture, sound = picture[order], sound[order]
+    begins = np.flatnonzero(np.r_[True, (picture[1:] != picture[:-1]) | (sound[1:] != sound[:-1])])
+    total = np.zeros(int(events.picture[end - 1]) + 1)
+    np.add.at(total, events.picture[at:end], events.weight[at:end])
+    return order[begins], np.add.reduceat(contribution[order], begins) / total[picture[begins]]
 
 
 def rank_within(key: Ints) -> Ints:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 UNKNOWN_STRICTNESS = 99
 CLOSED_STRICTNESS = 90
@@ -63,6 +64,7 @@ _COMPILED = tuple((re.compile(pattern), terms) for pattern, terms in _FAMILIES)
 _TOKENS = re.compile(r"\(|\)|\bAND\b|\bOR\b|\bWITH\b")
 
 
+@lru_cache(maxsize=4096)
 def terms(licence: str | None) -> Terms:
     """Terms of an SPDX identifier or expression; whatever is not understood is `UNKNOWN`, never guessed.
 

@@ -131,7 +131,7 @@ def _kinds(neighbours: Neighbours, admissible: Mask, sounds: Sounds) -> dict[str
 def _assign(inside: Candidates, sounds: Sounds, n_pictures: int, config: Config) -> Assignment:
     """Solve over groups of sounds; each (picture, group) is represented by the picture's best sound of the group."""
     names = {group: index for index, group in enumerate(sorted(set(sounds.groups)))}
-    group = np.array([names[sounds.groups[sound]] for sound in inside.sound.tolist()], dtype=np.int64)
+    group = np.array([names[group] for group in sounds.groups], dtype=np.int64)[inside.sound]
     key = inside.picture * len(names) + group
     order = np.lexsort((inside.sound, -inside.value, key))
     edge = np.sort(order[rank_within(key[order]) == 0])

@@ -103,11 +103,10 @@ def admit_pictures(catalog: Sequence[Row], with_events: set[str], rule: str) -> 
 
 def neighbour_arrays(table: pa.Table, sounds: Sounds) -> tuple[Neighbours, dict[str, int]]:
     """Rows of the neighbour table whose sound is admitted, as arrays, and the index of each text id."""
-    position = {name: index for index, name in enumerate(sounds.ids)}
-    sound = np.array([position.get(name, -1) for name in table["audio_id"].to_pylist()], dtype=np.int64)
-    names = sorted(set(table["text_id"].to_pylist()))
+    sound = _positions(table["audio_id"], sounds.ids)
+    names = sorted(pc.unique(table["text_id"]).to_pylist())
     texts = {name: index for index, name in enumerate(names)}
-    text = np.array([texts[name] for name in table["text_id"].to_pylist()], dtype=np.int64)
+    text = _positions(table["text_id"], names)
     keep = np.flatnonzero(sound >= 0)
     keep = keep[np.lexsort((table["rank"].to_numpy()[keep], text[keep]))]
     starts = np.searchsorted(text[keep], np.arange(len(names) + 1)).astype(np.int64)
@@ -127,9 +126,15 @@ def event_arrays(
         ),
     )
     rows = table.filter(wanted).sort_by([("image_id", "ascending"), ("rank", "ascending")])
-    position = {name: index for index, name in enumerate(pictures.ids)}
-    picture = np.array([position[name] for name in rows["image_id"].to_pylist()], dtype=np.int64)
-    text = np.array([texts[name] for name in rows["text_id"].to_pylist()], dtype=np.int64)
+    picture = _positions(rows["image_id"], pictures.ids)
+    names = list(texts)
+    text = np.array(list(texts.values()), dtype=np.int64)[_positions(rows["text_id"], names)]
     salience, confidence = (rows[name].to_numpy().astype(np.float64) for name in ("salience", "confidence"))
     weight = event_weight(salience, confidence, emphasis)
     return Events(picture, text, weight), [str(phrase) for phrase in rows["sound"].to_pylist()]
+
+
+def _positions(column: pa.ChunkedArray, names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Index of each value among `names`, -1 for those that are not there."""
+    found = pc.fill_null(pc.index_in(column, value_set=pa.array(names, pa.string())), -1)
+    return np.asarray(found.to_numpy(), dtype=np.int64)

@@ -32,6 +32,10 @@ __all__ = ["Config", "run"]
 
 log = logging.getLogger(__name__)
 
+IMAGE_COLUMNS = ("image_id", "group_id", "holdout", "licence", "phash")
+AUDIO_COLUMNS = ("audio_id", "group_id", "holdout", "licence", "lufs")
+"""What pairing reads of the catalog: a million rows of all columns would take gigabytes."""
+
 
 def run(config: Config, layout: Layout) -> StageReport:
     """Pair the pool and track the data set that comes out as a run of its own."""
@@ -59,8 +63,8 @@ def make(config: Config, layout: Layout) -> StageReport:
         DataError: nothing to pair, a table that does not fit another, or a leak between the splits.
     """
     report = StageReport("pair")
-    images = read_table(layout.catalog / "images.parquet", IMAGES).to_pylist()
-    audio = read_table(layout.catalog / "audio.parquet", AUDIO).to_pylist()
+    images = read_table(layout.catalog / "images.parquet", IMAGES).select(list(IMAGE_COLUMNS)).to_pylist()
+    audio = read_table(layout.catalog / "audio.parquet", AUDIO).select(list(AUDIO_COLUMNS)).to_pylist()
     pool = {row["image_id"] for row in images if not row["holdout"]}
     if not pool:
         raise DataError(

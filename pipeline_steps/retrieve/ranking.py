@@ -26,18 +26,30 @@ REPORT_K = 10
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """Neighbours of each text, best damped score first: rows, scores, z and damped scores, all [Q, k]."""
+    """Neighbours of each text, best damped score first: rows, scores, z and damped scores, all [Q, k].
+
+    `nearest` [Q, at most 10] are the rows before damping.
+    """
 
     rows: IntArray
     scores: FloatArray
     z: FloatArray
     damped: FloatArray
+    nearest: IntArray
 
 
 def damp(
-    method: Damping, k: int, beta: float, texts: FloatArray, sounds: FloatArray, rows: IntArray, scores: FloatArray, block: int
+    method: Damping,
+    k: int,
+    beta: float,
+    texts: FloatArray,
+    sounds: FloatArray,
+    rows: IntArray,
+    scores: FloatArray,
+    block: int,
+    among_texts: NearestNeighbours | None = None,
 ) -> FloatArray:
-    """Damped scores [Q, c] of candidates (rows and scores [Q, c], best first).
+    """Damped scores [Q, c] of candidates (rows and scores [Q, c], best first); `among_texts` finds the texts near a sound.
 
     CSLS is one-sided here: a sound's neighbourhood mean counts as the median at least. Tag affinities are never negative and
     mostly near zero, so plain CSLS would lift sounds that resemble nothing over those that fit (see docs/evaluation.md).
@@ -45,9 +57,10 @@ def damp(
     if method == "none" or not rows.size:
         return scores
     if method == "csls":
-        item_means = neighbourhood_means(ExactSearch(texts, block).search(sounds, k)[1], k)
+        found = (among_texts or ExactSearch(texts, block)).search(sounds, k)[1]
+        item_means = neighbourhood_means(np.maximum(found, -1.0), k)  # -inf: an approximate search found fewer than k
         item_means = np.maximum(item_means, np.median(item_means))
-        return csls(scores, neighbourhood_means(scores, k), item_means[rows])
+        return csls(scores, neighbourhood_means(np.maximum(scores, -1.0), k), item_means[rows])
     normalisers = np.concatenate(
         [item_log_normalisers(texts @ sounds[start : start + block].T, beta) for start in range(0, len(sounds), block)]
     )
@@ -68,18 +81,21 @@ def rank(
     null_sample: int,
     seed: int,
     block: int = 1024,
+    among_texts: NearestNeighbours | None = None,
 ) -> Ranked:
     """The k best sounds [N, D] of each text [Q, D] after damping; candidates are the 2 k best by score.
 
-    z compares a score with those of up to `null_sample` random sounds for the same text.
+    z compares a score with those of up to `null_sample` random sounds for the same text. `among_texts` searches the texts
+    for CSLS; without it that is exact.
     """
     rows, scores = search.search(texts, min(2 * k, len(sounds)))
-    damped = damp(method, damping_k, beta, texts, sounds, rows, scores, block)
+    damped = damp(method, damping_k, beta, texts, sounds, rows, scores, block, among_texts)
     count = min(null_sample, len(sounds))
     null_rows = np.sort(generator(seed, "retrieve", "null").permutation(len(sounds))[:count])
+    null_sounds = sounds[null_rows]
     z = np.concatenate(
         [
-            calibrate(scores[start : start + block], texts[start : start + block] @ sounds[null_rows].T)
+            calibrate(scores[start : start + block], texts[start : start + block] @ null_sounds.T)
             for start in range(0, len(texts), block)
         ]
     )
@@ -89,6 +105,7 @@ def rank(
         np.take_along_axis(scores, order, 1),
         np.take_along_axis(z, order, 1),
         np.take_along_axis(damped, order, 1),
+        rows[:, :REPORT_K],
     )
 
 

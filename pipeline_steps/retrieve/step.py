@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline_steps.core.atomic import atomic_path, write_json
 from pipeline_steps.core.contracts import AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBOURS, TEXT_IDS
-from pipeline_steps.core.errors import DataError, IntegrityError
-from pipeline_steps.core.identity import fingerprint, sha256_bytes
+from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
+from pipeline_steps.core.identity import fingerprint, sha256_file
 from pipeline_steps.core.layout import Layout
 from pipeline_steps.core.report import StageReport
 from pipeline_steps.core.seeding import generator
 from pipeline_steps.core.tables import read_table, write_table
 from pipeline_steps.retrieve.annoy_index import AnnoySearch, SideCar, build
+from pipeline_steps.retrieve.choose import automatic, open_search
+from pipeline_steps.retrieve.cluster import ClusterSearch
 from pipeline_steps.retrieve.config import Config
+from pipeline_steps.retrieve.gpu_search import GpuSearch
 from pipeline_steps.retrieve.ranking import REPORT_K, Ranked, hub_report, rank
 from pipeline_steps.retrieve.search import ExactSearch, FloatArray, NearestNeighbours, recall_at
 
@@ -27,6 +33,12 @@ __all__ = ["Config", "open_index", "open_pool_index", "read_vectors", "run"]
 log = logging.getLogger(__name__)
 
 REMAKE = "run: dvc repro --force embed"
+
+FINITE_ROWS = 65_536
+"""Rows checked for NaN at a time, so that a file larger than memory can be checked."""
+
+TABLE_ROWS = 4_000_000
+"""Rows of one chunk of the neighbour table: a chunk of strings must stay below 2 GB."""
 
 
 def read_vectors(layout: Layout) -> tuple[dict[str, Any], FloatArray, list[str], FloatArray, list[str]]:
@@ -47,18 +59,48 @@ def read_vectors(layout: Layout) -> tuple[dict[str, Any], FloatArray, list[str],
         raise IntegrityError(f"{folder / 'meta.json'} is damaged: {error}", REMAKE) from error
     text_ids = read_table(folder / "text_ids.parquet", TEXT_IDS)["text_id"].to_pylist()
     audio_ids = read_table(folder / "audio_ids.parquet", AUDIO_IDS)["audio_id"].to_pylist()
-    vectors: list[FloatArray] = []
-    for name, count in (("text.npy", len(text_ids)), ("audio.npy", len(audio_ids))):
-        payload = (folder / name).read_bytes() if (folder / name).is_file() else b""
-        if sha256_bytes(payload) != hashes[name]:
-            raise IntegrityError(f"{folder / name}: sha256 is {sha256_bytes(payload)}, meta.json says {hashes[name]}", REMAKE)
-        rows = np.load(io.BytesIO(payload), allow_pickle=False)
-        if rows.shape != (count, dimension) or rows.dtype != np.float32 or not np.isfinite(rows).all():
-            raise IntegrityError(
-                f"{folder / name}: {rows.dtype} {rows.shape}, expected float32 {(count, dimension)}, finite", REMAKE
-            )
-        vectors.append(rows)
-    return meta, vectors[0], text_ids, vectors[1], audio_ids
+    texts = _matrix(folder / "text.npy", hashes["text.npy"], (len(text_ids), dimension))
+    sounds = _matrix(folder / "audio.npy", hashes["audio.npy"], (len(audio_ids), dimension))
+    return meta, texts, text_ids, sounds, audio_ids
+
+
+def _matrix(path: Path, sha256: str, shape: tuple[int, int]) -> FloatArray:
+    """A matrix, memory-mapped (writes stay private), after its bytes and values were checked."""
+    found = sha256_file(path) if path.is_file() else "missing"
+    if found != sha256:
+        raise IntegrityError(f"{path}: sha256 is {found}, meta.json says {sha256}", REMAKE)
+    rows = np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
+    finite = rows.dtype == np.float32 and all(
+        np.isfinite(rows[start : start + FINITE_ROWS]).all() for start in range(0, len(rows), FINITE_ROWS)
+    )
+    if rows.shape != shape or not finite:
+        raise IntegrityError(f"{path}: {rows.dtype} {rows.shape}, expected float32 {shape}, finite", REMAKE)
+    return rows
+
+
+def _pool_sounds(layout: Layout) -> pa.Array:
+    """Ids of the sounds that may be paired."""
+    catalog = read_table(layout.catalog / "audio.parquet", AUDIO).select(["audio_id", "holdout"])
+    return catalog.filter(pc.invert(catalog["holdout"]))["audio_id"].combine_chunks()
+
+
+def _asked_texts(layout: Layout) -> pa.Array:
+    """Ids of the texts that a pool picture suggests; of a picture that is not in the catalog too."""
+    catalog = read_table(layout.catalog / "images.parquet", IMAGES).select(["image_id", "holdout"])
+    held_out = catalog.filter(catalog["holdout"])["image_id"].combine_chunks()
+    events = read_table(layout.captions / "events.parquet", EVENTS).select(["image_id", "text_id"])
+    return pc.unique(events.filter(pc.invert(pc.is_in(events["image_id"], value_set=held_out)))["text_id"].combine_chunks())
+
+
+def _rows_of(ids: list[str], wanted: pa.Array) -> list[int]:
+    """Rows whose id is wanted."""
+    inside = pc.is_in(pa.array(ids, pa.string()), value_set=wanted)
+    return [int(row) for row in np.flatnonzero(inside.to_numpy(zero_copy_only=False))]
+
+
+def _select(vectors: FloatArray, rows: list[int]) -> FloatArray:
+    """These rows; all of them without a copy."""
+    return vectors if len(rows) == len(vectors) else vectors[rows]
 
 
 def _space(meta: dict[str, Any]) -> str:
@@ -80,17 +122,18 @@ def open_index(layout: Layout, search_k: int, dimension: int, n_items: int, spac
     return AnnoySearch(side_car, layout.retrieval / "index.ann", search_k, dimension, n_items, space)
 
 
-def open_pool_index(layout: Layout, search_k: int) -> tuple[AnnoySearch, FloatArray, list[str]]:
-    """The interactive index with the vectors [N, D] and ids of the pool sounds behind its rows.
+def open_pool_index(layout: Layout, search_k: int) -> tuple[NearestNeighbours, FloatArray, list[str]]:
+    """The interactive index with the vectors [N, D] and ids of the pool sounds behind its rows; a scan if none was built.
 
     Raises:
         IntegrityError: see `read_vectors` and `open_index`.
     """
     meta, _, _, audio_vectors, audio_ids = read_vectors(layout)
-    pool = {row["audio_id"] for row in read_table(layout.catalog / "audio.parquet", AUDIO).to_pylist() if not row["holdout"]}
-    rows = [row for row, audio_id in enumerate(audio_ids) if audio_id in pool]
-    vectors = audio_vectors[rows]
-    return open_index(layout, search_k, vectors.shape[1], len(rows), _space(meta)), vectors, [audio_ids[row] for row in rows]
+    rows = _rows_of(audio_ids, _pool_sounds(layout))
+    vectors, ids = _select(audio_vectors, rows), [audio_ids[row] for row in rows]
+    if not (layout.retrieval / "index.json").exists() and not (layout.retrieval / "index.ann").exists():
+        return ExactSearch(vectors), vectors, ids
+    return open_index(layout, search_k, vectors.shape[1], len(rows), _space(meta)), vectors, ids
 
 
 def run(config: Config, layout: Layout) -> StageReport:
@@ -99,18 +142,12 @@ def run(config: Config, layout: Layout) -> StageReport:
     Raises:
         DataError: no pool text or sound, or Annoy's recall@10 is below `recall_floor`.
         IntegrityError: the embeddings are not what their `meta.json` says.
+        ResourceError: a GPU is asked for and there is none.
     """
     report = StageReport("retrieve")
     meta, text_vectors, text_ids, audio_vectors, audio_ids = read_vectors(layout)
-    pool = {row["audio_id"] for row in read_table(layout.catalog / "audio.parquet", AUDIO).to_pylist() if not row["holdout"]}
-    holdout = {row["image_id"] for row in read_table(layout.catalog / "images.parquet", IMAGES).to_pylist() if row["holdout"]}
-    asked = {
-        row["text_id"]
-        for row in read_table(layout.captions / "events.parquet", EVENTS).to_pylist()
-        if row["image_id"] not in holdout
-    }
-    sound_rows = [row for row, audio_id in enumerate(audio_ids) if audio_id in pool]
-    text_rows = [row for row, key in enumerate(text_ids) if key in asked]
+    sound_rows = _rows_of(audio_ids, _pool_sounds(layout))
+    text_rows = _rows_of(text_ids, _asked_texts(layout))
     if not sound_rows or not text_rows:
         raise DataError(
             f"nothing to retrieve: {len(text_rows)} texts of pool pictures, {len(sound_rows)} pool sounds",
@@ -118,16 +155,9 @@ def run(config: Config, layout: Layout) -> StageReport:
         )
     if config.k > len(sound_rows):
         log.warning("retrieve.k is %d, the pool has %d sounds: all of them are neighbours", config.k, len(sound_rows))
-    sounds, texts = audio_vectors[sound_rows], text_vectors[text_rows]
-    space = _space(meta)
-    with atomic_path(layout.retrieval / "index.ann") as temporary:
-        side_car = build(sounds, config.annoy_trees, config.seed, temporary, space)
-    write_json(layout.retrieval / "index.json", side_car.as_dict())
-    exact = ExactSearch(sounds, config.block)
-    annoy = open_index(layout, config.annoy_search_k, sounds.shape[1], len(sounds), space)
-    recall = _check_recall(config, exact, annoy, texts)
-
-    search: NearestNeighbours = exact if config.search == "exact" else annoy
+    sounds, texts = _select(audio_vectors, sound_rows), _select(text_vectors, text_rows)
+    annoy, recall = _interactive(config, layout, sounds, texts, _space(meta))
+    search, among_texts = _searches(config, sounds, texts, annoy)
     ranked = rank(
         search,
         texts,
@@ -139,21 +169,58 @@ def run(config: Config, layout: Layout) -> StageReport:
         config.null_sample,
         config.seed,
         config.block,
+        among_texts,
     )
     _write(layout, ranked, [text_ids[row] for row in text_rows], [audio_ids[row] for row in sound_rows])
-    before = search.search(texts, min(REPORT_K, config.k))[0]
     report.n_in = report.n_ok = len(texts)
     report.computed = len(texts)
     report.metrics = {
         "sounds": len(sounds),
-        "search": config.search,
+        "search": SEARCH_NAMES[type(search)],
         "damping": config.damping,
-        "annoy_recall_at_10": round(recall, 4),
-        "hubs": hub_report(before, ranked.rows, len(sounds)),
+        "annoy_recall_at_10": None if recall is None else round(recall, 4),
+        "hubs": hub_report(ranked.nearest[:, : config.k], ranked.rows, len(sounds)),
         "embeddings": meta["fingerprint"],
         "families": meta.get("families", []),
     }
+    for name, used in (("cluster", search), ("cluster_among_texts", among_texts)):
+        if isinstance(used, ClusterSearch):
+            report.metrics[name] = {key: round(value, 4) for key, value in asdict(used.probing).items()}
     return report
+
+
+SEARCH_NAMES: dict[type, str] = {ExactSearch: "exact", ClusterSearch: "cluster", GpuSearch: "gpu", AnnoySearch: "annoy"}
+
+
+def _interactive(
+    config: Config, layout: Layout, sounds: FloatArray, texts: FloatArray, space: str
+) -> tuple[AnnoySearch | None, float | None]:
+    """Build the interactive index and measure its recall@10; nothing (and no stale file) without trees."""
+    if not config.annoy_trees:
+        if config.search == "annoy":
+            raise ConfigError("retrieve.search is annoy and retrieve.annoy_trees is 0", "give it trees, or set search to auto")
+        for name in ("index.json", "index.ann"):
+            (layout.retrieval / name).unlink(missing_ok=True)
+        return None, None
+    with atomic_path(layout.retrieval / "index.ann") as temporary:
+        side_car = build(sounds, config.annoy_trees, config.seed, temporary, space)
+    write_json(layout.retrieval / "index.json", side_car.as_dict())
+    annoy = open_index(layout, config.annoy_search_k, sounds.shape[1], len(sounds), space)
+    return annoy, _check_recall(config, ExactSearch(sounds, config.block), annoy, texts)
+
+
+def _searches(
+    config: Config, sounds: FloatArray, texts: FloatArray, annoy: AnnoySearch | None
+) -> tuple[NearestNeighbours, NearestNeighbours | None]:
+    """Who finds the sounds of a text, and (for CSLS, if not exactly) the texts of a sound."""
+    if config.search == "annoy":
+        return annoy or ExactSearch(sounds, config.block), None
+    kind = automatic(len(texts), len(sounds)) if config.search == "auto" else config.search
+    settings = (config.recall_target, config.recall_sample, config.seed, config.block)
+    search = open_search(kind, sounds, texts, *settings)
+    if kind == "exact" or config.damping != "csls":
+        return search, None
+    return search, open_search(kind, texts, sounds, *settings)
 
 
 def _check_recall(config: Config, exact: ExactSearch, annoy: AnnoySearch, texts: FloatArray) -> float:
@@ -171,19 +238,22 @@ def _check_recall(config: Config, exact: ExactSearch, annoy: AnnoySearch, texts:
 
 def _write(layout: Layout, ranked: Ranked, text_ids: list[str], audio_ids: list[str]) -> None:
     """Write the neighbours; candidates that an approximate search did not find are left out."""
-    rows = []
-    for number, key in enumerate(text_ids):
-        for place in range(ranked.rows.shape[1]):
-            item = int(ranked.rows[number, place])
-            if item >= 0:
-                rows.append(
-                    {
-                        "text_id": key,
-                        "rank": place,
-                        "audio_id": audio_ids[item],
-                        "score": float(ranked.scores[number, place]),
-                        "z": float(ranked.z[number, place]),
-                        "damped": float(ranked.damped[number, place]),
-                    }
-                )
-    write_table(layout.retrieval / "neighbours.parquet", NEIGHBOURS, rows)
+    places = ranked.rows.shape[1]
+    keys, names = pa.array(text_ids, pa.string()), pa.array(audio_ids, pa.string())
+    step = max(1, TABLE_ROWS // places)
+    chunks = []
+    for start in range(0, len(text_ids), step):
+        part = slice(start, start + step)
+        found = ranked.rows[part].reshape(-1)
+        kept = np.flatnonzero(found >= 0)
+        columns = {
+            "text_id": keys.take(pa.array(start + kept // places)),
+            "rank": pa.array((kept % places).astype(np.int16)),
+            "audio_id": names.take(pa.array(found[kept])),
+            **{name: pa.array(getattr(ranked, field)[part].reshape(-1)[kept].astype(np.float32)) for name, field in NUMBERS},
+        }
+        chunks.append(pa.table(columns, schema=NEIGHBOURS.schema))
+    write_table(layout.retrieval / "neighbours.parquet", NEIGHBOURS, pa.concat_tables(chunks))
+
+
+NUMBERS = (("score", "scores"), ("z", "z"), ("damped", "damped"))

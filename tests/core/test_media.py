@@ -1,6 +1,8 @@
 """Media shards: the index and the webdataset package read the same samples; tampering is refused."""
 
 import io
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +84,32 @@ def test_tampering_and_unknown_ids_are_refused(tmp_path: Path) -> None:
     tar.write_bytes(bytes(payload))
     with pytest.raises(IntegrityError, match="do not match the index"):
         MediaReader(tmp_path).image(ids[0])
+
+
+def test_a_reader_checks_each_item_once_and_may_be_told_not_to(tmp_path: Path) -> None:
+    ids = shards(tmp_path)
+    tar = tmp_path / f"image-{ids[0][0]}.tar"
+    checked, trusting = MediaReader(tmp_path), MediaReader(tmp_path, verify=False)
+    sound = checked.payload(ids[0])
+    damaged = bytearray(tar.read_bytes())
+    damaged[damaged.index(sound) + 3] ^= 1
+    tar.write_bytes(bytes(damaged))
+    assert len(trusting.payload(ids[0])) == len(sound)
+    with pytest.raises(IntegrityError):
+        MediaReader(tmp_path).payload(ids[0])
+    tar.write_bytes(bytes(damaged[:600]))
+    with pytest.raises(IntegrityError):
+        trusting.payload(ids[0])
+
+
+def test_a_reader_travels_to_another_process_and_opens_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = shards(tmp_path)
+    reader = MediaReader(tmp_path)
+    payloads = [reader.payload(item) for item in ids]
+    again = pickle.loads(pickle.dumps(reader))
+    assert [again.payload(item) for item in ids] == payloads
+    monkeypatch.setattr("pipeline_steps.core.media.OPEN_SHARDS", 1)
+    few = MediaReader(tmp_path)
+    assert [few.payload(item) for item in ids] == payloads
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(MediaReader(tmp_path).payload, ids * 5)) == payloads * 5

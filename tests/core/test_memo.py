@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -50,3 +51,24 @@ def test_any_fsspec_url_serves_as_a_store() -> None:
     store = Memo("memory://team/items", "embed", "f", SCHEMA)
     store.append({"a": {"value": 7, "payload": b"z"}})
     assert Memo("memory://team/items", "embed", "f", SCHEMA).load(["a"]) == {"a": {"value": 7, "payload": b"z"}}
+
+
+@given(st.lists(st.lists(st.floats(-9, 9, width=32), max_size=5), max_size=8), st.integers(1, 4))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_vectors_are_what_load_gives(tmp_path_factory: pytest.TempPathFactory, rows: list[list[float]], size: int) -> None:
+    folder = tmp_path_factory.mktemp("memo")
+    store = Memo(str(folder), "embed", "f", pa.schema([pa.field("vector", pa.list_(pa.float32())), pa.field("n", pa.int64())]))
+    named = {f"k{number}": {"vector": row, "n": number} for number, row in enumerate(rows)}
+    keys = list(named)
+    for start in range(0, len(keys), size):
+        store.append({key: named[key] for key in keys[start : start + size]})
+    asked = [*keys[::2], "absent"]
+    loaded, vectors = store.load(asked, ["vector"]), store.vectors(asked)
+    assert sorted(loaded) == sorted(vectors) == sorted(keys[::2])
+    assert all(vectors[key].dtype == np.float32 and vectors[key].tolist() == row["vector"] for key, row in loaded.items())
+
+
+def test_columns_of_another_shape_are_damage_and_not_a_crash(tmp_path: Path) -> None:
+    Memo(str(tmp_path), "caption", "f", pa.schema([pa.field("value", pa.string())])).append({"a": {"value": "words"}})
+    assert memo(tmp_path).load(["a"]) == {}
+    assert len(list(tmp_path.rglob("*.damaged"))) == 1

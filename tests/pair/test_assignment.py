@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline_steps.pair import assignment
 from pipeline_steps.pair.assignment import Assignment, Edges, assign, solve_auction, solve_exact
 
 
@@ -98,3 +99,15 @@ def test_no_candidates_at_all() -> None:
 def test_a_cap_beyond_the_pool_is_harmless() -> None:
     edges = edges_of({(0, 0): 1.0, (1, 0): 2.0}, 2, 1)
     assert assign(edges, 10**6, 10**6, 0.01).edge.tolist() == [0, 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems())
+def test_the_table_of_places_changes_nothing(problem: tuple[Edges, int, float]) -> None:
+    edges, capacity, _ = problem
+    if not len(edges.value):
+        return
+    found = solve_auction(edges, capacity, 0.05)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assignment, "PLACES", 0)
+        assert solve_auction(edges, capacity, 0.05).edge.tolist() == found.edge.tolist()

@@ -24,9 +24,10 @@ def make(texts: int = 12, sounds: int = 30, k: int = 8, pictures: int = 20) -> t
 
 
 @pytest.mark.parametrize("combine", ["max", "mean"])
-@pytest.mark.parametrize("chunk", [3, 1000])
-def test_join_is_the_plain_loop(combine: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("chunk", "span"), [(3, 2**62), (1000, 2**62), (1000, 0)])
+def test_join_is_the_plain_loop(combine: str, chunk: int, span: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "CHUNK", chunk)
+    monkeypatch.setattr(candidates, "KEY_SPAN", span)
     events, neighbours = make()
     admissible = neighbours.z >= 1.5
     value = strength(neighbours, admissible)

@@ -58,3 +58,18 @@ def test_merge_makes_the_finest_common_groups(labels: list[str], data: st.DataOb
     for i, name in enumerate(merged):
         assert name == min(labels[j] for j in reach[i])
         assert {j for j, other in enumerate(merged) if other == name} == reach[i]
+
+
+def test_near_duplicates_of_a_large_set_are_found_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clustered rows with a large common mean: buckets are uneven, copies are few."""
+    random = np.random.default_rng(1)
+    topics = random.standard_normal((20, 32)) + 2
+    rows = (topics[random.integers(0, 20, 4000)] + 0.5 * random.standard_normal((4000, 32))).astype(np.float32)
+    copies = random.permutation(4000)[:200].reshape(2, 100)
+    rows[copies[0]] = 0.5 * rows[copies[1]] + 0.005 * random.standard_normal((100, 32)).astype(np.float32)
+    rows[17] = 0
+    exact = groups.near_duplicates(rows, 0.995)
+    assert len(exact) >= 95
+    monkeypatch.setattr(groups, "EXACT_ROWS", 10)
+    monkeypatch.setattr(groups, "HASH_BLOCK", 700)
+    assert groups.near_duplicates(rows, 0.995) == exact

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline_steps.core.atomic import write_bytes, write_json
 from pipeline_steps.core.contracts import AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBOURS, TEXT_IDS
-from pipeline_steps.core.errors import DataError, IntegrityError
+from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
 from pipeline_steps.core.identity import sha256_bytes, text_id
 from pipeline_steps.core.layout import Layout
 from pipeline_steps.core.tables import read_table, write_table
@@ -109,7 +109,7 @@ def test_neighbours_are_the_best_pool_sounds_of_pool_texts(tmp_path: Path) -> No
     assert report.metrics["hubs"]["before"] == report.metrics["hubs"]["after"]
 
 
-@pytest.mark.parametrize("search", ["exact", "annoy"])
+@pytest.mark.parametrize("search", ["auto", "exact", "cluster", "annoy"])
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path, search: str) -> None:
     outs = []
     for name in ("a", "b"):
@@ -181,3 +181,44 @@ def test_damaged_embeddings_are_refused(tmp_path: Path, damage: str) -> None:
     with pytest.raises(IntegrityError):
         run(Config(), layout)
     assert not (layout.retrieval / "index.ann").exists()
+
+
+def test_cluster_finds_what_exact_finds_and_says_how(tmp_path: Path) -> None:
+    tables = []
+    for search in ("exact", "cluster"):
+        layout = make(tmp_path / search, n_sounds=600)
+        report = run(Config(search=search, k=5, annoy_trees=0), layout)
+        tables.append(read_table(layout.retrieval / "neighbours.parquet", NEIGHBOURS))
+    found = report.metrics["cluster"]
+    assert report.metrics["search"] == "cluster"
+    assert found["recall"] >= 0.97
+    assert found["sample"] == 10
+    assert report.metrics["cluster_among_texts"]["cells"] > 1
+    assert tables[0]["audio_id"] == tables[1]["audio_id"], "made-up vectors have no structure: both are exact"
+
+
+def test_without_trees_there_is_no_index_and_questions_scan(tmp_path: Path) -> None:
+    layout = make(tmp_path)
+    run(Config(), layout)
+    report = run(Config(annoy_trees=0), layout)
+    assert [path.name for path in layout.retrieval.iterdir()] == ["neighbours.parquet"], "the index of the run before is gone"
+    assert report.metrics["annoy_recall_at_10"] is None
+    index, vectors, ids = open_pool_index(layout, 5000)
+    assert index.n_items == len(vectors) == len(ids) == 35
+    assert index.search(vectors[3:4], 1)[0].tolist() == [[3]]
+
+
+@pytest.mark.fault
+def test_annoy_without_trees_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="annoy_trees is 0"):
+        run(Config(search="annoy", annoy_trees=0), make(tmp_path))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("lost", ["index.json", "index.ann"])
+def test_half_an_index_is_refused(tmp_path: Path, lost: str) -> None:
+    layout = make(tmp_path)
+    run(Config(), layout)
+    (layout.retrieval / lost).unlink()
+    with pytest.raises(IntegrityError):
+        open_pool_index(layout, 5000)

@@ -45,7 +45,12 @@ def free_row(length: int, held: ExitStack) -> int:
 def new_place(folder: Path, project: Path) -> Place:
     """Services as this machine can run them: PostgreSQL and an object store, or else SQLite and files."""
     # A heartbeat every 30 s is Prefect's smallest; a loaded machine takes its time to upload.
-    extra = {"SONIFY_TRACKING_DEADLINE": "150", "OMP_NUM_THREADS": "1", "GIT_CONFIG_GLOBAL": "/dev/null"}
+    extra = {
+        "SONIFY_TRACKING": "on",
+        "SONIFY_TRACKING_DEADLINE": "150",
+        "OMP_NUM_THREADS": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+    }
     database = "postgresql" if find_postgres() else "sqlite"
     return Place(folder, free_ports(), project, database, "s3" if find_program("weed") else "files", extra)
 

@@ -1,0 +1,81 @@
+"""Reading media shards through the offset index, beside the webdataset package on the same tar files.
+
+    python benchmarks/shards.py [--samples 1500] [--rounds 5]
+
+Samples are a picture of 30 kB and a sound of 200 kB of random bytes, in shards as ingest writes them. Every reader gives the
+bytes of all of them, page cache warm, one thread, in turns; rates are the best of the rounds, in processor seconds. webdataset
+compares no hash; ours compares each item with its hash the first time it is read, unless told not to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline_steps.core.identity import item_id
+from pipeline_steps.core.media import MediaReader, write_index, write_shards
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=1500)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        compare(Path(name), arguments.samples, arguments.rounds)
+
+
+def compare(folder: Path, samples: int, rounds: int) -> None:
+    import webdataset
+
+    random, rows = np.random.default_rng(0), []
+    for kind, extension, size in (("image", "png", 30_000), ("audio", "flac", 200_000)):
+        payloads = [random.bytes(size) for _ in range(samples)]
+        rows += write_shards(folder, kind, {item_id(payload): payload for payload in payloads}, extension)
+    write_index(folder, rows)
+    tars = sorted(str(path) for path in folder.glob("*.tar"))
+    ids = [row["item_id"] for row in sorted(rows, key=lambda row: (row["shard"], row["offset"]))]
+
+    def through_webdataset() -> int:
+        found = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False)
+        return sum(len(sample.get("png", b"")) + len(sample.get("flac", b"")) for sample in found)
+
+    def through_index(reader: MediaReader) -> int:
+        return sum(len(reader.payload(item)) for item in ids)
+
+    trusting, seen = MediaReader(folder, verify=False), MediaReader(folder)
+    through_index(seen)
+    begin = time.process_time()
+    MediaReader(folder)
+    opened = time.process_time() - begin
+    methods: dict[str, Callable[[], int]] = {
+        "webdataset": through_webdataset,
+        "ours, hashes not compared": lambda: through_index(trusting),
+        "ours, hashes compared before": lambda: through_index(seen),
+        "ours, first reading, compared": lambda: through_index(MediaReader(folder)),
+    }
+    seconds = {name: float("inf") for name in methods}
+    for _ in range(rounds):
+        for name, read in methods.items():
+            begin = time.process_time()
+            total = read()
+            seconds[name] = min(seconds[name], time.process_time() - begin)
+            assert total == sum(row["size"] for row in rows), name
+    print(f"{samples} samples of 230 kB in {len(tars)} shards, load {os.getloadavg()[0]:.1f}")
+    print(f"opening the index: {opened * 1e3:.1f} ms")
+    print(f"{'reader':30} {'samples/s':>10} {'MB/s':>8} {'x webdataset':>13}")
+    for name, took in seconds.items():
+        print(f"{name:30} {samples / took:10.0f} {samples * 0.23 / took:8.0f} {seconds['webdataset'] / took:13.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""Text-audio space `clap`: any ClapModel checkpoint of transformers, by hub id and commit or by folder (Elizalde et al. 2022,
+Wu et al. 2023, arXiv 2211.06687).
+
+Long sounds are cut into fixed windows whose vectors are averaged, short ones are repeated: never the random crop of the
+original, which gives one file many vectors. On a CPU each window and each batch of texts has a fixed shape and one core, so
+that a vector's bytes depend on its own sound or text alone, not on its neighbours or the number of cores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+
+from pipeline_steps.audio.log_mel import ClapMel, clap_log_mel, fixed_windows, in_threads
+from pipeline_steps.audio.resample import resample
+from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError
+from pipeline_steps.encoders.checkpoint import check_checkpoint, fetch_checkpoint, identity, load_weights
+from pipeline_steps.encoders.protocols import FloatArray
+
+STORED_RATE = 48_000
+KEY = "embed.clap"
+TEXTS_TOGETHER = 16
+"""Texts of a forward pass; a smaller rest is filled up."""
+LONGEST_TEXT = 77
+"""Tokens the published checkpoints were trained with; what is longer is cut."""
+TOKEN_STEP = 4
+"""Texts are padded to a multiple of this."""
+WINDOWS_TOGETHER = 64
+"""Windows of a forward pass on a GPU; a smaller rest is filled up."""
+
+Backend = Literal["torch", "openvino"]
+
+
+def unit(rows: FloatArray) -> FloatArray:
+    """Rows divided by their L2 norm; NaN stays NaN and a zero row zero, for `admit` to see."""
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    return np.asarray(np.divide(rows, norms, out=np.zeros(rows.shape, np.float64), where=norms != 0), np.float32)
+
+
+def read_front_end(folder: Path) -> ClapMel:
+    """Front-end that a checkpoint's preprocessor_config.json (or, since transformers 5, processor_config.json) describes.
+
+    Raises:
+        IntegrityError: neither file is there, or it describes what CLAP's extractor does not do.
+    """
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if not (folder / name).is_file():
+            continue
+        settings = json.loads((folder / name).read_text(encoding="utf-8"))
+        settings = settings.get("feature_extractor", settings)
+        if "fft_window_size" not in settings:
+            continue
+        if settings.get("top_db") is not None:
+            raise IntegrityError(f"{folder / name}: top_db is set", "no published CLAP cuts the range of its mel; unset it")
+        return ClapMel(
+            sample_rate=int(settings["sampling_rate"]),
+            seconds=float(settings["max_length_s"]),
+            fft=int(settings["fft_window_size"]),
+            hop=int(settings["hop_length"]),
+            bands=int(settings["feature_size"]),
+            low=float(settings["frequency_min"]),
+            high=float(settings["frequency_max"]),
+            scale="htk" if settings.get("truncation") == "fusion" else "slaney",
+        )
+    raise IntegrityError(f"{folder}: preprocessor_config.json is missing", "fetch the checkpoint again, with all its files")
+
+
+class Clap:
+    """`TextAudioEncoder` over transformers' ClapModel. Weights from safetensors alone, no code of the checkpoint.
+
+    Args:
+        model: hub id or local folder.
+        revision: commit of a hub id; sha256 of a folder, checked when given.
+        device: auto, cpu or cuda.
+        precision: auto (bfloat16 on GPU, float32 on CPU), float32 or bfloat16.
+        backend: torch, or openvino for the sounds (CPU; the extra `openvino`).
+        root: folder that a relative `model` may lie in.
+    """
+
+    name = "clap"
+    families = ("clap",)
+    family = "clap"
+    version = 1
+
+    def __init__(
+        self,
+        model: str,
+        revision: str = "",
+        device: str = "auto",
+        precision: str = "auto",
+        backend: Backend = "torch",
+        root: Path = Path(),
+    ) -> None:
+        self.root = Path(root)
+        self.model, self.revision, self.backend = model, revision, backend
+        self.device = ("cuda" if torch.cuda.is_available() and backend == "torch" else "cpu") if device == "auto" else device
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ResourceError(f"{KEY}.device is cuda and no GPU is usable", "set it to auto or cpu, or check the driver")
+        if backend == "openvino" and self.device != "cpu":
+            raise ConfigError(
+                f"{KEY}.backend openvino computes on the CPU", f"set {KEY}.device to cpu, or the backend to torch"
+            )
+        self.precision = ("bfloat16" if self.device == "cuda" else "float32") if precision == "auto" else precision
+        self._folder: Path | None = None
+        self._config: dict[str, Any] = {}
+        self._identity: dict[str, str] = {}
+        self._network: Any = None
+        self._tokenizer: Any = None
+        self._sounds: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.front_end = ClapMel()
+
+    def fetch(self) -> Path:
+        """Folder of the checkpoint, fetched if need be and checked; weights are not loaded. Calling it again does nothing.
+
+        Raises:
+            ConfigError: not a CLAP checkpoint.
+        """
+        if self._folder is None:
+            place = self.root / self.model
+            model = str(place) if place.is_dir() else self.model
+            folder = fetch_checkpoint(model, self.revision, KEY)
+            self._config = check_checkpoint(folder)
+            if self._config.get("model_type") != "clap":
+                raise ConfigError(
+                    f"{KEY}.model: {self.model} is of type {self._config.get('model_type')}, not clap",
+                    "name a ClapModel checkpoint; laion-clap's own .pt files are for embed.encoder laion, or convert them",
+                )
+            self.front_end = read_front_end(folder)
+            bands = (self._config.get("audio_config") or {}).get("num_mel_bins", 64)
+            if bands != self.front_end.bands:
+                raise IntegrityError(f"{folder}: the model hears {bands} mel bands, its extractor makes {self.front_end.bands}")
+            self._identity = identity(model, self.revision, folder, KEY)
+            self._folder = folder
+        return self._folder
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Hub id and commit, or a folder's digest."""
+        self.fetch()
+        return self._identity
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector."""
+        self.fetch()
+        return int(self._config.get("projection_dim", 512))
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the constructor needs to make this space again; a folder outside the project is not written down."""
+        if Path(self.model).is_absolute():
+            return {}
+        return {"model": self.model, "revision": self.revision, "precision": self.precision, "backend": self.backend}
+
+    def describe_texts(self) -> dict[str, Any]:
+        """Everything but the text that shapes its vector."""
+        shape = [TEXTS_TOGETHER, TOKEN_STEP, LONGEST_TEXT]
+        return {"name": self.name, "version": self.version, **self.identity, "precision": self.precision, "shape": shape}
+
+    def describe_sounds(self) -> dict[str, Any]:
+        """Everything but the sound that shapes its vector."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            **self.identity,
+            "precision": self.precision,
+            "backend": self.backend,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Name, family, checkpoint and precision: the fingerprint of the space."""
+        return {"family": self.family, "texts": self.describe_texts(), "sounds": self.describe_sounds()}
+
+    def load(self) -> Self:
+        """Load tokenizer and weights; calling it again does nothing.
+
+        Raises:
+            ConfigError: the extra that the backend needs is not installed.
+            IntegrityError: weights are missing or have another shape than the configuration says.
+        """
+        if self._network is None:
+            from transformers import AutoTokenizer, ClapModel
+
+            folder = self.fetch()
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            except (OSError, ValueError, KeyError) as error:
+                reason = f"{KEY}.model: no usable tokenizer: {' '.join(str(error).split())[:200]}"
+                raise IntegrityError(reason, "fetch the checkpoint again, with all its files") from error
+            self._network = load_weights(ClapModel, folder, KEY, torch.float32).to(self.device).eval()
+            self._sounds = self._forward_windows
+            if self.backend == "openvino":
+                from pipeline_steps.encoders.openvino_backend import compiled
+
+                mel = self.front_end
+                example = torch.zeros(1, 1, 1 + mel.samples // mel.hop, mel.bands)
+                self._sounds = compiled(_AudioTower(self._network), example, torch.get_num_threads())
+        return self
+
+    def prepare(self, samples_48k: FloatArray) -> FloatArray:
+        """Windows [N, T] of a mono 48 kHz sound at the checkpoint's sample rate.
+
+        Raises:
+            ValueError: empty, not one-dimensional, or holding NaN or infinity.
+        """
+        samples = np.asarray(samples_48k, np.float32)
+        rate = self.front_end.sample_rate
+        samples = resample(samples, STORED_RATE, rate) if samples.size and rate != STORED_RATE else samples
+        return fixed_windows(samples, self.front_end.samples)
+
+    def encode_prepared(self, sounds: Sequence[FloatArray]) -> FloatArray:
+        """Unit rows [N, dimension] of the windows of N sounds: the mean over the unit vectors of their windows."""
+        if not len(sounds):
+            return np.zeros((0, self.dimension), np.float32)
+        windows = torch.from_numpy(np.concatenate(sounds))
+        together = WINDOWS_TOGETHER if self.device == "cuda" else 1
+        vectors = self._batched(self._embed_windows, windows, together).astype(np.float64)
+        ends = np.cumsum([len(sound) for sound in sounds])
+        return unit(np.stack([part.mean(0) for part in np.split(vectors, ends[:-1])]).astype(np.float32))
+
+    def encode_sounds(self, sounds: Sequence[FloatArray]) -> FloatArray:
+        """Unit rows [N, dimension] of mono 48 kHz sounds."""
+        return self.encode_prepared([self.prepare(sound) for sound in sounds])
+
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Unit rows [N, dimension] of texts, in batches of texts of like length."""
+        rows = np.zeros((len(texts), self.dimension), np.float32)
+        by_length: dict[int, list[int]] = {}
+        ids = [self._tokenizer(text, truncation=True, max_length=LONGEST_TEXT)["input_ids"] for text in texts]
+        for row, tokens in enumerate(ids):
+            by_length.setdefault(-(-len(tokens) // TOKEN_STEP) * TOKEN_STEP, []).append(row)
+        for length, members in sorted(by_length.items()):
+            padded = torch.full((len(members), length), int(self._tokenizer.pad_token_id))
+            for place, row in enumerate(members):
+                padded[place, : len(ids[row])] = torch.tensor(ids[row])
+            rows[members] = self._batched(self._embed_texts, padded, TEXTS_TOGETHER)
+        return unit(rows)
+
+    def _batched(self, function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, size: int) -> FloatArray:
+        """`function` of rows in batches of exactly `size`; the last one is filled up with its own last row."""
+        missing = -len(rows) % size
+        full = torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
+        threads = torch.get_num_threads() if self.device == "cpu" else 1
+        try:
+            parts = in_threads(function, [full[at : at + size] for at in range(0, len(full), size)], threads)
+        except torch.OutOfMemoryError as error:
+            raise ResourceError(
+                f"GPU memory does not hold {size} items of {self.model}", "free it, or embed.clap.device: cpu"
+            ) from error
+        return np.asarray(torch.cat(parts)[: len(rows)].float().cpu().numpy())
+
+    @torch.inference_mode()
+    def _embed_windows(self, windows: torch.Tensor) -> torch.Tensor:
+        if self._sounds is None:
+            raise RuntimeError("clap: call load() before use")
+        return self._sounds(clap_log_mel(windows.to(self.device), self.front_end)[:, None])
+
+    @torch.inference_mode()
+    def _forward_windows(self, features: torch.Tensor) -> torch.Tensor:
+        longer = torch.zeros(len(features), 1, dtype=torch.bool, device=features.device)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            pooled: torch.Tensor = self._network.get_audio_features(input_features=features, is_longer=longer).pooler_output
+        return pooled
+
+    @torch.inference_mode()
+    def _embed_texts(self, ids: torch.Tensor) -> torch.Tensor:
+        ids = ids.to(self.device)
+        mask = (ids != self._tokenizer.pad_token_id).long()
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            pooled: torch.Tensor = self._network.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+        return pooled
+
+
+class _AudioTower(torch.nn.Module):
+    """The part of ClapModel that turns log-mel windows [N, 1, frames, bands] into unit rows, as one function to compile."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        longer = torch.zeros(features.shape[0], 1, dtype=torch.bool)
+        pooled: torch.Tensor = self.network.get_audio_features(input_features=features, is_longer=longer).pooler_output
+        return pooled
