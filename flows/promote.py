@@ -25,7 +25,7 @@ from pipeline_steps.core.layout import Layout
 from pipeline_steps.tracking.promotion import Proposal, propose, reject
 from pipeline_steps.tracking.promotion import promote as make_champion
 from pipeline_steps.tracking.settings import redact
-from pipeline_steps.tracking.uploader import sync
+from pipeline_steps.tracking.uploader import BUSY, sync
 from pipeline_steps.tracking.versions import ModelVersionInfo
 
 DEPLOYMENT = "promote/promote"
@@ -102,10 +102,11 @@ def _deliver(layout: Layout) -> None:
     problems: dict[str, str] = {}
     for _ in range(DELIVERY_TRIES):
         problems = sync(layout)
-        if not problems:
-            return
+        if BUSY not in problems.values():
+            break
         time.sleep(POLL_S)
-    get_run_logger().warning("not all that was tracked has reached MLflow: %s", redact(next(iter(problems.values()))))
+    if problems:
+        get_run_logger().warning("not all that was tracked has reached MLflow: %s", redact(next(iter(problems.values()))))
 
 
 def _ask(text: str, timeout_hours: float) -> Decision:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 POLL_S = 4.0
 MAX_BACKOFF_S = 60.0
 CONNECT_TIMEOUT_S = 2.0
+BUSY = "another process is sending it"
 EXIT_UNSENT = 5
 
 
@@ -125,7 +126,7 @@ def attempt(spool: Spool, make_store: Callable[[], Store], settings: Settings) -
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        return "another process is sending it"
+        return BUSY
     try:
         check_reachable(settings)
         carry(spool, make_store())

@@ -119,7 +119,7 @@ def test_kill_9_loses_only_what_was_under_way(tmp_path: Path, demo: Path, projec
     killed, calm = tmp_path / "killed", tmp_path / "calm"
     for folder in (killed, calm):
         write_catalog(Layout(folder), demo, NAMES, [])
-    with ChatServer(lambda ask: by_picture(ask)._replace(wait=0.7)) as server:
+    with ChatServer(lambda ask: by_picture(ask)._replace(wait=1.5)) as server:
         write_params(killed, server.url, project)
         command = [sys.executable, "-m", "pipeline_steps", "caption"]
         environment = {**os.environ, "PYTHONPATH": str(project)}
