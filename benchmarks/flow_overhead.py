@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
+from servers import free_port  # noqa: E402
+
 from flows.graph import read_graph, share_cache  # noqa: E402
 from flows.serve import prefect_server, prepare_environment  # noqa: E402
 
@@ -30,13 +31,6 @@ from flows.pipeline import reproduce
 state = reproduce(parameters=json.loads(sys.argv[1]), return_state=True)
 assert state.is_completed() and "unchanged" in state.message and "ran" not in state.message, state.message
 """
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def seconds(command: list[str], clone: Path) -> float:

@@ -19,7 +19,6 @@ import multiprocessing
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from servers import free_port, mlflow_server
 
 from pipeline_steps.core.layout import Layout
 
@@ -188,7 +189,7 @@ def opened(store: str, place: Path) -> Iterator[str]:
         if store == "postgresql":
             yield database
         else:
-            with mlflow_server(database, place) as uri:
+            with mlflow_server(database, place, workers=2) as uri:
                 yield uri
 
 
@@ -220,44 +221,6 @@ def postgresql(cluster: Path) -> Iterator[str]:
         yield f"postgresql+psycopg2://race@127.0.0.1:{port}/mlflow"
     finally:
         subprocess.run([*user, str(folder / "pg_ctl"), "-D", str(cluster / "data"), "-m", "immediate", "stop"], **quiet)
-
-
-@contextlib.contextmanager
-def mlflow_server(database: str, place: Path) -> Iterator[str]:
-    """MLflow's server before the database, with two worker processes."""
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        database,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    command += ["--workers", "2", "--artifacts-destination", str(place / "artifacts")]
-    with (
-        (place / "server.log").open("wb") as log,
-        subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as process,
-    ):
-        try:
-            for _ in range(240):
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                    break
-                time.sleep(0.5)
-            time.sleep(2)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(process.pid, 15)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

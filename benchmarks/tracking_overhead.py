@@ -16,7 +16,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from servers import free_port, mlflow_server
 
 from pipeline_steps import tracking
 from pipeline_steps.core.config import StageConfig
@@ -112,45 +112,11 @@ def store(case: str) -> Iterator[dict[str, str]]:
     elif case.startswith("sqlite"):
         yield {}
     elif case == "dead port":
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        yield {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
+        yield {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
     else:
         well = os.environ.get("OVERHEAD_MLFLOW", "") if case.startswith(("well", "back")) else ""
         with fake_server(60.0 if case.startswith("hangs") else 0.0, well, 10.0 if case.startswith("back") else 0.0) as uri:
             yield {"MLFLOW_TRACKING_URI": uri}
-
-
-@contextlib.contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    """MLflow's own server on SQLite."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
-    command += [
-        "--artifacts-destination",
-        str(folder / "artifacts"),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    with (
-        (folder / "log").open("wb") as log,
-        subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as process,
-    ):
-        try:
-            for _ in range(240):
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                    break
-                time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(process.pid, 15)
 
 
 def scratch_project(root: Path, steps: int) -> None:
@@ -195,7 +161,8 @@ def training(repeats: int, steps: int, cases: list[str]) -> None:
         root = Path(scratch) / "project"
         scratch_project(root, steps)
         (Path(scratch) / "mlflow").mkdir()
-        os.environ["OVERHEAD_MLFLOW"] = stack.enter_context(mlflow_server(Path(scratch) / "mlflow"))
+        server = mlflow_server(f"sqlite:///{Path(scratch) / 'mlflow/server.db'}", Path(scratch) / "mlflow", workers=1)
+        os.environ["OVERHEAD_MLFLOW"] = stack.enter_context(server)
         train_once(root, {"SONIFY_TRACKING": "off"})  # fills the memo
         results: dict[str, list[dict[str, float]]] = {case: [] for case in cases}
         seconds = []

@@ -17,8 +17,16 @@ import torch
 
 from pipeline_steps.audio.log_mel import AstMel, ast_log_mel, in_threads
 from pipeline_steps.audio.resample import resample
-from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError
-from pipeline_steps.encoders.checkpoint import check_checkpoint, fetch_checkpoint, identity, load_weights
+from pipeline_steps.core.errors import ConfigError, IntegrityError
+from pipeline_steps.encoders.checkpoint import (
+    check_checkpoint,
+    choose_device,
+    choose_precision,
+    fetch_checkpoint,
+    identity,
+    load_weights,
+    locate,
+)
 from pipeline_steps.encoders.protocols import FloatArray
 
 STORED_RATE = 48_000
@@ -69,10 +77,8 @@ class AstTokens:
         root: Path = Path(),
     ) -> None:
         self.model, self.revision, self.key, self.root = model, revision, key, Path(root)
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ResourceError(f"{key}.device is cuda and no GPU is usable", "set it to auto or cpu, or check the driver")
-        self.precision = ("bfloat16" if self.device == "cuda" else "float32") if precision == "auto" else precision
+        self.device = choose_device(device, key)
+        self.precision = choose_precision(precision, self.device)
         self._folder: Path | None = None
         self._config: Any = None
         self._identity: dict[str, str] = {}
@@ -88,8 +94,7 @@ class AstTokens:
         if self._folder is None:
             from transformers import ASTConfig
 
-            place = self.root / self.model
-            model = str(place) if place.is_dir() else self.model
+            model = locate(self.model, self.root)
             folder = fetch_checkpoint(model, self.revision, self.key)
             kind = check_checkpoint(folder).get("model_type")
             if kind != MODEL_TYPE:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pipeline_steps.core.errors import ConfigError, IntegrityError, ServiceError
+from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError, ServiceError
 from pipeline_steps.core.identity import sha256_bytes, sha256_file
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -52,6 +52,33 @@ def fetch_checkpoint(model: str, revision: str, key: str) -> Path:
             "connect to the hub, or name a local folder with the same files",
             transient=True,
         ) from error
+
+
+def locate(model: str, root: Path) -> str:
+    """`model` as `fetch_checkpoint` takes it: the folder below `root` if there is one of that name, else what was given."""
+    place = root / model
+    return str(place) if place.is_dir() else model
+
+
+def choose_device(device: str, key: str) -> str:
+    """`cuda` or `cpu`; `auto` takes the GPU where there is one.
+
+    Raises:
+        ResourceError: a GPU is asked for and none is usable.
+    """
+    import torch
+
+    usable = torch.cuda.is_available()
+    if device == "auto":
+        return "cuda" if usable else "cpu"
+    if device == "cuda" and not usable:
+        raise ResourceError(f"{key}.device is cuda and no GPU is usable", "set it to auto or cpu, or check the driver")
+    return device
+
+
+def choose_precision(precision: str, device: str) -> str:
+    """`bfloat16` or `float32`; `auto` takes the first on a GPU."""
+    return ("bfloat16" if device == "cuda" else "float32") if precision == "auto" else precision
 
 
 def check_checkpoint(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,15 @@ import torch
 from pipeline_steps.audio.log_mel import ClapMel, clap_log_mel, fixed_windows, in_threads
 from pipeline_steps.audio.resample import resample
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError
-from pipeline_steps.encoders.checkpoint import check_checkpoint, fetch_checkpoint, identity, load_weights
+from pipeline_steps.encoders.checkpoint import (
+    check_checkpoint,
+    choose_device,
+    choose_precision,
+    fetch_checkpoint,
+    identity,
+    load_weights,
+    locate,
+)
 from pipeline_steps.encoders.protocols import FloatArray
 
 STORED_RATE = 48_000
@@ -98,14 +106,12 @@ class Clap:
     ) -> None:
         self.root = Path(root)
         self.model, self.revision, self.backend = model, revision, backend
-        self.device = ("cuda" if torch.cuda.is_available() and backend == "torch" else "cpu") if device == "auto" else device
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ResourceError(f"{KEY}.device is cuda and no GPU is usable", "set it to auto or cpu, or check the driver")
+        self.device = choose_device("cpu" if device == "auto" and backend != "torch" else device, KEY)
         if backend == "openvino" and self.device != "cpu":
             raise ConfigError(
                 f"{KEY}.backend openvino computes on the CPU", f"set {KEY}.device to cpu, or the backend to torch"
             )
-        self.precision = ("bfloat16" if self.device == "cuda" else "float32") if precision == "auto" else precision
+        self.precision = choose_precision(precision, self.device)
         self._folder: Path | None = None
         self._config: dict[str, Any] = {}
         self._identity: dict[str, str] = {}
@@ -121,8 +127,7 @@ class Clap:
             ConfigError: not a CLAP checkpoint.
         """
         if self._folder is None:
-            place = self.root / self.model
-            model = str(place) if place.is_dir() else self.model
+            model = locate(self.model, self.root)
             folder = fetch_checkpoint(model, self.revision, KEY)
             self._config = check_checkpoint(folder)
             if self._config.get("model_type") != "clap":

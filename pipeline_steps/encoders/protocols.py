@@ -59,7 +59,10 @@ class SoundCaptioner(Encoder, Protocol):
 class TextAudioEncoder(Encoder, Protocol):
     """Texts and sounds -> unit rows of one space."""
 
-    dimension: int
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector."""
+        ...
 
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
         """Unit rows [N, dimension]."""

@@ -19,7 +19,14 @@ from pipeline_steps.encoders.caption_prompt import (
     caption_prompt,
     parse_answer,
 )
-from pipeline_steps.encoders.checkpoint import check_checkpoint, fetch_checkpoint, identity, vision_families
+from pipeline_steps.encoders.checkpoint import (
+    check_checkpoint,
+    choose_device,
+    choose_precision,
+    fetch_checkpoint,
+    identity,
+    vision_families,
+)
 from pipeline_steps.encoders.protocols import Picture, SoundEvent
 from pipeline_steps.encoders.tagger import Caption, Rules
 from pipeline_steps.encoders.vlm_processor import load_processor
@@ -62,10 +69,8 @@ class Vlm:
         self.model, self.revision = model, revision
         self.rules, self.asking = rules or Rules(), asking or Asking()
         self.constrain = constrain
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ResourceError(f"{KEY}.device is cuda and no GPU is usable", "set it to auto or cpu, or check the driver")
-        self.precision = ("bfloat16" if self.device == "cuda" else "float32") if precision == "auto" else precision
+        self.device = choose_device(device, KEY)
+        self.precision = choose_precision(precision, self.device)
         self._folder: Path | None = None
         self._config: dict[str, Any] = {}
         self._identity: dict[str, str] = {}

@@ -62,20 +62,6 @@ def mmd_squared(
     return float(sums.values(ones_x, ones_y)[0])
 
 
-def mmd_estimate(
-    drawn: FloatArray,
-    real: FloatArray,
-    kernel: Kernel,
-    drawn_clusters: Sequence[str],
-    real_clusters: Sequence[str],
-    repeats: int,
-    seed: int,
-    scale: float = 1.0,
-) -> Estimate:
-    """`mmd_squared` times `scale`, with a bootstrap interval that draws clusters of both sides with replacement."""
-    return mmd_draws(drawn, real, kernel, drawn_clusters, real_clusters, repeats, seed, scale)[0]
-
-
 def mmd_draws(
     drawn: FloatArray,
     real: FloatArray,
@@ -86,7 +72,8 @@ def mmd_draws(
     seed: int,
     scale: float = 1.0,
 ) -> tuple[Estimate, FloatArray]:
-    """The estimate and its bootstrap draws [repeats]. Same clusters and seed, same resampling: two models' draws are pairs.
+    """`mmd_squared` times `scale`, with an interval, and its bootstrap draws [repeats], which take clusters of both sides with
+    replacement. Same clusters and seed, same resampling: two models' draws are pairs.
 
     A cluster drawn twice is never compared with its own copy (their kernel value is not that of two independent items),
     which keeps the bootstrap distribution centred on the estimate.

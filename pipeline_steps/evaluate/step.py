@@ -39,6 +39,7 @@ from pipeline_steps.core.memo import Memo
 from pipeline_steps.core.report import StageReport
 from pipeline_steps.core.tables import read_table
 from pipeline_steps.encoders.bridge import Bridge
+from pipeline_steps.encoders.protocols import TextAudioEncoder
 from pipeline_steps.evaluate.assess import Assessment, Known, assess, reference_pictures
 from pipeline_steps.evaluate.balance import Tables
 from pipeline_steps.evaluate.config import Config
@@ -263,31 +264,32 @@ def _label_vectors(
     if not isinstance(parameters, dict):
         log.warning("embeddings/meta.json names no parameters: the label-oracle row is left out")
         return None
+    encoder: TextAudioEncoder
     if meta.get("encoder") in ("clap", "laion"):
-        return _clap_label_vectors(layout, str(meta["encoder"]), parameters, labels, probe, expected)
+        if not parameters:
+            log.warning("the embeddings' checkpoint lies outside the project: the label-oracle row is left out")
+            return None
+        encoder, tolerance = _clap(layout, str(meta["encoder"]), parameters), 1e-2  # bfloat16 on another GPU rounds elsewhere
+    else:
+        encoder, tolerance = _bridge(layout, open_memo, parameters), 1e-3
+    if np.abs(encoder.encode_texts([probe])[0] - expected).max() > tolerance:
+        raise IntegrityError(f"{layout.embeddings} was made by another version of the encoder", "run: dvc repro --force embed")
+    return dict(zip(labels, encoder.encode_texts(labels), strict=True))
+
+
+def _bridge(layout: Layout, open_memo: OpenMemo, parameters: Row) -> Bridge:
     encoder = Bridge(layout.assets, **parameters).load()
     tags = MemoisedFeatures(open_memo("embed-tags", encoder.describe_tags()), 1)  # the embed stage keeps them there
     flat = tags.rows(["tags"], lambda _: encoder.tag_vectors().ravel())["tags"]
     encoder.adopt_tag_vectors(flat.astype(np.float32).reshape(-1, encoder.minilm.dimension))
-    if np.abs(encoder.encode_texts([probe])[0] - expected).max() > 1e-3:
-        raise IntegrityError(f"{layout.embeddings} was made by another version of the encoder", "run: dvc repro --force embed")
-    return dict(zip(labels, encoder.encode_texts(labels), strict=True))
+    return encoder
 
 
-def _clap_label_vectors(
-    layout: Layout, name: str, parameters: Row, labels: list[str], probe: str, expected: FloatArray
-) -> dict[str, FloatArray] | None:
-    """`_label_vectors` of the spaces `clap` and `laion`."""
+def _clap(layout: Layout, name: str, parameters: Row) -> TextAudioEncoder:
     from pipeline_steps.encoders.clap import Clap
     from pipeline_steps.encoders.laion import Laion
 
-    if not parameters:
-        log.warning("the embeddings' checkpoint lies outside the project: the label-oracle row is left out")
-        return None
-    encoder = (Laion if name == "laion" else Clap)(**parameters, root=layout.root).load()
-    if np.abs(encoder.encode_texts([probe])[0] - expected).max() > 1e-2:  # bfloat16 on another GPU rounds elsewhere
-        raise IntegrityError(f"{layout.embeddings} was made by another version of the encoder", "run: dvc repro --force embed")
-    return dict(zip(labels, encoder.encode_texts(labels), strict=True))
+    return (Laion if name == "laion" else Clap)(**parameters, root=layout.root).load()
 
 
 def _vectors(path: Path, meta: Row) -> FloatArray:

@@ -148,25 +148,26 @@ def _families(path: Path) -> list[str]:
     return sorted(str(name) for name in named) if isinstance(named, list) else []
 
 
+def git(layout: Layout, *arguments: str, timeout_s: float = GIT_TIMEOUT_S) -> str | None:
+    """Output of a git command in the project; None when it fails or git is not there."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments],  # noqa: S607 - git is found on PATH as everywhere else
+            cwd=layout.root,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
 def git_tags(layout: Layout) -> dict[str, str]:
     """Commit and cleanliness of the work tree; empty outside a repository or without git."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *arguments],  # noqa: S607 - git is found on PATH as everywhere else
-                cwd=layout.root,
-                capture_output=True,
-                text=True,
-                timeout=GIT_TIMEOUT_S,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
+    commit = (git(layout, "rev-parse", "HEAD") or "").strip()
     if not commit:
         return {}
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    changed = (git(layout, "status", "--porcelain", "--untracked-files=no") or "").strip()
     return {"git.commit": commit, "mlflow.source.git.commit": commit, "git.dirty": str(bool(changed)).lower()}

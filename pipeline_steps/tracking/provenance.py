@@ -6,6 +6,7 @@ outs. The lock is found by content instead: the work tree's, or that of the firs
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -16,11 +17,13 @@ from typing import Any
 
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
 from pipeline_steps.core.layout import Layout
+from pipeline_steps.tracking import lineage
 from pipeline_steps.tracking.lineage import hash_path, inputs_digest, lock_outs, parse_lock
 
 LOCK = "dvc.lock"
 CODE = "pipeline_steps/"
-GIT_TIMEOUT_S = 120
+git = functools.partial(lineage.git, timeout_s=120)
+"""History takes longer to read than the two questions that every tracked run asks."""
 MAX_COMMITS = 5000
 
 
@@ -58,22 +61,6 @@ class Step:
             "code": dict(self.code),
             "params_digest": inputs_digest({}, self.params),
         }
-
-
-def git(layout: Layout, *arguments: str) -> str | None:
-    """Output of a git command in the project; None when it fails or git is not there."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments],  # noqa: S607 - git is found on PATH as everywhere else
-            cwd=layout.root,
-            capture_output=True,
-            text=True,
-            timeout=GIT_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
 
 
 def locks(layout: Layout, holding: str = "") -> Iterator[Lock]:
