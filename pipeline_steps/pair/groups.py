@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline_steps.core.duplicates import UnionFind
 from pipeline_steps.core.seeding import generator
 
 Ints = npt.NDArray[np.int64]
@@ -103,14 +103,6 @@ def _bucket_pairs(code: npt.NDArray[np.int32], sketch: npt.NDArray[np.uint64], b
     return np.concatenate(left), np.concatenate(right)
 
 
-def _runs(code: npt.NDArray[np.integer]) -> Iterator[Ints]:
-    """Index lists of equal codes, those with two or more members."""
-    order = np.argsort(code, kind="stable")
-    for members in np.split(order, np.flatnonzero(np.diff(code[order])) + 1):
-        if len(members) > 1:
-            yield np.sort(members)
-
-
 def _within(unit: npt.NDArray[np.float32], members: Ints, cosine: float) -> Links:
     found: Links = []
     chosen = unit[members]
@@ -121,39 +113,14 @@ def _within(unit: npt.NDArray[np.float32], members: Ints, cosine: float) -> Link
     return found
 
 
-def near_hashes(hashes: Sequence[str], bits: int) -> Links:
-    """Pairs (i < j) of 64-bit perceptual hashes (16 hex digits) at most `bits` apart (Hamming).
-
-    Exact, and far below quadratic: of `bits` + 1 bands of the hash at least one is the same in both (pigeonhole), so only
-    hashes that share a band are compared.
-    """
-    codes = np.array([int(value, 16) for value in hashes], dtype=np.uint64)
-    edges = np.linspace(0, 64, bits + 2).astype(int)
-    found: set[tuple[int, int]] = set()
-    for low, high in pairwise(edges.tolist()):
-        band = (codes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
-        for members in _runs(band.astype(np.int64)):
-            for start in range(0, len(members), BLOCK):
-                distance = np.bitwise_count(codes[members[start : start + BLOCK], None] ^ codes[None, members[start:]])
-                first, second = np.nonzero(np.triu(distance <= bits, k=1))
-                found.update(zip(members[first + start].tolist(), members[second + start].tolist(), strict=True))
-    return sorted(found)
-
-
 def merge(labels: Sequence[str], links: Iterable[tuple[int, int]]) -> list[str]:
     """Join groups that are linked: items with one label, or linked, end in one group named by its smallest label.
 
     The name depends on the members alone, so an item that joins elsewhere renames nothing here.
     """
-    parent: dict[str, str] = {label: label for label in labels}
-
-    def root(label: str) -> str:
-        while parent[label] != label:
-            parent[label] = parent[parent[label]]
-            label = parent[label]
-        return label
-
+    names = sorted(set(labels))  # so that the smallest member of a set is its smallest label
+    place = {name: index for index, name in enumerate(names)}
+    sets = UnionFind(len(names))
     for first, second in links:
-        one, two = sorted((root(labels[first]), root(labels[second])))
-        parent[two] = one
-    return [root(label) for label in labels]
+        sets.union(place[labels[first]], place[labels[second]])
+    return [names[sets.find(place[label])] for label in labels]
