@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline
+from pipeline_steps.encoders.clip_vision import ClipVision
 from pipeline_steps.encoders.yamnet import SAMPLE_RATE
 
 FloatArray = npt.NDArray[np.float32]
@@ -30,6 +32,9 @@ class ModelSource:
         self.guidance_scale = pipeline.defaults.guidance_scale if guidance_scale is None else guidance_scale
         self.steps = pipeline.defaults.steps if steps is None else steps
         self.families = frozenset({pipeline.encoder.family} if pipeline.encoder is not None else ())
+        self.reads_text = bool(getattr(pipeline, "reads_text", False))
+        if self.reads_text:  # a Stable Diffusion learned to draw from CLIP's tokens: what CLIP likes is what it draws
+            self.families |= {ClipVision.family}
 
     def draw(self, sounds: Sequence[FloatArray], samples: int, seed: int) -> ByteArray:
         """RGB uint8 [M, samples, side, side, 3] from mono 48 kHz sounds."""
@@ -39,6 +44,11 @@ class ModelSource:
     def unconditional(self, count: int, seed: int) -> ByteArray:
         """RGB uint8 [count, side, side, 3] without a sound."""
         return self._pipeline.draw_unconditional(count, seed, self.steps)
+
+    def draw_texts(self, texts: Sequence[str], samples: int, seed: int) -> ByteArray:
+        """RGB uint8 [T, samples, side, side, 3] from texts alone, by a model whose backbone reads them."""
+        pipeline: Any = self._pipeline
+        return np.asarray(pipeline.draw_texts(list(texts), samples, seed, self.guidance_scale, self.steps))
 
 
 def open_source(folder: Path, guidance_scale: float | None, steps: int | None) -> ModelSource:
