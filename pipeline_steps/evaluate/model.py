@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +30,9 @@ class ModelSource:
         self.sample_rate_hz = SAMPLE_RATE
         self.guidance_scale = pipeline.defaults.guidance_scale if guidance_scale is None else guidance_scale
         self.steps = pipeline.defaults.steps if steps is None else steps
-        self.families = frozenset({pipeline.encoder.family} if pipeline.encoder is not None else ())
-        self.reads_text = bool(getattr(pipeline, "reads_text", False))
-        if self.reads_text:  # a Stable Diffusion learned to draw from CLIP's tokens: what CLIP likes is what it draws
-            self.families |= {ClipVision.family}
+        self.reads_text = pipeline.reads_text
+        # A Stable Diffusion learned to draw from CLIP's tokens: what CLIP likes is what it draws.
+        self.families = pipeline.families | ({ClipVision.family} if self.reads_text else set())
 
     def draw(self, sounds: Sequence[FloatArray], samples: int, seed: int) -> ByteArray:
         """RGB uint8 [M, samples, side, side, 3] from mono 48 kHz sounds."""
@@ -47,8 +45,7 @@ class ModelSource:
 
     def draw_texts(self, texts: Sequence[str], samples: int, seed: int) -> ByteArray:
         """RGB uint8 [T, samples, side, side, 3] from texts alone, by a model whose backbone reads them."""
-        pipeline: Any = self._pipeline
-        return np.asarray(pipeline.draw_texts(list(texts), samples, seed, self.guidance_scale, self.steps))
+        return self._pipeline.draw_texts(list(texts), samples, seed, self.guidance_scale, self.steps)
 
 
 def open_source(folder: Path, guidance_scale: float | None, steps: int | None) -> ModelSource:

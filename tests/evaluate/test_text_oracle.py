@@ -9,15 +9,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from colour_world import CLASSES, CONFIG, Elsewhere, Painter, Reader, World
 
+from pipeline_steps.diffusion.adapter import AudioAdapter
+from pipeline_steps.diffusion.adapter_storage import save_adapter
+from pipeline_steps.diffusion.backbone import Backbone
+from pipeline_steps.diffusion.grids import AstGrids
+from pipeline_steps.diffusion.resampler import TokenResampler
+from pipeline_steps.encoders.ast_tokens import AstTokens
 from pipeline_steps.evaluate.agreement import Item, Looks, Sound, item_rates
 from pipeline_steps.evaluate.config import Config
 from pipeline_steps.evaluate.items import Agenda, item_texts
+from pipeline_steps.evaluate.model import open_source
 from pipeline_steps.evaluate.step import make
 from pipeline_steps.tracking.tracker import NullTracker
 
-sys.path.append(str(Path(__file__).parents[1] / "encoders"))
+sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("encoders", "diffusion"))
+from tiny_ast import ast_checkpoint
+from tiny_stable_diffusion import stable_diffusion
 from tiny_towers import dinov2_checkpoint
 
 JUDGED = {"picture_judges": ["dinov2"], "checkpoints": {"dinov2": {"model": "models/dinov2"}}, "sensitivity_sounds": 0}
@@ -65,6 +75,31 @@ def test_a_source_that_reads_text_gets_the_row(world: World, tmp_path: Path) -> 
     without = json.loads((deaf_to_text / "evaluation.json").read_text())
     assert without["test"]["rows"]["model"] == evaluation["test"]["rows"]["model"]
     assert without["test"]["rows"]["text_oracle"]["applicable"] is False
+
+
+@pytest.fixture(scope="module")
+def exported_adapter(world: World, assets: Path) -> Path:
+    """A tiny Stable Diffusion with random weights and an untrained adapter, as the stage `train` exports it."""
+    root = world.layout.root
+    ast_checkpoint(root / "models/ast")
+    torch.manual_seed(0)
+    backbone = Backbone(str(stable_diffusion(root / "models/diffusion"))).load()
+    adapter = AudioAdapter(backbone, TokenResampler(24, 12, count=2, width=24, inner=16, depth=1, heads=2), "")
+    defaults = {"steps": 2, "guidance_scale": 2.0, "max_seconds": 1.0, "picture_size": 64}
+    encoder = AstGrids(AstTokens(str(root / "models/ast")))
+    save_adapter(root / "models/adapter", adapter, backbone.scheduler("dpm++"), encoder, defaults, assets)  # type: ignore[arg-type]
+    return root / "models/adapter"
+
+
+def test_a_backbone_that_reads_is_its_own_text_oracle(world: World, exported_adapter: Path, tmp_path: Path) -> None:
+    source = open_source(exported_adapter, None, None)
+    assert source.reads_text
+    assert source.families == {"ast", "clip"}  # its text encoder bars the judge of that family
+    make(SETTINGS, Elsewhere(world.layout.root, tmp_path), source, NullTracker())
+    row = json.loads((tmp_path / "evaluation.json").read_text())["test"]["rows"]["text_oracle"]
+    assert 0 <= row["win_rate_dinov2"]["value"] <= 1
+    assert row["win_rate_dinov2"]["n"] == 6
+    assert row["kid_dinov2"]["n"] == 6
 
 
 def item(name: str, image: str, sound: int) -> Item:
