@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,14 @@ FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def fetch_checkpoint(model: str, revision: str, key: str) -> Path:
+def fetch_checkpoint(model: str, revision: str, key: str, files: Sequence[str] = FILES) -> Path:
     """Folder of a checkpoint: `model` itself if it is one, else the hub's snapshot of that commit (kept in the hub's cache).
 
     Args:
         model: local folder or hub id.
         revision: commit of a hub id, 40 hex digits: a branch could change under the memo.
         key: of params.yaml, for messages.
+        files: patterns of what is fetched.
 
     Raises:
         ConfigError: the revision is no commit, or the hub knows no such model.
@@ -41,7 +44,7 @@ def fetch_checkpoint(model: str, revision: str, key: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise ConfigError(
             f"{key}.model: the hub has no {model} at {revision}", "check both; a gated model needs HF_TOKEN"
@@ -81,11 +84,11 @@ def choose_precision(precision: str, device: str) -> str:
     return ("bfloat16" if device == "cuda" else "float32") if precision == "auto" else precision
 
 
-def check_checkpoint(folder: Path) -> dict[str, Any]:
-    """Refuse a folder that wants to run code or has no safetensors; returns its `config.json`.
+def check_json(folder: Path) -> None:
+    """Refuse a folder whose JSON files ask for code of the checkpoint to be run.
 
     Raises:
-        IntegrityError: `auto_map` or `trust_remote_code` anywhere in a JSON file, no safetensors, or an unreadable file.
+        IntegrityError: `auto_map` or `trust_remote_code` anywhere in a JSON file, or an unreadable file.
     """
     for path in sorted(folder.glob("*.json")):
         if path.name in {"tokenizer.json", "vocab.json"}:  # vocabularies: any word may be a key there
@@ -100,6 +103,15 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
                 f"{path}: {key} asks for code of the checkpoint to be run; nothing was imported",
                 "choose a checkpoint of an architecture that transformers itself knows",
             )
+
+
+def check_checkpoint(folder: Path) -> dict[str, Any]:
+    """Refuse a folder that wants to run code or has no safetensors; returns its `config.json`.
+
+    Raises:
+        IntegrityError: as `check_json`, or no safetensors, or no usable `config.json`.
+    """
+    check_json(folder)
     if not (folder / "config.json").is_file():
         raise IntegrityError(f"{folder}: config.json is missing", "name the folder that save_pretrained wrote")
     if not any(folder.glob("*.safetensors")):
@@ -126,13 +138,14 @@ def _code_key(value: Any) -> str:
     return ""
 
 
-def folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path, files: Sequence[str] = FILES) -> str:
     """sha256 over names and contents of the files that can shape an output; the folder's place does not matter."""
-    paths = sorted({path for pattern in FILES for path in folder.glob(pattern) if path.is_file()})
-    return sha256_bytes(json.dumps([[path.name, sha256_file(path)] for path in paths]).encode("utf-8"))
+    paths = sorted({path for pattern in files for path in folder.glob(pattern) if path.is_file()})
+    named = [[path.relative_to(folder).as_posix(), sha256_file(path)] for path in paths]
+    return sha256_bytes(json.dumps(named).encode("utf-8"))
 
 
-def identity(model: str, revision: str, folder: Path, key: str) -> dict[str, str]:
+def identity(model: str, revision: str, folder: Path, key: str, files: Sequence[str] = FILES) -> dict[str, str]:
     """What a fingerprint says of a checkpoint: hub id and commit, or the digest of a folder wherever it lies.
 
     Raises:
@@ -140,7 +153,7 @@ def identity(model: str, revision: str, folder: Path, key: str) -> dict[str, str
     """
     if not Path(model).is_dir():
         return {"model": model, "revision": revision}
-    digest = folder_digest(folder)
+    digest = folder_digest(folder, files)
     if revision and revision != digest:
         raise IntegrityError(
             f"{key}.revision: the files of {model} have the sha256 {digest}, pinned is {revision}",
@@ -157,6 +170,9 @@ def load_weights(kind: Any, folder: Path, key: str, dtype: Any) -> Any:
     """
     from safetensors import SafetensorError
 
+    quiet = logging.getLogger("transformers")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)  # it lists every weight of a part that is not asked for; what is missing is an error below
     try:
         model, info = kind.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -164,6 +180,8 @@ def load_weights(kind: Any, folder: Path, key: str, dtype: Any) -> Any:
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = f"{key}.model: the weights cannot be loaded: {' '.join(str(error).split())[:300]}"
         raise IntegrityError(reason, "fetch the checkpoint again") from error
+    finally:
+        quiet.setLevel(level)
     # Whole numbers (positions, indices) follow from the architecture: transformers computes those that a file leaves out.
     constants = {name for name, buffer in model.named_buffers() if not buffer.is_floating_point()}
     absent = sorted([*(set(info["missing_keys"]) - constants), *(str(name) for name in info["mismatched_keys"])])
@@ -175,9 +193,14 @@ def load_weights(kind: Any, folder: Path, key: str, dtype: Any) -> Any:
 
 
 def vision_families(config: dict[str, Any]) -> tuple[str, ...]:
-    """Families of a checkpoint's parts, so that evaluation can refuse judges of them: the model's and its vision tower's."""
+    """Families of a checkpoint's parts, so that evaluation can refuse judges of them: the model's and its vision tower's.
+
+    The tower's is read off the configuration; models whose configuration hides that their tower began as a published CLIP or
+    SigLIP are listed by name (BLIP-2 and InstructBLIP: EVA-CLIP, Qwen2-VL: the CLIP of Data Filtering Networks).
+    """
     towers = {"clip_vision_model": "clip", "siglip_vision_model": "siglip", "siglip2_vision_model": "siglip"}
     heirs = {"smolvlm": "siglip", "idefics3": "siglip", "idefics2": "siglip", "paligemma": "siglip", "gemma3": "siglip"}
+    heirs |= dict.fromkeys(("blip-2", "instructblip", "idefics", "kosmos-2", "qwen2_vl"), "clip")
     kind = str(config.get("model_type") or "unknown")
     vision = config.get("vision_config") or {}
     tower = str(vision.get("model_type") or "") if isinstance(vision, dict) else ""

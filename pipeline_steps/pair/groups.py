@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from pipeline_steps.core.duplicates import UnionFind
 from pipeline_steps.core.seeding import generator
+from pipeline_steps.core.vectors import unit_rows
 
 Ints = npt.NDArray[np.int64]
 Links = list[tuple[int, int]]
@@ -33,9 +34,7 @@ def near_duplicates(rows: npt.NDArray[np.float32], cosine: float) -> Links:
     """
     if len(rows) > EXACT_ROWS:
         return _by_hyperplanes(rows, cosine)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
-    return _within(unit, np.arange(len(unit)), cosine)
+    return _within(unit_rows(rows, np.float32), np.arange(len(rows)), cosine)
 
 
 def _by_hyperplanes(rows: npt.NDArray[np.float32], cosine: float) -> Links:
@@ -66,7 +65,7 @@ def _hash(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int32], npt.NDA
     planes = random.standard_normal((rows.shape[1], TABLES * per_table + 64)).astype(np.float32)
     mean = np.zeros(rows.shape[1])
     for start in range(0, len(rows), HASH_BLOCK):
-        mean += _unit(rows[start : start + HASH_BLOCK]).sum(axis=0, dtype=np.float64)
+        mean += unit_rows(rows[start : start + HASH_BLOCK], np.float32).sum(axis=0, dtype=np.float64)
     # Vectors of one modality share a large mean; without it the planes cut where the data is.
     mean /= len(rows)
     codes = np.empty((TABLES, len(rows)), np.int32)
@@ -74,15 +73,10 @@ def _hash(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int32], npt.NDA
     weights = (1 << np.arange(per_table)).astype(np.int32)
     for start in range(0, len(rows), HASH_BLOCK):
         part = slice(start, start + HASH_BLOCK)
-        signs = (_unit(rows[part]) - mean.astype(np.float32)) @ planes > 0
+        signs = (unit_rows(rows[part], np.float32) - mean.astype(np.float32)) @ planes > 0
         codes[:, part] = (signs[:, :-64].reshape(len(signs), TABLES, per_table) @ weights).T
         sketch[part] = np.packbits(signs[:, -64:], axis=1).view(np.uint64)[:, 0]
     return codes, sketch
-
-
-def _unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0))
 
 
 def _bucket_pairs(code: npt.NDArray[np.int32], sketch: npt.NDArray[np.uint64], bits: int) -> tuple[Ints, Ints]:
