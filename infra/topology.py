@@ -46,7 +46,7 @@ class Program:
     environment: dict[str, str]
     health: str
     user: str = ""
-    patience_s: float = 300.0
+    patience_s: float = 600.0
     stop: str = "TERM"
 
 

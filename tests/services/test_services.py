@@ -22,7 +22,7 @@ from tests.services import doors, pages
 from tests.services.clients import Mlflow, Prefect, wait_for
 from tests.services.small_project import call
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(2700)]
 WHOLE = os.environ.get("SERVICES_TEST") == "whole"
 """`make services-test` drives everything, in some ten minutes; `make services-check`, a part of CI, what a calm day holds."""
 
@@ -31,6 +31,7 @@ def test_a_day_with_the_services(place: Place, services_folder: Path) -> None:
     """One test, because each part goes on where the one before ended; the order is that of a day."""
     prefect, mlflow = Prefect(place), Mlflow(place)
     doors_are_shut(place)
+    pages_are_served(place)
     one_run_at_a_time_is_what_was_deployed(prefect, place)
     scheduled_run_fires_and_finishes(prefect, mlflow, place)
     doors.artifact_is_handed_out_by_mlflow_alone(place, model_file(mlflow))
@@ -52,6 +53,17 @@ def doors_are_shut(place: Place) -> None:
     doors.stores_want_passwords(place)
     doors.reports_are_all_that_the_demo_page_shows(place)
     doors.nothing_listens_beyond_this_machine(place)
+
+
+def pages_are_served(place: Place) -> None:
+    """Prefect answers its API even when it could not prepare its pages."""
+    login = httpx.get(f"{place.prefect_api.removesuffix('/api')}/login", follow_redirects=True)
+    assert login.status_code == 200
+    assert "<title>Prefect" in login.text
+    front = httpx.get(place.mlflow, auth=Mlflow(place).http.auth)
+    assert front.status_code == 200
+    assert "<title>MLflow" in front.text
+    assert (place.folder / "prefect-server/ui").is_dir(), "beside the data, not in the installed package"
 
 
 def one_run_at_a_time_is_what_was_deployed(prefect: Prefect, place: Place) -> None:
