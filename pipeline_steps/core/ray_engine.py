@@ -112,6 +112,8 @@ def stream(work: Work, ids: Sequence[str], batch_size: int, settings: Ray) -> It
         StageError: what stopped the work inside an actor.
     """
     with _cluster(settings) as ray:
+        from ray.data import exceptions as halted
+
         _quiet(ray, settings)
         tables = [pa.table({"id": pa.array(ids[at : at + batch_size], pa.string())}) for at in range(0, len(ids), batch_size)]
         most = min(settings.max_actors, len(tables))
@@ -133,7 +135,7 @@ def stream(work: Work, ids: Sequence[str], batch_size: int, settings: Ray) -> It
                     if error:
                         raise _raised(error)
                     yield key, (code, reason) if code else None
-        except ray.exceptions.RayError as error:
+        except (ray.exceptions.RayError, halted.ExecutionTimeoutError, halted.SystemException) as error:
             reason = " ".join(str(error).split())[:500]
             raise ServiceError(
                 f"Ray came to a halt: {type(error).__name__}: {reason}",

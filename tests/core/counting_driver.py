@@ -1,4 +1,4 @@
-"""A driver of `engine: ray` whose work is to count: `python counting_driver.py FOLDER ADDRESS ITEMS BATCH ACTORS`.
+"""A driver of `engine: ray` whose work is to count: `python counting_driver.py FOLDER ADDRESS ITEMS BATCH ACTORS CPUS`.
 
 Each item leaves a file named by item, process and attempt when it is begun; its row says what it is. Being `__main__`, the
 class travels to the actors by value.
@@ -49,11 +49,13 @@ class Counting:
             yield key, ("BAD", f"{key} is the bad one") if key == "item7" else {"value": text_id(key)}
 
 
-def main(folder: str, address: str, items: int, batch: int, actors: int) -> None:
+def main(folder: str, address: str, items: int, batch: int, actors: int, cpus: int) -> None:
     work = Counting(Path(folder), actors)
     ids = [f"item{number}" for number in range(items)]
     known = work.memo.load(ids)
-    settings = Ray(address=address, min_actors=actors, max_actors=actors, patience_seconds=60)
+    settings = Ray(
+        address=address, min_actors=actors, max_actors=actors, cpus_per_actor=cpus, patience_seconds=60 if cpus == 1 else 5
+    )
     try:
         done = finish(work, [key for key in ids if key not in known], batch, "ray", settings)
     except StageError as error:
@@ -66,4 +68,4 @@ def main(folder: str, address: str, items: int, batch: int, actors: int) -> None
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], *(int(argument) for argument in sys.argv[3:6]))
+    main(sys.argv[1], sys.argv[2], *(int(argument) for argument in sys.argv[3:7]))

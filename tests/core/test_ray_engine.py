@@ -37,8 +37,8 @@ def begun(folder: Path) -> list[tuple[str, int]]:
     return [(name[0], int(name[1])) for name in names]
 
 
-def start(cluster: Cluster, folder: Path) -> Any:
-    return driver([DRIVER, str(folder), cluster.address, str(ITEMS), str(BATCH), str(ACTORS)], folder)
+def start(cluster: Cluster, folder: Path, cpus: int = 1) -> Any:
+    return driver([DRIVER, str(folder), cluster.address, str(ITEMS), str(BATCH), str(ACTORS), str(cpus)], folder)
 
 
 def check(folder: Path, answer: str, killed: int) -> None:
@@ -80,6 +80,12 @@ def test_a_killed_driver_loses_nothing_that_was_finished(cluster: Cluster, tmp_p
     assert result["known"] >= before - ACTORS * BATCH - 1
     assert (result["known"] + result["remembered"], result["right"]) == (ITEMS - 1, ITEMS - 1)
     assert len(begun(tmp_path)) - ITEMS <= ACTORS * BATCH + 1, "the bad one is tried again, and what was in hand"
+
+
+def test_a_cluster_without_room_is_not_waited_for_for_ever(cluster: Cluster, tmp_path: Path) -> None:
+    error = json.loads(finished(start(cluster, tmp_path, cpus=64)).splitlines()[-1])["error"]
+    assert (error["kind"], error["exit_code"], error["transient"]) == ("service", 5, True)
+    assert "patience_seconds" in error["action"]
 
 
 def test_a_node_killed_in_mid_run_costs_its_batch(cluster: Cluster, tmp_path: Path) -> None:
