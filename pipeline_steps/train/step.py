@@ -7,17 +7,20 @@ import logging
 import math
 import shutil
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from filelock import FileLock
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from pipeline_steps import tracking
+from pipeline_steps.audio.mixing import mix_tracks
+from pipeline_steps.audio.reverberation import ROOMS_VERSION, room_impulses
 from pipeline_steps.core.atomic import write_bytes, write_json, write_text
 from pipeline_steps.core.contracts import PAIRS
 from pipeline_steps.core.errors import ConfigError, DataError, ResourceError
@@ -45,13 +48,17 @@ from pipeline_steps.diffusion.storage import (
     save_model,
     save_weights,
 )
-from pipeline_steps.encoders.yamnet import YamNet
-from pipeline_steps.train.augment import AUGMENT_VERSION, mix_tracks, sound_view
-from pipeline_steps.train.batches import Batch, BatchStream, PairedData, token_variants, validation_batch
+from pipeline_steps.encoders.yamnet import SAMPLE_RATE, YamNet
+from pipeline_steps.train.augment import AUGMENT_VERSION, ROOMS, sound_view
+from pipeline_steps.train.batches import BatchStream, PairedData, token_variants, validation_batch
 from pipeline_steps.train.callbacks import AveragedWeights, Metrics, Progress, Samples, Tracker
 from pipeline_steps.train.codec_training import new_codec, train_codec
+from pipeline_steps.train.compiling import Compilation
 from pipeline_steps.train.config import Config
+from pipeline_steps.train.hardware import Hardware, agree, end_children, plan, prepare
+from pipeline_steps.train.loading import Ahead, Waiting
 from pipeline_steps.train.module import BUCKETS, DiffusionTraining, NotFiniteError, fit_prior, new_conditioner, new_denoiser
+from pipeline_steps.train.sharding import cut, gather
 from pipeline_steps.train.sounds import (
     FEATURES_SCHEMA,
     Tracks,
@@ -84,7 +91,7 @@ def run(config: Config, layout: Layout) -> StageReport:
         IntegrityError: a checkpoint of another run or not a plain checkpoint.
     """
     report = StageReport("train")
-    accelerator, precision = choose_device(config)
+    hardware = plan(config, *choose_device(config))
     if config.threads:
         torch.set_num_threads(config.threads)
     rows = read_table(layout.pairs / "pairs.parquet", PAIRS).to_pylist()
@@ -95,7 +102,11 @@ def run(config: Config, layout: Layout) -> StageReport:
     report.n_in = report.n_ok = len(used)
     digest = run_digest(config, layout)
     folder = layout.runs / "train" / digest
-    with tracking.run("train", layout, config, inputs=[layout.pairs, layout.media], resume_key=digest) as tracker:
+    tracked = tracking.run("train", layout, config, inputs=[layout.pairs, layout.media], resume_key=digest)
+    turn = FileLock(folder / "prepare.lock")  # several processes: the first computes, the others find it remembered
+    if hardware.processes > 1:
+        turn.acquire()
+    with tracked if hardware.first else nullcontext(tracking.NullTracker()) as tracker:
         encoder = YamNet(layout.assets).load()
         media = MediaReader(layout.media)
         views = _heard(config, layout, encoder, media, used, report)
@@ -106,10 +117,13 @@ def run(config: Config, layout: Layout) -> StageReport:
         data = {split: _paired(by_split[split], media, views, conditioner, config.picture_size) for split in SPLITS}
         codec = _codec(config, folder, data["train"].pictures)
         codec_psnr = {split: _codec_psnr(codec, data[split].pictures) for split in SPLITS}
+        turn.release()
         denoiser = new_denoiser(config, conditioner)
         fit_prior(denoiser.prior, codec, data["train"].pictures, config.picture, config.seed)
         module = DiffusionTraining(config, denoiser, digest)
-        _fit(config, layout, folder, module, codec, data, tracker, accelerator, precision)
+        _fit(config, layout, folder, module, codec, data, tracker, hardware)
+        if not hardware.first:
+            raise SystemExit(0)  # process 0 exports and reports
         _export(config, layout, folder, module, codec)
         report.metrics |= _metrics(module, codec_psnr, data)
         final = {f"train/final/{name}": value for name, value in report.metrics.items()}
@@ -167,10 +181,12 @@ def _heard(
             "features": FEATURES_VERSION,
             "augment": AUGMENT_VERSION,
             "seed": config.seed,
-            "sound": part.model_dump(mode="json", exclude={"views"}),
+            "sound": part.identity(),
+            **({"rooms": ROOMS_VERSION} if part.reverb_share else {}),
         }
     )
     memo = Memo(str(layout.memo), "train", mark, FEATURES_SCHEMA)
+    rooms = room_impulses(ROOMS, SAMPLE_RATE, config.seed) if part.reverb_share else []
     waveforms: dict[Tracks, Any] = {}
 
     def waveform(tracks: Tracks) -> Any:
@@ -194,7 +210,7 @@ def _heard(
         samples = waveform(tracks)
         if view:
             rng = generator(config.seed, "view", key)
-            samples = sound_view(samples, waveform(other) if other else None, part, rng)
+            samples = sound_view(samples, waveform(other) if other else None, part, rng, rooms)
         features = sound_features(encoder, samples)
         fresh[key] = known[key] = features_row(features)
         if len(fresh) >= 256:
@@ -256,8 +272,7 @@ def _fit(
     codec: Codec,
     data: dict[str, PairedData],
     tracker: Tracker,
-    accelerator: str,
-    precision: str,
+    hardware: Hardware,
 ) -> None:
     """Train from the start or from the run's last checkpoint; afterwards the module holds the averaged weights."""
     part = config.optimiser
@@ -271,10 +286,14 @@ def _fit(
         if int(checkpoint.get("global_step", 0)) >= part.max_steps:  # killed between the last step and the export
             module.load_state_dict(checkpoint["state_dict"])
             return
-        print(f"train: going on from step {checkpoint.get('global_step')} of {part.max_steps}", flush=True)
+        if hardware.first:
+            print(f"train: going on from step {checkpoint.get('global_step')} of {part.max_steps}", flush=True)
     torch.manual_seed(config.seed)
     averages = AveragedWeights(part.ema_decay)
-    stream = BatchStream(data["train"], codec, config, first)
+    stream = BatchStream(data["train"], codec, config, first, hardware.share)
+    prepare(module.unet, config, hardware)
+    if hardware.strategy == "fsdp":
+        module.mesh_blocks = cut
     shown = data["val"] if len(data["val"]) else data["train"]
     scheduler = new_scheduler(config.drawing.shift)
     pipeline = Audio2ImagePipeline(module.denoiser, codec, scheduler, None, _defaults(config))
@@ -290,16 +309,20 @@ def _fit(
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hardware report and tips
     held_out = validation_batch(data["val"], codec, config.seed)
+    device = hardware.device
+    loader = Waiting(Ahead(stream, config.speed.ahead, device) if device.type == "cuda" else stream, device)
     trainer = pl.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        precision=precision,
+        **hardware.trainer_arguments(),
         max_steps=part.max_steps,
         max_epochs=-1,
         callbacks=[
             averages,
+            LambdaCallback(on_fit_start=lambda trainer, _: agree(trainer, hardware, f"run {module.digest} from step {first}")),
+            Compilation(
+                config.speed.compile, lambda: stream.batch(part.compose.steps), part.refine.steps * config.speed.accumulate
+            ),
             Samples(config.sample_every, averages, draw, keep, held_out, tracker),
-            Metrics(LOG_EVERY, tracker),
+            Metrics(LOG_EVERY, tracker, loader.waited),
             Progress(),
             ModelCheckpoint(
                 dirpath=folder,
@@ -318,7 +341,6 @@ def _fit(
         default_root_dir=folder,
     )
     module.train()  # the pipeline that draws samples had put its parts into evaluation mode
-    loader: DataLoader[Batch] = DataLoader(stream, batch_size=None, num_workers=0)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -330,7 +352,12 @@ def _fit(
         error.details["last_good_checkpoint"] = f"{CHECKPOINT}.ckpt" if last.is_file() else "none"
         write_json(folder / DIAGNOSIS, {"reason": error.reason, **error.details})
         raise NotFiniteError(f"{error.reason}; diagnosis: {folder / DIAGNOSIS}", error.action, details=error.details) from error
+    except BaseException:
+        end_children(trainer)
+        raise
     trainer.save_checkpoint(last, weights_only=True)
+    if hardware.strategy == "fsdp":
+        gather(module)
     module.to("cpu")
 
 
@@ -411,4 +438,4 @@ def _metrics(module: DiffusionTraining, codec_psnr: dict[str, float | None], dat
         "pairs_val": len(data["val"]),
         "sounds_train": len(data["train"].tokens),
     }
-    return {key: value for key, value in values.items() if value is not None}
+    return {key: value for key, value in values.items() if value is not None} | module.speed
