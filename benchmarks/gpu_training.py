@@ -4,19 +4,20 @@ Usage: python benchmarks/gpu_training.py [--models scratch,sd15] [--steps 20] [-
 
 Two models with random weights (speed does not depend on them):
 
-- scratch: the denoiser that `train` makes from params.yaml, at --scratch-widths and --scratch-size (the demo's are too small to
-  say anything of a GPU);
-- sd15: Stable Diffusion 1.5's U-Net (860 M weights) and autoencoder, 512 px; IP-Adapter key/value projections for 32 audio
-  tokens learn, the rest is frozen.
+- scratch: recipe `scratch` from params.yaml, at --scratch-widths and --scratch-size (the demo's say nothing of
+  a GPU), in its second phase: U-Net and conditioner learn;
+- sd15: recipe `adapter` on Stable Diffusion 1.5's U-Net (860 M weights) and autoencoder, 512 px: the resampler of AST tokens
+  and IP-Adapter's keys and values for 32 audio tokens learn, the rest is frozen.
 
 Sides: `plain` is the loop of diffusers' examples: fp32, AdamW as it comes, pictures encoded in every step, data made in
 the same thread, no fusion, no compile. `ours` is what `train` does on a GPU: bf16 autocast, latents made once, channels-last,
 SDPA, fused AdamW, `train.compiling`'s rule for torch.compile, batches prepared ahead and copied beside the work; `ours, eager`
-leaves the compiler out. Rounds are interleaved; images/s is that of the best round, beside the median.
+leaves the compiler out. Both train the same modules of the product. Rounds are interleaved; images/s is that of the best round,
+beside the median.
 
 MFU: floating-point operations of one forward and backward pass, counted by torch's FlopCounterMode on that very model (multiply
 and add are two; frozen weights' gradients are not computed and not counted; encoding pictures is not counted), times steps/s,
-over the card's published dense bf16 peak. Peak memory is what was allocated, the optimiser states of the other sides taken off.
+over the card's published dense bf16 peak. Peak memory is what the side itself holds and takes: weights, optimiser, activations.
 Waiting: share of the time in which the device had no work because of data (`train.loading`).
 On a machine with no GPU the models are narrow, the numbers test the script and say nothing of a GPU; the output says so.
 """
@@ -36,20 +37,25 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
+import diffusers
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline_steps.core.config import load_params
+from pipeline_steps.train.batches import Batch
 from pipeline_steps.train.compiling import SHORTEST_S, pays
-from pipeline_steps.train.loading import Ahead, Waiting
+from pipeline_steps.train.config import Config
+from pipeline_steps.train.loading import Ahead, Waiting, each_tensor
+from pipeline_steps.train.module import DiffusionTraining
 
 PEAK_TFLOPS = {
     "B200": 2250.0,
@@ -85,170 +91,148 @@ def peak_tflops(name: str) -> float | None:
 
 @dataclass
 class Task:
-    """A model to be trained.
+    """A model to be trained, as the product has it.
 
     Attributes:
-        module: all its weights, those that learn asking for gradients.
-        loss: of latents, other tensors by name and the module.
+        training: the product's module; its `losses` are what is learned.
         encode: pictures -> latents, the frozen encoder's work.
-        pictures, inputs: one batch on the CPU.
-        convolutional: the part that is laid out channels-last and compiled.
+        pictures: one batch [N, 3, H, W] on the CPU.
+        batch: the rest of it; its latents are replaced.
+        frozen: what lies on the device beside the module.
     """
 
-    name: str
-    module: nn.Module
-    loss: Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
+    training: DiffusionTraining
     encode: Callable[[torch.Tensor], torch.Tensor]
     pictures: torch.Tensor
-    inputs: dict[str, torch.Tensor]
-    convolutional: nn.Module
-    encoder: nn.Module
+    batch: Batch
+    frozen: list[nn.Module]
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Mean over a batch that lies on the device."""
+        return self.training.losses(batch).mean()
 
 
-def scratch(arguments: argparse.Namespace, device: torch.device) -> Task:
-    """The product's own denoiser, both parts at work."""
-    from pipeline_steps.core.config import load_params
+def scratch(arguments: argparse.Namespace, device: torch.device, _dtype: torch.dtype) -> Task:
+    """Recipe `scratch`: U-Net and conditioner learn, composer and prior are done."""
     from pipeline_steps.diffusion.codec import PatchCodec
     from pipeline_steps.diffusion.conditioning import SoundTokens
-    from pipeline_steps.diffusion.flow import at_time, velocity
-    from pipeline_steps.train.config import Config
     from pipeline_steps.train.module import new_conditioner, new_denoiser
 
     section = load_params(arguments.root / "params.yaml")["train"]
     section["picture_size"] = arguments.scratch_size
     section["unet"] = {**section["unet"], "widths": arguments.scratch_widths}
-    config = Config.model_validate(section)
-    conditioner = new_conditioner(config)
-    denoiser = new_denoiser(config, conditioner).to(device)
-    codec = PatchCodec(config.codec.channels, config.codec.whitening, config.codec.width)
+    config = Config.model_validate({**section, "recipe": "scratch"})
     draws = torch.Generator().manual_seed(0)
     count, size = arguments.scratch_batch, config.picture_size
     pictures = torch.rand(count, 3, size, size, generator=draws) * 2 - 1
+    codec = PatchCodec(config.codec.channels, config.codec.whitening, config.codec.width)
     codec.fit(pictures)
-    codec = codec.to(device).requires_grad_(False).eval()
-    denoiser.prior.fit(codec.encode(pictures.to(device)).cpu())
-    denoiser = denoiser.to(device)
+    codec.requires_grad_(False).eval()
+    conditioner = new_conditioner(config)
+    denoiser = new_denoiser(config, conditioner)
+    with torch.no_grad():
+        denoiser.prior.fit(codec.encode(pictures))
+    training = DiffusionTraining(config, denoiser, "benchmark").to(device)
+    training.prepare(config.optimiser.compose.steps)
+    denoiser.composer.requires_grad_(False)
     part = config.conditioner
-    side = size // 8
-    inputs = {
-        "frames": torch.randn(count, part.frames, part.frame_components, generator=draws),
-        "summary": torch.randn(count, conditioner.summary_width, generator=draws),
-        "noise": torch.randn(count, config.codec.channels, side, side, generator=draws),
-        "times": torch.rand(count, generator=draws),
-        "heard": torch.rand(count, generator=draws) > 0.15,
-    }
-    denoiser.refining = True
-    denoiser.composer.requires_grad_(False)  # in this phase the composer is done
-
-    def loss(latents: torch.Tensor, given: dict[str, torch.Tensor]) -> torch.Tensor:
-        noisy = at_time(latents, given["noise"], given["times"])
-        predicted = denoiser(noisy, given["times"], SoundTokens(given["frames"], given["summary"]), given["heard"])
-        return (predicted.float() - velocity(latents, given["noise"])).square().mean()
-
-    return Task("scratch", denoiser, loss, codec.encode, pictures, inputs, denoiser.unet, codec)
+    sounds = SoundTokens(
+        torch.randn(count, part.frames, part.frame_components, generator=draws),
+        torch.randn(count, conditioner.summary_width, generator=draws),
+    )
+    shape = (count, config.codec.channels, size // 8, size // 8)
+    return Task(training, codec.to(device).encode, pictures, batch_of(shape, sounds, draws), [codec])
 
 
-def sd15(arguments: argparse.Namespace, device: torch.device) -> Task:
-    """Stable Diffusion 1.5's shape with IP-Adapter projections; `--reduced` divides its widths."""
+def sd15(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Task:
+    """Recipe `adapter` on Stable Diffusion 1.5's shape; `--reduced` narrows it. Sounds are AST grids of ten seconds."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
+    from pipeline_steps.diffusion.adapter import AudioAdapter, stack_grids
+    from pipeline_steps.diffusion.backbone import Backbone
+    from pipeline_steps.diffusion.resampler import TokenResampler
+    from pipeline_steps.train.adapter import AdapterTraining
+
     narrow = arguments.reduced
-    widths = (32, 64, 64, 64) if narrow else (320, 640, 1280, 1280)
-    tokens, token_width = 32, 64 if narrow else 768
+    width, moments, bands = (64, 8, 2) if narrow else (768, 101, 12)
     size, count = (64, 2) if narrow else (512, arguments.sd15_batch)
+    backbone = Backbone("random weights", dtype=dtype)
     with torch.device(device):
-        unet = UNet2DConditionModel(
+        backbone.unet = UNet2DConditionModel(
             sample_size=size // 8,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=widths,
-            layers_per_block=2,
-            cross_attention_dim=token_width,
+            block_out_channels=(32, 64, 64, 64) if narrow else (320, 640, 1280, 1280),
+            cross_attention_dim=width,
             attention_head_dim=8,
-            norm_num_groups=32,
         )
-        vae = AutoencoderKL(
-            in_channels=3,
-            out_channels=3,
-            latent_channels=4,
+        backbone.vae = AutoencoderKL(
             block_out_channels=(32, 32, 32, 32) if narrow else (128, 256, 512, 512),
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             layers_per_block=2,
+            latent_channels=4,
             sample_size=size,
+            scaling_factor=0.18215,
         )
-        resampler = nn.Sequential(nn.Linear(token_width, token_width), nn.GELU(), nn.Linear(token_width, token_width))
-    unet.requires_grad_(False)
-    vae.requires_grad_(False).eval()
-    add_ip_adapter(unet, tokens)
-    unet.to(device)
-    schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    kept = schedule.alphas_cumprod.to(device)
+    backbone.unet.requires_grad_(False).to(dtype)
+    backbone.vae.requires_grad_(False).eval()
+    backbone.device = device
+    backbone.noise = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    changes = {"count": 32} | ({"inner": 32, "depth": 1, "heads": 2} if narrow else {})
+    config = Config.model_validate({"recipe": "adapter", "backbone": {"model": "random"}, "resampler": changes})
+    resampler = TokenResampler(width, bands, width=width, **config.resampler.model_dump())
+    adapter = AudioAdapter(backbone, resampler)
     draws = torch.Generator().manual_seed(0)
+    adapter._texts[""] = torch.randn(1, 77, width, generator=draws)  # there is no text encoder here
+    training = AdapterTraining(config, adapter, "benchmark").to(device)
     pictures = torch.rand(count, 3, size, size, generator=draws) * 2 - 1
-    inputs = {
-        "text": torch.randn(count, 77, token_width, generator=draws),
-        "sound": torch.randn(count, tokens, token_width, generator=draws),
-        "noise": torch.randn(count, 4, size // 8, size // 8, generator=draws),
-        "times": torch.randint(1000, (count,), generator=draws),
-    }
+    sounds = stack_grids([torch.randn(moments, bands, width, generator=draws).half() for _ in range(count)])
 
-    def loss(latents: torch.Tensor, given: dict[str, torch.Tensor]) -> torch.Tensor:
-        share = kept[given["times"]][:, None, None, None]
-        noisy = share.sqrt() * latents + (1 - share).sqrt() * given["noise"]
-        hidden = (given["text"], [resampler(given["sound"])])
-        predicted = unet(noisy, given["times"], hidden, return_dict=False)[0]
-        return F.mse_loss(predicted.float(), given["noise"])
+    def encode(given: torch.Tensor) -> torch.Tensor:
+        mean, std = backbone.encode(given)
+        return backbone.latents(mean, std, torch.randn_like(mean))
 
-    def encode(batch: torch.Tensor) -> torch.Tensor:
-        return vae.encode(batch).latent_dist.mode() * 0.18215
-
-    return Task("sd15", nn.ModuleList([unet, resampler]), loss, encode, pictures, inputs, unet, vae)
+    batch = batch_of((count, 4, size // 8, size // 8), sounds, draws)
+    return Task(training, encode, pictures, batch, [backbone.unet, backbone.vae])
 
 
-def add_ip_adapter(unet: Any, tokens: int) -> None:
-    """IP-Adapter's key and value projections in every cross-attention: they learn, in fp32, the rest does not."""
-    from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
-
-    processors: dict[str, Any] = {}
-    for name in unet.attn_processors:
-        if name.endswith("attn1.processor"):
-            processors[name] = AttnProcessor2_0()
-            continue
-        place = unet.mid_block if name.startswith("mid") else None
-        for kind in ("down_blocks", "up_blocks"):
-            if name.startswith(kind):
-                place = getattr(unet, kind)[int(name.split(".")[1])]
-        width = place.resnets[-1].out_channels  # type: ignore[union-attr]
-        processors[name] = IPAdapterAttnProcessor2_0(width, unet.config.cross_attention_dim, num_tokens=(tokens,))
-    unet.set_attn_processor(processors)
+def batch_of(shape: tuple[int, ...], sounds: Any, draws: torch.Generator) -> Batch:
+    """A whole step's batch around some sounds; latents [N, C, h, w] of `shape` are still zero."""
+    count = shape[0]
+    return Batch(
+        step=0,
+        rows=list(range(count)),
+        latents=torch.zeros(shape),
+        tokens=sounds,
+        noise=torch.randn(shape, generator=draws),
+        times=torch.rand(count, generator=draws),
+        heard=torch.rand(count, generator=draws) > 0.15,
+        total=count,
+    )
 
 
-TASKS: dict[str, Callable[[argparse.Namespace, torch.device], Task]] = {"scratch": scratch, "sd15": sd15}
+TASKS: dict[str, Callable[[argparse.Namespace, torch.device, torch.dtype], Task]] = {"scratch": scratch, "sd15": sd15}
 
 
 class Side:
-    """One way to train a task: `run(n)` makes n steps; `waited` is the time the device had no data."""
+    """One way to train a task: `run(n)` makes n steps."""
 
     def __init__(self, task: Task, device: torch.device) -> None:
         self.task = task
         self.device = device
-        self.learning = [value for value in task.module.parameters() if value.requires_grad]
+        self.learning = [value for value in task.training.parameters() if value.requires_grad]
         self.note = ""
         self.optimiser: torch.optim.Optimizer
-
-    def waited(self) -> float:
-        """Seconds since the beginning in which there was nothing to do for want of data."""
-        return 0.0
+        self.source: Waiting[Any]
 
     def run(self, steps: int) -> None:
         """Make so many steps."""
         raise TypeError("a side says how it trains")
 
-    def state_bytes(self) -> int:
-        """What the optimiser remembers."""
-        tensors = [value for state in self.optimiser.state.values() for value in state.values()]
-        return sum(value.numel() * value.element_size() for value in tensors if torch.is_tensor(value))
+    def resident_bytes(self) -> int:
+        """Weights, frozen models and what the optimiser remembers."""
+        tensors = [value for module in [self.task.training, *self.task.frozen] for value in module.state_dict().values()]
+        tensors += [value for state in self.optimiser.state.values() for value in state.values() if torch.is_tensor(value)]
+        return sum(value.numel() * value.element_size() for value in {id(value): value for value in tensors}.values())
 
 
 class Plain(Side):
@@ -257,22 +241,20 @@ class Plain(Side):
     def __init__(self, task: Task, device: torch.device) -> None:
         super().__init__(task, device)
         self.optimiser = torch.optim.AdamW(self.learning, lr=1e-5)
-        self._source = Waiting(self._batches(), device)
-        self._batch = iter(self._source)
+        self.source = Waiting(self._batches(), device)
+        self._batch = iter(self.source)
 
-    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
+    def _batches(self) -> Iterator[tuple[torch.Tensor, Batch]]:
         while True:
-            yield {name: value.to(self.device) for name, value in host_batch(self.task, self.task.pictures).items()}
-
-    def waited(self) -> float:
-        return self._source.waited()
+            pictures, batch = host_batch(self.task, self.task.pictures)
+            yield pictures.to(self.device), batch.to(self.device)
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
-            batch = next(self._batch)
+            pictures, batch = next(self._batch)
             with torch.no_grad():
-                latents = self.task.encode(batch.pop("first"))
-            loss = self.task.loss(latents, batch)
+                latents = self.task.encode(pictures)
+            loss = self.task.loss(replace(batch, latents=latents))
             loss.backward()
             nn.utils.clip_grad_norm_(self.learning, 1.0)
             self.optimiser.step()
@@ -281,62 +263,49 @@ class Plain(Side):
 
 
 class Ours(Side):
-    """What `train` does on a GPU. Swap the model in `TASKS`, the loop here."""
+    """What `train` does: the optimiser that the module configures, and on a GPU autocast, channels-last, batches ahead."""
 
     def __init__(self, task: Task, device: torch.device, compiled: str, steps: int) -> None:
         super().__init__(task, device)
-        self.optimiser = torch.optim.AdamW(self.learning, lr=1e-5, fused=True)
-        self.amp = contextlib.nullcontext() if device.type == "cpu" else torch.autocast(device.type, torch.bfloat16)
+        cuda = device.type == "cuda"
+        self.optimiser = task.training.configure_optimizers()["optimizer"]
+        self.amp = torch.autocast("cuda", torch.bfloat16) if cuda else contextlib.nullcontext()
         with torch.no_grad():
-            self.latents = task.encode(task.pictures.to(device)).float().cpu()
-        self._source = Waiting(Ahead(self._batches(), 2, device), device)
-        self._batch: Iterator[dict[str, torch.Tensor]] = iter(self._source)
-        self.layout(True)
+            self._latents = torch.cat([task.encode(part.to(device)).float().cpu() for part in task.pictures.split(4)])
+        if cuda:
+            task.training.unet.to(memory_format=torch.channels_last)
+        self.source = Waiting(Ahead(self._batches(), 2, device), device)
+        self._batch: Iterator[Batch] = iter(self.source)
         if compiled != "off":
-            self._probe(compiled, steps)
-        self.compiled = task.convolutional._compiled_call_impl
-        self.layout(False)
+            self._compile(compiled, steps)
 
-    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
+    def _batches(self) -> Iterator[Batch]:
         while True:
-            yield host_batch(self.task, self.latents)
+            latents, batch = host_batch(self.task, self._latents)
+            yield replace(batch, latents=latents)
 
-    def layout(self, ours: bool) -> None:
-        """Channels-last (on a GPU) and the compiled call while this side runs, as it was otherwise: sides share the weights."""
-        if self.device.type == "cuda":
-            self.task.convolutional.to(memory_format=torch.channels_last if ours else torch.contiguous_format)
-        self.task.convolutional._compiled_call_impl = getattr(self, "compiled", None) if ours else None
-
-    def _probe(self, mode: str, steps: int) -> None:
-        if mode == "auto":
-            self._steps(3)
-            eager = timed(self.device, lambda: self._steps(5)) / 5
-            if self.device.type == "cpu" or eager * steps < SHORTEST_S:
-                self.note = "not compiled (auto)"
-                return
-        self.task.convolutional.compile()
-        begin = timed(self.device, lambda: self._steps(3))
-        if mode == "auto":
-            now = timed(self.device, lambda: self._steps(5)) / 5
-            if not pays(eager, now, begin - 3 * eager, steps):
-                self.task.convolutional._compiled_call_impl = None
-                self.note = f"compile would not pay: {eager * 1000:.1f} -> {now * 1000:.1f} ms, {begin:.0f} s to compile"
-                return
-        self.note = f"compiled in {begin:.0f} s"
-
-    def waited(self) -> float:
-        return self._source.waited()
+    def _compile(self, mode: str, steps: int) -> None:
+        """The rule of `train.compiling`."""
+        self.run(3)
+        eager = timed(self.device, lambda: self.run(5)) / 5
+        if mode == "auto" and (self.device.type == "cpu" or eager * steps < SHORTEST_S):
+            self.note = "not compiled (auto)"
+            return
+        self.task.training.unet.compile()
+        compiling = timed(self.device, lambda: self.run(3)) - 3 * eager
+        now = timed(self.device, lambda: self.run(5)) / 5
+        told = f"{eager * 1000:.1f} -> {now * 1000:.1f} ms a step, {compiling:.0f} s to compile"
+        if mode == "auto" and not pays(eager, now, compiling, steps):
+            self.task.training.unet._compiled_call_impl = None
+            self.note = f"does not pay: {told}"
+            return
+        self.note = f"compiled: {told}"
 
     def run(self, steps: int) -> None:
-        self.layout(True)
-        self._steps(steps)
-        self.layout(False)
-
-    def _steps(self, steps: int) -> None:
         for _ in range(steps):
             batch = next(self._batch)
             with self.amp:
-                loss = self.task.loss(batch.pop("first"), batch)
+                loss = self.task.loss(batch)
             loss.backward()
             nn.utils.clip_grad_norm_(self.learning, 1.0)
             self.optimiser.step()
@@ -344,17 +313,17 @@ class Ours(Side):
             loss.item()
 
 
-def ours(task: Task, device: torch.device, compiled: str, steps: int) -> Side:
-    """The one place where our side is made."""
-    return Ours(task, device, compiled, steps)
+def ours(name: str, arguments: argparse.Namespace, device: torch.device, compiled: str) -> Side:
+    """The one place where our side is made: frozen weights in the precision that `train` gives them."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return Ours(TASKS[name](arguments, device, dtype), device, compiled, arguments.run_steps)
 
 
-def host_batch(task: Task, first: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A batch as a loader makes it: gathered by row from what lies in memory, noise drawn anew."""
+def host_batch(task: Task, first: torch.Tensor) -> tuple[torch.Tensor, Batch]:
+    """A batch as a loader makes it: gathered by row from what lies in memory, noise drawn anew; `first` beside it."""
     rows = torch.randperm(len(first))
-    batch = {name: value[rows] for name, value in task.inputs.items()}
-    batch["noise"] = torch.randn(task.inputs["noise"].shape)
-    return {"first": first[rows], **batch}
+    batch = each_tensor(task.batch, lambda value: value[rows])
+    return first[rows], replace(batch, noise=torch.randn(task.batch.noise.shape))
 
 
 def timed(device: torch.device, work: Callable[[], None]) -> float:
@@ -373,55 +342,57 @@ def wait(device: torch.device) -> None:
 
 def flops_of(task: Task, device: torch.device) -> float:
     """Of one forward and backward pass on one batch."""
-    given = {name: value.to(device) for name, value in task.inputs.items()}
-    with torch.no_grad():
-        latents = task.encode(task.pictures.to(device))
+    batch = task.batch.to(device)
     with FlopCounterMode(display=False) as counter:
-        task.loss(latents, given).backward()
-    task.module.zero_grad(set_to_none=True)
+        task.loss(batch).backward()
+    task.training.zero_grad(set_to_none=True)
     return float(counter.get_total_flops())
 
 
-def measure(task: Task, device: torch.device, arguments: argparse.Namespace, peak: float | None) -> dict[str, Any]:
+def measure(name: str, device: torch.device, arguments: argparse.Namespace, peak: float | None) -> dict[str, Any]:
     """Sides in turn, round by round."""
+    sides: dict[str, Side] = {"plain diffusers loop": Plain(TASKS[name](arguments, device, torch.float32), device)}
+    task = sides["plain diffusers loop"].task
     flops, count = flops_of(task, device), len(task.pictures)
-    sides: dict[str, Side] = {"plain diffusers loop": Plain(task, device), "ours, eager": ours(task, device, "off", 0)}
+    sides["ours, eager"] = ours(name, arguments, device, "off")
     if arguments.compile != "off":
-        sides["ours"] = ours(task, device, arguments.compile, arguments.run_steps)
-    rows: dict[str, dict[str, Any]] = {name: {"seconds": [], "waited": [], "peak_gib": []} for name in sides}
+        sides["ours"] = ours(name, arguments, device, arguments.compile)
+    rows: dict[str, dict[str, Any]] = {side: {"seconds": [], "waited": [], "peak_gib": []} for side in sides}
     for side in sides.values():
         side.run(arguments.warm)
     for _ in range(arguments.rounds):
-        for name, side in sides.items():
+        for label, side in sides.items():
+            before = 0
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            waited = side.waited()
-            rows[name]["seconds"].append(timed(device, lambda side=side: side.run(arguments.steps)))  # type: ignore[misc]
-            rows[name]["waited"].append(side.waited() - waited)
+                before = torch.cuda.memory_allocated(device)
+            waited = side.source.waited()
+            rows[label]["seconds"].append(timed(device, partial(side.run, arguments.steps)))
+            rows[label]["waited"].append(side.source.waited() - waited)
             if device.type == "cuda":
-                others = sum(other.state_bytes() for other in sides.values() if other is not side)
-                rows[name]["peak_gib"].append((torch.cuda.max_memory_allocated(device) - others) / 2**30)
+                most = torch.cuda.max_memory_allocated(device) - before + side.resident_bytes()
+                rows[label]["peak_gib"].append(most / 2**30)
     plain = rows["plain diffusers loop"]["seconds"]
     found: dict[str, Any] = {}
-    for name, side in sides.items():
-        seconds = rows[name]["seconds"]
+    for label, side in sides.items():
+        seconds = rows[label]["seconds"]
         rates = [arguments.steps * count / value for value in seconds]
         tflops = arguments.steps * flops / min(seconds) / 1e12
-        found[name] = {
+        found[label] = {
             "images_per_s": round(max(rates), 3),
             "images_per_s_median": round(statistics.median(rates), 3),
             "ratio_median": round(statistics.median(a / b for a, b in zip(plain, seconds, strict=True)), 2),
             "tflops": round(tflops, 4),
             "mfu": round(tflops / peak, 4) if peak else None,
-            "peak_gib": round(max(rows[name]["peak_gib"]), 2) if rows[name]["peak_gib"] else None,
-            "wait_share": round(sum(rows[name]["waited"]) / sum(seconds), 4),
+            "peak_gib": round(max(rows[label]["peak_gib"]), 2) if rows[label]["peak_gib"] else None,
+            "wait_share": round(sum(rows[label]["waited"]) / sum(seconds), 4),
             "note": side.note,
         }
-    learning = sum(value.numel() for value in task.module.parameters() if value.requires_grad)
-    everything = sum(value.numel() for value in task.module.parameters())
+    learning = sum(value.numel() for value in sides["ours, eager"].learning)
+    everything = {id(value): value.numel() for part in [task.training, task.training.unet] for value in part.parameters()}
     return {
         "batch": count,
-        "weights_m": round(everything / 1e6, 2),
+        "weights_m": round(sum(everything.values()) / 1e6, 2),
         "learning_m": round(learning / 1e6, 2),
         "tflop_per_image": round(flops / count / 1e12, 6),
         "sides": found,
@@ -446,6 +417,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
+    diffusers.logging.set_verbosity_error()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     arguments.reduced = arguments.reduced or device.type == "cpu"
     arguments.steps = arguments.steps or (3 if arguments.reduced else 20)
@@ -462,10 +434,8 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name in arguments.models.split(","):
         torch.manual_seed(0)
-        task = TASKS[name](arguments, device)
-        results[name] = measure(task, device, arguments, peak)
+        results[name] = measure(name, device, arguments, peak)
         table(name, results[name], mark)
-        del task
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pipeline_steps.diffusion.codec import STRIDE, Codec
 from pipeline_steps.diffusion.conditioning import SoundTokens, stack_tokens
 from pipeline_steps.diffusion.denoiser import TIMESTEPS, Denoiser
 from pipeline_steps.diffusion.features import prepare_waveform, sound_features
-from pipeline_steps.diffusion.storage import load_model, load_scheduler
+from pipeline_steps.diffusion.storage import ADAPTER_CLASS, exported_class, load_model, load_scheduler
 from pipeline_steps.encoders.protocols import FloatArray
 from pipeline_steps.encoders.yamnet import YamNet
 
@@ -33,9 +34,128 @@ class DrawingDefaults:
     picture_size: int
 
 
-class Audio2ImagePipeline:
-    """The model in use. Same weights, sound, seed and settings give the same picture on one machine, whatever the batch's
-    other members (up to floating-point rounding)."""
+class Audio2ImagePipeline(ABC):
+    """A model in use, whatever recipe made it. Same weights, sound, seed and settings give the same picture on one machine,
+    whatever the batch's other members (up to floating-point rounding)."""
+
+    encoder: Any
+    """Model that hears; its `family` is what evaluation asks for."""
+    defaults: DrawingDefaults
+
+    @classmethod
+    def load(cls, folder: Path, device: str | None = None) -> Audio2ImagePipeline:
+        """Read an exported folder of either recipe; hashes and shapes are checked, nothing is unpickled.
+
+        Args:
+            folder: what the stage `train` wrote.
+            device: None is the CPU for the small model, and for an adapter the GPU where there is one.
+
+        Raises:
+            DataError: something is missing.
+            IntegrityError: something is not what was exported.
+        """
+        folder = Path(folder)
+        if exported_class(folder) == ADAPTER_CLASS:
+            from pipeline_steps.diffusion.adapter_pipeline import AdapterPipeline
+
+            return AdapterPipeline.read(folder, device)
+        return ScratchPipeline.read(folder, device or "cpu")
+
+    @property
+    def families(self) -> frozenset[str]:
+        """Families of models that shape the pictures: no judge may be of one."""
+        return frozenset({self.encoder.family} if self.encoder is not None else ())
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether `draw_texts` can draw."""
+        return False
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    @abstractmethod
+    def hear(self, samples_48k: FloatArray) -> Any:
+        """What is kept of one mono 48 kHz sound [T]; it may be drawn from many times.
+
+        Raises:
+            ValueError: empty, not mono, or not finite.
+        """
+
+    @abstractmethod
+    def stack(self, tokens: list[Any]) -> Any:
+        """One batch of several sounds that were heard."""
+
+    @abstractmethod
+    def draw_tokens(
+        self,
+        tokens: Any,
+        draws: list[int],
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+    ) -> Pictures:
+        """Pictures uint8 [N, size, size, 3] of N sounds; row i starts from the noise of (seed, draws[i])."""
+
+    @abstractmethod
+    def draw_unconditional(self, count: int, seed: int = 0, steps: int | None = None) -> Pictures:
+        """Pictures uint8 [count, size, size, 3] drawn with no sound given."""
+
+    def draw(
+        self,
+        samples_48k: FloatArray,
+        num_samples: int = 1,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+    ) -> Pictures:
+        """Pictures uint8 [num_samples, size, size, 3] of one mono 48 kHz sound [T].
+
+        Args:
+            samples_48k: float32 in [-1, 1]; never normalised: loudness is heard. The first `max_seconds` count.
+            num_samples: how many; the k-th is the same whatever their number.
+            seed: of the noise they start from.
+            guidance_scale: 1 is the plain model, more follows the sound more closely, 0 ignores it; None takes the default.
+            steps: of the solver; None takes the default.
+        """
+        pictures: Pictures = self.draw_many([self.hear(samples_48k)], num_samples, seed, guidance_scale, steps)[0]
+        return pictures
+
+    def draw_many(
+        self,
+        tokens: list[Any],
+        num_samples: int = 1,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+    ) -> Pictures:
+        """Pictures uint8 [N, num_samples, size, size, 3] of N sounds that were heard before; the fast way for many."""
+        if not tokens:
+            return np.zeros((0, num_samples, self.defaults.picture_size, self.defaults.picture_size, 3), np.uint8)
+        stacked = self.stack([item for item in tokens for _ in range(num_samples)])
+        pictures = self.draw_tokens(stacked, list(range(num_samples)) * len(tokens), seed, guidance_scale, steps)
+        return pictures.reshape(len(tokens), num_samples, *pictures.shape[1:])
+
+    def draw_texts(
+        self,
+        texts: list[str],
+        num_samples: int = 1,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+    ) -> Pictures:
+        """Pictures uint8 [N, num_samples, size, size, 3] of N texts, with no sound: what the backbone alone makes of them.
+
+        Raises:
+            ValueError: the model reads no text (`reads_text`).
+        """
+        raise ValueError("this model reads no text: it was trained from scratch, or its backbone has no text encoder")
+
+
+class ScratchPipeline(Audio2ImagePipeline):
+    """The small model that is trained from scratch."""
 
     def __init__(
         self,
@@ -52,14 +172,8 @@ class Audio2ImagePipeline:
         self.defaults = defaults
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu") -> Audio2ImagePipeline:
-        """Read an exported folder; hashes and shapes are checked, nothing is unpickled.
-
-        Raises:
-            DataError: something is missing.
-            IntegrityError: something is not what was exported.
-        """
-        folder = Path(folder)
+    def read(cls, folder: Path, device: str = "cpu") -> ScratchPipeline:
+        """The pipeline of an exported folder."""
         denoiser, codec, index = load_model(folder)
         return cls(
             denoiser.to(device),
@@ -85,40 +199,9 @@ class Audio2ImagePipeline:
         samples = prepare_waveform(samples_48k, self.defaults.max_seconds)
         return self.denoiser.conditioner.cpu_tokens(sound_features(self.encoder, samples))
 
-    def draw(
-        self,
-        samples_48k: FloatArray,
-        num_samples: int = 1,
-        seed: int = 0,
-        guidance_scale: float | None = None,
-        steps: int | None = None,
-    ) -> Pictures:
-        """Pictures uint8 [num_samples, size, size, 3] of one mono 48 kHz sound [T].
-
-        Args:
-            samples_48k: float32 in [-1, 1]; never normalised: loudness is heard. The first `max_seconds` count.
-            num_samples: how many; the k-th is the same whatever their number.
-            seed: of the noise they start from.
-            guidance_scale: 1 is the plain model, more follows the sound more closely, 0 ignores it; None takes the default.
-            steps: Euler steps; None takes the default.
-        """
-        tokens = self.hear(samples_48k)
-        return self.draw_tokens(stack_tokens([tokens] * num_samples), list(range(num_samples)), seed, guidance_scale, steps)
-
-    def draw_many(
-        self,
-        tokens: list[SoundTokens],
-        num_samples: int = 1,
-        seed: int = 0,
-        guidance_scale: float | None = None,
-        steps: int | None = None,
-    ) -> Pictures:
-        """Pictures uint8 [N, num_samples, size, size, 3] of N sounds that were heard before; the fast way for many."""
-        if not tokens:
-            return np.zeros((0, num_samples, self.defaults.picture_size, self.defaults.picture_size, 3), np.uint8)
-        stacked = stack_tokens([item for item in tokens for _ in range(num_samples)])
-        pictures = self.draw_tokens(stacked, list(range(num_samples)) * len(tokens), seed, guidance_scale, steps)
-        return pictures.reshape(len(tokens), num_samples, *pictures.shape[1:])
+    def stack(self, tokens: list[SoundTokens]) -> SoundTokens:
+        """One batch of several sounds that were heard."""
+        return stack_tokens(tokens)
 
     def draw_unconditional(self, count: int, seed: int = 0, steps: int | None = None) -> Pictures:
         """Pictures uint8 [count, size, size, 3] drawn with no sound given."""
@@ -166,8 +249,13 @@ class Audio2ImagePipeline:
 
 def starting_noise(seed: int, draw: int, shape: tuple[int, ...]) -> torch.Tensor:
     """Normal noise of a (seed, draw): the same for every sound, so that differences between pictures come from the sound."""
+    return torch.randn(shape, generator=noise_generator(seed, draw))
+
+
+def noise_generator(seed: int, draw: int) -> torch.Generator:
+    """The generator of that noise, as a stock pipeline takes it."""
     entropy = np.random.SeedSequence([seed % 2**63, draw]).generate_state(1, np.uint64)[0]
-    return torch.randn(shape, generator=torch.Generator().manual_seed(int(entropy) % 2**63))
+    return torch.Generator().manual_seed(int(entropy) % 2**63)
 
 
 def to_uint8(pictures: torch.Tensor) -> Pictures:

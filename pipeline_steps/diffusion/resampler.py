@@ -7,6 +7,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.embeddings import IPAdapterFullImageProjection
 from torch import nn
 
 
@@ -56,6 +57,10 @@ class _Block(nn.Module):
 class TokenResampler(nn.Module):
     """Token grids of sounds [N, moments, bands, width_in] -> tokens [N, count, width].
 
+    Two stages: learned queries gather what the sound says into embeddings [N, count, inner] (`summarise`), and a small
+    network for each of them makes the tokens (`image_proj`). The second is a stock diffusers module with the name that
+    IP-Adapter files give it, so that stock pipelines can take over from the embeddings.
+
     Args:
         width_in: numbers in a token of the encoder (AST: 768).
         bands: tokens of one moment (AST: 12); each has a learned code, each moment a fixed one.
@@ -89,9 +94,18 @@ class TokenResampler(nn.Module):
         self.band_codes = nn.Parameter(torch.randn(bands, inner) * 0.02)
         self.queries = nn.Parameter(torch.randn(count, inner) * inner**-0.5)
         self.blocks = nn.ModuleList(_Block(inner, heads, dropout) for _ in range(depth))
-        self.out = nn.Linear(inner, width)
-        self.norm = nn.LayerNorm(width)
-        self.silence = nn.Parameter(torch.randn(count, width) * 0.02)
+        self.silence = nn.Parameter(torch.randn(count, inner) * inner**-0.5)
+        self.image_proj = IPAdapterFullImageProjection(inner, width)
+
+    def summarise(self, grids: torch.Tensor, present: torch.Tensor, heard: torch.Tensor | None = None) -> torch.Tensor:
+        """Embeddings [N, count, inner]; see `forward` for the arguments."""
+        codes = moment_codes(grids.shape[1], self.queries.shape[1], grids.device).to(self.band_codes.dtype)
+        sound = self.project(grids) + codes[:, None] + self.band_codes
+        mask = present[:, :, None].expand(grids.shape[:3]).flatten(1)
+        queries = self.queries.expand(len(grids), -1, -1)
+        for block in self.blocks:
+            queries = block(queries, sound.flatten(1, 2), mask)
+        return queries if heard is None else torch.where(heard[:, None, None], queries, self.silence.to(queries.dtype))
 
     def forward(self, grids: torch.Tensor, present: torch.Tensor, heard: torch.Tensor | None = None) -> torch.Tensor:
         """Tokens [N, count, width].
@@ -101,11 +115,5 @@ class TokenResampler(nn.Module):
             present: [N, moments], false where a grid was only filled up; what stands there changes nothing.
             heard: [N]; where false, the learned tokens of "no sound given" (for guidance) come out.
         """
-        codes = moment_codes(grids.shape[1], self.queries.shape[1], grids.device).to(self.band_codes.dtype)
-        sound = self.project(grids) + codes[:, None] + self.band_codes
-        mask = present[:, :, None].expand(grids.shape[:3]).flatten(1)
-        queries = self.queries.expand(len(grids), -1, -1)
-        for block in self.blocks:
-            queries = block(queries, sound.flatten(1, 2), mask)
-        tokens: torch.Tensor = self.norm(self.out(queries))
-        return tokens if heard is None else torch.where(heard[:, None, None], tokens, self.silence.to(tokens.dtype))
+        tokens: torch.Tensor = self.image_proj(self.summarise(grids, present, heard))
+        return tokens

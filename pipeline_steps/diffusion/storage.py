@@ -44,6 +44,9 @@ from pipeline_steps.encoders.yamnet import YamNet
 
 INDEX = "model_index.json"
 FORMAT = 1
+SCRATCH_CLASS = "Audio2ImagePipeline"
+ADAPTER_CLASS = "AudioAdapterPipeline"
+"""`_class_name` of an exported model by recipe."""
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 UNET_KEYS = (
     "sample_size",
@@ -98,9 +101,9 @@ def save_model(
     weights("composer/model.safetensors", denoiser.composer)
     write_json(folder / "prior/config.json", {"kind": "gaussian", "settings": denoiser.prior.settings})
     weights("prior/model.safetensors", denoiser.prior)
-    _copy_encoder(assets, folder / "encoder")
+    copy_yamnet(assets, folder / "encoder")
     index = {
-        "_class_name": "Audio2ImagePipeline",
+        "_class_name": SCRATCH_CLASS,
         "format": FORMAT,
         "prediction": denoiser.prediction,
         "defaults": defaults,
@@ -109,12 +112,36 @@ def save_model(
     write_json(folder / INDEX, index)
 
 
-def _copy_encoder(assets: Path, target: Path) -> None:
+def copy_yamnet(assets: Path, target: Path) -> None:
+    """YAMNet's files with their recorded hashes, so that the exported folder is whole."""
     meta = json.loads((assets / META).read_text(encoding="utf-8"))
     for file in YamNet.files:
         with atomic_path(target / file) as temporary:
             shutil.copyfile(assets / file, temporary)
     write_json(target / META, {"files": {file: {"sha256": meta["files"][file]["sha256"]} for file in YamNet.files}})
+
+
+def exported_class(folder: Path) -> str:
+    """`_class_name` of an exported folder's index.
+
+    Raises:
+        DataError: there is no index.
+        IntegrityError: it is no index.
+    """
+    return str(read_json(folder / INDEX).get("_class_name"))
+
+
+def read_index(folder: Path, kind: str) -> dict[str, Any]:
+    """The index of an exported folder of one kind.
+
+    Raises:
+        DataError: it is missing.
+        IntegrityError: it describes something else.
+    """
+    index = read_json(folder / INDEX)
+    if index.get("_class_name") != kind or index.get("format") != FORMAT:
+        raise IntegrityError(f"{folder / INDEX} is not a model of format {FORMAT}", RETRAIN)
+    return index
 
 
 def load_model(folder: Path) -> tuple[Denoiser, Codec, dict[str, Any]]:
@@ -124,14 +151,12 @@ def load_model(folder: Path) -> tuple[Denoiser, Codec, dict[str, Any]]:
         DataError: the folder or a file is missing.
         IntegrityError: a hash, key or shape differs, or a configuration holds what it must not.
     """
-    index = _read_json(folder / INDEX)
-    if index.get("_class_name") != "Audio2ImagePipeline" or index.get("format") != FORMAT:
-        raise IntegrityError(f"{folder / INDEX} is not a model of format {FORMAT}", RETRAIN)
-    unet_config = _read_json(folder / "unet/config.json")
+    index = read_index(folder, SCRATCH_CLASS)
+    unet_config = read_json(folder / "unet/config.json")
     blocks = {*_strings(unet_config, "down_block_types"), *_strings(unet_config, "up_block_types")}
     if not blocks <= BLOCKS:
         raise IntegrityError(f"{folder / 'unet/config.json'} names unknown blocks {sorted(blocks - BLOCKS)}", RETRAIN)
-    codec_config = _read_json(folder / "codec/config.json")
+    codec_config = read_json(folder / "codec/config.json")
     kind = codec_config.get("kind")
     if kind not in CODECS:
         raise IntegrityError(f"{folder / 'codec/config.json'}: unknown codec {kind!r}", RETRAIN)
@@ -144,12 +169,12 @@ def load_model(folder: Path) -> tuple[Denoiser, Codec, dict[str, Any]]:
         except (TypeError, ValueError, RuntimeError) as error:
             raise IntegrityError(f"{folder / name}: settings do not make a model: {error}", RETRAIN) from error
 
-    conditioner_config = _read_json(folder / "conditioner/config.json")
+    conditioner_config = read_json(folder / "conditioner/config.json")
     codec = build("codec/config.json", CODECS[str(kind)], dict(codec_config.get("settings", {})))
     conditioner = build("conditioner/config.json", AudioConditioner, dict(conditioner_config.get("settings", {})))
-    composer_config = _read_json(folder / "composer/config.json")
+    composer_config = read_json(folder / "composer/config.json")
     composer = build("composer/config.json", Composer, dict(composer_config.get("settings", {})))
-    prior_config = _read_json(folder / "prior/config.json")
+    prior_config = read_json(folder / "prior/config.json")
     prior = build("prior/config.json", GaussianPrior, dict(prior_config.get("settings", {})))
     unet = build("unet/config.json", UNet2DConditionModel, {key: unet_config[key] for key in UNET_KEYS if key in unet_config})
     hashes = index.get("sha256", {})
@@ -171,16 +196,36 @@ def load_weights(path: Path, module: nn.Module, sha256: str = "") -> None:
         DataError: the file is missing.
         IntegrityError: wrong hash, not safetensors, a missing or unknown key, another shape.
     """
+    tensors = read_weights(path, sha256)
+    check_weights(path, tensors, module.state_dict())
+    module.load_state_dict(tensors)
+
+
+def read_weights(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        DataError: the file is missing.
+        IntegrityError: wrong hash, or not safetensors.
+    """
     if not path.is_file():
         raise DataError(f"{path} is missing", RETRAIN)
     payload = path.read_bytes()
     if sha256 and sha256_bytes(payload) != sha256:
         raise IntegrityError(f"{path}: sha256 expected {sha256}, got {sha256_bytes(payload)}", RETRAIN)
     try:
-        tensors = load_safetensors(payload)
+        tensors: dict[str, torch.Tensor] = load_safetensors(payload)
     except SafetensorError as error:
         raise IntegrityError(f"{path} is not a safetensors file: {error}", RETRAIN) from error
-    expected = module.state_dict()
+    return tensors
+
+
+def check_weights(path: Path, tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Refuse tensors that are not exactly the expected ones by key and shape.
+
+    Raises:
+        IntegrityError: a missing or unknown key, or another shape.
+    """
     for key in sorted(expected.keys() | tensors.keys()):
         if key not in tensors or key not in expected:
             raise IntegrityError(f"{path}: key {key} is {'missing' if key in expected else 'unknown'}", RETRAIN)
@@ -188,7 +233,6 @@ def load_weights(path: Path, module: nn.Module, sha256: str = "") -> None:
             raise IntegrityError(
                 f"{path}: {key} has shape {list(tensors[key].shape)}, not {list(expected[key].shape)}", RETRAIN
             )
-    module.load_state_dict(tensors)
 
 
 def save_weights(path: Path, module: nn.Module) -> None:
@@ -203,10 +247,16 @@ def new_scheduler(shift: float) -> FlowMatchEulerDiscreteScheduler:
 
 def load_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
     """The scheduler that the folder describes."""
-    return new_scheduler(float(_read_json(folder / "scheduler/scheduler_config.json").get("shift", 1.0)))
+    return new_scheduler(float(read_json(folder / "scheduler/scheduler_config.json").get("shift", 1.0)))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of an exported folder.
+
+    Raises:
+        DataError: it is missing.
+        IntegrityError: it is no JSON object, or asks for foreign code.
+    """
     if not path.is_file():
         raise DataError(f"{path} is missing", "run: dvc repro train")
     try:

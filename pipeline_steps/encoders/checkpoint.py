@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def fetch_checkpoint(model: str, revision: str, key: str) -> Path:
+def fetch_checkpoint(model: str, revision: str, key: str, files: Sequence[str] = FILES) -> Path:
     """Folder of a checkpoint: `model` itself if it is one, else the hub's snapshot of that commit (kept in the hub's cache).
 
     Args:
         model: local folder or hub id.
         revision: commit of a hub id, 40 hex digits: a branch could change under the memo.
         key: of params.yaml, for messages.
+        files: patterns of what is fetched.
 
     Raises:
         ConfigError: the revision is no commit, or the hub knows no such model.
@@ -41,7 +43,7 @@ def fetch_checkpoint(model: str, revision: str, key: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise ConfigError(
             f"{key}.model: the hub has no {model} at {revision}", "check both; a gated model needs HF_TOKEN"
@@ -81,11 +83,11 @@ def choose_precision(precision: str, device: str) -> str:
     return ("bfloat16" if device == "cuda" else "float32") if precision == "auto" else precision
 
 
-def check_checkpoint(folder: Path) -> dict[str, Any]:
-    """Refuse a folder that wants to run code or has no safetensors; returns its `config.json`.
+def check_json(folder: Path) -> None:
+    """Refuse a folder whose JSON files ask for code of the checkpoint to be run.
 
     Raises:
-        IntegrityError: `auto_map` or `trust_remote_code` anywhere in a JSON file, no safetensors, or an unreadable file.
+        IntegrityError: `auto_map` or `trust_remote_code` anywhere in a JSON file, or an unreadable file.
     """
     for path in sorted(folder.glob("*.json")):
         if path.name in {"tokenizer.json", "vocab.json"}:  # vocabularies: any word may be a key there
@@ -100,6 +102,15 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
                 f"{path}: {key} asks for code of the checkpoint to be run; nothing was imported",
                 "choose a checkpoint of an architecture that transformers itself knows",
             )
+
+
+def check_checkpoint(folder: Path) -> dict[str, Any]:
+    """Refuse a folder that wants to run code or has no safetensors; returns its `config.json`.
+
+    Raises:
+        IntegrityError: as `check_json`, or no safetensors, or no usable `config.json`.
+    """
+    check_json(folder)
     if not (folder / "config.json").is_file():
         raise IntegrityError(f"{folder}: config.json is missing", "name the folder that save_pretrained wrote")
     if not any(folder.glob("*.safetensors")):
@@ -126,13 +137,14 @@ def _code_key(value: Any) -> str:
     return ""
 
 
-def folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path, files: Sequence[str] = FILES) -> str:
     """sha256 over names and contents of the files that can shape an output; the folder's place does not matter."""
-    paths = sorted({path for pattern in FILES for path in folder.glob(pattern) if path.is_file()})
-    return sha256_bytes(json.dumps([[path.name, sha256_file(path)] for path in paths]).encode("utf-8"))
+    paths = sorted({path for pattern in files for path in folder.glob(pattern) if path.is_file()})
+    named = [[path.relative_to(folder).as_posix(), sha256_file(path)] for path in paths]
+    return sha256_bytes(json.dumps(named).encode("utf-8"))
 
 
-def identity(model: str, revision: str, folder: Path, key: str) -> dict[str, str]:
+def identity(model: str, revision: str, folder: Path, key: str, files: Sequence[str] = FILES) -> dict[str, str]:
     """What a fingerprint says of a checkpoint: hub id and commit, or the digest of a folder wherever it lies.
 
     Raises:
@@ -140,7 +152,7 @@ def identity(model: str, revision: str, folder: Path, key: str) -> dict[str, str
     """
     if not Path(model).is_dir():
         return {"model": model, "revision": revision}
-    digest = folder_digest(folder)
+    digest = folder_digest(folder, files)
     if revision and revision != digest:
         raise IntegrityError(
             f"{key}.revision: the files of {model} have the sha256 {digest}, pinned is {revision}",

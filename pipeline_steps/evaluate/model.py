@@ -29,7 +29,7 @@ class ModelSource:
         self.sample_rate_hz = SAMPLE_RATE
         self.guidance_scale = pipeline.defaults.guidance_scale if guidance_scale is None else guidance_scale
         self.steps = pipeline.defaults.steps if steps is None else steps
-        self.families = frozenset({pipeline.encoder.family} if pipeline.encoder is not None else ())
+        self.families = pipeline.families
 
     def draw(self, sounds: Sequence[FloatArray], samples: int, seed: int) -> ByteArray:
         """RGB uint8 [M, samples, side, side, 3] from mono 48 kHz sounds."""

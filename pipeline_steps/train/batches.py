@@ -5,20 +5,25 @@ That is what makes a resumed run equal to an undisturbed one: nothing random has
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
 from pipeline_steps.core.seeding import generator as numpy_generator
+from pipeline_steps.diffusion.adapter import SoundGrids
 from pipeline_steps.diffusion.codec import Codec
 from pipeline_steps.diffusion.conditioning import AudioConditioner, SoundTokens
 from pipeline_steps.diffusion.features import SoundFeatures
 from pipeline_steps.diffusion.flow import logit_normal_times
+from pipeline_steps.diffusion.pictures import square_picture, to_tensor
+from pipeline_steps.encoders.protocols import Picture
 from pipeline_steps.train.augment import picture_views
 from pipeline_steps.train.config import Config
+from pipeline_steps.train.sounds import Tracks, distinct_sounds, tracks_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +79,14 @@ class Batch:
         step: the optimiser step it belongs to.
         total: samples of that step, over all microbatches and processes.
         part, parts: its place among the slices of the step.
+        tokens: what the recipe's denoiser hears.
         last: whether the optimiser moves after it.
     """
 
     step: int
     rows: list[int]
     latents: torch.Tensor
-    tokens: SoundTokens
+    tokens: SoundTokens | SoundGrids
     noise: torch.Tensor
     times: torch.Tensor
     heard: torch.Tensor
@@ -104,6 +110,25 @@ class Batch:
             times=self.times.to(device),
             heard=self.heard.to(device),
         )
+
+
+def paired_data(
+    rows: list[dict[str, Any]],
+    image: Callable[[str], Picture],
+    views: dict[Tracks, list[SoundFeatures]],
+    conditioner: AudioConditioner,
+    size: int,
+) -> PairedData:
+    """The pairs of a split: pictures by id as squares of `size` px, and the token variants of each sound's views."""
+    sounds = distinct_sounds(rows)
+    number = {tracks: index for index, tracks in enumerate(sounds)}
+    pictures = [square_picture(image(row["image_id"]), size) for row in rows]
+    stacked = np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
+    return PairedData(
+        pictures=to_tensor(stacked),
+        sounds=[number[tracks_of(row)] for row in rows],
+        tokens=[token_variants(conditioner, views[tracks]) for tracks in sounds],
+    )
 
 
 def token_variants(conditioner: AudioConditioner, views: list[SoundFeatures]) -> SoundTokens:

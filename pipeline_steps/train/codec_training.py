@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from pipeline_steps.diffusion.codec import Codec, PatchCodec, TinyCodec
+from pipeline_steps.diffusion.codec import Codec, PatchCodec, TinyCodec, psnr
 from pipeline_steps.train.augment import picture_views
 from pipeline_steps.train.batches import rows_of_step, step_generator
 from pipeline_steps.train.config import CodecConfig, PictureConfig
@@ -77,3 +77,12 @@ def train_codec(pictures: torch.Tensor, config: CodecConfig, seed: int, progress
     if isinstance(codec, TinyCodec):
         codec.fit(pictures)
     return codec.requires_grad_(False).eval()
+
+
+@torch.inference_mode()
+def codec_psnr(codec: Codec, pictures: torch.Tensor) -> float | None:
+    """Peak signal-to-noise ratio in dB of decoded pictures [N, 3, H, W]; None without any."""
+    if not len(pictures):
+        return None
+    decoded = torch.cat([codec.decode(codec.encode(batch)) for batch in torch.split(pictures, 64)])
+    return round(psnr(decoded, pictures), 3)

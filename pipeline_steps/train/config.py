@@ -36,9 +36,23 @@ class CodecConfig(Part):
     )
 
 
+class AstConfig(Part):
+    """Encoder `ast`: an Audio Spectrogram Transformer."""
+
+    model: str = Field(default="", max_length=500, description="hub id or local folder")
+    revision: str = Field(
+        default="", max_length=64, description="commit (40 hex digits) of a hub id; sha256 of a folder (64), checked when given"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on GPU")
+
+
 class SoundConfig(Part):
     """How sounds are heard, and the views of each that training sees."""
 
+    encoder: Literal["yamnet", "ast"] = Field(
+        default="yamnet", description="what hears: YAMNet's feature map, or (recipe adapter) patches of an AST"
+    )
+    ast: AstConfig = AstConfig()
     max_seconds: float = Field(default=10.0, ge=2.0, le=60.0, description="seconds from the start that are heard")
     views: int = Field(default=4, ge=1, le=64, description="versions of each sound; the first is the sound itself")
     speed: float = Field(default=0.12, ge=0.0, le=0.5, description="largest change of speed and pitch, as a logarithm")
@@ -53,7 +67,8 @@ class SoundConfig(Part):
 
     def identity(self) -> dict[str, Any]:
         """What shapes a view, for the memo's fingerprint; without a room, as before there were rooms."""
-        return self.model_dump(mode="json", exclude={"views"} if self.reverb_share else {"views", "reverb_share"})
+        apart = {"views", "encoder", "ast"}
+        return self.model_dump(mode="json", exclude=apart if self.reverb_share else apart | {"reverb_share"})
 
 
 class PictureConfig(Part):
@@ -62,6 +77,32 @@ class PictureConfig(Part):
     mirror: float = Field(default=0.0, ge=0.0, le=1.0, description="share that is mirrored")
     scale: float = Field(default=0.0, ge=0.0, le=0.5, description="largest change of size, as a logarithm")
     shift: float = Field(default=0.0, ge=0.0, le=0.5, description="largest move, as a share of the side")
+
+
+class BackboneConfig(Part):
+    """Recipe adapter: the frozen text-to-image model, any Stable Diffusion 1.x or 2.x in the diffusers layout."""
+
+    model: str = Field(default="", max_length=500, description="hub id or local folder")
+    revision: str = Field(
+        default="", max_length=64, description="commit (40 hex digits) of a hub id; sha256 of a folder (64), checked when given"
+    )
+    prompt: str = Field(default="", max_length=1000, description="text beside every sound, if the backbone reads text")
+
+
+class ResamplerConfig(Part):
+    """Recipe adapter: encoder tokens of any number -> a few for cross-attention."""
+
+    count: int = Field(default=16, ge=1, le=256, description="tokens that the U-Net attends to")
+    inner: int = Field(default=512, ge=16, le=4096, multiple_of=2, description="width inside")
+    depth: int = Field(default=4, ge=1, le=24)
+    heads: int = Field(default=8, ge=1, le=64, description="divides inner")
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="of attention weights")
+
+    @model_validator(mode="after")
+    def _heads(self) -> ResamplerConfig:
+        if self.inner % self.heads:
+            raise ValueError(f"inner {self.inner} is not a multiple of heads {self.heads}")
+        return self
 
 
 class ConditionerConfig(Part):
@@ -107,6 +148,12 @@ class ObjectiveConfig(Part):
     time_mean: float = Field(default=0.5, ge=-5.0, le=5.0, description="mean of the logit of time; above 0 more noise")
     time_std: float = Field(default=1.0, gt=0.0, le=5.0)
     condition_dropout: float = Field(default=0.15, ge=0.0, lt=1.0, description="share of samples drawn without their sound")
+    min_snr: float = Field(
+        default=5.0,
+        gt=0.0,
+        le=1000.0,
+        description="adapter: signal-to-noise ratio above which a time counts less (min-SNR-gamma)",
+    )
 
 
 class ComposerConfig(Part):
@@ -133,6 +180,9 @@ class OptimiserConfig(Part):
     refine: PhaseConfig = Field(
         default=PhaseConfig(steps=200, batch_size=16, learning_rate=1e-3), description="then the U-Net on what is left"
     )
+    adapt: PhaseConfig = Field(
+        default=PhaseConfig(steps=20_000, batch_size=16, learning_rate=1e-4), description="recipe adapter: its only phase"
+    )
     warmup_steps: int = Field(default=30, ge=0, description="of each phase")
     final_share: float = Field(default=0.02, ge=0.0, le=1.0, description="learning rate at the end, as a share of the highest")
     weight_decay: float = Field(default=0.01, ge=0.0, le=1.0)
@@ -154,9 +204,12 @@ class OptimiserConfig(Part):
 class DrawingConfig(Part):
     """Defaults stored with the model."""
 
+    solver: Literal["auto", "euler", "dpm++", "ddim"] = Field(
+        default="auto", description="auto: euler for scratch, dpm++ (DPM-Solver++) for adapter, which may take ddim as well"
+    )
     steps: int = Field(default=12, ge=1, le=1000)
     guidance_scale: float = Field(default=3.0, ge=0.0, le=50.0)
-    shift: float = Field(default=3.0, ge=0.1, le=100.0, description="above 1 more of the steps go to high noise")
+    shift: float = Field(default=3.0, ge=0.1, le=100.0, description="euler: above 1 more of the steps go to high noise")
 
 
 class SpeedConfig(Part):
@@ -189,9 +242,11 @@ class SpeedConfig(Part):
 
 
 class Config(StageConfig):
-    """Train an audio -> picture latent diffusion model from scratch."""
+    """Train an audio -> picture latent diffusion model, from scratch or as an adapter of a pretrained one."""
 
-    recipe: Literal["scratch"] = Field(default="scratch", description="scratch: a small model on the pairs alone")
+    recipe: Literal["scratch", "adapter"] = Field(
+        default="scratch", description="scratch: a small model on the pairs alone; adapter: audio for a frozen Stable Diffusion"
+    )
     seed: int = Field(default=0, ge=0, lt=2**31)
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU if there is one")
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
@@ -202,6 +257,8 @@ class Config(StageConfig):
     codec: CodecConfig = CodecConfig()
     sound: SoundConfig = SoundConfig()
     picture: PictureConfig = PictureConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    resampler: ResamplerConfig = ResamplerConfig()
     conditioner: ConditionerConfig = ConditionerConfig()
     composer: ComposerConfig = ComposerConfig()
     unet: UNetConfig = UNetConfig()
@@ -216,8 +273,39 @@ class Config(StageConfig):
     )
     resume_from: str | None = Field(default=None, description="checkpoint to go on from; null: the run's own, if it has one")
 
+    @property
+    def max_steps(self) -> int:
+        """Steps of the recipe."""
+        return self.optimiser.adapt.steps if self.recipe == "adapter" else self.optimiser.max_steps
+
+    @model_validator(mode="after")
+    def _recipe(self) -> Config:
+        if self.sound.encoder == "ast" and not self.sound.ast.model:
+            raise ValueError("sound.encoder ast needs sound.ast.model, a hub id or a folder")
+        if self.recipe == "scratch":
+            if self.sound.encoder == "ast":
+                raise ValueError("sound.encoder ast needs recipe adapter: scratch is fitted on YAMNet's frames and tag logits")
+            if self.drawing.solver not in ("auto", "euler"):
+                raise ValueError(
+                    f"drawing.solver {self.drawing.solver} needs recipe adapter: scratch learns a flow, drawn by euler"
+                )
+            return self
+        if not self.backbone.model:
+            raise ValueError("recipe adapter needs backbone.model, a hub id or a folder")
+        if self.drawing.solver == "euler":
+            raise ValueError("drawing.solver euler draws the flow of scratch: choose dpm++ or ddim for recipe adapter")
+        if self.picture.scale or self.picture.shift:
+            raise ValueError(
+                "picture.scale and picture.shift must be 0 for recipe adapter: latents are computed once (mirror may be set)"
+            )
+        if not self.optimiser.adapt.steps:
+            raise ValueError("optimiser.adapt.steps is 0")
+        return self
+
     @model_validator(mode="after")
     def _sizes(self) -> Config:
+        if self.recipe == "adapter":
+            return self
         side = self.picture_size // 8
         if side % 2 ** (len(self.unet.widths) - 1):
             raise ValueError(

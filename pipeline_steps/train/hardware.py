@@ -108,7 +108,14 @@ def plan(config: Config, accelerator: str, precision: str) -> Hardware:
         strategy = "fsdp" if speed.strategy == "fsdp" else "ddp"
     rank = _rank(devices, processes) if processes > 1 else 0
     hardware = Hardware(accelerator, precision, devices, speed.num_nodes, strategy, rank, speed.accumulate)
-    for name in ("compose", "refine"):
+    if strategy == "fsdp" and config.recipe != "scratch":
+        raise ConfigError(
+            f"train.speed.strategy fsdp is of recipe scratch; what recipe {config.recipe} trains is small",
+            "set train.speed.strategy to ddp or auto",
+        )
+    if accelerator == "gpu":
+        torch.cuda.set_device(hardware.device)  # also for frozen models, which Lightning does not move
+    for name in ("compose", "refine") if config.recipe == "scratch" else ("adapt",):
         phase = getattr(config.optimiser, name)
         if phase.steps and phase.batch_size < hardware.share.parts:
             raise ConfigError(

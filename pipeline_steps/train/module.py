@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
 from pipeline_steps.core.errors import DataError, IntegrityError
+from pipeline_steps.diffusion.adapter import AudioAdapter
 from pipeline_steps.diffusion.codec import STRIDE, Codec
 from pipeline_steps.diffusion.composer import Composer
 from pipeline_steps.diffusion.conditioning import AudioConditioner
@@ -62,7 +64,10 @@ class NotFiniteError(DataError):
 
 
 class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore]
-    """Learns velocities of the flow between latents and noise, given the sound or not.
+    """Learns velocities of the flow between latents and noise, given the sound or not: the recipe `scratch`.
+
+    The recipe `adapter` (`AdapterTraining`) changes what is learned and at which rate; steps, faults, history and checkpoints
+    are these.
 
     Args:
         config: the stage's section.
@@ -70,10 +75,10 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
         digest: of everything that shapes this run; a checkpoint of another one is refused.
     """
 
-    def __init__(self, config: Config, denoiser: Denoiser, digest: str) -> None:
+    def __init__(self, config: Config, denoiser: Denoiser | AudioAdapter, digest: str) -> None:
         super().__init__()
         self.config = config
-        self.denoiser = denoiser
+        self.denoiser: Any = denoiser
         self.digest = digest
         self.history: list[dict[str, float]] = []
         """One row a step: loss and its means by time slice (NaN: no sample in it)."""
@@ -99,6 +104,11 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
     def unet(self) -> Any:
         """diffusers' U-Net, where the time goes: what is compiled, laid out anew, computed twice."""
         return self.denoiser.unet
+
+    @property
+    def unet_steps(self) -> tuple[int, int]:
+        """The first step in which the U-Net works, and how many there are."""
+        return self.config.optimiser.compose.steps, self.config.optimiser.refine.steps
 
     def prepare(self, step: int) -> None:
         """What changes in the course of training: the phase."""
@@ -164,8 +174,10 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
                     "losses": [repr(float(error)) for error in errors.detach()],
                     "times": [round(float(time), 4) for time in batch.times],
                     "latents_finite": bool(torch.isfinite(batch.latents).all()),
-                    "frames_finite": bool(torch.isfinite(batch.tokens.frames).all()),
-                    "summary_finite": bool(torch.isfinite(batch.tokens.summary).all()),
+                    **{
+                        f"{field.name}_finite": bool(torch.isfinite(getattr(batch.tokens, field.name)).all())
+                        for field in fields(batch.tokens)
+                    },
                     "parameters_not_finite": [
                         name for name, value in self.named_parameters() if not bool(torch.isfinite(value).all())
                     ][:20],

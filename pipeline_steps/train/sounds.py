@@ -1,20 +1,41 @@
-"""Sounds of pairs as keys, and their features as rows of the memo."""
+"""Sounds of pairs as keys, their views, and what an encoder hears in them as rows of the memo."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline_steps.audio.mixing import mix_tracks
+from pipeline_steps.audio.reverberation import ROOMS_VERSION, room_impulses
 from pipeline_steps.core.identity import fingerprint
-from pipeline_steps.diffusion.features import FEATURE_WIDTH, TAGS, SoundFeatures
+from pipeline_steps.core.memo import Memo
+from pipeline_steps.core.seeding import generator
+from pipeline_steps.diffusion.features import (
+    FEATURE_WIDTH,
+    FEATURES_VERSION,
+    TAGS,
+    SoundFeatures,
+    prepare_waveform,
+    sound_features,
+)
+from pipeline_steps.diffusion.grids import AstGrids, GridEncoder, yamnet_grid
+from pipeline_steps.encoders.ast_tokens import STORED_RATE
+from pipeline_steps.encoders.yamnet import SAMPLE_RATE, YamNet
+from pipeline_steps.train.augment import AUGMENT_VERSION, ROOMS, Samples, sound_view
+from pipeline_steps.train.config import Config
 
 FEATURES_SCHEMA = pa.schema(
     [pa.field("frames", pa.binary()), pa.field("logits", pa.binary()), pa.field("level", pa.list_(pa.float32()))]
 )
+GRID_SCHEMA = pa.schema([pa.field("grid", pa.binary())])
+WAVEFORMS_KEPT = 256
+"""Prepared waveforms in memory: a sound's views come one after another, sounds that are mixed in from anywhere."""
 Tracks = tuple[tuple[str, float], ...]
 """Audio id and gain in dB of each track of a pair."""
 
@@ -52,4 +73,131 @@ def features_of(row: dict[str, Any]) -> SoundFeatures:
         torch.from_numpy(frames.copy()).float(),
         torch.from_numpy(logits.copy()).float(),
         torch.tensor(row["level"], dtype=torch.float32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ear:
+    """How sounds are heard and remembered.
+
+    Attributes:
+        mark: everything but the sound, its view and the parameters of views that shapes a result.
+        schema: of a result in the memo.
+        prepare: mono 48 kHz sound [T] -> the waveform that views are made of.
+        hear: such waveforms -> rows of the memo, one each.
+        read: a row -> what is trained on.
+        rate: of the prepared waveform, Hz.
+        together: waveforms that are heard in one call.
+        part: rows of a part of the memo.
+    """
+
+    mark: dict[str, Any]
+    schema: pa.Schema
+    prepare: Callable[[Samples], Samples]
+    hear: Callable[[list[Samples]], list[dict[str, Any]]]
+    read: Callable[[dict[str, Any]], Any]
+    rate: int
+    together: int = 1
+    part: int = 256
+
+
+def yamnet_ear(encoder: YamNet, max_seconds: float, grids: bool = False) -> Ear:
+    """YAMNet's features, as `SoundFeatures` or as grids; both are remembered alike. One sound a call."""
+    return Ear(
+        mark={"encoder": encoder.describe(), "features": FEATURES_VERSION},
+        schema=FEATURES_SCHEMA,
+        prepare=lambda samples: prepare_waveform(samples, max_seconds),
+        hear=lambda waveforms: [features_row(sound_features(encoder, waveform)) for waveform in waveforms],
+        read=(lambda row: yamnet_grid(features_of(row))) if grids else features_of,
+        rate=SAMPLE_RATE,
+    )
+
+
+def ast_ear(encoder: AstGrids, max_seconds: float) -> Ear:
+    """Grids of an Audio Spectrogram Transformer, in half precision; views are made of the waveform at 48 kHz."""
+
+    def hear(waveforms: list[Samples]) -> list[dict[str, Any]]:
+        return [{"grid": grid.numpy().tobytes()} for grid in encoder.grids(waveforms, max_seconds)]
+
+    def read(row: dict[str, Any]) -> torch.Tensor:
+        return torch.from_numpy(np.frombuffer(row["grid"], np.float16).copy()).view(-1, encoder.bands, encoder.width)
+
+    longest = int(np.ceil(max_seconds * STORED_RATE))
+    return Ear(
+        mark={"encoder": encoder.describe()},
+        schema=GRID_SCHEMA,
+        prepare=lambda samples: samples[:longest],
+        hear=hear,
+        read=read,
+        rate=STORED_RATE,
+        together=16,
+        part=64,
+    )
+
+
+def ear_of(encoder: GridEncoder, max_seconds: float, grids: bool) -> Ear:
+    """The ear that an encoder is; its weights are loaded."""
+    encoder.encoder.load()
+    if isinstance(encoder, AstGrids):
+        return ast_ear(encoder, max_seconds)
+    return yamnet_ear(encoder.encoder, max_seconds, grids)
+
+
+def memo_mark(config: Config, ear: Ear) -> str:
+    """Fingerprint of the memo that keeps what an ear heard."""
+    views = config.sound.identity()
+    rooms = {"rooms": ROOMS_VERSION} if config.sound.reverb_share else {}
+    return fingerprint({**ear.mark, "augment": AUGMENT_VERSION, "seed": config.seed, "sound": views, **rooms})
+
+
+def heard(
+    config: Config, ear: Ear, memo: Memo, sound: Callable[[str], Samples], rows: list[dict[str, Any]]
+) -> tuple[dict[Tracks, list[Any]], int, int]:
+    """What is heard in every sound's views, the first being the sound itself; remembered by sound and view.
+
+    Args:
+        config: the stage's section.
+        ear: what hears.
+        memo: of the ear's schema and mark.
+        sound: samples [T] of a mono 48 kHz sound by id.
+        rows: pairs; those of split `train` lend sounds to be mixed in.
+
+    Returns:
+        by sound, one reading a view; views computed; views known before.
+    """
+    part = config.sound
+    sounds = distinct_sounds(rows)
+    background = distinct_sounds(row for row in rows if row["split"] == "train")
+    views = [(tracks, view, companion(tracks, view, background)) for tracks in sounds for view in range(part.views)]
+    keys = {(tracks, view): fingerprint([tracks, view, other]) for tracks, view, other in views}
+    known = memo.load(keys.values())
+    missing = [item for item in views if keys[item[0], item[1]] not in known]
+    rooms = room_impulses(ROOMS, ear.rate, config.seed) if part.reverb_share and missing else []
+
+    @lru_cache(maxsize=WAVEFORMS_KEPT)
+    def waveform(tracks: Tracks) -> Samples:
+        return ear.prepare(mix_tracks([(sound(audio_id), gain_db) for audio_id, gain_db in tracks]))
+
+    def seen(tracks: Tracks, view: int, other: Tracks) -> Samples:
+        if not view:
+            return waveform(tracks)
+        rng = generator(config.seed, "view", keys[tracks, view])
+        return sound_view(waveform(tracks), waveform(other) if other else None, part, rng, rooms)
+
+    fresh: dict[str, dict[str, Any]] = {}
+    for start in range(0, len(missing), ear.together):
+        chunk = missing[start : start + ear.together]
+        made = ear.hear([seen(*item) for item in chunk])
+        fresh |= {keys[tracks, view]: row for (tracks, view, _), row in zip(chunk, made, strict=True)}
+        if len(fresh) >= ear.part:
+            memo.append(fresh)
+            known |= fresh
+            fresh = {}
+    memo.append(fresh)
+    known |= fresh
+    reused = len(views) - len(missing)
+    return (
+        {tracks: [ear.read(known[keys[tracks, view]]) for view in range(part.views)] for tracks in sounds},
+        len(missing),
+        reused,
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import math
 import shutil
 import warnings
 from contextlib import nullcontext
@@ -16,11 +14,8 @@ import numpy as np
 import torch
 from filelock import FileLock
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
-from PIL import Image
 
 from pipeline_steps import tracking
-from pipeline_steps.audio.mixing import mix_tracks
-from pipeline_steps.audio.reverberation import ROOMS_VERSION, room_impulses
 from pipeline_steps.core.atomic import write_bytes, write_json, write_text
 from pipeline_steps.core.contracts import PAIRS
 from pipeline_steps.core.errors import ConfigError, DataError, ResourceError
@@ -29,45 +24,25 @@ from pipeline_steps.core.layout import Layout
 from pipeline_steps.core.media import INDEX, MediaReader
 from pipeline_steps.core.memo import Memo
 from pipeline_steps.core.report import StageReport
-from pipeline_steps.core.seeding import generator
 from pipeline_steps.core.tables import read_table
-from pipeline_steps.diffusion.codec import Codec, psnr
-from pipeline_steps.diffusion.features import (
-    FEATURES_VERSION,
-    SoundFeatures,
-    prepare_waveform,
-    sound_features,
-)
-from pipeline_steps.diffusion.pictures import square_picture, to_tensor
-from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline, DrawingDefaults
-from pipeline_steps.diffusion.storage import (
-    AtomicCheckpointIO,
-    load_weights,
-    new_scheduler,
-    read_checkpoint,
-    save_model,
-    save_weights,
-)
-from pipeline_steps.encoders.yamnet import SAMPLE_RATE, YamNet
-from pipeline_steps.train.augment import AUGMENT_VERSION, ROOMS, sound_view
-from pipeline_steps.train.batches import BatchStream, PairedData, token_variants, validation_batch
+from pipeline_steps.diffusion.backbone import Backbone
+from pipeline_steps.diffusion.codec import Codec
+from pipeline_steps.diffusion.grids import AstGrids, GridEncoder, YamNetGrids
+from pipeline_steps.diffusion.storage import AtomicCheckpointIO, load_weights, read_checkpoint, save_weights
+from pipeline_steps.encoders.ast_tokens import AstTokens
+from pipeline_steps.encoders.yamnet import YamNet
+from pipeline_steps.train.adapter import LATENTS_SCHEMA, latents_mark
 from pipeline_steps.train.callbacks import AveragedWeights, Metrics, Progress, Samples, Tracker
 from pipeline_steps.train.codec_training import new_codec, train_codec
 from pipeline_steps.train.compiling import Compilation
 from pipeline_steps.train.config import Config
 from pipeline_steps.train.hardware import Hardware, agree, end_children, plan, prepare
 from pipeline_steps.train.loading import Ahead, Waiting
-from pipeline_steps.train.module import BUCKETS, DiffusionTraining, NotFiniteError, fit_prior, new_conditioner, new_denoiser
+from pipeline_steps.train.module import NotFiniteError
+from pipeline_steps.train.recipe import Recipe, Split, adapter_recipe, scratch_recipe
+from pipeline_steps.train.record import loss_table, metrics_of, png, validation_table
 from pipeline_steps.train.sharding import cut, gather
-from pipeline_steps.train.sounds import (
-    FEATURES_SCHEMA,
-    Tracks,
-    companion,
-    distinct_sounds,
-    features_of,
-    features_row,
-    tracks_of,
-)
+from pipeline_steps.train.sounds import ear_of, heard, memo_mark
 
 __all__ = ["Config", "run"]
 
@@ -75,10 +50,10 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "last"
 DIAGNOSIS = "not-finite.json"
-GRID_SOUNDS = 8
-GRID_SAMPLES = 2
 LOG_EVERY = 10
 SPLITS = ("train", "val")
+Frozen = tuple[GridEncoder, Backbone | None]
+"""What hears, and the backbone of recipe `adapter`."""
 
 
 def run(config: Config, layout: Layout) -> StageReport:
@@ -100,34 +75,21 @@ def run(config: Config, layout: Layout) -> StageReport:
         raise DataError(f"{layout.pairs / 'pairs.parquet'} has no pair of split 'train'", "dvc repro pair, with more data")
     used = by_split["train"] + by_split["val"]
     report.n_in = report.n_ok = len(used)
-    digest = run_digest(config, layout)
+    frozen = _frozen(config, layout, hardware.accelerator, hardware.precision)
+    digest = run_digest(config, layout, frozen)
     folder = layout.runs / "train" / digest
     tracked = tracking.run("train", layout, config, inputs=[layout.pairs, layout.media], resume_key=digest)
     turn = FileLock(folder / "prepare.lock")  # several processes: the first computes, the others find it remembered
-    if hardware.processes > 1:
-        turn.acquire()
     with tracked if hardware.first else nullcontext(tracking.NullTracker()) as tracker:
-        encoder = YamNet(layout.assets).load()
-        media = MediaReader(layout.media)
-        views = _heard(config, layout, encoder, media, used, report)
-        conditioner = _seeded_conditioner(config)
-        heard = [views[tracks] for tracks in distinct_sounds(by_split["train"])]
-        conditioner.fit([view for sound in heard for view in sound])
-        conditioner.remember([sound[0] for sound in heard])
-        data = {split: _paired(by_split[split], media, views, conditioner, config.picture_size) for split in SPLITS}
-        codec = _codec(config, folder, data["train"].pictures)
-        codec_psnr = {split: _codec_psnr(codec, data[split].pictures) for split in SPLITS}
-        turn.release()
-        denoiser = new_denoiser(config, conditioner)
-        fit_prior(denoiser.prior, codec, data["train"].pictures, config.picture, config.seed)
-        module = DiffusionTraining(config, denoiser, digest)
-        _fit(config, layout, folder, module, codec, data, tracker, hardware)
+        with turn if hardware.processes > 1 else nullcontext():
+            recipe = _recipe(config, layout, folder, frozen, by_split, digest, report)
+        _fit(config, folder, recipe, tracker, hardware)
         if not hardware.first:
             raise SystemExit(0)  # process 0 exports and reports
-        _export(config, layout, folder, module, codec)
-        report.metrics |= _metrics(module, codec_psnr, data)
+        _export(layout, folder, recipe)
+        report.metrics |= metrics_of(recipe.module) | recipe.metrics
         final = {f"train/final/{name}": value for name, value in report.metrics.items()}
-        tracker.log_metrics(final, step=config.optimiser.max_steps)
+        tracker.log_metrics(final, step=config.max_steps)
         tracker.log_model(layout.model)
     # The model is whole: what was needed to resume it is not needed any more, and is large.
     (folder / f"{CHECKPOINT}.ckpt").unlink(missing_ok=True)
@@ -153,16 +115,18 @@ def choose_device(config: Config) -> tuple[str, str]:
     return ("gpu" if cuda else "cpu"), precision
 
 
-def run_digest(config: Config, layout: Layout) -> str:
-    """Identity of a run: parameters, data, encoder, program and torch. A checkpoint serves only the run that wrote it."""
+def run_digest(config: Config, layout: Layout, frozen: Frozen) -> str:
+    """Identity of a run: parameters, data, frozen models, program and torch. A checkpoint serves only the run that wrote it."""
     package = Path(__file__).resolve().parents[1]
     sources = [path for name in ("audio", "diffusion", "encoders", "train") for path in sorted((package / name).rglob("*.py"))]
+    encoder, backbone = frozen
     return fingerprint(
         {
             "config": config.model_dump(mode="json", exclude={"resume_from", "checkpoint_every"}),
             "pairs": sha256_file(layout.pairs / "pairs.parquet"),
             "media": sha256_file(layout.media / INDEX),
-            "encoder": YamNet(layout.assets).describe(),
+            "encoder": encoder.describe(),
+            "backbone": backbone.describe() if backbone is not None else None,
             "program": {f"{path.parent.name}/{path.name}": sha256_file(path) for path in sources},
             "torch": torch.__version__,
             "threads": config.threads or torch.get_num_threads(),
@@ -170,73 +134,35 @@ def run_digest(config: Config, layout: Layout) -> str:
     )
 
 
-def _heard(
-    config: Config, layout: Layout, encoder: YamNet, media: MediaReader, rows: list[dict[str, Any]], report: StageReport
-) -> dict[Tracks, list[SoundFeatures]]:
-    """Features of every sound's views, the first being the sound itself; remembered by sound and view."""
-    part = config.sound
-    mark = fingerprint(
-        {
-            "encoder": encoder.describe(),
-            "features": FEATURES_VERSION,
-            "augment": AUGMENT_VERSION,
-            "seed": config.seed,
-            "sound": part.identity(),
-            **({"rooms": ROOMS_VERSION} if part.reverb_share else {}),
-        }
-    )
-    memo = Memo(str(layout.memo), "train", mark, FEATURES_SCHEMA)
-    rooms = room_impulses(ROOMS, SAMPLE_RATE, config.seed) if part.reverb_share else []
-    waveforms: dict[Tracks, Any] = {}
-
-    def waveform(tracks: Tracks) -> Any:
-        if tracks not in waveforms:
-            samples = mix_tracks([(media.sound(audio_id), gain_db) for audio_id, gain_db in tracks])
-            waveforms[tracks] = prepare_waveform(samples, part.max_seconds)
-        return waveforms[tracks]
-
-    sounds = distinct_sounds(rows)
-    background = distinct_sounds(row for row in rows if row["split"] == "train")
-    views = [(tracks, view, companion(tracks, view, background)) for tracks in sounds for view in range(part.views)]
-    keys = {(tracks, view): fingerprint([tracks, view, other]) for tracks, view, other in views}
-    known = memo.load(keys.values())
-    report.reused = len(known)
-    report.computed = len(views) - len(known)
-    fresh: dict[str, dict[str, Any]] = {}
-    for tracks, view, other in views:
-        key = keys[tracks, view]
-        if key in known:
-            continue
-        samples = waveform(tracks)
-        if view:
-            rng = generator(config.seed, "view", key)
-            samples = sound_view(samples, waveform(other) if other else None, part, rng, rooms)
-        features = sound_features(encoder, samples)
-        fresh[key] = known[key] = features_row(features)
-        if len(fresh) >= 256:
-            memo.append(fresh)
-            fresh = {}
-    memo.append(fresh)
-    return {tracks: [features_of(known[keys[tracks, view]]) for view in range(part.views)] for tracks in sounds}
+def _frozen(config: Config, layout: Layout, accelerator: str, precision: str) -> Frozen:
+    """What hears, and the backbone if the recipe has one; weights are not loaded yet."""
+    encoder: GridEncoder = YamNetGrids(YamNet(layout.assets))
+    device = "cuda" if accelerator == "gpu" else "cpu"
+    if config.sound.encoder == "ast":
+        part = config.sound.ast
+        encoder = AstGrids(AstTokens(part.model, part.revision, device, part.precision, root=layout.root))
+    if config.recipe == "scratch":
+        return encoder, None
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    return encoder, Backbone(config.backbone.model, config.backbone.revision, dtype, root=layout.root)
 
 
-def _seeded_conditioner(config: Config) -> Any:
-    torch.manual_seed(config.seed)
-    return new_conditioner(config)
-
-
-def _paired(
-    rows: list[dict[str, Any]], media: MediaReader, views: dict[Tracks, list[SoundFeatures]], conditioner: Any, size: int
-) -> PairedData:
-    sounds = distinct_sounds(rows)
-    number = {tracks: index for index, tracks in enumerate(sounds)}
-    pictures = [square_picture(media.image(row["image_id"]), size) for row in rows]
-    stacked = np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
-    return PairedData(
-        pictures=to_tensor(stacked),
-        sounds=[number[tracks_of(row)] for row in rows],
-        tokens=[token_variants(conditioner, views[tracks]) for tracks in sounds],
-    )
+def _recipe(
+    config: Config, layout: Layout, folder: Path, frozen: Frozen, by_split: Split, digest: str, report: StageReport
+) -> Recipe:
+    """What the configured recipe trains and trains on. Frozen models see each item once: the memo keeps what comes out."""
+    encoder, backbone = frozen
+    media = MediaReader(layout.media)
+    ear = ear_of(encoder, config.sound.max_seconds, grids=backbone is not None)
+    memo = Memo(str(layout.memo), "train", memo_mark(config, ear), ear.schema)
+    rows = [row for split in SPLITS for row in by_split[split]]
+    views, report.computed, report.reused = heard(config, ear, memo, media.sound, rows)
+    if backbone is None:
+        return scratch_recipe(
+            config, by_split, views, media.image, lambda pictures: _codec(config, folder, pictures), layout.assets, digest
+        )
+    latents = Memo(str(layout.memo), "train", latents_mark(config, backbone), LATENTS_SCHEMA)
+    return adapter_recipe(config, by_split, views, media.image, encoder, backbone, latents, layout.assets, digest)
 
 
 def _codec(config: Config, folder: Path, pictures: torch.Tensor) -> Codec:
@@ -256,26 +182,9 @@ def _codec(config: Config, folder: Path, pictures: torch.Tensor) -> Codec:
     return codec
 
 
-@torch.inference_mode()
-def _codec_psnr(codec: Codec, pictures: torch.Tensor) -> float | None:
-    if not len(pictures):
-        return None
-    decoded = torch.cat([codec.decode(codec.encode(batch)) for batch in torch.split(pictures, 64)])
-    return round(psnr(decoded, pictures), 3)
-
-
-def _fit(
-    config: Config,
-    layout: Layout,
-    folder: Path,
-    module: DiffusionTraining,
-    codec: Codec,
-    data: dict[str, PairedData],
-    tracker: Tracker,
-    hardware: Hardware,
-) -> None:
+def _fit(config: Config, folder: Path, recipe: Recipe, tracker: Tracker, hardware: Hardware) -> None:
     """Train from the start or from the run's last checkpoint; afterwards the module holds the averaged weights."""
-    part = config.optimiser
+    module = recipe.module
     last = folder / f"{CHECKPOINT}.ckpt"
     resume = _checkpoint_to_resume(config, last)
     first = 0
@@ -283,45 +192,34 @@ def _fit(
         checkpoint = read_checkpoint(resume)
         module.on_load_checkpoint(checkpoint)
         first = len(module.history)
-        if int(checkpoint.get("global_step", 0)) >= part.max_steps:  # killed between the last step and the export
+        if int(checkpoint.get("global_step", 0)) >= config.max_steps:  # killed between the last step and the export
             module.load_state_dict(checkpoint["state_dict"])
             return
         if hardware.first:
-            print(f"train: going on from step {checkpoint.get('global_step')} of {part.max_steps}", flush=True)
+            print(f"train: going on from step {checkpoint.get('global_step')} of {config.max_steps}", flush=True)
     torch.manual_seed(config.seed)
-    averages = AveragedWeights(part.ema_decay)
-    stream = BatchStream(data["train"], codec, config, first, hardware.share)
+    averages = AveragedWeights(config.optimiser.ema_decay)
+    stream = recipe.stream(first, hardware.share)
     prepare(module.unet, config, hardware)
     if hardware.strategy == "fsdp":
         module.mesh_blocks = cut
-    shown = data["val"] if len(data["val"]) else data["train"]
-    scheduler = new_scheduler(config.drawing.shift)
-    pipeline = Audio2ImagePipeline(module.denoiser, codec, scheduler, None, _defaults(config))
-    chosen = list(range(min(GRID_SOUNDS, len(shown))))
-    tokens = [shown.clean_tokens([row]) for row in chosen]
-
-    def draw() -> np.ndarray[Any, Any]:
-        pictures = pipeline.draw_many(tokens, GRID_SAMPLES, seed=config.seed)
-        return np.concatenate([np.concatenate(list(column), axis=0) for column in pictures], axis=1)
 
     def keep(step: int, grid: np.ndarray[Any, Any]) -> None:
-        write_bytes(folder / "samples" / f"step-{step:06d}.png", _png(grid))
+        write_bytes(folder / "samples" / f"step-{step:06d}.png", png(grid))
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hardware report and tips
-    held_out = validation_batch(data["val"], codec, config.seed)
-    device = hardware.device
+    held_out = recipe.held_out()
+    device, (begin, steps) = hardware.device, module.unet_steps
     loader = Waiting(Ahead(stream, config.speed.ahead, device) if device.type == "cuda" else stream, device)
     trainer = pl.Trainer(
         **hardware.trainer_arguments(),
-        max_steps=part.max_steps,
+        max_steps=config.max_steps,
         max_epochs=-1,
         callbacks=[
             averages,
             LambdaCallback(on_fit_start=lambda trainer, _: agree(trainer, hardware, f"run {module.digest} from step {first}")),
-            Compilation(
-                config.speed.compile, lambda: stream.batch(part.compose.steps), part.refine.steps * config.speed.accumulate
-            ),
-            Samples(config.sample_every, averages, draw, keep, held_out, tracker),
+            Compilation(config.speed.compile, lambda: stream.batch(begin), steps * config.speed.accumulate),
+            Samples(config.sample_every, averages, recipe.draw, keep, held_out, tracker),
             Metrics(LOG_EVERY, tracker, loader.waited),
             Progress(),
             ModelCheckpoint(
@@ -375,67 +273,18 @@ def _checkpoint_to_resume(config: Config, last: Path) -> Path | None:
     return last if last.is_file() else None
 
 
-def _defaults(config: Config) -> DrawingDefaults:
-    return DrawingDefaults(
-        steps=config.drawing.steps,
-        guidance_scale=config.drawing.guidance_scale,
-        max_seconds=config.sound.max_seconds,
-        picture_size=config.picture_size,
-    )
-
-
-def _export(config: Config, layout: Layout, folder: Path, module: DiffusionTraining, codec: Codec) -> None:
+def _export(layout: Layout, folder: Path, recipe: Recipe) -> None:
     """Write the model beside its place, then put it there whole."""
     scratch = folder / "export"
     shutil.rmtree(scratch, ignore_errors=True)
-    defaults = _defaults(config)
-    values = {name: getattr(defaults, name) for name in ("steps", "guidance_scale", "max_seconds", "picture_size")}
-    save_model(scratch, module.denoiser, codec, new_scheduler(config.drawing.shift), values, layout.assets)
-    _write_training(scratch / "training", folder, module)
+    recipe.save(scratch)
+    module, record = recipe.module, scratch / "training"
+    write_text(record / "loss.csv", loss_table(module.history))
+    write_text(record / "validation.csv", validation_table(module.validation))
+    for step in sorted(module.validation, key=int):
+        name = f"step-{int(step):06d}.png"
+        write_bytes(record / name, (folder / "samples" / name).read_bytes())
     target = layout.model
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)
     scratch.replace(target)
-
-
-def _write_training(target: Path, folder: Path, module: DiffusionTraining) -> None:
-    """How it went: loss.csv by step, validation.csv, and the sample grids."""
-    names = ["loss", *(f"loss_t{index}" for index in range(BUCKETS))]
-    lines = [",".join(["step", *names])]
-    for number, row in enumerate(module.history, start=1):
-        lines.append(",".join([str(number), *(_number(row[name]) for name in names)]))
-    write_text(target / "loss.csv", "\n".join(lines) + "\n")
-    rows = [f"{step},{_number(value)}" for step, value in sorted(module.validation.items(), key=lambda item: int(item[0]))]
-    write_text(target / "validation.csv", "\n".join(["step,validation_loss", *rows]) + "\n")
-    for step in sorted(module.validation, key=int):
-        name = f"step-{int(step):06d}.png"
-        write_bytes(target / name, (folder / "samples" / name).read_bytes())
-
-
-def _number(value: float) -> str:
-    return f"{value:.6g}" if math.isfinite(value) else ""
-
-
-def _png(picture: np.ndarray[Any, Any]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _metrics(module: DiffusionTraining, codec_psnr: dict[str, float | None], data: dict[str, PairedData]) -> dict[str, Any]:
-    tail = [row["loss"] for row in module.history[-100:] if math.isfinite(row["loss"])]
-    validation = [
-        value for _, value in sorted(module.validation.items(), key=lambda item: int(item[0])) if math.isfinite(value)
-    ]
-    values: dict[str, Any] = {
-        "steps": len(module.history),
-        "loss": round(float(np.mean(tail)), 6) if tail else None,
-        "validation_loss": round(validation[-1], 6) if validation else None,
-        "codec_psnr_train_db": codec_psnr["train"],
-        "codec_psnr_val_db": codec_psnr["val"],
-        "parameters": sum(parameter.numel() for parameter in module.denoiser.parameters()),
-        "pairs_train": len(data["train"]),
-        "pairs_val": len(data["val"]),
-        "sounds_train": len(data["train"].tokens),
-    }
-    return {key: value for key, value in values.items() if value is not None} | module.speed
