@@ -34,3 +34,10 @@ def bucket_means(losses: torch.Tensor, times: torch.Tensor, buckets: int) -> tor
     index = (times * buckets).long().clamp(max=buckets - 1)
     sums = torch.zeros(buckets).index_add_(0, index, losses.detach().float().cpu())
     return sums / torch.bincount(index, minlength=buckets)
+
+
+def bucket_sums(losses: torch.Tensor, times: torch.Tensor, buckets: int) -> torch.Tensor:
+    """Sums and counts [2, buckets] behind `bucket_means`, double precision, on the losses' device: they add up over batches."""
+    index = (times * buckets).long().clamp(max=buckets - 1)
+    both = torch.stack([losses.detach().double(), torch.ones_like(losses, dtype=torch.float64)])
+    return torch.zeros(2, buckets, dtype=torch.float64, device=losses.device).index_add_(1, index, both)

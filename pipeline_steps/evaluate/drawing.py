@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pipeline_steps.audio.mixing import mix_tracks
 from pipeline_steps.evaluate.items import Track
 
 FloatArray = npt.NDArray[np.float32]
@@ -47,11 +48,5 @@ class PictureSource(Protocol):
 
 
 def render(tracks: Sequence[Track], sound: Callable[[str], FloatArray]) -> FloatArray:
-    """The mono 48 kHz sound of a pair: its tracks with their gains in dB, summed from the start, as long as the longest."""
-    parts = [sound(audio_id) * np.float32(10.0 ** (gain / 20.0)) for audio_id, gain in tracks]
-    if len(parts) == 1:
-        return parts[0]
-    mixed = np.zeros(max(len(part) for part in parts), np.float32)
-    for part in parts:
-        mixed[: len(part)] += part
-    return mixed
+    """The mono 48 kHz sound of a pair: its tracks with their gains in dB, mixed as training hears them."""
+    return mix_tracks([(sound(audio_id), gain) for audio_id, gain in tracks])

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline_steps.evaluate.agreement import Item, Sound
 from pipeline_steps.evaluate.choose import choose_draws, choose_pairs
+from pipeline_steps.evaluate.items import sound_key, track_list
 
 Row = Mapping[str, Any]
 Card = dict[str, Any]
@@ -67,6 +68,7 @@ def _pair_card(
 ) -> Card:
     track = pair["tracks"][0]
     audio_id, image_id = track["audio_id"], pair["image_id"]
+    mixed = sound_key(track_list(pair))
     listed = sorted(events, key=lambda event: int(event["rank"]))
     asked = next((event for event in listed if event["sound"] == track["sound"]), listed[0] if listed else None)
     near = sorted(by_text.get(asked["text_id"], []), key=lambda row: int(row["rank"])) if asked else []
@@ -75,7 +77,7 @@ def _pair_card(
     return {
         "image_id": image_id[:12],
         "picture": shelf.picture(image_id),
-        "sound": {"audio": shelf.audio(audio_id), "spectrogram": shelf.spectrogram(audio_id)},
+        "sound": {"audio": shelf.audio(mixed), "spectrogram": shelf.spectrogram(mixed)},
         "phrase": track["sound"],
         "score": pair["score"],
         "z": pair["z"],

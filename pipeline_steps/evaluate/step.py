@@ -45,7 +45,7 @@ from pipeline_steps.evaluate.drawing import PictureSource, render
 from pipeline_steps.evaluate.families import families_in, refuse_shared, undeclared
 from pipeline_steps.evaluate.gold import Truth, match, parse_manifest
 from pipeline_steps.evaluate.gold_retrieval import Space, gold_retrieval, retrieval_block
-from pipeline_steps.evaluate.items import Agenda, build_agenda, item_texts, spread
+from pipeline_steps.evaluate.items import Agenda, build_agenda, item_texts, sound_key, spread, track_list
 from pipeline_steps.evaluate.judges import VECTOR, OpenMemo, picture_judge, sound_judge
 from pipeline_steps.evaluate.label_oracle import label_vectors
 from pipeline_steps.evaluate.media_files import mp3, png, strip, thumbnail
@@ -133,6 +133,7 @@ def make(config: Config, layout: Layout, source: PictureSource, tracker: NullTra
     if retrieval:
         evaluation["retrieval"] = retrieval
     recipes = dict(zip((sound.key for sound in agenda.sounds), agenda.tracks, strict=True))
+    recipes |= {sound_key(track_list(pair)): track_list(pair) for pair in tables.pairs}  # the report plays what was paired
     sources = Sources(media.image, lambda key: render(recipes.get(key, ((key, 0.0),)), media.sound))
     files = publish(
         config,

@@ -20,7 +20,7 @@ from pipeline_steps.diffusion.grids import GridEncoder
 from pipeline_steps.diffusion.pictures import square_picture, to_tensor
 from pipeline_steps.diffusion.resampler import TokenResampler
 from pipeline_steps.encoders.protocols import Picture
-from pipeline_steps.train.batches import Batch, rows_of_step, step_generator
+from pipeline_steps.train.batches import WHOLE, Batch, Share, rows_of_step, step_generator
 from pipeline_steps.train.config import Config
 from pipeline_steps.train.module import DiffusionTraining, rate_share
 from pipeline_steps.train.sounds import Tracks, distinct_sounds, tracks_of
@@ -121,39 +121,49 @@ def adapter_data(
 
 
 class AdapterStream(IterableDataset[Batch]):
-    """Endless batches from step `first` on; batch k is a function of (seed, k). Latents are drawn from their distributions."""
+    """Endless batches from step `first` on; batch k is a function of (seed, k). Latents are drawn from their distributions.
 
-    def __init__(self, data: AdapterData, backbone: Backbone, config: Config, first: int) -> None:
-        self.data, self.backbone, self.config, self.first = data, backbone, config, first
+    As in `BatchStream`, what is random is drawn for the whole optimiser step and then cut.
+    """
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step."""
+    def __init__(self, data: AdapterData, backbone: Backbone, config: Config, first: int, share: Share = WHOLE) -> None:
+        self.data, self.backbone, self.config, self.first, self.share = data, backbone, config, first, share
+
+    def batch(self, step: int, micro: int = 0) -> Batch:
+        """This process's batch of a step and microbatch."""
         config, data = self.config, self.data
         rows = rows_of_step(len(data), config.optimiser.adapt.batch_size, config.seed, step)
         draws = step_generator(config.seed, "batch", step)
         count, times = len(rows), self.backbone.noise.config.num_train_timesteps
-        mirrored = (torch.rand(count, generator=draws) < config.picture.mirror).long()
-        pictures = torch.tensor([data.pictures[row] for row in rows])
+        share, mine = self.share, self.share.slice_of(count, micro)
+        mirrored = (torch.rand(count, generator=draws) < config.picture.mirror).long()[mine]
+        pictures = torch.tensor([data.pictures[row] for row in rows[mine]])
         mean, std = data.means[pictures, mirrored].float(), data.stds[pictures, mirrored].float()
-        latents = self.backbone.latents(mean, std, torch.randn(mean.shape, generator=draws))
+        shape = (count, *mean.shape[1:])
+        latents = self.backbone.latents(mean, std, torch.randn(shape, generator=draws)[mine])
         grids = []
         for row in rows:
             views = data.grids[data.sounds[row]]
             grids.append(views[int(torch.randint(len(views), (1,), generator=draws))])
         return Batch(
             step=step,
-            rows=rows,
+            rows=rows[mine],
             latents=latents,
-            tokens=stack_grids(grids),
-            noise=torch.randn(latents.shape, generator=draws),
-            times=(torch.randint(times, (count,), generator=draws) + 0.5) / times,
-            heard=torch.rand(count, generator=draws) >= config.objective.condition_dropout,
+            tokens=stack_grids(grids[mine]),
+            noise=torch.randn(shape, generator=draws)[mine],
+            times=((torch.randint(times, (count,), generator=draws) + 0.5) / times)[mine],
+            heard=(torch.rand(count, generator=draws) >= config.objective.condition_dropout)[mine],
+            total=count,
+            part=share.rank * share.accumulate + micro,
+            parts=share.parts,
+            last=micro + 1 == share.accumulate,
         )
 
     def __iter__(self) -> Iterator[Batch]:
         step = self.first
         while True:
-            yield self.batch(step)
+            for micro in range(self.share.accumulate):
+                yield self.batch(step, micro)
             step += 1
 
 
@@ -192,8 +202,6 @@ def new_adapter(config: Config, backbone: Backbone, encoder: GridEncoder) -> Aud
     part = config.resampler
     resampler = TokenResampler(encoder.width, encoder.bands, width=backbone.width, **part.model_dump())
     adapter = AudioAdapter(backbone, resampler, config.backbone.prompt)
-    if config.backbone.gradient_checkpointing:
-        backbone.unet.enable_gradient_checkpointing()
     return adapter
 
 
@@ -210,6 +218,16 @@ class AdapterTraining(DiffusionTraining):
     def on_fit_start(self) -> None:
         """The backbone is no part of this module: it follows it to the device."""
         self.denoiser.backbone.to(self.device)
+
+    @property
+    def unet(self) -> Any:
+        """The backbone's."""
+        return self.denoiser.backbone.unet
+
+    @property
+    def unet_steps(self) -> tuple[int, int]:
+        """All."""
+        return 0, self.config.optimiser.adapt.steps
 
     def prepare(self, step: int) -> None:
         """Nothing changes in the course of training."""

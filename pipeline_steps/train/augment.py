@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from scipy.fft import next_fast_len
 
+from pipeline_steps.audio.reverberation import reverberate
 from pipeline_steps.train.config import PictureConfig, SoundConfig
 
 Samples = npt.NDArray[np.float32]
+ROOMS = 32
+"""Rooms of a run."""
 AUGMENT_VERSION = 1
 """Raised whenever a view changes: part of the memo's fingerprint."""
 
 
-def mix_tracks(tracks: list[tuple[Samples, float]]) -> Samples:
-    """One sound of several tracks (samples [T], gain in dB): as long as the first, shorter ones repeated, never normalised."""
-    length = len(tracks[0][0])
-    total = np.zeros(length, np.float64)
-    for samples, gain_db in tracks:
-        total += np.resize(samples, length).astype(np.float64) * 10.0 ** (gain_db / 20.0)
-    return np.clip(total, -1.0, 1.0).astype(np.float32)
+def sound_view(
+    samples: Samples,
+    second: Samples | None,
+    config: SoundConfig,
+    rng: np.random.Generator,
+    rooms: Sequence[Samples] = (),
+) -> Samples:
+    """A version of a sound [T]: other speed, another start (circular), another level, sometimes in one of the `rooms` (impulse
+    responses), with noise or with a second sound.
 
-
-def sound_view(samples: Samples, second: Samples | None, config: SoundConfig, rng: np.random.Generator) -> Samples:
-    """A version of a sound [T]: other speed, another start (circular), another level, sometimes noise or a second sound.
-
-    Level changes the loudness that the model hears on purpose: near and far dogs are dogs.
+    Level changes the loudness that the model hears on purpose: near and far dogs are dogs. A room changes no level.
     """
     speed = float(np.exp(rng.uniform(-config.speed, config.speed)))
     positions = np.linspace(0, len(samples) - 1, max(2, int(len(samples) / speed)))
     view = np.interp(positions, np.arange(len(samples)), samples)
     view = np.roll(view, int(rng.integers(len(view))))
+    if config.reverb_share and rng.random() < config.reverb_share:
+        view = reverberate(view, rooms[int(rng.integers(len(rooms)))])
     view *= 10.0 ** (rng.uniform(-config.gain_db, config.gain_db) / 20.0)
     power = float(np.sqrt(np.mean(view**2)))
     if rng.random() < config.noise_share:
@@ -54,16 +59,22 @@ def coloured_noise(length: int, slope: float, rng: np.random.Generator) -> npt.N
     return noise / max(float(noise.std()), 1e-9)
 
 
-def picture_views(pictures: torch.Tensor, config: PictureConfig, generator: torch.Generator) -> torch.Tensor:
-    """Each picture [N, 3, H, W] mirrored or not, a little larger or smaller, a little moved; borders are continued."""
+def picture_views(
+    pictures: torch.Tensor, config: PictureConfig, generator: torch.Generator, chosen: slice = slice(None)
+) -> torch.Tensor:
+    """Each picture [N, 3, H, W] mirrored or not, a little larger or smaller, a little moved; borders are continued.
+
+    Only the `chosen` ones are made; what is drawn for each does not depend on which they are.
+    """
     count = len(pictures)
-    mirror = torch.rand(count, generator=generator) < config.mirror
-    size = torch.exp((torch.rand(count, generator=generator) * 2 - 1) * config.scale)
-    move = (torch.rand(count, 2, generator=generator) * 2 - 1) * 2 * config.shift
+    mirror = (torch.rand(count, generator=generator) < config.mirror)[chosen]
+    size = torch.exp((torch.rand(count, generator=generator) * 2 - 1) * config.scale)[chosen]
+    move = ((torch.rand(count, 2, generator=generator) * 2 - 1) * 2 * config.shift)[chosen]
+    pictures = pictures[chosen]
     mirrored = torch.where(mirror[:, None, None, None], pictures.flip(3), pictures)
     if not config.scale and not config.shift:
         return mirrored
-    transform = torch.zeros(count, 2, 3)
+    transform = torch.zeros(len(pictures), 2, 3)
     transform[:, 0, 0] = transform[:, 1, 1] = size
     transform[:, :, 2] = move
     grid = F.affine_grid(transform, list(pictures.shape), align_corners=False)

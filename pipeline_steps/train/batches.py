@@ -6,7 +6,7 @@ That is what makes a resumed run equal to an undisturbed one: nothing random has
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,10 +50,37 @@ class PairedData:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """One step's input. `heard` [N] is false where the sound is withheld; `times` [N]; `rows` are pair rows.
+class Share:
+    """What one process takes of each optimiser step: `accumulate` of `ranks * accumulate` slices, one a microbatch."""
 
-    `tokens` are what the recipe's denoiser hears.
+    rank: int = 0
+    ranks: int = 1
+    accumulate: int = 1
+
+    @property
+    def parts(self) -> int:
+        """Slices of an optimiser step."""
+        return self.ranks * self.accumulate
+
+    def slice_of(self, count: int, micro: int) -> slice:
+        """Which of `count` samples microbatch `micro` of this process takes: together, each sample once."""
+        part = self.rank * self.accumulate + micro
+        return slice(count * part // self.parts, count * (part + 1) // self.parts)
+
+
+WHOLE = Share()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Input of one microbatch. `heard` [N] is false where the sound is withheld; `times` [N]; `rows` are pair rows.
+
+    Attributes:
+        step: the optimiser step it belongs to.
+        total: samples of that step, over all microbatches and processes.
+        part, parts: its place among the slices of the step.
+        tokens: what the recipe's denoiser hears.
+        last: whether the optimiser moves after it.
     """
 
     step: int
@@ -63,17 +90,25 @@ class Batch:
     noise: torch.Tensor
     times: torch.Tensor
     heard: torch.Tensor
+    total: int = 0
+    part: int = 0
+    parts: int = 1
+    last: bool = True
+
+    @property
+    def weight(self) -> float:
+        """What the mean loss counts, so that the mean over all slices is the mean over all samples of the step."""
+        return len(self.rows) * self.parts / self.total if self.parts > 1 else 1.0
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on a device."""
-        return Batch(
-            self.step,
-            self.rows,
-            self.latents.to(device),
-            self.tokens.to(device),
-            self.noise.to(device),
-            self.times.to(device),
-            self.heard.to(device),
+        return replace(
+            self,
+            latents=self.latents.to(device),
+            tokens=self.tokens.to(device),
+            noise=self.noise.to(device),
+            times=self.times.to(device),
+            heard=self.heard.to(device),
         )
 
 
@@ -126,54 +161,66 @@ def rows_of_step(count: int, batch_size: int, seed: int, step: int) -> list[int]
 
 
 class BatchStream(IterableDataset[Batch]):
-    """Endless batches from step `first` on. The codec is frozen; pictures are varied, then encoded."""
+    """Endless batches from step `first` on. The codec is frozen; pictures are varied, then encoded.
 
-    def __init__(self, data: PairedData, codec: Codec, config: Config, first: int) -> None:
+    What is random is drawn for the whole optimiser step and then cut, so a run does not depend on how many processes and
+    microbatches share it.
+    """
+
+    def __init__(self, data: PairedData, codec: Codec, config: Config, first: int, share: Share = WHOLE) -> None:
         self.data = data
         self.codec = codec
         self.config = config
         self.first = first
+        self.share = share
         part = config.picture
         self._still: torch.Tensor | None = None
         if not (part.mirror or part.scale or part.shift):  # pictures never vary: encode them once
             with torch.no_grad():
                 self._still = torch.cat([codec.encode(chunk) for chunk in torch.split(data.pictures, 64)])
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step; its size is that of the step's phase."""
+    def batch(self, step: int, micro: int = 0) -> Batch:
+        """This process's batch of a step and microbatch; the step's size is that of its phase."""
         seed, objective, phases = self.config.seed, self.config.objective, self.config.optimiser
         composing = step < phases.compose.steps
         if composing:
             rows = rows_of_step(len(self.data), phases.compose.batch_size, seed, step)
         else:
             rows = rows_of_step(len(self.data), phases.refine.batch_size, seed + 1, step - phases.compose.steps)
+        count, share = len(rows), self.share
+        mine = share.slice_of(count, micro)
         draws = step_generator(seed, "batch", step)
         if self._still is not None:
-            latents = self._still[rows]
+            latents = self._still[rows[mine]]
         else:
+            views = picture_views(self.data.pictures[rows], self.config.picture, draws, mine)
             with torch.no_grad():
-                latents = self.codec.encode(picture_views(self.data.pictures[rows], self.config.picture, draws))
-        frames, summary = [], []
-        for row in rows:
-            variants = self.data.tokens[self.data.sounds[row]]
-            choice = int(torch.randint(len(variants), (1,), generator=draws))
-            frames.append(variants.frames[choice])
-            summary.append(variants.summary[choice])
-        count = len(rows)
+                latents = self.codec.encode(views)
+        variants = [self.data.tokens[self.data.sounds[row]] for row in rows]
+        choices = [int(torch.randint(len(variant), (1,), generator=draws)) for variant in variants]
+        chosen = list(zip(variants[mine], choices[mine], strict=True))
         return Batch(
             step=step,
-            rows=rows,
+            rows=rows[mine],
             latents=latents,
-            tokens=SoundTokens(torch.stack(frames), torch.stack(summary)),
-            noise=torch.randn(latents.shape, generator=draws),
-            times=logit_normal_times(count, objective.time_mean, objective.time_std, draws),
-            heard=torch.rand(count, generator=draws) >= objective.condition_dropout,
+            tokens=SoundTokens(
+                torch.stack([variant.frames[choice] for variant, choice in chosen]),
+                torch.stack([variant.summary[choice] for variant, choice in chosen]),
+            ),
+            noise=torch.randn((count, *latents.shape[1:]), generator=draws)[mine],
+            times=logit_normal_times(count, objective.time_mean, objective.time_std, draws)[mine],
+            heard=(torch.rand(count, generator=draws) >= objective.condition_dropout)[mine],
+            total=count,
+            part=share.rank * share.accumulate + micro,
+            parts=share.parts,
+            last=micro + 1 == share.accumulate,
         )
 
     def __iter__(self) -> Iterator[Batch]:
         step = self.first
         while True:
-            yield self.batch(step)
+            for micro in range(self.share.accumulate):
+                yield self.batch(step, micro)
             step += 1
 
 
@@ -194,4 +241,5 @@ def validation_batch(data: PairedData, codec: Codec, seed: int, limit: int = 64)
         noise=torch.randn(latents.shape, generator=draws),
         times=times,
         heard=torch.ones(len(rows), dtype=torch.bool),
+        total=len(rows),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -11,10 +12,14 @@ from typing import Any, Protocol
 import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
+import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from pipeline_steps.train.batches import Batch
+from pipeline_steps.train.compiling import uncompiled
 from pipeline_steps.train.module import DiffusionTraining
+from pipeline_steps.train.sharding import AveragedPieces, load_whole_state, refresh_whole
 
 Picture = npt.NDArray[np.uint8]
 
@@ -34,16 +39,57 @@ EVERY = 4
 
 
 class AveragedWeights(EMAWeightAveraging):  # type: ignore[misc, unused-ignore]
-    """Lightning's exponential moving average; `averaged` lends the averaged weights to the module for a while."""
+    """Lightning's exponential moving average, once an optimiser step; `averaged` lends the averaged weights for a while.
+
+    Where processes hold the model together (fsdp), which Lightning's callback cannot, each averages its own pieces.
+    """
 
     def __init__(self, decay: float) -> None:
         super().__init__(decay=decay**EVERY, use_buffers=False, update_every_n_steps=EVERY)
+        self._decay = decay**EVERY
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Copy the model, unless it will be cut."""
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            return
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*overrides the configure_model.*")  # it does nothing here
+            super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Copy the pieces of this process."""
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            self._average_model = AveragedPieces(pl_module, self._decay)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """As Lightning: `state_dict` is the average, `current_model_state` the weights as they are; both whole."""
+        pieces: Any = self._average_model
+        if not isinstance(pieces, AveragedPieces):
+            super().on_save_checkpoint(trainer, pl_module, checkpoint)
+            return
+        checkpoint["current_model_state"] = checkpoint["state_dict"]
+        self._swap_models(pl_module)
+        checkpoint["state_dict"] = trainer.strategy.lightning_module_state_dict()
+        self._swap_models(pl_module)
+        checkpoint["averaging_state"] = {"n_averaged": torch.tensor(pieces.updates)}
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take both back. Lightning's strategy has already put the average into the model."""
+        pieces: Any = self._average_model
+        if not isinstance(pieces, AveragedPieces):
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+            return
+        pieces.take(pl_module)
+        pieces.updates = int(checkpoint["averaging_state"]["n_averaged"])
+        load_whole_state(pl_module, checkpoint["current_model_state"])
 
     @contextmanager
-    def averaged(self, module: pl.LightningModule) -> Iterator[None]:
-        """Within the block the module has the averaged weights."""
+    def averaged(self, module: DiffusionTraining) -> Iterator[None]:
+        """Within the block the module has the averaged weights (and the whole copy of a cut one, in process 0)."""
         self._swap_models(module)
         try:
+            if isinstance(self._average_model, AveragedPieces):
+                refresh_whole(module)
             yield
         finally:
             self._swap_models(module)
@@ -78,41 +124,54 @@ class Samples(Callback):  # type: ignore[misc, unused-ignore]
         step = trainer.global_step
         if str(step) in pl_module.validation or not step or (step % self.every and step != trainer.max_steps):
             return
-        with self.averages.averaged(pl_module):
+        grid = None
+        with self.averages.averaged(pl_module), uncompiled(pl_module.compiled):
             pl_module.eval()
-            grid = self.draw()
+            if trainer.is_global_zero:
+                grid = self.draw()
             loss = pl_module.validation_loss(self.held_out) if self.held_out is not None else float("nan")
             pl_module.train()
         pl_module.validation[str(step)] = loss
-        self.keep(step, grid)
-        self.tracker.log_image("samples/grid", grid, step=step)
-        self.tracker.log_metrics({"train/validation_loss": loss}, step=step)
+        if grid is not None:
+            self.keep(step, grid)
+            self.tracker.log_image("samples/grid", grid, step=step)
+            self.tracker.log_metrics({"train/validation_loss": loss}, step=step)
 
 
 class Metrics(Callback):  # type: ignore[misc, unused-ignore]
-    """Loss, learning rate and speed to the tracker every n steps."""
+    """Loss, learning rate, speed and the share of time spent waiting for data, to the tracker every n steps."""
 
-    def __init__(self, every: int, tracker: Tracker) -> None:
+    def __init__(self, every: int, tracker: Tracker, waited: Callable[[], float] = lambda: 0.0) -> None:
         self.every = every
         self.tracker = tracker
+        self.waited = waited
         self._mark = time.monotonic()
+        self._waited = 0.0
+        self._step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._mark, self._waited, self._step = time.monotonic(), self.waited(), trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: DiffusionTraining, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """See the class."""
         step = trainer.global_step
-        if step % self.every or not pl_module.history:
+        if step % self.every or step == self._step or not trainer.is_global_zero or not pl_module.history:
             return
-        now = time.monotonic()
-        speed = self.every * len(batch.rows) / max(now - self._mark, 1e-9)
-        self._mark = now
+        now, waited = time.monotonic(), self.waited()
+        spent = max(now - self._mark, 1e-9)
         recent = pl_module.history[-self.every :]
-        loss = float(np.mean([row["loss"] for row in recent]))
-        rate = max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)
-        self.tracker.log_metrics(
-            {"train/loss": loss, "train/learning_rate": rate, "train/samples_per_second": speed}, step=step
-        )
+        samples = batch.total or len(batch.rows)
+        values = {
+            "train/loss": float(np.mean([row["loss"] for row in recent])),
+            "train/learning_rate": max(float(group["lr"]) for group in trainer.optimizers[0].param_groups),
+            "train/samples_per_second": (step - self._step) * samples / spent,
+            "train/wait_share": min(1.0, (waited - self._waited) / spent),
+        }
+        self._mark, self._waited, self._step = now, waited, step
+        self.tracker.log_metrics(values, step=step)
 
 
 class Progress(Callback):  # type: ignore[misc, unused-ignore]
@@ -128,6 +187,8 @@ class Progress(Callback):  # type: ignore[misc, unused-ignore]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar."""
+        if not trainer.is_global_zero:
+            return
         self._begin = self._last = time.monotonic()
         self._first = trainer.global_step
         if sys.stderr.isatty():
@@ -150,12 +211,14 @@ class Progress(Callback):  # type: ignore[misc, unused-ignore]
         self, trainer: pl.Trainer, pl_module: DiffusionTraining, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Move it."""
+        if not trainer.is_global_zero or not pl_module.history or not batch.last:
+            return
         loss = pl_module.history[-1]["loss"]
         self._smooth = loss if self._smooth is None else 0.95 * self._smooth + 0.05 * loss
         now = time.monotonic()
         done = max(1, trainer.global_step - self._first)
         each = (now - self._begin) / done
-        speed = len(batch.rows) / max(each, 1e-9)
+        speed = (batch.total or len(batch.rows)) / max(each, 1e-9)
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step, loss=self._smooth, speed=speed)
         elif now - self._last >= self.seconds:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -61,6 +61,14 @@ class SoundConfig(Part):
         default=0.5, ge=0.0, le=1.0, description="share of views with noise at 8 to 30 dB below the sound"
     )
     mix_share: float = Field(default=0.3, ge=0.0, le=1.0, description="share of views with another sound 10 to 20 dB below")
+    reverb_share: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="share of views heard in a room; above 0 needs the extra reverb"
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """What shapes a view, for the memo's fingerprint; without a room, as before there were rooms."""
+        apart = {"views", "encoder", "ast"}
+        return self.model_dump(mode="json", exclude=apart if self.reverb_share else apart | {"reverb_share"})
 
 
 class PictureConfig(Part):
@@ -79,9 +87,6 @@ class BackboneConfig(Part):
         default="", max_length=64, description="commit (40 hex digits) of a hub id; sha256 of a folder (64), checked when given"
     )
     prompt: str = Field(default="", max_length=1000, description="text beside every sound, if the backbone reads text")
-    gradient_checkpointing: bool = Field(
-        default=False, description="compute the U-Net's activations twice instead of keeping them: less memory, more time"
-    )
 
 
 class ResamplerConfig(Part):
@@ -207,6 +212,35 @@ class DrawingConfig(Part):
     shift: float = Field(default=3.0, ge=0.1, le=100.0, description="euler: above 1 more of the steps go to high noise")
 
 
+class SpeedConfig(Part):
+    """How the run uses its hardware. Batch sizes stay those of an optimiser step: processes and microbatches share them."""
+
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto", description="torch.compile; auto: on a GPU, if timing a few steps shows that it pays over the run"
+    )
+    channels_last: Literal["auto", "on", "off"] = Field(
+        default="auto", description="pictures as height, width, channels in memory; auto: on a GPU"
+    )
+    accumulate: int = Field(default=1, ge=1, le=4096, description="microbatches of an optimiser step: less memory, same result")
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute activations of the U-Net again in the backward pass: less memory, more time"
+    )
+    devices: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+        default=1, description="processes on each machine, one a GPU; auto: every GPU"
+    )
+    num_nodes: int = Field(default=1, ge=1, le=65_536, description="machines")
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        default="auto", description="ddp: each process holds the model; fsdp: it is cut among them; auto: ddp for several"
+    )
+    ahead: int = Field(default=2, ge=1, le=64, description="batches prepared ahead, on a GPU")
+
+    @model_validator(mode="after")
+    def _together(self) -> SpeedConfig:
+        if self.strategy == "fsdp" and self.compile == "on":
+            raise ValueError("speed.compile on and speed.strategy fsdp do not go together: set compile to auto or off")
+        return self
+
+
 class Config(StageConfig):
     """Train an audio -> picture latent diffusion model, from scratch or as an adapter of a pretrained one."""
 
@@ -231,6 +265,7 @@ class Config(StageConfig):
     objective: ObjectiveConfig = ObjectiveConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     drawing: DrawingConfig = DrawingConfig()
+    speed: SpeedConfig = SpeedConfig()
     checkpoint_every: int = Field(default=250, ge=1, description="steps between resumable checkpoints")
     sample_every: int = Field(default=250, ge=1, description="steps between sample grids and validation losses")
     max_bad_steps: int = Field(

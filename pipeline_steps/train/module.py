@@ -16,7 +16,7 @@ from pipeline_steps.diffusion.codec import STRIDE, Codec
 from pipeline_steps.diffusion.composer import Composer
 from pipeline_steps.diffusion.conditioning import AudioConditioner
 from pipeline_steps.diffusion.denoiser import Denoiser, build_unet
-from pipeline_steps.diffusion.flow import at_time, bucket_means, velocity
+from pipeline_steps.diffusion.flow import at_time, bucket_means, bucket_sums, velocity
 from pipeline_steps.diffusion.prior import GaussianPrior
 from pipeline_steps.train.augment import picture_views
 from pipeline_steps.train.batches import Batch
@@ -85,6 +85,30 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
         self.validation: dict[str, float] = {}
         """Validation loss by step."""
         self.bad_steps = 0
+        self.compiled: bool | None = None
+        """Whether parts run compiled; None: not decided. A resumed run keeps the decision: compiling moves the last digits."""
+        self.mesh_blocks: Callable[[Any], None] | None = None
+        """Cuts the model among processes, when they hold it together; the uncut one is then kept in `whole`."""
+        self.whole: list[Denoiser] = []
+        self.speed: dict[str, Any] = {}
+        """What was decided about speed, and on what grounds."""
+        self._tally: list[torch.Tensor] = []
+
+    def configure_model(self) -> None:
+        """Lightning's hook before the optimiser exists: where processes hold the model together, it is cut here."""
+        cut, self.mesh_blocks = self.mesh_blocks, None
+        if cut is not None:
+            cut(self)
+
+    @property
+    def unet(self) -> Any:
+        """diffusers' U-Net, where the time goes: what is compiled, laid out anew, computed twice."""
+        return self.denoiser.unet
+
+    @property
+    def unet_steps(self) -> tuple[int, int]:
+        """The first step in which the U-Net works, and how many there are."""
+        return self.config.optimiser.compose.steps, self.config.optimiser.refine.steps
 
     def prepare(self, step: int) -> None:
         """What changes in the course of training: the phase."""
@@ -98,22 +122,47 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
         return errors
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor | None:
-        """Loss of one batch; None (no update) when it is not finite.
+        """Loss of one microbatch; None (nothing is learned from it) when it is not finite in any process.
 
         Raises:
-            NotFiniteError: `max_bad_steps` times in a row.
+            NotFiniteError: in `max_bad_steps` steps in a row.
         """
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=self._draws(batch.step))))  # dropout: by step
+        self._seed_dropout(batch)
         self.prepare(batch.step)
         errors = self.losses(batch)
         loss = errors.mean()
-        row = {"loss": float(loss.detach())}
-        slices = bucket_means(errors, batch.times.cpu(), BUCKETS)
-        row |= {f"loss_t{index}": float(value) for index, value in enumerate(slices)}
+        if batch.parts == 1:
+            row = {"loss": float(loss.detach())}
+            slices = bucket_means(errors, batch.times.cpu(), BUCKETS)
+            row |= {f"loss_t{index}": float(value) for index, value in enumerate(slices)}
+            finite = math.isfinite(row["loss"])
+        else:
+            finite, row = self._share_losses(batch, errors.detach())
+        if row:
+            self._remember(row, batch, errors)
+        return loss * batch.weight if finite else None
+
+    def _share_losses(self, batch: Batch, errors: torch.Tensor) -> tuple[bool, dict[str, float]]:
+        """Whether this microbatch is finite in every process, and the whole step's row after its last microbatch."""
+        sums = bucket_sums(errors, batch.times, BUCKETS)
+        if batch.parts > self.trainer.accumulate_grad_batches:  # several processes
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        sums = sums.cpu()
+        self._tally.append(sums)
+        finite = bool(torch.isfinite(sums).all())
+        if not batch.last:
+            return finite, {}
+        step = torch.stack(self._tally).sum(0)
+        self._tally = []
+        row = {"loss": float(step[0].sum() / step[1].sum())}
+        row |= {f"loss_t{index}": float(value) for index, value in enumerate(step[0] / step[1])}
+        return finite, row
+
+    def _remember(self, row: dict[str, float], batch: Batch, errors: torch.Tensor) -> None:
         self.history.append(row)
         if math.isfinite(row["loss"]):
             self.bad_steps = 0
-            return loss
+            return
         self.bad_steps += 1
         if self.bad_steps >= self.config.max_bad_steps:
             raise NotFiniteError(
@@ -134,7 +183,13 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
                     ][:20],
                 },
             )
-        return None
+
+    def _seed_dropout(self, batch: Batch) -> None:
+        """Dropout is a function of the step and of the slice of it."""
+        draws = self._draws(batch.step)
+        for _ in range(batch.part + 1):
+            seed = int(torch.randint(2**62, (1,), generator=draws))
+        torch.manual_seed(seed)
 
     def _draws(self, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
@@ -176,6 +231,7 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
         checkpoint["digest"] = self.digest
         checkpoint["history"] = [dict(row) for row in self.history]
         checkpoint["validation"] = dict(self.validation)
+        checkpoint["compiled"] = self.compiled
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the history back.
@@ -190,6 +246,7 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
             )
         self.history = [dict(row) for row in checkpoint["history"]]
         self.validation = dict(checkpoint["validation"])
+        self.compiled = checkpoint.get("compiled")
 
 
 def rate_share(step: int, steps: int, warmup_steps: int, final_share: float) -> float:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset
 
 from pipeline_steps.core.memo import Memo
 from pipeline_steps.diffusion.adapter import SoundEmbeds
@@ -22,7 +21,7 @@ from pipeline_steps.diffusion.grids import GridEncoder
 from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline, DrawingDefaults, ScratchPipeline
 from pipeline_steps.diffusion.storage import new_scheduler, save_model
 from pipeline_steps.train.adapter import AdapterStream, AdapterTraining, adapter_data, held_out_batch, new_adapter
-from pipeline_steps.train.batches import Batch, BatchStream, paired_data, validation_batch
+from pipeline_steps.train.batches import Batch, BatchStream, Share, paired_data, validation_batch
 from pipeline_steps.train.callbacks import Picture
 from pipeline_steps.train.codec_training import codec_psnr
 from pipeline_steps.train.config import Config
@@ -41,7 +40,7 @@ class Recipe:
 
     Attributes:
         module: what is trained.
-        stream: endless batches from a step on.
+        stream: a process's endless batches from a step on.
         held_out: batch of the validation loss, if there are held-out pairs.
         draw: sample grid uint8 [H, W, 3] with the weights as they are.
         save: writes the export into a new folder.
@@ -49,7 +48,7 @@ class Recipe:
     """
 
     module: DiffusionTraining
-    stream: Callable[[int], IterableDataset[Batch]]
+    stream: Callable[[int, Share], BatchStream | AdapterStream]
     held_out: Callable[[], Batch | None]
     draw: Callable[[], Picture]
     save: Callable[[Path], None]
@@ -108,7 +107,7 @@ def scratch_recipe(
     counts = {"pairs_train": len(train), "pairs_val": len(val), "sounds_train": len(train.tokens)}
     return Recipe(
         module=DiffusionTraining(config, denoiser, digest),
-        stream=lambda first: BatchStream(train, codec, config, first),
+        stream=lambda first, share: BatchStream(train, codec, config, first, share),
         held_out=lambda: validation_batch(val, codec, config.seed),
         draw=lambda: grid_of(pipeline, lambda row: shown.clean_tokens([row]), len(shown), config.seed),
         save=lambda target: save_model(target, denoiser, codec, scheduler, asdict(pipeline.defaults), assets),
@@ -150,7 +149,7 @@ def adapter_recipe(
 
     return Recipe(
         module=AdapterTraining(config, adapter, digest),
-        stream=lambda first: AdapterStream(train, backbone, config, first),
+        stream=lambda first, share: AdapterStream(train, backbone, config, first, share),
         held_out=lambda: held_out_batch(val, backbone, config.seed),
         draw=lambda: grid_of(pipeline, tokens, len(shown), config.seed),
         save=lambda target: save_adapter(target, adapter, scheduler, encoder, asdict(pipeline.defaults), assets),

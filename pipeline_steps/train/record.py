@@ -48,7 +48,7 @@ def metrics_of(module: DiffusionTraining) -> dict[str, Any]:
         "validation_loss": round(validation[-1], 6) if validation else None,
         "parameters": sum(parameter.numel() for parameter in module.denoiser.parameters()),
     }
-    return {key: value for key, value in values.items() if value is not None}
+    return {key: value for key, value in values.items() if value is not None} | module.speed
 
 
 def _by_step(validation: dict[str, float]) -> list[tuple[str, float]]:

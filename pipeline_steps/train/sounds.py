@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline_steps.audio.mixing import mix_tracks
+from pipeline_steps.audio.reverberation import ROOMS_VERSION, room_impulses
 from pipeline_steps.core.identity import fingerprint
 from pipeline_steps.core.memo import Memo
 from pipeline_steps.core.seeding import generator
@@ -24,8 +26,8 @@ from pipeline_steps.diffusion.features import (
 )
 from pipeline_steps.diffusion.grids import AstGrids, GridEncoder, yamnet_grid
 from pipeline_steps.encoders.ast_tokens import STORED_RATE
-from pipeline_steps.encoders.yamnet import YamNet
-from pipeline_steps.train.augment import AUGMENT_VERSION, Samples, mix_tracks, sound_view
+from pipeline_steps.encoders.yamnet import SAMPLE_RATE, YamNet
+from pipeline_steps.train.augment import AUGMENT_VERSION, ROOMS, Samples, sound_view
 from pipeline_steps.train.config import Config
 
 FEATURES_SCHEMA = pa.schema(
@@ -84,6 +86,7 @@ class Ear:
         prepare: mono 48 kHz sound [T] -> the waveform that views are made of.
         hear: such waveforms -> rows of the memo, one each.
         read: a row -> what is trained on.
+        rate: of the prepared waveform, Hz.
         together: waveforms that are heard in one call.
         part: rows of a part of the memo.
     """
@@ -93,6 +96,7 @@ class Ear:
     prepare: Callable[[Samples], Samples]
     hear: Callable[[list[Samples]], list[dict[str, Any]]]
     read: Callable[[dict[str, Any]], Any]
+    rate: int
     together: int = 1
     part: int = 256
 
@@ -105,6 +109,7 @@ def yamnet_ear(encoder: YamNet, max_seconds: float, grids: bool = False) -> Ear:
         prepare=lambda samples: prepare_waveform(samples, max_seconds),
         hear=lambda waveforms: [features_row(sound_features(encoder, waveform)) for waveform in waveforms],
         read=(lambda row: yamnet_grid(features_of(row))) if grids else features_of,
+        rate=SAMPLE_RATE,
     )
 
 
@@ -124,6 +129,7 @@ def ast_ear(encoder: AstGrids, max_seconds: float) -> Ear:
         prepare=lambda samples: samples[:longest],
         hear=hear,
         read=read,
+        rate=STORED_RATE,
         together=16,
         part=64,
     )
@@ -139,8 +145,9 @@ def ear_of(encoder: GridEncoder, max_seconds: float, grids: bool) -> Ear:
 
 def memo_mark(config: Config, ear: Ear) -> str:
     """Fingerprint of the memo that keeps what an ear heard."""
-    views = config.sound.model_dump(mode="json", exclude={"views", "encoder", "ast"})
-    return fingerprint({**ear.mark, "augment": AUGMENT_VERSION, "seed": config.seed, "sound": views})
+    views = config.sound.identity()
+    rooms = {"rooms": ROOMS_VERSION} if config.sound.reverb_share else {}
+    return fingerprint({**ear.mark, "augment": AUGMENT_VERSION, "seed": config.seed, "sound": views, **rooms})
 
 
 def heard(
@@ -165,6 +172,7 @@ def heard(
     keys = {(tracks, view): fingerprint([tracks, view, other]) for tracks, view, other in views}
     known = memo.load(keys.values())
     missing = [item for item in views if keys[item[0], item[1]] not in known]
+    rooms = room_impulses(ROOMS, ear.rate, config.seed) if part.reverb_share and missing else []
 
     @lru_cache(maxsize=WAVEFORMS_KEPT)
     def waveform(tracks: Tracks) -> Samples:
@@ -174,7 +182,7 @@ def heard(
         if not view:
             return waveform(tracks)
         rng = generator(config.seed, "view", keys[tracks, view])
-        return sound_view(waveform(tracks), waveform(other) if other else None, part, rng)
+        return sound_view(waveform(tracks), waveform(other) if other else None, part, rng, rooms)
 
     fresh: dict[str, dict[str, Any]] = {}
     for start in range(0, len(missing), ear.together):

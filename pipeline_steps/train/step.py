@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import shutil
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader
+from filelock import FileLock
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 
 from pipeline_steps import tracking
 from pipeline_steps.core.atomic import write_bytes, write_json, write_text
@@ -31,13 +32,16 @@ from pipeline_steps.diffusion.storage import AtomicCheckpointIO, load_weights, r
 from pipeline_steps.encoders.ast_tokens import AstTokens
 from pipeline_steps.encoders.yamnet import YamNet
 from pipeline_steps.train.adapter import LATENTS_SCHEMA, latents_mark
-from pipeline_steps.train.batches import Batch
 from pipeline_steps.train.callbacks import AveragedWeights, Metrics, Progress, Samples, Tracker
 from pipeline_steps.train.codec_training import new_codec, train_codec
+from pipeline_steps.train.compiling import Compilation
 from pipeline_steps.train.config import Config
+from pipeline_steps.train.hardware import Hardware, agree, end_children, plan, prepare
+from pipeline_steps.train.loading import Ahead, Waiting
 from pipeline_steps.train.module import NotFiniteError
 from pipeline_steps.train.recipe import Recipe, Split, adapter_recipe, scratch_recipe
 from pipeline_steps.train.record import loss_table, metrics_of, png, validation_table
+from pipeline_steps.train.sharding import cut, gather
 from pipeline_steps.train.sounds import ear_of, heard, memo_mark
 
 __all__ = ["Config", "run"]
@@ -62,7 +66,7 @@ def run(config: Config, layout: Layout) -> StageReport:
         IntegrityError: a checkpoint of another run or not a plain checkpoint.
     """
     report = StageReport("train")
-    accelerator, precision = choose_device(config)
+    hardware = plan(config, *choose_device(config))
     if config.threads:
         torch.set_num_threads(config.threads)
     rows = read_table(layout.pairs / "pairs.parquet", PAIRS).to_pylist()
@@ -71,12 +75,17 @@ def run(config: Config, layout: Layout) -> StageReport:
         raise DataError(f"{layout.pairs / 'pairs.parquet'} has no pair of split 'train'", "dvc repro pair, with more data")
     used = by_split["train"] + by_split["val"]
     report.n_in = report.n_ok = len(used)
-    frozen = _frozen(config, layout, accelerator, precision)
+    frozen = _frozen(config, layout, hardware.accelerator, hardware.precision)
     digest = run_digest(config, layout, frozen)
     folder = layout.runs / "train" / digest
-    with tracking.run("train", layout, config, inputs=[layout.pairs, layout.media], resume_key=digest) as tracker:
-        recipe = _recipe(config, layout, folder, frozen, by_split, digest, report)
-        _fit(config, folder, recipe, tracker, accelerator, precision)
+    tracked = tracking.run("train", layout, config, inputs=[layout.pairs, layout.media], resume_key=digest)
+    turn = FileLock(folder / "prepare.lock")  # several processes: the first computes, the others find it remembered
+    with tracked if hardware.first else nullcontext(tracking.NullTracker()) as tracker:
+        with turn if hardware.processes > 1 else nullcontext():
+            recipe = _recipe(config, layout, folder, frozen, by_split, digest, report)
+        _fit(config, folder, recipe, tracker, hardware)
+        if not hardware.first:
+            raise SystemExit(0)  # process 0 exports and reports
         _export(layout, folder, recipe)
         report.metrics |= metrics_of(recipe.module) | recipe.metrics
         final = {f"train/final/{name}": value for name, value in report.metrics.items()}
@@ -173,7 +182,7 @@ def _codec(config: Config, folder: Path, pictures: torch.Tensor) -> Codec:
     return codec
 
 
-def _fit(config: Config, folder: Path, recipe: Recipe, tracker: Tracker, accelerator: str, precision: str) -> None:
+def _fit(config: Config, folder: Path, recipe: Recipe, tracker: Tracker, hardware: Hardware) -> None:
     """Train from the start or from the run's last checkpoint; afterwards the module holds the averaged weights."""
     module = recipe.module
     last = folder / f"{CHECKPOINT}.ckpt"
@@ -186,26 +195,32 @@ def _fit(config: Config, folder: Path, recipe: Recipe, tracker: Tracker, acceler
         if int(checkpoint.get("global_step", 0)) >= config.max_steps:  # killed between the last step and the export
             module.load_state_dict(checkpoint["state_dict"])
             return
-        print(f"train: going on from step {checkpoint.get('global_step')} of {config.max_steps}", flush=True)
+        if hardware.first:
+            print(f"train: going on from step {checkpoint.get('global_step')} of {config.max_steps}", flush=True)
     torch.manual_seed(config.seed)
     averages = AveragedWeights(config.optimiser.ema_decay)
-    stream = recipe.stream(first)
+    stream = recipe.stream(first, hardware.share)
+    prepare(module.unet, config, hardware)
+    if hardware.strategy == "fsdp":
+        module.mesh_blocks = cut
 
     def keep(step: int, grid: np.ndarray[Any, Any]) -> None:
         write_bytes(folder / "samples" / f"step-{step:06d}.png", png(grid))
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hardware report and tips
     held_out = recipe.held_out()
+    device, (begin, steps) = hardware.device, module.unet_steps
+    loader = Waiting(Ahead(stream, config.speed.ahead, device) if device.type == "cuda" else stream, device)
     trainer = pl.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        precision=precision,
+        **hardware.trainer_arguments(),
         max_steps=config.max_steps,
         max_epochs=-1,
         callbacks=[
             averages,
+            LambdaCallback(on_fit_start=lambda trainer, _: agree(trainer, hardware, f"run {module.digest} from step {first}")),
+            Compilation(config.speed.compile, lambda: stream.batch(begin), steps * config.speed.accumulate),
             Samples(config.sample_every, averages, recipe.draw, keep, held_out, tracker),
-            Metrics(LOG_EVERY, tracker),
+            Metrics(LOG_EVERY, tracker, loader.waited),
             Progress(),
             ModelCheckpoint(
                 dirpath=folder,
@@ -224,7 +239,6 @@ def _fit(config: Config, folder: Path, recipe: Recipe, tracker: Tracker, acceler
         default_root_dir=folder,
     )
     module.train()  # the pipeline that draws samples had put its parts into evaluation mode
-    loader: DataLoader[Batch] = DataLoader(stream, batch_size=None, num_workers=0)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -236,7 +250,12 @@ def _fit(config: Config, folder: Path, recipe: Recipe, tracker: Tracker, acceler
         error.details["last_good_checkpoint"] = f"{CHECKPOINT}.ckpt" if last.is_file() else "none"
         write_json(folder / DIAGNOSIS, {"reason": error.reason, **error.details})
         raise NotFiniteError(f"{error.reason}; diagnosis: {folder / DIAGNOSIS}", error.action, details=error.details) from error
+    except BaseException:
+        end_children(trainer)
+        raise
     trainer.save_checkpoint(last, weights_only=True)
+    if hardware.strategy == "fsdp":
+        gather(module)
     module.to("cpu")
 
 

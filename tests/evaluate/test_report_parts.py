@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline_steps.audio.mixing import mix_tracks
 from pipeline_steps.evaluate.agreement import Item, Looks, Sound, item_rates, shuffled_sounds
 from pipeline_steps.evaluate.assess import reference_pictures
 from pipeline_steps.evaluate.balance import Tables, licence_counts, picture_flow, sound_flow, unaccounted
@@ -178,6 +179,7 @@ def test_media_files_are_small_playable_and_the_same_each_time() -> None:
 
 
 def test_tracks_are_mixed_with_their_gains() -> None:
-    media = {"a": np.ones(4, np.float32), "b": np.full(2, 0.5, np.float32)}
+    media = {"a": np.full(4, 0.5, np.float32), "b": np.array([0.5, -0.5], np.float32)}
     mixed = render((("a", 0.0), ("b", -20.0)), media.__getitem__)
-    assert mixed == pytest.approx([1.05, 1.05, 1.0, 1.0])
+    assert mixed == pytest.approx([0.55, 0.45, 0.55, 0.45])
+    assert mixed.tolist() == mix_tracks([(media["a"], 0.0), (media["b"], -20.0)]).tolist(), "training hears the same"

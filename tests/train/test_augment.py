@@ -6,17 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline_steps.train.augment import coloured_noise, mix_tracks, picture_views, sound_view
+from pipeline_steps.train.augment import coloured_noise, picture_views, sound_view
 from pipeline_steps.train.config import PictureConfig, SoundConfig
 
 TONE = (0.2 * np.sin(2 * np.pi * 500 * np.arange(16_000) / 16_000)).astype(np.float32)
-
-
-def test_tracks_are_added_with_their_gains_and_not_normalised() -> None:
-    assert np.allclose(mix_tracks([(TONE, 0.0)]), TONE)
-    assert np.allclose(mix_tracks([(TONE, -20.0)]), TONE * 0.1, atol=1e-6)
-    mixed = mix_tracks([(TONE, 0.0), (np.full(3, 0.1, np.float32), 0.0)])
-    assert np.allclose(mixed, TONE + 0.1, atol=1e-6)
 
 
 def test_a_view_is_a_function_of_its_generator() -> None:
@@ -33,6 +26,27 @@ def test_gain_speed_and_range_stay_within_their_bounds() -> None:
         change = 20 * np.log10(view.std() / TONE.std())
         assert abs(change) <= 6.1
         assert np.abs(view).max() <= 1.0
+
+
+def test_a_share_of_views_is_heard_in_a_room_and_none_by_default() -> None:
+    rooms = [np.array([1.0, 0.0, 0.9], np.float32)]
+    plain = SoundConfig(speed=0.0, noise_share=0.0, mix_share=0.0)
+    half = plain.model_copy(update={"reverb_share": 0.5})
+    noise = np.random.default_rng(0).normal(0, 0.05, 4000).astype(np.float32)
+    without, beside = (sound_view(noise, None, plain, np.random.default_rng(1), given) for given in ((), rooms))
+    assert np.array_equal(without, beside)
+    changed = 0
+    for seed in range(60):
+        view = sound_view(noise, None, half, np.random.default_rng(seed), rooms)
+        changed += float(np.mean(view[2:] * view[:-2]) / np.mean(view**2)) > 0.3  # the room's echo
+        assert abs(20 * np.log10(view.std() / noise.std())) < plain.gain_db + 0.1, "a room changes no level"
+    assert 18 <= changed <= 42
+
+
+def test_what_is_remembered_of_views_knows_of_rooms_only_where_there_are_some() -> None:
+    assert "reverb_share" not in SoundConfig().identity()
+    assert SoundConfig(reverb_share=0.2).identity()["reverb_share"] == 0.2
+    assert "views" not in SoundConfig(reverb_share=0.2).identity()
 
 
 def test_noise_is_of_unit_deviation_and_pink_falls() -> None:

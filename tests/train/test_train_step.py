@@ -115,8 +115,8 @@ def test_losses_that_are_not_finite_stop_it_with_a_diagnosis(
     layout = make_project(tmp_path)
     honest = BatchStream.batch
 
-    def poisoned(stream: BatchStream, number: int) -> Batch:
-        batch = honest(stream, number)
+    def poisoned(stream: BatchStream, number: int, micro: int = 0) -> Batch:
+        batch = honest(stream, number, micro)
         return dataclasses.replace(batch, noise=batch.noise * float("nan")) if number >= 5 else batch
 
     monkeypatch.setattr(BatchStream, "batch", poisoned)
@@ -135,8 +135,8 @@ def test_one_bad_step_is_skipped(make_project: MakeProject, tmp_path: Path, monk
     layout = make_project(tmp_path)
     honest = BatchStream.batch
 
-    def poisoned(stream: BatchStream, number: int) -> Batch:
-        batch = honest(stream, number)
+    def poisoned(stream: BatchStream, number: int, micro: int = 0) -> Batch:
+        batch = honest(stream, number, micro)
         return dataclasses.replace(batch, noise=batch.noise * float("nan")) if number == 1 else batch
 
     monkeypatch.setattr(BatchStream, "batch", poisoned)

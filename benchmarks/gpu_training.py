@@ -1,0 +1,461 @@
+"""Training on one accelerator: images/s, MFU, peak memory and waiting, ours beside a plain diffusers loop, in one run.
+
+Usage: python benchmarks/gpu_training.py [--models scratch,sd15] [--steps 20] [--rounds 3] [--reduced] [--json FILE] [--root .]
+
+Two models with random weights (speed does not depend on them):
+
+- scratch: recipe `scratch` from params.yaml, at --scratch-widths and --scratch-size (the demo's say nothing of
+  a GPU), in its second phase: U-Net and conditioner learn;
+- sd15: recipe `adapter` on Stable Diffusion 1.5's U-Net (860 M weights) and autoencoder, 512 px: the resampler of AST tokens
+  and IP-Adapter's keys and values for 32 audio tokens learn, the rest is frozen.
+
+Sides: `plain` is the loop of diffusers' examples: fp32, AdamW as it comes, pictures encoded in every step, data made in
+the same thread, no fusion, no compile. `ours` is what `train` does on a GPU: bf16 autocast, latents made once, channels-last,
+SDPA, fused AdamW, `train.compiling`'s rule for torch.compile, batches prepared ahead and copied beside the work; `ours, eager`
+leaves the compiler out. Both train the same modules of the product. Rounds are interleaved; images/s is that of the best round,
+beside the median.
+
+MFU: floating-point operations of one forward and backward pass, counted by torch's FlopCounterMode on that very model (multiply
+and add are two; frozen weights' gradients are not computed and not counted; encoding pictures is not counted), times steps/s,
+over the card's published dense bf16 peak. Peak memory is what the side itself holds and takes: weights, optimiser, activations.
+Waiting: share of the time in which the device had no work because of data (`train.loading`).
+On a machine with no GPU the models are narrow, the numbers test the script and say nothing of a GPU; the output says so.
+"""
+# ruff: noqa: E402
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import math
+import os
+import re
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT))
+
+import diffusers
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline_steps.core.config import load_params
+from pipeline_steps.train.batches import Batch
+from pipeline_steps.train.compiling import SHORTEST_S, pays
+from pipeline_steps.train.config import Config
+from pipeline_steps.train.loading import Ahead, Waiting, each_tensor
+from pipeline_steps.train.module import DiffusionTraining
+
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "GB200": 2500.0,
+    "H200": 989.0,
+    "GH200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "H20": 148.0,
+    "A100": 312.0,
+    "A800": 312.0,
+    "A40": 149.7,
+    "A30": 165.0,
+    "A10G": 70.0,
+    "A10": 125.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "L4": 121.0,
+    "RTX 6000 Ada": 364.2,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+}
+"""Dense bf16 tensor-core TFLOP/s from the makers' data sheets (SXM where nothing is said); the longest fitting name counts."""
+REDUCED = "reduced, CPU: says nothing of a GPU"
+
+
+def peak_tflops(name: str) -> float | None:
+    """Published peak of a card by its CUDA name; None if it is not in the table."""
+    fitting = [key for key in PEAK_TFLOPS if all(re.search(rf"\b{word}\b", name) for word in key.split())]
+    return PEAK_TFLOPS[max(fitting, key=len)] if fitting else None
+
+
+@dataclass
+class Task:
+    """A model to be trained, as the product has it.
+
+    Attributes:
+        training: the product's module; its `losses` are what is learned.
+        encode: pictures -> latents, the frozen encoder's work.
+        pictures: one batch [N, 3, H, W] on the CPU.
+        batch: the rest of it; its latents are replaced.
+        frozen: what lies on the device beside the module.
+    """
+
+    training: DiffusionTraining
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    pictures: torch.Tensor
+    batch: Batch
+    frozen: list[nn.Module]
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Mean over a batch that lies on the device."""
+        return self.training.losses(batch).mean()
+
+
+def scratch(arguments: argparse.Namespace, device: torch.device, _dtype: torch.dtype) -> Task:
+    """Recipe `scratch`: U-Net and conditioner learn, composer and prior are done."""
+    from pipeline_steps.diffusion.codec import PatchCodec
+    from pipeline_steps.diffusion.conditioning import SoundTokens
+    from pipeline_steps.train.module import new_conditioner, new_denoiser
+
+    section = load_params(arguments.root / "params.yaml")["train"]
+    section["picture_size"] = arguments.scratch_size
+    section["unet"] = {**section["unet"], "widths": arguments.scratch_widths}
+    config = Config.model_validate({**section, "recipe": "scratch"})
+    draws = torch.Generator().manual_seed(0)
+    count, size = arguments.scratch_batch, config.picture_size
+    pictures = torch.rand(count, 3, size, size, generator=draws) * 2 - 1
+    codec = PatchCodec(config.codec.channels, config.codec.whitening, config.codec.width)
+    codec.fit(pictures)
+    codec.requires_grad_(False).eval()
+    conditioner = new_conditioner(config)
+    denoiser = new_denoiser(config, conditioner)
+    with torch.no_grad():
+        denoiser.prior.fit(codec.encode(pictures))
+    training = DiffusionTraining(config, denoiser, "benchmark").to(device)
+    training.prepare(config.optimiser.compose.steps)
+    denoiser.composer.requires_grad_(False)
+    part = config.conditioner
+    sounds = SoundTokens(
+        torch.randn(count, part.frames, part.frame_components, generator=draws),
+        torch.randn(count, conditioner.summary_width, generator=draws),
+    )
+    shape = (count, config.codec.channels, size // 8, size // 8)
+    return Task(training, codec.to(device).encode, pictures, batch_of(shape, sounds, draws), [codec])
+
+
+def sd15(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Task:
+    """Recipe `adapter` on Stable Diffusion 1.5's shape; `--reduced` narrows it. Sounds are AST grids of ten seconds."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+    from pipeline_steps.diffusion.adapter import AudioAdapter, stack_grids
+    from pipeline_steps.diffusion.backbone import Backbone
+    from pipeline_steps.diffusion.resampler import TokenResampler
+    from pipeline_steps.train.adapter import AdapterTraining
+
+    narrow = arguments.reduced
+    width, moments, bands = (64, 8, 2) if narrow else (768, 101, 12)
+    size, count = (64, 2) if narrow else (512, arguments.sd15_batch)
+    backbone = Backbone("random weights", dtype=dtype)
+    with torch.device(device):
+        backbone.unet = UNet2DConditionModel(
+            sample_size=size // 8,
+            block_out_channels=(32, 64, 64, 64) if narrow else (320, 640, 1280, 1280),
+            cross_attention_dim=width,
+            attention_head_dim=8,
+        )
+        backbone.vae = AutoencoderKL(
+            block_out_channels=(32, 32, 32, 32) if narrow else (128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+            sample_size=size,
+            scaling_factor=0.18215,
+        )
+    backbone.unet.requires_grad_(False).to(dtype)
+    backbone.vae.requires_grad_(False).eval()
+    backbone.device = device
+    backbone.noise = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    changes = {"count": 32} | ({"inner": 32, "depth": 1, "heads": 2} if narrow else {})
+    config = Config.model_validate({"recipe": "adapter", "backbone": {"model": "random"}, "resampler": changes})
+    resampler = TokenResampler(width, bands, width=width, **config.resampler.model_dump())
+    adapter = AudioAdapter(backbone, resampler)
+    draws = torch.Generator().manual_seed(0)
+    adapter._texts[""] = torch.randn(1, 77, width, generator=draws)  # there is no text encoder here
+    training = AdapterTraining(config, adapter, "benchmark").to(device)
+    pictures = torch.rand(count, 3, size, size, generator=draws) * 2 - 1
+    sounds = stack_grids([torch.randn(moments, bands, width, generator=draws).half() for _ in range(count)])
+
+    def encode(given: torch.Tensor) -> torch.Tensor:
+        mean, std = backbone.encode(given)
+        return backbone.latents(mean, std, torch.randn_like(mean))
+
+    batch = batch_of((count, 4, size // 8, size // 8), sounds, draws)
+    return Task(training, encode, pictures, batch, [backbone.unet, backbone.vae])
+
+
+def batch_of(shape: tuple[int, ...], sounds: Any, draws: torch.Generator) -> Batch:
+    """A whole step's batch around some sounds; latents [N, C, h, w] of `shape` are still zero."""
+    count = shape[0]
+    return Batch(
+        step=0,
+        rows=list(range(count)),
+        latents=torch.zeros(shape),
+        tokens=sounds,
+        noise=torch.randn(shape, generator=draws),
+        times=torch.rand(count, generator=draws),
+        heard=torch.rand(count, generator=draws) > 0.15,
+        total=count,
+    )
+
+
+TASKS: dict[str, Callable[[argparse.Namespace, torch.device, torch.dtype], Task]] = {"scratch": scratch, "sd15": sd15}
+
+
+class Side:
+    """One way to train a task: `run(n)` makes n steps."""
+
+    def __init__(self, task: Task, device: torch.device) -> None:
+        self.task = task
+        self.device = device
+        self.learning = [value for value in task.training.parameters() if value.requires_grad]
+        self.note = ""
+        self.optimiser: torch.optim.Optimizer
+        self.source: Waiting[Any]
+
+    def run(self, steps: int) -> None:
+        """Make so many steps."""
+        raise TypeError("a side says how it trains")
+
+    def resident_bytes(self) -> int:
+        """Weights, frozen models and what the optimiser remembers."""
+        tensors = [value for module in [self.task.training, *self.task.frozen] for value in module.state_dict().values()]
+        tensors += [value for state in self.optimiser.state.values() for value in state.values() if torch.is_tensor(value)]
+        return sum(value.numel() * value.element_size() for value in {id(value): value for value in tensors}.values())
+
+
+class Plain(Side):
+    """diffusers' training loop: fp32, pictures encoded in each step, data made in between, AdamW as it comes."""
+
+    def __init__(self, task: Task, device: torch.device) -> None:
+        super().__init__(task, device)
+        self.optimiser = torch.optim.AdamW(self.learning, lr=1e-5)
+        self.source = Waiting(self._batches(), device)
+        self._batch = iter(self.source)
+
+    def _batches(self) -> Iterator[tuple[torch.Tensor, Batch]]:
+        while True:
+            pictures, batch = host_batch(self.task, self.task.pictures)
+            yield pictures.to(self.device), batch.to(self.device)
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            pictures, batch = next(self._batch)
+            with torch.no_grad():
+                latents = self.task.encode(pictures)
+            loss = self.task.loss(replace(batch, latents=latents))
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.learning, 1.0)
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+            loss.item()
+
+
+class Ours(Side):
+    """What `train` does: the optimiser that the module configures, and on a GPU autocast, channels-last, batches ahead."""
+
+    def __init__(self, task: Task, device: torch.device, compiled: str, steps: int) -> None:
+        super().__init__(task, device)
+        cuda = device.type == "cuda"
+        self.optimiser = task.training.configure_optimizers()["optimizer"]
+        self.amp = torch.autocast("cuda", torch.bfloat16) if cuda else contextlib.nullcontext()
+        with torch.no_grad():
+            self._latents = torch.cat([task.encode(part.to(device)).float().cpu() for part in task.pictures.split(4)])
+        if cuda:
+            task.training.unet.to(memory_format=torch.channels_last)
+        self.source = Waiting(Ahead(self._batches(), 2, device), device)
+        self._batch: Iterator[Batch] = iter(self.source)
+        if compiled != "off":
+            self._compile(compiled, steps)
+
+    def _batches(self) -> Iterator[Batch]:
+        while True:
+            latents, batch = host_batch(self.task, self._latents)
+            yield replace(batch, latents=latents)
+
+    def _compile(self, mode: str, steps: int) -> None:
+        """The rule of `train.compiling`."""
+        self.run(3)
+        eager = timed(self.device, lambda: self.run(5)) / 5
+        if mode == "auto" and (self.device.type == "cpu" or eager * steps < SHORTEST_S):
+            self.note = "not compiled (auto)"
+            return
+        self.task.training.unet.compile()
+        compiling = timed(self.device, lambda: self.run(3)) - 3 * eager
+        now = timed(self.device, lambda: self.run(5)) / 5
+        told = f"{eager * 1000:.1f} -> {now * 1000:.1f} ms a step, {compiling:.0f} s to compile"
+        if mode == "auto" and not pays(eager, now, compiling, steps):
+            self.task.training.unet._compiled_call_impl = None
+            self.note = f"does not pay: {told}"
+            return
+        self.note = f"compiled: {told}"
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            batch = next(self._batch)
+            with self.amp:
+                loss = self.task.loss(batch)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.learning, 1.0)
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.item()
+
+
+def ours(name: str, arguments: argparse.Namespace, device: torch.device, compiled: str) -> Side:
+    """The one place where our side is made: frozen weights in the precision that `train` gives them."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return Ours(TASKS[name](arguments, device, dtype), device, compiled, arguments.run_steps)
+
+
+def host_batch(task: Task, first: torch.Tensor) -> tuple[torch.Tensor, Batch]:
+    """A batch as a loader makes it: gathered by row from what lies in memory, noise drawn anew; `first` beside it."""
+    rows = torch.randperm(len(first))
+    batch = each_tensor(task.batch, lambda value: value[rows])
+    return first[rows], replace(batch, noise=torch.randn(task.batch.noise.shape))
+
+
+def timed(device: torch.device, work: Callable[[], None]) -> float:
+    """Seconds of some work, the device's share included."""
+    wait(device)
+    begin = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - begin
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def flops_of(task: Task, device: torch.device) -> float:
+    """Of one forward and backward pass on one batch."""
+    batch = task.batch.to(device)
+    with FlopCounterMode(display=False) as counter:
+        task.loss(batch).backward()
+    task.training.zero_grad(set_to_none=True)
+    return float(counter.get_total_flops())
+
+
+def measure(name: str, device: torch.device, arguments: argparse.Namespace, peak: float | None) -> dict[str, Any]:
+    """Sides in turn, round by round."""
+    sides: dict[str, Side] = {"plain diffusers loop": Plain(TASKS[name](arguments, device, torch.float32), device)}
+    task = sides["plain diffusers loop"].task
+    flops, count = flops_of(task, device), len(task.pictures)
+    sides["ours, eager"] = ours(name, arguments, device, "off")
+    if arguments.compile != "off":
+        sides["ours"] = ours(name, arguments, device, arguments.compile)
+    rows: dict[str, dict[str, Any]] = {side: {"seconds": [], "waited": [], "peak_gib": []} for side in sides}
+    for side in sides.values():
+        side.run(arguments.warm)
+    for _ in range(arguments.rounds):
+        for label, side in sides.items():
+            before = 0
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+                before = torch.cuda.memory_allocated(device)
+            waited = side.source.waited()
+            rows[label]["seconds"].append(timed(device, partial(side.run, arguments.steps)))
+            rows[label]["waited"].append(side.source.waited() - waited)
+            if device.type == "cuda":
+                most = torch.cuda.max_memory_allocated(device) - before + side.resident_bytes()
+                rows[label]["peak_gib"].append(most / 2**30)
+    plain = rows["plain diffusers loop"]["seconds"]
+    found: dict[str, Any] = {}
+    for label, side in sides.items():
+        seconds = rows[label]["seconds"]
+        rates = [arguments.steps * count / value for value in seconds]
+        tflops = arguments.steps * flops / min(seconds) / 1e12
+        found[label] = {
+            "images_per_s": round(max(rates), 3),
+            "images_per_s_median": round(statistics.median(rates), 3),
+            "ratio_median": round(statistics.median(a / b for a, b in zip(plain, seconds, strict=True)), 2),
+            "tflops": round(tflops, 4),
+            "mfu": round(tflops / peak, 4) if peak else None,
+            "peak_gib": round(max(rows[label]["peak_gib"]), 2) if rows[label]["peak_gib"] else None,
+            "wait_share": round(sum(rows[label]["waited"]) / sum(seconds), 4),
+            "note": side.note,
+        }
+    learning = sum(value.numel() for value in sides["ours, eager"].learning)
+    everything = {id(value): value.numel() for part in [task.training, task.training.unet] for value in part.parameters()}
+    return {
+        "batch": count,
+        "weights_m": round(sum(everything.values()) / 1e6, 2),
+        "learning_m": round(learning / 1e6, 2),
+        "tflop_per_image": round(flops / count / 1e12, 6),
+        "sides": found,
+    }
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="scratch,sd15")
+    parser.add_argument("--steps", type=int, help="timed steps of a round; default 20, reduced 3")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warm", type=int, default=3)
+    parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto")
+    parser.add_argument("--run-steps", type=int, default=20_000, help="steps of the run that compiling has to pay in")
+    parser.add_argument("--sd15-batch", type=int, default=16)
+    parser.add_argument("--scratch-batch", type=int, help="default 256, reduced 4")
+    parser.add_argument("--scratch-size", type=int, help="px; default 256, reduced 64")
+    parser.add_argument("--scratch-widths", type=int, nargs="+", help="default 256 512 768, reduced 32 64")
+    parser.add_argument("--reduced", action="store_true", help="narrow models; always so without a GPU")
+    parser.add_argument("--root", type=Path, default=PROJECT)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    diffusers.logging.set_verbosity_error()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    arguments.reduced = arguments.reduced or device.type == "cpu"
+    arguments.steps = arguments.steps or (3 if arguments.reduced else 20)
+    arguments.scratch_batch = arguments.scratch_batch or (4 if arguments.reduced else 256)
+    arguments.scratch_size = arguments.scratch_size or (64 if arguments.reduced else 256)
+    arguments.scratch_widths = arguments.scratch_widths or ([32, 64] if arguments.reduced else [256, 512, 768])
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    peak = peak_tflops(card) if device.type == "cuda" else None
+    mark = "" if device.type == "cuda" and not arguments.reduced else REDUCED if device.type == "cpu" else "reduced"
+    header = {"device": card, "peak_tflops": peak, "torch": torch.__version__, "reduced": mark, "load": os.getloadavg()[0]}
+    print(f"{card}, peak {peak or 'not known'} TFLOP/s bf16, torch {torch.__version__}, load {header['load']:.1f}")
+    if mark:
+        print(mark.upper() if device.type == "cpu" else mark)
+    results: dict[str, Any] = {}
+    for name in arguments.models.split(","):
+        torch.manual_seed(0)
+        results[name] = measure(name, device, arguments, peak)
+        table(name, results[name], mark)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**header, "models": results}, indent=2, sort_keys=True) + "\n")
+
+
+def table(name: str, result: dict[str, Any], mark: str) -> None:
+    """Print one model's rows."""
+    told = f"{result['weights_m']} M weights, {result['learning_m']} M learn, batch {result['batch']}"
+    print(f"\n{name}: {told}, {result['tflop_per_image']:.4g} TFLOP an image{f' ({mark})' if mark else ''}\n")
+    print("| side | images/s (best) | median | ratio (median) | TFLOP/s | MFU | peak GiB | waiting | |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for side, row in result["sides"].items():
+        mfu = f"{row['mfu']:.1%}" if row["mfu"] is not None else "-"
+        peak = row["peak_gib"] if row["peak_gib"] is not None else "-"
+        rate = f"{row['images_per_s']:.4g} | {row['images_per_s_median']:.4g} | {row['ratio_median']:.2f}"
+        print(f"| {side} | {rate} | {row['tflops']:.3g} | {mfu} | {peak} | {row['wait_share']:.1%} | {row['note']} |")
+    assert all(math.isfinite(row["images_per_s"]) for row in result["sides"].values())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""A model that several processes hold together (FSDP2): cut block by block, gathered for drawing, checkpoints and export."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import fully_shard
+
+from pipeline_steps.train.module import DiffusionTraining
+
+PREFIX = "denoiser."
+
+
+def cut(module: DiffusionTraining) -> None:
+    """Train a copy of the denoiser whose weights are cut among processes; the original stays whole, to draw and to export."""
+    mesh = module.device_mesh["data_parallel"]
+    whole = module.denoiser
+    pieces = copy.deepcopy(whole)
+    for block in blocks(pieces.unet):
+        fully_shard(block, mesh=mesh)
+    fully_shard(pieces, mesh=mesh)
+    module.denoiser = pieces
+    module.whole = [whole]  # in a list: no submodule
+
+
+def blocks(unet: Any) -> list[nn.Module]:
+    """Parts of a diffusers U-Net that are gathered one after the other."""
+    return [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+
+
+def whole_state(module: DiffusionTraining) -> dict[str, Any]:
+    """All weights on the CPU of process 0, nothing elsewhere. All processes must call it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state: dict[str, Any] = get_model_state_dict(module, options=options)
+    return state
+
+
+def load_whole_state(module: DiffusionTraining, state: dict[str, Any]) -> None:
+    """Each process takes its pieces of whole weights."""
+    set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True))
+
+
+def refresh_whole(module: DiffusionTraining) -> None:
+    """Bring the whole copy in process 0 up to date. All processes must call it."""
+    state = whole_state(module)
+    if state:
+        whole = module.whole[0]
+        whole.load_state_dict({name.removeprefix(PREFIX): value for name, value in state.items()})
+        whole.eval()
+
+
+def gather(module: DiffusionTraining) -> None:
+    """After training: the module has whole weights again (in process 0 those that were learned)."""
+    refresh_whole(module)
+    module.denoiser = module.whole.pop()
+
+
+class AveragedPieces:
+    """Moving average of the pieces that this process holds, with the interface of torch's AveragedModel that Lightning uses.
+
+    Averaging is done number by number, so the average of the pieces is the piece of the average.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.module = Pieces(module)
+
+    def take(self, module: nn.Module) -> None:
+        """Start from these weights."""
+        for mine, now in zip(self.module.parameters(), module.parameters(), strict=True):
+            mine.copy_(now.detach())
+        for kept, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
+            kept.copy_(buffer)
+
+    @torch.no_grad()
+    def update_parameters(self, module: nn.Module) -> None:
+        """decay * average + (1 - decay) * now; the first time, now."""
+        for mine, now in zip(self.module.parameters(), module.parameters(), strict=True):
+            new = now.detach()
+            mine.copy_(self.decay * mine + (1 - self.decay) * new if self.updates else new)
+        for kept, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
+            kept.copy_(buffer)
+        self.updates += 1
+
+
+class Pieces:
+    """Copies of a module's parameters and buffers, in its order."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._parameters = [value.detach().clone() for value in module.parameters()]
+        self._buffers = [value.detach().clone() for value in module.buffers()]
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        """The copies."""
+        return iter(self._parameters)
+
+    def buffers(self) -> Iterator[torch.Tensor]:
+        """The copies."""
+        return iter(self._buffers)

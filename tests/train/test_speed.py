@@ -1,0 +1,243 @@
+"""What makes training faster or smaller changes no result, and is decided by measurement."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from pipeline_steps.train import compiling
+from pipeline_steps.train.callbacks import EVERY, AveragedWeights, Metrics
+from pipeline_steps.train.compiling import Compilation, pays, uncompiled
+from pipeline_steps.train.config import Config
+from pipeline_steps.train.hardware import Hardware, prepare
+from pipeline_steps.train.loading import Waiting
+from pipeline_steps.train.module import DiffusionTraining, new_conditioner, new_denoiser
+from pipeline_steps.train.sharding import cut, gather
+from tests.train.conftest import phases, small_config
+from tests.train.test_batches import _stream
+from tests.train.test_training_parts import _Recorder
+
+TINY: dict[str, Any] = {
+    "picture_size": 16,
+    "codec": {"channels": 4},
+    "objective": {"coarse_channels": 2},
+    "conditioner": {"frames": 2, "frame_components": 4, "tag_components": 4},
+}
+CPU = torch.device("cpu")
+ONE = Hardware("cpu", "32-true", 1, 1, "single", 0, 1)
+
+
+def tiny(**speed: Any) -> tuple[DiffusionTraining, Config]:
+    """A module of a few thousand weights, the same every time."""
+    config = small_config(**TINY, optimiser={**phases(4, 8), "ema_decay": 0.7})
+    config = Config.model_validate(config.model_dump(mode="json") | {"speed": speed})
+    torch.manual_seed(0)
+    return DiffusionTraining(config, new_denoiser(config, new_conditioner(config)), "digest"), config
+
+
+def fit(module: DiffusionTraining, *callbacks: Callback, steps: int = 6, **arguments: Any) -> pl.Trainer:
+    """A few steps on `_stream`, whose phase changes at step 4."""
+    stream = _stream(0)
+    if module.config.speed.accumulate > 1:
+        from pipeline_steps.train.batches import Share
+
+        stream.share = Share(accumulate=module.config.speed.accumulate)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, callbacks=list(callbacks), logger=False, barebones=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        accumulate_grad_batches=module.config.speed.accumulate, **arguments,
+    )  # fmt: skip
+    trainer.fit(module, Waiting(stream, CPU))
+    return trainer
+
+
+def weights(module: DiffusionTraining) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, torch.Tensor]:
+    """Weights after six steps with the defaults."""
+    module, config = tiny()
+    prepare(module.unet, config, ONE)
+    fit(module, AveragedWeights(0.7))
+    return weights(module)
+
+
+@pytest.mark.parametrize("speed", [{"gradient_checkpointing": True}, {"channels_last": "on"}])
+def test_memory_layout_and_checkpointing_change_only_rounding(speed: dict[str, Any], plain: dict[str, torch.Tensor]) -> None:
+    module, config = tiny(**speed)
+    prepare(module.unet, config, ONE)
+    fit(module, AveragedWeights(0.7))
+    assert largest_difference(plain, weights(module)) < 2e-5
+    kernel = module.denoiser.unet.conv_in.weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last) == ("channels_last" in speed)
+    assert module.denoiser.unet.is_gradient_checkpointing == ("gradient_checkpointing" in speed)
+
+
+def test_the_average_moves_once_an_optimiser_step_with_microbatches() -> None:
+    class OncePerStep(_Recorder):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch.last:
+                super().on_train_batch_end(trainer, pl_module)
+
+    module, _ = tiny(accumulate=2)
+    recorder = OncePerStep(0.7)
+    fit(module, AveragedWeights(0.7), recorder, steps=6)
+    assert EVERY < 6, "the average moved more than once"
+    assert len(module.history) == 6
+    for name, value in module.named_parameters():
+        assert torch.allclose(value, recorder.average[name], atol=1e-5), name
+
+
+def test_attention_is_fused() -> None:
+    module, _ = tiny()
+    processors = module.denoiser.unet.attn_processors.values()
+    assert processors
+    assert {type(processor).__name__ for processor in processors} == {"AttnProcessor2_0"}
+
+
+def test_half_precision_runs_on_the_cpu_too(plain: dict[str, torch.Tensor]) -> None:
+    module, _ = tiny()
+    fit(module, AveragedWeights(0.7), precision="bf16-mixed")
+    assert {value.dtype for value in module.parameters()} == {torch.float32}
+    assert 0.0 < largest_difference(plain, weights(module)) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("eager", "compiled", "compile_s", "steps", "expected"),
+    [(0.5, 0.3, 60.0, 1000, True), (0.5, 0.3, 60.0, 299, False), (0.5, 0.51, 0.0, 10_000, False)],
+)
+def test_compiling_pays_when_all_of_it_is_shorter(
+    eager: float, compiled: float, compile_s: float, steps: int, expected: bool
+) -> None:
+    assert pays(eager, compiled, compile_s, steps) is expected
+
+
+class _Clock:
+    """A clock that the work moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("compiled_s", "kept"), [(0.1, True), (0.9, False)])
+def test_the_probe_decides_by_its_clock_and_changes_no_result(
+    compiled_s: float, kept: bool, monkeypatch: pytest.MonkeyPatch, plain: dict[str, torch.Tensor]
+) -> None:
+    module, config = tiny()
+    prepare(module.unet, config, ONE)
+    clock = _Clock()
+    honest = DiffusionTraining.losses
+
+    def losses(self: DiffusionTraining, batch: Any) -> torch.Tensor:
+        clock.now += compiled_s if self.denoiser.unet._compiled_call_impl is not None else 0.5
+        return honest(self, batch)
+
+    monkeypatch.setattr(compiling, "time", clock)
+    monkeypatch.setattr(DiffusionTraining, "losses", losses)
+    graphs: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(len(inputs))
+        return graph.forward
+
+    compilation = Compilation("auto", lambda: _stream(0).batch(5), 1000, backend=backend)
+    monkeypatch.setattr(compilation, "_decide", lambda trainer, probed: compilation.probe(trainer, probed))
+    fit(module, compilation, AveragedWeights(0.7))
+    assert module.compiled is kept
+    assert (module.denoiser.unet._compiled_call_impl is not None) is kept
+    assert module.speed == {
+        "compile": kept, "steps": 1000, "eager_ms": 500.0, "compiled_ms": round(compiled_s * 1000, 2),
+        "compile_s": pytest.approx(max(0.0, 3 * (compiled_s - 0.5))),
+    }  # fmt: skip
+    assert graphs, "the U-Net was traced"
+    assert len(module.history) == 6, "probing is no step"
+    assert largest_difference(plain, weights(module)) == 0.0
+
+
+def test_on_a_cpu_nothing_is_probed_and_a_resumed_run_keeps_its_decision() -> None:
+    module, _ = tiny()
+    fit(module, Compilation("auto", lambda: _stream(0).batch(5), 1_000_000, backend="eager"), steps=1)
+    assert module.compiled is False
+    assert module.speed == {}
+    checkpoint: dict[str, Any] = {}
+    module.compiled = True
+    module.on_save_checkpoint(checkpoint)
+    again, _ = tiny()
+    again.on_load_checkpoint(checkpoint)
+    fit(again, Compilation("off", lambda: _stream(0).batch(5), 10, backend="eager"), steps=1)
+    assert again.denoiser.unet._compiled_call_impl is not None
+    assert again.compiled
+
+
+def test_drawing_does_not_compile() -> None:
+    calls: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        calls.append(len(inputs))
+        return graph.forward
+
+    class Twice(nn.Module):
+        def forward(self, value: torch.Tensor) -> torch.Tensor:
+            return value * 2 + 1
+
+    part = Twice()
+    part.compile(backend=backend)
+    with uncompiled(True):
+        part(torch.zeros(1, 2))
+    assert not calls
+    part(torch.zeros(1, 2))
+    assert len(calls) == 1
+
+
+class _Notes:
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, values: Any, step: int = 0) -> None:
+        self.rows.append((step, dict(values)))
+
+    def log_image(self, key: str, image: Any, step: int = 0) -> None:
+        raise AssertionError(key)
+
+
+def test_waiting_is_reported_once_an_optimiser_step() -> None:
+    module, _ = tiny(accumulate=2)
+    notes = _Notes()
+    fit(module, Metrics(2, notes, lambda: 0.0), steps=6)
+    assert [step for step, _ in notes.rows] == [2, 4, 6]
+    for _, values in notes.rows:
+        assert set(values) == {"train/loss", "train/learning_rate", "train/samples_per_second", "train/wait_share"}
+        assert values["train/wait_share"] == 0.0
+
+
+def test_a_cut_model_learns_and_averages_as_a_whole_one(plain: dict[str, torch.Tensor]) -> None:
+    """One process holds all pieces here; the same code with two processes is `test_fsdp_two_processes`."""
+    module, _ = tiny(strategy="fsdp")
+    whole = module.denoiser
+    module.mesh_blocks = cut
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    hardware = Hardware("cpu", "32-true", 1, 1, "fsdp", 0, 1)
+    arguments = hardware.trainer_arguments()
+    arguments = {name: arguments[name] for name in ("strategy",)}
+    fit(module, AveragedWeights(0.7), **arguments)
+    gather(module)
+    assert module.denoiser is whole
+    assert largest_difference(plain, weights(module)) < 2e-5
+    assert copy.deepcopy(whole.state_dict()).keys() == whole.state_dict().keys()
