@@ -18,7 +18,7 @@ from pipeline_steps.diffusion import adapter_storage
 from pipeline_steps.diffusion.adapter import AudioAdapter
 from pipeline_steps.diffusion.adapter_pipeline import AdapterPipeline
 from pipeline_steps.diffusion.adapter_storage import IP_ADAPTER, save_adapter
-from pipeline_steps.diffusion.backbone import Backbone
+from pipeline_steps.diffusion.backbone import FILES, Backbone
 from pipeline_steps.diffusion.grids import AstGrids
 from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline, noise_generator
 from pipeline_steps.diffusion.resampler import TokenResampler
@@ -285,6 +285,29 @@ def test_identity_is_content_and_a_hub_id_needs_a_commit(checkpoints: Path, tmp_
     assert Backbone(str(checkpoints / "v_prediction")).describe() != Backbone(str(checkpoints / "epsilon")).describe()
     with pytest.raises(ConfigError, match="not a commit"):
         Backbone("owner/model", "main").fetch()
+
+
+def test_of_a_repository_only_what_is_read_is_fetched() -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted = [
+        "scheduler/scheduler_config.json", "text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/merges.txt",
+        "tokenizer/special_tokens_map.json", "tokenizer/vocab.json", "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+    others = [
+        "README.md",
+        "model_index.json",
+        "v1-5-pruned.ckpt",
+        "v1-5-pruned-emaonly.safetensors",
+        "safety_checker/model.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+        "vae/diffusion_pytorch_model.bin",
+    ]
+    assert sorted(filter_repo_objects([*others, *wanted], allow_patterns=list(FILES))) == wanted
 
 
 def test_latents_are_scaled_as_the_checkpoint_says(checkpoints: Path) -> None:
