@@ -19,7 +19,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-services: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[services]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[services,postgresql]'
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt
@@ -50,10 +50,10 @@ services-status:
 	python -m infra.services status
 
 services-check: install-dev  ## the services on a calm day: doors, a scheduled run, an approval, passwords
-	pytest -p no:xdist -m services tests/services
+	pytest -p no:xdist -rs -m services tests/services
 
 services-test: install-dev  ## all of it: outages, kill -9, backup, pages in a browser; some ten minutes
-	SERVICES_TEST=whole pytest -p no:xdist tests/infra tests/services
+	SERVICES_TEST=whole pytest -p no:xdist -rs tests/infra tests/services
 
 check: lint types test services-check  ## what CI runs
 

@@ -35,9 +35,10 @@ from pipeline_steps.caption.config import Config as CaptionConfig  # noqa: E402
 from pipeline_steps.caption.step import build_captioner  # noqa: E402
 from pipeline_steps.core.layout import Layout  # noqa: E402
 from pipeline_steps.core.seeding import generator  # noqa: E402
+from pipeline_steps.core.vectors import unit_rows  # noqa: E402
 from pipeline_steps.embed.config import Config as EmbedConfig  # noqa: E402
 from pipeline_steps.embed.step import build_encoder  # noqa: E402
-from pipeline_steps.encoders.bridge import Bridge, softmax_over_tags, unit_rows  # noqa: E402
+from pipeline_steps.encoders.bridge import Bridge, softmax_over_tags  # noqa: E402
 from pipeline_steps.encoders.protocols import FloatArray, SoundEvent  # noqa: E402
 from pipeline_steps.encoders.tagger import COCO, IMAGENET, Tag  # noqa: E402
 from pipeline_steps.ingest.config import Config as IngestConfig  # noqa: E402

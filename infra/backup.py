@@ -1,6 +1,6 @@
 """Back up and restore what the services hold: `python -m infra.backup save DIR | restore DIR`.
 
-Saved: the databases (pg_dump, custom format; or SQLite's own copy), every object of the artifact store, the secret files, and a
+Saved: the databases (pg_dump, custom format), every object of the artifact store, the secret files, and a
 manifest with a sha256 of each file. Not saved: DVC's cache and the memo, which belong to `dvc push` and to the memo's own URL.
 """
 
@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ from infra.services import ServiceError, place_from_environment, postgres_tool
 from infra.topology import BUCKET, HOST, Place
 
 DATABASES = ("mlflow", "mlflow_auth", "prefect")
-SQLITE = {"mlflow": "mlflow.db", "mlflow_auth": "mlflow-auth.db", "prefect": "prefect.db"}
 MANIFEST = "manifest.json"
 
 
@@ -36,24 +34,17 @@ def save(place: Place, folder: Path) -> int:
     if any(folder.iterdir()):
         raise ServiceError(f"{folder} is not empty; name a new folder for each backup")
     for name in DATABASES:
-        if place.database == "postgresql":
-            _postgres(place, "pg_dump", "--format=custom", f"--file={folder / name}.dump", name)
-        else:
-            with sqlite3.connect(place.folder / SQLITE[name]) as source, sqlite3.connect(folder / f"{name}.dump") as target:
-                source.backup(target)
+        _postgres(place, "pg_dump", "--format=custom", f"--file={folder / name}.dump", name)
     objects = folder / "objects"
     objects.mkdir()
-    if place.store == "s3":
-        client = _s3(place)
-        for key in _keys(client):
-            target_path = objects / key
-            target_path.parent.mkdir(parents=True, exist_ok=True)
-            client.download_file(BUCKET, key, str(target_path))
-    else:
-        shutil.copytree(place.folder / "artifacts", objects / "artifacts", dirs_exist_ok=True)
+    client = _s3(place)
+    for key in _keys(client):
+        target_path = objects / key
+        target_path.parent.mkdir(parents=True, exist_ok=True)
+        client.download_file(BUCKET, key, str(target_path))
     shutil.copytree(place.secrets, folder / "secrets")
     sums = {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    (folder / MANIFEST).write_text(json.dumps({"database": place.database, "store": place.store, "sha256": sums}, indent=1))
+    (folder / MANIFEST).write_text(json.dumps({"sha256": sums}, indent=1))
     return len(sums)
 
 
@@ -61,7 +52,7 @@ def restore(place: Place, folder: Path) -> int:
     """Put a backup into a running database and store; returns the number of files. Stop worker, MLflow and Prefect first.
 
     Raises:
-        ServiceError: the backup is incomplete or damaged, or of another kind of database.
+        ServiceError: the backup is incomplete or damaged.
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
@@ -70,25 +61,16 @@ def restore(place: Place, folder: Path) -> int:
     damaged = [name for name, wanted in described["sha256"].items() if not _matches(folder / name, wanted)]
     if damaged:
         raise ServiceError(f"{folder / damaged[0]} is damaged or missing; take another backup (nothing was changed)")
-    if described["database"] != place.database:
-        raise ServiceError(f"the backup is of {described['database']}, the services run on {place.database}")
     for name in DATABASES:
-        if place.database == "postgresql":
-            # As the superuser, so that every object goes back to its owner.
-            flags = ("--clean", "--if-exists", "--exit-on-error", "--single-transaction")
-            _postgres(place, "pg_restore", *flags, f"--dbname={name}", str(folder / f"{name}.dump"))
-        else:
-            with sqlite3.connect(folder / f"{name}.dump") as source, sqlite3.connect(place.folder / SQLITE[name]) as target:
-                source.backup(target)
+        # As the superuser, so that every object goes back to its owner.
+        flags = ("--clean", "--if-exists", "--exit-on-error", "--single-transaction")
+        _postgres(place, "pg_restore", *flags, f"--dbname={name}", str(folder / f"{name}.dump"))
     objects = [path for path in (folder / "objects").rglob("*") if path.is_file()]
-    if place.store == "s3":
-        client = _s3(place)
-        if objects and BUCKET not in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
-            client.create_bucket(Bucket=BUCKET)
-        for path in objects:
-            client.upload_file(str(path), BUCKET, path.relative_to(folder / "objects").as_posix())
-    else:
-        shutil.copytree(folder / "objects/artifacts", place.folder / "artifacts", dirs_exist_ok=True)
+    client = _s3(place)
+    if objects and BUCKET not in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
+        client.create_bucket(Bucket=BUCKET)
+    for path in objects:
+        client.upload_file(str(path), BUCKET, path.relative_to(folder / "objects").as_posix())
     return len(described["sha256"])
 
 

@@ -20,12 +20,11 @@ GENERATED = (
 """Files that hold one random word each; everything else is derived from them."""
 
 
-def create(folder: Path, *, sqlite: Path | None = None) -> None:
+def create(folder: Path) -> None:
     """Make what is missing and leave what is there, so that a second start finds the first one's passwords.
 
     Args:
         folder: where the files go; created with mode 0700, the files with 0600.
-        sqlite: folder of the databases where there is no PostgreSQL.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -35,7 +34,7 @@ def create(folder: Path, *, sqlite: Path | None = None) -> None:
     for role, name in (("postgres", "admin"), ("mlflow", "mlflow"), ("prefect", "prefect")):
         write(folder / f"pgpass-{name}", f"*:*:*:{role}:{read(folder, f'postgres-{name}')}\n")
     # Without a host the URI takes PGHOST and PGPORT; without a password libpq reads PGPASSFILE.
-    accounts = f"sqlite:///{sqlite / 'mlflow-auth.db'}" if sqlite else "postgresql+psycopg2://mlflow@/mlflow_auth"
+    accounts = "postgresql+psycopg2://mlflow@/mlflow_auth"
     # Checking a password is slow on purpose; an upload asks for each file, so a right one is believed for half a minute.
     settings = f"default_permission = READ\ndatabase_uri = {accounts}\nauth_cache_ttl_seconds = 30\n"
     write(folder / "mlflow-auth.ini", f"[mlflow]\n{settings}")

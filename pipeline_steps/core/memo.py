@@ -38,6 +38,7 @@ class Memo:
 
     def __init__(self, url: str, stage: str, fingerprint: str, schema: pa.Schema) -> None:
         self.schema = pa.schema([pa.field("key", pa.string(), nullable=False), *schema])
+        self.fingerprint = fingerprint
         self._fs, root = fsspec.core.url_to_fs(str(url))
         self._folder = f"{root.rstrip('/')}/{stage}/{fingerprint}"
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
@@ -64,7 +65,10 @@ class Memo:
 
     def _parts(self, wanted: set[str], names: list[str]) -> Iterator[pa.Table]:
         """Rows of each part whose key is wanted, with these columns."""
-        if not wanted or not self._fs.isdir(self._folder):
+        if not wanted:
+            return
+        self._fs.invalidate_cache(self._folder)  # others append too, and object stores remember listings
+        if not self._fs.isdir(self._folder):
             return
         schema = pa.schema([self.schema.field(name) for name in ("key", *names)])
         paths = sorted(path for path in self._fs.ls(self._folder, detail=False) if path.endswith(".parquet"))

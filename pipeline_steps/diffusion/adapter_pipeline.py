@@ -43,6 +43,8 @@ class AdapterPipeline(Audio2ImagePipeline):
         dtype = torch.bfloat16 if place.startswith("cuda") else torch.float32
         adapter, scheduler, encoder, index = load_adapter(folder, dtype)
         adapter.backbone.to(place)
+        if dtype is torch.bfloat16:
+            adapter.backbone.unet.to(memory_format=torch.channels_last)
         return cls(adapter.to(place), scheduler, encoder, DrawingDefaults(**index["defaults"]))
 
     @property

@@ -146,8 +146,7 @@ class Backbone:
     def to(self, device: torch.device | str) -> Self:
         """Move what is loaded."""
         self.device = torch.device(device)
-        cuda = self.device.type == "cuda"
-        self.unet.to(device=self.device, memory_format=torch.channels_last if cuda else torch.preserve_format)
+        self.unet.to(self.device)
         self.vae.to(self.device)
         if self._text is not None:
             self._text.to(self.device)

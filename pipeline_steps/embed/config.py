@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline_steps.core.config import StageConfig
+from pipeline_steps.core.engine import Engine, Ray
 
 
 class Clap(StageConfig):
@@ -42,9 +43,11 @@ class Config(StageConfig):
     temperature: float = Field(0.06, ge=0.005, le=1, description="of the softmax over tag similarities of a text")
     phrase_weight: float = Field(0.5, ge=0, le=1, description="weight of a tag's hand-written phrases against its name")
     loudness_power: float = Field(0.5, ge=0, le=2, description="windows are averaged with weights RMS ** power")
-    batch_size: int = Field(64, ge=1, le=4096, description="sounds per memo part")
+    batch_size: int = Field(64, ge=1, le=4096, description="texts or sounds per memo part and per call of an actor")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="the stage fails above this share of quarantined items")
     memo: str = Field("", max_length=1000, description="folder or fsspec URL of the memo; empty: .cache/items")
+    engine: Engine = Field("local", description="`local`: this process; `ray`: actors of a Ray cluster")
+    ray: Ray = Ray()
 
     @model_validator(mode="after")
     def _model(self) -> Config:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pyarrow as pa
 
 from pipeline_steps.core.atomic import write_bytes, write_json
 from pipeline_steps.core.contracts import AUDIO, AUDIO_IDS, EVENTS, QUARANTINE, TEXT_IDS
+from pipeline_steps.core.engine import Engine, Failure, Result, finish
 from pipeline_steps.core.errors import DataError, StageError
 from pipeline_steps.core.identity import fingerprint, sha256_bytes, text_id
 from pipeline_steps.core.layout import Layout
@@ -29,8 +29,6 @@ from pipeline_steps.encoders.laion import Laion
 from pipeline_steps.encoders.protocols import FloatArray
 
 __all__ = ["Config", "build_encoder", "build_space", "embed_texts", "run"]
-
-log = logging.getLogger(__name__)
 
 VECTOR = pa.schema([pa.field("vector", pa.list_(pa.float32()))])
 
@@ -57,9 +55,10 @@ def run(config: Config, layout: Layout) -> StageReport:
         DataError: no sound or no text, or more than `max_bad_fraction` of them gave no usable vector.
     """
     report = StageReport("embed")
-    encoder = build_encoder(config, layout)
-    space = build_space(encoder)
-    space.load()
+    hearing = Hearing(config, layout)
+    space, encoder = hearing.space, hearing.space.encoder
+    if config.engine == "local" or isinstance(encoder, Bridge):  # the bridge is small, and its tags are embedded here
+        space.load()
     sounds = read_table(layout.catalog / "audio.parquet", AUDIO).to_pylist()
     events = read_table(layout.captions / "events.parquet", EVENTS).to_pylist()
     if not sounds:
@@ -68,24 +67,24 @@ def run(config: Config, layout: Layout) -> StageReport:
         raise DataError("no picture suggests a sound", "see data/captions/abstained.parquet, or lower caption.min_confidence")
     phrases = {row["text_id"]: row["sound"] for row in events}
     text_ids = sorted(phrases)
-    text_vectors, text_computed, tags_reused = embed_texts(encoder, config, layout, [phrases[key] for key in text_ids])
+    text_vectors, text_computed, tags_reused = embed_texts(
+        encoder, config, layout, [phrases[key] for key in text_ids], config.engine
+    )
 
-    memo_url = config.memo or str(layout.memo)
-    audio_memo = Memo(memo_url, "embed-audio", fingerprint(space.describe_sounds()), VECTOR)
     audio_ids = [row["audio_id"] for row in sounds]
-    rows, failed, computed = _sound_rows(config, layout, space, audio_memo, audio_ids)
+    rows, failed, computed = _rows(hearing, audio_ids, config, config.engine)
     usable = [audio_id for audio_id in audio_ids if audio_id not in failed]
     stacked = np.stack([rows[key] for key in usable]) if usable else np.zeros((0, encoder.dimension), np.float32)
     audio_vectors = space.sounds(stacked) if usable else stacked
 
     name = encoder.name
-    quarantined = [_quarantine(row, "EMB_FAILED", failed[row["audio_id"]], name) for row in sounds if row["audio_id"] in failed]
+    quarantined = [_quarantine(row, *failed[row["audio_id"]], name) for row in sounds if row["audio_id"] in failed]
     by_id = {row["audio_id"]: row for row in sounds}
     audio_keys, audio_vectors, bad = _split(usable, audio_vectors)
-    reasons = ("YAMNet", "MiniLM") if name == "bridge" else (name, name)
-    quarantined += [_quarantine(by_id[key], code, f"{reasons[0]} gave no usable vector", name) for key, code in bad.items()]
+    sound_network, text_network = _networks(encoder)
+    quarantined += [_quarantine(by_id[key], code, f"{sound_network} gave no usable vector", name) for key, code in bad.items()]
     text_keys, text_vectors, bad_texts = _split(text_ids, text_vectors)
-    reason = f"{reasons[1]} gave no usable vector"
+    reason = f"{text_network} gave no usable vector"
     quarantined += [_quarantine_text(key, phrases[key], code, reason, name) for key, code in bad_texts.items()]
 
     report.n_in = len(phrases) + len(sounds)
@@ -113,29 +112,27 @@ def run(config: Config, layout: Layout) -> StageReport:
 
 
 def embed_texts(
-    encoder: Bridge | Clap | Laion, config: Config, layout: Layout, texts: Sequence[str]
+    encoder: Bridge | Clap | Laion, config: Config, layout: Layout, texts: Sequence[str], engine: Engine = "local"
 ) -> tuple[FloatArray, int, bool]:
     """Unit rows [N, D] of texts through the memo; a person's single question costs what is new in it and no more.
 
     Returns:
         The vectors, how many texts were computed now, and whether the tags' own vectors were known (`bridge` alone has them).
     """
-    url = config.memo or str(layout.memo)
-    space = build_space(encoder)
+    reading = Reading(config, layout, {text_id(text): text for text in texts}, build_space(encoder))
     tags_known = False
     if isinstance(encoder, Bridge):
-        tags_known = _adopt_tags(encoder, Memo(url, "embed-tags", fingerprint(encoder.describe_tags()), VECTOR))
-    memo = Memo(url, "embed-text", fingerprint(space.describe_texts()), VECTOR)
-    keys = {text_id(text): text for text in texts}
-    known = {keys[key]: np.asarray(vector, np.float32) for key, vector in memo.vectors(keys).items()}
-    missing = sorted(set(texts) - set(known))
-    if missing:
-        computed = dict(zip(missing, space.text_rows(missing), strict=True))
-        memo.append({text_id(text): {"vector": row} for text, row in computed.items() if np.isfinite(row).all()})
-        known.update(computed)
+        tags_known = _adopt_tags(
+            encoder, Memo(_url(config, layout), "embed-tags", fingerprint(encoder.describe_tags()), VECTOR)
+        )
+    rows, failed, computed = _rows(reading, sorted(reading.phrases), config, engine)
     if not texts:
         return np.zeros((0, encoder.dimension), np.float32), 0, tags_known
-    return space.texts(np.stack([known[text] for text in texts])), len(missing), tags_known
+    if not rows:
+        return np.full((len(texts), encoder.dimension), np.nan, np.float32), len(failed), tags_known
+    useless = np.full_like(next(iter(rows.values())), np.nan)
+    stacked = np.stack([rows.get(text_id(text), useless) for text in texts])
+    return reading.space.texts(stacked), computed + len(failed), tags_known
 
 
 def _adopt_tags(encoder: Bridge, memo: Memo) -> bool:
@@ -150,30 +147,96 @@ def _adopt_tags(encoder: Bridge, memo: Memo) -> bool:
     return bool(known)
 
 
-def _sound_rows(
-    config: Config, layout: Layout, space: Space, memo: Memo, audio_ids: Sequence[str]
-) -> tuple[dict[str, FloatArray], dict[str, str], int]:
-    """Memo rows by id, reasons by id of the sounds that failed, and how many were computed now."""
-    known = {key: np.asarray(vector, np.float32) for key, vector in memo.vectors(audio_ids).items()}
-    missing = [audio_id for audio_id in audio_ids if audio_id not in known]
-    failed: dict[str, str] = {}
-    if not missing:
-        return known, failed, 0
-    media = MediaReader(layout.media)
-    for start in range(0, len(missing), config.batch_size):
-        prepared: dict[str, FloatArray] = {}
-        for audio_id in missing[start : start + config.batch_size]:
-            try:
-                prepared[audio_id] = space.prepare(media.sound(audio_id))
-            except StageError:
-                raise
-            except Exception as error:
-                failed[audio_id] = f"{type(error).__name__}: {error}"
-        batch = dict(zip(prepared, space.sound_rows(list(prepared.values())), strict=True))
-        memo.append({key: {"vector": vector} for key, vector in batch.items() if np.isfinite(vector).all()})
-        known.update(batch)
-        log.info("embedded %d of %d new sounds", min(start + config.batch_size, len(missing)), len(missing))
-    return known, failed, len(missing) - len(failed)
+def _networks(encoder: Bridge | Clap | Laion) -> tuple[str, str]:
+    """Names for people: the network of the sounds, that of the texts."""
+    return ("YAMNet", "MiniLM") if isinstance(encoder, Bridge) else (encoder.name, encoder.name)
+
+
+def _url(config: Config, layout: Layout) -> str:
+    return config.memo or str(layout.memo)
+
+
+class Hearing:
+    """Sounds of the shards -> rows of the memo, in the stage's own process or in an actor of a cluster."""
+
+    def __init__(self, config: Config, layout: Layout) -> None:
+        self._settings = (config, layout)
+        self.space = build_space(build_encoder(config, layout))
+        self.memo = Memo(_url(config, layout), "embed-audio", fingerprint(self.describe()), VECTOR)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, (Hearing, self._settings, self.memo)
+
+    def describe(self) -> Any:
+        return self.space.describe_sounds()
+
+    def load(self) -> None:
+        self.space.load()
+        self._media = MediaReader(self._settings[1].media)
+
+    def results(self, ids: Sequence[str]) -> Iterator[tuple[str, Result]]:
+        size = self._settings[0].batch_size
+        for start in range(0, len(ids), size):
+            prepared: dict[str, FloatArray] = {}
+            for audio_id in ids[start : start + size]:
+                try:
+                    prepared[audio_id] = self.space.prepare(self._media.sound(audio_id))
+                except StageError:
+                    raise
+                except Exception as error:
+                    yield audio_id, ("EMB_FAILED", f"{type(error).__name__}: {error}")
+            for audio_id, vector in zip(prepared, self.space.sound_rows(list(prepared.values())), strict=True):
+                yield audio_id, _row(vector, _networks(self.space.encoder)[0])
+
+
+class Reading:
+    """Texts -> rows of the memo, in the stage's own process or in an actor of a cluster."""
+
+    def __init__(self, config: Config, layout: Layout, phrases: Mapping[str, str], space: Space | None = None) -> None:
+        self._settings = (config, layout)
+        self.phrases = phrases
+        self.space = space or build_space(build_encoder(config, layout))
+        self.memo = Memo(_url(config, layout), "embed-text", fingerprint(self.describe()), VECTOR)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, (Reading, (*self._settings, self.phrases), self.memo)
+
+    def describe(self) -> Any:
+        return self.space.describe_texts()
+
+    def load(self) -> None:
+        self.space.load()
+
+    def results(self, ids: Sequence[str]) -> Iterator[tuple[str, Result]]:
+        vectors = self.space.text_rows([self.phrases[key] for key in ids])
+        for key, vector in zip(ids, vectors, strict=True):
+            yield key, _row(vector, _networks(self.space.encoder)[1])
+
+
+def _arrived(kind: type[Hearing | Reading], arguments: tuple[Any, ...], memo: Memo) -> Hearing | Reading:
+    """The work as it arrives in an actor: with the memo of the process that sent it, whatever this one would describe."""
+    work = kind(*arguments)
+    work.memo = memo
+    return work
+
+
+def _row(vector: FloatArray, network: str) -> Result:
+    """A row of the memo; NaN and infinity never enter it."""
+    if np.isfinite(vector).all():
+        return {"vector": vector}
+    return "EMB_NONFINITE", f"{network} gave no usable vector"
+
+
+def _rows(
+    work: Hearing | Reading, ids: Sequence[str], config: Config, engine: Engine
+) -> tuple[dict[str, FloatArray], dict[str, Failure], int]:
+    """Memo rows by id, failures by id, and how many were computed now."""
+    known = {key: np.asarray(vector, np.float32) for key, vector in work.memo.vectors(ids).items()}
+    done = finish(work, [key for key in ids if key not in known], config.batch_size, engine, config.ray)
+    known.update({key: np.asarray(row["vector"], np.float32) for key, row in done.rows.items()})
+    elsewhere = work.memo.vectors(done.remembered)
+    known.update({key: np.asarray(vector, np.float32) for key, vector in elsewhere.items()})
+    return known, done.failed, len(done.rows) + len(elsewhere)
 
 
 def _split(keys: Sequence[str], vectors: FloatArray) -> tuple[list[str], FloatArray, dict[str, str]]:

@@ -23,6 +23,7 @@ import torch
 
 from pipeline_steps.audio.resample import resample
 from pipeline_steps.core.identity import fingerprint
+from pipeline_steps.core.vectors import unit_rows
 from pipeline_steps.encoders.minilm import MiniLM
 from pipeline_steps.encoders.protocols import FloatArray
 from pipeline_steps.encoders.yamnet import HOP_SAMPLES, MIN_SAMPLES, SAMPLE_RATE, YamNet
@@ -39,12 +40,6 @@ QUIETEST, LOUDEST = 10 ** (-30 / 20), 10 ** (-14 / 20)
 TAGS = 521
 
 Recipe = Literal["tags", "plain"]
-
-
-def unit_rows(rows: FloatArray) -> FloatArray:
-    """Rows divided by their L2 norm; a zero row stays zero and NaN stays NaN, for `admit` to see."""
-    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    return np.asarray(np.divide(rows, norms, out=np.zeros(rows.shape, np.float64), where=norms != 0), np.float32)
 
 
 def tag_phrases(name: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -169,6 +170,9 @@ def load_weights(kind: Any, folder: Path, key: str, dtype: Any) -> Any:
     """
     from safetensors import SafetensorError
 
+    quiet = logging.getLogger("transformers")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)  # it lists every weight of a part that is not asked for; what is missing is an error below
     try:
         model, info = kind.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -176,6 +180,8 @@ def load_weights(kind: Any, folder: Path, key: str, dtype: Any) -> Any:
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = f"{key}.model: the weights cannot be loaded: {' '.join(str(error).split())[:300]}"
         raise IntegrityError(reason, "fetch the checkpoint again") from error
+    finally:
+        quiet.setLevel(level)
     # Whole numbers (positions, indices) follow from the architecture: transformers computes those that a file leaves out.
     constants = {name for name, buffer in model.named_buffers() if not buffer.is_floating_point()}
     absent = sorted([*(set(info["missing_keys"]) - constants), *(str(name) for name in info["mismatched_keys"])])
@@ -187,9 +193,14 @@ def load_weights(kind: Any, folder: Path, key: str, dtype: Any) -> Any:
 
 
 def vision_families(config: dict[str, Any]) -> tuple[str, ...]:
-    """Families of a checkpoint's parts, so that evaluation can refuse judges of them: the model's and its vision tower's."""
+    """Families of a checkpoint's parts, so that evaluation can refuse judges of them: the model's and its vision tower's.
+
+    The tower's is read off the configuration; models whose configuration hides that their tower began as a published CLIP or
+    SigLIP are listed by name (BLIP-2 and InstructBLIP: EVA-CLIP, Qwen2-VL: the CLIP of Data Filtering Networks).
+    """
     towers = {"clip_vision_model": "clip", "siglip_vision_model": "siglip", "siglip2_vision_model": "siglip"}
     heirs = {"smolvlm": "siglip", "idefics3": "siglip", "idefics2": "siglip", "paligemma": "siglip", "gemma3": "siglip"}
+    heirs |= dict.fromkeys(("blip-2", "instructblip", "idefics", "kosmos-2", "qwen2_vl"), "clip")
     kind = str(config.get("model_type") or "unknown")
     vision = config.get("vision_config") or {}
     tower = str(vision.get("model_type") or "") if isinstance(vision, dict) else ""

@@ -19,6 +19,7 @@ import torch
 from pipeline_steps.audio.log_mel import ClapMel, clap_log_mel, fixed_windows, in_threads
 from pipeline_steps.audio.resample import resample
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError
+from pipeline_steps.core.vectors import unit_rows
 from pipeline_steps.encoders.checkpoint import (
     check_checkpoint,
     choose_device,
@@ -42,12 +43,6 @@ WINDOWS_TOGETHER = 64
 """Windows of a forward pass on a GPU; a smaller rest is filled up."""
 
 Backend = Literal["torch", "openvino"]
-
-
-def unit(rows: FloatArray) -> FloatArray:
-    """Rows divided by their L2 norm; NaN stays NaN and a zero row zero, for `admit` to see."""
-    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    return np.asarray(np.divide(rows, norms, out=np.zeros(rows.shape, np.float64), where=norms != 0), np.float32)
 
 
 def read_front_end(folder: Path) -> ClapMel:
@@ -226,7 +221,7 @@ class Clap:
         together = WINDOWS_TOGETHER if self.device == "cuda" else 1
         vectors = self._batched(self._embed_windows, windows, together).astype(np.float64)
         ends = np.cumsum([len(sound) for sound in sounds])
-        return unit(np.stack([part.mean(0) for part in np.split(vectors, ends[:-1])]).astype(np.float32))
+        return unit_rows(np.stack([part.mean(0) for part in np.split(vectors, ends[:-1])]).astype(np.float32))
 
     def encode_sounds(self, sounds: Sequence[FloatArray]) -> FloatArray:
         """Unit rows [N, dimension] of mono 48 kHz sounds."""
@@ -244,7 +239,7 @@ class Clap:
             for place, row in enumerate(members):
                 padded[place, : len(ids[row])] = torch.tensor(ids[row])
             rows[members] = self._batched(self._embed_texts, padded, TEXTS_TOGETHER)
-        return unit(rows)
+        return unit_rows(rows)
 
     def _batched(self, function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, size: int) -> FloatArray:
         """`function` of rows in batches of exactly `size`; the last one is filled up with its own last row."""

@@ -1,4 +1,4 @@
-"""The rows of the table: model, shuffled audio, unconditional and ground truth, through one and the same judge."""
+"""The rows of the table: model, shuffled audio, unconditional, ground truth and text oracle, through one and the same judge."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline_steps.evaluate.win_rate import derangement, item_win_rates, other_sounds
+from pipeline_steps.evaluate.win_rate import derangement, item_win_rates, other_sounds, wins
 
 FloatArray = npt.NDArray[np.float64]
 IndexArray = npt.NDArray[np.int64]
-
-ROWS = ("model", "shuffled_audio", "unconditional", "ground_truth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +51,8 @@ class Looks:
         real: [R, K] real pictures that may stand for the ground truth.
         own_real: per item, rows of `real` that are a right answer to it (another picture of the class, or its own).
         rival_real: per item, rows of `real` that belong to rival sounds.
+        spoken: [T, S, K] samples of each text; None where the model reads no text.
+        text: [N] row of `spoken` of each item, -1 where its picture has no words.
     """
 
     asked: FloatArray
@@ -61,6 +61,8 @@ class Looks:
     real: FloatArray
     own_real: Sequence[IndexArray]
     rival_real: Sequence[IndexArray]
+    spoken: FloatArray | None = None
+    text: IndexArray | None = None
 
 
 def rivals(sounds: Sequence[Sound], items: Sequence[Item]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -92,6 +94,7 @@ def item_rates(looks: Looks, sounds: Sequence[Sound], items: Sequence[Item], par
     shuffled_audio: samples of another sound (`partner`) in place of its own; rivals without that sound.
     unconditional: samples without any sound in place of its own.
     ground_truth: real pictures on both sides: how well this judge tells real pictures of different sounds apart.
+    text_oracle: samples of texts on both sides, the item's own against those of the items whose sounds are rivals.
     """
     _, item_rivals = rivals(sounds, items)
     own = np.array([item.sound for item in items])
@@ -105,6 +108,19 @@ def item_rates(looks: Looks, sounds: Sequence[Sound], items: Sequence[Item], par
     rates["shuffled_audio"] = item_win_rates(swapped, scores, without)
     rates["unconditional"] = item_win_rates(looks.asked @ looks.unconditional.T, scores, item_rivals)
     rates["ground_truth"] = _real_rates(looks)
+    if looks.spoken is not None and looks.text is not None:
+        rates["text_oracle"] = _text_rates(looks.asked, looks.spoken, looks.text, item_rivals[:, own])
+    return rates
+
+
+def _text_rates(asked: FloatArray, spoken: FloatArray, text: IndexArray, rival_items: npt.NDArray[np.bool_]) -> FloatArray:
+    """[N]; `rival_items` [N, N] says whose sounds are rivals. An item that shares the words is no rival."""
+    scores = np.einsum("nk,tsk->nts", asked, spoken)
+    rates = np.full(len(text), np.nan)
+    for item, own in enumerate(text):
+        others = np.setdiff1d(text[rival_items[item]], [own, -1])
+        if own >= 0 and len(others):
+            rates[item] = wins(scores[item, own], scores[item, others].ravel())
     return rates
 
 

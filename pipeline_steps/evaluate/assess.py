@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,12 +31,14 @@ SENSITIVITY_SAMPLES = 2
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the judges may know beside the items: labels, groups, the training pairs, real pictures to calibrate on."""
+    """What the judges may know beside the items: labels, groups, the training pairs, real pictures to calibrate on, and what
+    the captioner heard in each item's picture (`item_texts`)."""
 
     labels: Mapping[str, str]
     image_groups: Mapping[str, str]
     trained: Sequence[Mapping[str, Any]]
     reference: Sequence[str]
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +87,23 @@ def assess(
     known: Known,
     source: PictureSource,
     media: MediaReader,
-    assets: Path,
+    eyes_of: Mapping[str, judges.PictureJudge],
+    ears: AiSfx,
     open_memo: judges.OpenMemo,
 ) -> Assessment:
-    """Draw every sound of the agenda, judge every set with every judge."""
+    """Draw every sound of the agenda, judge every set with every judge (`eyes_of`: picture judges by name; `ears`)."""
     heard = [render(tracks, media.sound) for tracks in agenda.tracks]
     log.info("drawing %d samples of each of %d sounds", config.samples_per_sound, len(heard))
     drawn = source.draw(heard, config.samples_per_sound, config.seed)
     unconditional = source.unconditional(config.unconditional_samples, config.seed + 1)
-    ears = judges.sound_judge(assets).load()
+    texts = sorted(set(known.texts.values())) if source.reads_text else []
+    spoken = source.draw_texts(texts, config.samples_per_sound, config.seed) if texts else None
+    ears.load()
     log.info("listening with %s", config.sound_judge)
     recipes = dict(zip((sound.key for sound in agenda.sounds), agenda.tracks, strict=True))
     recipes |= {sound_key(track_list(pair)): track_list(pair) for pair in known.trained}
     listener = judges.MemoisedFeatures(open_memo("evaluate-sound", ears.describe()), config.batch_size)
-    embedded = listener.rows(sorted(recipes), lambda key: _listen(ears, recipes[key], media))
+    embedded = listener.rows(sorted(recipes), lambda keys: _listen(ears, [recipes[key] for key in keys], media))
     computed, reused = listener.computed, listener.reused
 
     evaluation: Row = {"judges": {}, "warnings": []}
@@ -108,20 +112,22 @@ def assess(
     wanted |= {str(pair["image_id"]) for pair in known.trained}
     for name in config.picture_judges:
         log.info("looking with %s", name)
-        eyes = judges.picture_judge(name, assets).load()
+        eyes = eyes_of[name].load()
         description = [eyes.describe(), "square_picture", source.side]
         viewer = judges.MemoisedFeatures(open_memo("evaluate-picture", description), config.batch_size)
-        real = viewer.rows(sorted(wanted), lambda image_id, eyes=eyes: _look(eyes, media.image(image_id), source.side))  # type: ignore[misc]
+        real = viewer.rows(sorted(wanted), lambda ids, eyes=eyes: _look(eyes, ids, media, source.side))  # type: ignore[misc]
         computed, reused = computed + viewer.computed, reused + viewer.reused
         features = Features(
             real,
             judges.drawn_features(eyes, drawn),
             judges.drawn_features(eyes, unconditional),
             np.stack([embedded[sound.key] for sound in agenda.sounds]),
+            None if spoken is None else judges.drawn_features(eyes, spoken),
+            {name: texts.index(text) for name, text in known.texts.items()} if texts else {},
         )
         settings = _settings(config, name, source)
         outcomes[name], evaluation["judges"][name], space = _judge(config, agenda, known, features, embedded, settings)
-        evaluation["judges"][name]["family"] = eyes.family
+        evaluation["judges"][name] |= {"family": eyes.family, **getattr(eyes, "identity", {})}
         if name == config.picture_judges[0] and config.sensitivity_sounds and config.sensitivity_gains_db:
             evaluation["sensitivity"] = _sensitivity(config, source, agenda, heard, eyes, space, settings)
     evaluation["judges"][config.sound_judge] = {"family": ears.family}
@@ -211,11 +217,11 @@ def _settings(config: Config, judge: str, source: PictureSource) -> Settings:
     )
 
 
-def _listen(ears: AiSfx, tracks: Sequence[Track], media: MediaReader) -> npt.NDArray[np.float32]:
-    return ears.embed(render(tracks, media.sound))
+def _listen(ears: AiSfx, sounds: Sequence[Sequence[Track]], media: MediaReader) -> npt.NDArray[np.float32]:
+    return np.stack(judges.side_by_side(lambda tracks: ears.embed(render(tracks, media.sound)), sounds))
 
 
-def _look(eyes: judges.PictureJudge, picture: ByteArray, side: int) -> npt.NDArray[np.float32]:
-    """Features of a real picture as the model could at best have drawn it: both kinds must reach a judge through the same
+def _look(eyes: judges.PictureJudge, image_ids: Sequence[str], media: MediaReader, side: int) -> npt.NDArray[np.float32]:
+    """Features of real pictures as the model could at best have drawn them: both kinds must reach a judge through the same
     resize (clean-fid, arXiv 2104.11222)."""
-    return np.asarray(eyes.features([square_picture(picture, side)])[0])
+    return judges.looked_at(eyes, judges.side_by_side(lambda image_id: square_picture(media.image(image_id), side), image_ids))

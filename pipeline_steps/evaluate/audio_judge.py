@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline_steps.evaluate.win_rate import unit_rows
+from pipeline_steps.core.vectors import unit_rows
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -42,11 +42,11 @@ class AudioImageJudge:
 
     def predict(self, sounds: npt.ArrayLike) -> FloatArray:
         """Picture directions [N, D_p], unit rows, that sounds [N, D_a] ask for."""
-        return unit_rows(unit_rows(sounds, self.sound_mean) @ self.weights)
+        return unit_rows(unit_rows(np.asarray(sounds, np.float64) - self.sound_mean) @ self.weights)
 
     def look(self, pictures: npt.ArrayLike) -> FloatArray:
         """Picture features [..., D_p] in the judge's centred unit space: its agreement is predict(sound) . look(picture)."""
-        return unit_rows(pictures, self.picture_mean)
+        return unit_rows(np.asarray(pictures, np.float64) - self.picture_mean)
 
 
 def fit(sounds: npt.ArrayLike, pictures: npt.ArrayLike) -> AudioImageJudge:
@@ -62,7 +62,7 @@ def fit(sounds: npt.ArrayLike, pictures: npt.ArrayLike) -> AudioImageJudge:
     if len(raw_sounds) < MIN_PAIRS or len(raw_sounds) != len(raw_pictures):
         raise ValueError(f"the audio-image judge needs three or more pairs, got {len(raw_sounds)} and {len(raw_pictures)}")
     sound_mean, picture_mean = raw_sounds.mean(0), raw_pictures.mean(0)
-    x, y = unit_rows(raw_sounds, sound_mean), unit_rows(raw_pictures, picture_mean)
+    x, y = unit_rows(raw_sounds - sound_mean), unit_rows(raw_pictures - picture_mean)
     left, singular, right = np.linalg.svd(x, full_matrices=False)
     projected = left.T @ y
     best: tuple[float, float] | None = None

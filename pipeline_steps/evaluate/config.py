@@ -4,12 +4,34 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline_steps.core.config import StageConfig
 
-PictureJudgeName = Literal["ssd_mobilenet_v2", "augnet", "efficientnet_lite0"]
+PictureJudgeName = Literal["ssd_mobilenet_v2", "augnet", "efficientnet_lite0", "dinov2", "clip", "inception", "inception_v3"]
 Gain = Annotated[float, Field(ge=-60, le=24)]
+
+
+class Checkpoint(StageConfig):
+    """Weights of a judge that is not embedded."""
+
+    model: str = Field(default="", max_length=500, description="hub id or local folder")
+    revision: str = Field(
+        default="", max_length=64, description="commit (40 hex digits) of a hub id; sha256 of a folder (64), checked when given"
+    )
+
+
+class Checkpoints(StageConfig):
+    """Judges by hub id or folder; each needs its weights only if `picture_judges` names it."""
+
+    dinov2: Checkpoint = Field(default=Checkpoint(), description="a DINOv2 of transformers")
+    clip: Checkpoint = Field(default=Checkpoint(), description="a CLIP of transformers, or its image tower")
+    inception: Checkpoint = Field(default=Checkpoint(), description="the network of FID, with 1008 classes")
+    inception_v3: Checkpoint = Field(
+        default=Checkpoint(), description="the ImageNet network of torchvision and timm; not FID's"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16", "auto"] = Field(default="float32", description="auto: bfloat16 on GPU")
 
 
 class Config(StageConfig):
@@ -26,9 +48,10 @@ class Config(StageConfig):
     guidance_scale: float | None = Field(None, ge=0, le=30, description="classifier-free guidance; null: as the model says")
     steps: int | None = Field(None, ge=1, le=1000, description="sampling steps; null: as the model says")
     max_test_pairs: int = Field(200, ge=2, le=100_000, description="test pairs drawn; more are thinned evenly by pair id")
-    picture_judges: Annotated[list[PictureJudgeName], Field(min_length=1, max_length=3)] = Field(
+    picture_judges: Annotated[list[PictureJudgeName], Field(min_length=1, max_length=7)] = Field(
         default=["ssd_mobilenet_v2"], description="the first one gives the headline numbers"
     )
+    checkpoints: Checkpoints = Field(default=Checkpoints(), description="weights of the judges that are not embedded")
     sound_judge: Literal["aisfx"] = Field("aisfx", description="sound side of the audio-image judge")
     allow_shared_family: bool = Field(
         False, description="flag a judge whose family captioned, retrieved or conditioned instead of refusing it"
@@ -49,3 +72,13 @@ class Config(StageConfig):
     threads: int = Field(0, ge=0, le=256, description="CPU threads of the networks; 0: one per core")
     memo: str = Field("", max_length=1000, description="folder or fsspec URL of the memo; empty: .cache/items")
     seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _judges(self) -> Config:
+        if len(set(self.picture_judges)) < len(self.picture_judges):
+            raise ValueError("picture_judges names a judge twice")
+        for name in self.picture_judges:
+            given = getattr(self.checkpoints, name, None)
+            if given is not None and not given.model:
+                raise ValueError(f"picture judge {name} needs checkpoints.{name}.model, a hub id or a folder")
+        return self

@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cholesky, eigvalsh, svdvals
 
+from pipeline_steps.core.vectors import unit_rows
 from pipeline_steps.evaluate.bootstrap import Estimate, cluster_index, percentile_interval, resample_counts
 
 FloatArray = npt.NDArray[np.float64]
 Kernel = Callable[[FloatArray, FloatArray], FloatArray]
+CMMD_BANDWIDTH = 10.0
 
 
 def polynomial_kernel(x: FloatArray, y: FloatArray) -> FloatArray:
@@ -31,6 +33,11 @@ def rbf_kernel(bandwidth: float) -> Kernel:
         return np.asarray(np.exp(-squared_distances(x, y) / (2.0 * bandwidth**2)))
 
     return kernel
+
+
+def cmmd_kernel(x: FloatArray, y: FloatArray) -> FloatArray:
+    """The kernel of CMMD itself: `rbf_kernel` of bandwidth 10 on unit rows (Jayasumana et al. 2024, section 4)."""
+    return rbf_kernel(CMMD_BANDWIDTH)(unit_rows(x), unit_rows(y))
 
 
 def squared_distances(x: FloatArray, y: FloatArray) -> FloatArray:

@@ -23,6 +23,7 @@ class PictureSource(Protocol):
         sample_rate_hz: the rate the model hears at.
         guidance_scale, steps: how it draws.
         families: of the pretrained networks inside the model.
+        reads_text: whether `draw_texts` works.
     """
 
     side: int
@@ -30,6 +31,7 @@ class PictureSource(Protocol):
     guidance_scale: float
     steps: int
     families: frozenset[str]
+    reads_text: bool
 
     def draw(self, sounds: Sequence[FloatArray], samples: int, seed: int) -> ByteArray:
         """RGB uint8 [M, samples, side, side, 3] from mono 48 kHz sounds; sample s starts from the same noise for every
@@ -38,6 +40,10 @@ class PictureSource(Protocol):
 
     def unconditional(self, count: int, seed: int) -> ByteArray:
         """RGB uint8 [count, side, side, 3] without a sound."""
+        ...
+
+    def draw_texts(self, texts: Sequence[str], samples: int, seed: int) -> ByteArray:
+        """RGB uint8 [T, samples, side, side, 3] from texts, without a sound; only where `reads_text`."""
         ...
 
 

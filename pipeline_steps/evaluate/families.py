@@ -40,6 +40,26 @@ def shared_families(judges: Mapping[str, str], took_part: Mapping[str, set[str]]
     )
 
 
+VISION_LANGUAGE = frozenset({"clip", "dinov2"})
+"""Families that vision-language models look with."""
+
+
+def undeclared(judges: Mapping[str, str], captioner: Mapping[str, Any]) -> list[str]:
+    """Sentences about judges that may be of the captioner's family without anybody having said so.
+
+    A server behind `caption.captioner: endpoint` does not tell what its model looks with; `caption.endpoint.families` does.
+    With nothing there but the model's name, a judge that vision-language models look with can be neither cleared nor refused.
+    """
+    if captioner.get("captioner") != "endpoint" or len(captioner.get("families", ())) > 1:
+        return []
+    return [
+        f"judge {judge} is of family {family}, and nothing says what the model behind the endpoint looks with: "
+        "name it in caption.endpoint.families"
+        for judge, family in sorted(judges.items())
+        if family in VISION_LANGUAGE
+    ]
+
+
 def refuse_shared(judges: Mapping[str, str], took_part: Mapping[str, set[str]], allow: bool) -> list[str]:
     """`shared_families`, or an error if there are any and `allow` is false.
 

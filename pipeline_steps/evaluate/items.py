@@ -95,6 +95,19 @@ def build_agenda(
     return Agenda(tuple(sounds), tuple(tracks), sets, titles, frozenset(seen), len(every_test) - len(test_rows))
 
 
+def item_texts(agenda: Agenda, pairs: Iterable[Mapping[str, Any]], events: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Words for each item, for the text oracle: item name -> what the captioner heard in its picture; never a label.
+
+    A pair of the pool has the phrases by which pairing chose its sounds; a gold pair, which was never paired, its picture's
+    most prominent event. A picture that suggests no sound has no words.
+    """
+    phrases = {str(pair["pair_id"]): " and ".join(str(track["sound"]) for track in pair["tracks"]) for pair in pairs}
+    first = {str(event["image_id"]): str(event["sound"]) for event in events if event["rank"] == 0}
+    items = {item.name: item for key in agenda.sets for item in agenda.sets[key]}
+    words = {name: phrases.get(name) or first.get(item.image_id) for name, item in items.items()}
+    return {name: text for name, text in words.items() if text}
+
+
 def seen_classes(pairs: Iterable[Mapping[str, Any]], labels: Mapping[str, str]) -> set[str]:
     """Classes that training saw or heard: labels of the pictures and of the sounds of all pairs of the train split."""
     found: set[str] = set()

@@ -16,8 +16,14 @@ import torch
 from pipeline_steps.core.memo import Memo
 from pipeline_steps.encoders.aisfx import AiSfx
 from pipeline_steps.encoders.augnet import AugNet
+from pipeline_steps.encoders.clip_vision import ClipVision
+from pipeline_steps.encoders.dinov2 import Dinov2
 from pipeline_steps.encoders.efficientnet_lite0 import EfficientNetLite0
+from pipeline_steps.encoders.inception import Inception, InceptionV3
+from pipeline_steps.encoders.protocols import Picture
 from pipeline_steps.encoders.ssd_mobilenet_v2 import SsdMobileNetV2
+from pipeline_steps.encoders.vision_tower import CheckpointJudge
+from pipeline_steps.evaluate.config import Checkpoint, Checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +34,10 @@ VECTOR = pa.schema([pa.field("vector", pa.list_(pa.float32()))])
 AUGNET_SIDE = 128
 """px; drawn pictures are small, a larger input costs time and shows nothing more."""
 
-PictureJudge = AugNet | EfficientNetLite0 | SsdMobileNetV2
+PictureJudge = AugNet | EfficientNetLite0 | SsdMobileNetV2 | CheckpointJudge
+CHECKPOINT_JUDGES: dict[str, type[CheckpointJudge]] = {
+    judge.name: judge for judge in (Dinov2, ClipVision, Inception, InceptionV3)
+}
 
 
 class OpenMemo(Protocol):
@@ -43,8 +52,11 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-def picture_judge(name: str, assets: Path) -> PictureJudge:
-    """The network of a picture judge; its weights are not loaded yet."""
+def picture_judge(name: str, assets: Path, checkpoints: Checkpoints, root: Path) -> PictureJudge:
+    """The network of a picture judge; its weights are not loaded yet. `root` is where a relative folder may lie."""
+    if name in CHECKPOINT_JUDGES:
+        chosen: Checkpoint = getattr(checkpoints, name)
+        return CHECKPOINT_JUDGES[name](chosen.model, chosen.revision, checkpoints.device, checkpoints.precision, root)
     if name == "augnet":
         return AugNet(assets, short_side=AUGNET_SIDE)
     return SsdMobileNetV2(assets) if name == "ssd_mobilenet_v2" else EfficientNetLite0(assets)
@@ -63,15 +75,15 @@ class MemoisedFeatures:
         self._batch_size = batch_size
         self.computed = self.reused = 0
 
-    def rows(self, keys: Sequence[str], compute: Callable[[str], FloatArray]) -> dict[str, npt.NDArray[np.float64]]:
-        """key -> [D]; `compute` is called, several at a time, for keys not met before."""
+    def rows(self, keys: Sequence[str], compute: Callable[[Sequence[str]], FloatArray]) -> dict[str, npt.NDArray[np.float64]]:
+        """key -> [D]; `compute` makes the rows [N, D] of keys not met before."""
         wanted = sorted(set(keys))
         known = {key: np.asarray(vector, np.float64) for key, vector in self._memo.vectors(wanted).items()}
         self.reused += len(known)
         missing = [key for key in wanted if key not in known]
         for start in range(0, len(missing), self._batch_size):
             batch = missing[start : start + self._batch_size]
-            vectors = side_by_side(lambda key: np.asarray(compute(key), np.float32), batch)
+            vectors = np.asarray(compute(batch), np.float32)
             self._memo.append({key: {"vector": vector} for key, vector in zip(batch, vectors, strict=True)})
             known.update({key: vector.astype(np.float64) for key, vector in zip(batch, vectors, strict=True)})
             self.computed += len(batch)
@@ -94,8 +106,14 @@ def side_by_side(function: Callable[[Key], Value], keys: Sequence[Key]) -> list[
         torch.set_num_threads(threads)
 
 
+def looked_at(judge: PictureJudge, pictures: Sequence[Picture]) -> FloatArray:
+    """Features [N, D] of pictures: in batches where the judge computes on a GPU, else one by one, side by side."""
+    if isinstance(judge, CheckpointJudge) and judge.together > 1:
+        return judge.features(pictures)
+    return np.stack(side_by_side(lambda picture: judge.features([picture])[0], pictures))
+
+
 def drawn_features(judge: PictureJudge, pictures: ByteArray) -> npt.NDArray[np.float64]:
     """Features [..., D] of drawn pictures uint8 [..., H, W, 3]."""
-    flat = pictures.reshape(-1, *pictures.shape[-3:])
-    rows = np.stack(side_by_side(lambda row: judge.features([flat[row]])[0], range(len(flat))))
+    rows = looked_at(judge, list(pictures.reshape(-1, *pictures.shape[-3:])))
     return np.asarray(rows, np.float64).reshape(*pictures.shape[:-3], -1)

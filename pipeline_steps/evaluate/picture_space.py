@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline_steps.evaluate.win_rate import unit_rows
+from pipeline_steps.core.vectors import unit_rows
 
 FloatArray = npt.NDArray[np.float64]
 

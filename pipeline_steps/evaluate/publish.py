@@ -77,6 +77,9 @@ def publish(
             "samples": config.samples_per_sound,
             "first_draws": FIRST_DRAWS,
             "repeats": config.bootstrap_repeats,
+            "reads_text": any(
+                block["rows"]["text_oracle"].get("applicable", True) for block in summary.blocks(evaluation, titles)
+            ),
             "side": assessment.drawn.shape[2],
             "strip_width": config.samples_per_sound * (assessment.drawn.shape[3] + 2) - 2,
         },

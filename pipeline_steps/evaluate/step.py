@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import re
 import shutil
 import tempfile
@@ -38,25 +37,23 @@ from pipeline_steps.core.media import SAMPLE_RATE, MediaReader
 from pipeline_steps.core.memo import Memo
 from pipeline_steps.core.report import StageReport
 from pipeline_steps.core.tables import read_table
-from pipeline_steps.encoders.bridge import Bridge
-from pipeline_steps.encoders.protocols import TextAudioEncoder
+from pipeline_steps.encoders.vision_tower import CheckpointJudge
 from pipeline_steps.evaluate.assess import Assessment, Known, assess, reference_pictures
 from pipeline_steps.evaluate.balance import Tables
 from pipeline_steps.evaluate.config import Config
 from pipeline_steps.evaluate.drawing import PictureSource, render
-from pipeline_steps.evaluate.families import families_in, refuse_shared
+from pipeline_steps.evaluate.families import families_in, refuse_shared, undeclared
 from pipeline_steps.evaluate.gold import Truth, match, parse_manifest
 from pipeline_steps.evaluate.gold_retrieval import Space, gold_retrieval, retrieval_block
-from pipeline_steps.evaluate.items import Agenda, build_agenda, sound_key, spread, track_list
-from pipeline_steps.evaluate.judges import VECTOR, MemoisedFeatures, OpenMemo, picture_judge, sound_judge
+from pipeline_steps.evaluate.items import Agenda, build_agenda, item_texts, sound_key, spread, track_list
+from pipeline_steps.evaluate.judges import VECTOR, OpenMemo, picture_judge, sound_judge
+from pipeline_steps.evaluate.label_oracle import label_vectors
 from pipeline_steps.evaluate.media_files import mp3, png, strip, thumbnail
 from pipeline_steps.evaluate.publish import Sources, Training, publish
 from pipeline_steps.evaluate.training_record import training_curves
 from pipeline_steps.tracking.tracker import NullTracker
 
 __all__ = ["Config", "make", "run"]
-
-log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 FloatArray = npt.NDArray[np.float32]
@@ -77,6 +74,7 @@ class Inputs:
     statistics: Row
     truth: Truth
     took_part: dict[str, set[str]]
+    captioner: Row
 
 
 def run(config: Config, layout: Layout) -> StageReport:
@@ -100,9 +98,14 @@ def make(config: Config, layout: Layout, source: PictureSource, tracker: NullTra
     report = StageReport("evaluate")
     inputs = read_inputs(config, layout, source.families)
     tables, truth = inputs.tables, inputs.truth
-    judges: dict[str, str] = {name: picture_judge(name, layout.assets).family for name in config.picture_judges}
-    judges[config.sound_judge] = sound_judge(layout.assets).family
-    shared = refuse_shared(judges, inputs.took_part, config.allow_shared_family)
+    names: list[str] = list(config.picture_judges)
+    eyes = {name: picture_judge(name, layout.assets, config.checkpoints, layout.root) for name in names}
+    ears = sound_judge(layout.assets)
+    families = {**{name: judge.family for name, judge in eyes.items()}, str(config.sound_judge): ears.family}
+    shared = refuse_shared(families, inputs.took_part, config.allow_shared_family)
+    for judge in eyes.values():
+        if isinstance(judge, CheckpointJudge):
+            judge.fetch()  # hours of drawing should not end at a model that cannot be had
     image_groups = {row["image_id"]: row["group_id"] for row in tables.images}
     audio_groups = {row["audio_id"]: row["group_id"] for row in tables.audio}
     agenda = build_agenda(tables.pairs, truth, image_groups, audio_groups, config.max_test_pairs)
@@ -119,12 +122,12 @@ def make(config: Config, layout: Layout, source: PictureSource, tracker: NullTra
 
     trained = [pair for pair in tables.pairs if pair["split"] == "train"]
     reference = reference_pictures(tables.images, tables.pairs, agenda, truth.labels, config.reference_pictures)
-    known = Known(truth.labels, image_groups, trained, reference)
+    known = Known(truth.labels, image_groups, trained, reference, item_texts(agenda, tables.pairs, tables.events))
     retrieval, ranks = _retrieval(config, layout, open_memo, inputs, agenda, audio_groups)
-    assessment = assess(config, agenda, known, source, media, layout.assets, open_memo)
+    assessment = assess(config, agenda, known, source, media, eyes, ears, open_memo)
     report.computed, report.reused = assessment.computed, assessment.reused
     evaluation: Row = {**assessment.evaluation, "protocol": _protocol(config, source, inputs, shared)}
-    evaluation["warnings"] = [*shared, *assessment.evaluation["warnings"]]
+    evaluation["warnings"] = [*shared, *undeclared(families, inputs.captioner), *assessment.evaluation["warnings"]]
     if truth.unmatched:
         evaluation["warnings"].append(f"{truth.unmatched} rows of the ground-truth table are not in the catalog")
     if retrieval:
@@ -182,8 +185,9 @@ def read_inputs(config: Config, layout: Layout, model_families: frozenset[str]) 
     if gold.stat().st_size > MAX_GOLD_BYTES:
         raise DataError(f"evaluate.gold: {gold} is larger than {MAX_GOLD_BYTES} bytes")
     truth = match(parse_manifest(gold.read_text(encoding="utf-8-sig"), config.gold), tables.images, tables.audio)
+    captioner = _json(layout.captions / "meta.json")
     took_part = {
-        "captions": families_in(_json(layout.captions / "meta.json")),
+        "captions": families_in(captioner),
         "embeddings": families_in(_json(layout.embeddings / "meta.json")),
         "model": set(model_families),
     }
@@ -193,6 +197,7 @@ def read_inputs(config: Config, layout: Layout, model_families: frozenset[str]) 
         _json(layout.pairs / "stats.json"),
         truth,
         took_part,
+        captioner,
     )
 
 
@@ -243,7 +248,7 @@ def _retrieval(
         events.setdefault(event["image_id"], []).append(event)
     labels = sorted({pair.label for pair in inputs.truth.pairs})
     probe = text_rows[0]["sound"] if text_rows else None
-    vectors = _label_vectors(layout, open_memo, meta, labels, probe, texts[0]) if labels and probe is not None else None
+    vectors = label_vectors(layout, open_memo, meta, labels, probe, texts[0]) if labels and probe is not None else None
     found = gold_retrieval(
         inputs.truth.pairs,
         space,
@@ -255,42 +260,6 @@ def _retrieval(
         config.seed,
     )
     return (retrieval_block(found, str(meta["space"]), config.seed), found["ranks"]) if found else (None, [])
-
-
-def _label_vectors(
-    layout: Layout, open_memo: OpenMemo, meta: Row, labels: list[str], probe: str, expected: FloatArray
-) -> dict[str, FloatArray] | None:
-    """Class names as texts of the space on disk, for the oracle row; None (and a log line) if it cannot be rebuilt."""
-    parameters = meta.get("parameters")
-    if not isinstance(parameters, dict):
-        log.warning("embeddings/meta.json names no parameters: the label-oracle row is left out")
-        return None
-    encoder: TextAudioEncoder
-    if meta.get("encoder") in ("clap", "laion"):
-        if not parameters:
-            log.warning("the embeddings' checkpoint lies outside the project: the label-oracle row is left out")
-            return None
-        encoder, tolerance = _clap(layout, str(meta["encoder"]), parameters), 1e-2  # bfloat16 on another GPU rounds elsewhere
-    else:
-        encoder, tolerance = _bridge(layout, open_memo, parameters), 1e-3
-    if np.abs(encoder.encode_texts([probe])[0] - expected).max() > tolerance:
-        raise IntegrityError(f"{layout.embeddings} was made by another version of the encoder", "run: dvc repro --force embed")
-    return dict(zip(labels, encoder.encode_texts(labels), strict=True))
-
-
-def _bridge(layout: Layout, open_memo: OpenMemo, parameters: Row) -> Bridge:
-    encoder = Bridge(layout.assets, **parameters).load()
-    tags = MemoisedFeatures(open_memo("embed-tags", encoder.describe_tags()), 1)  # the embed stage keeps them there
-    flat = tags.rows(["tags"], lambda _: encoder.tag_vectors().ravel())["tags"]
-    encoder.adopt_tag_vectors(flat.astype(np.float32).reshape(-1, encoder.minilm.dimension))
-    return encoder
-
-
-def _clap(layout: Layout, name: str, parameters: Row) -> TextAudioEncoder:
-    from pipeline_steps.encoders.clap import Clap
-    from pipeline_steps.encoders.laion import Laion
-
-    return (Laion if name == "laion" else Clap)(**parameters, root=layout.root).load()
 
 
 def _vectors(path: Path, meta: Row) -> FloatArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline_steps.evaluate.charts import interval_chart
@@ -11,7 +11,7 @@ from pipeline_steps.evaluate.page import interval_text
 
 Row = Mapping[str, Any]
 COLUMNS = ("model", "shuffled_audio", "unconditional", "ground_truth", "text_oracle")
-KINDS = {"model": "model", "ground_truth": "truth"}
+KINDS = {"model": "model", "ground_truth": "truth", "text_oracle": "truth"}
 
 
 def headline(evaluation: Row, judge: str, sound_judge: str, pool: tuple[int, int]) -> list[dict[str, Any]]:
@@ -144,6 +144,11 @@ def _cell(row: Row, metric: str) -> dict[str, Any]:
     return {"text": interval_text(found), "reason": found.get("reason"), "n": n}
 
 
+def blocks(evaluation: Row, names: Iterable[str]) -> list[Row]:
+    """The blocks of the sets that were judged."""
+    return [evaluation[name] for name in names if name in evaluation]
+
+
 def win_charts(evaluation: Row, titles: Mapping[str, str]) -> list[dict[str, Any]]:
     """One interval chart per win-rate metric: rows of every set."""
     metrics = list(
@@ -165,7 +170,8 @@ def win_charts(evaluation: Row, titles: Mapping[str, str]) -> list[dict[str, Any
             )
             for name in titles
             if name in evaluation
-            for row in COLUMNS[:4]
+            for row in COLUMNS
+            if evaluation[name]["rows"][row].get("applicable") is not False
         ]
         chart = interval_chart(rows, reference=0.5, bounds=(0.3, 0.9))
         if chart:

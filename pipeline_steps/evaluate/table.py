@@ -13,6 +13,7 @@ from pipeline_steps.evaluate.agreement import Item, Looks, Sound, item_rates, sh
 from pipeline_steps.evaluate.audio_judge import AudioImageJudge
 from pipeline_steps.evaluate.bootstrap import Estimate
 from pipeline_steps.evaluate.distances import (
+    cmmd_kernel,
     density_coverage_draws,
     frechet_distance,
     median_bandwidth,
@@ -28,8 +29,10 @@ Row = dict[str, Any]
 
 CMMD_SCALE = 1000.0
 """CMMD is published times 1000; so is ours."""
+CMMD_JUDGE = "clip"
+"""The judge on whose features CMMD is defined; with any other the metric is called `cmmd_style_`."""
 
-TEXT_ORACLE = {
+NO_TEXT_ORACLE = {
     "applicable": False,
     "reason": "recipe scratch: the model reads no text, so there is no picture drawn from a caption to compare with",
 }
@@ -57,12 +60,20 @@ class Features:
         drawn: [M, S, D], samples of each sound.
         unconditional: [U, D].
         sounds: [M, D_a], the sound judge's embedding of each drawn sound.
+        spoken: [T, S, D], samples drawn from each text; None where the model reads no text.
+        text_of: item name -> row of `spoken`, for the items whose picture the captioner had words for.
     """
 
     real: Mapping[str, FloatArray]
     drawn: FloatArray
     unconditional: FloatArray
     sounds: FloatArray
+    spoken: FloatArray | None = None
+    text_of: Mapping[str, int] = field(default_factory=dict)
+
+    def texts(self, items: Sequence[Item]) -> npt.NDArray[np.int64]:
+        """Row of `spoken` of each item, -1 where there is none."""
+        return np.array([self.text_of.get(item.name, -1) for item in items], np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +110,7 @@ def judge_set(
     """
     partner = shuffled_sounds(sounds, items, settings.seed)
     rows: dict[str, Row] = {row: {} for row in ("model", "shuffled_audio", "unconditional", "ground_truth")}
-    rows["text_oracle"] = dict(TEXT_ORACLE)
+    rows["text_oracle"] = dict(NO_TEXT_ORACLE) if features.spoken is None else {}
     warnings: list[str] = []
     clusters = [sounds[item.sound].group for item in items]
     pool = sorted({*(item.image_id for item in items), *reference})
@@ -165,7 +176,9 @@ def _picture_looks(
         )
         rival.append(_rival_pictures(item, items, sounds, row_of, labels))
     asked = real[[row_of[item.image_id] for item in items]]
-    return Looks(asked, space.look(features.drawn), space.look(features.unconditional), real, own, rival)
+    spoken = None if features.spoken is None else space.look(features.spoken)
+    unconditional = space.look(features.unconditional)
+    return Looks(asked, space.look(features.drawn), unconditional, real, own, rival, spoken, features.texts(items))
 
 
 def _sound_looks(
@@ -181,7 +194,8 @@ def _sound_looks(
     own = [np.array([row], np.int64) for row in range(len(items))]
     rival = [_rival_pictures(item, items, sounds, row_of, {}) for item in items]
     asked = ais.predict(features.sounds[[item.sound for item in items]])
-    return Looks(asked, look(features.drawn), look(features.unconditional), real, own, rival)
+    spoken = None if features.spoken is None else look(features.spoken)
+    return Looks(asked, look(features.drawn), look(features.unconditional), real, own, rival, spoken, features.texts(items))
 
 
 def _rival_pictures(
@@ -223,12 +237,18 @@ def distances(
         "model": (features.drawn[used].reshape(-1, real.shape[1]), [sounds[row].key for row in used for _ in range(samples)]),
         "unconditional": (features.unconditional, [f"u{row}" for row in range(len(features.unconditional))]),
     }
+    if features.spoken is not None:
+        texts = sorted(set(features.texts(items).tolist()) - {-1})
+        clusters_of_texts = [f"t{row}" for row in texts for _ in range(features.spoken.shape[1])]
+        drawn["text_oracle"] = (features.spoken[texts].reshape(-1, real.shape[1]), clusters_of_texts)
     others = [image_id for image_id in reference if image_id not in set(ids)]
     if others:
         rows_of_reference = np.stack([features.real[image_id] for image_id in others])
         drawn["ground_truth"] = (rows_of_reference, [image_groups[image_id] for image_id in others])
-    names = [f"kid_{judge}", f"cmmd_style_{judge}", f"frechet_{judge}", f"density_{judge}", f"coverage_{judge}"]
-    kernels = {names[0]: (polynomial_kernel, 1.0), names[1]: (rbf_kernel(median_bandwidth(real)), CMMD_SCALE)}
+    cmmd = f"cmmd_{judge}" if judge == CMMD_JUDGE else f"cmmd_style_{judge}"
+    names = [f"kid_{judge}", cmmd, f"frechet_{judge}", f"density_{judge}", f"coverage_{judge}"]
+    gaussian = cmmd_kernel if judge == CMMD_JUDGE else rbf_kernel(median_bandwidth(real))
+    kernels = {names[0]: (polynomial_kernel, 1.0), names[1]: (gaussian, CMMD_SCALE)}
     kept: dict[str, FloatArray] = {}
     for row, (pictures, clusters) in drawn.items():
         found: dict[str, tuple[Estimate, FloatArray]] = {}
@@ -241,7 +261,7 @@ def distances(
                 rows[row][name] = absent("fewer than two independent pictures on one side")
         bare = Estimate(frechet_distance(pictures, real), None, None, len(pictures), len(set(clusters))) if enough else None
         rows[row][names[2]] = entry(bare, settings, n_real=len(real)) if bare else absent("fewer than two pictures")
-        if len(real) > settings.neighbours:
+        if len(real) > settings.neighbours and len(pictures):
             found[names[3]], found[names[4]] = density_coverage_draws(
                 pictures, real, settings.neighbours, clusters, real_clusters, settings.repeats, settings.seed
             )

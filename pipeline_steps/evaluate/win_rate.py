@@ -17,15 +17,6 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 
-def unit_rows(rows: npt.ArrayLike, centre: FloatArray | None = None) -> FloatArray:
-    """Rows [..., D] minus `centre`, scaled to length one (a zero row stays zero). Cosines are products of such rows."""
-    array = np.asarray(rows, dtype=np.float64)
-    if centre is not None:
-        array = array - centre
-    norms = np.linalg.norm(array, axis=-1, keepdims=True)
-    return np.asarray(array / np.where(norms > 0, norms, 1.0))
-
-
 def wins(candidates: FloatArray, rivals: FloatArray) -> float:
     """P[candidate > rival] + P[tie] / 2 over all pairs of scores [S] and [R]: the Mann-Whitney statistic, in 0..1."""
     ordered = np.sort(rivals)

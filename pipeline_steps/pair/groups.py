@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline_steps.core.duplicates import UnionFind
 from pipeline_steps.core.seeding import generator
+from pipeline_steps.core.vectors import unit_rows
 
 Ints = npt.NDArray[np.int64]
 Links = list[tuple[int, int]]
@@ -33,9 +34,7 @@ def near_duplicates(rows: npt.NDArray[np.float32], cosine: float) -> Links:
     """
     if len(rows) > EXACT_ROWS:
         return _by_hyperplanes(rows, cosine)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
-    return _within(unit, np.arange(len(unit)), cosine)
+    return _within(unit_rows(rows, np.float32), np.arange(len(rows)), cosine)
 
 
 def _by_hyperplanes(rows: npt.NDArray[np.float32], cosine: float) -> Links:
@@ -66,7 +65,7 @@ def _hash(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int32], npt.NDA
     planes = random.standard_normal((rows.shape[1], TABLES * per_table + 64)).astype(np.float32)
     mean = np.zeros(rows.shape[1])
     for start in range(0, len(rows), HASH_BLOCK):
-        mean += _unit(rows[start : start + HASH_BLOCK]).sum(axis=0, dtype=np.float64)
+        mean += unit_rows(rows[start : start + HASH_BLOCK], np.float32).sum(axis=0, dtype=np.float64)
     # Vectors of one modality share a large mean; without it the planes cut where the data is.
     mean /= len(rows)
     codes = np.empty((TABLES, len(rows)), np.int32)
@@ -74,15 +73,10 @@ def _hash(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int32], npt.NDA
     weights = (1 << np.arange(per_table)).astype(np.int32)
     for start in range(0, len(rows), HASH_BLOCK):
         part = slice(start, start + HASH_BLOCK)
-        signs = (_unit(rows[part]) - mean.astype(np.float32)) @ planes > 0
+        signs = (unit_rows(rows[part], np.float32) - mean.astype(np.float32)) @ planes > 0
         codes[:, part] = (signs[:, :-64].reshape(len(signs), TABLES, per_table) @ weights).T
         sketch[part] = np.packbits(signs[:, -64:], axis=1).view(np.uint64)[:, 0]
     return codes, sketch
-
-
-def _unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0))
 
 
 def _bucket_pairs(code: npt.NDArray[np.int32], sketch: npt.NDArray[np.uint64], bits: int) -> tuple[Ints, Ints]:
@@ -103,14 +97,6 @@ def _bucket_pairs(code: npt.NDArray[np.int32], sketch: npt.NDArray[np.uint64], b
     return np.concatenate(left), np.concatenate(right)
 
 
-def _runs(code: npt.NDArray[np.integer]) -> Iterator[Ints]:
-    """Index lists of equal codes, those with two or more members."""
-    order = np.argsort(code, kind="stable")
-    for members in np.split(order, np.flatnonzero(np.diff(code[order])) + 1):
-        if len(members) > 1:
-            yield np.sort(members)
-
-
 def _within(unit: npt.NDArray[np.float32], members: Ints, cosine: float) -> Links:
     found: Links = []
     chosen = unit[members]
@@ -121,39 +107,14 @@ def _within(unit: npt.NDArray[np.float32], members: Ints, cosine: float) -> Link
     return found
 
 
-def near_hashes(hashes: Sequence[str], bits: int) -> Links:
-    """Pairs (i < j) of 64-bit perceptual hashes (16 hex digits) at most `bits` apart (Hamming).
-
-    Exact, and far below quadratic: of `bits` + 1 bands of the hash at least one is the same in both (pigeonhole), so only
-    hashes that share a band are compared.
-    """
-    codes = np.array([int(value, 16) for value in hashes], dtype=np.uint64)
-    edges = np.linspace(0, 64, bits + 2).astype(int)
-    found: set[tuple[int, int]] = set()
-    for low, high in pairwise(edges.tolist()):
-        band = (codes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
-        for members in _runs(band.astype(np.int64)):
-            for start in range(0, len(members), BLOCK):
-                distance = np.bitwise_count(codes[members[start : start + BLOCK], None] ^ codes[None, members[start:]])
-                first, second = np.nonzero(np.triu(distance <= bits, k=1))
-                found.update(zip(members[first + start].tolist(), members[second + start].tolist(), strict=True))
-    return sorted(found)
-
-
 def merge(labels: Sequence[str], links: Iterable[tuple[int, int]]) -> list[str]:
     """Join groups that are linked: items with one label, or linked, end in one group named by its smallest label.
 
     The name depends on the members alone, so an item that joins elsewhere renames nothing here.
     """
-    parent: dict[str, str] = {label: label for label in labels}
-
-    def root(label: str) -> str:
-        while parent[label] != label:
-            parent[label] = parent[parent[label]]
-            label = parent[label]
-        return label
-
+    names = sorted(set(labels))  # so that the smallest member of a set is its smallest label
+    place = {name: index for index, name in enumerate(names)}
+    sets = UnionFind(len(names))
     for first, second in links:
-        one, two = sorted((root(labels[first]), root(labels[second])))
-        parent[two] = one
-    return [root(label) for label in labels]
+        sets.union(place[labels[first]], place[labels[second]])
+    return [names[sets.find(place[label])] for label in labels]

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline_steps.core.duplicates import near_hashes
 from pipeline_steps.core.errors import DataError
-from pipeline_steps.pair.groups import near_duplicates, near_hashes
+from pipeline_steps.pair.groups import near_duplicates
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def find_leaks(
     images = sorted({(pair["image_id"], pair["split"]) for pair in pairs})
     sounds = sorted({(track["audio_id"], pair["split"]) for pair in pairs for track in pair["tracks"]})
     kept = set(held_out)
-    near_images = near_hashes([phash[image] for image, _ in images], bits)
+    near_images = near_hashes(np.array([int(phash[image], 16) for image, _ in images], np.uint64), bits).tolist()
     known = [(sound, split) for sound, split in sounds if sound in embedding]
     rows = np.stack([embedding[sound] for sound, _ in known]) if known else np.zeros((0, 1), dtype=np.float32)
     named = [*images, *sounds, *((pair["image_group"], "") for pair in pairs), *((pair["audio_group"], "") for pair in pairs)]

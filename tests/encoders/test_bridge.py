@@ -22,7 +22,6 @@ from pipeline_steps.encoders.bridge import (
     plain_sounds,
     softmax_over_tags,
     tag_phrases,
-    unit_rows,
     window_weights,
     windows,
 )
@@ -35,12 +34,6 @@ GOLDEN = Path(__file__).with_name("golden_bridge.json")
 @pytest.fixture(scope="module")
 def bridge(assets: Path) -> Bridge:
     return Bridge(assets).load()
-
-
-def test_unit_rows_leave_a_zero_row_zero() -> None:
-    rows = unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
-    np.testing.assert_allclose(rows, [[0.6, 0.8], [0.0, 0.0]], rtol=1e-6)
-    assert np.isnan(unit_rows(np.array([[np.nan, 1.0]], np.float32))).all()
 
 
 def test_tag_phrases_split_synonyms() -> None:

@@ -47,27 +47,32 @@ def save(folder: Path, model: Any, images: Any, words: Any, image: str, settings
     return folder
 
 
-def llava(folder: Path) -> Path:
+def llava(folder: Path, full_size: bool = False) -> Path:
+    """LLaVA; at full size CLIP ViT-L/14 at 336 px with the 1.1-billion Llama of TinyLlama, in bfloat16."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     torch.manual_seed(1)
     words = tokenizer("<image>")
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
-    )
-    text = LlamaConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, pad_token_id=words.pad_token_id, eos_token_id=words.eos_token_id, bos_token_id=None,
-    )  # fmt: skip
+    see = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    read = {"vocab_size": len(words), "num_key_value_heads": 2, **see}
+    if full_size:
+        see = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+        read = {
+            "vocab_size": 32_000, "num_key_value_heads": 4, "hidden_size": 2048, "intermediate_size": 5632,
+            "num_hidden_layers": 22, "num_attention_heads": 32,
+        }  # fmt: skip
+    side = 336 if full_size else 28
+    vision = CLIPVisionConfig(**see, image_size=side, patch_size=14)
+    text = LlamaConfig(**read, pad_token_id=words.pad_token_id, eos_token_id=words.eos_token_id, bos_token_id=None)
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=words.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-1,
+        vision_feature_layer=-2 if full_size else -1,
     )  # fmt: skip
-    images = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    images = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     processor = LlavaProcessor(images, words, 14, "default", num_additional_image_tokens=1)
     processor.chat_template = TEMPLATE.replace("IMAGE", "<image>")
-    model = LlavaForConditionalGeneration(config)
+    model = LlavaForConditionalGeneration(config).to(torch.bfloat16 if full_size else torch.float32)
     model.generation_config.eos_token_id = words.eos_token_id
     model.save_pretrained(folder)
     processor.save_pretrained(folder)  # transformers 5 writes the image processor into processor_config.json

@@ -52,7 +52,7 @@ def context(text: str = "a dog") -> dict[str, Any]:
     entry = {"value": 0.6, "low": 0.5, "high": 0.7, "n": 4}
     step = {"name": "in the pool", "n_in": 3, "n_on": 2, "left": (("abstained", text, 1),)}
     return {
-        "meta": {"samples": 4, "first_draws": 12, "repeats": 2000, "side": 64, "strip_width": 262},
+        "meta": {"samples": 4, "first_draws": 12, "repeats": 2000, "side": 64, "strip_width": 262, "reads_text": True},
         "headline": [{"title": "t", "value": "0.6", "interval": "", "says": "s", "limit": "l", "tone": "good"}],
         "warnings": [text],
         "pairs_rule": "all",

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline_steps.core.vectors import unit_rows
 from pipeline_steps.evaluate.bootstrap import mean_estimate
 from pipeline_steps.evaluate.win_rate import (
     derangement,
     item_win_rates,
     other_sounds,
-    unit_rows,
     win_rate_estimate,
     wins,
 )

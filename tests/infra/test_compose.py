@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from infra import passwords
-from infra.topology import INFRA, PORTS, Place, constants, find_postgres, programs
+from infra.topology import INFRA, PORTS, Place, constants, programs
 
 COMPOSE = INFRA / "compose.yaml"
 PAIRS = {"object-store": "object-store", "mlflow": "mlflow", "prefect": "prefect", "demo": "demo", "worker": "worker"}
@@ -29,7 +29,7 @@ def compose() -> dict[str, Any]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    return Place(tmp_path, dict(PORTS), tmp_path, "postgresql" if find_postgres() else "sqlite", "s3")
+    return Place(tmp_path, dict(PORTS), tmp_path)
 
 
 def tool(name: str) -> str:
@@ -142,11 +142,10 @@ def test_postgres_asks_for_passwords_in_both_places(compose: dict[str, Any], pla
     described = compose["services"]["postgres"]
     assert "--auth-host=scram-sha-256 --auth-local=scram-sha-256" in described["environment"]["POSTGRES_INITDB_ARGS"]
     assert "./roles.sql:/docker-entrypoint-initdb.d/roles.sql:ro" in described["volumes"]
-    if place.database == "postgresql":
-        command = " ".join(programs(place)[0].command)
-        for setting in ("password_encryption=scram-sha-256", "log_statement=none"):
-            assert setting in command
-            assert setting in " ".join(described["command"])
+    command = " ".join(programs(place)[0].command)
+    for setting in ("password_encryption=scram-sha-256", "log_statement=none"):
+        assert setting in command
+        assert setting in " ".join(described["command"])
 
 
 def test_nobody_but_the_edge_has_a_way_out(compose: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,25 @@ def test_ray_job_has_valid_pods_and_known_keys() -> None:
 def test_ray_job_runs_a_stage_of_the_graph() -> None:
     (job,) = documents("rayjob-embed.yaml")
     graph = YAML(typ="safe").load((INFRA.parent / "dvc.yaml").read_text())
-    assert job["spec"]["entrypoint"].split()[-1] in graph["stages"]
+    *_, command = shlex.split(job["spec"]["entrypoint"])
+    assert command.startswith("cd /project && exec dvc ")
+    assert command.split()[-1] in graph["stages"]
+
+
+def test_ray_job_names_settings_that_the_stage_has() -> None:
+    """The section that its comment asks for is one that the stage takes, and its actors fit into a worker's pod."""
+    from pipeline_steps.embed.config import Config
+
+    text = (FOLDER / "rayjob-embed.yaml").read_text()
+    section = YAML(typ="safe").load("\n".join(re.findall(r"^#   (\w.*)$", text, re.MULTILINE)))
+    config = Config.model_validate(section)
+    assert (config.engine, config.ray.address) == ("ray", "auto")
+    (job,) = documents("rayjob-embed.yaml")
+    (worker,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    limits = worker["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert config.ray.gpus_per_actor <= int(limits["nvidia.com/gpu"])
+    assert config.ray.cpus_per_actor / config.ray.gpus_per_actor <= int(limits["cpu"]), "GPUs do not wait for processors"
+    assert config.ray.max_actors * config.ray.gpus_per_actor <= worker["maxReplicas"] * int(limits["nvidia.com/gpu"])
 
 
 @pytest.mark.parametrize("name", sorted(CHART_KEYS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import stat
 import tempfile
 from pathlib import Path
@@ -17,7 +18,7 @@ from infra.topology import PORTS, Place, find_postgres, programs, unprivileged_u
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    return Place(tmp_path, dict(PORTS), tmp_path, "sqlite", "files")
+    return Place(tmp_path, dict(PORTS), tmp_path)
 
 
 def test_passwords_are_private_made_once_and_different(tmp_path: Path) -> None:
@@ -42,16 +43,13 @@ def test_passwords_that_others_could_read_are_closed_again(tmp_path: Path) -> No
 
 
 def test_no_command_and_no_setting_holds_a_secret(place: Place, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    place = replace(place, database="postgresql" if find_postgres() else "sqlite", store="s3")
     passwords.create(place.secrets)
     place.logs.mkdir()
     services._write_configuration(place)
     text = (tmp_path / "supervisord.conf").read_text()
     words = [passwords.read(place.secrets, name) for name in passwords.GENERATED]
     assert not [word for word in words if word in text]
-    assert len(programs(place)) == (6 if find_postgres() else 5)
+    assert len(programs(place)) == 6
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30))
@@ -81,17 +79,68 @@ def test_configuration_restarts_what_dies_and_stops_groups(place: Place) -> None
 
 
 def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
-    place = Place(tmp_path / ("x" * 100), dict(PORTS), tmp_path, "sqlite", "files")
+    place = Place(tmp_path / ("x" * 100), dict(PORTS), tmp_path)
     with pytest.raises(services.ServiceError, match="SERVICES_DIR"):
         services.start(place)
 
 
-@pytest.mark.skipif(not unprivileged_user() or find_postgres() is None, reason="only root runs PostgreSQL as somebody else")
+needs_postgres = pytest.mark.skipif(find_postgres() is None, reason="no PostgreSQL that the server's user can reach")
+only_root = pytest.mark.skipif(not unprivileged_user(), reason="only root runs PostgreSQL as somebody else")
+
+
+def test_without_postgresql_nothing_starts_and_the_message_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("SERVICES_POSTGRES", str(tmp_path / "bin"))
+    monkeypatch.setenv("SERVICES_DIR", str(tmp_path / "services"))
+    assert services.main(["start"]) == 5
+    said = capsys.readouterr().err
+    assert "no PostgreSQL found" in said
+    assert "SERVICES_POSTGRES" in said
+    assert not (tmp_path / "services").exists()
+
+
+@only_root
+@needs_postgres
+def test_programs_that_the_other_user_cannot_reach_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel below /root: initdb would end with "Permission denied"."""
+    real = find_postgres()
+    assert real is not None
+    with tempfile.TemporaryDirectory(prefix="closed-") as closed:
+        folder = Path(closed) / "bin"
+        folder.mkdir()
+        for path in real.iterdir():
+            (folder / path.name).symlink_to(path)
+        monkeypatch.setenv("SERVICES_POSTGRES", str(folder))
+        assert find_postgres() is None
+        Path(closed).chmod(0o755)
+        assert find_postgres() == folder
+
+
+@only_root
+@needs_postgres
 def test_a_folder_that_the_other_user_cannot_pass_is_refused(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="closed-") as closed:  # mode 0700, and short enough for a socket
-        place = Place(Path(closed) / "services", dict(PORTS), tmp_path, "postgresql", "files")
+        place = Place(Path(closed) / "services", dict(PORTS), tmp_path)
         with pytest.raises(services.ServiceError, match="cannot pass"):
             services.start(place)
+
+
+@needs_postgres
+def test_sockets_of_another_user_are_named_and_own_ones_are_no_obstacle(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: Place
+) -> None:
+    """SeaweedFS would start and wait for itself for ever."""
+    monkeypatch.setattr(services, "SOCKETS", tmp_path)
+    (tmp_path / "seaweedfs-s3-9999.sock").touch()
+    assert services._left_sockets(place) == []
+    left = tmp_path / f"seaweedfs-master-grpc-{PORTS['S3_PORT'] + 2}.sock"
+    left.touch()
+    assert services._left_sockets(place) == [left]
+    monkeypatch.setattr(os, "geteuid", lambda: left.stat().st_uid + 1)
+    with pytest.raises(services.ServiceError, match=f"{left.name} is of another user"):
+        services.start(place)
 
 
 def test_backup_refuses_what_is_no_backup(place: Place, tmp_path: Path) -> None:
@@ -108,14 +157,12 @@ def test_status_of_nothing_is_not_healthy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SERVICES_DIR", str(tmp_path))
-    monkeypatch.setenv("SERVICES_DATABASE", "sqlite")
     assert services.main(["status"]) == 1
     assert "not healthy" in capsys.readouterr().out
 
 
 def test_unknown_service_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("SERVICES_DIR", str(tmp_path))
-    monkeypatch.setenv("SERVICES_DATABASE", "sqlite")
     assert services.main(["restart", "prefct"]) == 5
     assert "prefect" in capsys.readouterr().err
 

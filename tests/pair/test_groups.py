@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline_steps.pair import groups
@@ -30,18 +30,6 @@ def test_near_duplicates_are_those_of_brute_force(monkeypatch: pytest.MonkeyPatc
 
 def test_a_silent_row_is_nobodys_duplicate() -> None:
     assert groups.near_duplicates(np.zeros((3, 4), dtype=np.float32), 0.9) == []
-
-
-@settings(max_examples=60)
-@given(st.lists(st.integers(0, 2**64 - 1), max_size=12), st.integers(0, 16), st.data())
-def test_near_hashes_are_those_of_brute_force(codes: list[int], bits: int, data: st.DataObject) -> None:
-    for code in list(codes):
-        flips = data.draw(st.lists(st.integers(0, 63), max_size=18))
-        codes.append(code ^ sum(1 << flip for flip in set(flips)))
-    expected = [
-        (i, j) for i in range(len(codes)) for j in range(i + 1, len(codes)) if (codes[i] ^ codes[j]).bit_count() <= bits
-    ]
-    assert groups.near_hashes([f"{code:016x}" for code in codes], bits) == expected
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=12), st.data())

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import httpx
 import psutil
 import pytest
 
+from flows.automations import HEARTBEAT_S, MISSED
 from infra import backup, passwords, services
 from infra.topology import DEMO, MLFLOW, POSTGRES, PREFECT, WORKER, Place, Program, programs
-from tests.services import pages
+from tests.services import doors, pages
 from tests.services.clients import Mlflow, Prefect, wait_for
 from tests.services.small_project import call
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(2700)]
 WHOLE = os.environ.get("SERVICES_TEST") == "whole"
 """`make services-test` drives everything, in some ten minutes; `make services-check`, a part of CI, what a calm day holds."""
 
@@ -29,11 +31,15 @@ def test_a_day_with_the_services(place: Place, services_folder: Path) -> None:
     """One test, because each part goes on where the one before ended; the order is that of a day."""
     prefect, mlflow = Prefect(place), Mlflow(place)
     doors_are_shut(place)
+    pages_are_served(place)
+    one_run_at_a_time_is_what_was_deployed(prefect, place)
     scheduled_run_fires_and_finishes(prefect, mlflow, place)
+    doors.artifact_is_handed_out_by_mlflow_alone(place, model_file(mlflow))
     model_is_approved_through_the_api(prefect, mlflow)
     if WHOLE:
         pages_show_it(prefect, place)
         outages_in_mid_run(prefect, place)
+        two_runs_at_once(prefect, place)
         worker_is_killed_in_mid_stage(prefect, mlflow, place)
         backup_is_restored(mlflow, prefect, place, services_folder)
     no_password_is_written_down(place)
@@ -41,32 +47,41 @@ def test_a_day_with_the_services(place: Place, services_folder: Path) -> None:
 
 def doors_are_shut(place: Place) -> None:
     """Without a password, from another origin, under another host name: no."""
-    filter_flows = f"{place.prefect_api}/flows/filter"
-    assert httpx.post(filter_flows, json={}).status_code in {401, 403}
-    prefect = Prefect(place)
-    assert prefect.http.get("/flows/filter/").status_code != 401, "the auth string is accepted"
-    assert httpx.get(f"{place.prefect_api}/deployments/name/nightly/nightly").status_code == 401
-    assert prefect.http.post("/flows/filter", json={}).status_code == 403, "a change needs a CSRF token"
-    assert prefect.post("/flows/filter", {}), "and with a token it is answered"
-    assert prefect.http.get("/admin/settings").json()["server"]["analytics_enabled"] is False
-    runs = f"{place.mlflow}/api/2.0/mlflow/experiments/search?max_results=1"
-    assert httpx.get(runs).status_code == 401
-    assert Mlflow(place).http.get("/experiments/search", params={"max_results": 1}).status_code == 200
-    word = passwords.read(place.secrets, "mlflow-password")
-    assert httpx.get(runs, auth=("admin", word), headers={"Host": "elsewhere.example"}).status_code == 403
-    assert httpx.get(runs, auth=("admin", "password1234")).status_code == 401, "MLflow's old default password"
-    assert httpx.get(f"{place.demo}/current/index.html", headers={"Host": "elsewhere.example"}).status_code == 421
-    for path in ("/current/../../params.yaml", "/runs/%2e%2e/%2e%2e/params.yaml", "/current/", "/params.yaml"):
-        assert httpx.get(place.demo + path).status_code == 404, path
-    listening = {
-        entry.laddr.ip for entry in psutil.net_connections("tcp") if entry.status == "LISTEN" and entry.pid in pids(place)
-    }
-    assert listening == {"127.0.0.1"}, listening
+    doors.prefect_wants_the_auth_string_and_a_token(place)
+    doors.prefect_wants_it_on_sockets_too(place)
+    doors.mlflow_wants_a_password_and_its_own_name(place)
+    doors.stores_want_passwords(place)
+    doors.reports_are_all_that_the_demo_page_shows(place)
+    doors.nothing_listens_beyond_this_machine(place)
 
 
-def pids(place: Place) -> set[int]:
-    supervisor = psutil.Process(int((place.folder / "supervisord.pid").read_text()))
-    return {process.pid for process in supervisor.children(recursive=True)}
+def pages_are_served(place: Place) -> None:
+    """Prefect answers its API even when it could not prepare its pages."""
+    login = httpx.get(f"{place.prefect_api.removesuffix('/api')}/login", headers={"Accept": "text/html"})
+    assert login.status_code == 200
+    assert "<title>Prefect" in login.text
+    front = httpx.get(place.mlflow, auth=Mlflow(place).http.auth)
+    assert front.status_code == 200
+    assert "<title>MLflow" in front.text
+    assert (place.folder / "prefect-server/ui").is_dir(), "beside the data, not in the installed package"
+
+
+def one_run_at_a_time_is_what_was_deployed(prefect: Prefect, place: Place) -> None:
+    """Limits and the automation for dead runs stand on the server, once, however often somebody deploys."""
+    services.deploy(place)
+    pool = "/work_pools/seeing-sound/queues"
+    limits = {queue["name"]: queue["concurrency_limit"] for queue in prefect.post(f"{pool}/filter", {})}
+    assert limits["workspace"] == 1
+    for name in ("reproduce", "refresh-data", "train-and-evaluate", "nightly"):
+        deployment = prefect.deployment(f"{name}/{name}")
+        assert deployment["work_queue_name"] == "workspace"
+        assert deployment["global_concurrency_limit"]["limit"] == 1
+        assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    (found,) = prefect.post("/automations/filter", {})
+    assert found["enabled"] is True
+    assert found["trigger"]["posture"] == "Proactive"
+    assert found["trigger"]["within"] == 90
+    assert [(action["type"], action["state"]) for action in found["actions"]] == [("change-flow-run-state", "CRASHED")]
 
 
 def scheduled_run_fires_and_finishes(prefect: Prefect, mlflow: Mlflow, place: Place) -> None:
@@ -150,10 +165,9 @@ def outages_in_mid_run(prefect: Prefect, place: Place) -> None:
     """PostgreSQL restarts and Prefect's API goes away while a stage works: the run ends as if nothing had happened."""
     run_id = prefect.start("reproduce/reproduce", overrides=["model.seed=1", "model.pause=25"])
     wait_for("the stage to work", lambda: prefect.said(run_id, "model: did 1 of 8"), 240)
-    if place.database == "postgresql":
-        restart(place, POSTGRES)
-        wait_for("the API to answer again", lambda: prefect.run(run_id)["state"]["type"] == "RUNNING", 60)
-        assert wait_for("MLflow to answer again", lambda: Mlflow(place).versions() if mlflow_answers(place) else None, 60)
+    restart(place, POSTGRES)
+    wait_for("the API to answer again", lambda: prefect.run(run_id)["state"]["type"] == "RUNNING", 60)
+    assert wait_for("MLflow to answer again", lambda: Mlflow(place).versions() if mlflow_answers(place) else None, 60)
     server = services.supervisor(place).supervisor
     server.stopProcess(PREFECT)
     assert services.state(place, WORKER) == "RUNNING", "the worker outlives the API"
@@ -174,6 +188,39 @@ def restart(place: Place, name: str) -> None:
 
 def program(place: Place, name: str) -> Program:
     return next(found for found in programs(place) if found.name == name)
+
+
+def two_runs_at_once(prefect: Prefect, place: Place) -> None:
+    """The same deployment and another one wait in the queue, a shell is refused; the long run is not taken for dead."""
+    long = prefect.start("reproduce/reproduce", overrides=["model.seed=5", f"model.pause={HEARTBEAT_S * (MISSED + 1)}"])
+    wait_for("the stage to work", lambda: prefect.said(long, "model: did 1 of 8"), 240)
+    changes = ["model.seed=6", "model.pause=0.5"]
+    same = prefect.start("reproduce/reproduce", overrides=changes)
+    night = next(run for run in prefect.runs_of("nightly/nightly") if run["state"]["type"] == "COMPLETED")
+    other = prefect.start("train-and-evaluate/train-and-evaluate", seed=7, revision=f"runs/{night['name']}")
+    by_hand = run_in_a_shell(place, "reproduce(parameters={'seed': 8, 'wait_minutes': 0}, return_state=True)")
+    assert f"run {prefect.run(long)['name']} (PID " in by_hand, by_hand
+    assert "start this one when it has ended, or cancel it" in by_hand
+    assert prefect.state(long) == "RUNNING", "all that was while the first one worked"
+    assert {prefect.state(same), prefect.state(other)} <= {"SCHEDULED", "PENDING"}
+    ended = [prefect.finished(run_id, 400) for run_id in (long, same, other)]
+    for run in ended:
+        assert run["state"]["type"] == "COMPLETED", run["state"]["message"]
+    times = sorted((datetime.fromisoformat(run["start_time"]), datetime.fromisoformat(run["end_time"])) for run in ended)
+    assert all(end <= start for (_, end), (start, _) in pairwise(times)), "one after the other"
+    assert times[0][1] - times[0][0] > timedelta(seconds=HEARTBEAT_S * MISSED), "long enough to be marked, had it been silent"
+    waited = call(place.project, "git", "show", f"runs/{ended[1]['name']}:dvc.lock")
+    assert outs(waited) == outs(undisturbed(place, changes))
+    assert call(place.project, "git", "status", "--porcelain") == ""
+    call(place.project, "git", "fsck", "--strict")
+
+
+def run_in_a_shell(place: Place, expression: str) -> str:
+    """What a flow started by hand says at its end, in a shell that `python -m infra.services env` made a client."""
+    script = f"from flows.pipeline import *; print('ended:', ({expression}).message)"
+    command = "; ".join([*services.environment_lines(place), 'exec python -c "$0"'])
+    output = call(place.project, "sh", "-c", command, script)
+    return output.rpartition("ended: ")[2]
 
 
 def worker_is_killed_in_mid_stage(prefect: Prefect, mlflow: Mlflow, place: Place) -> None:
@@ -209,12 +256,13 @@ def abandoned_run_is_found(prefect: Prefect, place: Place) -> None:
         process.send_signal(signal.SIGKILL)
     assert prefect.state(killed) == "RUNNING"
     wait_for("the automation", lambda: prefect.state(killed) == "CRASHED", 300)
+    assert prefect.run(killed)["state"]["message"] == f"No heartbeat for {HEARTBEAT_S * MISSED} s."
     wait_for("another worker", lambda: services.is_healthy(place, program(place, WORKER)), 90)
 
 
 def undisturbed(place: Place, changes: list[str]) -> str:
     """`dvc.lock` of the same parameters by plain `dvc repro`, in a clone with a cache of its own."""
-    clone = place.folder.parent / "clone"
+    clone = place.folder.parent / f"clone-{changes[0]}"
     call(place.folder.parent, "git", "clone", "--quiet", str(place.project), str(clone))
     text = (clone / "params.yaml").read_text()
     head, _, tail = text.partition("model:\n")
@@ -241,10 +289,8 @@ def backup_is_restored(mlflow: Mlflow, prefect: Prefect, place: Place, folder: P
     call(place.project, "dvc", "remote", "add", "--local", "--default", "safe", str(remote))
     call(place.project, "dvc", "push", "--quiet", "--all-branches")
     services.stop(place)
-    for name in ("postgres", "objects", "artifacts"):
-        shutil.rmtree(place.folder / name, ignore_errors=True)
-    for name in place.folder.glob("*.db"):
-        name.unlink()
+    for name in ("postgres", "objects"):
+        shutil.rmtree(place.folder / name)
     shutil.rmtree(place.project / ".dvc/cache")
     services.start(place, worker=False)
     assert mlflow.versions() == []
@@ -282,12 +328,11 @@ def no_password_is_written_down(place: Place) -> None:
     dumps = place.folder.parent / "dumps"
     backup.save(place, dumps)
     plain = dumps / "prefect.txt"
-    if place.database == "postgresql":
-        for name in backup.DATABASES:
-            with (dumps / f"{name}.txt").open("wb") as output:
-                tool = str(services.postgres_tool("pg_restore"))
-                subprocess.run([tool, "--file=-", str(dumps / f"{name}.dump")], stdout=output, check=True)
-        assert "COPY public.flow_run " in plain.read_text(), "the dump is readable text"
+    for name in backup.DATABASES:
+        with (dumps / f"{name}.txt").open("wb") as output:
+            tool = str(services.postgres_tool("pg_restore"))
+            subprocess.run([tool, "--file=-", str(dumps / f"{name}.dump")], stdout=output, check=True)
+    assert "COPY public.flow_run " in plain.read_text(), "the dump is readable text"
     shutil.rmtree(dumps / "secrets")
     looked = [path for root in (dumps, place.folder, place.project) for path in root.rglob("*") if path.is_file()]
     looked = [path for path in looked if place.secrets not in path.parents and place.data not in path.parents]

@@ -163,15 +163,17 @@ def test_yamnet_hears_for_an_adapter_too(make_adapter_project: MakeProject, tmp_
     assert pipeline.draw(TONE).shape == (1, 64, 64, 3)
 
 
-def test_memory_saved_by_recomputing_changes_no_gradient(make_adapter_project: MakeProject, tmp_path: Path) -> None:
+def test_ways_to_save_memory_change_no_gradient(make_adapter_project: MakeProject, tmp_path: Path) -> None:
     layout = make_adapter_project(tmp_path)
-    short = {"optimiser": {"adapt": {"steps": 2, "batch_size": 2, "learning_rate": 1e-2}}}
+    short = {"optimiser": {"adapt": {"steps": 2, "batch_size": 3, "learning_rate": 1e-2}}}
     exports = []
-    for recompute in (False, True):
-        step.run(adapter_config(speed={"gradient_checkpointing": recompute}, **short), layout)
+    for speed in ({}, {"gradient_checkpointing": True}, {"accumulate": 2}):
+        step.run(adapter_config(speed=speed, **short), layout)
         exports.append(load_file(layout.model / "ip_adapter.safetensors"))
     for name, value in exports[0].items():
         torch.testing.assert_close(value, exports[1][name], atol=1e-5, rtol=1e-4)
+        # AdamW divides a gradient by its own size: one near zero is free to turn.
+        assert (value - exports[2][name]).abs().median() < 1e-5
 
 
 def test_what_does_not_fit_the_backbone_is_said(make_adapter_project: MakeProject, tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""caption and embed with `engine: ray` on two raylets that lose an actor and a node: the outs of `engine: local`."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from ruamel.yaml import YAML
+from small_catalog import bytes_below, write_catalog
+
+from pipeline_steps.__main__ import main
+from pipeline_steps.core.layout import Layout
+
+sys.path.append(str(Path(__file__).parents[1]))
+from ray_cluster import Cluster, driver, finished, kill_tree, two_raylets, wait_for
+
+PICTURES = ["bison-000", "electric-guitar-000", "hammer-000", "apple-green-000", "banana-000", "binoculars-000", "dog-000"]
+SOUNDS = ["dog-003", "sheep-000", "train-000", "trumpet-000"]
+BATCH = 1
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with two_raylets(tmp_path_factory.getbasetemp().parent / "ray.lock") as made:
+        yield made
+
+
+def make_project(folder: Path, project: Path, demo: Path, assets: Path, **engine: Any) -> Layout:
+    """Catalog, media, weights, and the production parameters with this engine."""
+    layout = Layout(folder)
+    write_catalog(layout, demo, PICTURES, SOUNDS, assets=assets)
+    params = YAML(typ="safe").load((project / "params.yaml").read_text())
+    for stage in ("caption", "embed"):
+        params["caption"]["views"] = ["crop", "pad", "stretch"]  # three times the work: long enough to be disturbed
+        params[stage] |= {"batch_size": BATCH, **copy.deepcopy(engine)}  # one object twice would be a YAML alias
+    YAML(typ="safe").dump(params, layout.params)
+    return layout
+
+
+def report(layout: Layout, stage: str) -> dict[str, Any]:
+    return dict(json.loads(layout.report(stage).read_text()))
+
+
+def actors() -> list[int]:
+    """Processes that Ray calls workers of a map over our actor."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if "MapBatches(Actor)" in " ".join(process.info["cmdline"] or [])
+    ]
+
+
+def parts(layout: Layout, stage: str) -> list[Path]:
+    return list(layout.memo.glob(f"{stage}/*/*.parquet"))
+
+
+def test_outs_of_a_cluster_are_those_of_this_process(
+    cluster: Cluster, tmp_path: Path, project: Path, demo: Path, assets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = make_project(tmp_path / "local", project, demo, assets)
+    monkeypatch.chdir(local.root)
+    assert [main([stage]) for stage in ("caption", "embed")] == [0, 0]
+
+    ray = {"address": cluster.address, "min_actors": 2, "max_actors": 2, "patience_seconds": 120.0}
+    spread = make_project(tmp_path / "spread", project, demo, assets, engine="ray", ray=ray)
+    running = driver(["-m", "pipeline_steps", "caption"], spread.root)
+    wait_for(lambda: len(actors()) == 2 or running.poll() is not None)
+    victim, _ = actors()
+    wait_for(lambda: parts(spread, "caption") or running.poll() is not None, every=0.01)
+    assert len(parts(spread, "caption")) < len(PICTURES), "killed in mid-run"
+    os.kill(victim, signal.SIGKILL)
+    assert f"computed {len(PICTURES)}, reused 0" in finished(running)
+    assert bytes_below(spread.captions) == bytes_below(local.captions)
+    rows = sum(pq.read_metadata(part).num_rows for part in parts(spread, "caption"))
+    assert rows == len(PICTURES), "what was done twice gave the same part"
+
+    shutil.copytree(local.memo / "embed-tags", spread.memo / "embed-tags")  # the driver's own work, and half the time
+    running = driver(["-m", "pipeline_steps", "embed"], spread.root)
+    wait_for(lambda: actors() or running.poll() is not None)
+    assert running.poll() is None, "a node is lost in mid-run"
+    kill_tree(cluster.nodes[1])
+    finished(running)
+    assert bytes_below(spread.embeddings) == bytes_below(local.embeddings)
+    counts = ("n_in", "n_ok", "n_quarantined", "computed", "reused", "sounds", "texts")
+    assert [report(spread, "embed")[key] for key in counts] == [report(local, "embed")[key] for key in counts]
+
+    for folder in (spread.captions, spread.embeddings):
+        shutil.rmtree(folder)
+    monkeypatch.chdir(spread.root)
+    assert [main([stage]) for stage in ("caption", "embed")] == [0, 0]
+    assert [report(spread, stage)["computed"] for stage in ("caption", "embed")] == [0, 0], "the memo has it all"
+    assert bytes_below(spread.embeddings) == bytes_below(local.embeddings)
+
+
+def test_a_cluster_that_is_away_is_a_service_that_is_away(
+    tmp_path: Path, project: Path, demo: Path, assets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = make_project(tmp_path, project, demo, assets, engine="ray", ray={"address": "127.0.0.1:9"})
+    monkeypatch.chdir(layout.root)
+    assert main(["caption"]) == 5
+    error = json.loads((tmp_path / "error.json").read_text())
+    assert (error["kind"], error["transient"]) == ("service", True)
+    assert "no Ray cluster at '127.0.0.1:9'" in capsys.readouterr().err
