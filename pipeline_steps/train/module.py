@@ -93,6 +93,7 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
         self.speed: dict[str, Any] = {}
         """What was decided about speed, and on what grounds."""
         self._tally: list[torch.Tensor] = []
+        self._dropped = False
 
     def configure_model(self) -> None:
         """Lightning's hook before the optimiser exists: where processes hold the model together, it is cut here."""
@@ -122,7 +123,10 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
         return errors
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor | None:
-        """Loss of one microbatch; None (nothing is learned from it) when it is not finite in any process.
+        """Loss of one microbatch; None (no update) when it is not finite.
+
+        A step of several microbatches or processes is left out by all of them if it is not finite in one: Lightning takes no
+        None there, so such a loss is a constant, and the gradients are dropped before the optimiser moves.
 
         Raises:
             NotFiniteError: in `max_bad_steps` steps in a row.
@@ -140,7 +144,12 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
             finite, row = self._share_losses(batch, errors.detach())
         if row:
             self._remember(row, batch, errors)
-        return loss * batch.weight if finite else None
+        if finite:
+            return loss * batch.weight
+        if batch.parts == 1:
+            return None
+        self._dropped = True
+        return torch.zeros((), device=loss.device, requires_grad=True)
 
     def _share_losses(self, batch: Batch, errors: torch.Tensor) -> tuple[bool, dict[str, float]]:
         """Whether this microbatch is finite in every process, and the whole step's row after its last microbatch."""
@@ -224,6 +233,10 @@ class DiffusionTraining(pl.LightningModule):  # type: ignore[misc, unused-ignore
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradient's norm. (Lightning's own clipping refuses fused optimisers under mixed precision.)"""
+        if self._dropped:
+            self._dropped = False
+            optimizer.zero_grad(set_to_none=True)  # without gradients it moves nothing
+            return
         torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.optimiser.gradient_clip)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

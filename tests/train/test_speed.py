@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import os
+import dataclasses
+import itertools
+import math
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from pipeline_steps.train import compiling
+from pipeline_steps.train.batches import Batch, BatchStream, Share
 from pipeline_steps.train.callbacks import EVERY, AveragedWeights, Metrics
 from pipeline_steps.train.compiling import Compilation, pays, uncompiled
 from pipeline_steps.train.config import Config
@@ -46,8 +49,6 @@ def fit(module: DiffusionTraining, *callbacks: Callback, steps: int = 6, **argum
     """A few steps on `_stream`, whose phase changes at step 4."""
     stream = _stream(0)
     if module.config.speed.accumulate > 1:
-        from pipeline_steps.train.batches import Share
-
         stream.share = Share(accumulate=module.config.speed.accumulate)
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, callbacks=list(callbacks), logger=False, barebones=False,
@@ -100,6 +101,28 @@ def test_the_average_moves_once_an_optimiser_step_with_microbatches() -> None:
     assert len(module.history) == 6
     for name, value in module.named_parameters():
         assert torch.allclose(value, recorder.average[name], atol=1e-5), name
+
+
+def test_a_step_is_left_out_if_one_of_its_microbatches_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = BatchStream.batch
+    seen: list[torch.Tensor] = []
+
+    def poisoned(stream: BatchStream, number: int, micro: int = 0) -> Batch:
+        batch = honest(stream, number, micro)
+        return dataclasses.replace(batch, noise=batch.noise * float("nan")) if (number, micro) == (5, 0) else batch
+
+    class Keep(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch.last:
+                seen.append(torch.cat([value.detach().flatten() for value in pl_module.parameters()]))
+
+    monkeypatch.setattr(BatchStream, "batch", poisoned)
+    module, _ = tiny(accumulate=2)
+    fit(module, Keep(), steps=8)
+    assert [math.isfinite(row["loss"]) for row in module.history] == [True] * 5 + [False] + [True] * 2
+    moved = [not torch.equal(before, after) for before, after in itertools.pairwise(seen)]
+    assert moved == [True] * 4 + [False] + [True] * 2
+    assert bool(torch.isfinite(seen[-1]).all())
 
 
 def test_attention_is_fused() -> None:
@@ -227,17 +250,20 @@ def test_waiting_is_reported_once_an_optimiser_step() -> None:
         assert values["train/wait_share"] == 0.0
 
 
-def test_a_cut_model_learns_and_averages_as_a_whole_one(plain: dict[str, torch.Tensor]) -> None:
-    """One process holds all pieces here; the same code with two processes is `test_fsdp_two_processes`."""
+def test_a_cut_model_learns_averages_and_resumes_as_a_whole_one(plain: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """One process holds all pieces here; `test_hardware` has two."""
+    strategy = Hardware("cpu", "32-true", 1, 1, "fsdp", 0, 1).trainer_arguments()["strategy"]
     module, _ = tiny(strategy="fsdp")
     whole = module.denoiser
     module.mesh_blocks = cut
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    hardware = Hardware("cpu", "32-true", 1, 1, "fsdp", 0, 1)
-    arguments = hardware.trainer_arguments()
-    arguments = {name: arguments[name] for name in ("strategy",)}
-    fit(module, AveragedWeights(0.7), **arguments)
+    averages = AveragedWeights(0.7)
+    trainer = fit(module, averages, strategy=strategy)
+    with averages.averaged(module):
+        assert module.denoiser is not whole
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["state_dict"].keys() == saved["current_model_state"].keys() == plain.keys()
+    assert largest_difference(plain, saved["state_dict"]) < 2e-5, "the average is what is exported"
     gather(module)
     assert module.denoiser is whole
     assert largest_difference(plain, weights(module)) < 2e-5
-    assert copy.deepcopy(whole.state_dict()).keys() == whole.state_dict().keys()
