@@ -58,7 +58,7 @@ def place_from_environment() -> Place:
 def start(place: Place, *, worker: bool = True) -> None:
     """Start what does not run yet, in order, each only when the one before is healthy. Safe to repeat."""
     _check(place)
-    for name in ("logs", "objects", "prefect", "prefect-server"):
+    for name in ("logs", "objects", "prefect", "prefect-server", "tmp"):
         (place.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
     passwords.create(place.secrets)
     _initialise_postgres(place)
@@ -205,7 +205,7 @@ def _check(place: Place) -> None:
     if foreign:
         raise ServiceError(f"{foreign[0]} is of another user's SeaweedFS on this port; remove it, or choose another S3_PORT")
     place.folder.mkdir(parents=True, exist_ok=True)
-    if len(str(place.folder / "supervisor.sock")) > 100:
+    if len(str(place.folder / "tmp/pymp-12345678/listener-12345678")) > 107:  # multiprocessing's, in a stage
         raise ServiceError(f"{place.folder} is too long a path for a socket; set SERVICES_DIR to a shorter one")
     if (other := unprivileged_user()) and (closed := closed_folder(place.folder)):
         raise ServiceError(

@@ -165,6 +165,7 @@ def _shared(place: Place, *names: str) -> dict[str, str]:
         **constants("common", *names),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "SERVICES_SECRETS": str(place.secrets),
+        "TMPDIR": str(place.folder / "tmp"),  # Prefect's worker keeps a folder of one name for all users in the system's
         "PGHOST": HOST,
         "PGPORT": str(place.ports["POSTGRES_PORT"]),
     }

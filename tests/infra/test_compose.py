@@ -128,7 +128,7 @@ def test_container_and_process_have_the_same_settings(service: str, compose: dic
     assert Path(described["command"][0]).name == Path(program.command[0]).name, "the same start script"
     names = [Path(name).stem for name in described["env_file"]]
     inside = {**constants(*names), **{key: str(value) for key, value in described["environment"].items()}}
-    only_here = {"PATH", "PGHOST", "PGPORT"} | {"PREFECT_HOME"}
+    only_here = {"PATH", "PGHOST", "PGPORT", "TMPDIR"} | {"PREFECT_HOME"}
     if service == "demo":
         only_here |= {"SERVICES_SECRETS"}  # it needs none
     assert inside.keys() - only_here == program.environment.keys() - only_here
