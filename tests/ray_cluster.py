@@ -30,7 +30,7 @@ def free_port() -> int:
 
 def environment(**more: str) -> dict[str, str]:
     """Of nodes and drivers: no telemetry, a token that nobody else knows, first-party code from this checkout."""
-    fixed = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
+    fixed = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64, "RAY_worker_niceness": "0"}
     path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, **fixed, "PYTHONPATH": path, **more}
 

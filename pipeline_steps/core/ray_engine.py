@@ -168,6 +168,7 @@ def _cluster(settings: Ray) -> Iterator[Any]:
     own = settings.address == ""
     if own:  # its ports are open to the network: whoever connects must know a token that only this process's children have
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        os.environ.setdefault("RAY_worker_niceness", "0")  # actors are the stage itself, and not to wait for all else
     try:
         import ray
         import ray.data
