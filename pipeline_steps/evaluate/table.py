@@ -34,7 +34,7 @@ CMMD_JUDGE = "clip"
 
 NO_TEXT_ORACLE = {
     "applicable": False,
-    "reason": "recipe scratch: the model reads no text, so there is no picture drawn from a caption to compare with",
+    "reason": "the model reads no text, so there is no picture drawn from a caption to compare with",
 }
 
 
