@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from pipeline_steps.train.batches import Batch
 from pipeline_steps.train.compiling import uncompiled
 from pipeline_steps.train.module import DiffusionTraining
-from pipeline_steps.train.sharding import AveragedPieces, load_whole_state, refresh_whole
+from pipeline_steps.train.sharding import AveragedPieces, let_go, load_whole_state, refresh_whole
 
 Picture = npt.NDArray[np.uint8]
 
@@ -92,6 +92,7 @@ class AveragedWeights(EMAWeightAveraging):  # type: ignore[misc, unused-ignore]
                 refresh_whole(module)
             yield
         finally:
+            let_go(module)
             self._swap_models(module)
 
 

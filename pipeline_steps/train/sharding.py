@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from pipeline_steps.train.module import DiffusionTraining
 
@@ -31,6 +31,13 @@ def cut(module: DiffusionTraining) -> None:
 def blocks(unet: Any) -> list[nn.Module]:
     """Parts of a diffusers U-Net that are gathered one after the other."""
     return [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+
+
+def let_go(module: nn.Module) -> None:
+    """Back to pieces: after a forward pass with no backward pass the outermost weights stay gathered."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def whole_state(module: DiffusionTraining) -> dict[str, Any]:

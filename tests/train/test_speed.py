@@ -260,6 +260,7 @@ def test_a_cut_model_learns_averages_and_resumes_as_a_whole_one(plain: dict[str,
     trainer = fit(module, averages, strategy=strategy)
     with averages.averaged(module):
         assert module.denoiser is not whole
+        assert math.isfinite(module.validation_loss(_stream(0).batch(5)))
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["state_dict"].keys() == saved["current_model_state"].keys() == plain.keys()
