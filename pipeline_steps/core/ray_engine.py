@@ -164,7 +164,8 @@ def _quiet(ray: Any, settings: Ray) -> None:
 @contextmanager
 def _cluster(settings: Ray) -> Iterator[Any]:
     """Ray, connected; it is left again at the end, and stopped if it was started here."""
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0")
+    # Without the second, what is left of a stopped run asks for Ray after its shutdown and so starts another one.
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_AUTO_CONNECT="0")
     own = settings.address == ""
     if own:  # its ports are open to the network: whoever connects must know a token that only this process's children have
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
