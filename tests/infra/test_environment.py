@@ -7,7 +7,7 @@ import re
 from infra.topology import INFRA, PORTS
 
 PROJECT = INFRA.parent
-STANDARD = {"PATH", "PYTHONPATH", "HOME", "CI"}
+STANDARD = {"PATH", "PYTHONPATH", "HOME", "CI", "TMPDIR"}
 """The system's own."""
 
 

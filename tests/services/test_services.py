@@ -325,6 +325,8 @@ def no_password_is_written_down(place: Place) -> None:
     words = {name: passwords.read(place.secrets, name) for name in passwords.GENERATED}
     words["prefect-auth"] = passwords.read(place.secrets, "prefect-auth").partition(":")[2]
     words.pop("s3-key")  # a name, not a secret; S3 shows it in requests
+    attempts = "prefect-workspace-attempt-*"  # a run's environment, in files of mode 0600, while it runs
+    wait_for("Prefect to tidy up after its runs", lambda: not list((place.folder / "tmp").glob(attempts)), 120)
     dumps = place.folder.parent / "dumps"
     backup.save(place, dumps)
     plain = dumps / "prefect.txt"
