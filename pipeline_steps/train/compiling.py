@@ -85,6 +85,9 @@ class Compilation(Callback):  # type: ignore[misc, unused-ignore]
 
     def probe(self, trainer: pl.Trainer, module: DiffusionTraining) -> bool:
         """Time the step both ways. Weights, history and random state are afterwards what they were before."""
+        from torch._dynamo.exc import BackendCompilerFailed
+        from torch._inductor.exc import InductorError
+
         device = trainer.strategy.root_device
         batch = self.batch().to(device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -109,9 +112,15 @@ class Compilation(Callback):  # type: ignore[misc, unused-ignore]
             chosen = eager_s * self.steps >= SHORTEST_S
             if chosen:
                 self._compile(module)
-                compile_s = max(0.0, seconds(WARM_STEPS) - WARM_STEPS * eager_s)
-                compiled_s = seconds(TIMED_STEPS) / TIMED_STEPS
-                self.report |= {"compiled_ms": round(compiled_s * 1000, 2), "compile_s": round(compile_s, 1)}
+                try:
+                    compile_s = max(0.0, seconds(WARM_STEPS) - WARM_STEPS * eager_s)
+                    compiled_s = seconds(TIMED_STEPS) / TIMED_STEPS
+                except (BackendCompilerFailed, InductorError) as error:  # no C++ compiler, a card that Triton does not know
+                    log.warning("torch.compile failed, going on without: %s", str(error).splitlines()[0])
+                    module.zero_grad(set_to_none=True)
+                    compile_s, compiled_s = 0.0, float("inf")
+                if compiled_s < float("inf"):
+                    self.report |= {"compiled_ms": round(compiled_s * 1000, 2), "compile_s": round(compile_s, 1)}
                 chosen = bool(trainer.strategy.broadcast(pays(eager_s, compiled_s, compile_s, self.steps)))
                 if not chosen:
                     self._undo(module)
