@@ -303,7 +303,7 @@ def scratch_model(rounds: int) -> list[dict[str, Any]]:
 
     config = Config()
     side = config.picture_size
-    codec = new_codec(config.codec)
+    codec = new_codec(config.codec, config.seed)
     codec.fit(torch.rand(64, 3, side, side) * 2 - 1)
     denoiser = new_denoiser(config, new_conditioner(config)).to(DEVICE)
     defaults = drawing.DrawingDefaults(config.drawing.steps, config.drawing.guidance_scale, config.sound.max_seconds, side)

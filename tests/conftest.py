@@ -97,7 +97,7 @@ def exported_model(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             "objective": {"coarse_channels": 4},
         }
     )
-    codec = new_codec(config.codec)
+    codec = new_codec(config.codec, config.seed)
     codec.fit(torch.rand(16, 3, 32, 32) * 2 - 1)
     target = tmp_path_factory.mktemp("model") / "audio2image"
     defaults = {"steps": 2, "guidance_scale": 2.0, "max_seconds": 2.0, "picture_size": 32}

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from pipeline_steps.train.batches import Batch
 from pipeline_steps.train.compiling import uncompiled
 from pipeline_steps.train.module import DiffusionTraining
-from pipeline_steps.train.sharding import AveragedPieces, let_go, load_whole_state, refresh_whole
+from pipeline_steps.train.sharding import AveragedPieces, forget_invented, let_go, load_whole_state, refresh_whole
 
 Picture = npt.NDArray[np.uint8]
 
@@ -82,6 +82,7 @@ class AveragedWeights(EMAWeightAveraging):  # type: ignore[misc, unused-ignore]
         pieces.take(pl_module)
         pieces.updates = int(checkpoint["averaging_state"]["n_averaged"])
         load_whole_state(pl_module, checkpoint["current_model_state"])
+        forget_invented(pl_module, trainer.optimizers[0], checkpoint["optimizer_states"][0]["state"])
 
     @contextmanager
     def averaged(self, module: DiffusionTraining) -> Iterator[None]:

@@ -17,8 +17,13 @@ VIEWS = PictureConfig(mirror=0.5, scale=0.12, shift=0.06)
 """The codec sees varied pictures whatever the denoiser sees: it must serve any position of an edge in a patch."""
 
 
-def new_codec(config: CodecConfig) -> Codec:
-    """An untrained codec of the configured kind."""
+def new_codec(config: CodecConfig, seed: int) -> Codec:
+    """An untrained codec of the configured kind.
+
+    Torch's generator is afterwards in a state that depends on the arguments alone, and training the codec draws nothing from
+    it: what is initialised next is the same whether a run trains its codec or finds it trained.
+    """
+    torch.manual_seed(int(step_generator(seed, "codec", 0).initial_seed()))
     if config.kind == "tiny":
         return TinyCodec(config.channels, config.width)
     return PatchCodec(config.channels, config.whitening, config.width if config.steps else 0)
@@ -50,8 +55,7 @@ def train_codec(pictures: torch.Tensor, config: CodecConfig, seed: int, progress
         seed: of initial weights, order and noise.
         progress: called with (step, loss) after each gradient step.
     """
-    torch.manual_seed(int(step_generator(seed, "codec", 0).initial_seed()))
-    codec = new_codec(config)
+    codec = new_codec(config, seed)
     if isinstance(codec, PatchCodec):
         codec.fit(pictures)
     parameters = [parameter for parameter in codec.parameters() if parameter.requires_grad]

@@ -26,6 +26,7 @@ def cut(module: DiffusionTraining) -> None:
     fully_shard(pieces, mesh=mesh)
     module.denoiser = pieces
     module.whole = [whole]  # in a list: no submodule
+    module.strict_loading = False  # in the first phase the optimiser knows nothing of the U-Net; weights are checked afterwards
 
 
 def blocks(unet: Any) -> list[nn.Module]:
@@ -50,6 +51,19 @@ def whole_state(module: DiffusionTraining) -> dict[str, Any]:
 def load_whole_state(module: DiffusionTraining, state: dict[str, Any]) -> None:
     """Each process takes its pieces of whole weights."""
     set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True))
+
+
+def forget_invented(module: nn.Module, optimiser: torch.optim.Optimizer, saved: dict[int, Any]) -> None:
+    """Torch's loader gives parameters without a saved state one of a step with no gradient; they had not learned at all.
+
+    Args:
+        module: what the optimiser trains.
+        optimiser: just loaded.
+        saved: states of the checkpoint by the number of the parameter in the module.
+    """
+    for number, parameter in enumerate(module.parameters()):
+        if number not in saved:
+            optimiser.state.pop(parameter, None)
 
 
 def refresh_whole(module: DiffusionTraining) -> None:

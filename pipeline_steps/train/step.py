@@ -169,7 +169,7 @@ def _codec(config: Config, folder: Path, pictures: torch.Tensor) -> Codec:
     """The run's codec: trained, or taken from the run's folder if an earlier try got that far."""
     path = folder / "codec.safetensors"
     if path.is_file():
-        codec = new_codec(config.codec)
+        codec = new_codec(config.codec, config.seed)
         load_weights(path, codec)
         return codec.requires_grad_(False).eval()
 

@@ -71,10 +71,11 @@ def _weights(layout: Layout) -> dict[str, torch.Tensor]:
     }
 
 
-def _difference(one: Layout, other: Layout) -> float:
+def _assert_same(one: Layout, other: Layout) -> None:
     a, b = _weights(one), _weights(other)
     assert a.keys() == b.keys()
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
+    differences = {name: float((a[name] - b[name]).abs().max()) for name in a}
+    assert not {name: value for name, value in differences.items() if not value < 2e-5}
 
 
 def _write_params(layout: Layout, **speed: Any) -> None:
@@ -125,7 +126,7 @@ def test_microbatches_change_nothing_but_rounding(
     halves = _twin(in_two_microbatches, make_project, tmp_path / "halves")
     step.run(step.Config.model_validate(quiet), layout)
     step.run(step.Config.model_validate(quiet | {"speed": {"accumulate": 2}}), halves)
-    assert _difference(layout, halves) < 2e-5
+    _assert_same(layout, halves)
     rows = [(root.model / "training/loss.csv").read_text().splitlines() for root in (layout, halves)]
     assert len(rows[0]) == len(rows[1]) == 11
     for one, other in zip(rows[0][1:], rows[1][1:], strict=True):
@@ -153,7 +154,7 @@ def test_two_processes_killed_and_started_again_end_as_one(
     output = _finish(_start(layout, project))
     assert output.count("going on from step 4") == 1
     assert output.count("train: 8 in = 8 ok") == 1, "process 0 alone reports"
-    assert _difference(in_two_microbatches, layout) < 2e-5
+    _assert_same(in_two_microbatches, layout)
     assert json.loads(layout.report("train").read_text())["reused"] == 8
     assert len((layout.model / "training/loss.csv").read_text().splitlines()) == 11
 
@@ -167,7 +168,7 @@ def test_two_machines_end_as_one(in_two_microbatches: Layout, make_project: Make
     processes = [_start(layout, project, NODE_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for rank in "01"]
     outputs = [_finish(process) for process in processes]
     assert ["train: 8 in = 8 ok" in output for output in outputs] == [True, False]
-    assert _difference(in_two_microbatches, layout) < 2e-5
+    _assert_same(in_two_microbatches, layout)
 
 
 def _with_speed(**speed: Any) -> step.Config:

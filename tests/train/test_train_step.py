@@ -82,13 +82,14 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     assert [name for name in expected if got[name] != expected[name]] == []
 
 
-def test_a_crash_between_training_and_export_is_mended(
-    make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("before", ["_fit", "_export"])
+def test_a_crash_after_the_codec_or_before_the_export_is_mended(
+    before: str, make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = make_project(tmp_path)
     config = small_config(optimiser=phases(1, 2))
     with monkeypatch.context() as patch:
-        patch.setattr(step, "_export", lambda *_: (_ for _ in ()).throw(OSError(28, "no space left")))
+        patch.setattr(step, before, lambda *_: (_ for _ in ()).throw(OSError(28, "no space left")))
         with pytest.raises(OSError, match="no space"):
             step.run(config, layout)
     step.run(config, layout)
