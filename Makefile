@@ -31,7 +31,7 @@ demo: install  ## virtual env, pinned install, weights, `dvc repro`, prints wher
 	sonify report
 
 test: install-dev  ## everything the tests need, then the tests
-	pytest -n 2 --dist worksteal -m "not services"
+	pytest -n 3 --dist worksteal -m "not services"
 
 lint: install-dev
 	ruff check .

@@ -18,6 +18,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def _cluster(settings: Ray) -> Iterator[Any]:
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_AUTO_CONNECT="0")
     own = settings.address == ""
     if own:  # its ports are open to the network: whoever connects must know a token that only this process's children have
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_token())
         os.environ.setdefault("RAY_worker_niceness", "0")  # actors are the stage itself, and not to wait for all else
     try:
         import ray
@@ -188,6 +189,12 @@ def _cluster(settings: Ray) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+@cache
+def _token() -> str:
+    """One for all clusters that this process starts: Ray reads it once, and would not be let into a second one with another."""
+    return secrets.token_hex(32)
 
 
 def _connect(ray: Any, settings: Ray) -> None:

@@ -145,7 +145,8 @@ def assess(
                 "too_small_to_rank": independent < config.small_sample,
                 "rows": merged,
             }
-            evaluation["warnings"] += [text for block in blocks for text in block.warnings]
+            # Several judges say the same of the number of sounds: once is enough.
+            evaluation["warnings"] += dict.fromkeys(text for block in blocks for text in block.warnings)
     first = outcomes[config.picture_judges[0]]
     draws = {f"{key}/{name}": kept for found in outcomes.values() for key in found for name, kept in found[key].draws.items()}
     return Assessment(evaluation, first, _merge_items(outcomes), draws, drawn, unconditional, computed, reused)

@@ -97,3 +97,14 @@ def test_a_node_killed_in_mid_run_costs_its_batch(cluster: Cluster, tmp_path: Pa
     kill_tree(cluster.nodes[1])
     assert len(begun(tmp_path)) < ITEMS, "killed in mid-run"
     check(tmp_path, finished(running), killed=1)
+
+
+def test_a_process_may_start_ray_twice(tmp_path: Path) -> None:
+    """As `embed` does with an empty address: once for its texts, once for its sounds."""
+    lines = ["import runpy, sys"]
+    for name in ("texts", "sounds"):
+        (tmp_path / name).mkdir()
+        lines.append(f"sys.argv[1:] = [{str(tmp_path / name)!r}, '', '2', '1', '1', '1']")
+        lines.append(f"runpy.run_path({DRIVER!r}, run_name='__main__')")
+    answers = finished(driver(["-c", "\n".join(lines)], tmp_path)).splitlines()
+    assert [json.loads(answer)["right"] for answer in answers[-2:]] == [2, 2]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tiny_clap import randomised
+
+from tests.encoders.tiny_clap import randomised
 
 
 def dinov2_checkpoint(folder: Path, registers: bool = False) -> Path:

@@ -10,6 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from tests.encoders.tiny_clap import randomised
+
 TEXTS = [
     '{"events":[{"sound":"a dog barking","source":"dog","visible":true,"distance":"near","salience":8,"likelihood":9}]}',
     '{"events":[]} yes no Yes No rain on a tin roof, distant traffic humming, far wind in trees',
@@ -87,7 +89,12 @@ def qwen2_5_vl(folder: Path) -> Path:
     return _qwen(folder, "2_5")
 
 
-def _qwen(folder: Path, generation: str) -> Path:
+def talkative_qwen2_5_vl(folder: Path) -> Path:
+    """With weights so large that what it says depends on the picture, and is seldom that there is nothing to hear."""
+    return _qwen(folder, "2_5", seed=5)
+
+
+def _qwen(folder: Path, generation: str, seed: int | None = None) -> Path:
     import transformers
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -117,6 +124,8 @@ def _qwen(folder: Path, generation: str) -> Path:
     config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=vision, **ids)
     images = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=56 * 56)
     model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+    if seed is not None:
+        randomised(model, seed)
     settings = {"processor_class": f"{name}Processor"}
     return save(folder, model, images, words, "<|vision_start|><|image_pad|><|vision_end|>", settings)
 

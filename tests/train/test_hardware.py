@@ -133,23 +133,24 @@ def test_microbatches_change_nothing_but_rounding(
         assert float(one.split(",")[1]) == pytest.approx(float(other.split(",")[1]), rel=1e-3)
 
 
-def _kill_after_a_checkpoint(layout: Layout, process: subprocess.Popen[str]) -> None:
+def _kill_after_a_checkpoint(layout: Layout, *processes: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + WAIT_S
     while not list(layout.runs.rglob("samples/step-000006.png")):  # after the checkpoint of step 4
-        assert process.poll() is None, process.communicate()[0][-3000:]
+        for process in processes:
+            assert process.poll() is None, process.communicate()[0][-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.kill()  # its child follows it
-    process.communicate(timeout=60)
+    for process in processes:
+        process.kill()  # its child follows it
+        process.communicate(timeout=60)
     assert len(list(layout.runs.rglob("last.ckpt"))) == 1
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_killed_and_started_again_end_as_one(
-    strategy: str, in_two_microbatches: Layout, make_project: MakeProject, project: Path, tmp_path: Path
+def test_two_processes_that_share_a_model_killed_and_started_again_end_as_one(
+    in_two_microbatches: Layout, make_project: MakeProject, project: Path, tmp_path: Path
 ) -> None:
     layout = _twin(in_two_microbatches, make_project, tmp_path)
-    _write_params(layout, devices=2, strategy=strategy)
+    _write_params(layout, devices=2, strategy="fsdp")
     _kill_after_a_checkpoint(layout, _start(layout, project))
     output = _finish(_start(layout, project))
     assert output.count("going on from step 4") == 1
@@ -159,14 +160,21 @@ def test_two_processes_killed_and_started_again_end_as_one(
     assert len((layout.model / "training/loss.csv").read_text().splitlines()) == 11
 
 
-def test_two_machines_end_as_one(in_two_microbatches: Layout, make_project: MakeProject, project: Path, tmp_path: Path) -> None:
+def test_two_machines_killed_and_started_again_end_as_one(
+    in_two_microbatches: Layout, make_project: MakeProject, project: Path, tmp_path: Path
+) -> None:
     layout = _twin(in_two_microbatches, make_project, tmp_path)
     _write_params(layout, num_nodes=2)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = [_start(layout, project, NODE_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for rank in "01"]
-    outputs = [_finish(process) for process in processes]
+
+    def start() -> list[subprocess.Popen[str]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        return [_start(layout, project, NODE_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for rank in "01"]
+
+    _kill_after_a_checkpoint(layout, *start())
+    outputs = [_finish(process) for process in start()]
+    assert ["going on from step 4" in output for output in outputs] == [True, False]
     assert ["train: 8 in = 8 ok" in output for output in outputs] == [True, False]
     _assert_same(in_two_microbatches, layout)
 

@@ -194,6 +194,20 @@ def test_the_probe_decides_by_its_clock_and_changes_no_result(
     assert largest_difference(plain, weights(module)) == 0.0
 
 
+def test_a_compiler_that_fails_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch, plain: dict[str, torch.Tensor]) -> None:
+    def backend(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no C++ compiler")
+
+    module, _ = tiny()
+    monkeypatch.setattr(compiling, "SHORTEST_S", 0.0)
+    compilation = Compilation("auto", lambda: _stream(0).batch(5), 1000, backend=backend)
+    monkeypatch.setattr(compilation, "_decide", lambda trainer, probed: compilation.probe(trainer, probed))
+    fit(module, compilation, AveragedWeights(0.7))
+    assert module.compiled is False
+    assert "compiled_ms" not in module.speed
+    assert largest_difference(plain, weights(module)) == 0.0
+
+
 def test_on_a_cpu_nothing_is_probed_and_a_resumed_run_keeps_its_decision() -> None:
     module, _ = tiny()
     fit(module, Compilation("auto", lambda: _stream(0).batch(5), 1_000_000, backend="eager"), steps=1)
