@@ -1,14 +1,19 @@
 """File to CLAP vector, and text to CLAP vector, against the plain transformers loop: `python benchmarks/clap_throughput.py`.
 
 The checkpoint has the published shape (HTSAT-tiny, RoBERTa-base) and random weights, made on the spot, so speed and equality
-are real and retrieval quality is not judged. Both sides read the same files and run in turn on the same cores. On all cores
-rates are items per second of wall time, which needs a quiet machine; with `--threads 1` per processor-second. The plain loop:
-soundfile, soxr, ClapFeatureExtractor, ClapModel.get_audio_features, one sound at a time.
+are real and retrieval quality is not judged; `--checkpoint FOLDER` takes real weights. Both sides read the same files and run
+in turn on the same cores. On all cores rates are items per second of wall time, which needs a quiet machine; with `--threads 1`
+per processor-second. The plain loop: soundfile, soxr, ClapFeatureExtractor, ClapModel.get_audio_features, one sound at a time.
+
+`--agree N` embeds N sounds of --pool with each backend and prints what the guard of int8 measures. `--gold FOLDER` (with a
+manifest.csv, as for `benchmarks/gold_retrieval.py`) asks for each gold sound with the text of its label, among gold and pool,
+and prints R@10 of each backend: labels are read here, the product never sees them.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import sys
 import tempfile
@@ -19,10 +24,14 @@ from pathlib import Path
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--sounds", type=int, default=4, help="0 leaves them out")
-parser.add_argument("--texts", type=int, default=192, help="of 12 to 28 tokens")
+parser.add_argument("--texts", type=int, default=192, help="of 12 to 28 tokens; 0 leaves them out")
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--threads", type=int, default=os.cpu_count())
-parser.add_argument("--backends", nargs="+", default=["torch", "openvino"], choices=["torch", "openvino"])
+parser.add_argument("--backends", nargs="+", default=["torch", "openvino"], choices=["torch", "openvino", "openvino-int8"])
+parser.add_argument("--checkpoint", type=Path, help="folder of a ClapModel; without it one of random weights is made")
+parser.add_argument("--agree", type=int, default=0, help="sounds of --pool on which backends are compared; 0: none")
+parser.add_argument("--pool", type=Path, default=Path(__file__).resolve().parents[1] / "data/demo/sounds")
+parser.add_argument("--gold", type=Path, help="folder with manifest.csv; needs real weights to mean anything")
 arguments = parser.parse_args()
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = str(arguments.threads)
@@ -38,6 +47,8 @@ import transformers  # noqa: E402
 from tiny_clap import TEXTS, clap_checkpoint  # noqa: E402
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel  # noqa: E402
 
+from pipeline_steps.core.vectors import unit_rows  # noqa: E402
+from pipeline_steps.embed.guard import agreement  # noqa: E402
 from pipeline_steps.encoders.clap import Clap  # noqa: E402
 
 torch.set_num_threads(arguments.threads)
@@ -52,7 +63,7 @@ def timed(function: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
     return function(), clock() - start
 
 
-def report(title: str, count: int, bar: float, sides: dict[str, Callable[[], np.ndarray]]) -> None:
+def report(title: str, count: int, bar: str, sides: dict[str, Callable[[], np.ndarray]]) -> None:
     """Run every side in turn; the first one is the baseline."""
     for function in sides.values():
         function()
@@ -68,10 +79,45 @@ def report(title: str, count: int, bar: float, sides: dict[str, Callable[[], np.
     print(f"{title}: bar {bar}\n", flush=True)
 
 
+def read(file: Path) -> np.ndarray:
+    """The first ten seconds, mono at 48 kHz."""
+    samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+    return np.asarray(soxr.resample(samples.mean(1), rate, 48_000, quality="HQ"), np.float32)[:480_000]
+
+
+def compare(encoders: dict[str, Clap], pool: list[Path]) -> None:
+    """What the guard measures on the pool: the first backend's neighbours against those of the others."""
+    sounds = [read(file) for file in pool]
+    vectors = {name: encoder.encode_sounds(sounds) for name, encoder in encoders.items()}
+    base = next(iter(vectors))
+    middle = vectors[base].mean(0)
+    for name in list(vectors)[1:]:
+        found = ", ".join(f"{key} {value:.4f}" for key, value in agreement(vectors[base], vectors[name]).items())
+        apart = (unit_rows(vectors[base] - middle) * unit_rows(vectors[name] - middle)).sum(1).mean()
+        print(f"agreement of {name} with {base}: {found}, cosine about the pool's mean {apart:.4f}")
+    others = (vectors[base] @ vectors[base].T)[~np.eye(len(pool), dtype=bool)]
+    print(f"different sounds have cosines of {others.mean():.5f} +- {others.std():.5f} in {base}\n", flush=True)
+
+
+def ask_for_gold(encoders: dict[str, Clap], folder: Path, pool: list[Path]) -> None:
+    """R@10 of gold sounds, each asked for by its label, among all gold sounds and the pool."""
+    with (folder / "manifest.csv").open(encoding="utf-8", newline="") as handle:
+        rows = [row for row in csv.DictReader(handle) if row["split"] == "gold" and row["kind"] == "sound"]
+    gold = [folder / row["file"] for row in rows]
+    known = {file.read_bytes() for file in gold}
+    sounds = [read(file) for file in [*gold, *(file for file in pool if file.read_bytes() not in known)]]
+    base: np.ndarray | None = None
+    for name, encoder in encoders.items():
+        scores = encoder.encode_texts([row["label"].replace("_", " ") for row in rows]) @ encoder.encode_sounds(sounds).T
+        hits = np.array([(score > score[place]).sum() < 10 for place, score in enumerate(scores)], float)
+        base = hits if base is None else base
+        print(f"gold: {name:16} R@10 {hits.mean():.4f} of {len(rows)}, loss {100 * (base.mean() - hits.mean()):+.2f} points")
+
+
 def main() -> None:
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {arguments.threads} threads, torch {torch.__version__}\n")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = clap_checkpoint(Path(scratch) / "clap", full_size=True)
+        folder = arguments.checkpoint or clap_checkpoint(Path(scratch) / "clap", full_size=True)
         # Ten-second stereo files at 44.1 kHz, as sound libraries hold them, in four formats.
         random = np.random.default_rng(0)
         files = []
@@ -82,10 +128,6 @@ def main() -> None:
             soundfile.write(files[-1], np.clip(0.1 * slow, -1, 1), 44_100)
         model, extractor = ClapModel.from_pretrained(folder).eval(), ClapFeatureExtractor.from_pretrained(folder)
         words = AutoTokenizer.from_pretrained(folder)
-
-        def read(file: Path) -> np.ndarray:
-            samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-            return np.asarray(soxr.resample(samples.mean(1), rate, 48_000, quality="HQ"), np.float32)[:480_000]
 
         @torch.inference_mode()
         def plain_sounds() -> np.ndarray:
@@ -106,13 +148,21 @@ def main() -> None:
             for name, encoder in encoders.items()
         }
         if files:
-            report("sounds", len(files), 2.0, {"plain transformers loop": plain_sounds, **ours})
+            report("sounds", len(files), "2; int8 3", {"plain transformers loop": plain_sounds, **ours})
+        pool = sorted(file for file in arguments.pool.iterdir() if file.suffix in (".flac", ".ogg", ".wav", ".mp3"))
+        if arguments.agree:
+            every = max(1, len(pool) // arguments.agree)
+            compare(encoders, pool[::every][: arguments.agree])
+        if arguments.gold:
+            ask_for_gold(encoders, arguments.gold, pool)
+        if not arguments.texts:
+            return
         spoken = sorted({word for text in TEXTS for word in text.split()})
         texts = [" ".join(random.choice(spoken, random.integers(6, 15))) for _ in range(arguments.texts)]
         counts = [len(words(text)["input_ids"]) for text in texts]
         print(f"texts have {min(counts)} to {max(counts)} tokens, {np.mean(counts):.1f} on average")
         encoder = next(iter(encoders.values()))
-        report("texts", len(texts), 2.7, {"one by one": plain_texts, "clap": lambda: encoder.encode_texts(texts)})
+        report("texts", len(texts), "2.7", {"one by one": plain_texts, "clap": lambda: encoder.encode_texts(texts)})
 
 
 if __name__ == "__main__":

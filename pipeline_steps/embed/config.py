@@ -19,7 +19,10 @@ class Clap(StageConfig):
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on GPU")
-    backend: Literal["torch", "openvino"] = Field(default="torch", description="of the sounds on a CPU")
+    backend: Literal["torch", "openvino", "openvino-int8"] = Field(default="torch", description="of the sounds on a CPU")
+    int8_recall_floor: float = Field(
+        default=0.99, ge=0, le=1, description="recall@10 of openvino-int8 on a sample of the pool; below it float32 is used"
+    )
 
 
 class Laion(StageConfig):

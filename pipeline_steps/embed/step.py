@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline_steps.core.memo import Memo
 from pipeline_steps.core.report import StageReport
 from pipeline_steps.core.tables import read_table, write_table
 from pipeline_steps.embed.config import Config
+from pipeline_steps.embed.guard import FEWEST, agreement, sample
 from pipeline_steps.embed.spaces import BridgeSpace, ClapSpace, Space
 from pipeline_steps.embed.vectors import admit, assert_unit
 from pipeline_steps.encoders.bridge import TAGS, Bridge
@@ -30,13 +32,16 @@ from pipeline_steps.encoders.protocols import FloatArray
 
 __all__ = ["Config", "build_encoder", "build_space", "embed_texts", "run"]
 
+log = logging.getLogger(__name__)
+
 VECTOR = pa.schema([pa.field("vector", pa.list_(pa.float32()))])
+NETWORK = pa.schema([pa.field("network", pa.large_binary())])
 
 
 def build_encoder(config: Config, layout: Layout) -> Bridge | Clap | Laion:
     """The encoder a configuration asks for, weights not yet loaded, nothing fetched."""
     if config.encoder == "clap":
-        settings = config.clap.model_dump()
+        settings = config.clap.model_dump(exclude={"int8_recall_floor"})
         return Clap(**settings, root=layout.root)
     if config.encoder == "laion":
         return Laion(**config.laion.model_dump(), root=layout.root)
@@ -55,24 +60,26 @@ def run(config: Config, layout: Layout) -> StageReport:
         DataError: no sound or no text, or more than `max_bad_fraction` of them gave no usable vector.
     """
     report = StageReport("embed")
-    hearing = Hearing(config, layout)
-    space, encoder = hearing.space, hearing.space.encoder
-    if config.engine == "local" or isinstance(encoder, Bridge):  # the bridge is small, and its tags are embedded here
-        space.load()
     sounds = read_table(layout.catalog / "audio.parquet", AUDIO).to_pylist()
     events = read_table(layout.captions / "events.parquet", EVENTS).to_pylist()
     if not sounds:
         raise DataError("the sound pool is empty after ingest", "see data/catalog/quarantine.parquet: sonify quarantine list")
     if not events:
         raise DataError("no picture suggests a sound", "see data/captions/abstained.parquet, or lower caption.min_confidence")
+    audio_ids = [row["audio_id"] for row in sounds]
+    config, int8, judged = admit_int8(config, layout, audio_ids)
+    hearing = Hearing(config, layout)
+    space, encoder = hearing.space, hearing.space.encoder
+    if config.engine == "local" or isinstance(encoder, Bridge):  # the bridge is small, and its tags are embedded here
+        space.load()
     phrases = {row["text_id"]: row["sound"] for row in events}
     text_ids = sorted(phrases)
     text_vectors, text_computed, tags_reused = embed_texts(
         encoder, config, layout, [phrases[key] for key in text_ids], config.engine
     )
 
-    audio_ids = [row["audio_id"] for row in sounds]
     rows, failed, computed = _rows(hearing, audio_ids, config, config.engine)
+    computed += judged
     usable = [audio_id for audio_id in audio_ids if audio_id not in failed]
     stacked = np.stack([rows[key] for key in usable]) if usable else np.zeros((0, encoder.dimension), np.float32)
     audio_vectors = space.sounds(stacked) if usable else stacked
@@ -106,9 +113,45 @@ def run(config: Config, layout: Layout) -> StageReport:
         "texts": {"n": len(text_keys), "computed": text_computed, "reused": len(phrases) - text_computed},
         "sounds": {"n": len(audio_keys), "computed": computed, "reused": len(audio_ids) - computed - len(failed)},
         "tag_vectors_reused": tags_reused,
+        **({"int8": int8} if int8 else {}),
     }
     _write(layout.embeddings, space, phrases, (text_keys, text_vectors), (audio_keys, audio_vectors), quarantined)
     return report
+
+
+def admit_int8(config: Config, layout: Layout, audio_ids: Sequence[str]) -> tuple[Config, dict[str, Any], int]:
+    """Whether the pool may be embedded in 8-bit integers: a sample of it is embedded both ways and its neighbours compared.
+
+    Measured anew in each run, over vectors that the memo knows: the answer depends on the pool and the checkpoint, and not on
+    earlier runs. A run that adds a sound embeds that sound twice at most.
+
+    Returns:
+        The configuration to go on with (backend `openvino` where int8 is refused), the figures for the report (empty when
+        nobody asked for int8), and how many of the vectors to be used were computed here.
+    """
+    if config.encoder != "clap" or config.clap.backend != "openvino-int8":
+        return config, {}, 0
+    exact = config.model_copy(update={"clap": config.clap.model_copy(update={"backend": "openvino"})})
+    ids, floor = sample(audio_ids), config.clap.int8_recall_floor
+    refused: dict[str, Any] = {"used": False, "reason": f"fewer than {FEWEST} sounds to judge by", "floor": floor}
+    if len(ids) < FEWEST:
+        log.warning("int8 is not used, float32 is: %d sounds are too few to judge by (%d are needed)", len(ids), FEWEST)
+        return exact, {**refused, "sounds": len(ids)}, 0
+    if config.engine == "ray":  # made here, once: actors that found none would each make their own
+        _int8_network(build_encoder(config, layout), config, layout)
+    quick_rows, _, quick_computed = _rows(Hearing(config, layout), ids, config, config.engine)
+    exact_rows, _, exact_computed = _rows(Hearing(exact, layout), ids, exact, config.engine)
+    both = [key for key in ids if key in quick_rows and key in exact_rows]
+    if len(both) < FEWEST:
+        log.warning("int8 is not used, float32 is: only %d of %d sampled sounds can be heard", len(both), len(ids))
+        return exact, {**refused, "sounds": len(both)}, exact_computed
+    found = agreement(np.stack([exact_rows[key] for key in both]), np.stack([quick_rows[key] for key in both]))
+    used = found["recall_at_10"] >= floor
+    said = "int8 is used" if used else "int8 is not used, float32 is"
+    told = f"recall@10 {found['recall_at_10']:.4f} on {len(both)} sounds, floor {floor:g}"
+    log.log(logging.INFO if used else logging.WARNING, "%s: %s, mean cosine %.5f", said, told, found["cosine_mean"])
+    report = {"used": used, "reason": f"recall {'reaches' if used else 'is below'} the floor", "floor": floor, **found}
+    return (config, report, quick_computed) if used else (exact, report, exact_computed)
 
 
 def embed_texts(
@@ -147,6 +190,22 @@ def _adopt_tags(encoder: Bridge, memo: Memo) -> bool:
     return bool(known)
 
 
+def _int8_network(encoder: Bridge | Clap | Laion, config: Config, layout: Layout) -> bytes | None:
+    """The encoder's quantised network from the memo, or made and stored: all processes hear with the same one.
+
+    Returns:
+        None for an encoder that needs none.
+    """
+    if not isinstance(encoder, Clap) or encoder.backend != "openvino-int8":
+        return None
+    memo = Memo(_url(config, layout), "embed-int8", fingerprint(encoder.describe_int8()), NETWORK)
+    if known := memo.load(["network"]):
+        return bytes(known["network"]["network"])
+    network = encoder.int8_network()
+    memo.append({"network": {"network": network}})
+    return network
+
+
 def _networks(encoder: Bridge | Clap | Laion) -> tuple[str, str]:
     """Names for people: the network of the sounds, that of the texts."""
     return ("YAMNet", "MiniLM") if isinstance(encoder, Bridge) else (encoder.name, encoder.name)
@@ -172,6 +231,9 @@ class Hearing:
 
     def load(self) -> None:
         self.space.load()
+        encoder = self.space.encoder
+        if isinstance(encoder, Clap) and (network := _int8_network(encoder, *self._settings)):
+            encoder.adopt_int8_network(network)
         self._media = MediaReader(self._settings[1].media)
 
     def results(self, ids: Sequence[str]) -> Iterator[tuple[str, Result]]:

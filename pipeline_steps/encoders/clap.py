@@ -20,6 +20,7 @@ from pipeline_steps.audio.log_mel import ClapMel, clap_log_mel, fixed_windows, i
 from pipeline_steps.audio.resample import resample
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError
 from pipeline_steps.core.vectors import unit_rows
+from pipeline_steps.encoders import calibration
 from pipeline_steps.encoders.checkpoint import (
     check_checkpoint,
     choose_device,
@@ -42,7 +43,9 @@ TOKEN_STEP = 4
 WINDOWS_TOGETHER = 64
 """Windows of a forward pass on a GPU; a smaller rest is filled up."""
 
-Backend = Literal["torch", "openvino"]
+Backend = Literal["torch", "openvino", "openvino-int8"]
+EXACT = "audio_projection"
+"""The last two layers stay in float32: they cost nothing, and every later comparison of vectors rests on them."""
 
 
 def read_front_end(folder: Path) -> ClapMel:
@@ -81,7 +84,7 @@ class Clap:
         revision: commit of a hub id; sha256 of a folder, checked when given.
         device: auto, cpu or cuda.
         precision: auto (bfloat16 on GPU, float32 on CPU), float32 or bfloat16.
-        backend: torch, or openvino for the sounds (CPU; the extra `openvino`).
+        backend: torch, or for the sounds openvino or openvino-int8 (CPU; the extra `openvino`).
         root: folder that a relative `model` may lie in.
     """
 
@@ -102,9 +105,9 @@ class Clap:
         self.root = Path(root)
         self.model, self.revision, self.backend = model, revision, backend
         self.device = choose_device("cpu" if device == "auto" and backend != "torch" else device, KEY)
-        if backend == "openvino" and self.device != "cpu":
+        if backend != "torch" and self.device != "cpu":
             raise ConfigError(
-                f"{KEY}.backend openvino computes on the CPU", f"set {KEY}.device to cpu, or the backend to torch"
+                f"{KEY}.backend {backend} computes on the CPU", f"set {KEY}.device to cpu, or the backend to torch"
             )
         self.precision = choose_precision(precision, self.device)
         self._folder: Path | None = None
@@ -164,13 +167,18 @@ class Clap:
 
     def describe_sounds(self) -> dict[str, Any]:
         """Everything but the sound that shapes its vector."""
-        return {
+        mark = {
             "name": self.name,
             "version": self.version,
             **self.identity,
             "precision": self.precision,
             "backend": self.backend,
         }
+        return {**mark, "int8": self.describe_int8()} if self.backend == "openvino-int8" else mark
+
+    def describe_int8(self) -> dict[str, Any]:
+        """Everything that shapes the quantised network."""
+        return {**self.identity, "calibration": calibration.VERSION, "exact": EXACT}
 
     def describe(self) -> dict[str, Any]:
         """Name, family, checkpoint and precision: the fingerprint of the space."""
@@ -197,10 +205,39 @@ class Clap:
             if self.backend == "openvino":
                 from pipeline_steps.encoders.openvino_backend import compiled
 
-                mel = self.front_end
-                example = torch.zeros(1, 1, 1 + mel.samples // mel.hop, mel.bands)
-                self._sounds = compiled(_AudioTower(self._network), example, torch.get_num_threads())
+                self._sounds = compiled(_AudioTower(self._network), self._example(), torch.get_num_threads())
+            elif self.backend == "openvino-int8":
+                self._sounds = None  # with the first sound: who asks with a text needs no quantised network
         return self
+
+    def int8_network(self) -> bytes:
+        """The audio tower in 8-bit integers, for `adopt_int8_network`: a minute's work that need not be done twice.
+
+        Raises:
+            ConfigError: the extra `openvino` is not installed.
+        """
+        from pipeline_steps.encoders.openvino_backend import quantised
+
+        self.load()
+        mel = self.front_end
+        sounds = torch.from_numpy(np.stack(list(calibration.signals(mel.samples, mel.sample_rate))))
+        with torch.inference_mode():
+            features = [clap_log_mel(sound[None], mel)[:, None] for sound in sounds]
+        return quantised(_AudioTower(self._network), self._example(), features, EXACT)
+
+    def adopt_int8_network(self, block: bytes) -> None:
+        """Hear with this network, which `int8_network` made, here or elsewhere.
+
+        Raises:
+            ConfigError: the extra `openvino` is not installed.
+        """
+        from pipeline_steps.encoders.openvino_backend import opened
+
+        self._sounds = opened(block, torch.get_num_threads())
+
+    def _example(self) -> torch.Tensor:
+        mel = self.front_end
+        return torch.zeros(1, 1, 1 + mel.samples // mel.hop, mel.bands)
 
     def prepare(self, samples_48k: FloatArray) -> FloatArray:
         """Windows [N, T] of a mono 48 kHz sound at the checkpoint's sample rate.
@@ -217,6 +254,8 @@ class Clap:
         """Unit rows [N, dimension] of the windows of N sounds: the mean over the unit vectors of their windows."""
         if not len(sounds):
             return np.zeros((0, self.dimension), np.float32)
+        if self._sounds is None and self._network is not None:  # openvino-int8, and nobody has given us the network
+            self.adopt_int8_network(self.int8_network())
         windows = torch.from_numpy(np.concatenate(sounds))
         together = WINDOWS_TOGETHER if self.device == "cuda" else 1
         vectors = self._batched(self._embed_windows, windows, together).astype(np.float64)

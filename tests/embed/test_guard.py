@@ -1,0 +1,127 @@
+"""The guard of int8: what it measures, and what the stage does with its answer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_catalog import bytes_below, write_catalog
+from test_embed_step import write_events
+
+from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.vectors import unit_rows
+from pipeline_steps.embed.config import Config
+from pipeline_steps.embed.guard import FEWEST, SAMPLE, agreement, sample
+from pipeline_steps.embed.step import run
+
+sys.path.append(str(Path(__file__).parents[1] / "encoders"))
+from tiny_clap import clap_checkpoint
+
+RANDOM = np.random.default_rng(0)
+ROWS = unit_rows(RANDOM.standard_normal((200, 16)).astype(np.float32))
+
+
+def test_equal_vectors_agree_wholly() -> None:
+    found = agreement(ROWS, ROWS.copy())
+    assert (found["sounds"], found["recall_at_10"], found["shared_at_10"]) == (200, 1.0, 1.0)
+    assert found["cosine_min"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_noise_costs_recall_little_by_little() -> None:
+    noise = RANDOM.standard_normal(ROWS.shape).astype(np.float32)
+    found = [agreement(ROWS, unit_rows(ROWS + size * noise)) for size in (0.01, 0.1, 1.0)]
+    for name in ("recall_at_10", "shared_at_10", "cosine_mean", "cosine_min"):
+        values = [row[name] for row in found]
+        assert values == sorted(values, reverse=True)
+    assert found[0]["recall_at_10"] == 1.0
+    assert found[2]["recall_at_10"] < 0.7
+
+
+def test_vectors_turned_all_alike_are_found_out() -> None:
+    turn = np.linalg.qr(np.random.default_rng(1).standard_normal((16, 16)))[0].astype(np.float32)
+    turned = ROWS @ turn
+    np.testing.assert_allclose(turned @ turned.T, ROWS @ ROWS.T, atol=1e-5)  # among themselves nothing has changed
+    assert agreement(ROWS, turned)["recall_at_10"] < 0.5
+
+
+def test_the_sample_is_stable_under_a_new_sound() -> None:
+    ids = [f"{number:032x}" for number in RANDOM.permutation(1000)]
+    chosen = sample(ids)
+    assert len(chosen) == SAMPLE
+    assert sample(ids[::-1]) == chosen
+    assert len(set(sample([*ids, "0" * 31 + "g"])) - set(chosen)) <= 1
+    assert sample(ids[:3]) == sorted(ids[:3])
+
+
+def pool(layout: Layout, demo: Path, assets: Path, count: int) -> None:
+    """A catalog of the first so many demo sounds."""
+    names = sorted(path.stem.removeprefix("s-") for path in (demo / "sounds").glob("*.ogg"))[:count]
+    assert len(names) == count
+    write_catalog(layout, demo, ["dog-000"], names, assets=assets)
+
+
+def settings(memo: Path, floor: float = 0.99, backend: str = "openvino-int8") -> Config:
+    clap = {"model": "checkpoint", "backend": backend, "int8_recall_floor": floor}
+    return Config(encoder="clap", clap=clap, memo=str(memo))
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory, demo: Path, assets: Path) -> Layout:
+    pytest.importorskip("nncf")
+    made = Layout(tmp_path_factory.mktemp("int8"))
+    pool(made, demo, assets, FEWEST)
+    write_events(made, {"a" * 32: "a dog barking"})
+    clap_checkpoint(made.root / "checkpoint")
+    return made
+
+
+def test_int8_is_used_where_its_recall_reaches_the_floor_and_else_float32(
+    layout: Layout, demo: Path, assets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    memo = tmp_path / "memo"
+    with caplog.at_level(logging.INFO):
+        passed = run(settings(memo, floor=0.0), layout)
+    assert "int8 is used: recall@10" in caplog.text
+    told = passed.metrics["int8"]
+    assert (told["used"], told["sounds"], told["floor"]) == (True, FEWEST, 0.0)
+    assert 0 < told["recall_at_10"] < 0.99, "a network of random weights hardly tells sounds apart"
+    assert told["cosine_mean"] > 0.999
+    assert (passed.computed, passed.reused) == (FEWEST + 1, 0)
+    quick = bytes_below(layout.embeddings)
+    assert json.loads(quick["meta.json"])["parameters"]["backend"] == "openvino-int8"
+
+    again = run(settings(memo, floor=0.0), layout)
+    assert (again.computed, again.reused, again.metrics["int8"]) == (0, FEWEST + 1, told)
+    assert bytes_below(layout.embeddings) == quick
+
+    caplog.clear()
+    refused = run(settings(memo), layout)
+    assert "int8 is not used, float32 is: recall@10" in caplog.text
+    assert refused.metrics["int8"] == {**told, "used": False, "floor": 0.99, "reason": "recall is below the floor"}
+    exact = bytes_below(layout.embeddings)
+    assert exact["audio.npy"] != quick["audio.npy"]
+    assert exact["text.npy"] == quick["text.npy"]
+    plain = run(settings(tmp_path / "other", backend="openvino"), layout)
+    assert bytes_below(layout.embeddings) == exact, "as if nobody had asked for int8"
+    assert "int8" not in plain.metrics
+
+    pool(layout, demo, assets, FEWEST + 1)
+    grown = run(settings(memo, floor=0.0), layout)
+    assert (grown.computed, grown.metrics["int8"]["sounds"]) == (1, FEWEST + 1), "one more sound costs one more vector"
+    parts = list((memo / "embed-int8").rglob("*.parquet"))
+    assert len(parts) == 1, "the network was quantised once"
+
+
+def test_a_pool_too_small_to_judge_is_embedded_in_float32(
+    layout: Layout, demo: Path, assets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool(layout, demo, assets, 3)
+    report = run(settings(tmp_path / "memo", floor=0.0), layout)
+    assert "3 sounds are too few" in caplog.text
+    assert report.metrics["int8"] == {"used": False, "reason": "fewer than 40 sounds to judge by", "floor": 0.0, "sounds": 3}
+    assert json.loads((layout.embeddings / "meta.json").read_text())["parameters"]["backend"] == "openvino"
+    assert not (tmp_path / "memo/embed-int8").exists()
