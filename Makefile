@@ -6,7 +6,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: install install-dev demo test lint types services services-stop services-status services-check services-test check clean
+.PHONY: install install-dev demo test test-full lint types services services-stop services-status services-check services-test check clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -31,7 +31,10 @@ demo: install  ## virtual env, pinned install, weights, `dvc repro`, prints wher
 	sonify report
 
 test: install-dev  ## everything the tests need, then the tests
-	pytest -n 3 --dist worksteal -m "not services"
+	pytest -n 3 --dist worksteal -m "not services and not full"
+
+test-full: install-dev  ## what only presets full and full-ray use: the preset itself, Ray, several processes, 8-bit integers
+	pytest -n 2 --dist worksteal -m full
 
 lint: install-dev
 	ruff check .
@@ -55,7 +58,7 @@ services-check: install-dev  ## the services on a calm day: doors, a scheduled r
 services-test: install-dev  ## all of it: outages, kill -9, backup, pages in a browser; some ten minutes
 	SERVICES_TEST=whole pytest -p no:xdist -rs tests/infra tests/services
 
-check: lint types test services-check  ## what CI runs
+check: lint types test test-full services-check  ## what CI runs
 
 clean:
 	rm -rf $(VENV) .cache .runs error.json

@@ -20,7 +20,7 @@ from ray_cluster import Cluster, driver, finished, kill_tree, two_raylets, wait_
 DRIVER = str(Path(__file__).with_name("counting_driver.py"))
 ITEMS, BATCH, ACTORS = 40, 4, 2
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full, pytest.mark.fault, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -79,6 +79,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory, demo: Path, assets: Path) -
     return made
 
 
+@pytest.mark.full
 def test_int8_is_used_where_its_recall_reaches_the_floor_and_else_float32(
     layout: Layout, demo: Path, assets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

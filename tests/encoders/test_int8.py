@@ -14,6 +14,7 @@ from pipeline_steps.core.errors import ConfigError
 from pipeline_steps.encoders.calibration import SIGNALS, signals
 from pipeline_steps.encoders.clap import Clap
 
+pytestmark = pytest.mark.full
 pytest.importorskip("openvino")
 pytest.importorskip("nncf")
 RANDOM = np.random.default_rng(1)

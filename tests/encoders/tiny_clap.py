@@ -67,34 +67,6 @@ def clap_config(vocabulary: int, fused: bool = False, full_size: bool = False) -
     return ClapConfig(audio_config=audio, text_config=text, projection_dim=24)
 
 
-def centred(folder: Path) -> Path:
-    """The checkpoint with its sounds spread around zero, as training spreads them: the last bias takes away their mean.
-
-    With random weights all sounds lie within a hundredth of a degree, where no neighbour means anything.
-    """
-    from safetensors.torch import load_file, save_file
-    from transformers import ClapModel
-
-    from pipeline_steps.audio.log_mel import clap_log_mel
-    from pipeline_steps.encoders.calibration import signals
-    from pipeline_steps.encoders.clap import read_front_end
-
-    mel = read_front_end(folder)
-    model = ClapModel.from_pretrained(folder).eval()
-    found: list[torch.Tensor] = []
-    model.audio_projection.register_forward_hook(lambda module, inputs, output: found.append(output))
-    with torch.inference_mode():
-        for number, sound in enumerate(signals(mel.samples, mel.sample_rate)):
-            if number % 3 == 0:
-                model.get_audio_features(
-                    clap_log_mel(torch.from_numpy(sound[None]), mel)[:, None], torch.zeros(1, 1, dtype=torch.bool)
-                )
-    weights = load_file(folder / "model.safetensors")
-    weights["audio_projection.linear2.bias"] = weights["audio_projection.linear2.bias"] - torch.cat(found).mean(0)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
 def clap_checkpoint(folder: Path, fused: bool = False, full_size: bool = False, seed: int = 0) -> Path:
     """Write a checkpoint in the layout of published ones."""
     from transformers import ClapFeatureExtractor, ClapModel

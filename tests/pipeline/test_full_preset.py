@@ -28,7 +28,7 @@ LABELS = ("cow", "sheep", "dog", "duck", "horse", "guitar")
 STAGES = ("assets", "ingest", "caption", "embed", "retrieve", "pair", "train", "evaluate")
 JUDGES = ("dinov2", "ssd_mobilenet_v2")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.full, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 # The captioner, untrained, says one of a few things of each picture, so what is held out was heard in training and pairs
 # spread over the splits; see `talkative_qwen2_5_vl`.

@@ -28,7 +28,7 @@ PICTURES = ["bison-000", "electric-guitar-000", "hammer-000", "apple-green-000",
 SOUNDS = ["dog-003", "sheep-000", "train-000", "trumpet-000"]
 BATCH = 1
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full, pytest.mark.fault, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -146,6 +146,7 @@ def _kill_after_a_checkpoint(layout: Layout, *processes: subprocess.Popen[str]) 
     assert len(list(layout.runs.rglob("last.ckpt"))) == 1
 
 
+@pytest.mark.full
 def test_two_processes_that_share_a_model_killed_and_started_again_end_as_one(
     in_two_microbatches: Layout, make_project: MakeProject, project: Path, tmp_path: Path
 ) -> None:
@@ -160,6 +161,7 @@ def test_two_processes_that_share_a_model_killed_and_started_again_end_as_one(
     assert len((layout.model / "training/loss.csv").read_text().splitlines()) == 11
 
 
+@pytest.mark.full
 def test_two_machines_killed_and_started_again_end_as_one(
     in_two_microbatches: Layout, make_project: MakeProject, project: Path, tmp_path: Path
 ) -> None:
