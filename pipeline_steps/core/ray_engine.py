@@ -14,11 +14,11 @@ import pickle
 import secrets
 import signal
 import socket
+import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,13 @@ def _cluster(settings: Ray) -> Iterator[Any]:
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_AUTO_CONNECT="0")
     own = settings.address == ""
     if own:  # its ports are open to the network: whoever connects must know a token that only this process's children have
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_token())
+        if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":  # Ray reads the mode when it is imported
+            raise ConfigError(
+                "engine ray: this process imported ray before, so a Ray of its own would have no token",
+                "set RAY_AUTH_MODE=token before `import ray`, or name a cluster in <stage>.ray.address",
+            )
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray reads it once: the same for every later start
         os.environ.setdefault("RAY_worker_niceness", "0")  # actors are the stage itself, and not to wait for all else
     try:
         import ray
@@ -189,12 +195,6 @@ def _cluster(settings: Ray) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
-
-
-@cache
-def _token() -> str:
-    """One for all clusters that this process starts: Ray reads it once, and would not be let into a second one with another."""
-    return secrets.token_hex(32)
 
 
 def _connect(ray: Any, settings: Ray) -> None:

@@ -13,14 +13,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 
 from pipeline_steps.core.errors import ConfigError, IntegrityError
-from pipeline_steps.encoders.checkpoint import (
-    check_checkpoint,
-    check_json,
-    fetch_checkpoint,
-    identity,
-    load_weights,
-    locate,
-)
+from pipeline_steps.encoders.checkpoint import Checkpoint, check_checkpoint, check_json, load_weights
 
 FILES = (
     "scheduler/scheduler_config.json",
@@ -43,7 +36,7 @@ FOREIGN = ("encoder_hid_dim_type", "addition_embed_type", "class_embed_type", "t
 Solver = Literal["dpm++", "ddim"]
 
 
-class Backbone:
+class Backbone(Checkpoint):
     """The frozen model. Not a torch module on purpose: what holds it neither trains, saves nor averages it.
 
     Args:
@@ -54,6 +47,8 @@ class Backbone:
         root: folder that a relative `model` may lie in.
     """
 
+    files = FILES
+
     def __init__(
         self,
         model: str,
@@ -62,10 +57,9 @@ class Backbone:
         key: str = "train.backbone",
         root: Path = Path(),
     ) -> None:
-        self.model, self.revision, self.dtype, self.key, self.root = model, revision, dtype, key, Path(root)
+        super().__init__(model, revision, key, root)
+        self.dtype = dtype
         self.device = torch.device("cpu")
-        self._folder: Path | None = None
-        self._identity: dict[str, str] = {}
         self._text: Any = None
         self._tokenizer: Any = None
         self.unet: Any = None
@@ -75,22 +69,7 @@ class Backbone:
         """Itself: an averaged copy of a model that holds it needs no second frozen one."""
         return self
 
-    def fetch(self) -> Path:
-        """Folder of the checkpoint, fetched if need be and checked; weights are not loaded. Calling it again does nothing.
-
-        Raises:
-            ConfigError: not a model of this class.
-            IntegrityError: a part is missing, pickled, or wants to run code.
-        """
-        if self._folder is None:
-            model = locate(self.model, self.root)
-            folder = fetch_checkpoint(model, self.revision, self.key, FILES)
-            self._check(folder)
-            self._identity = identity(model, self.revision, folder, self.key, FILES)
-            self._folder = folder
-        return self._folder
-
-    def _check(self, folder: Path) -> None:
+    def _accept(self, folder: Path) -> None:
         def refuse(why: str) -> None:
             raise ConfigError(
                 f"{self.key}.model: {self.model}: {why}", "name a Stable Diffusion 1.x or 2.x text-to-image model"
@@ -126,8 +105,7 @@ class Backbone:
 
     def describe(self) -> dict[str, str]:
         """Identity: hub id and commit, or a folder's sha256."""
-        self.fetch()
-        return {"name": "backbone", **self._identity}
+        return {"name": "backbone", **self.identity}
 
     def load(self) -> Self:
         """Load U-Net and autoencoder (the text encoder when it is first asked); calling it again does nothing.

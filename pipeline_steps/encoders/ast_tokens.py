@@ -18,15 +18,7 @@ import torch
 from pipeline_steps.audio.log_mel import AstMel, ast_log_mel, in_threads
 from pipeline_steps.audio.resample import resample
 from pipeline_steps.core.errors import ConfigError, IntegrityError
-from pipeline_steps.encoders.checkpoint import (
-    check_checkpoint,
-    choose_device,
-    choose_precision,
-    fetch_checkpoint,
-    identity,
-    load_weights,
-    locate,
-)
+from pipeline_steps.encoders.checkpoint import Checkpoint, check_checkpoint, choose_device, choose_precision, load_weights
 from pipeline_steps.encoders.protocols import FloatArray
 
 STORED_RATE = 48_000
@@ -51,7 +43,7 @@ def read_front_end(folder: Path) -> AstMel:
     return AstMel(*(kind(settings[name]) for name, kind in zip(kept, (int, int, int, float, float), strict=True)))
 
 
-class AstTokens:
+class AstTokens(Checkpoint):
     """`AudioTokenizer` over transformers' ASTModel. Weights from safetensors alone, no code of the checkpoint.
 
     Args:
@@ -76,38 +68,23 @@ class AstTokens:
         key: str = "train.sound.ast",
         root: Path = Path(),
     ) -> None:
-        self.model, self.revision, self.key, self.root = model, revision, key, Path(root)
+        super().__init__(model, revision, key, root)
         self.device = choose_device(device, key)
         self.precision = choose_precision(precision, self.device)
-        self._folder: Path | None = None
         self._config: Any = None
-        self._identity: dict[str, str] = {}
         self._network: Any = None
         self.front_end = AstMel()
 
-    def fetch(self) -> Path:
-        """Folder of the checkpoint, fetched if need be and checked; weights are not loaded. Calling it again does nothing.
+    def _accept(self, folder: Path) -> None:
+        from transformers import ASTConfig
 
-        Raises:
-            ConfigError: not an AST checkpoint.
-        """
-        if self._folder is None:
-            from transformers import ASTConfig
-
-            model = locate(self.model, self.root)
-            folder = fetch_checkpoint(model, self.revision, self.key)
-            kind = check_checkpoint(folder).get("model_type")
-            if kind != MODEL_TYPE:
-                raise ConfigError(
-                    f"{self.key}.model: {self.model} is of type {kind}, not {MODEL_TYPE}", "name an AST checkpoint"
-                )
-            self._config = ASTConfig.from_pretrained(folder, local_files_only=True)
-            self.front_end = read_front_end(folder)
-            if (self._config.num_mel_bins, self._config.max_length) != (self.front_end.bands, self.front_end.frames):
-                raise IntegrityError(f"{folder}: model and extractor disagree on bands or frames", "fetch the checkpoint again")
-            self._identity = identity(model, self.revision, folder, self.key)
-            self._folder = folder
-        return self._folder
+        kind = check_checkpoint(folder).get("model_type")
+        if kind != MODEL_TYPE:
+            raise ConfigError(f"{self.key}.model: {self.model} is of type {kind}, not {MODEL_TYPE}", "name an AST checkpoint")
+        self._config = ASTConfig.from_pretrained(folder, local_files_only=True)
+        self.front_end = read_front_end(folder)
+        if (self._config.num_mel_bins, self._config.max_length) != (self.front_end.bands, self.front_end.frames):
+            raise IntegrityError(f"{folder}: model and extractor disagree on bands or frames", "fetch the checkpoint again")
 
     @property
     def dimension(self) -> int:
@@ -129,9 +106,8 @@ class AstTokens:
 
     def describe(self) -> dict[str, Any]:
         """Name, family, checkpoint and precision: everything but the sound that shapes its tokens."""
-        self.fetch()
         named = {"name": self.name, "family": self.family, "version": self.version}
-        return {**named, **self._identity, "precision": self.precision}
+        return {**named, **self.identity, "precision": self.precision}
 
     def load(self) -> Self:
         """Load the weights; calling it again does nothing.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError, ServiceError
 from pipeline_steps.core.identity import sha256_bytes, sha256_file
@@ -16,6 +17,50 @@ FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 """What is fetched and hashed: configurations, weights that cannot run code, vocabularies, chat templates."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Checkpoint(ABC):
+    """A network of others, by hub id and commit or by folder. Fetching it and loading its weights are separate steps.
+
+    Args:
+        model: hub id or local folder.
+        revision: commit of a hub id; sha256 of a folder, checked when given.
+        key: of params.yaml, for messages.
+        root: folder that a relative `model` may lie in.
+    """
+
+    files: ClassVar[Sequence[str]] = FILES
+    """Patterns of what is fetched and hashed."""
+
+    def __init__(self, model: str, revision: str, key: str, root: Path = Path()) -> None:
+        self.model, self.revision, self.key, self.root = model, revision, key, Path(root)
+        self._folder: Path | None = None
+        self._identity: dict[str, str] = {}
+
+    def fetch(self) -> Path:
+        """Folder of the checkpoint, fetched if need be and checked; weights are not loaded. Calling it again does nothing.
+
+        Raises:
+            ConfigError: a checkpoint of another kind.
+            IntegrityError: it wants to run code, has no safetensors, or is not what the revision says.
+        """
+        if self._folder is None:
+            model = locate(self.model, self.root)
+            folder = fetch_checkpoint(model, self.revision, self.key, self.files)
+            self._accept(folder)
+            self._identity = identity(model, self.revision, folder, self.key, self.files)
+            self._folder = folder
+        return self._folder
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Hub id and commit, or a folder's digest; never a path."""
+        self.fetch()
+        return self._identity
+
+    @abstractmethod
+    def _accept(self, folder: Path) -> None:
+        """Refuse a checkpoint of another kind; remember what its configuration says."""
 
 
 def fetch_checkpoint(model: str, revision: str, key: str, files: Sequence[str] = FILES) -> Path:

@@ -21,15 +21,7 @@ from pipeline_steps.audio.resample import resample
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError
 from pipeline_steps.core.vectors import unit_rows
 from pipeline_steps.encoders import calibration
-from pipeline_steps.encoders.checkpoint import (
-    check_checkpoint,
-    choose_device,
-    choose_precision,
-    fetch_checkpoint,
-    identity,
-    load_weights,
-    locate,
-)
+from pipeline_steps.encoders.checkpoint import Checkpoint, check_checkpoint, choose_device, choose_precision, load_weights
 from pipeline_steps.encoders.protocols import FloatArray
 
 STORED_RATE = 48_000
@@ -76,7 +68,7 @@ def read_front_end(folder: Path) -> ClapMel:
     raise IntegrityError(f"{folder}: preprocessor_config.json is missing", "fetch the checkpoint again, with all its files")
 
 
-class Clap:
+class Clap(Checkpoint):
     """`TextAudioEncoder` over transformers' ClapModel. Weights from safetensors alone, no code of the checkpoint.
 
     Args:
@@ -102,50 +94,31 @@ class Clap:
         backend: Backend = "torch",
         root: Path = Path(),
     ) -> None:
-        self.root = Path(root)
-        self.model, self.revision, self.backend = model, revision, backend
+        super().__init__(model, revision, KEY, root)
+        self.backend = backend
         self.device = choose_device("cpu" if device == "auto" and backend != "torch" else device, KEY)
         if backend != "torch" and self.device != "cpu":
             raise ConfigError(
                 f"{KEY}.backend {backend} computes on the CPU", f"set {KEY}.device to cpu, or the backend to torch"
             )
         self.precision = choose_precision(precision, self.device)
-        self._folder: Path | None = None
         self._config: dict[str, Any] = {}
-        self._identity: dict[str, str] = {}
         self._network: Any = None
         self._tokenizer: Any = None
         self._sounds: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.front_end = ClapMel()
 
-    def fetch(self) -> Path:
-        """Folder of the checkpoint, fetched if need be and checked; weights are not loaded. Calling it again does nothing.
-
-        Raises:
-            ConfigError: not a CLAP checkpoint.
-        """
-        if self._folder is None:
-            model = locate(self.model, self.root)
-            folder = fetch_checkpoint(model, self.revision, KEY)
-            self._config = check_checkpoint(folder)
-            if self._config.get("model_type") != "clap":
-                raise ConfigError(
-                    f"{KEY}.model: {self.model} is of type {self._config.get('model_type')}, not clap",
-                    "name a ClapModel checkpoint; laion-clap's own .pt files are for embed.encoder laion, or convert them",
-                )
-            self.front_end = read_front_end(folder)
-            bands = (self._config.get("audio_config") or {}).get("num_mel_bins", 64)
-            if bands != self.front_end.bands:
-                raise IntegrityError(f"{folder}: the model hears {bands} mel bands, its extractor makes {self.front_end.bands}")
-            self._identity = identity(model, self.revision, folder, KEY)
-            self._folder = folder
-        return self._folder
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """Hub id and commit, or a folder's digest."""
-        self.fetch()
-        return self._identity
+    def _accept(self, folder: Path) -> None:
+        self._config = check_checkpoint(folder)
+        if self._config.get("model_type") != "clap":
+            raise ConfigError(
+                f"{KEY}.model: {self.model} is of type {self._config.get('model_type')}, not clap",
+                "name a ClapModel checkpoint; laion-clap's own .pt files are for embed.encoder laion, or convert them",
+            )
+        self.front_end = read_front_end(folder)
+        bands = (self._config.get("audio_config") or {}).get("num_mel_bins", 64)
+        if bands != self.front_end.bands:
+            raise IntegrityError(f"{folder}: the model hears {bands} mel bands, its extractor makes {self.front_end.bands}")
 
     @property
     def dimension(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -11,15 +11,7 @@ import numpy as np
 import torch
 
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError
-from pipeline_steps.encoders.checkpoint import (
-    check_checkpoint,
-    choose_device,
-    choose_precision,
-    fetch_checkpoint,
-    identity,
-    load_weights,
-    locate,
-)
+from pipeline_steps.encoders.checkpoint import Checkpoint, check_checkpoint, choose_device, choose_precision, load_weights
 from pipeline_steps.encoders.protocols import FloatArray, Picture
 
 KEY = "evaluate.checkpoints"
@@ -27,8 +19,8 @@ TOGETHER = 32
 """Pictures of a forward pass on a GPU; on a CPU one at a time, so that a row's bytes never depend on its neighbours."""
 
 
-class CheckpointJudge(ABC):
-    """Fetching, loading and using a checkpoint are separate steps; what the networks share stands here.
+class CheckpointJudge(Checkpoint):
+    """What the networks share.
 
     Args:
         model: hub id or local folder.
@@ -46,43 +38,15 @@ class CheckpointJudge(ABC):
     def __init__(
         self, model: str, revision: str = "", device: str = "auto", precision: str = "float32", root: Path = Path()
     ) -> None:
-        self.model, self.revision, self.root = model, revision, Path(root)
+        super().__init__(model, revision, f"{KEY}.{self.name}", root)
         self.device = choose_device(device, KEY)
         self.precision = choose_precision(precision, self.device)
-        self._folder: Path | None = None
-        self._identity: dict[str, str] = {}
         self._network: Any = None
-
-    @property
-    def key(self) -> str:
-        """Of params.yaml, for messages."""
-        return f"{KEY}.{self.name}"
 
     @property
     def together(self) -> int:
         """Pictures of a forward pass."""
         return TOGETHER if self.device == "cuda" else 1
-
-    def fetch(self) -> Path:
-        """Folder of the checkpoint, fetched if need be and checked; weights are not loaded. Calling it again does nothing.
-
-        Raises:
-            ConfigError: a checkpoint of another kind.
-            IntegrityError: it wants to run code, has no safetensors, or is not what the revision says.
-        """
-        if self._folder is None:
-            model = locate(self.model, self.root)
-            folder = fetch_checkpoint(model, self.revision, self.key)
-            self._check(check_checkpoint(folder))
-            self._identity = identity(model, self.revision, folder, self.key)
-            self._folder = folder
-        return self._folder
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """Hub id and commit, or a folder's digest; never a path."""
-        self.fetch()
-        return self._identity
 
     def describe(self) -> dict[str, Any]:
         """Name, family, checkpoint and precision: everything but the picture that shapes its features."""
@@ -109,6 +73,9 @@ class CheckpointJudge(ABC):
     @abstractmethod
     def load(self) -> Self:
         """Load the weights; calling it again does nothing."""
+
+    def _accept(self, folder: Path) -> None:
+        self._check(check_checkpoint(folder))
 
     @abstractmethod
     def _check(self, config: dict[str, Any]) -> None:

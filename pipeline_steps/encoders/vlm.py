@@ -19,14 +19,7 @@ from pipeline_steps.encoders.caption_prompt import (
     caption_prompt,
     parse_answer,
 )
-from pipeline_steps.encoders.checkpoint import (
-    check_checkpoint,
-    choose_device,
-    choose_precision,
-    fetch_checkpoint,
-    identity,
-    vision_families,
-)
+from pipeline_steps.encoders.checkpoint import Checkpoint, check_checkpoint, choose_device, choose_precision, vision_families
 from pipeline_steps.encoders.protocols import Picture, SoundEvent
 from pipeline_steps.encoders.tagger import Caption, Rules
 from pipeline_steps.encoders.vlm_processor import load_processor
@@ -38,7 +31,7 @@ YES = ("yes", "Yes", "YES", " yes", " Yes")
 NO = ("no", "No", "NO", " no", " No")
 
 
-class Vlm:
+class Vlm(Checkpoint):
     """`SoundCaptioner` by a vision-language model (LLaVA, Qwen-VL, SmolVLM and other families).
 
     Greedy decoding, left padding, weights from safetensors alone, no code of the checkpoint.
@@ -66,27 +59,19 @@ class Vlm:
         precision: str = "auto",
         constrain: bool = True,
     ) -> None:
-        self.model, self.revision = model, revision
+        super().__init__(model, revision, KEY)
         self.rules, self.asking = rules or Rules(), asking or Asking()
         self.constrain = constrain
         self.device = choose_device(device, KEY)
         self.precision = choose_precision(precision, self.device)
-        self._folder: Path | None = None
         self._config: dict[str, Any] = {}
-        self._identity: dict[str, str] = {}
         self._model: Any = None
         self._processor: Any = None
         self._constraint: Any = None
         self._options: Any = None
 
-    def fetch(self) -> Path:
-        """Folder of the checkpoint, fetched if need be and checked; weights are not loaded. Calling it again does nothing."""
-        if self._folder is None:
-            folder = fetch_checkpoint(self.model, self.revision, KEY)
-            self._config = check_checkpoint(folder)
-            self._identity = identity(self.model, self.revision, folder, KEY)
-            self._folder = folder
-        return self._folder
+    def _accept(self, folder: Path) -> None:
+        self._config = check_checkpoint(folder)
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -101,11 +86,10 @@ class Vlm:
 
     def describe_answers(self) -> dict[str, Any]:
         """Everything but the picture that shapes an answer."""
-        self.fetch()
         asking = [self.asking.max_events, self.asking.max_new, self.asking.verify]
         decoding = {"sample": False, "precision": self.precision, "constrain": self.constrain}
         prompt = {"version": PROMPT_VERSION, "text": caption_prompt(self.asking.max_events)}
-        return {"name": self.name, "version": self.version, **self._identity, "asking": asking, **decoding, "prompt": prompt}
+        return {"name": self.name, "version": self.version, **self.identity, "asking": asking, **decoding, "prompt": prompt}
 
     def describe(self) -> dict[str, Any]:
         """`describe_answers`, the family, and the rules that turn an answer into a caption."""

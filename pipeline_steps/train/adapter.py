@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch.utils.data import IterableDataset
 
 from pipeline_steps.core.errors import ConfigError
 from pipeline_steps.core.identity import fingerprint
@@ -20,7 +19,7 @@ from pipeline_steps.diffusion.grids import GridEncoder
 from pipeline_steps.diffusion.pictures import square_picture, to_tensor
 from pipeline_steps.diffusion.resampler import TokenResampler
 from pipeline_steps.encoders.protocols import Picture
-from pipeline_steps.train.batches import WHOLE, Batch, Share, rows_of_step, step_generator
+from pipeline_steps.train.batches import WHOLE, Batch, BatchStream, Share, fixed_batch, rows_of_step, step_generator
 from pipeline_steps.train.config import Config
 from pipeline_steps.train.module import DiffusionTraining, rate_share
 from pipeline_steps.train.sounds import Tracks, distinct_sounds, tracks_of
@@ -120,14 +119,12 @@ def adapter_data(
     )
 
 
-class AdapterStream(IterableDataset[Batch]):
-    """Endless batches from step `first` on; batch k is a function of (seed, k). Latents are drawn from their distributions.
-
-    As in `BatchStream`, what is random is drawn for the whole optimiser step and then cut.
-    """
+class AdapterStream(BatchStream):
+    """Batches of recipe `adapter`. Latents are drawn from their distributions."""
 
     def __init__(self, data: AdapterData, backbone: Backbone, config: Config, first: int, share: Share = WHOLE) -> None:
-        self.data, self.backbone, self.config, self.first, self.share = data, backbone, config, first, share
+        super().__init__(first, share)
+        self.data, self.backbone, self.config = data, backbone, config
 
     def batch(self, step: int, micro: int = 0) -> Batch:
         """This process's batch of a step and microbatch."""
@@ -154,35 +151,20 @@ class AdapterStream(IterableDataset[Batch]):
             times=((torch.randint(times, (count,), generator=draws) + 0.5) / times)[mine],
             heard=(torch.rand(count, generator=draws) >= config.objective.condition_dropout)[mine],
             total=count,
-            part=share.rank * share.accumulate + micro,
+            part=share.part(micro),
             parts=share.parts,
             last=micro + 1 == share.accumulate,
         )
 
-    def __iter__(self) -> Iterator[Batch]:
-        step = self.first
-        while True:
-            for micro in range(self.share.accumulate):
-                yield self.batch(step, micro)
-            step += 1
-
 
 def held_out_batch(data: AdapterData, backbone: Backbone, seed: int, limit: int = 32) -> Batch | None:
-    """A fixed batch of held-out pairs: most likely latents, clean sounds, times spread evenly, always the same noise."""
+    """A fixed batch of held-out pairs: most likely latents, clean sounds."""
     rows = list(range(min(limit, len(data))))
     if not rows:
         return None
     mean = data.means[[data.pictures[row] for row in rows], 0].float()
-    noise = torch.randn(mean.shape, generator=step_generator(seed, "validation", 0))
-    return Batch(
-        step=0,
-        rows=rows,
-        latents=backbone.latents(mean, torch.zeros_like(mean), torch.zeros_like(mean)),
-        tokens=stack_grids([data.grids[data.sounds[row]][0] for row in rows]),
-        noise=noise,
-        times=torch.from_numpy((np.arange(len(rows)) + 0.5) / len(rows)).float(),
-        heard=torch.ones(len(rows), dtype=torch.bool),
-    )
+    latents = backbone.latents(mean, torch.zeros_like(mean), torch.zeros_like(mean))
+    return fixed_batch(rows, latents, stack_grids([data.grids[data.sounds[row]][0] for row in rows]), seed)
 
 
 def new_adapter(config: Config, backbone: Backbone, encoder: GridEncoder) -> AudioAdapter:
@@ -201,8 +183,7 @@ def new_adapter(config: Config, backbone: Backbone, encoder: GridEncoder) -> Aud
         raise ConfigError(f"train.backbone.prompt: {config.backbone.model} reads no text", "set it to an empty text")
     part = config.resampler
     resampler = TokenResampler(encoder.width, encoder.bands, width=backbone.width, **part.model_dump())
-    adapter = AudioAdapter(backbone, resampler, config.backbone.prompt)
-    return adapter
+    return AudioAdapter(backbone, resampler, config.backbone.prompt)
 
 
 def min_snr_weights(snr: torch.Tensor, gamma: float, prediction: str) -> torch.Tensor:

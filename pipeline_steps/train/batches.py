@@ -5,6 +5,7 @@ That is what makes a resumed run equal to an undisturbed one: nothing random has
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,9 +63,13 @@ class Share:
         """Slices of an optimiser step."""
         return self.ranks * self.accumulate
 
+    def part(self, micro: int) -> int:
+        """Place of microbatch `micro` of this process among them."""
+        return self.rank * self.accumulate + micro
+
     def slice_of(self, count: int, micro: int) -> slice:
         """Which of `count` samples microbatch `micro` of this process takes: together, each sample once."""
-        part = self.rank * self.accumulate + micro
+        part = self.part(micro)
         return slice(count * part // self.parts, count * (part + 1) // self.parts)
 
 
@@ -160,19 +165,37 @@ def rows_of_step(count: int, batch_size: int, seed: int, step: int) -> list[int]
     return rows
 
 
-class BatchStream(IterableDataset[Batch]):
-    """Endless batches from step `first` on. The codec is frozen; pictures are varied, then encoded.
+class BatchStream(IterableDataset[Batch], ABC):
+    """Endless batches of one process from step `first` on; batch k is a function of (seed, k).
 
     What is random is drawn for the whole optimiser step and then cut, so a run does not depend on how many processes and
     microbatches share it.
     """
 
+    def __init__(self, first: int, share: Share) -> None:
+        self.first = first
+        self.share = share
+
+    @abstractmethod
+    def batch(self, step: int, micro: int = 0) -> Batch:
+        """This process's batch of a step and microbatch."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        step = self.first
+        while True:
+            for micro in range(self.share.accumulate):
+                yield self.batch(step, micro)
+            step += 1
+
+
+class ScratchStream(BatchStream):
+    """Batches of recipe `scratch`. The codec is frozen; pictures are varied, then encoded."""
+
     def __init__(self, data: PairedData, codec: Codec, config: Config, first: int, share: Share = WHOLE) -> None:
+        super().__init__(first, share)
         self.data = data
         self.codec = codec
         self.config = config
-        self.first = first
-        self.share = share
         part = config.picture
         self._still: torch.Tensor | None = None
         if not (part.mirror or part.scale or part.shift):  # pictures never vary: encode them once
@@ -211,35 +234,30 @@ class BatchStream(IterableDataset[Batch]):
             times=logit_normal_times(count, objective.time_mean, objective.time_std, draws)[mine],
             heard=(torch.rand(count, generator=draws) >= objective.condition_dropout)[mine],
             total=count,
-            part=share.rank * share.accumulate + micro,
+            part=share.part(micro),
             parts=share.parts,
             last=micro + 1 == share.accumulate,
         )
 
-    def __iter__(self) -> Iterator[Batch]:
-        step = self.first
-        while True:
-            for micro in range(self.share.accumulate):
-                yield self.batch(step, micro)
-            step += 1
-
 
 def validation_batch(data: PairedData, codec: Codec, seed: int, limit: int = 64) -> Batch | None:
-    """A fixed batch of held-out pairs: unchanged pictures, clean sounds, times spread evenly, always the same noise."""
+    """A fixed batch of held-out pairs: unchanged pictures, clean sounds."""
     rows = list(range(min(limit, len(data))))
     if not rows:
         return None
-    draws = step_generator(seed, "validation", 0)
     with torch.no_grad():
         latents = codec.encode(data.pictures[rows])
-    times = torch.from_numpy((np.arange(len(rows)) + 0.5) / len(rows)).float()
+    return fixed_batch(rows, latents, data.clean_tokens(rows), seed)
+
+
+def fixed_batch(rows: list[int], latents: torch.Tensor, tokens: SoundTokens | SoundGrids, seed: int) -> Batch:
+    """A batch to compare losses by: times spread evenly, always the same noise, every sound heard."""
     return Batch(
         step=0,
         rows=rows,
         latents=latents,
-        tokens=data.clean_tokens(rows),
-        noise=torch.randn(latents.shape, generator=draws),
-        times=times,
+        tokens=tokens,
+        noise=torch.randn(latents.shape, generator=step_generator(seed, "validation", 0)),
+        times=torch.from_numpy((np.arange(len(rows)) + 0.5) / len(rows)).float(),
         heard=torch.ones(len(rows), dtype=torch.bool),
-        total=len(rows),
     )

@@ -21,7 +21,7 @@ from pipeline_steps.diffusion.grids import GridEncoder
 from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline, DrawingDefaults, ScratchPipeline
 from pipeline_steps.diffusion.storage import new_scheduler, save_model
 from pipeline_steps.train.adapter import AdapterStream, AdapterTraining, adapter_data, held_out_batch, new_adapter
-from pipeline_steps.train.batches import Batch, BatchStream, Share, paired_data, validation_batch
+from pipeline_steps.train.batches import Batch, BatchStream, ScratchStream, Share, paired_data, validation_batch
 from pipeline_steps.train.callbacks import Picture
 from pipeline_steps.train.codec_training import codec_psnr
 from pipeline_steps.train.config import Config
@@ -48,7 +48,7 @@ class Recipe:
     """
 
     module: DiffusionTraining
-    stream: Callable[[int, Share], BatchStream | AdapterStream]
+    stream: Callable[[int, Share], BatchStream]
     held_out: Callable[[], Batch | None]
     draw: Callable[[], Picture]
     save: Callable[[Path], None]
@@ -107,7 +107,7 @@ def scratch_recipe(
     counts = {"pairs_train": len(train), "pairs_val": len(val), "sounds_train": len(train.tokens)}
     return Recipe(
         module=DiffusionTraining(config, denoiser, digest),
-        stream=lambda first, share: BatchStream(train, codec, config, first, share),
+        stream=lambda first, share: ScratchStream(train, codec, config, first, share),
         held_out=lambda: validation_batch(val, codec, config.seed),
         draw=lambda: grid_of(pipeline, lambda row: shown.clean_tokens([row]), len(shown), config.seed),
         save=lambda target: save_model(target, denoiser, codec, scheduler, asdict(pipeline.defaults), assets),

@@ -99,12 +99,24 @@ def test_a_node_killed_in_mid_run_costs_its_batch(cluster: Cluster, tmp_path: Pa
     check(tmp_path, finished(running), killed=1)
 
 
+NO_TOKEN = "import os; del os.environ['RAY_AUTH_MODE'], os.environ['RAY_AUTH_TOKEN']"
+
+
+def run_on_its_own(folder: Path) -> str:
+    """Two items on a Ray that the process starts by itself."""
+    folder.mkdir()
+    return f"sys.argv[1:] = [{str(folder)!r}, '', '2', '1', '1', '1']; runpy.run_path({DRIVER!r}, run_name='__main__')"
+
+
 def test_a_process_may_start_ray_twice(tmp_path: Path) -> None:
     """As `embed` does with an empty address: once for its texts, once for its sounds."""
-    lines = ["import runpy, sys"]
-    for name in ("texts", "sounds"):
-        (tmp_path / name).mkdir()
-        lines.append(f"sys.argv[1:] = [{str(tmp_path / name)!r}, '', '2', '1', '1', '1']")
-        lines.append(f"runpy.run_path({DRIVER!r}, run_name='__main__')")
+    lines = ["import runpy, sys", NO_TOKEN, *(run_on_its_own(tmp_path / name) for name in ("texts", "sounds"))]
     answers = finished(driver(["-c", "\n".join(lines)], tmp_path)).splitlines()
     assert [json.loads(answer)["right"] for answer in answers[-2:]] == [2, 2]
+
+
+def test_a_ray_that_was_imported_without_a_token_is_refused(tmp_path: Path) -> None:
+    lines = ["import runpy, sys", NO_TOKEN, "import ray", run_on_its_own(tmp_path / "texts")]
+    error = json.loads(finished(driver(["-c", "\n".join(lines)], tmp_path)).splitlines()[-1])["error"]
+    assert (error["kind"], error["transient"]) == ("configuration", False)
+    assert "RAY_AUTH_MODE" in error["action"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,9 +66,9 @@ def pool(layout: Layout, demo: Path, assets: Path, count: int) -> None:
     write_catalog(layout, demo, ["dog-000"], names, assets=assets)
 
 
-def settings(memo: Path, floor: float = 0.99, backend: str = "openvino-int8") -> Config:
+def settings(memo: Path, floor: float = 0.99, backend: str = "openvino-int8", **engine: Any) -> Config:
     clap = {"model": "checkpoint", "backend": backend, "int8_recall_floor": floor}
-    return Config(encoder="clap", clap=clap, memo=str(memo))
+    return Config(encoder="clap", clap=clap, memo=str(memo), **engine)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,19 @@ def test_int8_is_used_where_its_recall_reaches_the_floor_and_else_float32(
     assert (grown.computed, grown.metrics["int8"]["sounds"]) == (1, FEWEST + 1), "one more sound costs one more vector"
     parts = list((memo / "embed-int8").rglob("*.parquet"))
     assert len(parts) == 1, "the network was quantised once"
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_the_actors_of_a_cluster_hear_with_one_network(layout: Layout, demo: Path, assets: Path, tmp_path: Path) -> None:
+    pool(layout, demo, assets, FEWEST)
+    told = run(settings(tmp_path / "local", floor=0.0), layout).metrics["int8"]
+    made = bytes_below(layout.embeddings)
+    shutil.rmtree(layout.embeddings)
+    spread = run(settings(tmp_path / "spread", floor=0.0, engine="ray", ray={"min_actors": 2, "max_actors": 2}), layout)
+    assert (spread.computed, spread.metrics["int8"]) == (FEWEST + 1, told)
+    assert bytes_below(layout.embeddings) == made
+    assert len(list((tmp_path / "spread/embed-int8").rglob("*.parquet"))) == 1, "the network was quantised once"
 
 
 def test_a_pool_too_small_to_judge_is_embedded_in_float32(

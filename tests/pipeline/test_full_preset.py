@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +13,13 @@ from huggingface_hub import constants
 from ruamel.yaml import YAML
 from safetensors import safe_open
 
+from pipeline_steps.__main__ import STAGES
 from pipeline_steps.diffusion.adapter_pipeline import AdapterPipeline
 from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline
+from tests.pipeline.small_project import PROJECT, build, demo_rows, repro, write_params
 from tests.pipeline.tiny_hub import fill_hub
 
-PROJECT = Path(__file__).resolve().parents[2]
-DVC = str(Path(sys.executable).with_name("dvc"))
 LABELS = ("cow", "sheep", "dog", "duck", "horse", "guitar")
-STAGES = ("assets", "ingest", "caption", "embed", "retrieve", "pair", "train", "evaluate")
 JUDGES = ("dinov2", "ssd_mobilenet_v2")
 
 pytestmark = [pytest.mark.full, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -62,58 +56,15 @@ SHRUNK: dict[str, Any] = {
 }
 
 
-def change(params: Any, changes: dict[str, Any]) -> None:
-    for key, value in changes.items():
-        *sections, name = key.split(".")
-        node = params
-        for section in sections:
-            node = node[section]
-        assert name in node, f"{key} is no longer a parameter"
-        node[name] = value
-
-
-def build(folder: Path, preset: str = "full") -> dict[str, str]:
-    """A small project: the real code and graph, a subset of the demo data, the preset shrunk."""
-    folder.mkdir()
-    for name in ("dvc.yaml", ".dvcignore", "assets.toml"):
-        shutil.copy(PROJECT / name, folder / name)
-    shutil.copytree(PROJECT / "pipeline_steps", folder / "pipeline_steps", ignore=shutil.ignore_patterns("__pycache__"))
-    yaml = YAML()
-    params = yaml.load(PROJECT / f"presets/{preset}.yaml")
-    rows = list(csv.DictReader((PROJECT / "data/demo/manifest.csv").open()))
-    chosen = [row for row in rows if row["label"] in LABELS]
-    for row in chosen:
-        target = folder / "data/demo" / row["file"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(PROJECT / "data/demo" / row["file"], target)
-    with (folder / "data/demo/manifest.csv").open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(chosen)
+def build_small(folder: Path, preset: str = "full") -> dict[str, str]:
+    """A subset of the demo data, the preset shrunk; returns the environment in which its hub is read."""
+    chosen = [row for row in demo_rows() if row["label"] in LABELS]
+    build(folder, chosen)
+    params = YAML().load(PROJECT / f"presets/{preset}.yaml")
     sounds = [folder / "data/demo" / row["file"] for row in chosen if row["kind"] == "sound"]
     hub = fill_hub(folder / "hub", params, sounds)
-    change(params, SHRUNK)
-    yaml.dump(params, folder / "params.yaml")
-    subprocess.run([DVC, "init", "--no-scm", "-q"], cwd=folder, check=True)
+    write_params(folder, params, SHRUNK)
     return hub
-
-
-def repro(folder: Path, hub: dict[str, str]) -> str:
-    """What `dvc repro` prints; each stage is a process of its own, and nothing but the hub's cache is read."""
-    environment = {
-        **os.environ,
-        **hub,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": "",
-        "SONIFY_WHEELS": str(PROJECT / ".cache/wheels"),
-        "OMP_NUM_THREADS": "1",
-        "SONIFY_TRACKING": "off",
-    }
-    done = subprocess.run(
-        [DVC, "repro"], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    return done.stdout
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -123,8 +74,8 @@ def read(path: Path) -> dict[str, Any]:
 @pytest.mark.usefixtures("assets")  # leaves the wheels in .cache/wheels
 def test_full_preset_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "project"
-    hub = build(folder)
-    said = repro(folder, hub)
+    hub = build_small(folder)
+    said = repro(folder, **hub)
     assert [stage for stage in STAGES if f"Running stage '{stage}'" in said] == list(STAGES)
 
     for stage in STAGES:
@@ -137,7 +88,7 @@ def test_full_preset_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     look_at_model(folder, named, hub, monkeypatch)
     look_at_evaluation(folder, named)
 
-    assert "Running stage" not in repro(folder, hub), "a second dvc repro must find nothing to do"
+    assert "Running stage" not in repro(folder, **hub), "a second dvc repro must find nothing to do"
 
 
 def look_at_captions_and_vectors(folder: Path, params: Any) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline_steps.diffusion.codec import PatchCodec
 from pipeline_steps.diffusion.conditioning import SoundTokens
-from pipeline_steps.train.batches import BatchStream, PairedData, rows_of_step, validation_batch
+from pipeline_steps.train.batches import PairedData, ScratchStream, rows_of_step, validation_batch
 from pipeline_steps.train.config import Config
 
 
@@ -21,7 +21,7 @@ def test_every_epoch_is_a_permutation_whatever_the_batch_size(count: int, batch_
     assert sorted(seen[count : 2 * count]) == list(range(count))
 
 
-def _stream(first: int) -> BatchStream:
+def _stream(first: int) -> ScratchStream:
     draws = torch.Generator().manual_seed(0)
     pictures = torch.rand(5, 3, 16, 16, generator=draws) * 2 - 1
     codec = PatchCodec(4, 0.5, 0)
@@ -38,7 +38,7 @@ def _stream(first: int) -> BatchStream:
             },
         }
     )
-    return BatchStream(PairedData(pictures, [0, 1, 0, 1, 0], tokens), codec, config, first)
+    return ScratchStream(PairedData(pictures, [0, 1, 0, 1, 0], tokens), codec, config, first)
 
 
 def test_a_stream_started_late_goes_on_as_the_first_would_have() -> None:

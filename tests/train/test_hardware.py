@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from pipeline_steps.core.errors import ConfigError, ResourceError
 from pipeline_steps.core.layout import Layout
 from pipeline_steps.train import step
-from pipeline_steps.train.batches import BatchStream, Share
+from pipeline_steps.train.batches import ScratchStream, Share
 from pipeline_steps.train.hardware import plan
 from tests.train.conftest import SMALL, phases, small_config
 from tests.train.test_batches import _stream
@@ -47,10 +47,10 @@ def test_slices_are_cuts_of_the_whole_batch() -> None:
     whole = _stream(0)
     part = whole.config.picture.model_copy(update={"mirror": 0.5, "shift": 0.1})
     config = whole.config.model_copy(update={"picture": part})
-    whole = BatchStream(whole.data, whole.codec, config, 0)
+    whole = ScratchStream(whole.data, whole.codec, config, 0)
     for number in (0, 4):
         expected = whole.batch(number)
-        cuts = [BatchStream(whole.data, whole.codec, config, 0, Share(rank, 2, 1)).batch(number) for rank in range(2)]
+        cuts = [ScratchStream(whole.data, whole.codec, config, 0, Share(rank, 2, 1)).batch(number) for rank in range(2)]
         assert [row for cut in cuts for row in cut.rows] == expected.rows
         for name in ("latents", "noise", "times", "heard"):
             assert torch.equal(torch.cat([getattr(cut, name) for cut in cuts]), getattr(expected, name)), name

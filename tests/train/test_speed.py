@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from pipeline_steps.train import compiling
-from pipeline_steps.train.batches import Batch, BatchStream, Share
+from pipeline_steps.train.batches import Batch, ScratchStream, Share
 from pipeline_steps.train.callbacks import EVERY, AveragedWeights, Metrics
 from pipeline_steps.train.compiling import Compilation, pays, uncompiled
 from pipeline_steps.train.config import Config
@@ -104,10 +104,10 @@ def test_the_average_moves_once_an_optimiser_step_with_microbatches() -> None:
 
 
 def test_a_step_is_left_out_if_one_of_its_microbatches_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = BatchStream.batch
+    honest = ScratchStream.batch
     seen: list[torch.Tensor] = []
 
-    def poisoned(stream: BatchStream, number: int, micro: int = 0) -> Batch:
+    def poisoned(stream: ScratchStream, number: int, micro: int = 0) -> Batch:
         batch = honest(stream, number, micro)
         return dataclasses.replace(batch, noise=batch.noise * float("nan")) if (number, micro) == (5, 0) else batch
 
@@ -116,7 +116,7 @@ def test_a_step_is_left_out_if_one_of_its_microbatches_is_not_finite(monkeypatch
             if batch.last:
                 seen.append(torch.cat([value.detach().flatten() for value in pl_module.parameters()]))
 
-    monkeypatch.setattr(BatchStream, "batch", poisoned)
+    monkeypatch.setattr(ScratchStream, "batch", poisoned)
     module, _ = tiny(accumulate=2)
     fit(module, Keep(), steps=8)
     assert [math.isfinite(row["loss"]) for row in module.history] == [True] * 5 + [False] + [True] * 2

@@ -20,7 +20,7 @@ from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError, R
 from pipeline_steps.core.layout import Layout
 from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline
 from pipeline_steps.train import step
-from pipeline_steps.train.batches import Batch, BatchStream
+from pipeline_steps.train.batches import Batch, ScratchStream
 from tests.train.conftest import SMALL, model_bytes, phases, small_config
 
 MakeProject = Callable[[Path], Layout]
@@ -114,13 +114,13 @@ def test_losses_that_are_not_finite_stop_it_with_a_diagnosis(
     make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = make_project(tmp_path)
-    honest = BatchStream.batch
+    honest = ScratchStream.batch
 
-    def poisoned(stream: BatchStream, number: int, micro: int = 0) -> Batch:
+    def poisoned(stream: ScratchStream, number: int, micro: int = 0) -> Batch:
         batch = honest(stream, number, micro)
         return dataclasses.replace(batch, noise=batch.noise * float("nan")) if number >= 5 else batch
 
-    monkeypatch.setattr(BatchStream, "batch", poisoned)
+    monkeypatch.setattr(ScratchStream, "batch", poisoned)
     with pytest.raises(DataError, match="3 steps in a row") as caught:
         step.run(small_config(), layout)
     assert caught.value.exit_code == 3
@@ -134,13 +134,13 @@ def test_losses_that_are_not_finite_stop_it_with_a_diagnosis(
 
 def test_one_bad_step_is_skipped(make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = make_project(tmp_path)
-    honest = BatchStream.batch
+    honest = ScratchStream.batch
 
-    def poisoned(stream: BatchStream, number: int, micro: int = 0) -> Batch:
+    def poisoned(stream: ScratchStream, number: int, micro: int = 0) -> Batch:
         batch = honest(stream, number, micro)
         return dataclasses.replace(batch, noise=batch.noise * float("nan")) if number == 1 else batch
 
-    monkeypatch.setattr(BatchStream, "batch", poisoned)
+    monkeypatch.setattr(ScratchStream, "batch", poisoned)
     step.run(small_config(optimiser=phases(1, 2)), layout)
     lines = (layout.model / "training/loss.csv").read_text().splitlines()
     assert lines[2].startswith("2,,")
