@@ -55,7 +55,7 @@ services-status:
 services-check: install-dev  ## the services on a calm day: doors, a scheduled run, an approval, passwords
 	pytest -p no:xdist -rs -m services tests/services
 
-services-test: install-dev  ## all of it: outages, kill -9, backup, pages in a browser; some ten minutes
+services-test: install-dev  ## all of it: outages, kill -9, backup, pages in a browser; thirteen minutes on two quiet cores
 	SERVICES_TEST=whole pytest -p no:xdist -rs tests/infra tests/services
 
 check: lint types test test-full services-check  ## what CI runs
