@@ -24,7 +24,7 @@ from tests.services.small_project import call
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(2700)]
 WHOLE = os.environ.get("SERVICES_TEST") == "whole"
-"""`make services-test` drives everything, in thirteen quiet minutes; `make services-check`, a part of CI, what a calm day holds."""
+"""`make services-test` drives everything (13 min); `make services-check`, a part of CI, what a calm day holds."""
 
 
 def test_a_day_with_the_services(place: Place, services_folder: Path) -> None:
