@@ -234,6 +234,30 @@ def test_a_cut_tar_keeps_what_came_before(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda raw, at: raw[: at + 150] + bytes([raw[at + 150] ^ 1]) + raw[at + 151 :], "the header at byte"),
+        (lambda raw, at: raw[: at + 200], "without its end marker"),
+        (lambda raw, at: raw[:at], "without its end marker"),
+        (lambda raw, at: raw[:at] + bytes(512) + raw[at + 512 :], "goes on after its end marker"),
+        (lambda raw, at: raw + raw, "goes on after its end marker"),
+    ],
+    ids=["one bit of a header", "cut in a header", "cut between members", "a header of zeros", "two tars"],
+)
+def test_a_damaged_tar_says_so_and_keeps_what_came_before(
+    tmp_path: Path, damage: Callable[[bytes, int], bytes], reason: str
+) -> None:
+    made.webdataset(tmp_path)
+    raw = (tmp_path / "train-000000.tar").read_bytes()
+    made.put(tmp_path / "x.tar", damage(raw, raw.index(b"000001.jpg")))
+    answer = list_archive(job(tmp_path, "x.tar"))
+    assert {file.shown for file in answer["files"]} >= {"x.tar/000000.jpg", "x.tar/000000.flac"}
+    (refused,) = answer["refused"]
+    assert (refused.shown, refused.code, reason in refused.reason) == ("x.tar", "ARCHIVE_CORRUPT", True), refused.reason
+
+
+@pytest.mark.fault
 @pytest.mark.parametrize("name", ["x.tar", "x.parquet", "x.arrow"])
 def test_rubbish_is_a_corrupt_archive(tmp_path: Path, name: str) -> None:
     made.put(tmp_path / name, b"\x1f\x8b rubbish " * 300)
