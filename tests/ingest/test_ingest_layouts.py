@@ -340,3 +340,14 @@ def test_the_labels_command_writes_what_evaluate_reads(tmp_path: Path) -> None:
 )
 def test_spdx(text: object, wanted: str | None) -> None:
     assert spdx(text) == wanted
+
+
+def test_pairing_knows_public_domain_as_ingest_and_the_demo_spell_it() -> None:
+    from pipeline_steps.pair.card import licence_url
+    from pipeline_steps.pair.licences import terms
+
+    for text in ("Public Domain", "https://creativecommons.org/publicdomain/mark/1.0/", "LicenseRef-Public-Domain"):
+        licence = spdx(text)
+        assert licence == "LicenseRef-Public-Domain"
+        assert (terms(licence).publishable, terms(licence).obligations) == (True, set())
+        assert licence_url(licence).startswith("https://")
