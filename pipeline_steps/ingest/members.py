@@ -233,8 +233,10 @@ def _parts(column: Any, name: str, whole: Any) -> list[Part | None]:
     _, ends, data = values.buffers()
     width = np.int64 if pa.types.is_large_binary(values.type) else np.int32
     offsets = np.frombuffer(ends, width)[values.offset : values.offset + len(values) + 1].astype(np.int64)
-    start = data.address - whole.address if data is not None else 0
-    if len(values) and not 0 <= start + int(offsets.min()) <= start + int(offsets.max()) <= whole.size:
+    # A batch without a byte of media has no place in the file for them: Arrow gives it an empty buffer of its own.
+    empty = data is None or not len(values) or offsets.min() == offsets.max()
+    start = 0 if empty else data.address - whole.address
+    if not empty and not 0 <= start + int(offsets.min()) <= start + int(offsets.max()) <= whole.size:
         raise RejectedError("ARCHIVE_CORRUPT", "the Arrow file is compressed; save it without compression")
     there = [bool(a and b) for a, b in zip(column.is_valid().to_pylist(), values.is_valid().to_pylist(), strict=True)]
     parts: list[Part | None] = []

@@ -279,6 +279,21 @@ def test_tables_without_media_or_with_compression_name_the_reason(tmp_path: Path
     assert "compressed" in refused.reason
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.struct([("bytes", pa.binary()), ("path", pa.string())])])
+def test_an_arrow_batch_without_bytes_is_not_embedded_and_the_next_ones_stay(tmp_path: Path, kind: pa.DataType) -> None:
+    def value(payload: bytes | None) -> Any:
+        return {"bytes": payload, "path": "a.png"} if pa.types.is_struct(kind) else payload
+
+    schema = pa.schema([("image", kind)])
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in ([made.picture(1)], [None, None], [], [b""], [None, made.picture(2)]):
+            writer.write_batch(pa.record_batch([pa.array([value(payload) for payload in batch], kind)], schema=schema))
+    answer = list_archive(job(tmp_path, "x.arrow"))
+    assert [file.shown.split("/")[1] for file in answer["files"]] == ["00000000", "00000005"]
+    codes = ["NOT_EMBEDDED", "NOT_EMBEDDED", "EMPTY_FILE", "NOT_EMBEDDED"]
+    assert [item.code for item in answer["refused"]] == codes
+
+
 def test_labels_leave_the_process_only_for_ground_truth(tmp_path: Path) -> None:
     made.esc50(tmp_path)
     names = ("meta/esc50.csv", "LICENSE")
