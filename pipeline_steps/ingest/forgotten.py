@@ -32,7 +32,7 @@ def parse(text: str) -> frozenset[str]:
     try:
         rows = list(reader)
     except csv.Error as error:
-        raise DataError(f"{NAME}: line {reader.line_num} cannot be read: {error}", "mend the row") from error
+        raise DataError(f"{NAME} cannot be read after line {reader.line_num}: {error}", "mend the row") from error
     if "item_id" not in (reader.fieldnames or []):
         raise DataError(f"{NAME} has no column item_id", f"its header is {','.join(COLUMNS)}")
     found = set()
