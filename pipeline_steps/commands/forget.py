@@ -298,7 +298,7 @@ def carry_out(layout: Layout, item: Item, plan: Plan, reason: str) -> None:
 
     root = pool_root(layout)
     listing = root / forgotten.NAME
-    text = listing.read_text(encoding="utf-8") if listing.is_file() else ""
+    text = forgotten.read(root) or ""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     write_bytes(listing, forgotten.added(text, [(item.item_id, item.kind, now, reason)]).encode("utf-8"))
     names = {*item.sources, *(path.relative_to(root).as_posix() for path in plan.files)}

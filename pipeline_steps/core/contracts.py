@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+PUBLIC_DOMAIN = "LicenseRef-Public-Domain"
+"""In a column `licence`: a work that no licence binds. SPDX has no id for it."""
+
 
 def _field(name: str, kind: pa.DataType, nullable: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=nullable)

@@ -7,6 +7,7 @@ processes may append, a killed stage keeps what it had, and a team may share the
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline_steps.core.errors import ResourceError, ServiceError, StageError
 from pipeline_steps.core.identity import sha256_bytes
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,11 @@ class Memo:
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
 
     def load(self, keys: Iterable[str], columns: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
-        """Known results among `keys`, all value columns or `columns`. A damaged part is set aside, its items computed again."""
+        """Known results among `keys`, all value columns or `columns`. A damaged part is set aside, its items computed again.
+
+        Raises:
+            ResourceError, ServiceError: a part could not be read (local, remote store); that says nothing about its content.
+        """
         names = list(self.schema.names[1:]) if columns is None else list(columns)
         found: dict[str, dict[str, Any]] = {}
         for table in self._parts(set(keys), names):
@@ -71,30 +77,46 @@ class Memo:
         if not self._fs.isdir(self._folder):
             return
         schema = pa.schema([self.schema.field(name) for name in ("key", *names)])
-        paths = sorted(path for path in self._fs.ls(self._folder, detail=False) if path.endswith(".parquet"))
+        try:
+            paths = sorted(path for path in self._fs.ls(self._folder, detail=False) if path.endswith(".parquet"))
+        except OSError as error:
+            raise self._unread(self._folder, error) from error
         with ThreadPoolExecutor(READERS) as readers:
             for start in range(0, len(paths), READ_AHEAD):
                 group = paths[start : start + READ_AHEAD]
                 for path, table in zip(group, readers.map(lambda path: self._table(path, schema), group), strict=True):
                     if isinstance(table, Exception):
                         log.warning("memo part %s is damaged (%s); set aside, its items will be computed again", path, table)
-                        self._fs.mv(path, path + ".damaged")
+                        with contextlib.suppress(FileNotFoundError):  # another reader was faster
+                            self._fs.mv(path, path + ".damaged")
+                        continue
+                    if table is None:
                         continue
                     # A lookup per key of the part, not one table of all wanted keys per part.
                     rows = [row for row, key in enumerate(table["key"].to_pylist()) if key in wanted]
                     if rows:
                         yield table if len(rows) == table.num_rows else table.take(rows)
 
-    def _table(self, path: str, schema: pa.Schema) -> pa.Table | Exception:
-        """These columns of a part, or what is wrong with it."""
+    def _table(self, path: str, schema: pa.Schema) -> pa.Table | Exception | None:
+        """These columns of a part, what is wrong with its content, or None when another reader has set it aside."""
         try:
             payload = self._read(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._unread(path, error) from error
+        try:
             if sha256_bytes(payload)[:32] != path.rsplit("/", 1)[-1].removesuffix(".parquet"):
                 raise pa.ArrowInvalid("content does not match its name")
             table = pq.ParquetFile(pa.BufferReader(payload)).read(schema.names, use_threads=False)
             return table if table.schema == schema else table.select(schema.names).cast(schema)
         except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError, ValueError, OSError) as error:
             return error
+
+    def _unread(self, path: str, error: OSError) -> StageError:
+        kind = ResourceError if self._local else ServiceError
+        action = "mend what the reason names and run again; no part was set aside for it"
+        return kind(f"the memo's {path} cannot be read: {error.strerror or error}", action, transient=True)
 
     def _read(self, path: str) -> bytes:
         if self._local:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline_steps.encoders.caption_prompt import Heard, verify_prompt
@@ -57,6 +58,9 @@ MEMO_SCHEMA = pa.schema(
 )
 
 
+_SHARES = ("salience", "likelihood", "verified")
+
+
 def answer_row(answer: Answer) -> dict[str, Any]:
     """The answer as a row of the memo."""
     columns = {field.name: [getattr(heard, field.name) for heard in answer.heard] for field in fields(Heard)}
@@ -64,9 +68,14 @@ def answer_row(answer: Answer) -> dict[str, Any]:
 
 
 def row_answer(row: Mapping[str, Any]) -> Answer:
-    """The answer that `answer_row` wrote."""
-    columns = [row[field.name] for field in fields(Heard)]
+    """The answer that `answer_row` wrote, the same whether the row comes from the model or from the memo."""
+    columns = [[_share(value) if field.name in _SHARES else value for value in row[field.name]] for field in fields(Heard)]
     return Answer(tuple(Heard(*values) for values in zip(*columns, strict=True)), row["model"], row["tries"])
+
+
+def _share(value: float | None) -> float | None:
+    """A share as the memo's float32 keeps it, to the digits that survive there: 0.7 is 0.7 again and reaches a floor of 0.7."""
+    return None if value is None else round(float(np.float32(value)), 6)
 
 
 def far_phrase(heard: Heard) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,13 +104,20 @@ def _joined(values: Iterable[str | None], separator: str) -> str | None:
     return separator.join(known) or None
 
 
+def _all_bind(licences: Iterable[str | None]) -> str | None:
+    """SPDX expression under which every one of these licences binds; AND is stronger than OR, so a choice gets brackets."""
+    known = {licence for licence in licences if licence}
+    return _joined((f"({one})" if len(known) > 1 and re.search(r"\bOR\b", one) else one for one in known), " AND ")
+
+
 def catalog_rows(
     kind: str, items: Mapping[str, Sequence[File]], results: Mapping[str, Mapping[str, Any]], distance: int
 ) -> list[dict[str, Any]]:
     """Rows of `images` or `audio` for the accepted items of a kind.
 
     One row per content: every path that holds it is kept in `sources`; licences that differ are joined by AND (all of them
-    bind), authors and sources by "; ". Content that is held out anywhere is held out everywhere.
+    bind; one that offers a choice stands in brackets), authors and sources by "; ". Content that is held out anywhere is held
+    out everywhere.
 
     Args:
         kind: image or audio.
@@ -138,7 +146,7 @@ def catalog_rows(
                 "sources": [file.shown for file in files],
                 "bytes": files[0].bytes,
                 "repaired": sorted(repaired),
-                "licence": _joined((file.licence for file in files), " AND "),
+                "licence": _all_bind(file.licence for file in files),
                 "author": _joined((file.author for file in files), "; "),
                 "source": _joined((file.source for file in files), "; "),
                 "group_id": group,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.identity import ID_LENGTH
-from pipeline_steps.core.rawfiles import open_plain
+from pipeline_steps.core.rawfiles import RawFileError, open_plain
 from pipeline_steps.ingest.catalog import Refused
 from pipeline_steps.ingest.discover import Found
 
@@ -29,10 +29,14 @@ def parse(text: str) -> frozenset[str]:
         DataError: the column is missing or holds something that is no id; a list that cannot be read must not pass for empty.
     """
     reader = csv.DictReader(io.StringIO(text))
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise DataError(f"{NAME} cannot be read after line {reader.line_num}: {error}", "mend the row") from error
     if "item_id" not in (reader.fieldnames or []):
         raise DataError(f"{NAME} has no column item_id", f"its header is {','.join(COLUMNS)}")
     found = set()
-    for number, row in enumerate(reader, 1):
+    for number, row in enumerate(rows, 1):
         item = (row["item_id"] or "").strip()
         if len(item) != ID_LENGTH or set(item) - set("0123456789abcdef"):
             raise DataError(f"{NAME}: row {number} holds no item id but {item[:40]!r}", "mend or remove the row")
@@ -51,19 +55,34 @@ def added(text: str, rows: Iterable[tuple[str, str, str, str]]) -> str:
     return (text if not text or text.endswith("\n") else text + "\n") + stream.getvalue()
 
 
+def read(root: Path) -> str | None:
+    """The list in `root`, None when there is none.
+
+    Raises:
+        DataError: something is there that cannot be read or is no plain file, such as a link that leads nowhere.
+    """
+    try:
+        with open_plain(root, NAME) as handle:
+            payload = handle.read(MAX_BYTES + 1)
+    except RawFileError as error:
+        if error.code == "FILE_MISSING":
+            return None
+        raise DataError(f"{NAME} cannot be read: {error.reason}", "put the list itself there, or remove it") from error
+    except OSError as error:
+        raise DataError(f"{NAME} cannot be read: {error.strerror or error}", "mend that and run again") from error
+    if len(payload) > MAX_BYTES:
+        raise DataError(f"{NAME} is larger than {MAX_BYTES} bytes", "it lists one item a row")
+    return payload.decode("utf-8-sig", errors="replace")
+
+
 def leave_out(root: Path, found: Found) -> None:
     """Refuse what the list in `root` names, before anything decodes it or asks the memo; no list, nothing to do.
 
     Raises:
         DataError: the list cannot be read.
     """
-    if not (root / NAME).exists():
-        return
-    with open_plain(root, NAME) as handle:
-        payload = handle.read(MAX_BYTES + 1)
-    if len(payload) > MAX_BYTES:
-        raise DataError(f"{NAME} is larger than {MAX_BYTES} bytes", "it lists one item a row")
-    gone = parse(payload.decode("utf-8-sig", errors="replace"))
+    text = read(root)
+    gone = frozenset[str]() if text is None else parse(text)
     refused = [file for file in found.files if file.item in gone]
     found.files = [file for file in found.files if file.item not in gone]
     found.refused += [

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
+from pipeline_steps.core.rawfiles import BLOCK
 from pipeline_steps.ingest.codes import RejectedError
 from pipeline_steps.ingest.containers import size_of
 
@@ -77,8 +78,11 @@ def take(handle: BinaryIO, member: Member, archive: str) -> BinaryIO:
 def tar_members(handle: BinaryIO) -> Iterator[tuple[str, Part | RejectedError]]:
     """(name, part or reason) of every plain member of an uncompressed tar. Nothing is unpacked to disk.
 
+    A tar without its end marker (a block of zeros, and zeros alone after it) is refused after its last readable member, even
+    if it ends on a member boundary: one whose writer left the marker out looks like one that was cut there.
+
     Raises:
-        RejectedError: ARCHIVE_CORRUPT for what is no tar, or one that is cut.
+        RejectedError: ARCHIVE_CORRUPT for what is no tar, or one that is cut or damaged.
     """
     size = size_of(handle)
     seen: set[str] = set()
@@ -102,8 +106,22 @@ def tar_members(handle: BinaryIO) -> Iterator[tuple[str, Part | RejectedError]]:
                     payload = handle.read(info.size)
                     handle.seek(here)
                     yield info.name, Part(Member(info.name, info.offset_data, info.size), payload)
+            _check_end(handle, archive.offset)
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise RejectedError("ARCHIVE_CORRUPT", f"not a whole tar file: {error}") from error
+
+
+def _check_end(handle: BinaryIO, offset: int) -> None:
+    """`tarfile` stops without a word at a header that it cannot read: refuse what stands at `offset` unless it is the end."""
+    handle.seek(offset)
+    block = handle.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise RejectedError("ARCHIVE_CORRUPT", f"the tar ends at byte {offset} without its end marker; it may be cut there")
+    if any(block):
+        raise RejectedError("ARCHIVE_CORRUPT", f"the header at byte {offset} is damaged; what follows was not read")
+    while block := handle.read(BLOCK):
+        if block.count(0) != len(block):
+            raise RejectedError("ARCHIVE_CORRUPT", f"the tar goes on after its end marker at byte {offset}; that was not read")
 
 
 MEDIA_COLUMNS = frozenset(
@@ -215,8 +233,10 @@ def _parts(column: Any, name: str, whole: Any) -> list[Part | None]:
     _, ends, data = values.buffers()
     width = np.int64 if pa.types.is_large_binary(values.type) else np.int32
     offsets = np.frombuffer(ends, width)[values.offset : values.offset + len(values) + 1].astype(np.int64)
-    start = data.address - whole.address if data is not None else 0
-    if len(values) and not 0 <= start + int(offsets.min()) <= start + int(offsets.max()) <= whole.size:
+    # A batch without a byte of media has no place in the file for them: Arrow gives it an empty buffer of its own.
+    empty = data is None or not len(values) or offsets.min() == offsets.max()
+    start = 0 if empty else data.address - whole.address
+    if not empty and not 0 <= start + int(offsets.min()) <= start + int(offsets.max()) <= whole.size:
         raise RejectedError("ARCHIVE_CORRUPT", "the Arrow file is compressed; save it without compression")
     there = [bool(a and b) for a, b in zip(column.is_valid().to_pylist(), values.is_valid().to_pylist(), strict=True)]
     parts: list[Part | None] = []

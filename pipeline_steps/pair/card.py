@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pipeline_steps.core.contracts import PUBLIC_DOMAIN
 from pipeline_steps.pair.licences import combined, terms
 from pipeline_steps.pair.markdown import markdown
 from pipeline_steps.pair.splits import SPLITS
@@ -135,7 +136,7 @@ _FIELDS = (
 )
 
 _LICENCE_PAGE = {
-    "LicenseRef-Public-Domain": "https://creativecommons.org/publicdomain/mark/1.0/",
+    PUBLIC_DOMAIN: "https://creativecommons.org/publicdomain/mark/1.0/",
 }
 
 

@@ -1,5 +1,6 @@
-"""Leak report: what is on more than one side of the experiment. Recomputed from the finished pairs and from raw evidence
-(content hash, perceptual hash, embedding, source), not from the groups by which the splits were made."""
+"""Leak report: what is on more than one side of the experiment, with the held-out items as a side of their own. Recomputed
+from the finished pairs and from raw evidence (content hash, perceptual hash, embedding), not only from the groups by which the
+splits were made."""
 
 from __future__ import annotations
 
@@ -14,6 +15,9 @@ import numpy.typing as npt
 from pipeline_steps.core.duplicates import near_hashes
 from pipeline_steps.core.errors import DataError
 from pipeline_steps.pair.groups import near_duplicates
+
+HOLDOUT = "holdout"
+"""Side of what evaluation alone may use, beside the splits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +65,25 @@ def find_leaks(
     """Crossings among finished pairs (rows of the pairs table).
 
     Args:
-        phash: perceptual hash of each picture; embedding: vector of each sound; held_out: ids and groups that evaluation
-            alone may use: none of them may be in a pair.
+        phash: perceptual hash of each picture, embedding: vector of each sound, both with the held-out ones.
+        held_out: ids and groups that evaluation alone may use: none of them may be in a pair, nor anything near them.
         bits: pictures whose hashes are at most this far apart are one; cosine: sounds at least this close are one.
     """
     images = sorted({(pair["image_id"], pair["split"]) for pair in pairs})
     sounds = sorted({(track["audio_id"], pair["split"]) for pair in pairs for track in pair["tracks"]})
     kept = set(held_out)
-    near_images = near_hashes(np.array([int(phash[image], 16) for image, _ in images], np.uint64), bits).tolist()
-    known = [(sound, split) for sound, split in sounds if sound in embedding]
+    apart = sorted(kept - {name for name, _ in (*images, *sounds)})  # one that is in a pair is found by its id, below
+    seen = [*images, *((name, HOLDOUT) for name in apart if name in phash)]
+    near_images = near_hashes(np.array([int(phash[image], 16) for image, _ in seen], np.uint64), bits).tolist()
+    known = [(sound, side) for sound, side in sounds if sound in embedding]
+    known += [(name, HOLDOUT) for name in apart if name in embedding]
     rows = np.stack([embedding[sound] for sound, _ in known]) if known else np.zeros((0, 1), dtype=np.float32)
     named = [*images, *sounds, *((pair["image_group"], "") for pair in pairs), *((pair["audio_group"], "") for pair in pairs)]
     return Leaks(
         {
             "picture": crossing_keys((image, image, split) for image, split in images),
             "picture group": crossing_keys((pair["image_group"], pair["image_id"], pair["split"]) for pair in pairs),
-            "near-duplicate picture": _across(images, near_images),
+            "near-duplicate picture": _across(seen, near_images),
             "sound": crossing_keys((sound, sound, split) for sound, split in sounds),
             "sound group": crossing_keys((pair["audio_group"], pair["tracks"][0]["audio_id"], pair["split"]) for pair in pairs),
             "near-duplicate sound": _across(known, near_duplicates(rows, cosine)),

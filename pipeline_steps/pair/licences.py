@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from pipeline_steps.core.contracts import PUBLIC_DOMAIN
+
 UNKNOWN_STRICTNESS = 99
 CLOSED_STRICTNESS = 90
 
@@ -46,7 +48,7 @@ CLOSED = replace(UNKNOWN, strictness=CLOSED_STRICTNESS)
 
 # First match wins; the pattern covers the whole identifier, in upper case.
 _FAMILIES: tuple[tuple[str, Terms], ...] = (
-    (r"LICENSEREF-PUBLIC-DOMAIN|PUBLIC-DOMAIN|CC-PDDC|CC-PDM-1\.0|PDDL-1\.0", Terms(0)),
+    (PUBLIC_DOMAIN.upper() + r"|PUBLIC-DOMAIN|CC-PDDC|CC-PDM-1\.0|PDDL-1\.0", Terms(0)),
     (r"CC0-1\.0|UNLICENSE|0BSD|WTFPL|MIT-0", Terms(1)),
     (r"MIT(-.+)?|ISC|ZLIB|X11|BSL-1\.0|BSD-[1-4]-CLAUSE(-.+)?|APACHE-(1\.[01]|2\.0)|OFL-1\.[01]", Terms(10, _NOTICE)),
     (r"CC-BY-[1-4]\.[05](-[A-Z]{2,3})?|ODC-BY-1\.0", Terms(20, _NOTICE)),

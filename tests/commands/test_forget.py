@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pyarrow as pa
@@ -121,7 +122,6 @@ def test_nothing_known_is_an_error(pool: Layout, sonify: Sonify) -> None:
 
 @given(st.lists(st.tuples(CELLS, CELLS), max_size=8), st.sets(CELLS, max_size=3))
 def test_rows_are_cut_out_and_all_other_bytes_stay(rows: list[tuple[str, str]], names: set[str]) -> None:
-    import csv
     import io
 
     def text(kept: list[tuple[str, str]]) -> str:
@@ -153,6 +153,41 @@ def test_a_list_that_cannot_be_read_does_not_pass_for_empty(tmp_path: Path) -> N
     text = forgotten.added("", [("a" * 32, "image", "t", 'why, "so"')])
     assert forgotten.parse(text) == {"a" * 32}
     assert forgotten.added(text, [("a" * 32, "image", "t", "again")]) == text
-    for broken in ("id\nx\n", "item_id\nnot-an-id\n"):
+    for broken in ("", "id\nx\n", "item_id\nnot-an-id\n"):
         with pytest.raises(DataError):
             forgotten.parse(broken)
+    limit = csv.field_size_limit(1000)  # the process-wide one, which reading a metadata table raises
+    try:
+        with pytest.raises(DataError, match="after line 1: field larger"):
+            forgotten.parse(f'item_id,reason\n{"a" * 32},"{"x" * 2000}"\n')
+    finally:
+        csv.field_size_limit(limit)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("target", ["nowhere.csv", "list.csv", "."], ids=["dangling link", "link", "link to a folder"])
+def test_a_list_behind_a_link_stops_ingest_and_forget(pool: Layout, sonify: Sonify, target: str) -> None:
+    """Take-downs of a list that has gone must not be undone, nor the link be replaced by a new list."""
+    from pipeline_steps.core.errors import DataError
+    from pipeline_steps.ingest.config import Config
+    from pipeline_steps.ingest.step import check
+
+    raw = pool.root / "data/demo"
+    (pool.root / "list.csv").write_text(forgotten.added("", [("a" * 32, "image", "t", "")]))
+    (raw / "forgotten.csv").symlink_to(Path("../..") / target)
+    with pytest.raises(DataError, match=r"forgotten\.csv cannot be read: a link"):
+        check(raw, Config(metadata=None, pool=None, holdout=None))
+    refused = sonify("forget", "i-dog-000.webp", "--yes")
+    assert refused.exit_code == 3
+    assert (raw / "i-dog-000.webp").exists()
+    assert (raw / "forgotten.csv").is_symlink()
+
+
+@pytest.mark.fault
+def test_a_folder_is_no_list(tmp_path: Path) -> None:
+    from pipeline_steps.core.errors import DataError
+
+    assert forgotten.read(tmp_path) is None
+    (tmp_path / "forgotten.csv").mkdir()
+    with pytest.raises(DataError, match="a folder, not a plain file"):
+        forgotten.read(tmp_path)

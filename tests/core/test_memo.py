@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline_steps.core.errors import ResourceError, ServiceError
 from pipeline_steps.core.memo import Memo
 
 SCHEMA = pa.schema([pa.field("value", pa.int64()), pa.field("payload", pa.binary())])
@@ -45,6 +46,63 @@ def test_a_damaged_part_is_set_aside(tmp_path: Path, damage: bytes | None) -> No
     assert len(left) == 1
     assert len(list(tmp_path.rglob("*.damaged"))) == 1
     assert memo(tmp_path).load(["a", "b"]) == left
+
+
+@pytest.mark.fault
+def test_a_part_that_cannot_be_read_now_is_not_damaged(tmp_path: Path) -> None:
+    part_of: dict[str, Path] = {}
+    for key in ("a", "b"):
+        memo(tmp_path).append({key: {"value": 1, "payload": b"p"}})
+        part_of[key] = (set(tmp_path.rglob("*.parquet")) - set(part_of.values())).pop()
+    part, away = part_of["a"], tmp_path / "away"
+    part.rename(away)
+    part.mkdir()  # a real error of reading that root meets too
+    with pytest.raises(ResourceError, match="Is a directory") as caught:
+        memo(tmp_path).load(["a", "b"])
+    assert caught.value.transient
+    part.rmdir()
+    away.rename(part)
+    assert len(memo(tmp_path).load(["a", "b"])) == 2
+    assert list(tmp_path.rglob("*.damaged")) == []
+
+
+@pytest.mark.fault
+def test_a_store_that_does_not_answer_is_a_service_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Memo("memory://away/items", "embed", "f", SCHEMA)
+    store.append({"a": {"value": 7, "payload": b"z"}})
+
+    def broken(path: str) -> bytes:
+        raise TimeoutError(f"no answer for {path}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._fs, "cat_file", broken)
+        with pytest.raises(ServiceError, match="no answer") as caught:
+            store.load(["a"])
+    assert caught.value.transient
+    assert store.load(["a"])["a"]["value"] == 7
+
+
+@pytest.mark.fault
+def test_a_part_that_another_reader_sets_aside_is_nobodys_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two readers meet a damaged part: one looks before the other moves it, one lists it before and opens it after."""
+    for key in ("a", "b", "c"):
+        memo(tmp_path).append({key: {"value": 1, "payload": b"p"}})
+    first, second = sorted(tmp_path.rglob("*.parquet"))[:2]
+    first.write_bytes(b"garbage")
+    slow = memo(tmp_path)
+    read = slow._read
+
+    def late(path: str) -> bytes:
+        if path == str(second):
+            second.unlink(missing_ok=True)
+            return read(path)
+        payload = read(path)
+        memo(tmp_path).load(["a", "b", "c"])  # the other reader, between look and move
+        return payload
+
+    monkeypatch.setattr(slow, "_read", late)
+    assert len(slow.load(["a", "b", "c"])) == 1
+    assert [path.name for path in tmp_path.rglob("*.damaged")] == [f"{first.name}.damaged"]
 
 
 def test_any_fsspec_url_serves_as_a_store() -> None:

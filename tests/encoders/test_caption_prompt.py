@@ -5,11 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_steps.encoders.caption_answer import Answer, answer_row, compose_answer, far_phrase, row_answer, verified
+from pipeline_steps.encoders.caption_answer import (
+    MEMO_SCHEMA,
+    Answer,
+    answer_row,
+    compose_answer,
+    far_phrase,
+    row_answer,
+    verified,
+)
 from pipeline_steps.encoders.caption_prompt import (
     PROMPT_VERSION,
     Heard,
@@ -96,6 +105,23 @@ def test_memo_rows_round_trip() -> None:
     for answer in (Answer((), "m"), verified(Answer((HEARD, HEARD), "m", 2), [0.5, 0.25])):
         back = row_answer(answer_row(answer))
         assert back == answer
+
+
+@given(st.lists(st.tuples(*[st.floats(0, 1)] * 3) | st.tuples(*[st.integers(0, 10).map(lambda n: n / 10)] * 3), max_size=5))
+def test_a_remembered_answer_makes_the_caption_of_the_fresh_one(shares: list[tuple[float, float, float]]) -> None:
+    heard = tuple(Heard(f"sound {n}", "", True, True, salience, likely) for n, (salience, likely, _) in enumerate(shares))
+    rules = Rules(max_events=5, min_confidence=0.3, min_share=0.6)
+    for answer in (Answer(heard, "m"), verified(Answer(heard, "m"), [chance for *_, chance in shares])):
+        row = answer_row(answer)
+        remembered = pa.Table.from_pylist([row], schema=MEMO_SCHEMA).to_pylist()[0]
+        assert row_answer(remembered) == row_answer(row)
+        assert compose_answer(row_answer(remembered), rules, 0.5) == compose_answer(row_answer(row), rules, 0.5)
+
+
+def test_seven_of_ten_remembered_still_reach_a_floor_of_seven_tenths() -> None:
+    row = answer_row(Answer((Heard("rain", "", True, True, 1.0, 0.7),), "m"))
+    remembered = pa.Table.from_pylist([row], schema=MEMO_SCHEMA).to_pylist()[0]
+    assert compose_answer(row_answer(remembered), Rules(5, 0.7, 0.1), 0.5).code == ""
 
 
 def test_a_phrase_of_another_hand_stays_a_quotation() -> None:

@@ -11,6 +11,7 @@ from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.tables import to_table
 from pipeline_steps.ingest.catalog import File, Refused, by_item, catalog_rows, check_identity, check_pools, crossing_groups
 from pipeline_steps.ingest.codes import CODES
+from pipeline_steps.pair.licences import terms
 
 
 def file(name: str, content: int, **about: object) -> File:
@@ -54,6 +55,17 @@ def test_provenance_of_one_content_under_many_names() -> None:
     assert (row["licence"], row["author"], row["source"]) == ("CC0-1.0 AND MIT", "A; B", "s")
     assert row["holdout"]
     assert row["repaired"] == ["WRONG_EXTENSION"]
+
+
+@pytest.mark.parametrize("closed", ["LicenseRef-Proprietary", "CC-BY-NC-ND-4.0", "some words"])
+@pytest.mark.parametrize("choice", ["CC-BY-4.0 OR MIT", "AFL-3.0 OR CC0-1.0", "zlib  OR  MIT"])
+def test_a_choice_of_licences_does_not_undo_another_that_binds(closed: str, choice: str) -> None:
+    files = [file("a.png", 1, licence=closed), file("b.png", 1, licence=choice)]
+    (row,) = catalog_rows("image", by_item(files), {files[0].item: measured(1)}, 4)
+    assert f"({choice})" in row["licence"]
+    assert not terms(row["licence"]).publishable
+    (alone,) = catalog_rows("image", by_item(files[1:]), {files[1].item: measured(1)}, 4)
+    assert alone["licence"] == choice
 
 
 def test_ids_that_collide_stop_the_stage() -> None:

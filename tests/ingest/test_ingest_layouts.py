@@ -234,6 +234,30 @@ def test_a_cut_tar_keeps_what_came_before(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda raw, at: raw[: at + 150] + bytes([raw[at + 150] ^ 1]) + raw[at + 151 :], "the header at byte"),
+        (lambda raw, at: raw[: at + 200], "without its end marker"),
+        (lambda raw, at: raw[:at], "without its end marker"),
+        (lambda raw, at: raw[:at] + bytes(512) + raw[at + 512 :], "goes on after its end marker"),
+        (lambda raw, at: raw + raw, "goes on after its end marker"),
+    ],
+    ids=["one bit of a header", "cut in a header", "cut between members", "a header of zeros", "two tars"],
+)
+def test_a_damaged_tar_says_so_and_keeps_what_came_before(
+    tmp_path: Path, damage: Callable[[bytes, int], bytes], reason: str
+) -> None:
+    made.webdataset(tmp_path)
+    raw = (tmp_path / "train-000000.tar").read_bytes()
+    made.put(tmp_path / "x.tar", damage(raw, raw.index(b"000001.jpg")))
+    answer = list_archive(job(tmp_path, "x.tar"))
+    assert {file.shown for file in answer["files"]} >= {"x.tar/000000.jpg", "x.tar/000000.flac"}
+    (refused,) = answer["refused"]
+    assert (refused.shown, refused.code, reason in refused.reason) == ("x.tar", "ARCHIVE_CORRUPT", True), refused.reason
+
+
+@pytest.mark.fault
 @pytest.mark.parametrize("name", ["x.tar", "x.parquet", "x.arrow"])
 def test_rubbish_is_a_corrupt_archive(tmp_path: Path, name: str) -> None:
     made.put(tmp_path / name, b"\x1f\x8b rubbish " * 300)
@@ -253,6 +277,21 @@ def test_tables_without_media_or_with_compression_name_the_reason(tmp_path: Path
         writer.write_table(rows)
     (refused,) = list_archive(job(tmp_path, "z.arrow"))["refused"]
     assert "compressed" in refused.reason
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.struct([("bytes", pa.binary()), ("path", pa.string())])])
+def test_an_arrow_batch_without_bytes_is_not_embedded_and_the_next_ones_stay(tmp_path: Path, kind: pa.DataType) -> None:
+    def value(payload: bytes | None) -> Any:
+        return {"bytes": payload, "path": "a.png"} if pa.types.is_struct(kind) else payload
+
+    schema = pa.schema([("image", kind)])
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in ([made.picture(1)], [None, None], [], [b""], [None, made.picture(2)]):
+            writer.write_batch(pa.record_batch([pa.array([value(payload) for payload in batch], kind)], schema=schema))
+    answer = list_archive(job(tmp_path, "x.arrow"))
+    assert [file.shown.split("/")[1] for file in answer["files"]] == ["00000000", "00000005"]
+    codes = ["NOT_EMBEDDED", "NOT_EMBEDDED", "EMPTY_FILE", "NOT_EMBEDDED"]
+    assert [item.code for item in answer["refused"]] == codes
 
 
 def test_labels_leave_the_process_only_for_ground_truth(tmp_path: Path) -> None:
@@ -316,3 +355,14 @@ def test_the_labels_command_writes_what_evaluate_reads(tmp_path: Path) -> None:
 )
 def test_spdx(text: object, wanted: str | None) -> None:
     assert spdx(text) == wanted
+
+
+def test_pairing_knows_public_domain_as_ingest_and_the_demo_spell_it() -> None:
+    from pipeline_steps.pair.card import licence_url
+    from pipeline_steps.pair.licences import terms
+
+    for text in ("Public Domain", "https://creativecommons.org/publicdomain/mark/1.0/", "LicenseRef-Public-Domain"):
+        licence = spdx(text)
+        assert licence == "LicenseRef-Public-Domain"
+        assert (terms(licence).publishable, terms(licence).obligations) == (True, set())
+        assert licence_url(licence).startswith("https://")

@@ -10,13 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from small_world import KINDS, World
 
 from pipeline_steps.core.contracts import ABSTAINED, PAIRS
 from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.layout import Layout
 from pipeline_steps.core.tables import read_table
+from pipeline_steps.pair.leaks import find_leaks
 from pipeline_steps.pair.step import Config, run
 
 Settings = Callable[..., Config]
@@ -116,6 +120,34 @@ def test_c8_a_planted_leak_stops_the_stage(world: World, settings: Settings) -> 
     assert caught.value.exit_code == 3
     assert by_split["test"] in caught.value.reason or by_split["train"] in caught.value.reason
     assert caught.value.details["crossings"]["near-duplicate picture"] >= 1  # type: ignore[index]
+
+
+@pytest.mark.fault
+def test_a_copy_of_a_gold_picture_stops_the_stage_whatever_the_groups_say(world: World, settings: Settings) -> None:
+    gold = next(row for row in world.images if row["holdout"])
+    layout = world.write()
+    run(settings(), layout)
+    paired = pairs_of(layout)[0]["image_id"]
+    row = next(row for row in world.images if row["image_id"] == paired)
+    row["phash"] = f"{int(gold['phash'], 16) ^ 0b101:016x}"  # ingest did not group: metadata, near_duplicate_bits: -1
+    world.write()
+    with pytest.raises(DataError, match="near-duplicate picture") as caught:
+        run(settings(), layout)
+    assert {paired, gold["image_id"]} == {name for name in (paired, gold["image_id"]) if name in caught.value.reason}
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 8), st.sampled_from(["train", "val", "test"]), st.floats(-1, 1))
+def test_held_out_items_are_a_side_of_their_own(phash: int, flips: int, split: str, tilt: float) -> None:
+    pair = {"image_id": "a", "split": split, "image_group": "a", "audio_group": "s", "tracks": [{"audio_id": "s"}]}
+    hashes = {name: f"{value:016x}" for name, value in (("a", phash), ("gold", phash ^ (2**flips - 1)), ("pool", phash))}
+    vectors = {"s": np.array([1, 0], np.float32), "ding": np.array([tilt, 1 - abs(tilt)], np.float32)}
+    counts = find_leaks([pair], hashes, vectors, {"gold", "ding"}, 4, 0.995).counts()
+    near = int(tilt >= 0.995 * float(np.hypot(tilt, 1 - abs(tilt))))
+    assume(abs(tilt - 0.909) > 0.01)  # not at the limit itself
+    assert counts["near-duplicate picture"] == (flips <= 4)
+    assert counts["near-duplicate sound"] == near
+    assert sum(counts.values()) == (flips <= 4) + near
+    assert find_leaks([pair], hashes, vectors, {"a"}, 4, 0.995).counts() == {name: int(name == "holdout") for name in counts}
 
 
 def test_e13_a_new_picture_moves_nobody_to_another_split(world: World, settings: Settings) -> None:
