@@ -169,7 +169,7 @@ def _cluster(settings: Ray) -> Iterator[Any]:
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_AUTO_CONNECT="0")
     own = settings.address == ""
     if own:  # its ports are open to the network: whoever connects must know a token that only this process's children have
-        if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":  # Ray reads the mode when it is imported
+        if sys.modules.get("ray") and os.environ.get("RAY_AUTH_MODE") != "token":  # Ray reads the mode when it is imported
             raise ConfigError(
                 "engine ray: this process imported ray before, so a Ray of its own would have no token",
                 "set RAY_AUTH_MODE=token before `import ray`, or name a cluster in <stage>.ray.address",
