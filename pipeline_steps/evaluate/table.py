@@ -268,7 +268,7 @@ def distances(
             for name in names[3:]:
                 rows[row][name] = entry(found[name][0], settings, n_real=len(real), neighbours=settings.neighbours)
         if row == "model":
-            kept = {name: draws for name, (_, draws) in found.items()}
+            kept = {name: draws for name, (estimate, draws) in found.items() if estimate.low is not None}
     for name in names:
         rows["shuffled_audio"][name] = absent("the same pictures in another order: equal to the model's by construction")
     return kept
