@@ -246,7 +246,7 @@ def _retrieval(
     events: dict[str, list[Mapping[str, Any]]] = {}
     for event in inputs.tables.events:
         events.setdefault(event["image_id"], []).append(event)
-    labels = sorted({pair.label for pair in inputs.truth.pairs})
+    labels = sorted({pair.label for pair in inputs.truth.pairs if pair.label is not None})
     probe = text_rows[0]["sound"] if text_rows else None
     vectors = label_vectors(layout, open_memo, meta, labels, probe, texts[0]) if labels and probe is not None else None
     found = gold_retrieval(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline_steps.core.errors import ConfigError, DataError
+from pipeline_steps.evaluate.agreement import rivals
 from pipeline_steps.evaluate.audio_judge import PENALTIES, fit
 from pipeline_steps.evaluate.families import families_in, refuse_shared
 from pipeline_steps.evaluate.gold import match, parse_manifest
@@ -83,3 +84,19 @@ def test_manifest_rows_meet_catalog_rows_by_path() -> None:
     assert match(parse_manifest(MANIFEST.splitlines()[0], "m.csv"), images, audio).pairs == ()
     with pytest.raises(DataError, match="column 'label' is missing"):
         parse_manifest("kind,file,split,pair\n", "m.csv")
+
+
+def test_an_empty_label_is_no_class() -> None:
+    """Tables that `sonify labels` makes of WebDataset have them: no two items share the class called nothing."""
+    rows = [f"sound,s{n}.wav,,gold,p{n}\nimage,i{n}.png,,gold,p{n}" for n in range(3)]
+    text = "\n".join(["kind,file,label,split,pair", *rows, "image,again.png,dog,pool,"])
+    images = [{"image_id": f"I{n}", "sources": [f"i{n}.png"] + ["again.png"] * (n == 0)} for n in range(3)]
+    audio = [{"audio_id": f"S{n}", "sources": [f"s{n}.wav"]} for n in range(3)]
+    truth = match(parse_manifest(text, "m.csv"), images, audio)
+    assert [pair.label for pair in truth.pairs] == [None] * 3
+    assert truth.labels == {"I0": "dog"}, "the first label among the files of one item"
+    agenda = build_agenda([], truth, {f"I{n}": f"I{n}" for n in range(3)}, {f"S{n}": f"S{n}" for n in range(3)}, 9)
+    between, of_items = rivals(agenda.sounds, agenda.sets["gold"])
+    assert (between == ~np.eye(3, dtype=bool)).all()
+    assert of_items.sum() == 6
+    assert agenda.seen_classes == frozenset()
