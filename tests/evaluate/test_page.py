@@ -68,6 +68,7 @@ def context(text: str = "a dog") -> dict[str, Any]:
         "abstained": reasons,
         "quarantined": {"counts": [], "rows": [], "hidden": 0},
         "judge": "ssd",
+        "ais_r2": 0.01,
         "protocol": {
             "sound_judge": "aisfx", "density_neighbours": 5, "bootstrap_repeats": 10, "seed": 0, "samples_per_sound": 4,
             "steps": 25, "guidance_scale": 3.0, "sample_rate_hz": 16000, "side_px": 64, "picture_judges": ["ssd"],
