@@ -75,7 +75,7 @@ def rivals(sounds: Sequence[Sound], items: Sequence[Item]) -> tuple[npt.NDArray[
 
 
 def shuffled_sounds(sounds: Sequence[Sound], items: Sequence[Item], seed: int) -> IndexArray:
-    """For each sound the sound whose samples take its place: another group and class, one to one where possible; [M].
+    """For each sound one whose samples are shown beside its own: another group and class, one to one where possible; [M].
 
     Sounds that no item of this set uses, and sounds without a rival, are -1.
     """
@@ -87,12 +87,12 @@ def shuffled_sounds(sounds: Sequence[Sound], items: Sequence[Item], seed: int) -
     return partner
 
 
-def item_rates(looks: Looks, sounds: Sequence[Sound], items: Sequence[Item], partner: IndexArray) -> dict[str, FloatArray]:
+def item_rates(looks: Looks, sounds: Sequence[Sound], items: Sequence[Item]) -> dict[str, FloatArray]:
     """Win rate of every item in every row of the table: row name -> [N], NaN where it does not exist.
 
     model: samples of the item's own sound against samples of its rivals.
-    shuffled_audio: samples of another sound (`partner`) in place of its own; rivals without that sound.
-    unconditional: samples without any sound in place of its own.
+    shuffled_audio: samples of a rival in place of its own, which is among the rivals then; mean over all who may stand in.
+    unconditional: samples without any sound, against the rivals that the model has.
     ground_truth: real pictures on both sides: how well this judge tells real pictures of different sounds apart.
     text_oracle: samples of texts on both sides, the item's own against those of the items whose sounds are rivals.
     """
@@ -101,15 +101,28 @@ def item_rates(looks: Looks, sounds: Sequence[Sound], items: Sequence[Item], par
     scores = np.einsum("nk,msk->nms", looks.asked, looks.drawn)
     rows = np.arange(len(items))
     rates = {"model": item_win_rates(scores[rows, own], scores, item_rivals)}
-    stand_in = partner[own]
-    swapped = np.where((stand_in >= 0)[:, None], scores[rows, stand_in], np.nan)
-    without = item_rivals.copy()
-    without[rows[stand_in >= 0], stand_in[stand_in >= 0]] = False
-    rates["shuffled_audio"] = item_win_rates(swapped, scores, without)
+    rates["shuffled_audio"] = _shuffled_rates(scores, item_rivals, own)
     rates["unconditional"] = item_win_rates(looks.asked @ looks.unconditional.T, scores, item_rivals)
     rates["ground_truth"] = _real_rates(looks)
     if looks.spoken is not None and looks.text is not None:
         rates["text_oracle"] = _text_rates(looks.asked, looks.spoken, looks.text, item_rivals[:, own])
+    return rates
+
+
+def _shuffled_rates(scores: FloatArray, item_rivals: npt.NDArray[np.bool_], own: IndexArray) -> FloatArray:
+    """[N], exact over all derangements, so that no draw of one moves it.
+
+    Among themselves the stand-ins win a half, whatever the model does. Only the item's own sound can bring the row below
+    that: with w the model's rate and R rivals it is 1/2 + (1/2 - w) / R. Without the own sound it would say nothing.
+    """
+    rates = np.full(len(own), np.nan)
+    for item, others in enumerate(item_rivals):
+        count = int(others.sum())
+        if count:
+            among = others.copy()
+            among[own[item]] = True
+            share = wins(scores[item, others].ravel(), scores[item, among].ravel())
+            rates[item] = ((count + 1) * share - 0.5) / count  # a stand-in is no rival of itself, where it wins a half
     return rates
 
 

@@ -130,6 +130,7 @@ def assess(
         evaluation["judges"][name] |= {"family": eyes.family, **getattr(eyes, "identity", {})}
         if name == config.picture_judges[0] and config.sensitivity_sounds and config.sensitivity_gains_db:
             evaluation["sensitivity"] = _sensitivity(config, source, agenda, heard, eyes, space, settings)
+    evaluation["warnings"] += _about_ais(config, known, evaluation["judges"])
     evaluation["judges"][config.sound_judge] = {"family": ears.family}
     for key, items in agenda.sets.items():
         blocks = [found[key] for found in outcomes.values() if key in found]
@@ -161,12 +162,18 @@ def _judge(
     space = picture_space.fit_space(reference, labels, config.judge_shrinkage)
     facts: Row = {"space": space.kind, "reference_pictures": space.n, "reference_classes": space.classes}
     ais = None
-    if len(known.trained) >= audio_judge.MIN_PAIRS:
+    groups = [str(pair["audio_group"]) for pair in known.trained]
+    if audio_judge.enough(groups):
         ais = audio_judge.fit(
             np.stack([embedded[sound_key(track_list(pair))] for pair in known.trained]),
             space.look(np.stack([features.real[pair["image_id"]] for pair in known.trained])),
+            groups,
         )
-        facts |= {"ais_leave_one_out_r2": round(ais.loo_r2, 6), "ais_training_pairs": ais.n}
+        facts |= {
+            "ais_leave_group_out_r2": round(ais.group_out_r2, 6),
+            "ais_training_pairs": ais.n,
+            "ais_training_sound_groups": ais.groups,
+        }
     pictures = sorted({str(pair["image_id"]) for pair in known.trained})
     found = {
         key: judge_set(key, items, agenda.sounds, features, space, ais, known.labels, pictures, known.image_groups, settings)
@@ -174,6 +181,23 @@ def _judge(
         if len(items) > 1
     }
     return found, facts, space
+
+
+def _about_ais(config: Config, known: Known, facts: Mapping[str, Row]) -> list[str]:
+    """What to know of the audio-image judges: that there is none, or that one is weak."""
+    groups = [str(pair["audio_group"]) for pair in known.trained]
+    if not audio_judge.enough(groups):
+        return [
+            f"ais_winrate_{config.sound_judge}: not measured; its judge is fitted on {audio_judge.MIN_PAIRS} or more training "
+            f"pairs of {audio_judge.MIN_GROUPS} or more sound groups, and there are {len(groups)} of {len(set(groups))}"
+        ]
+    r2 = {name: float(facts[name]["ais_leave_group_out_r2"]) for name in config.picture_judges}
+    return [
+        f"ais_winrate_{config.sound_judge}_{name}: its judge is weak; on sound groups left out of the fit it foretells "
+        f"{100 * value:.1f} % of the variance of the pictures' features"
+        for name, value in r2.items()
+        if value < audio_judge.WEAK_R2
+    ]
 
 
 def _sensitivity(

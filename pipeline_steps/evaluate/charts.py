@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 WIDTH = 640.0
-LABEL = 190.0
+LABEL = 220.0
 ROW = 26.0
 TOP = 14.0
 AXIS = 30.0
@@ -72,15 +72,14 @@ def interval_chart(
 ) -> IntervalChart | None:
     """Rows (label, entry of evaluation.json, kind) as a chart; rows without a value are left out; None if none is left.
 
-    `kind` names the colour: model, control or truth.
+    `kind` names the colour: model, control or truth. `bounds` are shown in any case, and so is every value.
     """
     known = [(label, found, kind) for label, found, kind in rows if found.get("value") is not None]
     if not known:
         return None
     values = [float(found[key]) for _, found, _ in known for key in ("value", "low", "high") if found.get(key) is not None]
-    low, high = bounds or (min(values), max(values))
-    if reference is not None:
-        low, high = min(low, reference), max(high, reference)
+    values += [*(bounds or ()), *([] if reference is None else [reference])]
+    low, high = min(values), max(values)
     ticks = nice_ticks(low, high)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
 

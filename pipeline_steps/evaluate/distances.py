@@ -83,7 +83,8 @@ def mmd_draws(
     replacement. Same clusters and seed, same resampling: two models' draws are pairs.
 
     A cluster drawn twice is never compared with its own copy (their kernel value is not that of two independent items),
-    which keeps the bootstrap distribution centred on the estimate.
+    which keeps the bootstrap distribution centred on the estimate. Of two clusters only the draw that holds both has a
+    value then, always the same: with fewer than three on a side there is no interval.
     """
     sums = _ClusterSums(drawn, real, kernel, drawn_clusters, real_clusters)
     value = float(sums.values(np.ones((1, sums.n_x)), np.ones((1, sums.n_y)))[0]) * scale
@@ -92,7 +93,7 @@ def mmd_draws(
     counts_y = resample_counts(sums.n_y, repeats, generator).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = np.asarray(sums.values(counts_x, counts_y) * scale)
-    low, high = percentile_interval(draws)
+    low, high = percentile_interval(draws) if min(sums.n_x, sums.n_y) > 2 else (None, None)
     return Estimate(value, low, high, len(drawn), sums.n_x), draws
 
 
@@ -186,7 +187,7 @@ def density_coverage_draws(
     """Density and coverage, each with its bootstrap draws [repeats]; the balls stay those of all real pictures.
 
     Density is a mean over drawn pictures: their clusters are drawn. Coverage is a share of real pictures: theirs are, because
-    leaving out drawings can only lower it.
+    leaving out drawings can only lower it. Each has the n of what it is a mean of, and no interval from a single cluster.
     """
     inside = _inside(drawn, real, neighbours)
     generator = np.random.default_rng(seed)
@@ -197,8 +198,8 @@ def density_coverage_draws(
         sums = np.bincount(index, weights=values, minlength=n_clusters)
         sizes = np.bincount(index, minlength=n_clusters)
         draws = np.asarray((counts @ sums) / (counts @ sizes), np.float64)
-        low, high = percentile_interval(draws)
-        found.append((Estimate(float(values.mean()), low, high, len(drawn), n_clusters), draws))
+        low, high = percentile_interval(draws) if n_clusters > 1 else (None, None)
+        found.append((Estimate(float(values.mean()), low, high, len(index), n_clusters), draws))
     return found[0], found[1]
 
 

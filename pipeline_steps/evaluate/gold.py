@@ -15,17 +15,17 @@ COLUMNS = ("kind", "file", "label", "split", "pair")
 
 @dataclass(frozen=True, slots=True)
 class GoldPair:
-    """A picture and a sound that really belong together, by catalog id, with the class both show."""
+    """A picture and a sound that really belong together, by catalog id, with the class both show (None: not known)."""
 
     name: str
     image_id: str
     audio_id: str
-    label: str
+    label: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What the table says about catalog items: label by item id, and the true pairs."""
+    """What the table says about catalog items: label by item id (an item without one is left out), and the true pairs."""
 
     labels: Mapping[str, str]
     pairs: tuple[GoldPair, ...]
@@ -67,11 +67,12 @@ def match(rows: Sequence[Mapping[str, str]], images: Sequence[Mapping[str, Any]]
         if item is None:
             unmatched += 1
             continue
-        labels.setdefault(item, row["label"])
+        if row["label"]:  # an empty cell is no class: two of them have nothing in common
+            labels.setdefault(item, row["label"])
         if row["split"] == "gold" and row["pair"]:
             sides.setdefault(row["pair"], {})[row["kind"]] = (item, row["label"])
     pairs = tuple(
-        GoldPair(name, found["image"][0], found["sound"][0], found["sound"][1])
+        GoldPair(name, found["image"][0], found["sound"][0], found["sound"][1] or None)
         for name, found in sorted(sides.items())
         if "image" in found and "sound" in found
     )

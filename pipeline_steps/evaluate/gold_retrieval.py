@@ -42,8 +42,9 @@ def gold_retrieval(
         pairs: gold pairs; those whose sound has no vector are left out and counted.
         space: vectors; every sound in it is a candidate.
         events: image id -> its events (text_id, salience, confidence); a picture without events ranks as chance would.
-        label_vectors: class -> unit vector of its name as a text, for the oracle row; None leaves the row out.
-        seen_classes: classes that occur in training, reported apart from the others.
+        label_vectors: class -> unit vector of its name as a text, for the oracle row; None leaves the row out. A pair whose
+            class is not known has no place in it.
+        seen_classes: classes that occur in training, reported apart from the other known ones.
         groups: sound group by audio id, the clusters of the intervals.
 
     Returns:
@@ -64,16 +65,16 @@ def gold_retrieval(
     found = ranks(scores, targets)
     rows: dict[str, dict[str, Estimate]] = {"pipeline": summary(found, clusters, repeats, seed)}
     seen = np.array([pair.label in seen_classes for pair in usable])
-    for name, mask in (("pipeline_seen", seen), ("pipeline_unseen", ~seen)):
-        if mask.any():
-            rows[name] = summary(
-                found[mask], [cluster for cluster, kept in zip(clusters, mask, strict=True) if kept], repeats, seed
-            )
+    labelled = np.array([pair.label is not None for pair in usable])
     oracle = np.full(len(usable), np.nan)
-    if label_vectors is not None:
-        queries = np.stack([label_vectors[pair.label] for pair in usable])
-        oracle = ranks(queries @ space.sounds.T, targets)
-        rows["label_oracle"] = summary(oracle, clusters, repeats, seed)
+    if label_vectors is not None and labelled.any():
+        queries = np.stack([label_vectors[pair.label] for pair in usable if pair.label is not None])
+        oracle[labelled] = ranks(queries @ space.sounds.T, [targets[row] for row in np.flatnonzero(labelled)])
+    parts = {"pipeline_seen": (found, seen), "pipeline_unseen": (found, labelled & ~seen)}
+    parts["label_oracle"] = (oracle, np.isfinite(oracle))
+    for name, (rank, mask) in parts.items():
+        if mask.any():
+            rows[name] = summary(rank[mask], [clusters[row] for row in np.flatnonzero(mask)], repeats, seed)
     rows["random"] = random_summary(len(space.sounds), len(usable))
     return {
         "queries": len(usable),

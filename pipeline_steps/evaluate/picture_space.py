@@ -18,6 +18,9 @@ from pipeline_steps.core.vectors import unit_rows
 
 FloatArray = npt.NDArray[np.float64]
 
+MIN_REFERENCE = 3
+"""Fewer reference pictures cannot be fitted."""
+
 
 @dataclass(frozen=True, slots=True)
 class PictureSpace:
@@ -53,7 +56,7 @@ def fit_space(features: npt.ArrayLike, labels: Sequence[str | None], shrinkage: 
         ValueError: fewer than three reference pictures.
     """
     rows = np.asarray(features, np.float64)
-    if len(rows) < 3 or len(rows) != len(labels):
+    if len(rows) < MIN_REFERENCE or len(rows) != len(labels):
         raise ValueError(f"a judge needs three or more reference pictures, got {len(rows)} with {len(labels)} labels")
     mean = rows.mean(0)
     names = np.asarray([name if name is not None else "" for name in labels], dtype=object)

@@ -101,6 +101,7 @@ def publish(
         "quarantined": summary.reason_table(_quarantined(tables), config.table_rows, lambda _: None),
         "protocol": evaluation["protocol"],
         "judge": judge,
+        "ais_r2": evaluation["judges"][judge].get("ais_leave_group_out_r2"),
     }
     files |= shelf.make()
     files["plots/items.csv"] = csv_bytes(assessment.items)

@@ -49,6 +49,7 @@ from pipeline_steps.evaluate.items import Agenda, build_agenda, item_texts, soun
 from pipeline_steps.evaluate.judges import VECTOR, OpenMemo, picture_judge, sound_judge
 from pipeline_steps.evaluate.label_oracle import label_vectors
 from pipeline_steps.evaluate.media_files import mp3, png, strip, thumbnail
+from pipeline_steps.evaluate.picture_space import MIN_REFERENCE
 from pipeline_steps.evaluate.publish import Sources, Training, publish
 from pipeline_steps.evaluate.training_record import training_curves
 from pipeline_steps.tracking.tracker import NullTracker
@@ -93,7 +94,8 @@ def make(config: Config, layout: Layout, source: PictureSource, tracker: NullTra
 
     Raises:
         ConfigError: a judge of a family that took part.
-        DataError: neither two test pairs nor two gold pairs, or a table that is missing or does not fit.
+        DataError: neither two test pairs nor two gold pairs, too few pictures to calibrate a judge, or a table that is
+            missing or does not fit.
     """
     report = StageReport("evaluate")
     inputs = read_inputs(config, layout, source.families)
@@ -122,6 +124,12 @@ def make(config: Config, layout: Layout, source: PictureSource, tracker: NullTra
 
     trained = [pair for pair in tables.pairs if pair["split"] == "train"]
     reference = reference_pictures(tables.images, tables.pairs, agenda, truth.labels, config.reference_pictures)
+    if len(reference) < MIN_REFERENCE:  # hours of drawing should not end here either
+        raise DataError(
+            f"{len(reference)} pictures of the pool are of no group that is evaluated; a judge is calibrated on "
+            f"{MIN_REFERENCE} or more",
+            "enlarge the pool",
+        )
     known = Known(truth.labels, image_groups, trained, reference, item_texts(agenda, tables.pairs, tables.events))
     retrieval, ranks = _retrieval(config, layout, open_memo, inputs, agenda, audio_groups)
     assessment = assess(config, agenda, known, source, media, eyes, ears, open_memo)
@@ -246,7 +254,7 @@ def _retrieval(
     events: dict[str, list[Mapping[str, Any]]] = {}
     for event in inputs.tables.events:
         events.setdefault(event["image_id"], []).append(event)
-    labels = sorted({pair.label for pair in inputs.truth.pairs})
+    labels = sorted({pair.label for pair in inputs.truth.pairs if pair.label is not None})
     probe = text_rows[0]["sound"] if text_rows else None
     vectors = label_vectors(layout, open_memo, meta, labels, probe, texts[0]) if labels and probe is not None else None
     found = gold_retrieval(

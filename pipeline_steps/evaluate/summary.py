@@ -26,27 +26,31 @@ def headline(evaluation: Row, judge: str, sound_judge: str, pool: tuple[int, int
         if not block:
             continue
         found = block["rows"]["model"].get(win, {})
-        truth = interval_text(block["rows"]["ground_truth"].get(win, {}))
+        truth = block["rows"]["ground_truth"].get(win, {})
         cards.append(
             _card(
                 title,
                 found,
                 "How often a picture drawn from the right sound is nearer to the real picture than one drawn from "
                 "another sound. A half is chance.",
-                f"The judge is far from perfect: between real pictures it reaches {truth}.",
+                "The same judge on other real pictures of the class in place of the drawings: "
+                f"{interval_text(truth)} on the {truth.get('n', 0)} of {block['n_pairs']} pairs that have one.",
                 _against(found, 0.5),
             )
         )
     if "test" in evaluation:
         rows = evaluation["test"]["rows"]
         if rows["model"].get(ais, {}).get("value") is not None:
+            truth = rows["ground_truth"].get(ais, {})
             cards.append(
                 _card(
                     "Does the picture fit the sound?",
                     rows["model"][ais],
                     "The same question without the real picture: the judge is a linear map from sound to picture, "
                     "learned on the training pairs' real media.",
-                    f"On the real test pictures this judge reaches {interval_text(rows['ground_truth'].get(ais, {}))}.",
+                    f"With the pairs' own real pictures it gives {interval_text(truth)}, n={truth.get('n', 0)}. From sounds "
+                    f"that it has not met it foretells {100 * evaluation['judges'][judge]['ais_leave_group_out_r2']:.1f} % "
+                    "of the variance of the pictures' features.",
                     _against(rows["model"][ais], 0.5),
                 )
             )
@@ -164,14 +168,15 @@ def win_charts(evaluation: Row, titles: Mapping[str, str]) -> list[dict[str, Any
     for metric in metrics:
         rows = [
             (
-                f"{name.replace('_', ' ')}: {row.replace('_', ' ')}",
-                evaluation[name]["rows"][row].get(metric, {}),
+                f"{name.replace('_', ' ')}: {row.replace('_', ' ')}, n={found.get('n', 0)}",
+                found,
                 KINDS.get(row, "control"),
             )
             for name in titles
             if name in evaluation
             for row in COLUMNS
             if evaluation[name]["rows"][row].get("applicable") is not False
+            for found in (evaluation[name]["rows"][row].get(metric, {}),)
         ]
         chart = interval_chart(rows, reference=0.5, bounds=(0.3, 0.9))
         if chart:

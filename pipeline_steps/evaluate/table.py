@@ -78,7 +78,7 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Rows of the table (row name -> metric -> entry), per-item values, who stood in for whom, and warnings.
+    """Rows of the table (row name -> metric -> entry), per-item values, whose drawings are shown beside whose, and warnings.
 
     `draws`: metric -> bootstrap draws [repeats] of the model's row, for metrics without a value per item. Models judged on
     the same data with the same seed are resampled alike, so the difference of their draws is a paired bootstrap.
@@ -129,7 +129,7 @@ def judge_set(
     if ais is not None:
         looks[f"ais_winrate_{settings.sound_judge}_{settings.judge}"] = _sound_looks(items, sounds, features, space, ais)
     for metric, seen in looks.items():
-        for row, rates in item_rates(seen, sounds, items, partner).items():
+        for row, rates in item_rates(seen, sounds, items).items():
             estimate = win_rate_estimate(rates, clusters, settings.repeats, settings.seed)
             rows[row][metric] = entry(estimate, settings) if estimate else absent("no item has a rival and a candidate")
             for detail, rate in zip(details, rates, strict=True):
@@ -268,7 +268,7 @@ def distances(
             for name in names[3:]:
                 rows[row][name] = entry(found[name][0], settings, n_real=len(real), neighbours=settings.neighbours)
         if row == "model":
-            kept = {name: draws for name, (_, draws) in found.items()}
+            kept = {name: draws for name, (estimate, draws) in found.items() if estimate.low is not None}
     for name in names:
         rows["shuffled_audio"][name] = absent("the same pictures in another order: equal to the model's by construction")
     return kept

@@ -28,10 +28,10 @@ def wins(candidates: FloatArray, rivals: FloatArray) -> float:
 def other_sounds(groups: Sequence[str], classes: Sequence[str | None]) -> BoolArray:
     """Which sound may stand as "another sound" for which: [M, M], true where the group differs and the class does too.
 
-    A class that is not known (None) equals no other class: then the group alone decides.
+    A class that is not known (None or empty) equals no other class: then the group alone decides.
     """
     group = np.asarray(groups, dtype=object)
-    label = np.asarray([name if name is not None else f"\0{row}" for row, name in enumerate(classes)], dtype=object)
+    label = np.asarray([name or f"\0{row}" for row, name in enumerate(classes)], dtype=object)
     return np.asarray((group[:, None] != group[None, :]) & (label[:, None] != label[None, :]))
 
 

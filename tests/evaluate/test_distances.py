@@ -10,6 +10,7 @@ from scipy.linalg import sqrtm
 
 from pipeline_steps.evaluate.distances import (
     density_coverage,
+    density_coverage_draws,
     frechet_distance,
     median_bandwidth,
     mmd_draws,
@@ -89,6 +90,28 @@ def test_a_distance_needs_sets() -> None:
         mmd_squared(np.ones((4, 2)), np.ones((3, 2)), polynomial_kernel, ["a"] * 4, ["x", "y", "z"])
     with pytest.raises(ValueError, match="two or more rows"):
         frechet_distance(np.ones((1, 2)), np.ones((3, 2)))
+
+
+def test_too_few_clusters_give_no_interval() -> None:
+    """One cluster for a share, two for a distance between sets: every resample says the same, which is no certainty."""
+    rng = np.random.default_rng(6)
+    x, y = rng.normal(size=(8, 3)), rng.normal(size=(9, 3))
+    for cx, cy, known in (("aaaabbbb", "ccddddeee", False), ("aaabbbcc", "ddddddeee", False), ("aaabbbcc", "dddeeefff", True)):
+        found, draws = mmd_draws(x, y, polynomial_kernel, list(cx), list(cy), 200, 0)
+        assert (found.low is not None, found.high is not None) == (known, known)
+        assert len(draws) == 200
+    for cx, cy in (("a" * 8, "ccccddddd"), ("aaaabbbb", "c" * 9)):
+        (density, _), (coverage, _) = density_coverage_draws(x, y, 3, list(cx), list(cy), 200, 0)
+        assert (density.low is None) == (len(set(cx)) == 1)
+        assert (coverage.low is None) == (len(set(cy)) == 1)
+
+
+def test_coverage_counts_real_pictures_and_density_drawn_ones() -> None:
+    rng = np.random.default_rng(7)
+    found = density_coverage_draws(
+        rng.normal(size=(8, 3)), rng.normal(size=(9, 3)), 3, list("aabbccdd"), list("efghijklm"), 50, 0
+    )
+    assert [(estimate.n, estimate.clusters) for estimate, _ in found] == [(8, 4), (9, 9)]
 
 
 @pytest.mark.parametrize(("n", "m", "dim"), [(20, 30, 50), (200, 150, 12), (9, 200, 40)])

@@ -68,6 +68,7 @@ def context(text: str = "a dog") -> dict[str, Any]:
         "abstained": reasons,
         "quarantined": {"counts": [], "rows": [], "hidden": 0},
         "judge": "ssd",
+        "ais_r2": 0.01,
         "protocol": {
             "sound_judge": "aisfx", "density_neighbours": 5, "bootstrap_repeats": 10, "seed": 0, "samples_per_sound": 4,
             "steps": 25, "guidance_scale": 3.0, "sample_rate_hz": 16000, "side_px": 64, "picture_judges": ["ssd"],
@@ -176,6 +177,9 @@ def test_charts_place_values_in_order_inside_the_box() -> None:
     assert [row.label for row in chart.rows] == ["a", "b"]
     assert chart.reference == chart.rows[1].at < chart.rows[0].low < chart.rows[0].at < chart.rows[0].high < 640
     assert interval_chart([("c", {"value": None}, "x")]) is None
+    far = interval_chart([("d", {"value": 1.15, "low": -0.2, "high": 1.3}, "control")], bounds=(0.0, 1.0))
+    assert far is not None
+    assert 220 <= far.rows[0].low < far.rows[0].at < far.rows[0].high < 640, "bounds do not hide what lies beyond them"
     assert line_chart({"loss": [(1, 1.0)]}, "steps") is None
     curve = line_chart({"loss": [(0, 3.0), (10, 1.0)]}, "steps")
     assert curve is not None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline_steps.audio.mixing import mix_tracks
-from pipeline_steps.evaluate.agreement import Item, Looks, Sound, item_rates, shuffled_sounds
+from pipeline_steps.evaluate.agreement import Item, Looks, Sound, item_rates, rivals, shuffled_sounds
 from pipeline_steps.evaluate.assess import reference_pictures
 from pipeline_steps.evaluate.balance import Tables, licence_counts, picture_flow, sound_flow, unaccounted
 from pipeline_steps.evaluate.choose import choose_draws, choose_pairs
@@ -24,6 +24,7 @@ from pipeline_steps.evaluate.media_files import mp3, png, spectrogram, strip, th
 from pipeline_steps.evaluate.publish import csv_bytes
 from pipeline_steps.evaluate.sensitivity import gain_distances
 from pipeline_steps.evaluate.training_record import training_curves
+from pipeline_steps.evaluate.win_rate import wins
 
 
 def pair(name: str, split: str, image: str, sound: str, z: float = 1.0, gain: float = 0.0) -> dict[str, Any]:
@@ -132,12 +133,41 @@ def test_rows_of_the_table_where_the_model_hears_perfectly() -> None:
     partner = shuffled_sounds(sounds, items, 0)
     assert sorted(partner) == [0, 1, 2, 3]
     assert all(partner[n] != n for n in range(4))
-    rates = item_rates(looks, sounds, items, partner)
+    rates = item_rates(looks, sounds, items)
     assert rates["model"].tolist() == [1.0] * 4
     assert rates["ground_truth"].tolist() == [1.0] * 4
-    # The stand-in draws nothing that fits: it ties with the two other rivals. Without a sound, 0.5 beats their 0.
-    assert rates["shuffled_audio"].tolist() == [0.5] * 4
+    # A stand-in draws nothing that fits: it ties with the two other rivals and loses to the item's own sound.
+    assert rates["shuffled_audio"] == pytest.approx([1 / 3] * 4)
+    # Without a sound, 0.5 beats the rivals' 0.
     assert rates["unconditional"].tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize(("strength", "fits"), [(1.0, True), (0.0, None), (-1.0, False)])
+def test_shuffled_audio_falls_below_a_half_exactly_when_the_model_hears(strength: float, fits: bool | None) -> None:
+    """Every stand-in by hand against the rivals that are left and the item's own sound; four sounds of one class are none."""
+    rng = np.random.default_rng(0)
+    sounds = [Sound(f"s{n}", f"g{n}", "one" if n < 4 else f"class {n}") for n in range(9)]
+    items = [Item(f"p{n}", f"i{n}", f"gi{n}", n % 9) for n in range(14)]
+    own = np.array([item.sound for item in items])
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    kinds = rng.normal(size=(9, 12))
+    asked = unit(kinds[own])
+    drawn = (
+        np.broadcast_to(np.eye(12)[0], (9, 3, 12))
+        if fits is None
+        else unit(strength * kinds[:, None] + rng.normal(size=(9, 3, 12)))
+    )
+    looks = Looks(asked, drawn, drawn[0], asked, [np.array([0])] * 14, [np.array([1])] * 14)
+    rates = item_rates(looks, sounds, items)
+    _, item_rivals = rivals(sounds, items)
+    scores = np.einsum("nk,msk->nms", asked, drawn)
+    for n in range(14):
+        listed = np.flatnonzero(item_rivals[n])
+        by_hand = [wins(scores[n, other], scores[n, [own[n], *(m for m in listed if m != other)]].ravel()) for other in listed]
+        assert rates["shuffled_audio"][n] == pytest.approx(np.mean(by_hand))
+        assert rates["shuffled_audio"][n] == pytest.approx(0.5 + (0.5 - rates["model"][n]) / len(listed))
+    shuffled = rates["shuffled_audio"].mean()
+    assert shuffled == pytest.approx(0.5) if fits is None else (shuffled < 0.49 if fits else shuffled > 0.51)
 
 
 def test_louder_changes_less_than_another_sound() -> None:

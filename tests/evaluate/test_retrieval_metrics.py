@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline_steps.evaluate.gold import GoldPair
+from pipeline_steps.evaluate.gold_retrieval import Space, gold_retrieval
 from pipeline_steps.evaluate.retrieval_metrics import event_scores, random_summary, ranks, summary
 
 
@@ -52,3 +54,19 @@ def test_event_scores_weigh_events() -> None:
     similarity = np.array([[1.0, 0.0], [0.0, 1.0]])
     assert event_scores(similarity, [3.0, 1.0]).tolist() == [0.75, 0.25]
     assert event_scores(similarity, [0.0, 0.0]).tolist() == [0.5, 0.5]
+
+
+def test_a_gold_pair_without_a_label_is_of_no_class() -> None:
+    """It counts in the pipeline's row, but neither as seen nor as unseen, and there is no label to ask the oracle with."""
+    vectors = np.eye(3, dtype=np.float32)
+    space = Space(vectors, {"t0": 0}, vectors, {f"S{n}": n for n in range(3)})
+    groups = {f"S{n}": f"g{n}" for n in range(3)}
+    pairs = [GoldPair(f"p{n}", f"I{n}", f"S{n}", label) for n, label in enumerate(("dog", "cow", None))]
+    found = gold_retrieval(pairs, space, {}, {"dog": vectors[0], "cow": vectors[2]}, frozenset({"dog"}), groups, 50, 0)
+    assert found is not None
+    counts = {name: row["mrr"].n for name, row in found["rows"].items()}
+    assert counts == {"pipeline": 3, "pipeline_seen": 1, "pipeline_unseen": 1, "label_oracle": 2, "random": 3}
+    assert [row["oracle_rank"] for row in found["ranks"]] == [1.0, 2.5, None]
+    nobody = gold_retrieval(pairs[2:], space, {}, None, frozenset({"dog"}), groups, 50, 0)
+    assert nobody is not None
+    assert list(nobody["rows"]) == ["pipeline", "random"]

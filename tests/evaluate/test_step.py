@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from colour_world import CONFIG, Elsewhere, Painter, World, files
 
+from pipeline_steps.core.contracts import IMAGES, PAIRS
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
+from pipeline_steps.core.tables import read_table, write_table
 from pipeline_steps.evaluate.step import make
 from pipeline_steps.tracking.tracker import NullTracker
 
@@ -30,9 +34,12 @@ def test_who_hears_wins_and_the_controls_do_not(evaluated: dict[str, bytes]) -> 
     found = json.loads(evaluated["evaluation.json"])
     rows = found["test"]["rows"]
     assert rows["model"]["win_rate_augnet"]["value"] > 0.9
-    assert rows["shuffled_audio"]["win_rate_augnet"]["value"] < 0.6
+    assert rows["shuffled_audio"]["win_rate_augnet"]["value"] < 0.4  # 4 rivals at most: 1/2 - 1/2 / 4
     assert rows["ground_truth"]["win_rate_augnet"]["value"] > 0.9
     assert rows["text_oracle"]["applicable"] is False
+    assert (rows["model"]["density_augnet"]["n"], rows["model"]["coverage_augnet"]["n"]) == (12, 6)  # drawn, real
+    assert 0 < found["judges"]["augnet"]["ais_leave_group_out_r2"] < 1
+    assert found["judges"]["augnet"]["ais_training_sound_groups"] == 9
     assert found["test"]["too_small_to_rank"] is True
     assert found["gold"]["n_pairs"] == found["gold_seen"]["n_pairs"] == 3
     entry = rows["model"]["kid_augnet"]
@@ -52,6 +59,9 @@ def test_the_report_is_whole_safe_and_the_same_twice(world: World, evaluated: di
         if name.startswith(("samples/picture", "audio/")):
             assert f'src="{name}"' in page
     assert str(world.layout.root) not in page
+    assert "on the 6 of 6 pairs that have one" in page
+    assert "test: ground truth, n=6" in page
+    assert not re.search("ceiling|far from perfect", page)
     make(CONFIG, world.layout, Painter(), NullTracker())
     assert files(world.layout.reports) == evaluated
 
@@ -81,3 +91,48 @@ def test_damaged_or_missing_inputs_are_named(world: World, evaluated: dict[str, 
             make(CONFIG, world.layout, Painter(), NullTracker())
     finally:
         path.write_bytes(kept)
+
+
+class Untouched(Painter):
+    """A painter that must not be asked."""
+
+    def draw(self, *_: object) -> NoReturn:
+        raise AssertionError("drawing had begun")
+
+
+def test_too_small_a_pool_is_refused_before_anything_is_drawn(world: World, evaluated: dict[str, bytes]) -> None:
+    path = world.layout.catalog / "images.parquet"
+    kept = path.read_bytes()
+    rows = read_table(path, IMAGES).to_pylist()
+    tested = {
+        row["image_id"] for row in read_table(world.layout.pairs / "pairs.parquet", PAIRS).to_pylist() if row["split"] == "test"
+    }
+    free = [row["image_id"] for row in rows if not row["holdout"] and row["image_id"] not in tested]
+    try:
+        for left in (2, 0):
+            write_table(path, IMAGES, [{**row, "holdout": row["holdout"] or row["image_id"] in free[left:]} for row in rows])
+            with pytest.raises(DataError, match=f"{left} pictures of the pool are of no group that is evaluated.*3 or more"):
+                make(CONFIG, world.layout, Untouched(), NullTracker())
+    finally:
+        path.write_bytes(kept)
+
+
+def test_training_pairs_that_share_one_sound_give_no_audio_judge(
+    world: World, evaluated: dict[str, bytes], tmp_path: Path
+) -> None:
+    path = world.layout.pairs / "pairs.parquet"
+    kept = path.read_bytes()
+    rows = read_table(path, PAIRS).to_pylist()
+    one = next(row for row in rows if row["split"] == "train")
+    alike = {name: one[name] for name in ("tracks", "audio_group")}
+    write_table(path, PAIRS, [{**row, **alike} if row["split"] == "train" else row for row in rows])
+    config = CONFIG.model_copy(update={"sensitivity_sounds": 0, "memo": str(world.layout.memo)})
+    try:
+        make(config, Elsewhere(world.layout.root, tmp_path), Painter(), NullTracker())
+    finally:
+        path.write_bytes(kept)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert not [name for name in found["test"]["rows"]["model"] if name.startswith("ais")]
+    told = "ais_winrate_aisfx: not measured; its judge is fitted on 3 or more training pairs of 2 or more sound groups"
+    assert [text for text in found["warnings"] if text.startswith(told)] == [f"{told}, and there are 9 of 1"]
+    assert told in (tmp_path / "index.html").read_text()

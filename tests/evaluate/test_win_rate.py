@@ -50,6 +50,8 @@ def test_null_is_a_half_and_signal_is_above() -> None:
 
 
 def test_rivals_are_of_another_group_and_another_class() -> None:
+    others = other_sounds(["g1", "g2"], ["", ""])
+    assert others.tolist() == [[False, True], [True, False]], "an empty class is not known"
     others = other_sounds(["g1", "g1", "g2", "g3"], ["dog", "dog", "dog", None])
     assert others.tolist() == [
         [False, False, False, True],

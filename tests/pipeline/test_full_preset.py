@@ -145,7 +145,7 @@ def look_at_model(folder: Path, params: Any, hub: dict[str, str], monkeypatch: p
 def look_at_evaluation(folder: Path, params: Any) -> None:
     evaluation = read(folder / "reports/evaluation.json")
     comparable = {
-        "test": ("model", "unconditional", "ground_truth"),  # few sounds and phrases there: none to swap a pair's own for
+        "test": ("model", "unconditional", "ground_truth", "shuffled_audio"),  # few phrases there: no rival of another text
         "gold": ("model", "unconditional", "ground_truth", "shuffled_audio", "text_oracle"),
     }
     for name, rated in comparable.items():
