@@ -17,6 +17,8 @@ from pipeline_steps.diffusion.features import FEATURE_WIDTH, TAGS, SoundFeatures
 
 LEVEL_CENTRE_DB = -25.0
 LEVEL_SCALE_DB = 12.0
+ALIKE = 1e-5
+"""Deviation of rows, in their root mean square, that is no more than rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,10 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, rows: torch.Tensor) -> None:
-        """Fit on rows [N, width] in double precision; the sign of each axis is fixed by its largest entry."""
+        """Fit on rows [N, width] in double precision; the sign of each axis is fixed by its largest entry.
+
+        Rows that are all alike, as those of silent sounds, get the scale 1: their scores are 0.
+        """
         data = rows.double()
         mean = data.mean(0)
         centred = data - mean
@@ -72,6 +77,9 @@ class Whitening(nn.Module):
         deviations = values.flip(0)[:count].clamp(min=0).sqrt()
         self.mean.copy_(mean)
         self.basis.copy_(vectors * signs)
+        if deviations[0] <= ALIKE * data.square().mean().sqrt():
+            self.scale.fill_(1.0)
+            return
         scale = deviations.clamp(min=float(deviations[0]) * 1e-3 + 1e-8).sqrt()
         self.scale.copy_(scale * ((deviations / scale) ** 2).mean().sqrt())
 

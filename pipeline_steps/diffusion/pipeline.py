@@ -231,7 +231,8 @@ class ScratchPipeline(Audio2ImagePipeline):
             rows = slice(start, start + BATCH)
             latents = torch.stack([noise[k] for k in draws[rows]]).to(self.device)
             latents = self._denoise(latents, tokens.select(rows).to(self.device), guidance, count)
-            pictures.append(to_uint8(self.codec.decode(latents)))
+            # While training, the denoiser is where Lightning puts it; the codec stays on the CPU, where batches are made.
+            pictures.append(to_uint8(self.codec.decode(latents.to(self.codec.mean.device))))
         return np.concatenate(pictures)
 
     def _denoise(self, latents: torch.Tensor, tokens: SoundTokens, guidance_scale: float, steps: int) -> torch.Tensor:

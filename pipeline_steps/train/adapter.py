@@ -93,9 +93,16 @@ def picture_latents(
     return stacked("mean"), stacked("std")
 
 
-def latents_mark(config: Config, backbone: Backbone) -> str:
-    """Fingerprint of the memo that keeps latents."""
-    return fingerprint({"backbone": backbone.describe(), "size": config.picture_size, "version": LATENTS_VERSION})
+def latents_mark(config: Config, backbone: Backbone, accelerator: str) -> str:
+    """Fingerprint of the memo that keeps latents. A GPU rounds them differently; the autoencoder is in float32 everywhere."""
+    return fingerprint(
+        {
+            "backbone": backbone.describe(),
+            "size": config.picture_size,
+            "accelerator": accelerator,
+            "version": LATENTS_VERSION,
+        }
+    )
 
 
 def adapter_data(

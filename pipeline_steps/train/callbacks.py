@@ -131,7 +131,8 @@ class Samples(Callback):  # type: ignore[misc, unused-ignore]
             pl_module.eval()
             if trainer.is_global_zero:
                 grid = self.draw()
-            loss = pl_module.validation_loss(self.held_out) if self.held_out is not None else float("nan")
+            with trainer.precision_plugin.forward_context():  # as in a step; a pipeline draws in a precision of its own
+                loss = pl_module.validation_loss(self.held_out) if self.held_out is not None else float("nan")
             pl_module.train()
         pl_module.validation[str(step)] = loss
         if grid is not None:

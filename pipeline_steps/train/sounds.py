@@ -36,6 +36,9 @@ FEATURES_SCHEMA = pa.schema(
 GRID_SCHEMA = pa.schema([pa.field("grid", pa.binary())])
 WAVEFORMS_KEPT = 256
 """Prepared waveforms in memory: a sound's views come one after another, sounds that are mixed in from anywhere."""
+COMPANIONS = 256
+"""Training sounds that may be mixed into views: in larger pools those of the smallest ids. An id is a hash of content, so they
+are a fair draw of which a new sound displaces one at most, and the choice costs each sound the same whatever the pool."""
 Tracks = tuple[tuple[str, float], ...]
 """Audio id and gain in dB of each track of a pair."""
 
@@ -51,8 +54,9 @@ def distinct_sounds(rows: Iterable[dict[str, Any]]) -> list[Tracks]:
 
 
 def companion(tracks: Tracks, view: int, background: list[Tracks]) -> Tracks:
-    """The sound that a view may mix in: by rendezvous hashing, so that a new sound changes few of these choices."""
-    others = [other for other in background if other != tracks] if view else []
+    """The sound of the sorted background that a view may mix in: by rendezvous hashing among the first `COMPANIONS`, so that a
+    new sound changes few of these choices."""
+    others = [other for other in background[:COMPANIONS] if other != tracks] if view else []
     return min(others, key=lambda other: fingerprint([tracks, view, other]), default=())
 
 

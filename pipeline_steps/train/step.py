@@ -38,11 +38,11 @@ from pipeline_steps.train.compiling import Compilation
 from pipeline_steps.train.config import Config
 from pipeline_steps.train.hardware import Hardware, agree, end_children, plan, prepare
 from pipeline_steps.train.loading import Ahead, Waiting
-from pipeline_steps.train.module import NotFiniteError
+from pipeline_steps.train.module import DiffusionTraining, NotFiniteError
 from pipeline_steps.train.recipe import Recipe, Split, adapter_recipe, scratch_recipe
 from pipeline_steps.train.record import loss_table, metrics_of, png, validation_table
 from pipeline_steps.train.sharding import cut, gather
-from pipeline_steps.train.sounds import ear_of, heard, memo_mark
+from pipeline_steps.train.sounds import distinct_sounds, ear_of, heard, memo_mark
 
 __all__ = ["Config", "run"]
 
@@ -61,7 +61,7 @@ def run(config: Config, layout: Layout) -> StageReport:
 
     Raises:
         ConfigError: `resume_from` names no file.
-        DataError: no training pairs, or a loss that is not finite again and again.
+        DataError: no training pairs, one sound for all of them, or a loss that is not finite again and again.
         ResourceError: a GPU is asked for and there is none.
         IntegrityError: a checkpoint of another run or not a plain checkpoint.
     """
@@ -73,16 +73,21 @@ def run(config: Config, layout: Layout) -> StageReport:
     by_split = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
     if not by_split["train"]:
         raise DataError(f"{layout.pairs / 'pairs.parquet'} has no pair of split 'train'", "dvc repro pair, with more data")
+    if config.recipe == "scratch" and len(distinct_sounds(by_split["train"])) < 2:
+        raise DataError(
+            f"{layout.pairs / 'pairs.parquet'}: all pairs of split 'train' have one sound, so none shows what a sound changes",
+            "give ingest more sounds and run dvc repro",
+        )
     used = by_split["train"] + by_split["val"]
     report.n_in = report.n_ok = len(used)
     frozen = _frozen(config, layout, hardware.accelerator, hardware.precision)
-    digest = run_digest(config, layout, frozen)
+    digest = run_digest(config, layout, frozen, hardware)
     folder = layout.runs / "train" / digest
     tracked = tracking.run("train", layout, config, inputs=[layout.pairs, layout.media], resume_key=digest)
     turn = FileLock(folder / "prepare.lock")  # several processes: the first computes, the others find it remembered
     with tracked if hardware.first else nullcontext(tracking.NullTracker()) as tracker:
         with turn if hardware.processes > 1 else nullcontext():
-            recipe = _recipe(config, layout, folder, frozen, by_split, digest, report)
+            recipe = _recipe(config, layout, folder, frozen, by_split, digest, hardware.accelerator, report)
         _fit(config, folder, recipe, tracker, hardware)
         if not hardware.first:
             raise SystemExit(0)  # process 0 exports and reports
@@ -115,8 +120,11 @@ def choose_device(config: Config) -> tuple[str, str]:
     return ("gpu" if cuda else "cpu"), precision
 
 
-def run_digest(config: Config, layout: Layout, frozen: Frozen) -> str:
-    """Identity of a run: parameters, data, frozen models, program and torch. A checkpoint serves only the run that wrote it."""
+def run_digest(config: Config, layout: Layout, frozen: Frozen, hardware: Hardware) -> str:
+    """Identity of a run: parameters, data, frozen models, program, torch, and what `auto` found of the hardware.
+
+    A checkpoint serves only the run that wrote it.
+    """
     package = Path(__file__).resolve().parents[1]
     sources = [path for name in ("audio", "diffusion", "encoders", "train") for path in sorted((package / name).rglob("*.py"))]
     encoder, backbone = frozen
@@ -130,6 +138,7 @@ def run_digest(config: Config, layout: Layout, frozen: Frozen) -> str:
             "program": {f"{path.parent.name}/{path.name}": sha256_file(path) for path in sources},
             "torch": torch.__version__,
             "threads": config.threads or torch.get_num_threads(),
+            "hardware": [hardware.accelerator, hardware.precision, hardware.processes],
         }
     )
 
@@ -148,7 +157,14 @@ def _frozen(config: Config, layout: Layout, accelerator: str, precision: str) ->
 
 
 def _recipe(
-    config: Config, layout: Layout, folder: Path, frozen: Frozen, by_split: Split, digest: str, report: StageReport
+    config: Config,
+    layout: Layout,
+    folder: Path,
+    frozen: Frozen,
+    by_split: Split,
+    digest: str,
+    accelerator: str,
+    report: StageReport,
 ) -> Recipe:
     """What the configured recipe trains and trains on. Frozen models see each item once: the memo keeps what comes out."""
     encoder, backbone = frozen
@@ -161,7 +177,7 @@ def _recipe(
         return scratch_recipe(
             config, by_split, views, media.image, lambda pictures: _codec(config, folder, pictures), layout.assets, digest
         )
-    latents = Memo(str(layout.memo), "train", latents_mark(config, backbone), LATENTS_SCHEMA)
+    latents = Memo(str(layout.memo), "train", latents_mark(config, backbone, accelerator), LATENTS_SCHEMA)
     return adapter_recipe(config, by_split, views, media.image, encoder, backbone, latents, layout.assets, digest)
 
 
@@ -186,10 +202,9 @@ def _fit(config: Config, folder: Path, recipe: Recipe, tracker: Tracker, hardwar
     """Train from the start or from the run's last checkpoint; afterwards the module holds the averaged weights."""
     module = recipe.module
     last = folder / f"{CHECKPOINT}.ckpt"
-    resume = _checkpoint_to_resume(config, last)
+    resume, checkpoint = _checkpoint_to_resume(config, last, module)
     first = 0
     if resume is not None:
-        checkpoint = read_checkpoint(resume)
         module.on_load_checkpoint(checkpoint)
         first = len(module.history)
         if int(checkpoint.get("global_step", 0)) >= config.max_steps:  # killed between the last step and the export
@@ -250,8 +265,10 @@ def _fit(config: Config, folder: Path, recipe: Recipe, tracker: Tracker, hardwar
         error.details["last_good_checkpoint"] = f"{CHECKPOINT}.ckpt" if last.is_file() else "none"
         write_json(folder / DIAGNOSIS, {"reason": error.reason, **error.details})
         raise NotFiniteError(f"{error.reason}; diagnosis: {folder / DIAGNOSIS}", error.action, details=error.details) from error
-    except BaseException:
+    except BaseException as error:
         end_children(trainer)
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None  # Lightning makes a plain exit 1 of Ctrl-C
         raise
     trainer.save_checkpoint(last, weights_only=True)
     if hardware.strategy == "fsdp":
@@ -259,18 +276,26 @@ def _fit(config: Config, folder: Path, recipe: Recipe, tracker: Tracker, hardwar
     module.to("cpu")
 
 
-def _checkpoint_to_resume(config: Config, last: Path) -> Path | None:
-    """The checkpoint to go on from: the one asked for, else the run's own.
+def _checkpoint_to_resume(config: Config, last: Path, module: DiffusionTraining) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint to go on from and what is in it: the one asked for or the run's own, whichever is further on.
 
     Raises:
         ConfigError: the one asked for is missing. Never a silent fresh start.
+        IntegrityError: one belongs to another run, also if the other one is further on.
     """
+    paths = [last] if last.is_file() else []
     if config.resume_from is not None:
-        path = Path(config.resume_from)
-        if not path.is_file():
-            raise ConfigError(f"train.resume_from: {path} does not exist", "give a checkpoint of this run, or null")
-        return path
-    return last if last.is_file() else None
+        asked = Path(config.resume_from)
+        if not asked.is_file():
+            raise ConfigError(f"train.resume_from: {asked} does not exist", "give a checkpoint of this run, or null")
+        paths.append(asked)
+    found: tuple[Path | None, dict[str, Any]] = None, {}
+    for path in paths:
+        checkpoint = read_checkpoint(path)
+        module.on_load_checkpoint(checkpoint)
+        if found[0] is None or int(checkpoint.get("global_step", 0)) > int(found[1].get("global_step", 0)):
+            found = path, checkpoint
+    return found
 
 
 def _export(layout: Layout, folder: Path, recipe: Recipe) -> None:
@@ -282,8 +307,9 @@ def _export(layout: Layout, folder: Path, recipe: Recipe) -> None:
     write_text(record / "loss.csv", loss_table(module.history))
     write_text(record / "validation.csv", validation_table(module.validation))
     for step in sorted(module.validation, key=int):
-        name = f"step-{int(step):06d}.png"
-        write_bytes(record / name, (folder / "samples" / name).read_bytes())
+        grid = folder / "samples" / f"step-{int(step):06d}.png"
+        if grid.is_file():  # a checkpoint from elsewhere does not bring the grids that were drawn there
+            write_bytes(record / grid.name, grid.read_bytes())
     target = layout.model
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyroomacoustics import parameters
 
 from pipeline_steps.audio.reverberation import reverberate, room_impulses
 
@@ -21,6 +22,13 @@ def test_rooms_are_a_function_of_seed_and_number() -> None:
     other = room_impulses(1, RATE, 4)[0]
     assert other.shape != ROOMS[0].shape or not np.array_equal(other, ROOMS[0])
     assert len({len(room) for room in ROOMS}) > 1
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rooms_do_not_depend_on_the_number_of_cores(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(parameters._constants, "num_threads", threads)
+    assert all(np.array_equal(a, b) for a, b in zip(ROOMS, room_impulses(2, RATE, 3), strict=False))
+    assert parameters.constants.get("num_threads") == threads, "as it was"
 
 
 @pytest.mark.parametrize("number", range(4))

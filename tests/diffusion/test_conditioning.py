@@ -57,6 +57,14 @@ def test_whitening_decorrelates_halves_the_spread_and_has_unit_size() -> None:
     assert float(ratio) == pytest.approx(4.0, rel=0.2)  # 16 before
 
 
+@pytest.mark.parametrize("rows", [torch.zeros(3, 8), torch.full((3, 8), 0.7), torch.randn(1, 8)])
+def test_rows_that_are_all_alike_score_nothing(rows: torch.Tensor) -> None:
+    axes = Whitening(8, 4)
+    axes.fit(rows)
+    assert axes(rows).abs().max() < 1e-5
+    assert axes(rows + 1).isfinite().all()
+
+
 def test_a_window_keeps_its_own_frames() -> None:
     sound = _sound(0, patches=6)
     part = sound.window(2, 3)

@@ -16,7 +16,7 @@ from pipeline_steps.diffusion.codec import PatchCodec
 from pipeline_steps.diffusion.composer import Composer
 from pipeline_steps.diffusion.conditioning import AudioConditioner
 from pipeline_steps.diffusion.denoiser import Denoiser, build_unet
-from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline, starting_noise
+from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline, ScratchPipeline, starting_noise
 from pipeline_steps.diffusion.prior import GaussianPrior
 from pipeline_steps.diffusion.storage import UNET_WEIGHTS, AtomicCheckpointIO, new_scheduler, read_checkpoint, save_model
 
@@ -81,6 +81,21 @@ def test_guidance_and_sound_change_the_picture(pipeline: Audio2ImagePipeline, to
 
 def test_loudness_is_heard(pipeline: Audio2ImagePipeline, tone: np.ndarray) -> None:
     assert not np.array_equal(pipeline.draw(tone), pipeline.draw(tone * 0.1))
+
+
+def test_latents_are_decoded_where_the_codec_is(folder: Path, tone: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training the denoiser may be on a GPU and the codec is on the CPU; here `meta` stands for the other device."""
+    pipeline = ScratchPipeline.read(folder)
+    pipeline.codec.to("meta")
+    seen: list[str] = []
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        seen.append(latents.device.type)
+        return torch.zeros(len(latents), 3, 32, 32)
+
+    monkeypatch.setattr(pipeline.codec, "decode", decode)
+    pipeline.draw(tone)
+    assert seen == ["meta"]
 
 
 def test_many_sounds_at_once_draw_the_same_as_one(pipeline: Audio2ImagePipeline, tone: np.ndarray) -> None:

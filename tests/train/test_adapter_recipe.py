@@ -19,7 +19,14 @@ from pipeline_steps.core.memo import Memo
 from pipeline_steps.diffusion.backbone import Backbone
 from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline
 from pipeline_steps.train import step
-from pipeline_steps.train.adapter import LATENTS_SCHEMA, AdapterData, AdapterStream, min_snr_weights, picture_latents
+from pipeline_steps.train.adapter import (
+    LATENTS_SCHEMA,
+    AdapterData,
+    AdapterStream,
+    latents_mark,
+    min_snr_weights,
+    picture_latents,
+)
 from pipeline_steps.train.batches import Batch, Share
 from pipeline_steps.train.config import Config
 from pipeline_steps.train.recipe import Recipe
@@ -146,6 +153,19 @@ def test_broken_off_and_started_again_it_ends_with_the_same_bytes(
     report = step.run(adapter_config(), layout)
     assert (report.computed, report.reused) == (0, 8)
     assert model_bytes(layout) == model_bytes(undisturbed[0])
+
+
+def test_in_half_precision_validation_runs_as_a_step_does(make_adapter_project: MakeProject, tmp_path: Path) -> None:
+    layout = make_adapter_project(tmp_path)
+    short = {"adapt": {"steps": 2, "batch_size": 2, "learning_rate": 1e-3}}
+    report = step.run(adapter_config(precision="bf16-mixed", sample_every=2, optimiser=short), layout)
+    assert report.metrics["validation_loss"] > 0
+    assert (layout.model / "training/step-000002.png").is_file()
+
+
+def test_latents_of_a_gpu_are_not_those_of_a_cpu(make_adapter_project: MakeProject, tmp_path: Path) -> None:
+    backbone = Backbone("backbone", root=make_adapter_project(tmp_path).root)
+    assert latents_mark(adapter_config(), backbone, "cpu") != latents_mark(adapter_config(), backbone, "gpu")
 
 
 def test_yamnet_hears_for_an_adapter_too(make_adapter_project: MakeProject, tmp_path: Path) -> None:

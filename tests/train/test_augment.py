@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline_steps.core.identity import fingerprint
 from pipeline_steps.train.augment import coloured_noise, picture_views, sound_view
 from pipeline_steps.train.config import PictureConfig, SoundConfig
+from pipeline_steps.train.sounds import COMPANIONS, Tracks, companion
 
 TONE = (0.2 * np.sin(2 * np.pi * 500 * np.arange(16_000) / 16_000)).astype(np.float32)
 
@@ -47,6 +49,21 @@ def test_what_is_remembered_of_views_knows_of_rooms_only_where_there_are_some() 
     assert "reverb_share" not in SoundConfig().identity()
     assert SoundConfig(reverb_share=0.2).identity()["reverb_share"] == 0.2
     assert "views" not in SoundConfig(reverb_share=0.2).identity()
+
+
+def test_what_is_mixed_in_is_chosen_among_a_bounded_number_of_sounds() -> None:
+    pool: list[Tracks] = [((f"{number:032x}", 0.0),) for number in range(COMPANIONS + 40)]
+    small, first = pool[:COMPANIONS], pool[0]
+    for tracks in (pool[7], pool[-1]):
+        others = [other for other in small if other != tracks]
+        best = min(others, key=lambda other: fingerprint([tracks, 1, other]))
+        assert companion(tracks, 1, small) == companion(tracks, 1, pool) == best
+    before = {tracks: companion(tracks, 1, pool[1:]) for tracks in pool[1:]}
+    moved = [tracks for tracks, other in before.items() if companion(tracks, 1, pool) != other]
+    gone = pool[COMPANIONS]
+    assert all(before[tracks] == gone or companion(tracks, 1, pool) == first for tracks in moved)
+    assert len(moved) < 10
+    assert companion(first, 0, pool) == ()
 
 
 def test_noise_is_of_unit_deviation_and_pink_falls() -> None:

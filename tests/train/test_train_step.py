@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline_steps.__main__ import main
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError, ResourceError
 from pipeline_steps.core.layout import Layout
 from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline
 from pipeline_steps.train import step
 from pipeline_steps.train.batches import Batch, ScratchStream
+from pipeline_steps.train.hardware import Hardware
 from tests.train.conftest import SMALL, model_bytes, phases, small_config
 
 MakeProject = Callable[[Path], Layout]
@@ -110,6 +113,76 @@ def test_a_checkpoint_of_another_configuration_is_refused(make_project: MakeProj
     assert not layout.model.exists()
 
 
+def fails_at(number: int, error: BaseException) -> Callable[..., Batch]:
+    """`ScratchStream.batch` that raises at a step."""
+    honest = ScratchStream.batch
+
+    def batch(stream: ScratchStream, step: int, micro: int = 0) -> Batch:
+        if step == number:
+            raise error
+        return honest(stream, step, micro)
+
+    return batch
+
+
+def test_a_retry_goes_on_from_its_own_checkpoint_when_that_is_further_on(
+    undisturbed: tuple[Layout, step.StageReport], make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, asked = make_project(tmp_path), tmp_path / "asked.ckpt"
+    with monkeypatch.context() as patch:
+        patch.setattr(ScratchStream, "batch", fails_at(6, OSError(5, "down")))
+        with pytest.raises(OSError, match="down"):
+            step.run(small_config(), layout)
+    shutil.copy(next(layout.runs.rglob("last.ckpt")), asked)  # of step 4
+    config = small_config(resume_from=str(asked))
+    with monkeypatch.context() as patch:
+        patch.setattr(ScratchStream, "batch", fails_at(10, OSError(5, "down")))
+        with pytest.raises(OSError, match="down"):
+            step.run(config, layout)
+    with monkeypatch.context() as patch:
+        patch.setattr(ScratchStream, "batch", fails_at(6, AssertionError("step 6 was done before")))
+        step.run(config, layout)
+    assert model_bytes(layout) == model_bytes(undisturbed[0])
+
+
+def test_a_checkpoint_taken_to_another_folder_leaves_out_the_grids_drawn_before(
+    undisturbed: tuple[Layout, step.StageReport], make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = make_project(tmp_path / "first"), make_project(tmp_path / "second")
+    with monkeypatch.context() as patch:
+        patch.setattr(ScratchStream, "batch", fails_at(6, OSError(5, "down")))
+        with pytest.raises(OSError, match="down"):
+            step.run(small_config(), first)
+    step.run(small_config(resume_from=str(next(first.runs.rglob("last.ckpt")))), second)
+    expected = model_bytes(undisturbed[0])
+    del expected["training/step-000003.png"]
+    assert model_bytes(second) == expected
+
+
+def test_ctrl_c_ends_it_as_any_other_stage(
+    make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (make_project(tmp_path).params).write_text(json.dumps({"train": SMALL}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ScratchStream, "batch", fails_at(2, KeyboardInterrupt()))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert main(["train"]) == 130
+    finally:  # Lightning ignores a second Ctrl-C while it ends
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert json.loads(Path("error.json").read_text())["kind"] == "interrupted"
+    assert "run again to go on" in capsys.readouterr().err
+
+
+def test_what_auto_finds_is_part_of_the_run(make_project: MakeProject, tmp_path: Path) -> None:
+    layout, config = make_project(tmp_path), small_config(device="auto")
+    frozen = step._frozen(config, layout, "cpu", "32-true")
+    found = [("cpu", "32-true", 1), ("cpu", "bf16-mixed", 1), ("gpu", "bf16-mixed", 1), ("gpu", "bf16-mixed", 2)]
+    runs = {step.run_digest(config, layout, frozen, Hardware(*places, 1, "ddp", 0, 1)) for places in found}
+    assert len(runs) == len(found)
+
+
 def test_losses_that_are_not_finite_stop_it_with_a_diagnosis(
     make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,4 +232,7 @@ def test_no_training_pair_and_no_gpu_are_said_plainly(make_project: MakeProject,
     rows = read_table(layout.pairs / "pairs.parquet", PAIRS).to_pylist()
     write_table(layout.pairs / "pairs.parquet", PAIRS, [{**row, "split": "test"} for row in rows])
     with pytest.raises(DataError, match="no pair of split 'train'"):
+        step.run(small_config(), layout)
+    write_table(layout.pairs / "pairs.parquet", PAIRS, [{**row, "tracks": rows[0]["tracks"]} for row in rows])
+    with pytest.raises(DataError, match="have one sound"):
         step.run(small_config(), layout)
