@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal, cast
+from uuid import UUID
 
 from prefect import flow, get_run_logger, pause_flow_run, suspend_flow_run
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
-from prefect.input import RunInput
-from prefect.runtime import deployment
-from prefect.states import Completed, Failed
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.input import RunInput, keyset_from_paused_state
+from prefect.runtime import deployment, flow_run
+from prefect.states import Completed, Failed, Suspended
 from pydantic import Field
 
 from flows.parameters import Mode, PromoteParameters
@@ -126,8 +129,19 @@ def _ask(text: str, key: str, timeout_hours: float) -> Decision:
     form = Decision.with_initial_data(description=text)
     seconds = max(1, int(timeout_hours * 3600))
     if deployment.get_id():
+        _drop_old_answer(key)
         return suspend_flow_run(wait_for_input=form, timeout=seconds, key=key)
     return pause_flow_run(wait_for_input=form, timeout=seconds, poll_interval=POLL_S, key=key)
+
+
+def _drop_old_answer(key: str) -> None:
+    """A run that failed and is started again (*Retry*) asks anew, and Prefect refuses a second answer under the same key."""
+    with get_client(sync_client=True) as client:
+        run_id = UUID(str(flow_run.get_id()))
+        if key not in (client.read_flow_run(run_id).empirical_policy.pause_keys or ()):
+            answer = keyset_from_paused_state(Suspended(pause_key=key))["response"]
+            with suppress(PrefectHTTPStatusError):  # there is none
+                client.delete_flow_run_input(run_id, answer)
 
 
 def _apply(proposal: Proposal, answer: Decision) -> str:

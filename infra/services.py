@@ -108,7 +108,7 @@ def start_one(place: Place, program: Program) -> None:
             the message.
     """
     server = supervisor(place)
-    if state(place, program.name) not in {"RUNNING", "STARTING"}:
+    if state(place, program.name) not in ALIVE:
         end = time.monotonic() + PORT_PATIENCE_S
         while is_taken(HOST, _port(place, program)):
             if time.monotonic() > end:

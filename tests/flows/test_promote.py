@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline_steps.core.errors import LockedError
+from pipeline_steps.core.errors import LockedError, ServiceError
 from pipeline_steps.core.layout import Layout
 from pipeline_steps.tracking.gate import GateResult
 from pipeline_steps.tracking.promotion import PromotionRecord, Proposal
@@ -113,6 +113,14 @@ class Deployed:
         with get_client(sync_client=True) as client:
             return str(client._client.post(f"/flow_runs/{self._id}/resume", json={"run_input": run_input}).json()["status"])
 
+    def retry(self) -> None:
+        """What *Retry* on the page of a failed run does."""
+        from prefect.client.orchestration import get_client
+        from prefect.states import AwaitingRetry
+
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(self._id, AwaitingRetry())
+
     def forget(self) -> None:
         """Other tests look for paused runs."""
         from prefect.client.orchestration import get_client
@@ -155,6 +163,26 @@ class TestDeployed:
         assert run.answer(decision="perhaps", reason="x", name="") == "REJECT"
         assert run.answer(decision="reject", reason="too blurred", name="Ben") == "ACCEPT"
         assert run.start().message == "version 2 was rejected by Ben: too blurred; the champion stays"
+
+    def test_a_decision_that_failed_is_asked_for_and_answered_again(
+        self, monkeypatch: pytest.MonkeyPatch, deployed: Deployed
+    ) -> None:
+        registry, run = Registry(True), deployed
+        install(monkeypatch, registry)
+        with monkeypatch.context() as patch:
+            patch.setattr("flows.promote.make_champion", away)
+            assert run.start().name == "Suspended"
+            assert run.answer(decision="approve", reason="better", name="Ada") == "ACCEPT"
+            assert run.start().message == "MLflow does not answer -> try again"
+        run.retry()
+        assert run.start().name == "Suspended"
+        assert run.answer(decision="approve", reason="still better", name="Ada") == "ACCEPT"
+        assert run.start().message == "version 2 is champion now, approved by Ada (line 1 of the ledger)"
+        assert registry.calls == [("promote", "Ada", "still better", False)]
+
+
+def away(*_: object, **__: object) -> PromotionRecord:
+    raise ServiceError("MLflow does not answer", "try again")
 
 
 @pytest.mark.usefixtures("prefect_api", "project")
