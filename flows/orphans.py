@@ -19,8 +19,12 @@ from pipeline_steps.core.errors import LockedError
 MESSAGE = "The process of this run died; the next run in its workspace found it."
 
 
-def settle(left: Mapping[str, Any] | None, say: Callable[[str], None]) -> None:
-    """Mark the run in a record left behind, and its tasks, as crashed; `left` is what `lock.hold` yields."""
+def settle(left: Mapping[str, Any] | None, say: Callable[[str], None], own: str = "") -> None:
+    """Mark the run in a record left behind, and its tasks, as crashed; `left` is what `lock.hold` yields.
+
+    `own` is the id of the run that asks: when somebody starts a dead run again (*Retry*), the record names the one that is at
+    work now, and only the tasks of its former attempt are dead.
+    """
     if left is None:
         return
     say(f"run {left.get('name', '?')} (PID {left.get('pid', '?')}) died in this workspace; what it had finished is kept")
@@ -28,7 +32,7 @@ def settle(left: Mapping[str, Any] | None, say: Callable[[str], None]) -> None:
         run_id = UUID(str(left.get("flow_run_id", "")))
     except ValueError:
         return
-    quietly(lambda: mark_crashed(run_id))
+    quietly(lambda: mark_crashed(run_id, tasks_alone=str(run_id) == own))
 
 
 def settle_project(project: Path) -> None:
@@ -37,11 +41,11 @@ def settle_project(project: Path) -> None:
         settle(left, print)
 
 
-def mark_crashed(run_id: UUID) -> None:
+def mark_crashed(run_id: UUID, *, tasks_alone: bool) -> None:
     """Crashed, unless the run has ended; the same for its task runs."""
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(run_id)
-        if run.state is not None and not run.state.is_final():
+        if not tasks_alone and run.state is not None and not run.state.is_final():
             client.set_flow_run_state(run_id, Crashed(message=MESSAGE), force=True)
         tasks = client.read_task_runs(
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])), task_run_filter=TaskRunFilter()

@@ -74,7 +74,7 @@ def run_pipeline(parameters: RunParameters, targets: Targets, *, alone: bool = F
     project, log = find_project(), get_run_logger()
     name, run_id = safe_name(flow_run.get_name() or "run"), str(flow_run.get_id() or "")
     with hold(project, {"name": name, "flow_run_id": run_id}, parameters.wait_minutes * 60.0, log.info) as left:
-        settle(left, log.warning)
+        settle(left, log.warning, own=run_id)
         if _asks_for_nothing(project, parameters):
             here = Workspace(project, project)
             plan = make_plan(project, targets(read_graph(project)))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal, cast
+from uuid import UUID
 
 from prefect import flow, get_run_logger, pause_flow_run, suspend_flow_run
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
-from prefect.input import RunInput
-from prefect.runtime import deployment
-from prefect.states import Completed, Failed
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.input import RunInput, keyset_from_paused_state
+from prefect.runtime import deployment, flow_run
+from prefect.states import Completed, Failed, Suspended
 from pydantic import Field
 
 from flows.parameters import Mode, PromoteParameters
@@ -21,6 +24,7 @@ from flows.run_stage import quietly
 from flows.tables import cell
 from flows.workspace import find_project
 from pipeline_steps.core.errors import ConfigError, StageError
+from pipeline_steps.core.identity import sha256_bytes
 from pipeline_steps.core.layout import Layout
 from pipeline_steps.tracking.promotion import Proposal, propose, reject
 from pipeline_steps.tracking.promotion import promote as make_champion
@@ -94,7 +98,7 @@ def decide_promotion(mode: Mode, *, wait_here: bool, timeout_hours: float = 72.0
         return f"{challenger} cannot be compared with the champion, so there is nothing to decide; the champion stays"
     if not wait_here:
         return _ask_elsewhere(challenger)
-    return _apply(proposal, _ask(text, timeout_hours))
+    return _apply(proposal, _ask(text, _facts(proposal), timeout_hours))
 
 
 def _deliver(layout: Layout) -> None:
@@ -109,13 +113,35 @@ def _deliver(layout: Layout) -> None:
         get_run_logger().warning("not all that was tracked has reached MLflow: %s", redact(next(iter(problems.values()))))
 
 
-def _ask(text: str, timeout_hours: float) -> Decision:
-    """Pause and ask. A deployed run is suspended: its process ends, and the answer starts it again."""
+def _facts(proposal: Proposal) -> str:
+    """Key of the question: an answer counts for what was shown, so other facts make another question."""
+    champion = proposal.champion.version if proposal.champion else None
+    shown = repr((champion, proposal.challenger.version, proposal.challenger.md5, proposal.runs, proposal.gate.passed))
+    return f"decision-{proposal.seen}-{proposal.challenger.version}-{sha256_bytes(shown.encode())[:12]}"
+
+
+def _ask(text: str, key: str, timeout_hours: float) -> Decision:
+    """Pause and ask. A deployed run is suspended: its process ends, and the answer starts it again from the top.
+
+    Prefect keeps the answer under `key`. A run that comes back and finds another model, evaluation or line of the ledger
+    asks with another key, and is suspended again.
+    """
     form = Decision.with_initial_data(description=text)
     seconds = max(1, int(timeout_hours * 3600))
     if deployment.get_id():
-        return suspend_flow_run(wait_for_input=form, timeout=seconds, key="decision")
-    return pause_flow_run(wait_for_input=form, timeout=seconds, poll_interval=POLL_S, key="decision")
+        _drop_old_answer(key)
+        return suspend_flow_run(wait_for_input=form, timeout=seconds, key=key)
+    return pause_flow_run(wait_for_input=form, timeout=seconds, poll_interval=POLL_S, key=key)
+
+
+def _drop_old_answer(key: str) -> None:
+    """A run that failed and is started again (*Retry*) asks anew, and Prefect refuses a second answer under the same key."""
+    with get_client(sync_client=True) as client:
+        run_id = UUID(str(flow_run.get_id()))
+        if key not in (client.read_flow_run(run_id).empirical_policy.pause_keys or ()):
+            answer = keyset_from_paused_state(Suspended(pause_key=key))["response"]
+            with suppress(PrefectHTTPStatusError):  # there is none
+                client.delete_flow_run_input(run_id, answer)
 
 
 def _apply(proposal: Proposal, answer: Decision) -> str:
@@ -144,7 +170,7 @@ def describe(proposal: Proposal) -> str:
     lines = [
         f"**Challenger**: {_named(proposal.challenger)}",
         "",
-        f"**Champion**: {_named(champion) if champion else 'none yet'}",
+        f"**Champion**: {_named(champion) if champion else 'none'}",
         "",
         proposal.gate.markdown(),
     ]

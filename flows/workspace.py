@@ -127,6 +127,8 @@ def open_workspace(project: Path, name: str, request: Request) -> Iterator[Works
     path = project / WORKTREES / safe_name(name)
     commit = git(project, "rev-parse", "--verify", f"{request.revision}^{{commit}}")
     prefix = git(project, "rev-parse", "--show-prefix")
+    if path.exists():  # of a failed attempt of this run, which somebody starts again under the same name
+        _remove(project, path)
     git(project, "worktree", "add", "--detach", "--force", str(path), commit)
     try:
         workspace = _furnish(project, path / prefix, commit, request)

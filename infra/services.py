@@ -18,8 +18,10 @@ import urllib.request
 import xmlrpc.client
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from infra import passwords
+from infra.ports import holder, is_taken, listens
 from infra.topology import (
     HOST,
     INFRA,
@@ -41,6 +43,10 @@ SOCKETS = Path("/tmp")  # noqa: S108 - built into SeaweedFS
 """Where SeaweedFS keeps the sockets over which its parts speak."""
 MOST_LIVES = 6
 """A program that dies seconds after each start has said why by then."""
+PORT_PATIENCE_S = 10.0
+"""What was stopped a moment ago may still be closing its port."""
+ALIVE = {"RUNNING", "STARTING", "BACKOFF"}
+"""States under the supervisor that a stop ends."""
 
 
 class ServiceError(Exception):
@@ -98,10 +104,16 @@ def start_one(place: Place, program: Program) -> None:
     """Start one program and wait until it is healthy.
 
     Raises:
-        ServiceError: it is not within its patience; the last lines of its log are in the message.
+        ServiceError: somebody else holds its port, or it is not healthy within its patience; the last lines of its log are in
+            the message.
     """
     server = supervisor(place)
-    if state(place, program.name) not in {"RUNNING", "STARTING"}:
+    if state(place, program.name) not in ALIVE:
+        end = time.monotonic() + PORT_PATIENCE_S
+        while is_taken(HOST, _port(place, program)):
+            if time.monotonic() > end:
+                raise ServiceError(_held(place, program))
+            time.sleep(0.2)
         server.supervisor.startProcess(program.name, False)
     wait_healthy(place, program)
 
@@ -121,13 +133,38 @@ def wait_healthy(place: Place, program: Program) -> None:
             break
         lives.add(supervisor(place).supervisor.getProcessInfo(program.name)["pid"])
         time.sleep(0.5)
+    if is_taken(HOST, _port(place, program)) and not _owns_port(place, program):
+        raise ServiceError(_held(place, program))
     raise ServiceError(
         f"{program.name} did not become healthy; last lines of its log: {_last_lines(_log(place, program.name))}"
     )
 
 
+def _port(place: Place, program: Program) -> int:
+    return place.ports["POSTGRES_PORT"] if program.name == POSTGRES else int(urlsplit(program.health).port or 0)
+
+
+def _held(place: Place, program: Program) -> str:
+    port = _port(place, program)
+    name = next(name for name, number in place.ports.items() if number == port)
+    return f"{program.name}: port {port} is held by {holder(port)}; stop that, or choose another: {name}=NUMBER"
+
+
+def _owns_port(place: Place, program: Program) -> bool:
+    """Whether what listens on the program's port is the program: an answer may come from somebody else."""
+    pid = int(supervisor(place).supervisor.getProcessInfo(program.name)["pid"])
+    if program.user:  # another user's process, whose sockets not every root may see; PostgreSQL ends when it cannot listen
+        lock = place.data / "postmaster.pid"
+        return lock.is_file() and lock.read_text().split()[:1] == [str(pid)]
+    return listens(pid, _port(place, program))
+
+
 def is_healthy(place: Place, program: Program) -> bool:
-    """True when it answers as it should."""
+    """True when it runs, what listens on its port is it, and it answers as it should."""
+    return state(place, program.name) == "RUNNING" and _owns_port(place, program) and _answers(place, program)
+
+
+def _answers(place: Place, program: Program) -> bool:
     if program.name == POSTGRES:
         command = [
             str(postgres_tool("pg_isready")),
@@ -153,7 +190,7 @@ def stop(place: Place) -> None:
         return
     server = supervisor(place)
     for program in reversed(programs(place)):
-        if state(place, program.name) in {"RUNNING", "STARTING", "BACKOFF"}:
+        if state(place, program.name) in ALIVE:
             server.supervisor.stopProcess(program.name)
     for path in _left_sockets(place):
         path.unlink(missing_ok=True)
@@ -358,7 +395,10 @@ def main(arguments: list[str] | None = None) -> int:
             known = {program.name: program for program in programs(place)}
             if given.name not in known:
                 raise ServiceError(f"no service {given.name!r}; there are {', '.join(known)}")
-            supervisor(place).supervisor.stopProcess(given.name)
+            if not _is_supervised(place):
+                raise ServiceError(f"{given.name} cannot be restarted: the services do not run; start them: make services")
+            if state(place, given.name) in ALIVE:
+                supervisor(place).supervisor.stopProcess(given.name)
             start_one(place, known[given.name])
         elif given.action == "env":
             print("\n".join(environment_lines(place)))

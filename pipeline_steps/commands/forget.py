@@ -279,9 +279,30 @@ def stored_copies(layout: Layout, item: Item, relative: list[str]) -> list[str]:
     paths = [f"{root}/{path}" for path in dict.fromkeys([*relative, *item.sources])]
     if (git(layout, "log", "--all", "-1", "--format=%H", "--", *paths) or "").strip():
         lines.append("git's history holds the raw file: rewrite it (git filter-repo) and have every clone replaced")
+    if kept := worktrees_with(layout, item, root):
+        lines.append(
+            f"worktrees of failed runs: {', '.join(path.relative_to(layout.root).as_posix() for path in kept)}; "
+            "git worktree remove --force removes one, and so does a later run"
+        )
     if not any(Path(layout.root / path).exists() for path in paths) or relative:
         lines.append("copies outside this project: backups, exports (sonify export), clones, other machines' memo")
     return lines
+
+
+def worktrees_with(layout: Layout, item: Item, root: str) -> list[Path]:
+    """Kept worktrees of failed runs with a raw file of these bytes, or a media shard that may hold them."""
+    from pipeline_steps.tracking.provenance import git
+
+    prefix = (git(layout, "rev-parse", "--show-prefix") or "").strip()
+    media = layout.media.relative_to(layout.root)
+    found = []
+    for folder in sorted((layout.runs / "worktrees").glob("*")):
+        pool = folder / prefix / root
+        own = pool.resolve().is_relative_to(folder.resolve())  # not a link to the project's pool
+        shards = (path.name for path in (folder / prefix / media).glob("*.tar"))
+        if (own and raw_files(pool, item)) or any(_may_hold(name, item) for name in shards):
+            found.append(folder)
+    return found
 
 
 def _may_hold(shard: str, item: Item) -> bool:

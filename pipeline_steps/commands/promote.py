@@ -86,14 +86,13 @@ def rollback(
     reason: Reason = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make the former champion champion again."""
+    """Make the newest former champion that MLflow still holds champion again."""
     from pipeline_steps.tracking import promotion
 
     layout = layout_of(context)
-    promotion.settle(layout)
-    stack = promotion.champions(promotion.history(layout))
-    if not (yes or as_json) and len(stack) > 1:
-        typer.confirm(f"champion {stack[-1]} -> {stack[-2]}?", abort=True)
+    if not (yes or as_json):
+        champion, former = promotion.way_back(layout)
+        typer.confirm(f"champion {champion} -> {former}?", abort=True)
     who = actor or f"{getpass.getuser()}@{socket.gethostname()}"
     record = promotion.rollback(layout=layout, actor=who, reason=reason or "rolled back on the command line")
     text = f"version {record.version} is champion again (line {record.line} of the ledger; before: {record.former})"

@@ -89,7 +89,7 @@ def propose(layout: Layout, challenger: str = CHALLENGER) -> Proposal:
     lines = Ledger(registry).lines()
     asked = registry.resolve(challenger)
     number = current_champion(lines, registry.alias(CHAMPION))
-    champion = registry.version(number) if number else None
+    champion = _existing(registry, number)
     if champion is not None and champion.version == asked.version:
         return _refusal(champion, asked, layout, lines, f"version {asked.version} is the champion already")
     runs: tuple[str, ...] = ()
@@ -98,7 +98,8 @@ def propose(layout: Layout, challenger: str = CHALLENGER) -> Proposal:
         if not evaluated:
             raise DataError(f"version {asked.version} has no evaluation in MLflow", "run: dvc repro --force evaluate")
         runs = (str(evaluated[0].info.run_id),)
-        result = GateResult(True, ("yes: there is no champion yet",))
+        gone = f": version {number} was deleted in MLflow" if number else " yet"
+        result = GateResult(True, (f"yes: there is no champion{gone}",))
     else:
         a, b = newest_pair(registry, champion, asked)
         runs = (a.run_id, b.run_id)
@@ -173,20 +174,44 @@ def reject(proposal: Proposal, *, actor: str, reason: str) -> None:
 
 
 def rollback(*, layout: Layout, actor: str, reason: str) -> PromotionRecord:
-    """Make the champion before this one champion again.
+    """Make the newest champion before this one that MLflow still holds champion again.
 
     Raises:
-        DataError: there was none.
+        DataError: there is none.
         LockedError: somebody else decided at the same moment.
         ConfigError, ServiceError: as for `promote`.
     """
     registry = Registry(layout)
     lines = Ledger(registry).lines()
-    stack = champions(lines)
-    if len(stack) < 2:
-        raise DataError("there is no former champion to go back to", "sonify promote shows what there is")
-    former = registry.version(stack[-2])
-    return _enter(registry, len(lines), "rollback", former.version, stack[-1], actor, reason, {"md5": former.md5})
+    champion, former = _way_back(registry, lines)
+    return _enter(registry, len(lines), "rollback", former.version, champion, actor, reason, {"md5": former.md5})
+
+
+def way_back(layout: Layout) -> tuple[str, str]:
+    """The champion's version, and the one that a rollback would make champion.
+
+    Raises:
+        DataError: there is no former champion.
+    """
+    registry = Registry(layout)
+    champion, former = _way_back(registry, Ledger(registry).lines())
+    return champion, former.version
+
+
+def _way_back(registry: Registry, lines: Sequence[Line]) -> tuple[str, ModelVersionInfo]:
+    *earlier, champion = champions(lines) or [""]
+    for number in reversed(earlier):
+        if number != champion and (former := _existing(registry, number)):
+            return champion, former
+    raise DataError("there is no former champion to go back to", "sonify promote shows what there is")
+
+
+def _existing(registry: Registry, number: str | None) -> ModelVersionInfo | None:
+    """A version, or None when somebody deleted it in MLflow."""
+    try:
+        return registry.version(number) if number else None
+    except DataError:
+        return None
 
 
 def history(layout: Layout) -> list[Line]:
@@ -197,7 +222,10 @@ def history(layout: Layout) -> list[Line]:
 def settle(layout: Layout) -> str | None:
     """Set the alias `champion` to what the ledger says; for a promoter that died in between. Returns the champion's version."""
     registry = Registry(layout)
-    _show(registry, Ledger(registry))
+    try:
+        _show(registry, Ledger(registry))
+    except DataError as error:  # the champion was deleted in MLflow: the next decision makes another one
+        log.warning("%s", error)
     return registry.alias(CHAMPION)
 
 
@@ -211,6 +239,8 @@ def champions(lines: Sequence[Line]) -> list[str]:
             stack.append(line.version)
         elif line.kind == "rollback":
             stack.pop()
+            while stack[-1] != line.version:  # champions that were deleted in MLflow were passed over
+                stack.pop()
     return stack
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -197,7 +198,7 @@ def check_out(layout: Layout, lock: Lock, target: Path) -> dict[str, str]:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is not empty", "name a new folder")
-    cache = Cache(layout).folder
+    cache = Cache(layout)
     commit = lock.commit or (git(layout, "rev-parse", "HEAD") or "").strip()
     if not commit:
         raise DataError("this project is no git repository: there is no history to check out", "git init and commit")
@@ -212,12 +213,14 @@ def check_out(layout: Layout, lock: Lock, target: Path) -> dict[str, str]:
     if not lock.commit:
         for name in (LOCK, "dvc.yaml", "params.yaml"):
             (copy.root / name).write_bytes((layout.root / name).read_bytes())
-    _dvc(copy.root, "cache", "dir", "--local", str(cache))
+    _dvc(copy.root, "cache", "dir", "--local", str(cache.folder))
     wanted = lock_outs(lock.content)
     try:
         _dvc(copy.root, "checkout", "--quiet")
     except DataError:
         _dvc(copy.root, "pull", "--quiet")
+    if not lock.commit:
+        _copy_uncommitted(layout, copy, wanted, cache)
     found = {path: hash_path(copy.root / path) for path in wanted if (copy.root / path).exists()}
     if missing := sorted(wanted.keys() - found.keys()):
         raise DataError(f"{missing[0]} is neither in DVC's cache nor in its remote", "dvc pull where it was made, or rebuild")
@@ -227,6 +230,21 @@ def check_out(layout: Layout, lock: Lock, target: Path) -> dict[str, str]:
     if wrong := sorted(path for path in wanted if found[path] != wanted[path]):
         raise IntegrityError(f"{target / inside / wrong[0]} has md5 {found[wrong[0]]}, dvc.lock says {wanted[wrong[0]]}")
     return found
+
+
+def _copy_uncommitted(layout: Layout, copy: Layout, wanted: Mapping[str, str], cache: Cache) -> None:
+    """Bring files of a lock that is not committed into the copy: reports that git keeps instead of DVC (`cache: false`).
+
+    The cache holds most of them (DVC's memory of runs); one that it does not hold is taken from the work tree.
+    """
+    for path, md5 in wanted.items():
+        here, there = layout.root / path, copy.root / path
+        source = cache.path(md5) or here
+        right = source.is_file() and not md5.endswith(".dir") and hash_path(source) == md5
+        if right and not (there.is_file() and hash_path(there) == md5):
+            there.parent.mkdir(parents=True, exist_ok=True)
+            there.unlink(missing_ok=True)  # it may be a link into the cache
+            shutil.copyfile(source, there)
 
 
 def _dvc(root: Path, *arguments: str) -> str:

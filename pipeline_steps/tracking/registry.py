@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_steps.tracking.lineage import hash_path
 from pipeline_steps.tracking.settings import REGISTERED_MODEL
-from pipeline_steps.tracking.spool import Spool
+from pipeline_steps.tracking.spool import Spool, waiting_model
 from pipeline_steps.tracking.uploader import OutageError, RejectedError
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
 
     from pipeline_steps.tracking.store import Store
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 CHALLENGER = "challenger"
 MD5_TAG = "dvc.md5"
 ENTRY_TAG = "sonify.entry"
+LOGGED_TAG = "sonify.logged"
+"""When the training handed the model over, in milliseconds since 1970: a spool may reach the store long after."""
 
 REQUIREMENTS = (
     "diffusers",
@@ -82,6 +85,7 @@ def log_model(store: Store, spool: Spool, run_id: str, entry: dict[str, Any], co
     tags |= {f"{MD5_TAG}.{found.dataset.name}": found.dataset.digest for found in read}
     tags |= entry.get("tags", {})
     tags |= {MD5_TAG: entry["digest"], "dvc.path": entry["path"], ENTRY_TAG: f"{spool.key}:{entry['file']}"}
+    tags[LOGGED_TAG] = str(entry["time"])
     model = _ready_model(store, tags[ENTRY_TAG])
     if model is None:
         model = _upload_model(store, run, tags, copy)
@@ -154,8 +158,9 @@ def _register(store: Store, run_id: str, model: LoggedModel, tags: dict[str, str
     from mlflow.exceptions import MlflowException
 
     client, name = store.client, REGISTERED_MODEL
-    versions = store.call(lambda: client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"))
-    version = next((found for found in versions if found.tags.get(ENTRY_TAG) == tags[ENTRY_TAG]), None)
+    versions = store.call(lambda: client.search_model_versions(f"name = '{name}'", max_results=10_000))
+    mine = [found for found in versions if found.run_id == run_id and found.tags.get(ENTRY_TAG) == tags[ENTRY_TAG]]
+    version = mine[0] if mine else None
     if version is None:
         try:
             client.create_registered_model(name, description="Draws the picture that a sound suggests.")
@@ -172,7 +177,12 @@ def _register(store: Store, run_id: str, model: LoggedModel, tags: dict[str, str
                 await_creation_for=0,
             )
         )
-    store.call(lambda: client.set_registered_model_alias(name, CHALLENGER, version.version))
+    if not any(_logged(found) > int(tags[LOGGED_TAG]) for found in versions):  # an older model may arrive after a newer one
+        store.call(lambda: client.set_registered_model_alias(name, CHALLENGER, version.version))
+
+
+def _logged(version: ModelVersion) -> int:
+    return int(version.tags.get(LOGGED_TAG, version.creation_timestamp))
 
 
 def find_model(store: Store, digest: str) -> LoggedModel | None:
@@ -183,16 +193,20 @@ def find_model(store: Store, digest: str) -> LoggedModel | None:
     return max(found, key=lambda model: model.creation_timestamp, default=None)
 
 
-def log_model_metrics(store: Store, run_id: str, entry: dict[str, Any]) -> None:
+def log_model_metrics(store: Store, spool: Spool, run_id: str, entry: dict[str, Any]) -> None:
     """Attach an evaluation's numbers to the model with the evaluated bytes, with name and digest of the test data.
 
     Raises:
+        OutageError: the training's spool still has that model to send.
         RejectedError: no such model was ever logged (it was trained with tracking off).
     """
     from mlflow.entities import Metric
 
+    waiting = waiting_model(spool, entry["digest"])  # asked first: somebody may send it just now
     model = find_model(store, entry["digest"])
     if model is None:
+        if waiting:
+            raise OutageError(f"the model that these numbers are about still waits in {waiting}")
         raise RejectedError(f"no logged model has dvc.md5 {entry['digest']}: it was trained without tracking")
     data = entry.get("dataset") or {}
     rows = [

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from pipeline_steps.core.atomic import write_json
 from pipeline_steps.core.layout import Layout
 
 FINISHED = "FINISHED"
+UNREADABLE = "unreadable"
 
 
 def spool_root(layout: Layout) -> Path:
@@ -80,13 +82,23 @@ class Spool:
         return dict(json.loads((self.folder / "run.json").read_text(encoding="utf-8")))
 
     def append(self, kind: str, **values: Any) -> None:
-        """Add one entry; the line is handed to the operating system before this returns."""
+        """Add one entry; the line is handed to the operating system before this returns, whole or (disk full) not at all."""
         line = json.dumps({"kind": kind, "time": _now_ms(), **values}, ensure_ascii=False, allow_nan=False) + "\n"
-        with self._lock, self.entries_file.open("ab") as handle:
-            handle.write(line.encode("utf-8"))
+        rest = line.encode("utf-8")
+        with self._lock, self.entries_file.open("ab", buffering=0) as handle:
+            before = handle.tell()
+            try:
+                while rest:  # the last bytes of a disk are taken; the next call says that it is full
+                    rest = rest[handle.write(rest) :]
+            except OSError:
+                handle.truncate(before)
+                raise
 
     def read(self, offset: int, limit: int = 400) -> list[tuple[dict[str, Any], int]]:
-        """Whole entries from byte `offset` on, each with the offset behind it; at most `limit`."""
+        """Whole entries from byte `offset` on, each with the offset behind it; at most `limit`.
+
+        A line that is no entry becomes one of kind `unreadable`, which no store takes: it ends among the rejected ones.
+        """
         found: list[tuple[dict[str, Any], int]] = []
         if not self.entries_file.exists():
             return found
@@ -96,7 +108,7 @@ class Spool:
                 if not line.endswith(b"\n") or len(found) == limit:
                     break
                 offset += len(line)
-                found.append((json.loads(line), offset))
+                found.append((_entry(line), offset))
         return found
 
     def new_folder(self) -> Path:
@@ -205,6 +217,16 @@ def all_spools(layout: Layout) -> Iterator[Spool]:
         yield spool
 
 
+def _entry(line: bytes) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        entry = None
+    if isinstance(entry, dict) and "kind" in entry:
+        return entry
+    return {"kind": UNREADABLE, "line": line.decode("utf-8", errors="replace")}
+
+
 def _finished(spool: Spool) -> bool:
     if spool.state().ended == FINISHED:
         return True
@@ -214,6 +236,20 @@ def _finished(spool: Spool) -> bool:
         handle.seek(max(0, spool.entries_file.stat().st_size - 4096))
         last = handle.read().rstrip(b"\n").rsplit(b"\n", 1)[-1]
     return b'"kind": "end"' in last and FINISHED.encode() in last
+
+
+def waiting_model(spool: Spool, digest: str) -> str:
+    """Key of a spool beside `spool` that still has the model with this DVC md5 to send to the same store; else empty."""
+    uri = spool.state().uri
+    for folder in sorted(spool.folder.parent.iterdir()):
+        other = Spool(folder)
+        with contextlib.suppress(OSError, ValueError):
+            state = other.state()
+            if state.uri in {"", uri} and any(
+                entry["kind"] == "model" and entry["digest"] == digest for entry, _ in other.read(state.offset, sys.maxsize)
+            ):
+                return other.key
+    return ""
 
 
 def _same_store(spool: Spool, header: dict[str, Any]) -> bool:

@@ -219,11 +219,14 @@ class Store:
         for entry in entries:
             registry.log_model(self, spool, run_id, entry, _spooled(spool, entry["file"]))
 
-    def _model_metrics(self, _spool: Spool, run_id: str, entries: Sequence[Entry]) -> None:
+    def _model_metrics(self, spool: Spool, run_id: str, entries: Sequence[Entry]) -> None:
         from pipeline_steps.tracking import registry
 
         for entry in entries:
-            registry.log_model_metrics(self, run_id, entry)
+            registry.log_model_metrics(self, spool, run_id, entry)
+
+    def _unreadable(self, spool: Spool, _run_id: str, _entries: Sequence[Entry]) -> None:
+        raise RejectedError(f"a line of {spool.entries_file} is no entry: it was damaged on the disk")
 
 
 def _spooled(spool: Spool, name: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from command_project import Sonify, commit, told
+from command_project import Sonify, commit, git, told
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,6 +72,16 @@ def test_everything_of_the_item_goes_and_nothing_else(
     again = told(sonify("forget", item, "--yes", "--json"))
     assert (again["files"], again["shard"]) == ([], None)
     assert (raw / "forgotten.csv").read_text().count(item) == 1
+
+
+def test_kept_worktrees_of_failed_runs_are_named(pool: Layout, sonify: Sonify, ids: dict[str, str]) -> None:
+    commit(pool, {}, "all")
+    for name in ("failed-run", "without"):
+        git(pool.root, "worktree", "add", "--detach", str(pool.runs / "worktrees" / name))
+    (pool.runs / "worktrees/without/data/demo/i-dog-000.webp").unlink()
+    done = told(sonify("forget", ids["i-dog-000"], "--yes", "--json"))
+    (text,) = [text for text in done["beyond"] if "worktree" in text]
+    assert text.startswith("worktrees of failed runs: .runs/worktrees/failed-run; git worktree remove")
 
 
 def test_ingest_refuses_it_whatever_it_is_called(pool: Layout, sonify: Sonify, ids: dict[str, str]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from command_project import Sonify, commit, git, told
+from command_project import Sonify, commit, dvc, git, told
+from ruamel.yaml import YAML
 
 from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.layout import Layout
 from pipeline_steps.tracking.lineage import hash_path, lock_outs, read_lock
-from pipeline_steps.tracking.provenance import chain, find_lock
+from pipeline_steps.tracking.provenance import Cache, chain, find_lock
 
 
 def stage(deps: dict[str, str], outs: dict[str, str], **params: object) -> dict[str, object]:
@@ -73,6 +74,34 @@ def test_from_a_model_to_its_inputs_and_back(traced: Layout, sonify: Sonify, tmp
     assert {path: back["checkout"]["outs"][path] for path in locked} == locked
     assert back["checkout"]["outs"]["data/demo"] == hash_path(traced.root / "data/demo")
     assert sonify("trace", "2", "--checkout", str(target)).exit_code == 2
+
+
+def test_a_model_whose_lock_is_not_committed_yet_comes_with_its_reports(traced: Layout, sonify: Sonify, tmp_path: Path) -> None:
+    """Reports are git's, not DVC's (`cache: false`): a fresh clone holds those of the last commit, or none."""
+    from registered import client_of, register
+
+    from pipeline_steps.tracking.settings import REGISTERED_MODEL
+
+    register(traced, [0.5, 0.6], version=3)
+    (traced.model / "weights.txt").write_text("weights 3")
+    (traced.root / "reports").mkdir(exist_ok=True)
+    (traced.root / "reports/train.json").write_text('{"steps": 3}')
+    graph = YAML(typ="safe").load(traced.root / "dvc.yaml")
+    graph["stages"]["train"]["metrics"] = [{"reports/train.json": {"cache": False}}]
+    YAML().dump(graph, traced.root / "dvc.yaml")
+    dvc(traced.root, "commit", "-f")
+    client_of(traced).set_model_version_tag(REGISTERED_MODEL, "3", "dvc.md5", hash_path(traced.model))
+    kept = Cache(traced).path(hash_path(traced.root / "reports/train.json"))
+    assert kept is not None, "DVC's memory of runs keeps reports as well"
+    for name in ("cache", "tree"):
+        target = tmp_path / name
+        result = sonify("trace", "3", "--checkout", str(target), "--json")
+        assert result.exit_code == 0, result.output
+        assert (target / "reports/train.json").read_text() == '{"steps": 3}'
+        assert (target / "models/audio2image/weights.txt").read_text() == "weights 3"
+        kept.unlink(missing_ok=True)
+    (traced.root / "reports/train.json").write_text('{"steps": 4}')
+    assert sonify("trace", "3", "--checkout", str(tmp_path / "later")).exit_code == 3, "the work tree holds another report"
 
 
 def test_a_digest_that_mlflow_knows_otherwise_is_told(traced: Layout, sonify: Sonify) -> None:

@@ -166,6 +166,29 @@ def test_kill_9_and_the_next_run(project: Path, prefect_api: str) -> None:
     assert not (project / ".runs/flow.json").exists()
 
 
+def test_a_dead_run_that_is_started_again_is_not_marked_as_crashed(project: Path) -> None:
+    """*Retry* in the UI: the record left by `kill -9` names the run that is at work now."""
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.runtime import flow_run
+
+    from flows.parameters import ReproduceParameters
+    from flows.pipeline import run_pipeline
+
+    seen = []
+
+    def again() -> None:
+        (project / ".runs").mkdir(exist_ok=True)
+        (project / ".runs/flow.json").write_text(json.dumps({"name": "x", "flow_run_id": flow_run.get_id(), "pid": 1}))
+        run_pipeline(ReproduceParameters(), lambda nodes: ())
+        with get_client(sync_client=True) as client:
+            seen.append(client.read_flow_run(UUID(flow_run.get_id())).state)
+
+    state = flow(again, name="again")(return_state=True)
+    assert state.is_completed(), state.message
+    assert seen[0].is_running(), seen[0].message
+
+
 def test_termination_ends_the_run_and_its_stage(project: Path, prefect_api: str) -> None:
     (project / ".runs").mkdir(exist_ok=True)
     process = start(project, prefect_api, "model.fail=child")

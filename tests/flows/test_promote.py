@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline_steps.core.errors import LockedError
+from pipeline_steps.core.errors import LockedError, ServiceError
 from pipeline_steps.core.layout import Layout
 from pipeline_steps.tracking.gate import GateResult
 from pipeline_steps.tracking.promotion import PromotionRecord, Proposal
@@ -75,6 +78,111 @@ def answer(run_input: dict[str, str]) -> threading.Thread:
     thread = threading.Thread(target=work)
     thread.start()
     return thread
+
+
+class Deployed:
+    """A run of a deployment, as a worker starts it: suspended when it asks, started from the top when it is answered."""
+
+    def __init__(self) -> None:
+        from prefect.client.orchestration import get_client
+
+        from flows.promote import promote
+
+        self._flow = promote
+        with get_client(sync_client=True) as client:
+            self._deployment = client.create_deployment(client.create_flow(promote), name="deployed")
+            asked = {"parameters": {"mode": "manual"}}
+            self._id = client.create_flow_run_from_deployment(self._deployment, parameters=asked).id
+
+    def start(self) -> Any:
+        """Run until it ends or asks; the state it is left in."""
+        from prefect.client.orchestration import get_client
+        from prefect.exceptions import Pause
+        from prefect.flow_engine import run_flow
+
+        with get_client(sync_client=True) as client:
+            found = client.read_flow_run(self._id)
+            with suppress(Pause):
+                run_flow(self._flow, flow_run=found, parameters=found.parameters, return_type="state")
+            return client.read_flow_run(self._id).state
+
+    def answer(self, **run_input: str) -> str:
+        """Answer through the API's own route; what the server said."""
+        from prefect.client.orchestration import get_client
+
+        with get_client(sync_client=True) as client:
+            return str(client._client.post(f"/flow_runs/{self._id}/resume", json={"run_input": run_input}).json()["status"])
+
+    def retry(self) -> None:
+        """What *Retry* on the page of a failed run does."""
+        from prefect.client.orchestration import get_client
+        from prefect.states import AwaitingRetry
+
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(self._id, AwaitingRetry())
+
+    def forget(self) -> None:
+        """Other tests look for paused runs."""
+        from prefect.client.orchestration import get_client
+
+        with get_client(sync_client=True) as client:
+            client.delete_flow_run(self._id)
+            client._client.delete(f"/deployments/{self._deployment}")
+
+
+@pytest.fixture
+def deployed(prefect_api: str) -> Iterator[Deployed]:
+    run = Deployed()
+    yield run
+    run.forget()
+
+
+@pytest.mark.usefixtures("project")
+class TestDeployed:
+    def test_an_answer_counts_only_for_what_was_shown(self, monkeypatch: pytest.MonkeyPatch, deployed: Deployed) -> None:
+        registry, run = Registry(False), deployed
+        install(monkeypatch, registry)
+        assert run.start().name == "Suspended"
+        newer = ModelVersionInfo("3", "c" * 32 + ".dir", None)
+        registry.proposal = replace(registry.proposal, challenger=newer)
+        assert run.answer(decision="approve", reason="I looked at version 2", name="Ada") == "ACCEPT"
+        assert run.start().name == "Suspended", "another challenger is another question"
+        assert registry.calls == []
+        registry.proposal = replace(registry.proposal, seen=1)  # somebody decided meanwhile
+        assert run.answer(decision="approve", reason="I looked at version 3", name="Ada") == "ACCEPT"
+        assert run.start().name == "Suspended"
+        assert registry.calls == []
+        assert run.answer(decision="approve", reason="I looked again", name="Ada") == "ACCEPT"
+        assert run.start().message == "version 3 is champion now, approved by Ada (line 1 of the ledger)"
+        assert registry.calls == [("promote", "Ada", "I looked again", True)]
+
+    def test_an_answer_to_the_same_facts_is_taken(self, monkeypatch: pytest.MonkeyPatch, deployed: Deployed) -> None:
+        registry, run = Registry(True), deployed
+        install(monkeypatch, registry)
+        assert run.start().name == "Suspended"
+        assert run.answer(decision="perhaps", reason="x", name="") == "REJECT"
+        assert run.answer(decision="reject", reason="too blurred", name="Ben") == "ACCEPT"
+        assert run.start().message == "version 2 was rejected by Ben: too blurred; the champion stays"
+
+    def test_a_decision_that_failed_is_asked_for_and_answered_again(
+        self, monkeypatch: pytest.MonkeyPatch, deployed: Deployed
+    ) -> None:
+        registry, run = Registry(True), deployed
+        install(monkeypatch, registry)
+        with monkeypatch.context() as patch:
+            patch.setattr("flows.promote.make_champion", away)
+            assert run.start().name == "Suspended"
+            assert run.answer(decision="approve", reason="better", name="Ada") == "ACCEPT"
+            assert run.start().message == "MLflow does not answer -> try again"
+        run.retry()
+        assert run.start().name == "Suspended"
+        assert run.answer(decision="approve", reason="still better", name="Ada") == "ACCEPT"
+        assert run.start().message == "version 2 is champion now, approved by Ada (line 1 of the ledger)"
+        assert registry.calls == [("promote", "Ada", "still better", False)]
+
+
+def away(*_: object, **__: object) -> PromotionRecord:
+    raise ServiceError("MLflow does not answer", "try again")
 
 
 @pytest.mark.usefixtures("prefect_api", "project")
@@ -152,7 +260,7 @@ def test_what_the_form_says() -> None:
     text = describe(Registry(False).proposal)
     assert "[version 2 (" in text
     assert "the audit will say so" in text
-    assert "none yet" in describe(Registry(True, champion=None).proposal)
+    assert "**Champion**: none" in describe(Registry(True, champion=None).proposal)
     with pytest.raises(ValueError, match="Input should be 'approve' or 'reject'"):
         Decision(decision="maybe", reason="long enough", name="Ada")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 3"):

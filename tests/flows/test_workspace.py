@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,17 @@ def test_a_failed_run_is_kept_for_a_while(project: Path) -> None:
     assert prune(project, keep=9, days=1.0) == []
     assert len(prune(project, keep=9, days=1e-5)) == 4
     assert (project / ".runs").is_dir(), "a link in a worktree is removed, not what it points to"
+
+
+def test_a_failed_run_is_started_again_under_its_name(project: Path) -> None:
+    for _ in range(2):
+        with suppress(ZeroDivisionError), open_workspace(project, "again", Request()) as workspace:
+            assert not (workspace.root / "left.txt").exists()
+            (workspace.root / "left.txt").write_text("of the attempt before")
+            raise ZeroDivisionError
+    assert (project / ".runs/worktrees/again/left.txt").exists()
+    with open_workspace(project, "again", Request()) as workspace:
+        assert not (workspace.root / "left.txt").exists()
 
 
 def test_sources_outside_git_are_linked(project: Path) -> None:

@@ -148,6 +148,13 @@ def test_postgres_asks_for_passwords_in_both_places(compose: dict[str, Any], pla
         assert setting in " ".join(described["command"])
 
 
+def test_postgres_owns_its_data_folder(compose: dict[str, Any]) -> None:
+    """The image makes the volume's mount for its own user (mode 1777): another user may make a folder in it, not close it."""
+    described = compose["services"]["postgres"]
+    (mount,) = [Path(volume.split(":")[1]) for volume in described["volumes"] if volume.startswith("postgres:")]
+    assert mount in Path(described["environment"]["PGDATA"]).parents
+
+
 def test_nobody_but_the_edge_has_a_way_out(compose: dict[str, Any]) -> None:
     networks = compose["networks"]
     assert all((networks[name] or {}).get("internal") for name in ("databases", "objects", "services"))

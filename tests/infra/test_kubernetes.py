@@ -80,6 +80,39 @@ def test_policies_deny_what_they_do_not_name() -> None:
         assert named <= ROLES, name
 
 
+def admitted(policies: list[dict[str, Any]], to: dict[str, str], namespace: str, pod: dict[str, str], port: int) -> bool:
+    """Whether the policies of a pod with labels `to` let a pod of another or the same namespace in."""
+
+    def chosen(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+        wanted = {key: [value] for key, value in selector.get("matchLabels", {}).items()}
+        wanted |= {rule["key"]: rule["values"] for rule in selector.get("matchExpressions", [])}
+        return all(labels.get(key) in values for key, values in wanted.items())
+
+    return any(
+        chosen(source.get("podSelector", {}), pod)
+        and ("namespaceSelector" in source or namespace == "seeing-sound")
+        and port in [known["port"] for known in rule.get("ports", [{"port": port}])]
+        for spec in (policy["spec"] for policy in policies)
+        if "Ingress" in spec["policyTypes"] and chosen(spec["podSelector"], to)
+        for rule in spec.get("ingress", [])
+        for source in rule["from"]
+    )
+
+
+def test_the_ray_operator_reaches_the_head_and_nobody_else_does() -> None:
+    """The job is submitted over HTTP (submissionMode: HTTPMode) by the operator, from its own namespace."""
+    (job,) = documents("rayjob-embed.yaml")
+    assert job["spec"]["submissionMode"] == "HTTPMode"
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
+    ports = {port["name"]: port["containerPort"] for port in head["spec"]["containers"][0]["ports"]}
+    policies, labels = documents("network-policies.yaml"), head["metadata"]["labels"]
+    operator = {"app.kubernetes.io/name": "kuberay-operator"}
+    assert admitted(policies, labels, "ray-system", operator, ports["dashboard"])
+    assert not admitted(policies, labels, "ray-system", operator, ports["client"])
+    assert not admitted(policies, labels, "elsewhere", {"app.kubernetes.io/name": "other"}, ports["dashboard"])
+    assert admitted(policies, labels, "seeing-sound", labels, ports["gcs-server"])
+
+
 def rendered_job(**values: Any) -> dict[str, Any]:
     """The job that Prefect's Kubernetes worker makes for a run of the pool (filled as it does, without a server)."""
     from prefect.utilities.templating import apply_values

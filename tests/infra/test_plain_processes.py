@@ -167,6 +167,14 @@ def test_unknown_service_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "prefect" in capsys.readouterr().err
 
 
+def test_restart_where_nothing_runs_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SERVICES_DIR", str(tmp_path))
+    assert services.main(["restart", "mlflow"]) == 5
+    assert "mlflow cannot be restarted: the services do not run" in capsys.readouterr().err
+
+
 def test_environment_lines_read_files_and_hold_no_password(place: Place) -> None:
     passwords.create(place.secrets)
     text = "\n".join(services.environment_lines(place))

@@ -13,7 +13,7 @@ from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError, L
 from pipeline_steps.core.layout import Layout
 from pipeline_steps.tracking import promotion
 from pipeline_steps.tracking.ledger import Ledger, Line
-from pipeline_steps.tracking.promotion import champions, history, promote, propose, reject, rollback, settle
+from pipeline_steps.tracking.promotion import champions, history, promote, propose, reject, rollback, settle, way_back
 from pipeline_steps.tracking.settings import REGISTERED_MODEL
 from pipeline_steps.tracking.versions import CHAMPION, Registry
 
@@ -207,6 +207,30 @@ def test_a_champion_from_before_the_ledger_is_one(layout: Layout, sqlite: Sqlite
     assert rollback(layout=layout, actor="ada", reason="back").version == "1"
 
 
+def test_a_champion_deleted_in_mlflow_locks_nothing(models: Layout) -> None:
+    register(models, [rate + 0.1 for rate in STRONG], version=3)
+    promote(propose(models, "2"), actor="ada", reason="better")
+    promote(propose(models, "3"), actor="ada", reason="better still")
+    client = client_of(models)
+    for version in ("2", "3"):
+        client.delete_model_version(REGISTERED_MODEL, version)
+    assert settle(models) is None
+    register(models, STRONG, version=4)
+    proposal = propose(models)
+    assert proposal.champion is None
+    assert proposal.gate.reasons == ("yes: there is no champion: version 3 was deleted in MLflow",)
+    assert way_back(models) == ("3", "1")
+    record = rollback(layout=models, actor="eve", reason="deleted by mistake")
+    assert (record.version, record.former) == ("1", "3")
+    assert champion(models) == "1"
+    with pytest.raises(LockedError):
+        promote(proposal, actor="ada", reason="on an old view")
+    promote(propose(models), actor="ada", reason="better")
+    client.delete_model_version(REGISTERED_MODEL, "1")
+    with pytest.raises(DataError, match="no former champion"):
+        rollback(layout=models, actor="eve", reason="further")
+
+
 def test_the_audit_cannot_be_rewritten(models: Layout) -> None:
     from mlflow.exceptions import MlflowException
 
@@ -268,6 +292,7 @@ def test_champions_replay_the_ledger() -> None:
         line(5, "promote", "5", "2"),
     ]
     assert champions(lines) == ["1", "2", "5"]
+    assert champions([*lines, line(6, "rollback", "1", "5")]) == ["1"], "2 was deleted in MLflow"
     assert champions([]) == []
 
 

@@ -8,7 +8,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from pipeline_steps.tracking.lineage import hash_path
 from pipeline_steps.tracking.registry import REGISTERED_MODEL
 from pipeline_steps.tracking.serving import decode_sound
 from pipeline_steps.tracking.spool import all_spools
-from pipeline_steps.tracking.uploader import sync
+from pipeline_steps.tracking.uploader import OutageError, sync
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -107,6 +109,49 @@ def test_each_run_is_one_version_and_the_alias_follows(layout: Layout, sqlite: S
     versions = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
     assert sorted(int(version.version) for version in versions) == [1, 2]
     assert client.get_model_version_by_alias(REGISTERED_MODEL, "challenger").version == 2
+
+
+def test_what_comes_after_a_model_that_could_not_be_sent_waits_for_it(
+    layout: Layout, sqlite: Sqlite, exported_model: Path
+) -> None:
+    register(layout, exported_model)
+    with tracking.run("evaluate", layout, Config()) as tracker:
+        tracker.log_model_metrics(exported_model, {"win_rate": 0.7})
+    (layout.root / "mlartifacts").write_text("the artifact store is away")
+    problems = sync(layout)
+    assert "still waits in train-" in problems[next(key for key in problems if key.startswith("evaluate"))]
+    (layout.root / "mlartifacts").unlink()
+    assert sync(layout) == {}
+    version = sqlite().get_model_version_by_alias(REGISTERED_MODEL, "challenger")
+    model = sqlite().get_logged_model(version.source.removeprefix("models:/"))
+    assert [(metric.key, metric.value) for metric in model.metrics] == [("win_rate", 0.7)]
+    assert {spool.state().rejected for spool in all_spools(layout)} == {0}
+
+
+def test_an_older_model_that_arrives_late_is_no_challenger(
+    layout: Layout, sqlite: Sqlite, exported_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline_steps.tracking import registry
+
+    register(layout, exported_model)
+    (older,) = all_spools(layout)
+    time.sleep(0.01)
+    register(layout, exported_model)
+    real = registry._upload_model
+
+    def upload(store: Any, run: Any, tags: dict[str, str], copy: Path) -> Any:
+        if tags[registry.ENTRY_TAG].startswith(older.key):
+            raise OutageError("ReadTimeout")
+        return real(store, run, tags, copy)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_upload_model", upload)
+        assert list(sync(layout)) == [older.key]
+    assert sync(layout) == {}
+    client = sqlite()
+    newer, late = (client.get_model_version(REGISTERED_MODEL, number) for number in ("1", "2"))
+    assert late.run_id == older.state().run_id
+    assert client.get_model_version_by_alias(REGISTERED_MODEL, "challenger").version == newer.version
 
 
 @pytest.mark.parametrize("kind", ["refuse", "lose"])

@@ -174,6 +174,45 @@ def test_full_disk_or_lost_spool_never_stops_the_stage(
     assert "No space left on device" in caplog.text
 
 
+FULL = """
+import resource, sys
+from pathlib import Path
+from pipeline_steps.tracking.spool import Spool
+spool = Spool(Path(sys.argv[1]))
+spool.append("metrics", values={"loss": 1.0}, step=1)
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (spool.entries_file.stat().st_size + 20, hard))
+try:
+    spool.append("metrics", values={"loss": 0.5}, step=2)
+except OSError:
+    print("full")
+resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+spool.append("metrics", values={"loss": 0.4}, step=3)
+"""
+
+
+def test_a_disk_that_is_full_in_mid_line_leaves_no_half_line(tmp_path: Path) -> None:
+    """A limit on the size of files ends a write as a full disk does."""
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    assert subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout == "full\n"
+    assert [entry["step"] for entry, _ in Spool(tmp_path).read(0)] == [1, 3]
+
+
+def test_a_damaged_line_is_kept_aside_and_stops_nothing(layout: Layout, sqlite: Sqlite) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(layout)
+    (spool,) = all_spools(layout)
+    with spool.entries_file.open("ab") as handle:
+        handle.write(b'{"kind": "metrics", "valu\xc3{"kind": "metrics"}\n7\n')
+    speak(layout, count=2, first=1)
+    assert sync(layout) == {}
+    client = sqlite()
+    assert steps(client, only(client)) == [0, 1, 2]
+    assert spool.state().rejected == 2
+    assert "is no entry" in (spool.folder / "rejected.jsonl").read_text()
+
+
 def test_dead_server_costs_one_line_and_sync_repairs_it(
     layout: Layout,
     sqlite: Sqlite,

@@ -1,0 +1,69 @@
+"""A port counts as a program's only while that program listens on it: a supervisor and the demo page, nothing else."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from infra import services
+from infra.topology import DEMO, HOST, PORTS, Place, find_program, programs
+
+
+class Other(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Stay quiet."""
+
+
+@pytest.fixture
+def supervised() -> Iterator[Place]:
+    """A supervisor in a folder of its own, with nothing started."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="place-") as folder:  # short enough for a socket
+        place = Place(Path(folder), {**PORTS, "DEMO_PORT": port})
+        for name in ("logs", "tmp", "secrets"):
+            (place.folder / name).mkdir()
+        services._write_configuration(place)
+        command = [str(find_program("supervisord")), "-c", str(place.folder / "supervisord.conf")]
+        subprocess.run(command, check=True, cwd=place.folder)
+        for _ in range(100):
+            if services._is_supervised(place):
+                break
+            time.sleep(0.1)
+        yield place
+        services.stop(place)
+
+
+def test_a_port_that_somebody_else_answers_on_is_not_healthy(supervised: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another project's page on the demo page's port answers with 200 as well."""
+    monkeypatch.setattr(services, "PORT_PATIENCE_S", 0.5)
+    demo = next(program for program in programs(supervised) if program.name == DEMO)
+    port = supervised.ports["DEMO_PORT"]
+    with http.server.ThreadingHTTPServer((HOST, port), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        assert services._answers(supervised, demo)
+        with pytest.raises(services.ServiceError, match=rf"demo: port {port} is held by .* \(PID {os.getpid()}, .*DEMO_PORT="):
+            services.start_one(supervised, demo)
+        services.supervisor(supervised).supervisor.startProcess(DEMO, False)  # it dies again and again
+        assert not services.is_healthy(supervised, demo)
+        with pytest.raises(services.ServiceError, match="is held by"):
+            services.wait_healthy(supervised, replace(demo, patience_s=1.0))
+        services.supervisor(supervised).supervisor.stopProcess(DEMO)
+        other.shutdown()
+    services.start_one(supervised, demo)
+    assert services.status(supervised)[DEMO] == ("RUNNING", True)
