@@ -157,6 +157,7 @@ def training(repeats: int, steps: int, cases: list[str]) -> None:
     print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, {repeats} repeats\n")
     print("| store | training time, ratio to off | processor time, ratio to off | wait at the end s | entries left |")
     print("|---|---|---|---|---|")
+    (PROJECT / ".runs").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=PROJECT / ".runs") as scratch, contextlib.ExitStack() as stack:
         root = Path(scratch) / "project"
         scratch_project(root, steps)
