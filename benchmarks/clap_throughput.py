@@ -44,12 +44,12 @@ import soundfile  # noqa: E402
 import soxr  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from tiny_clap import TEXTS, clap_checkpoint  # noqa: E402
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel  # noqa: E402
 
-from pipeline_steps.core.vectors import unit_rows  # noqa: E402
-from pipeline_steps.embed.guard import agreement  # noqa: E402
-from pipeline_steps.encoders.clap import Clap  # noqa: E402
+from pipeline_steps.core.l2_normalize import l2_normalize  # noqa: E402
+from pipeline_steps.embed.int8_check import neighbour_agreement  # noqa: E402
+from pipeline_steps.models.text_audio.clap import ClapEncoder  # noqa: E402
+from tests.factories.checkpoints.clap import TEXTS, clap_checkpoint  # noqa: E402
 
 torch.set_num_threads(arguments.threads)
 UNIT = "cpu-s" if arguments.threads == 1 else "s"
@@ -85,21 +85,21 @@ def read(file: Path) -> np.ndarray:
     return np.asarray(soxr.resample(samples.mean(1), rate, 48_000, quality="HQ"), np.float32)[:480_000]
 
 
-def compare(encoders: dict[str, Clap], pool: list[Path]) -> None:
+def compare(encoders: dict[str, ClapEncoder], pool: list[Path]) -> None:
     """What the guard measures on the pool: the first backend's neighbours against those of the others."""
     sounds = [read(file) for file in pool]
     vectors = {name: encoder.encode_sounds(sounds) for name, encoder in encoders.items()}
     base = next(iter(vectors))
     middle = vectors[base].mean(0)
     for name in list(vectors)[1:]:
-        found = ", ".join(f"{key} {value:.4f}" for key, value in agreement(vectors[base], vectors[name]).items())
-        apart = (unit_rows(vectors[base] - middle) * unit_rows(vectors[name] - middle)).sum(1).mean()
+        found = ", ".join(f"{key} {value:.4f}" for key, value in neighbour_agreement(vectors[base], vectors[name]).items())
+        apart = (l2_normalize(vectors[base] - middle) * l2_normalize(vectors[name] - middle)).sum(1).mean()
         print(f"agreement of {name} with {base}: {found}, cosine about the pool's mean {apart:.4f}")
     others = (vectors[base] @ vectors[base].T)[~np.eye(len(pool), dtype=bool)]
     print(f"different sounds have cosines of {others.mean():.5f} +- {others.std():.5f} in {base}\n", flush=True)
 
 
-def ask_for_gold(encoders: dict[str, Clap], folder: Path, pool: list[Path]) -> None:
+def ask_for_gold(encoders: dict[str, ClapEncoder], folder: Path, pool: list[Path]) -> None:
     """R@10 of gold sounds, each asked for by its label, among all gold sounds and the pool."""
     with (folder / "manifest.csv").open(encoding="utf-8", newline="") as handle:
         rows = [row for row in csv.DictReader(handle) if row["split"] == "gold" and row["kind"] == "sound"]
@@ -142,7 +142,7 @@ def main() -> None:
             rows = [model.get_text_features(**words(text, return_tensors="pt")).pooler_output for text in texts]
             return torch.cat(rows).numpy()
 
-        encoders = {backend: Clap(str(folder), backend=backend).load() for backend in arguments.backends}
+        encoders = {backend: ClapEncoder(str(folder), backend=backend).load() for backend in arguments.backends}
         ours = {
             f"clap, {name}": lambda encoder=encoder: encoder.encode_sounds([read(file) for file in files])
             for name, encoder in encoders.items()

@@ -30,10 +30,10 @@ import psutil  # noqa: E402
 from ruamel.yaml import YAML  # noqa: E402
 
 from benchmarks.flow_overhead import free_port  # noqa: E402
-from flows.lock import hold  # noqa: E402
+from flows.git_worktree import last_run_branch, read_committed  # noqa: E402
 from flows.serve import prefect_server, prepare_environment  # noqa: E402
-from flows.workspace import last_run_branch, read_committed  # noqa: E402
-from tests.flows import tiny  # noqa: E402
+from flows.workspace_lock import workspace_lock  # noqa: E402
+from tests.flows import dvc_project  # noqa: E402
 
 FLOW = """
 import sys
@@ -58,7 +58,7 @@ class Case:
 
 def tiny_case() -> Case:
     """Stages that take about two seconds each."""
-    return Case(tiny.build, ("count.pause=2.0", "join.pause=2.0", "model.pause=2.0"))
+    return Case(dvc_project.build, ("count.pause=2.0", "join.pause=2.0", "model.pause=2.0"))
 
 
 def demo_case() -> Case:
@@ -69,7 +69,7 @@ def demo_case() -> Case:
         subprocess.run(["git", "clone", "--quiet", "--shared", str(PROJECT), str(folder)], check=True)
         shutil.copytree(PROJECT / ".cache/wheels", folder / ".cache/wheels")  # downloads are not what is tested
         (folder / "dvc.lock").unlink()
-        tiny.commit(folder, "without results")
+        dvc_project.commit(folder, "without results")
         return folder
 
     return Case(clone, tuple(f"{key}={value}" for key, value in SHRUNK.items()))
@@ -78,7 +78,7 @@ def demo_case() -> Case:
 def start(project: Path, case: Case, log: Path) -> subprocess.Popen[bytes]:
     """A flow run as a process."""
     environment = {
-        **tiny.environment(), "SONIFY_PROJECT": str(project), "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1",
+        **dvc_project.environment(), "SONIFY_PROJECT": str(project), "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1",
         "SONIFY_TRACKING": "off",
     }  # fmt: skip
     with log.open("ab") as output:
@@ -178,7 +178,7 @@ def report(case: Case, folder: Path, kills: int, chance: random.Random) -> None:
 
 def check_clean(project: Path) -> None:
     """No lock, no record of a run that died, no process at work in the project."""
-    with hold(project, {"name": "check", "flow_run_id": ""}, 0.0) as left:
+    with workspace_lock(project, {"name": "check", "flow_run_id": ""}, 0.0) as left:
         assert left is None, left
     for process in psutil.process_iter():
         try:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(PROJECT))
 
 from servers import free_port  # noqa: E402
 
-from flows.graph import read_graph, share_cache  # noqa: E402
+from flows.dvc_graph import read_graph, share_cache  # noqa: E402
 from flows.serve import prefect_server, prepare_environment  # noqa: E402
 
 FLOW = """

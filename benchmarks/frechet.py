@@ -23,7 +23,7 @@ from scipy.linalg import sqrtm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline_steps.evaluate.distances import frechet_distance
+from pipeline_steps.evaluate.metrics.distribution import frechet_distance
 
 
 def main() -> None:

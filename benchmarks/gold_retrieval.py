@@ -31,22 +31,23 @@ from PIL import Image
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from pipeline_steps.caption.config import Config as CaptionConfig  # noqa: E402
-from pipeline_steps.caption.step import build_captioner  # noqa: E402
-from pipeline_steps.core.layout import Layout  # noqa: E402
-from pipeline_steps.core.seeding import generator  # noqa: E402
-from pipeline_steps.core.vectors import unit_rows  # noqa: E402
-from pipeline_steps.embed.config import Config as EmbedConfig  # noqa: E402
-from pipeline_steps.embed.step import build_encoder  # noqa: E402
-from pipeline_steps.encoders.bridge import Bridge, softmax_over_tags  # noqa: E402
-from pipeline_steps.encoders.protocols import FloatArray, SoundEvent  # noqa: E402
-from pipeline_steps.encoders.tagger import COCO, IMAGENET, Tag  # noqa: E402
-from pipeline_steps.ingest.config import Config as IngestConfig  # noqa: E402
-from pipeline_steps.ingest.decode import decode  # noqa: E402
-from pipeline_steps.ingest.discover import File, inspect  # noqa: E402
-from pipeline_steps.ingest.step import make_job  # noqa: E402
-from pipeline_steps.retrieve.ranking import hub_report, rank  # noqa: E402
-from pipeline_steps.retrieve.search import ExactSearch  # noqa: E402
+from pipeline_steps.caption.captioners.tagger import COCO, IMAGENET, LabelScore  # noqa: E402
+from pipeline_steps.caption.config import CaptionConfig  # noqa: E402
+from pipeline_steps.caption.stage import build_captioner  # noqa: E402
+from pipeline_steps.core.l2_normalize import l2_normalize  # noqa: E402
+from pipeline_steps.core.project_paths import ProjectPaths  # noqa: E402
+from pipeline_steps.core.seeding import seeded_rng  # noqa: E402
+from pipeline_steps.embed.config import EmbedConfig  # noqa: E402
+from pipeline_steps.embed.stage import build_encoder  # noqa: E402
+from pipeline_steps.ingest.catalog import CandidateFile  # noqa: E402
+from pipeline_steps.ingest.config import IngestConfig  # noqa: E402
+from pipeline_steps.ingest.decoding.decode import decode  # noqa: E402
+from pipeline_steps.ingest.sources.file_walk import inspect_file  # noqa: E402
+from pipeline_steps.ingest.stage import make_job  # noqa: E402
+from pipeline_steps.models.base import FloatArray, SoundEvent  # noqa: E402
+from pipeline_steps.models.text_audio.yamnet_minilm import YamnetMiniLMEncoder, softmax_over_tags  # noqa: E402
+from pipeline_steps.retrieve.index.exact import ExactIndex  # noqa: E402
+from pipeline_steps.retrieve.ranking import hub_report, rank_neighbours  # noqa: E402
 
 RECALL_AT = (1, 5, 10)
 PLAIN_TAGS = 5
@@ -74,8 +75,8 @@ def manifest(folder: Path, split: str) -> list[Row]:
 def decoded(folder: Path, row: Row) -> tuple[str, bytes] | None:
     """(content id, normalised payload) of a file as the ingest stage makes it; None when it is refused."""
     config = IngestConfig()
-    file = inspect(folder, row["file"], None, config.picture.max_file_mb * 1e6, walked=False)
-    if not isinstance(file, File):
+    file = inspect_file(folder, row["file"], None, config.picture.max_file_mb * 1e6, walked=False)
+    if not isinstance(file, CandidateFile):
         print(f"refused: {row['file']}: {file}", file=sys.stderr)
         return None
     result = decode(make_job(config, folder, file))
@@ -86,7 +87,7 @@ def decoded(folder: Path, row: Row) -> tuple[str, bytes] | None:
 
 
 def read_sounds(
-    bridge: Bridge, plain: Bridge, folders: Sequence[tuple[Path, list[Row], bool]]
+    bridge: YamnetMiniLMEncoder, plain: YamnetMiniLMEncoder, folders: Sequence[tuple[Path, list[Row], bool]]
 ) -> tuple[Candidates, dict[str, int]]:
     """All candidates and, by pair name, the row of its sound."""
     found: dict[str, int] = {}
@@ -123,7 +124,7 @@ def read_pictures(folder: Path, rows: list[Row]) -> list[np.ndarray | None]:
     return [None if item is None else np.asarray(Image.open(io.BytesIO(item[1])).convert("RGB")) for item in items]
 
 
-def plain_queries(bridge: Bridge, tags: Sequence[Sequence[Tag]]) -> FloatArray:
+def plain_queries(bridge: YamnetMiniLMEncoder, tags: Sequence[Sequence[LabelScore]]) -> FloatArray:
     """Baseline query: L2(sum over the 5 likeliest ImageNet labels, and the objects if any, of p x MiniLM(label))."""
     rows = []
     for seen in tags:
@@ -131,10 +132,10 @@ def plain_queries(bridge: Bridge, tags: Sequence[Sequence[Tag]]) -> FloatArray:
         used = best + [tag for tag in seen if tag.vocabulary == COCO]
         vectors = bridge.encode_texts([tag.label for tag in used]) if used else np.zeros((1, bridge.dimension), np.float32)
         rows.append(np.array([tag.probability for tag in used] or [0.0], np.float32) @ vectors)
-    return unit_rows(np.stack(rows))
+    return l2_normalize(np.stack(rows))
 
 
-def event_scores(bridge: Bridge, events: Sequence[SoundEvent], sounds: FloatArray) -> FloatArray | None:
+def event_scores(bridge: YamnetMiniLMEncoder, events: Sequence[SoundEvent], sounds: FloatArray) -> FloatArray | None:
     """Mean over events of their inner products [N] with the sounds, weighted by salience x confidence, as `sonify find`."""
     if not events:
         return None
@@ -143,7 +144,7 @@ def event_scores(bridge: Bridge, events: Sequence[SoundEvent], sounds: FloatArra
     return np.asarray(weights @ (bridge.encode_texts([event.sound for event in events]) @ sounds.T), np.float32)
 
 
-def quick_try(bridge: Bridge, texts: Sequence[str], posteriors: FloatArray, prior: FloatArray) -> FloatArray:
+def quick_try(bridge: YamnetMiniLMEncoder, texts: Sequence[str], posteriors: FloatArray, prior: FloatArray) -> FloatArray:
     """Scores [Q, N] of the first idea: softmax over similarities to the bare tag names at 0.05, log of posterior over prior."""
     names = bridge.minilm.encode(bridge.yamnet.class_names)
     queries = softmax_over_tags(bridge.minilm.encode(texts) @ names.T, 0.05)
@@ -183,14 +184,14 @@ def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
         )
 
 
-def development(bridge: Bridge, plain: Bridge, candidates: Candidates) -> dict[str, Any]:
+def development(bridge: YamnetMiniLMEncoder, plain: YamnetMiniLMEncoder, candidates: Candidates) -> dict[str, Any]:
     """Label text -> pool sounds with that label: the set on which variants were chosen; gold pairs take no part."""
     rows = np.flatnonzero(candidates.pool)
     labels = [candidates.labels[row] for row in rows]
     texts = sorted(set().union(*labels))
     relevant = [np.array([text in seen for seen in labels]) for text in texts]
     posteriors, plain_posteriors = candidates.posteriors[rows], candidates.plain_posteriors[rows]
-    named = Bridge(bridge.yamnet.assets, phrase_weight=0.0, temperature=bridge.temperature).load()
+    named = YamnetMiniLMEncoder(bridge.yamnet.assets, phrase_weight=0.0, temperature=bridge.temperature).load()
     scores: dict[str, FloatArray] = {
         "plain bridge": plain.encode_texts(texts) @ plain.sounds_from_posteriors(plain_posteriors).T,
         "quick try: softmax 0.05, log posterior / prior": quick_try(bridge, texts, plain_posteriors, plain_posteriors.mean(0)),
@@ -205,9 +206,9 @@ def development(bridge: Bridge, plain: Bridge, candidates: Candidates) -> dict[s
         report["space"][name] = {"R@1": float((ranks <= 1).mean()), "R@10": float((ranks <= 10).mean()), "mAP": precision}
         print(f"  {name:48s} R@1 {(ranks <= 1).mean():.3f}  R@10 {(ranks <= 10).mean():.3f}  mAP {precision:.3f}")
     vectors, sounds = bridge.encode_texts(texts), bridge.sounds_from_posteriors(posteriors)
-    plain_rows = ExactSearch(sounds).search(vectors, 10)[0]
+    plain_rows = ExactIndex(sounds).search(vectors, 10)[0]
     for name, method, beta in (("none", "none", 1.0), ("csls", "csls", 1.0), ("dis 5", "dis", 5.0), ("dis 20", "dis", 20.0)):
-        found = rank(ExactSearch(sounds), vectors, sounds, len(rows), method, 20, beta, 2000, 0).rows  # type: ignore[arg-type]
+        found = rank_neighbours(ExactIndex(sounds), vectors, sounds, len(rows), method, 20, beta, 2000, 0).rows  # type: ignore[arg-type]
         hits = [wanted[row] for row, wanted in zip(found, relevant, strict=True)]
         top = float(np.mean([hit[0] for hit in hits]))
         ten = float(np.mean([hit[:10].any() for hit in hits]))
@@ -234,10 +235,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    layout = Layout(options.root)
+    layout = ProjectPaths(options.root)
 
     bridge = build_encoder(EmbedConfig(), layout).load()
-    plain = Bridge(layout.assets, recipe="plain", loudness_power=0.0).load()
+    plain = YamnetMiniLMEncoder(layout.assets, recipe="plain", loudness_power=0.0).load()
     gold_rows = manifest(options.gold, "gold")
     pictures = [row for row in gold_rows if row["kind"] == "image" and row["pair"]]
     gold_sounds = [row for row in gold_rows if row["kind"] == "sound"]
@@ -259,7 +260,7 @@ def main() -> int:
     captions = [captioner.compose(seen) for seen in tags]
     captions_both = [both.compose(seen) for seen in tags_both]
 
-    def listed(space: Bridge, vectors: FloatArray, found: Sequence[Any], guess: bool) -> list[FloatArray | None]:
+    def listed(space: YamnetMiniLMEncoder, vectors: FloatArray, found: Sequence[Any], guess: bool) -> list[FloatArray | None]:
         return [event_scores(space, one.events or (one.guesses if guess else ()), vectors) for one in found]
 
     prior = candidates.plain_posteriors[candidates.pool].mean(0)
@@ -302,7 +303,7 @@ def evaluate(
     same = [np.array([label in seen for seen in candidates.labels]) for label in labels]
     pool_labels = set().union(*(candidates.labels[row] for row in np.flatnonzero(candidates.pool)))
     seen = np.array([label in pool_labels for label in labels])
-    generated = generator(seed, "gold-retrieval")
+    generated = seeded_rng(seed, "gold-retrieval")
     subsets: dict[str, Callable[[], np.ndarray]] = {
         "all": lambda: np.arange(len(labels)),
         "seen": lambda: np.flatnonzero(seen),
@@ -353,7 +354,7 @@ def differences(ranks: dict[str, list[int]], seed: int) -> dict[str, Any]:
     print()
     for one, other in couples:
         gain = (np.array(ranks[one]) <= 10).astype(float) - (np.array(ranks[other]) <= 10)
-        draws = generator(seed, "gold-retrieval", "paired").integers(0, len(gain), (RESAMPLES, len(gain)))
+        draws = seeded_rng(seed, "gold-retrieval", "paired").integers(0, len(gain), (RESAMPLES, len(gain)))
         low, high = np.percentile(gain[draws].mean(axis=1), [2.5, 97.5])
         result[f"{one} - {other}"] = {"value": float(gain.mean()), "low": float(low), "high": float(high)}
         print(f"R@10: {one} - {other}: {gain.mean():+.3f} [{low:+.3f}, {high:+.3f}]")

@@ -121,17 +121,17 @@ def read(file: Path) -> np.ndarray:
 
 def clap(scratch: Path, rounds: int) -> list[dict[str, Any]]:
     """File to vector."""
-    from tiny_clap import clap_checkpoint
     from transformers import ClapFeatureExtractor, ClapModel
 
-    from pipeline_steps.encoders.clap import Clap
+    from pipeline_steps.models.text_audio.clap import ClapEncoder
+    from tests.factories.checkpoints.clap import clap_checkpoint
 
     folder = clap_checkpoint(scratch / "clap", full_size=GPU)
     files = sound_files(scratch, 256 if GPU else 8)
     few = files[: 32 if GPU else 4]
     model = ClapModel.from_pretrained(folder).eval().to(DEVICE)
     extractor = ClapFeatureExtractor.from_pretrained(folder)
-    encoder = Clap(str(folder)).load()
+    encoder = ClapEncoder(str(folder)).load()
 
     @torch.inference_mode()
     def plain() -> np.ndarray:
@@ -153,10 +153,10 @@ def clap(scratch: Path, rounds: int) -> list[dict[str, Any]]:
 
 def ast(scratch: Path, rounds: int) -> list[dict[str, Any]]:
     """Ten seconds of sound to tokens."""
-    from tiny_ast import ast_checkpoint
     from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
-    from pipeline_steps.encoders.ast_tokens import AstTokens
+    from pipeline_steps.models.audio.ast import AstEncoder
+    from tests.factories.checkpoints.ast import ast_checkpoint
 
     folder = scratch / "ast"
     if GPU:
@@ -168,7 +168,7 @@ def ast(scratch: Path, rounds: int) -> list[dict[str, Any]]:
     sounds = [(0.1 * random.standard_normal(491_520)).astype(np.float32) for _ in range(128 if GPU else 8)]
     few = sounds[: 16 if GPU else 4]
     model, extractor = ASTModel.from_pretrained(folder).eval().to(DEVICE), ASTFeatureExtractor.from_pretrained(folder)
-    encoder = AstTokens(str(folder)).load()
+    encoder = AstEncoder(str(folder)).load()
 
     @torch.inference_mode()
     def plain() -> None:
@@ -186,12 +186,12 @@ def ast(scratch: Path, rounds: int) -> list[dict[str, Any]]:
 
 def captions(scratch: Path, rounds: int) -> list[dict[str, Any]]:
     """Pictures to answers of a fixed length; random weights write nonsense, so decoding is not bound to JSON here."""
-    from tiny_vlm import llava
     from transformers import LlavaForConditionalGeneration
 
-    from pipeline_steps.encoders.caption_answer import Asking
-    from pipeline_steps.encoders.caption_prompt import caption_prompt
-    from pipeline_steps.encoders.vlm import Vlm
+    from pipeline_steps.caption.captioners.prompt import caption_prompt
+    from pipeline_steps.caption.captioners.vlm import VlmCaptioner
+    from pipeline_steps.caption.captioners.vlm_response import VlmPromptOptions
+    from tests.factories.checkpoints.vlm import llava
 
     folder = llava(scratch / "llava", full_size=GPU)
     words, batch = (128, 32) if GPU else (16, 8)
@@ -199,7 +199,7 @@ def captions(scratch: Path, rounds: int) -> list[dict[str, Any]]:
     pictures = [random.integers(0, 256, (256, 256, 3), dtype=np.uint8) for _ in range(batch * 2)]
     few = pictures[: 4 if GPU else 2]
     prompt = caption_prompt(5)
-    encoder = Vlm(str(folder), asking=Asking(max_new=words), constrain=False).load()
+    encoder = VlmCaptioner(str(folder), asking=VlmPromptOptions(max_new=words), constrain=False).load()
     encoder._options.min_new_tokens = words
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval().to(DEVICE)
     processor = encoder._processor
@@ -294,18 +294,18 @@ def sampling(scratch: Path, rounds: int) -> list[dict[str, Any]]:
 
 def scratch_model(rounds: int) -> list[dict[str, Any]]:
     """The recipe `scratch` at its default size (64 px, 12 Euler steps, guidance)."""
-    import pipeline_steps.diffusion.pipeline as drawing
-    from pipeline_steps.diffusion.conditioning import SoundTokens
-    from pipeline_steps.diffusion.storage import new_scheduler
-    from pipeline_steps.train.codec_training import new_codec
-    from pipeline_steps.train.config import Config
-    from pipeline_steps.train.module import new_conditioner, new_denoiser
+    import pipeline_steps.diffusion.pipelines.base as drawing
+    from pipeline_steps.diffusion.audio_conditioner import ConditionerInput
+    from pipeline_steps.diffusion.pipelines.safetensors_io import new_scheduler
+    from pipeline_steps.train.autoencoder_training import build_autoencoder
+    from pipeline_steps.train.config import TrainConfig
+    from pipeline_steps.train.lightning_module import build_conditioner, build_denoiser
 
-    config = Config()
+    config = TrainConfig()
     side = config.picture_size
-    codec = new_codec(config.codec, config.seed)
+    codec = build_autoencoder(config.codec, config.seed)
     codec.fit(torch.rand(64, 3, side, side) * 2 - 1)
-    denoiser = new_denoiser(config, new_conditioner(config)).to(DEVICE)
+    denoiser = build_denoiser(config, build_conditioner(config)).to(DEVICE)
     defaults = drawing.DrawingDefaults(config.drawing.steps, config.drawing.guidance_scale, config.sound.max_seconds, side)
     pipe = drawing.ScratchPipeline(denoiser, codec.to(DEVICE), new_scheduler(config.drawing.shift), None, defaults)
     batch = 192 if GPU else 16
@@ -313,7 +313,7 @@ def scratch_model(rounds: int) -> list[dict[str, Any]]:
     def draw(count: int) -> None:
         conditioner = denoiser.conditioner
         wide = torch.randn(count, conditioner.frames, conditioner.frame_in.in_features)
-        pipe.draw_tokens(SoundTokens(wide, torch.randn(count, conditioner.summary_width)), list(range(count)))
+        pipe.generate_from_embeds(ConditionerInput(wide, torch.randn(count, conditioner.summary_width)), list(range(count)))
 
     sides = [
         Side("our model, one by one", lambda: [draw(1) for _ in range(4)], 4),

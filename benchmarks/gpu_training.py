@@ -51,11 +51,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline_steps.core.config import load_params
-from pipeline_steps.train.batches import Batch
-from pipeline_steps.train.compiling import SHORTEST_S, pays
-from pipeline_steps.train.config import Config
-from pipeline_steps.train.loading import Ahead, Waiting, each_tensor
-from pipeline_steps.train.module import DiffusionTraining
+from pipeline_steps.train.compile_probe import SHORTEST_S, is_compile_worthwhile
+from pipeline_steps.train.config import TrainConfig
+from pipeline_steps.train.data import TrainingBatch
+from pipeline_steps.train.lightning_module import DiffusionModule
+from pipeline_steps.train.prefetch import Prefetcher, TimedLoader, map_tensors
 
 PEAK_TFLOPS = {
     "B200": 2250.0,
@@ -101,42 +101,42 @@ class Task:
         frozen: what lies on the device beside the module.
     """
 
-    training: DiffusionTraining
+    training: DiffusionModule
     encode: Callable[[torch.Tensor], torch.Tensor]
     pictures: torch.Tensor
-    batch: Batch
+    batch: TrainingBatch
     frozen: list[nn.Module]
 
-    def loss(self, batch: Batch) -> torch.Tensor:
+    def loss(self, batch: TrainingBatch) -> torch.Tensor:
         """Mean over a batch that lies on the device."""
         return self.training.losses(batch).mean()
 
 
 def scratch(arguments: argparse.Namespace, device: torch.device, _dtype: torch.dtype) -> Task:
     """Recipe `scratch`: U-Net and conditioner learn, composer and prior are done."""
-    from pipeline_steps.diffusion.codec import PatchCodec
-    from pipeline_steps.diffusion.conditioning import SoundTokens
-    from pipeline_steps.train.module import new_conditioner, new_denoiser
+    from pipeline_steps.diffusion.audio_conditioner import ConditionerInput
+    from pipeline_steps.diffusion.autoencoder import PatchPCAAutoencoder
+    from pipeline_steps.train.lightning_module import build_conditioner, build_denoiser
 
     section = load_params(arguments.root / "params.yaml")["train"]
     section["picture_size"] = arguments.scratch_size
     section["unet"] = {**section["unet"], "widths": arguments.scratch_widths}
-    config = Config.model_validate({**section, "recipe": "scratch"})
+    config = TrainConfig.model_validate({**section, "recipe": "scratch"})
     draws = torch.Generator().manual_seed(0)
     count, size = arguments.scratch_batch, config.picture_size
     pictures = torch.rand(count, 3, size, size, generator=draws) * 2 - 1
-    codec = PatchCodec(config.codec.channels, config.codec.whitening, config.codec.width)
+    codec = PatchPCAAutoencoder(config.codec.channels, config.codec.whitening, config.codec.width)
     codec.fit(pictures)
     codec.requires_grad_(False).eval()
-    conditioner = new_conditioner(config)
-    denoiser = new_denoiser(config, conditioner)
+    conditioner = build_conditioner(config)
+    denoiser = build_denoiser(config, conditioner)
     with torch.no_grad():
         denoiser.prior.fit(codec.encode(pictures))
-    training = DiffusionTraining(config, denoiser, "benchmark").to(device)
+    training = DiffusionModule(config, denoiser, "benchmark").to(device)
     training.prepare(config.optimiser.compose.steps)
     denoiser.composer.requires_grad_(False)
     part = config.conditioner
-    sounds = SoundTokens(
+    sounds = ConditionerInput(
         torch.randn(count, part.frames, part.frame_components, generator=draws),
         torch.randn(count, conditioner.summary_width, generator=draws),
     )
@@ -148,15 +148,15 @@ def sd15(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype
     """Recipe `adapter` on Stable Diffusion 1.5's shape; `--reduced` narrows it. Sounds are AST grids of ten seconds."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
-    from pipeline_steps.diffusion.adapter import AudioAdapter, stack_grids
-    from pipeline_steps.diffusion.backbone import Backbone
-    from pipeline_steps.diffusion.resampler import TokenResampler
-    from pipeline_steps.train.adapter import AdapterTraining
+    from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter, collate_audio_tokens
+    from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
+    from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
+    from pipeline_steps.train.recipes.ip_adapter import AudioIPAdapterModule
 
     narrow = arguments.reduced
     width, moments, bands = (64, 8, 2) if narrow else (768, 101, 12)
     size, count = (64, 2) if narrow else (512, arguments.sd15_batch)
-    backbone = Backbone("random weights", dtype=dtype)
+    backbone = StableDiffusionBackbone("random weights", dtype=dtype)
     with torch.device(device):
         backbone.unet = UNet2DConditionModel(
             sample_size=size // 8,
@@ -178,14 +178,14 @@ def sd15(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype
     backbone.device = device
     backbone.noise = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     changes = {"count": 32} | ({"inner": 32, "depth": 1, "heads": 2} if narrow else {})
-    config = Config.model_validate({"recipe": "adapter", "backbone": {"model": "random"}, "resampler": changes})
-    resampler = TokenResampler(width, bands, width=width, **config.resampler.model_dump())
-    adapter = AudioAdapter(backbone, resampler)
+    config = TrainConfig.model_validate({"recipe": "adapter", "backbone": {"model": "random"}, "resampler": changes})
+    resampler = PerceiverResampler(width, bands, width=width, **config.resampler.model_dump())
+    adapter = AudioIPAdapter(backbone, resampler)
     draws = torch.Generator().manual_seed(0)
     adapter._texts[""] = torch.randn(1, 77, width, generator=draws)  # there is no text encoder here
-    training = AdapterTraining(config, adapter, "benchmark").to(device)
+    training = AudioIPAdapterModule(config, adapter, "benchmark").to(device)
     pictures = torch.rand(count, 3, size, size, generator=draws) * 2 - 1
-    sounds = stack_grids([torch.randn(moments, bands, width, generator=draws).half() for _ in range(count)])
+    sounds = collate_audio_tokens([torch.randn(moments, bands, width, generator=draws).half() for _ in range(count)])
 
     def encode(given: torch.Tensor) -> torch.Tensor:
         mean, std = backbone.encode(given)
@@ -195,10 +195,10 @@ def sd15(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype
     return Task(training, encode, pictures, batch, [backbone.unet, backbone.vae])
 
 
-def batch_of(shape: tuple[int, ...], sounds: Any, draws: torch.Generator) -> Batch:
+def batch_of(shape: tuple[int, ...], sounds: Any, draws: torch.Generator) -> TrainingBatch:
     """A whole step's batch around some sounds; latents [N, C, h, w] of `shape` are still zero."""
     count = shape[0]
-    return Batch(
+    return TrainingBatch(
         step=0,
         rows=list(range(count)),
         latents=torch.zeros(shape),
@@ -222,7 +222,7 @@ class Side:
         self.learning = [value for value in task.training.parameters() if value.requires_grad]
         self.note = ""
         self.optimiser: torch.optim.Optimizer
-        self.source: Waiting[Any]
+        self.source: TimedLoader[Any]
 
     def run(self, steps: int) -> None:
         """Make so many steps."""
@@ -241,10 +241,10 @@ class Plain(Side):
     def __init__(self, task: Task, device: torch.device) -> None:
         super().__init__(task, device)
         self.optimiser = torch.optim.AdamW(self.learning, lr=1e-5)
-        self.source = Waiting(self._batches(), device)
+        self.source = TimedLoader(self._batches(), device)
         self._batch = iter(self.source)
 
-    def _batches(self) -> Iterator[tuple[torch.Tensor, Batch]]:
+    def _batches(self) -> Iterator[tuple[torch.Tensor, TrainingBatch]]:
         while True:
             pictures, batch = host_batch(self.task, self.task.pictures)
             yield pictures.to(self.device), batch.to(self.device)
@@ -274,12 +274,12 @@ class Ours(Side):
             self._latents = torch.cat([task.encode(part.to(device)).float().cpu() for part in task.pictures.split(4)])
         if cuda:
             task.training.unet.to(memory_format=torch.channels_last)
-        self.source = Waiting(Ahead(self._batches(), 2, device), device)
-        self._batch: Iterator[Batch] = iter(self.source)
+        self.source = TimedLoader(Prefetcher(self._batches(), 2, device), device)
+        self._batch: Iterator[TrainingBatch] = iter(self.source)
         if compiled != "off":
             self._compile(compiled, steps)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[TrainingBatch]:
         while True:
             latents, batch = host_batch(self.task, self._latents)
             yield replace(batch, latents=latents)
@@ -295,7 +295,7 @@ class Ours(Side):
         compiling = timed(self.device, lambda: self.run(3)) - 3 * eager
         now = timed(self.device, lambda: self.run(5)) / 5
         told = f"{eager * 1000:.1f} -> {now * 1000:.1f} ms a step, {compiling:.0f} s to compile"
-        if mode == "auto" and not pays(eager, now, compiling, steps):
+        if mode == "auto" and not is_compile_worthwhile(eager, now, compiling, steps):
             self.task.training.unet._compiled_call_impl = None
             self.note = f"does not pay: {told}"
             return
@@ -319,10 +319,10 @@ def ours(name: str, arguments: argparse.Namespace, device: torch.device, compile
     return Ours(TASKS[name](arguments, device, dtype), device, compiled, arguments.run_steps)
 
 
-def host_batch(task: Task, first: torch.Tensor) -> tuple[torch.Tensor, Batch]:
+def host_batch(task: Task, first: torch.Tensor) -> tuple[torch.Tensor, TrainingBatch]:
     """A batch as a loader makes it: gathered by row from what lies in memory, noise drawn anew; `first` beside it."""
     rows = torch.randperm(len(first))
-    batch = each_tensor(task.batch, lambda value: value[rows])
+    batch = map_tensors(task.batch, lambda value: value[rows])
     return first[rows], replace(batch, noise=torch.randn(task.batch.noise.shape))
 
 

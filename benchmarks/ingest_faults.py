@@ -22,17 +22,16 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests/faults")]
 
-from corpus import CASES, OK, build
-from hostile_decoders import peak_mb
-
-from pipeline_steps.core.rawfiles import shown_path
-from pipeline_steps.ingest.catalog import File, Refused
-from pipeline_steps.ingest.codes import CODES
-from pipeline_steps.ingest.config import Config
-from pipeline_steps.ingest.decode import PRELOAD, decode
-from pipeline_steps.ingest.discover import inspect
-from pipeline_steps.ingest.step import make_job
-from pipeline_steps.ingest.workers import Bounds, Workers
+from pipeline_steps.core.safe_paths import display_path
+from pipeline_steps.ingest.catalog import CandidateFile, RejectedFile
+from pipeline_steps.ingest.config import IngestConfig
+from pipeline_steps.ingest.decoding.decode import PRELOAD, decode
+from pipeline_steps.ingest.reason_codes import CODES
+from pipeline_steps.ingest.sources.file_walk import inspect_file
+from pipeline_steps.ingest.stage import make_job
+from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool
+from tests.faults.corpus import CASES, OK, build
+from tests.faults.hostile_decoders import peak_mb
 
 MEMORY = 2_048_000_000
 SEED = 20260711
@@ -47,19 +46,19 @@ def timed(job: Any) -> dict[str, Any]:
     return {**answer, "seconds": time.perf_counter() - start, "peak_mb": peak_mb()}
 
 
-def table(root: Path, workers: Workers) -> list[dict[str, Any]]:
+def table(root: Path, workers: WorkerPool) -> list[dict[str, Any]]:
     """One row per case."""
     rows = []
     for case in CASES:
         start = time.perf_counter()
-        found = inspect(root, case.name, None, Config().picture.max_file_mb * 1e6, walked=False)
-        if isinstance(found, File):
-            _, answer = next(iter(workers.map([("", make_job(Config(), root, found))])))
+        found = inspect_file(root, case.name, None, IngestConfig().picture.max_file_mb * 1e6, walked=False)
+        if isinstance(found, CandidateFile):
+            _, answer = next(iter(workers.map([("", make_job(IngestConfig(), root, found))])))
         else:
-            assert isinstance(found, Refused)
+            assert isinstance(found, RejectedFile)
             answer = {"code": found.code, "seconds": time.perf_counter() - start}
         got = answer["code"] or OK
-        row = {"row": case.row, "file": shown_path(case.name)[:40], "expected": case.expected, "result": got}
+        row = {"row": case.row, "file": display_path(case.name)[:40], "expected": case.expected, "result": got}
         row |= {"repaired": answer.get("repaired", []), "ok": got == case.expected}
         rows.append(row | {"seconds": round(answer["seconds"], 4), "peak_mb": round(answer.get("peak_mb", 0)) or None})
     return rows
@@ -96,15 +95,15 @@ def mutations(root: Path, folder: Path, count: int) -> tuple[Counter[str], float
             source = generator.choice(good)
             path = folder / f"{number}{source.suffix}"
             path.write_bytes(mutate(source.read_bytes(), generator))
-            found = inspect(folder, path.name, None, 1e8, walked=False)
-            if isinstance(found, File):
-                yield path.name, make_job(Config(), folder, found)
+            found = inspect_file(folder, path.name, None, 1e8, walked=False)
+            if isinstance(found, CandidateFile):
+                yield path.name, make_job(IngestConfig(), folder, found)
             else:
-                assert isinstance(found, Refused)
+                assert isinstance(found, RejectedFile)
                 codes[found.code] += 1
 
     start = time.perf_counter()
-    with Workers(Bounds(2, 30, MEMORY), decode, PRELOAD) as workers:
+    with WorkerPool(WorkerLimits(2, 30, MEMORY), decode, PRELOAD) as workers:
         for name, answer in workers.map(jobs()):
             codes[answer["code"] or OK] += 1
             (folder / name).unlink()
@@ -119,7 +118,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = build(Path(name))
-        with Workers(Bounds(1, 30, MEMORY), timed, PRELOAD) as workers:
+        with WorkerPool(WorkerLimits(1, 30, MEMORY), timed, PRELOAD) as workers:
             rows = table(root, workers)
         print(f"{'row':4} {'file':40} {'expected':19} {'result':19} {'s':>7} {'MB':>5}")
         for row in rows:

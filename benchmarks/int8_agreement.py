@@ -22,19 +22,19 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/encoders")]
 
-from tiny_clap import clap_checkpoint, clap_config, roberta_tokenizer  # noqa: E402
 from transformers import ClapModel  # noqa: E402
 
-from pipeline_steps.audio.log_mel import ClapMel, clap_log_mel, fixed_windows  # noqa: E402
-from pipeline_steps.embed.guard import agreement  # noqa: E402
-from pipeline_steps.encoders.clap import Clap  # noqa: E402
+from pipeline_steps.audio.log_mel import ClapFeatureConfig, clap_log_mel, split_windows  # noqa: E402
+from pipeline_steps.embed.int8_check import neighbour_agreement  # noqa: E402
+from pipeline_steps.models.text_audio.clap import ClapEncoder  # noqa: E402
+from tests.factories.checkpoints.clap import clap_checkpoint, clap_config, roberta_tokenizer  # noqa: E402
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=180, help="of training, 20 sounds each")
 parser.add_argument("--sounds", type=int, default=256, help="on which backends are compared")
 arguments = parser.parse_args()
 torch.manual_seed(0)
-MEL = ClapMel(low=50.0)  # as `clap_checkpoint` writes it down
+MEL = ClapFeatureConfig(low=50.0)  # as `clap_checkpoint` writes it down
 
 
 def read(file: Path) -> np.ndarray:
@@ -44,7 +44,7 @@ def read(file: Path) -> np.ndarray:
 
 def trained(sounds: list[np.ndarray], labels: list[str]) -> ClapModel:
     """A tower whose vectors point to a direction of their label."""
-    windows = torch.from_numpy(np.concatenate([fixed_windows(sound, MEL.samples)[:1] for sound in sounds]))
+    windows = torch.from_numpy(np.concatenate([split_windows(sound, MEL.samples)[:1] for sound in sounds]))
     features = torch.cat([clap_log_mel(window[None], MEL) for window in windows])[:, None]
     names = sorted(set(labels))
     aims = torch.tensor([names.index(label) for label in labels])
@@ -82,12 +82,12 @@ def main() -> None:
         trained(sounds, [files[place].stem.split("-")[1] for place in order]).save_pretrained(folder)
         asked = sounds[-arguments.sounds :]  # those it never heard are among them
         backends = ("torch", "openvino", "openvino-int8")
-        vectors = {name: Clap(str(folder), backend=name).load().encode_sounds(asked) for name in backends}
+        vectors = {name: ClapEncoder(str(folder), backend=name).load().encode_sounds(asked) for name in backends}
     base = vectors.pop("torch")
     others = (base @ base.T)[~np.eye(len(base), dtype=bool)]
     print(f"different sounds have cosines of {others.mean():.3f} +- {others.std():.3f}")
     for name, found in vectors.items():
-        print(name, ", ".join(f"{key} {value:.4f}" for key, value in agreement(base, found).items()))
+        print(name, ", ".join(f"{key} {value:.4f}" for key, value in neighbour_agreement(base, found).items()))
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ import torch
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from pipeline_steps.core.contracts import IMAGES  # noqa: E402
-from pipeline_steps.core.layout import Layout  # noqa: E402
-from pipeline_steps.core.media import MediaReader  # noqa: E402
+from pipeline_steps.caption.captioners.tagger import IMAGENET, TaggerCaptioner  # noqa: E402
+from pipeline_steps.core.media_shards import MediaShardReader  # noqa: E402
+from pipeline_steps.core.project_paths import ProjectPaths  # noqa: E402
+from pipeline_steps.core.schemas import IMAGES  # noqa: E402
 from pipeline_steps.core.tables import read_table  # noqa: E402
-from pipeline_steps.encoders.tagger import IMAGENET, Tagger  # noqa: E402
 
 LEAST = 5e-6
 
@@ -34,10 +34,10 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=PROJECT)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    layout = Layout(options.root)
+    layout = ProjectPaths(options.root)
     rows = read_table(layout.catalog / "images.parquet", IMAGES).to_pylist()
     pool = [row["image_id"] for row in rows if not row["holdout"]]
-    media, tagger = MediaReader(layout.media), Tagger(layout.assets, {}).load()
+    media, tagger = MediaShardReader(layout.media), TaggerCaptioner(layout.assets, {}).load()
     total = np.zeros(1000, np.float64)
     labels: dict[int, str] = {}
     for image_id in pool:

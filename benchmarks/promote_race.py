@@ -29,7 +29,7 @@ from typing import Any
 
 from servers import free_port, mlflow_server
 
-from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.project_paths import ProjectPaths
 
 GATE = "promotion:\n  improve:\n    - {metric: test/win_rate_toy}\n"
 ITEMS = 40
@@ -58,11 +58,11 @@ def race(store: str, uri: str, root: Path, rounds: int) -> bool:
     os.environ["MLFLOW_TRACKING_URI"] = uri
     (root / "infra").mkdir(parents=True)
     (root / "infra/gate.yaml").write_text(GATE)
-    layout = Layout(root)
+    layout = ProjectPaths(root)
     fill(layout, 2 * rounds + 1)
 
-    from pipeline_steps.tracking.promotion import history, promote, propose
-    from pipeline_steps.tracking.versions import CHAMPION, Registry
+    from pipeline_steps.tracking.registry.model_registry import CHAMPION, ModelRegistry
+    from pipeline_steps.tracking.registry.promotion import history, promote, propose
 
     promote(propose(layout, "1"), actor="setup", reason="the first champion")
     context = multiprocessing.get_context("spawn")
@@ -85,7 +85,7 @@ def race(store: str, uri: str, root: Path, rounds: int) -> bool:
             lines = history(layout)
             winners = [answer for answer in answers if answer["outcome"] == "promoted"]
             refused = [answer for answer in answers if answer["outcome"] == "LockedError"]
-            champion = Registry(layout).alias(CHAMPION)
+            champion = ModelRegistry(layout).alias(CHAMPION)
             right = len(winners) == 1 and len(refused) == 1 and len(lines) == number + 2
             right = right and lines[-1].version == champion == str(winners[0]["version"])
             good += right
@@ -121,15 +121,15 @@ def promoter(root: str, name: str, barrier: Any, tasks: Any, answers: Any) -> No
     from mlflow.exceptions import MlflowException
 
     from pipeline_steps.core.errors import StageError
-    from pipeline_steps.tracking.promotion import promote, propose
+    from pipeline_steps.tracking.registry.model_registry import ModelRegistry
+    from pipeline_steps.tracking.registry.promotion import promote, propose
     from pipeline_steps.tracking.settings import REGISTERED_MODEL
-    from pipeline_steps.tracking.versions import Registry
 
-    layout = Layout(Path(root))
+    layout = ProjectPaths(Path(root))
     while (version := tasks.get()) is not None:
         outcome = "promoted"
         proposal = propose(layout, str(version)) if version > 0 else None
-        client = Registry(layout).client
+        client = ModelRegistry(layout).client
         barrier.wait(120)
         started = time.perf_counter()
         try:
@@ -144,12 +144,12 @@ def promoter(root: str, name: str, barrier: Any, tasks: Any, answers: Any) -> No
         answers.put({"name": name, "version": version, "outcome": outcome, "seconds": time.perf_counter() - started})
 
 
-def fill(layout: Layout, count: int) -> None:
+def fill(layout: ProjectPaths, count: int) -> None:
     """`count` versions, each a little better than the one before on the same items."""
+    from pipeline_steps.tracking.client.mlflow_client import MlflowStore
     from pipeline_steps.tracking.settings import REGISTERED_MODEL, read_settings
-    from pipeline_steps.tracking.store import Store
 
-    store = Store(read_settings(layout), 60)
+    store = MlflowStore(read_settings(layout), 60)
     client, experiment = store.client, store.experiment_id()
     client.create_registered_model(REGISTERED_MODEL)
     for version in range(1, count + 1):

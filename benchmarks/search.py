@@ -4,8 +4,8 @@
                                 [--peers flat ivf hnswlib annoy usearch] [--rounds 3]
 
 Vectors have 512 dimensions and unit length; the clustered set has a thousand topics of unequal size and a modality gap between
-queries and items (see benchmarks/million.py), the structureless one is random directions. Everything runs on one thread and is
-timed in processor seconds of this process, in turns: rate of each method is the best of the rounds. Peers are optional
+queries and items (see benchmarks/retrieve_pair_scaling.py), the structureless one is random directions. Everything runs on one
+thread and is timed in processor seconds of this process, in turns: rate of each method is the best of the rounds. Peers are optional
 (`pip install seeing-sound[bench]`); those that are not installed are left out. A recall is over the first 10 neighbours.
 """
 
@@ -27,8 +27,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from million import DIMENSION, World, unit  # noqa: E402
 
-from pipeline_steps.retrieve.cluster import ClusterSearch  # noqa: E402
-from pipeline_steps.retrieve.search import ExactSearch, recall_at  # noqa: E402
+from pipeline_steps.retrieve.index.base import recall_at  # noqa: E402
+from pipeline_steps.retrieve.index.exact import ExactIndex  # noqa: E402
+from pipeline_steps.retrieve.index.ivf import IVFIndex  # noqa: E402
 
 K = 10
 Search = Callable[[np.ndarray], np.ndarray]
@@ -114,12 +115,12 @@ def measured(name: str, build: Callable[[], Search | None], count: int) -> tuple
 def compare(kind: str, n: int, arguments: argparse.Namespace) -> None:
     items, queries = vectors(kind, n, arguments.batch + 500)
     sample, asked = queries[-500:], queries[:-500]
-    exact = ExactSearch(items)
+    exact = ExactIndex(items)
     few = min(arguments.queries, 1024 if n >= 500_000 else arguments.queries)
-    clusters: list[ClusterSearch] = []
+    clusters: list[IVFIndex] = []
 
     def cells() -> Search:
-        clusters.append(ClusterSearch(items, sample, 0.97, 0))
+        clusters.append(IVFIndex(items, sample, 0.97, 0))
         return lambda some: clusters[0].search(some, K)[0]
 
     slow = min(few, 256)

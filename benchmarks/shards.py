@@ -21,8 +21,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline_steps.core.identity import item_id
-from pipeline_steps.core.media import MediaReader, write_index, write_shards
+from pipeline_steps.core.hashing import item_id
+from pipeline_steps.core.media_shards import MediaShardReader, write_index, write_shards
 
 
 def main() -> None:
@@ -49,19 +49,19 @@ def compare(folder: Path, samples: int, rounds: int) -> None:
         found = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False)
         return sum(len(sample.get("png", b"")) + len(sample.get("flac", b"")) for sample in found)
 
-    def through_index(reader: MediaReader) -> int:
+    def through_index(reader: MediaShardReader) -> int:
         return sum(len(reader.payload(item)) for item in ids)
 
-    trusting, seen = MediaReader(folder, verify=False), MediaReader(folder)
+    trusting, seen = MediaShardReader(folder, verify=False), MediaShardReader(folder)
     through_index(seen)
     begin = time.process_time()
-    MediaReader(folder)
+    MediaShardReader(folder)
     opened = time.process_time() - begin
     methods: dict[str, Callable[[], int]] = {
         "webdataset": through_webdataset,
         "ours, hashes not compared": lambda: through_index(trusting),
         "ours, hashes compared before": lambda: through_index(seen),
-        "ours, first reading, compared": lambda: through_index(MediaReader(folder)),
+        "ours, first reading, compared": lambda: through_index(MediaShardReader(folder)),
     }
     seconds = {name: float("inf") for name in methods}
     for _ in range(rounds):

@@ -28,8 +28,8 @@ from servers import free_port, mlflow_server
 
 from pipeline_steps import tracking
 from pipeline_steps.core.config import StageConfig
-from pipeline_steps.core.layout import Layout
-from pipeline_steps.tracking.spool import all_spools
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.tracking.client.offline_queue import all_spools
 
 SERVER = """
 import http.server, sys, time, urllib.error, urllib.request
@@ -63,19 +63,20 @@ DRIVER = """
 import json, sys, time
 from pathlib import Path
 from pipeline_steps.core.config import load_params, parse_section
-from pipeline_steps.core.layout import Layout
-from pipeline_steps.train import step
-from pipeline_steps.tracking import tracker
-layout = Layout(Path())
-config = parse_section(step.Config, "train", load_params(layout.params))
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.train import stage
+from pipeline_steps.train.config import TrainConfig
+from pipeline_steps.tracking.client import tracker
+layout = ProjectPaths(Path())
+config = parse_section(TrainConfig, "train", load_params(layout.params))
 end = []
-finish = tracker._Uploader.finish
+finish = tracker._UploaderProcess.finish
 def finishing(self, seconds):
     end.append((time.perf_counter(), time.process_time()))
     finish(self, seconds)
-tracker._Uploader.finish = finishing
+tracker._UploaderProcess.finish = finishing
 begin = time.perf_counter(), time.process_time()
-step.run(config, layout)
+stage.run(config, layout)
 last = time.perf_counter(), time.process_time()
 done = end[0] if end else last
 print(json.dumps({"seconds": done[0] - begin[0], "cpu": done[1] - begin[1], "wait": last[0] - done[0]}))
@@ -123,7 +124,7 @@ def scratch_project(root: Path, steps: int) -> None:
     """This project's data as hard links, its parameters shrunk."""
     from ruamel.yaml import YAML
 
-    here, there = Layout(PROJECT), Layout(root)
+    here, there = ProjectPaths(PROJECT), ProjectPaths(root)
     for name in ("assets", "catalog", "media", "pairs", "captions", "embeddings"):
         shutil.copytree(getattr(here, name), getattr(there, name), copy_function=lambda a, b: os.link(Path(a).resolve(), b))
     yaml = YAML()
@@ -148,7 +149,7 @@ def train_once(root: Path, environment: dict[str, str]) -> dict[str, float]:
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    found["left"] = sum(spool.unsent() for spool in all_spools(Layout(root)))
+    found["left"] = sum(spool.unsent() for spool in all_spools(ProjectPaths(root)))
     return found
 
 
@@ -190,7 +191,7 @@ def training(repeats: int, steps: int, cases: list[str]) -> None:
         print(f"\na training without tracking takes {np.median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f})")
 
 
-def train(layout: Layout, steps: int, size: int) -> tuple[list[float], list[float], float]:
+def train(layout: ProjectPaths, steps: int, size: int) -> tuple[list[float], list[float], float]:
     """Seconds of each step, seconds of it spent in tracking, and seconds from the last step to the end of the run."""
     random = np.random.default_rng(0)
     matrix = random.normal(size=(size, size)).astype(np.float32)
@@ -235,8 +236,8 @@ def main() -> None:
             os.environ.pop("MLFLOW_TRACKING_URI", None)
             with store(case) as environment, contextlib.redirect_stderr(io.StringIO()):
                 os.environ.update({"SONIFY_TRACKING": "on", **environment})
-                seconds, spent, wait = train(Layout(root), options.steps, options.size)
-            left = sum(spool.unsent() for spool in all_spools(Layout(root)))
+                seconds, spent, wait = train(ProjectPaths(root), options.steps, options.size)
+            left = sum(spool.unsent() for spool in all_spools(ProjectPaths(root)))
             numbers = [*np.percentile(seconds, [50, 99]), *np.percentile(spent, [50, 99])]
             cells = " | ".join(f"{number * 1e3:.2f}" for number in numbers)
             print(f"| {case} | {cells} | {wait:.1f} | {left} |", flush=True)

@@ -30,9 +30,9 @@ import numpy as np
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from pipeline_steps.core.contracts import PAIRS
-from pipeline_steps.core.layout import Layout
-from pipeline_steps.core.media import MediaReader
+from pipeline_steps.core.media_shards import MediaShardReader
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.schemas import PAIRS
 from pipeline_steps.core.tables import read_table
 
 COMPOSE = {"steps": 1500, "batch_size": 128, "learning_rate": 1e-3}
@@ -63,13 +63,13 @@ def child(root: str, changes: str, threads: int) -> None:
 
     torch.set_num_threads(threads)
     from pipeline_steps.core.config import load_params
-    from pipeline_steps.train.step import Config, run
+    from pipeline_steps.train.stage import TrainConfig, run
 
-    layout = Layout(Path(root))
+    layout = ProjectPaths(Path(root))
     section = load_params(layout.params)["train"]
     for key, value in json.loads(changes).items():
         section[key] = {**section[key], **value} if isinstance(value, dict) else value
-    config = Config.model_validate({**section, "threads": threads})
+    config = TrainConfig.model_validate({**section, "threads": threads})
     begin, cpu = time.monotonic(), time.process_time()
     report = run(config, layout)
     numbers = {
@@ -83,21 +83,21 @@ def child(root: str, changes: str, threads: int) -> None:
     print("RESULT " + json.dumps(numbers), flush=True)
 
 
-def measure(layout: Layout) -> dict[str, float]:
+def measure(layout: ProjectPaths) -> dict[str, float]:
     """Distances and agreement on the test pairs."""
-    from pipeline_steps.diffusion.pictures import square_picture
-    from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline
-    from pipeline_steps.encoders.efficientnet_lite0 import EfficientNetLite0
-    from pipeline_steps.encoders.ssd_mobilenet_v2 import SsdMobileNetV2
+    from pipeline_steps.diffusion.image_processor import pad_to_square
+    from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
+    from pipeline_steps.models.vision.efficientnet_lite import EfficientNetLite0
+    from pipeline_steps.models.vision.ssd_mobilenet_v2 import SsdMobileNetV2
 
     rows = [row for row in read_table(layout.pairs / "pairs.parquet", PAIRS).to_pylist() if row["split"] == "test"]
-    media = MediaReader(layout.media)
-    pipeline = Audio2ImagePipeline.load(layout.model)
+    media = MediaShardReader(layout.media)
+    pipeline = AutoAudio2ImagePipeline.from_pretrained(layout.model)
     size = pipeline.defaults.picture_size
-    real = [square_picture(media.image(row["image_id"]), size) for row in rows]
-    tokens = [pipeline.hear(media.sound(row["tracks"][0]["audio_id"])) for row in rows]
+    real = [pad_to_square(media.image(row["image_id"]), size) for row in rows]
+    tokens = [pipeline.encode_audio(media.sound(row["tracks"][0]["audio_id"])) for row in rows]
     cpu = time.process_time()
-    drawn = pipeline.draw_many(tokens, SAMPLES, seed=0)
+    drawn = pipeline.generate_batch(tokens, SAMPLES, seed=0)
     drawing = (time.process_time() - cpu) / (len(rows) * SAMPLES) * 100
     eye = EfficientNetLite0(layout.assets).load()
     kid = np.mean([cubic_mmd(eye.features(real), eye.features(list(drawn[:, sample]))) for sample in range(SAMPLES)])

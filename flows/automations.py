@@ -41,7 +41,7 @@ def zombie_automation(heartbeat_s: int = HEARTBEAT_S) -> Automation:
     )
 
 
-def ensure(heartbeat_s: int = HEARTBEAT_S) -> str:
+def ensure_automation(heartbeat_s: int = HEARTBEAT_S) -> str:
     """Make or refresh the automation on the server; returns `created` or `updated`."""
     wanted = zombie_automation(heartbeat_s)
     try:
@@ -55,4 +55,4 @@ def ensure(heartbeat_s: int = HEARTBEAT_S) -> str:
 
 
 if __name__ == "__main__":
-    print(f"{NAME}: {ensure()}")
+    print(f"{NAME}: {ensure_automation()}")

@@ -12,16 +12,25 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
-from flows.graph import PlannedStage, StageNode, changed_sources, in_group, make_plan, read_graph
-from flows.lock import hold
-from flows.orphans import settle
-from flows.parameters import NightlyParameters, ReproduceParameters, RunParameters
-from flows.promote import decide_promotion, ended
-from flows.run_stage import quietly, stage_task
-from flows.stage_process import StageOutcome
-from flows.summary import Summary, keep_report, show_links, show_metrics, show_stages
-from flows.tables import plan_rows, plan_text
-from flows.workspace import Workspace, find_project, has_git, is_clean, open_workspace, publish, restore_outs, safe_name
+from flows.artifact_tables import plan_rows, plan_text
+from flows.crashed_runs import mark_dead_run_crashed
+from flows.dvc_graph import PlannedStage, StageNode, make_plan, modified_dvc_sources, read_graph, stages_of_flow
+from flows.dvc_subprocess import StageOutcome
+from flows.flow_parameters import NightlyParameters, ReproduceParameters, RunParameters
+from flows.git_worktree import (
+    RunWorkspace,
+    commit_results,
+    find_project,
+    has_git,
+    is_clean,
+    open_workspace,
+    restore_outs,
+    safe_name,
+)
+from flows.promote import decide_promotion, final_state
+from flows.run_summary import RunSummary, keep_report, show_links, show_metrics, show_stages
+from flows.stage_task import ignore_api_errors, stage_task
+from flows.workspace_lock import workspace_lock
 from pipeline_steps.core.errors import DataError
 
 DATA, MODEL = "data", "model"
@@ -34,19 +43,19 @@ Targets = Callable[[Sequence[StageNode]], tuple[str, ...]]
 def reproduce(parameters: ReproduceParameters = ReproduceParameters()) -> State[None]:  # noqa: B008 - a frozen model
     """Every stage that has a reason to run, in DVC's order."""
     stages = tuple(str(stage) for stage in parameters.stages)
-    return ended(lambda: str(run_pipeline(parameters, lambda nodes: stages)))
+    return final_state(lambda: str(run_pipeline(parameters, lambda nodes: stages)))
 
 
 @flow(name="refresh-data", description="Bring the data up to date, from the raw pools to the pairs.")
 def refresh_data(parameters: RunParameters = RunParameters()) -> State[None]:  # noqa: B008 - a frozen model
     """The stages of dvc.yaml with `meta: {flow: data}`."""
-    return ended(lambda: str(run_pipeline(parameters, lambda nodes: in_group(nodes, DATA))))
+    return final_state(lambda: str(run_pipeline(parameters, lambda nodes: stages_of_flow(nodes, DATA))))
 
 
 @flow(name="train-and-evaluate", description="Train and judge a model on the data as it is; stale data stops the run.")
 def train_and_evaluate(parameters: RunParameters = RunParameters()) -> State[None]:  # noqa: B008 - a frozen model
     """The stages of dvc.yaml with `meta: {flow: model}`; those before them must be up to date."""
-    return ended(lambda: str(run_pipeline(parameters, lambda nodes: in_group(nodes, MODEL), alone=True)))
+    return final_state(lambda: str(run_pipeline(parameters, lambda nodes: stages_of_flow(nodes, MODEL), alone=True)))
 
 
 @flow(name="nightly", description="All of it: data, model, report, then the promotion.")
@@ -57,10 +66,10 @@ def nightly(parameters: NightlyParameters = NightlyParameters()) -> State[None]:
         summary = run_pipeline(parameters, lambda nodes: ())
         return f"{summary}; {decide_promotion(parameters.promotion, wait_here=False)}"
 
-    return ended(work)
+    return final_state(work)
 
 
-def run_pipeline(parameters: RunParameters, targets: Targets, *, alone: bool = False) -> Summary:
+def run_pipeline(parameters: RunParameters, targets: Targets, *, alone: bool = False) -> RunSummary:
     """Plan and run in a workspace of its own.
 
     Args:
@@ -73,10 +82,10 @@ def run_pipeline(parameters: RunParameters, targets: Targets, *, alone: bool = F
     """
     project, log = find_project(), get_run_logger()
     name, run_id = safe_name(flow_run.get_name() or "run"), str(flow_run.get_id() or "")
-    with hold(project, {"name": name, "flow_run_id": run_id}, parameters.wait_minutes * 60.0, log.info) as left:
-        settle(left, log.warning, own=run_id)
-        if _asks_for_nothing(project, parameters):
-            here = Workspace(project, project)
+    with workspace_lock(project, {"name": name, "flow_run_id": run_id}, parameters.wait_minutes * 60.0, log.info) as left:
+        mark_dead_run_crashed(left, log.warning, own=run_id)
+        if _is_plain_request(project, parameters):
+            here = RunWorkspace(project, project)
             plan = make_plan(project, targets(read_graph(project)))
             if not any(each.runs for each in plan):
                 return _run(here, plan, targets, parameters, alone, name, run_id)
@@ -91,7 +100,7 @@ def run_pipeline(parameters: RunParameters, targets: Targets, *, alone: bool = F
             return _run(workspace, plan, targets, parameters, alone, name, run_id)
 
 
-def _asks_for_nothing(project: Path, parameters: RunParameters) -> bool:
+def _is_plain_request(project: Path, parameters: RunParameters) -> bool:
     """Whether the run is about the working tree as it stands; if that is up to date as well, no worktree need be made."""
     request = parameters.request()
     if parameters.force or request.changes_params or request.revision != "HEAD" or not has_git(project):
@@ -100,7 +109,7 @@ def _asks_for_nothing(project: Path, parameters: RunParameters) -> bool:
 
 
 @task(name="check sources", task_run_name="check sources", cache_policy=NO_CACHE, persist_result=False)
-def check_sources(workspace: Workspace) -> None:
+def check_sources(workspace: RunWorkspace) -> None:
     """Bring the recorded outs into the workspace; data behind a `.dvc` file must be what the file says.
 
     Raises:
@@ -111,24 +120,24 @@ def check_sources(workspace: Workspace) -> None:
         missing = restore_outs(workspace)
         if missing:
             log.warning("not everything recorded is in the cache; its stages will run again: %s", missing)
-    changed = changed_sources(workspace.root)
+    changed = modified_dvc_sources(workspace.root)
     if changed:
         path, what = next(iter(changed.items()))
         raise DataError(f"{path} is {what}, but its .dvc file was not updated", f"dvc add {path}, and commit the .dvc file")
 
 
 def _run(
-    workspace: Workspace,
+    workspace: RunWorkspace,
     plan: Sequence[PlannedStage],
     targets: Targets,
     parameters: RunParameters,
     alone: bool,
     name: str,
     run_id: str,
-) -> Summary:
+) -> RunSummary:
     log = get_run_logger()
     log.info("plan:\n%s", plan_text(plan))
-    quietly(lambda: create_table_artifact(plan_rows(plan), key="plan", description="What this run does, and why"))
+    ignore_api_errors(lambda: create_table_artifact(plan_rows(plan), key="plan", description="What this run does, and why"))
     chosen = targets([each.node for each in plan]) or tuple(each.node.name for each in plan)
     if alone and (stale := [each for each in plan if each.runs and each.node.name not in chosen]):
         raise DataError(
@@ -150,10 +159,12 @@ def _run(
             done.append(state.result())
     finally:
         show_stages(workspace, plan, done)
-    return finish(workspace, plan, done, name, run_id)
+    return publish_results(workspace, plan, done, name, run_id)
 
 
-def finish(workspace: Workspace, plan: Sequence[PlannedStage], done: Sequence[StageOutcome], name: str, run_id: str) -> Summary:
+def publish_results(
+    workspace: RunWorkspace, plan: Sequence[PlannedStage], done: Sequence[StageOutcome], name: str, run_id: str
+) -> RunSummary:
     """Show what came out, and commit it on a run branch."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if any(each.runs for each in plan):
@@ -162,9 +173,9 @@ def finish(workspace: Workspace, plan: Sequence[PlannedStage], done: Sequence[St
     if workspace.isolated:
         changes = "\n".join(workspace.changes) or "parameters as committed"
         message = f"Run {name}\n\n{plan_text(plan)}\n\n{changes}\n\nFlow-run: {run_id or 'none'}\nFrom: {workspace.commit}\n"
-        branch = publish(workspace, name, message, [each.node for each in plan])
+        branch = commit_results(workspace, name, message, [each.node for each in plan])
     report = keep_report(workspace, name)
     show_links(workspace, run_id, done, plan, report)
-    summary = Summary({each.name: each.outcome for each in done}, branch, report)
+    summary = RunSummary({each.name: each.outcome for each in done}, branch, report)
     get_run_logger().info("%s", summary)
     return summary

@@ -19,25 +19,25 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed, Suspended
 from pydantic import Field
 
-from flows.parameters import Mode, PromoteParameters
-from flows.run_stage import quietly
-from flows.tables import cell
-from flows.workspace import find_project
+from flows.artifact_tables import cell
+from flows.flow_parameters import PromoteParameters, PromotionMode
+from flows.git_worktree import find_project
+from flows.stage_task import ignore_api_errors
 from pipeline_steps.core.errors import ConfigError, StageError
-from pipeline_steps.core.identity import sha256_bytes
-from pipeline_steps.core.layout import Layout
-from pipeline_steps.tracking.promotion import Proposal, propose, reject
-from pipeline_steps.tracking.promotion import promote as make_champion
+from pipeline_steps.core.hashing import sha256_bytes
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.tracking.client.uploader import BUSY, sync
+from pipeline_steps.tracking.registry.model_registry import ModelVersionInfo
+from pipeline_steps.tracking.registry.promotion import PromotionProposal, propose, reject
+from pipeline_steps.tracking.registry.promotion import promote as make_champion
 from pipeline_steps.tracking.settings import redact
-from pipeline_steps.tracking.uploader import BUSY, sync
-from pipeline_steps.tracking.versions import ModelVersionInfo
 
 DEPLOYMENT = "promote/promote"
 POLL_S = 5
 DELIVERY_TRIES = 12
 
 
-class Decision(RunInput):
+class PromotionDecision(RunInput):
     """The form a paused promotion shows."""
 
     decision: Literal["approve", "reject"] = Field(description="approve: the challenger becomes champion.")
@@ -50,10 +50,10 @@ class Decision(RunInput):
 )
 def promote(parameters: PromoteParameters = PromoteParameters()) -> State[None]:  # noqa: B008 - a frozen model
     """Decide about the challenger. Time-out and rejection leave the champion as it was."""
-    return ended(lambda: decide_promotion(parameters.mode, wait_here=True, timeout_hours=parameters.timeout_hours))
+    return final_state(lambda: decide_promotion(parameters.mode, wait_here=True, timeout_hours=parameters.timeout_hours))
 
 
-def ended(work: Callable[[], str]) -> State[None]:
+def final_state(work: Callable[[], str]) -> State[None]:
     """The final state of a flow: what its work returned, or the one line of the error it ended with, without a trace."""
     try:
         return Completed(message=work())
@@ -61,11 +61,11 @@ def ended(work: Callable[[], str]) -> State[None]:
         line = redact(str(error))
         get_run_logger().error("%s", line)
         text = f"**{cell(line)}**\n\nExit code {error.exit_code} ({error.kind})."
-        quietly(lambda: create_markdown_artifact(text, key="failure", description="Why this run failed"))
+        ignore_api_errors(lambda: create_markdown_artifact(text, key="failure", description="Why this run failed"))
         return Failed(message=line)
 
 
-def decide_promotion(mode: Mode, *, wait_here: bool, timeout_hours: float = 72.0) -> str:
+def decide_promotion(mode: PromotionMode, *, wait_here: bool, timeout_hours: float = 72.0) -> str:
     """Decide, or see to it that somebody is asked; returns what became of it.
 
     Args:
@@ -77,19 +77,19 @@ def decide_promotion(mode: Mode, *, wait_here: bool, timeout_hours: float = 72.0
         StageError: no challenger, no evaluation, MLflow away, somebody else decided meanwhile.
     """
     log = get_run_logger()
-    layout = Layout(find_project())
-    _deliver(layout)
+    layout = ProjectPaths(find_project())
+    _flush_tracking(layout)
     proposal = propose(layout)
     text = describe(proposal)
-    quietly(lambda: create_markdown_artifact(text, key="promotion", description="Champion against challenger"))
+    ignore_api_errors(lambda: create_markdown_artifact(text, key="promotion", description="Champion against challenger"))
     challenger = f"version {proposal.challenger.version}"
     if proposal.champion is not None and proposal.champion.version == proposal.challenger.version:
         return f"{challenger} is the champion already"
     log.info("%s", proposal.gate.markdown())
     verdict = "the gate is passed" if proposal.gate.passed else "the gate is not passed"
-    if mode == Mode.dry_run:
+    if mode == PromotionMode.dry_run:
         return f"dry run: {challenger}: {verdict}"
-    if mode == Mode.auto:
+    if mode == PromotionMode.auto:
         if not proposal.gate.passed:
             return f"{challenger} is not promoted: {verdict}; the champion stays"
         record = make_champion(proposal, actor="gate", reason=f"{verdict} (auto)")
@@ -97,11 +97,11 @@ def decide_promotion(mode: Mode, *, wait_here: bool, timeout_hours: float = 72.0
     if not proposal.gate.comparable:
         return f"{challenger} cannot be compared with the champion, so there is nothing to decide; the champion stays"
     if not wait_here:
-        return _ask_elsewhere(challenger)
-    return _apply(proposal, _ask(text, _facts(proposal), timeout_hours))
+        return _start_approval_run(challenger)
+    return _apply(proposal, _request_approval(text, _proposal_fingerprint(proposal), timeout_hours))
 
 
-def _deliver(layout: Layout) -> None:
+def _flush_tracking(layout: ProjectPaths) -> None:
     """Stages write to a spool and do not wait for MLflow for long: what they left, the new version among it, is sent now."""
     problems: dict[str, str] = {}
     for _ in range(DELIVERY_TRIES):
@@ -113,20 +113,20 @@ def _deliver(layout: Layout) -> None:
         get_run_logger().warning("not all that was tracked has reached MLflow: %s", redact(next(iter(problems.values()))))
 
 
-def _facts(proposal: Proposal) -> str:
+def _proposal_fingerprint(proposal: PromotionProposal) -> str:
     """Key of the question: an answer counts for what was shown, so other facts make another question."""
     champion = proposal.champion.version if proposal.champion else None
     shown = repr((champion, proposal.challenger.version, proposal.challenger.md5, proposal.runs, proposal.gate.passed))
     return f"decision-{proposal.seen}-{proposal.challenger.version}-{sha256_bytes(shown.encode())[:12]}"
 
 
-def _ask(text: str, key: str, timeout_hours: float) -> Decision:
+def _request_approval(text: str, key: str, timeout_hours: float) -> PromotionDecision:
     """Pause and ask. A deployed run is suspended: its process ends, and the answer starts it again from the top.
 
     Prefect keeps the answer under `key`. A run that comes back and finds another model, evaluation or line of the ledger
     asks with another key, and is suspended again.
     """
-    form = Decision.with_initial_data(description=text)
+    form = PromotionDecision.with_initial_data(description=text)
     seconds = max(1, int(timeout_hours * 3600))
     if deployment.get_id():
         _drop_old_answer(key)
@@ -144,7 +144,7 @@ def _drop_old_answer(key: str) -> None:
                 client.delete_flow_run_input(run_id, answer)
 
 
-def _apply(proposal: Proposal, answer: Decision) -> str:
+def _apply(proposal: PromotionProposal, answer: PromotionDecision) -> str:
     version = proposal.challenger.version
     if answer.decision == "reject":
         reject(proposal, actor=answer.name, reason=answer.reason)
@@ -153,7 +153,7 @@ def _apply(proposal: Proposal, answer: Decision) -> str:
     return f"version {record.version} is champion now, approved by {record.actor} (line {record.line} of the ledger)"
 
 
-def _ask_elsewhere(challenger: str) -> str:
+def _start_approval_run(challenger: str) -> str:
     asked = {"parameters": {"mode": "manual"}}
     try:
         run = cast(FlowRun, run_deployment(DEPLOYMENT, parameters=asked, timeout=0, as_subflow=False))
@@ -164,7 +164,7 @@ def _ask_elsewhere(challenger: str) -> str:
     return f"{challenger} awaits a decision in run {run.name}"
 
 
-def describe(proposal: Proposal) -> str:
+def describe(proposal: PromotionProposal) -> str:
     """The comparison as Markdown, for the artifact and for the form."""
     champion = proposal.champion
     lines = [

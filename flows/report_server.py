@@ -9,8 +9,8 @@ from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from flows.summary import REPORTS
-from pipeline_steps.core.layout import Layout
+from flows.run_summary import REPORTS
+from pipeline_steps.core.project_paths import ProjectPaths
 
 HOST = "127.0.0.1"
 LOCAL_NAMES = {"127.0.0.1", "localhost", "[::1]"}
@@ -20,7 +20,7 @@ class ReportHandler(http.server.SimpleHTTPRequestHandler):
     """Files below two folders of the project."""
 
     def __init__(self, *arguments: object, project: Path) -> None:
-        self._folders = {"runs": project / REPORTS, "current": Layout(project).reports}
+        self._folders = {"runs": project / REPORTS, "current": ProjectPaths(project).reports}
         super().__init__(*arguments, directory=str(project))  # type: ignore[arg-type]
 
     def translate_path(self, path: str) -> str:

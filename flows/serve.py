@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from flows.stage_process import LEASH, end_group
-from flows.workspace import find_project
+from flows.dvc_subprocess import LEASH, terminate_process_group
+from flows.git_worktree import find_project
 from pipeline_steps.core.errors import ServiceError, StageError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def prefect_server(project: Path, port: int) -> Iterator[str]:
         _await(api, SERVER_START_S, server, log)
         yield api
     finally:
-        end_group(server.pid)
+        terminate_process_group(server.pid)
         server.wait()
 
 
@@ -153,12 +153,12 @@ def _serve(project: Path, api: str, schedule: bool) -> None:
     from prefect import serve
 
     from flows import automations
-    from flows.orphans import settle_project
+    from flows.crashed_runs import mark_dead_runs_crashed
     from flows.report_server import serve_reports
-    from flows.summary import report_base
+    from flows.run_summary import report_base
 
-    automations.ensure()
-    settle_project(project)
+    automations.ensure_automation()
+    mark_dead_runs_crashed(project)
     try:
         reports = serve_reports(project, urlsplit(report_base()).port or 80)
     except OSError:

@@ -17,14 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from infra.services import ServiceError, place_from_environment, postgres_tool
-from infra.topology import BUCKET, HOST, Place
+from infra.services import InfraError, place_from_environment, postgres_tool
+from infra.topology import BUCKET, HOST, ServiceEnvironment
 
 DATABASES = ("mlflow", "mlflow_auth", "prefect")
 MANIFEST = "manifest.json"
 
 
-def save(place: Place, folder: Path) -> int:
+def save(place: ServiceEnvironment, folder: Path) -> int:
     """Write a backup into the empty or missing `folder`; returns the number of files.
 
     The databases come first and the objects after them, so every artifact that a saved run names is in the backup. pg_dump
@@ -32,7 +32,7 @@ def save(place: Place, folder: Path) -> int:
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise ServiceError(f"{folder} is not empty; name a new folder for each backup")
+        raise InfraError(f"{folder} is not empty; name a new folder for each backup")
     for name in DATABASES:
         _postgres(place, "pg_dump", "--format=custom", f"--file={folder / name}.dump", name)
     objects = folder / "objects"
@@ -48,7 +48,7 @@ def save(place: Place, folder: Path) -> int:
     return len(sums)
 
 
-def restore(place: Place, folder: Path) -> int:
+def restore(place: ServiceEnvironment, folder: Path) -> int:
     """Put a backup into a running database and store; returns the number of files. Stop worker, MLflow and Prefect first.
 
     Raises:
@@ -56,11 +56,11 @@ def restore(place: Place, folder: Path) -> int:
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        raise ServiceError(f"{folder} holds no {MANIFEST}: not a backup, or one that did not finish")
+        raise InfraError(f"{folder} holds no {MANIFEST}: not a backup, or one that did not finish")
     described: dict[str, Any] = json.loads(manifest.read_text())
     damaged = [name for name, wanted in described["sha256"].items() if not _matches(folder / name, wanted)]
     if damaged:
-        raise ServiceError(f"{folder / damaged[0]} is damaged or missing; take another backup (nothing was changed)")
+        raise InfraError(f"{folder / damaged[0]} is damaged or missing; take another backup (nothing was changed)")
     for name in DATABASES:
         # As the superuser, so that every object goes back to its owner.
         flags = ("--clean", "--if-exists", "--exit-on-error", "--single-transaction")
@@ -74,17 +74,17 @@ def restore(place: Place, folder: Path) -> int:
     return len(described["sha256"])
 
 
-def _postgres(place: Place, tool: str, *arguments: str) -> None:
+def _postgres(place: ServiceEnvironment, tool: str, *arguments: str) -> None:
     environment = {**os.environ, "PGPASSFILE": str(place.secrets / "pgpass-admin")}
     address = ("--host", HOST, "--port", str(place.ports["POSTGRES_PORT"]), "--username", "postgres", "--no-password")
     done = subprocess.run(
         [str(postgres_tool(tool)), *address, *arguments], check=False, env=environment, capture_output=True, text=True
     )
     if done.returncode != 0:
-        raise ServiceError(f"{tool} failed: {done.stderr.strip()}")
+        raise InfraError(f"{tool} failed: {done.stderr.strip()}")
 
 
-def _s3(place: Place) -> Any:
+def _s3(place: ServiceEnvironment) -> Any:
     import boto3
 
     words = dict(line.split(" = ") for line in (place.secrets / "aws-credentials").read_text().splitlines() if " = " in line)
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         count = (save if given.action == "save" else restore)(place_from_environment(), given.folder)
-    except ServiceError as error:
+    except InfraError as error:
         print(error, file=sys.stderr)
         return 5
     print(f"{'saved' if given.action == 'save' else 'restored'} {count} files")

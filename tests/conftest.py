@@ -51,9 +51,9 @@ def demo() -> Path:
 def assets() -> Path:
     """Real pretrained weights, fetched once (they are pinned by hash) and shared by all test workers."""
     from pipeline_steps.__main__ import run_stage
-    from pipeline_steps.core.layout import Layout
+    from pipeline_steps.core.project_paths import ProjectPaths
 
-    layout = Layout(PROJECT)
+    layout = ProjectPaths(PROJECT)
     with FileLock(PROJECT / ".cache-assets.lock"):
         if not (layout.assets / "meta.json").is_file():
             run_stage("assets", layout)
@@ -82,13 +82,13 @@ def exported_model(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A small untrained model in the layout that the stage `train` exports."""
     import torch
 
-    from pipeline_steps.diffusion.storage import new_scheduler, save_model
-    from pipeline_steps.train.codec_training import new_codec
-    from pipeline_steps.train.config import Config
-    from pipeline_steps.train.module import new_conditioner, new_denoiser
+    from pipeline_steps.diffusion.pipelines.safetensors_io import new_scheduler, save_model
+    from pipeline_steps.train.autoencoder_training import build_autoencoder
+    from pipeline_steps.train.config import TrainConfig
+    from pipeline_steps.train.lightning_module import build_conditioner, build_denoiser
 
     torch.manual_seed(0)
-    config = Config.model_validate(
+    config = TrainConfig.model_validate(
         {
             "picture_size": 32,
             "codec": {"channels": 8, "width": 8},
@@ -97,11 +97,11 @@ def exported_model(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             "objective": {"coarse_channels": 4},
         }
     )
-    codec = new_codec(config.codec, config.seed)
+    codec = build_autoencoder(config.codec, config.seed)
     codec.fit(torch.rand(16, 3, 32, 32) * 2 - 1)
     target = tmp_path_factory.mktemp("model") / "audio2image"
     defaults = {"steps": 2, "guidance_scale": 2.0, "max_seconds": 2.0, "picture_size": 32}
-    denoiser = new_denoiser(config, new_conditioner(config))
+    denoiser = build_denoiser(config, build_conditioner(config))
     save_model(target, denoiser, codec, new_scheduler(config.drawing.shift), defaults, assets)
     return target
 

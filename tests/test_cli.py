@@ -19,9 +19,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from pipeline_steps.cli import app
-from pipeline_steps.core.contracts import QUARANTINE
-from pipeline_steps.core.layout import Layout
-from pipeline_steps.core.media import write_index, write_shards
+from pipeline_steps.core.media_shards import write_index, write_shards
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.schemas import QUARANTINE
 from pipeline_steps.core.tables import write_table
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -126,7 +126,7 @@ def test_terminal_escapes_in_names_are_made_visible(root: Path) -> None:
         "action": "dropped",
         "retryable": False,
     }
-    write_table(Layout(root).catalog / "quarantine.parquet", QUARANTINE, [row])
+    write_table(ProjectPaths(root).catalog / "quarantine.parquet", QUARANTINE, [row])
     listed = sonify(root, "quarantine", "list", "--code", "IMG_TRUNCATED")
     assert listed.exit_code == 0
     assert "\x1b" not in listed.output
@@ -180,7 +180,7 @@ def test_doctor_names_the_cure_of_a_broken_lock(root: Path, monkeypatch: pytest.
 def test_doctor_tells_living_from_dead_lock_holders(root: Path) -> None:
     from pipeline_steps.commands.doctor import living_lock_holders, lock_holders
 
-    layout = Layout(root)
+    layout = ProjectPaths(root)
     assert lock_holders(layout) == set()
     path = root / ".dvc/tmp/rwlock"
     path.parent.mkdir(parents=True)
@@ -198,7 +198,7 @@ def test_preset_is_applied_with_its_diff_and_the_old_file_is_kept(root: Path) ->
     from pipeline_steps.commands.run import apply_preset
     from pipeline_steps.core.errors import ConfigError
 
-    layout = Layout(root)
+    layout = ProjectPaths(root)
     (root / "presets").mkdir()
     (root / "presets/embedded.yaml").write_text("train:\n  seed: 1\n")
     layout.params.write_text("train:\n  seed: 2\n")
@@ -231,7 +231,7 @@ def test_run_exits_with_the_code_of_the_stage(root: Path, monkeypatch: pytest.Mo
 
 
 def test_report_shows_headline_numbers(root: Path) -> None:
-    reports = Layout(root).reports
+    reports = ProjectPaths(root).reports
     reports.mkdir()
     (reports / "index.html").write_text("<html></html>")
     entry = {"value": 0.71, "low": 0.6, "high": 0.8, "n": 40}
@@ -299,8 +299,8 @@ class TestVerify:
         """A DVC project with media shards and weights as outs."""
         code = (
             "from pathlib import Path\n"
-            "from pipeline_steps.core.media import write_index, write_shards\n"
-            "from pipeline_steps.core.identity import sha256_bytes\n"
+            "from pipeline_steps.core.media_shards import write_index, write_shards\n"
+            "from pipeline_steps.core.hashing import sha256_bytes\n"
             "import json\n"
             "items = {'a' * 32: b'one', 'b' * 32: b'two'}\n"
             "folder = Path('data/media')\n"
@@ -385,7 +385,7 @@ class TestVerify:
 
 def test_draw_makes_a_grid_from_any_sound(root: Path, exported_model: Path) -> None:
     shutil.copy(PROJECT / "params.yaml", root)
-    shutil.copytree(exported_model, Layout(root).model)
+    shutil.copytree(exported_model, ProjectPaths(root).model)
     soundfile.write(root / "tone.flac", np.stack([0.3 * np.sin(np.arange(44_100) * 0.06)] * 2, axis=1), 44_100)
     pictures = []
     for name, seed in (("a.png", "3"), ("b.png", "3"), ("c.png", "4")):
@@ -415,7 +415,7 @@ def test_find_hears_a_dog_and_writes_its_bark(root: Path, assets: Path, tmp_path
     for file in ["images/i-dog-000.webp", "images/i-wolf-000.webp", "images/i-horse-000.webp",
                  "sounds/s-dog-004.ogg", "sounds/s-dog-002.ogg", "sounds/s-bell-000.ogg", "sounds/s-rain-000.ogg"]:  # fmt: skip
         shutil.copy(demo / file, pool)
-    layout = Layout(root)
+    layout = ProjectPaths(root)
     layout.assets.parent.mkdir()
     layout.assets.symlink_to(assets)
     section = {"root": str(pool), "metadata": None, "pool": None, "holdout": None}

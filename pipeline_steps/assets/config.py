@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from pipeline_steps.core.config import StageConfig
 
 
-class Config(StageConfig):
+class AssetsConfig(StageConfig):
     """What to fetch. The list itself (packages, versions, hashes) is `assets.toml`, not a parameter."""
 
     names: list[str] = Field(default_factory=list, max_length=100, description="assets to fetch; empty: all in assets.toml")

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from pipeline_steps.assets.tensorflow_files import read_bundle, read_frozen_graph
-from pipeline_steps.assets.tflite_files import CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, read_tflite
+from pipeline_steps.assets.readers.tensorflow import read_bundle, read_frozen_graph
+from pipeline_steps.assets.readers.tflite import CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, read_tflite
 from pipeline_steps.core.errors import ConfigError, IntegrityError
 
 Tensor = torch.Tensor
@@ -36,7 +36,7 @@ NUMPY_SCALARS: SafeGlobals = [
 """What a checkpoint with numpy numbers in it may build besides tensors."""
 
 
-def fold(
+def fold_batch_norm(
     weight: Tensor, mean: Tensor, variance: Tensor, beta: Tensor, gamma: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """Weight [out, ...] and bias [out] of a convolution followed by batch normalisation, in float64, returned as float32."""
@@ -49,7 +49,7 @@ def fold(
 
 def _folded(target: Tensors, name: str, source: Mapping[str, Tensor], weight: str, norm: str, epsilon: float) -> None:
     """Fold torch's `weight` and `norm.*` of `source` into `target[name.weight]` and `target[name.bias]`."""
-    target[f"{name}.weight"], target[f"{name}.bias"] = fold(
+    target[f"{name}.weight"], target[f"{name}.bias"] = fold_batch_norm(
         source[weight],
         source[f"{norm}.running_mean"],
         source[f"{norm}.running_var"],
@@ -97,7 +97,7 @@ def yamnet(members: Mapping[str, bytes]) -> list[bytes]:
             weight = layer["depthwise_kernel"].permute(2, 3, 0, 1)
         else:
             weight = layer["kernel"].permute(3, 2, 0, 1)
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = fold(
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = fold_batch_norm(
             weight, norm["moving_mean"], norm["moving_variance"], norm["beta"], None, 1e-4
         )
     classifier = next(order)
@@ -183,7 +183,7 @@ def ssd_mobilenet_v2(members: Mapping[str, bytes]) -> list[bytes]:
             weight = unit["depthwise_weights"].permute(2, 3, 0, 1)
         else:
             weight = unit["weights"].permute(3, 2, 0, 1)
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = fold(
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = fold_batch_norm(
             weight, norm["moving_mean"], norm["moving_variance"], norm["beta"], norm["gamma"], 1e-3
         )
     for level in range(6):

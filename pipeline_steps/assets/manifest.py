@@ -19,7 +19,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Member(_Strict):
+class WheelFile(_Strict):
     """One file inside the wheel."""
 
     path: str = Field(min_length=1, max_length=500)
@@ -45,7 +45,7 @@ class Asset(_Strict):
     licence: str = Field(min_length=2)
     provenance: str = Field(min_length=10)
     converter: Name
-    members: dict[str, Member] = Field(min_length=1)
+    members: dict[str, WheelFile] = Field(min_length=1)
     outputs: list[Name] = Field(min_length=1)
 
     @property

@@ -25,7 +25,7 @@ BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
-class ClapMel:
+class ClapFeatureConfig:
     """CLAP's input, as its `preprocessor_config.json` tells.
 
     Attributes:
@@ -52,7 +52,7 @@ class ClapMel:
 
 
 @dataclass(frozen=True, slots=True)
-class AstMel:
+class AstFeatureConfig:
     """AST's input, as its `preprocessor_config.json` tells: Kaldi's filter-bank features (25 ms Hann, 10 ms hop), normalised.
 
     Attributes:
@@ -75,7 +75,7 @@ class AstMel:
 
 
 @dataclass(frozen=True, slots=True)
-class _Bank:
+class _MelFilterBank:
     """Filters [bins, bands] over the bins `first` to `first + bins`; all others have no weight."""
 
     first: int
@@ -87,15 +87,17 @@ class _Bank:
 
 
 @lru_cache(maxsize=8)
-def _bank(fft: int, bands: int, low: float, high: float, rate: int, scale: str, norm: str | None, in_mel: bool) -> _Bank:
+def _bank(
+    fft: int, bands: int, low: float, high: float, rate: int, scale: str, norm: str | None, in_mel: bool
+) -> _MelFilterBank:
     from transformers.audio_utils import mel_filter_bank
 
     dense = mel_filter_bank(fft // 2 + 1, bands, low, high, rate, norm, scale, triangularize_in_mel_space=in_mel)
     used = np.flatnonzero(dense.sum(1))
-    return _Bank(int(used[0]), torch.from_numpy(dense[used[0] : used[-1] + 1].astype(np.float32)))
+    return _MelFilterBank(int(used[0]), torch.from_numpy(dense[used[0] : used[-1] + 1].astype(np.float32)))
 
 
-def clap_bank(settings: ClapMel) -> FloatArray:
+def clap_mel_filters(settings: ClapFeatureConfig) -> FloatArray:
     """CLAP's dense mel filters [fft // 2 + 1, bands]."""
     bank = _clap_bank(settings)
     dense = torch.zeros(settings.fft // 2 + 1, settings.bands)
@@ -103,14 +105,19 @@ def clap_bank(settings: ClapMel) -> FloatArray:
     return np.asarray(dense.numpy())
 
 
-def _clap_bank(settings: ClapMel) -> _Bank:
+def _clap_bank(settings: ClapFeatureConfig) -> _MelFilterBank:
     norm = "slaney" if settings.scale == "slaney" else None
     edges = settings.low, settings.high, settings.sample_rate
     return _bank(settings.fft, settings.bands, *edges, settings.scale, norm, False)
 
 
 def _mel_power(
-    samples: torch.Tensor, window: torch.Tensor, hop: int, fft: int, bank: _Bank, shape: Callable[[torch.Tensor], torch.Tensor]
+    samples: torch.Tensor,
+    window: torch.Tensor,
+    hop: int,
+    fft: int,
+    bank: _MelFilterBank,
+    shape: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """Mel power [N, frames, bands] of samples [N, T]; `shape` changes the frames [B, length] before they are windowed."""
     length = len(window)
@@ -130,7 +137,7 @@ def _mel_power(
 
 
 @torch.inference_mode()
-def clap_log_mel(windows: torch.Tensor, settings: ClapMel) -> torch.Tensor:
+def clap_log_mel(windows: torch.Tensor, settings: ClapFeatureConfig) -> torch.Tensor:
     """CLAP's features of windows.
 
     Args:
@@ -147,7 +154,7 @@ def clap_log_mel(windows: torch.Tensor, settings: ClapMel) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def ast_log_mel(windows: torch.Tensor, settings: AstMel) -> torch.Tensor:
+def ast_log_mel(windows: torch.Tensor, settings: AstFeatureConfig) -> torch.Tensor:
     """AST's features of windows: frames without their mean, pre-emphasis 0.97, Hann, power, log, normalised.
 
     Args:
@@ -169,7 +176,7 @@ def ast_log_mel(windows: torch.Tensor, settings: AstMel) -> torch.Tensor:
     return mel.clamp_(min=floor).log_().sub_(settings.mean).div_(2 * settings.std)
 
 
-def fixed_windows(samples: FloatArray, length: int) -> FloatArray:
+def split_windows(samples: FloatArray, length: int) -> FloatArray:
     """Windows [N, length] of a mono sound [T], one after another; the last one ends with the sound.
 
     A shorter sound is repeated to fill its window. Nothing is cropped at random and nothing is padded with silence, so the same
@@ -187,7 +194,7 @@ def fixed_windows(samples: FloatArray, length: int) -> FloatArray:
     return np.stack([samples[start : start + length] for start in [*range(0, last, length), last]])
 
 
-def in_threads(function: Callable[[Any], Any], items: Iterable[Any], threads: int) -> list[Any]:
+def map_threads(function: Callable[[Any], Any], items: Iterable[Any], threads: int) -> list[Any]:
     """`function` of each item, in order, several at a time; each thread computes on one core.
 
     One core a sound is faster than all cores on one sound, and much faster when other programs are running.

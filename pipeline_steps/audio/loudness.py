@@ -42,7 +42,7 @@ def integrated_loudness(samples: Samples, sample_rate: int) -> float:
         return float(pyloudnorm.Meter(sample_rate, block_size=BLOCK_SECONDS).integrated_loudness(centred))
 
 
-def is_tiled(length: int, sample_rate: int) -> bool:
+def needs_tiling(length: int, sample_rate: int) -> bool:
     """Whether `integrated_loudness` must repeat a sound of `length` samples."""
     return length < math.ceil(BLOCK_SECONDS * sample_rate) + 1
 
@@ -53,7 +53,7 @@ def peak_dbfs(samples: Samples) -> float:
     return 20.0 * math.log10(peak) if peak > 0 else SILENT
 
 
-def silence_share(samples: Samples, sample_rate: int, floor_dbfs: float = -60.0, frame_seconds: float = 0.02) -> float:
+def silence_ratio(samples: Samples, sample_rate: int, floor_dbfs: float = -60.0, frame_seconds: float = 0.02) -> float:
     """Share of frames whose RMS is below `floor_dbfs`, in 0..1. A last partial frame counts as a frame."""
     frame = max(1, round(frame_seconds * sample_rate))
     if not len(samples):
@@ -64,7 +64,7 @@ def silence_share(samples: Samples, sample_rate: int, floor_dbfs: float = -60.0,
     return float(np.mean(energy / lengths < 10.0 ** (floor_dbfs / 10.0)))
 
 
-def full_scale(subtype: str) -> float:
+def full_scale_level(subtype: str) -> float:
     """Magnitude from which a decoded sample of a libsndfile subtype stands at full scale.
 
     The largest positive code of n-bit samples decodes to 1 - 2^-(n-1); G.711 mu-law tops out at 32124/32768 and A-law at

@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline_steps.core.config import StageConfig
-from pipeline_steps.core.engine import Engine, Ray
+from pipeline_steps.core.executors.base import Engine, RayConfig
 
 
-class Vlm(StageConfig):
+class VlmConfig(StageConfig):
     """Captioner `vlm`: a transformers image-text-to-text model."""
 
     model: str = Field(default="", max_length=500, description="hub id or local folder")
@@ -22,7 +22,7 @@ class Vlm(StageConfig):
     constrain: bool = Field(default=True, description="decode by the JSON schema (needs the extra `vlm`)")
 
 
-class Endpoint(StageConfig):
+class OpenAIServerConfig(StageConfig):
     """Captioner `endpoint`: an OpenAI-compatible server. The key comes from the environment alone."""
 
     url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://[^\s@]+$", description="up to and with /v1")
@@ -40,7 +40,7 @@ class Endpoint(StageConfig):
     attempts: int = Field(default=6, ge=1, le=20, description="of one request, with growing waits")
 
 
-class Asking(StageConfig):
+class VlmPromptConfig(StageConfig):
     """What `vlm` and `endpoint` share: how they are asked."""
 
     max_new: int = Field(default=400, ge=16, le=8192, description="tokens of an answer")
@@ -48,15 +48,15 @@ class Asking(StageConfig):
     min_verified: float = Field(default=0.5, ge=0, le=1, description="probability of yes below which an event is dropped")
 
 
-class Config(StageConfig):
+class CaptionConfig(StageConfig):
     """Which captioner looks at the pictures, and what counts as an event."""
 
     captioner: Literal["tagger", "vlm", "endpoint"] = Field(
         "tagger", description="`tagger`: ImageNet tags through the sound lexicon; `vlm`, `endpoint`: a vision-language model"
     )
-    vlm: Vlm = Vlm()
-    endpoint: Endpoint = Endpoint()
-    asking: Asking = Asking()
+    vlm: VlmConfig = VlmConfig()
+    endpoint: OpenAIServerConfig = OpenAIServerConfig()
+    asking: VlmPromptConfig = VlmPromptConfig()
     detectors: list[Literal["ssd"]] = Field(
         default_factory=list, max_length=1, description="further taggers; `ssd` forbids judges of the family ssd-mobilenet"
     )
@@ -81,10 +81,10 @@ class Config(StageConfig):
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="the stage fails above this share of quarantined pictures")
     memo: str = Field("", max_length=1000, description="folder or fsspec URL of the memo; empty: .cache/items")
     engine: Engine = Field("local", description="`local`: this process; `ray`: actors of a Ray cluster")
-    ray: Ray = Ray()
+    ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")
-    def _model(self) -> Config:
+    def _model(self) -> CaptionConfig:
         if self.captioner == "vlm" and not self.vlm.model:
             raise ValueError("captioner vlm needs vlm.model, a hub id or a folder")
         if self.captioner == "endpoint" and not self.endpoint.model:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 
+from pipeline_steps.caption.captioners.tagger import COCO, IMAGENET, Lexicon, LexiconEntry
 from pipeline_steps.core.errors import DataError
-from pipeline_steps.encoders.tagger import COCO, IMAGENET, LabelSound, Lexicon
 
 COLUMNS = ("vocabulary", "index", "label", "sound", "source", "visible", "salience", "audibility")
 
@@ -22,7 +22,7 @@ def parse_lexicon(text: str, where: str = "lexicon.csv") -> Lexicon:
     reader = csv.DictReader(io.StringIO(text))
     if tuple(reader.fieldnames or ()) != COLUMNS:
         raise DataError(f"{where}: columns are {reader.fieldnames}, expected {list(COLUMNS)}")
-    entries: dict[tuple[str, int], list[LabelSound]] = {}
+    entries: dict[tuple[str, int], list[LexiconEntry]] = {}
     silent: set[tuple[str, int]] = set()
     for number, row in enumerate(reader, start=2):
         try:
@@ -35,7 +35,7 @@ def parse_lexicon(text: str, where: str = "lexicon.csv") -> Lexicon:
                     raise ValueError(f"{row['label']!r} is both silent and listed")
                 silent.add(key)
                 continue
-            entry = LabelSound(
+            entry = LexiconEntry(
                 row["sound"], row["source"], _truth(row["visible"]), _share(row["salience"]), _share(row["audibility"])
             )
             if key in silent or any(entry.sound == other.sound for other in sounds):
@@ -46,7 +46,7 @@ def parse_lexicon(text: str, where: str = "lexicon.csv") -> Lexicon:
     return {key: tuple(sounds) for key, sounds in entries.items()}
 
 
-def parse_prior(text: str, where: str = "label_prior.csv") -> dict[int, float]:
+def parse_label_prior(text: str, where: str = "label_prior.csv") -> dict[int, float]:
     """Parse the CSV text of the tagger's label prior: index, label, prior (mean probability over many pictures).
 
     Raises:

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of, table
+from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result, table
 from pipeline_steps.core.errors import ConfigError
 
 
-@guarded
+@handle_errors
 def check(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of pictures and sounds.")],
@@ -21,13 +21,13 @@ def check(
 ) -> None:
     """Decode every file of DIR as ingest would: what would be taken, what quarantined, and why. Exit 3 if ingest would stop."""
     from pipeline_steps.core.config import load_params, parse_section
-    from pipeline_steps.ingest.config import Config
-    from pipeline_steps.ingest.step import check as decode
+    from pipeline_steps.ingest.config import IngestConfig
+    from pipeline_steps.ingest.stage import check as decode
 
     layout = layout_of(context)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder", "name a folder of pictures and sounds")
-    config = parse_section(Config, "ingest", load_params(layout.params)) if layout.params.is_file() else Config()
+    config = parse_section(IngestConfig, "ingest", load_params(layout.params)) if layout.params.is_file() else IngestConfig()
     config = config.model_copy(update={"layout": "auto", "metadata": metadata, "pool": None, "holdout": None})
     found = decode(folder, config)
     report = found.report
@@ -54,7 +54,7 @@ def check(
         *table([row["code"], row["path"], row["reason"]] for row in found.quarantine),
         f"ingest would stop: {verdict}" if verdict else "ingest would accept this folder",
     ]
-    answer(value, lines, as_json)
+    print_result(value, lines, as_json)
     raise typer.Exit(3 if verdict else 0)
 
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of, table
+from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result, table
 from pipeline_steps.core.errors import DataError, ServiceError, StageError
-from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.project_paths import ProjectPaths
 
 if TYPE_CHECKING:
-    from pipeline_steps.tracking.comparison import Comparison
-    from pipeline_steps.tracking.versions import ModelVersionInfo
+    from pipeline_steps.tracking.registry.model_comparison import ModelComparison
+    from pipeline_steps.tracking.registry.model_registry import ModelVersionInfo
 
 
-@guarded
+@handle_errors
 def compare(
     context: typer.Context,
     first: Annotated[str, typer.Argument(metavar="A", help="Version, alias or run: the one to beat.")] = "champion",
@@ -34,12 +34,12 @@ def compare(
     """Compare two models: every metric with interval and p-value, drawings side by side, what differs in making them."""
     from pipeline_steps.commands.compare_page import render
     from pipeline_steps.core.atomic import write_bytes
-    from pipeline_steps.tracking.comparison import compare_versions, keep
-    from pipeline_steps.tracking.versions import Registry
+    from pipeline_steps.tracking.registry.model_comparison import compare_versions, log_comparison
+    from pipeline_steps.tracking.registry.model_registry import ModelRegistry
 
     layout = layout_of(context)
     if evaluate:
-        registry = Registry(layout)
+        registry = ModelRegistry(layout)
         found = {info.md5: info for info in (registry.resolve(first), registry.resolve(second))}
         for info in found.values():
             evaluate_version(layout, info, registry.settings.uri)
@@ -52,13 +52,13 @@ def compare(
         lines.append(f"page: {html}")
     if log:
         try:
-            keep(layout, comparison, {"compare.html": page, "compare.json": json.dumps(value, indent=2)})
+            log_comparison(layout, comparison, {"compare.html": page, "compare.json": json.dumps(value, indent=2)})
         except ServiceError as error:
             lines.append(f"not kept in MLflow: {error}")
-    answer({**value, "html": str(html) if html else None}, lines, as_json)
+    print_result({**value, "html": str(html) if html else None}, lines, as_json)
 
 
-def summary(comparison: Comparison) -> list[str]:
+def summary(comparison: ModelComparison) -> list[str]:
     """The comparison for a terminal."""
     a, b = comparison.a, comparison.b
     rows = [["metric", "A", "B", "B - A", "95 % interval", "p", "items +/-", "verdict"]]
@@ -80,7 +80,7 @@ def summary(comparison: Comparison) -> list[str]:
 DATA = ("assets", "captions", "catalog", "embeddings", "media", "pairs", "retrieval")
 
 
-def evaluate_version(layout: Layout, info: ModelVersionInfo, uri: str) -> None:
+def evaluate_version(layout: ProjectPaths, info: ModelVersionInfo, uri: str) -> None:
     """Run the evaluate stage on a version with this folder's data and parameters, tracked as any other evaluation.
 
     It runs in a scratch project of hard links below `.runs/`, so reports and models here stay as they are.
@@ -90,11 +90,11 @@ def evaluate_version(layout: Layout, info: ModelVersionInfo, uri: str) -> None:
         DataError, IntegrityError: the model cannot be read, or a stage has not run here yet.
     """
     from pipeline_steps.core.config import load_params
-    from pipeline_steps.tracking.comparison import fetch_model
+    from pipeline_steps.tracking.registry.model_comparison import fetch_model
 
     root = layout.runs / "evaluate" / info.md5[:12]
     shutil.rmtree(root, ignore_errors=True)
-    scratch = Layout(root)
+    scratch = ProjectPaths(root)
     params = load_params(layout.params)
     try:
         for name in DATA:

@@ -9,20 +9,20 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline_steps.evaluate.charts import number_text
-from pipeline_steps.evaluate.page import shown
-from pipeline_steps.tracking.comparison import Comparison
-from pipeline_steps.tracking.judged import MetricComparison
+from pipeline_steps.evaluate.report.charts import number_text
+from pipeline_steps.evaluate.report.page import escape_for_display
+from pipeline_steps.tracking.registry.evaluation_results import MetricComparison
+from pipeline_steps.tracking.registry.model_comparison import ModelComparison
 
 BAR_WIDTH = 150.0
 TITLES = {"test": "Test pairs", "gold": "Gold pairs", "gold_seen": "Gold pairs whose class occurs in training"}
 
 
-def render(comparison: Comparison) -> str:
+def render(comparison: ModelComparison) -> str:
     """The page. Texts are escaped by the template; the style sheet is allowed by its hash."""
     loader = PackageLoader("pipeline_steps.commands", "templates")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters |= {"shown": shown, "number": lambda value: number_text(float(value)), "embed": embed}
+    made.filters |= {"shown": escape_for_display, "number": lambda value: number_text(float(value)), "embed": embed}
     style = loader.get_source(made, "compare.css")[0]
     digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
     policy = (

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 import typer
 
 from pipeline_steps.core.errors import ConfigError, ResourceError, StageError
-from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.project_paths import ProjectPaths
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -20,7 +20,7 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
-def guarded(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+def handle_errors(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """A StageError becomes one line and its exit code; with `--json` also an object `{"error": ...}`."""
 
     @functools.wraps(function)
@@ -37,22 +37,22 @@ def guarded(function: Callable[Parameters, Result]) -> Callable[Parameters, Resu
             failure = ResourceError(f"{error.strerror}: {error.filename}", "make room or choose another folder")
         if kwargs.get("as_json"):
             print(json.dumps({"error": failure.as_dict()}, default=str))
-        print(f"sonify: {plain(str(failure))}", file=sys.stderr)
+        print(f"sonify: {escape_control(str(failure))}", file=sys.stderr)
         raise typer.Exit(failure.exit_code)
 
     return wrapper
 
 
-def answer(value: dict[str, Any], lines: Iterable[str], as_json: bool) -> None:
+def print_result(value: dict[str, Any], lines: Iterable[str], as_json: bool) -> None:
     """Print the object, or the lines a person reads."""
     if as_json:
         print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
         return
     for line in lines:
-        print(plain(line))
+        print(escape_control(line))
 
 
-def plain(text: str) -> str:
+def escape_control(text: str) -> str:
     """`text` with control characters (terminal escapes in file names or captions) and bidirectional marks made visible."""
     return "".join(
         character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode("ascii")
@@ -62,16 +62,16 @@ def plain(text: str) -> str:
 
 def table(rows: Iterable[Iterable[Any]]) -> list[str]:
     """Rows as lines with aligned columns."""
-    cells = [[plain(str(cell)).replace("\n", "\\n").replace("\t", "\\t") for cell in row] for row in rows]
+    cells = [[escape_control(str(cell)).replace("\n", "\\n").replace("\t", "\\t") for cell in row] for row in rows]
     if not cells:
         return []
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
-def layout_of(context: typer.Context) -> Layout:
+def layout_of(context: typer.Context) -> ProjectPaths:
     """The project the command works on."""
     layout = context.obj
-    if not isinstance(layout, Layout):
+    if not isinstance(layout, ProjectPaths):
         raise ConfigError("no project folder", "call sonify inside a project, or with --project")
     return layout

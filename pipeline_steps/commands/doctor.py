@@ -13,9 +13,9 @@ from pathlib import Path
 
 import typer
 
-from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of, table
+from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result, table
 from pipeline_steps.core.errors import StageError
-from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.project_paths import ProjectPaths
 
 FLOORS = {
     "diffusers": ">=0.38",
@@ -41,7 +41,7 @@ DISK_WISHED = 10 * GIGABYTE
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """One line of the table. `status` is ok, warn or fail; a fail decides the exit code."""
 
     name: str
@@ -52,29 +52,29 @@ class Finding:
     exit_code: int = 0
 
 
-def examine(layout: Layout) -> list[Finding]:
+def run_checks(layout: ProjectPaths) -> list[CheckResult]:
     """Every check; one that itself goes wrong is a failed finding, never the end of the doctor."""
-    checks: tuple[Callable[[Layout], Iterator[Finding]], ...] = (
+    checks: tuple[Callable[[ProjectPaths], Iterator[CheckResult]], ...] = (
         _python, _packages, _compiler, _disk, _gpu, _git, _params, _lock, _weights, _locks, _tracking,
     )  # fmt: skip
-    findings: list[Finding] = []
+    findings: list[CheckResult] = []
     for check in checks:
         try:
             findings += check(layout)
         except StageError as error:
             findings.append(
-                Finding(check.__name__.strip("_"), "fail", error.reason, cure=error.action, exit_code=error.exit_code)
+                CheckResult(check.__name__.strip("_"), "fail", error.reason, cure=error.action, exit_code=error.exit_code)
             )
         except Exception as error:  # a broken install must be shown, not crash the tool that shows it
-            findings.append(Finding(check.__name__.strip("_"), "fail", f"{type(error).__name__}: {error}", exit_code=1))
+            findings.append(CheckResult(check.__name__.strip("_"), "fail", f"{type(error).__name__}: {error}", exit_code=1))
     return findings
 
 
-def _python(_layout: Layout) -> Iterator[Finding]:
+def _python(_layout: ProjectPaths) -> Iterator[CheckResult]:
     version = sys.version_info
     supported = (3, 11) <= version[:2] < (3, 14)
     found = platform.python_version()
-    yield Finding(
+    yield CheckResult(
         "python",
         "ok" if supported else "fail",
         found,
@@ -84,12 +84,12 @@ def _python(_layout: Layout) -> Iterator[Finding]:
     )
     fixed = TARFILE_FIX.get(version[:2])
     if fixed is not None and version.micro < fixed:
-        yield Finding(
+        yield CheckResult(
             "python tarfile", "warn", found, f">={version.major}.{version.minor}.{fixed}", "update Python's patch release"
         )
 
 
-def _packages(_layout: Layout) -> Iterator[Finding]:
+def _packages(_layout: ProjectPaths) -> Iterator[CheckResult]:
     from importlib.metadata import PackageNotFoundError, version
 
     from packaging.specifiers import SpecifierSet
@@ -100,10 +100,10 @@ def _packages(_layout: Layout) -> Iterator[Finding]:
             found = version(package)
         except PackageNotFoundError:
             if package not in OPTIONAL:
-                yield Finding(package, "fail", "not installed", wanted, "make install", 2)
+                yield CheckResult(package, "fail", "not installed", wanted, "make install", 2)
             continue
         fits = found in SpecifierSet(wanted, prereleases=True)
-        yield Finding(
+        yield CheckResult(
             package,
             "ok" if fits else "fail",
             found,
@@ -113,34 +113,34 @@ def _packages(_layout: Layout) -> Iterator[Finding]:
         )
 
 
-def _compiler(_layout: Layout) -> Iterator[Finding]:
+def _compiler(_layout: ProjectPaths) -> Iterator[CheckResult]:
     from importlib.util import find_spec
 
     compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
     if compiler:
-        yield Finding("C++ compiler", "ok", compiler)
+        yield CheckResult("C++ compiler", "ok", compiler)
     elif find_spec("annoy"):
-        yield Finding("C++ compiler", "ok", "none; annoy is already built")
+        yield CheckResult("C++ compiler", "ok", "none; annoy is already built")
     else:
-        yield Finding("C++ compiler", "fail", "none", "annoy is built from source", "install g++ or clang++", exit_code=4)
+        yield CheckResult("C++ compiler", "fail", "none", "annoy is built from source", "install g++ or clang++", exit_code=4)
 
 
-def _disk(layout: Layout) -> Iterator[Finding]:
+def _disk(layout: ProjectPaths) -> Iterator[CheckResult]:
     free = shutil.disk_usage(layout.root).free
     status = "fail" if free < DISK_NEEDED else "warn" if free < DISK_WISHED else "ok"
     cure = "" if status == "ok" else "make room; dvc gc --workspace drops cached outs of old runs"
-    yield Finding(
+    yield CheckResult(
         "disk", status, f"{free / GIGABYTE:.1f} GB free", f">={DISK_NEEDED / GIGABYTE:.0f} GB", cure, 4 * (status == "fail")
     )
 
 
-def _gpu(_layout: Layout) -> Iterator[Finding]:
+def _gpu(_layout: ProjectPaths) -> Iterator[CheckResult]:
     import torch
 
     if not torch.cuda.is_available():
         driver = shutil.which("nvidia-smi")
         cure = "a GPU driver is here, but this torch is a CPU build or too new for it" if driver else ""
-        yield Finding(
+        yield CheckResult(
             "GPU",
             "warn" if driver else "ok",
             f"none; torch {torch.__version__} uses {torch.get_num_threads()} cores",
@@ -150,12 +150,12 @@ def _gpu(_layout: Layout) -> Iterator[Finding]:
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
-        yield Finding(f"GPU {index}", "ok", f"{name}, {free / GIGABYTE:.1f} of {total / GIGABYTE:.1f} GB free")
+        yield CheckResult(f"GPU {index}", "ok", f"{name}, {free / GIGABYTE:.1f} of {total / GIGABYTE:.1f} GB free")
 
 
-def _git(layout: Layout) -> Iterator[Finding]:
+def _git(layout: ProjectPaths) -> Iterator[CheckResult]:
     if shutil.which("git") is None:
-        yield Finding("git", "warn", "not installed", cure="runs are tracked without a commit")
+        yield CheckResult("git", "warn", "not installed", cure="runs are tracked without a commit")
         return
     done = subprocess.run(
         ["git", "status", "--porcelain", "--untracked-files=no"],  # noqa: S607 - git is found on PATH as everywhere else
@@ -166,29 +166,27 @@ def _git(layout: Layout) -> Iterator[Finding]:
         check=False,
     )
     if done.returncode:
-        yield Finding("git", "warn", "not a repository", cure="git init, so that dvc.lock has a history")
+        yield CheckResult("git", "warn", "not a repository", cure="git init, so that dvc.lock has a history")
         return
     changed = len(done.stdout.splitlines())
-    yield Finding("git", "ok", f"{changed} changed files" if changed else "clean")
+    yield CheckResult("git", "ok", f"{changed} changed files" if changed else "clean")
 
 
-def _params(layout: Layout) -> Iterator[Finding]:
-    import importlib
-
+def _params(layout: ProjectPaths) -> Iterator[CheckResult]:
     from pipeline_steps.__main__ import STAGES
-    from pipeline_steps.core.config import load_params, parse_section
+    from pipeline_steps.core.config import config_class, load_params, parse_section
 
     if not layout.params.is_file():
-        yield Finding("params.yaml", "fail", "missing", cure="sonify run --preset embedded", exit_code=2)
+        yield CheckResult("params.yaml", "fail", "missing", cure="sonify run --preset embedded", exit_code=2)
         return
     params = load_params(layout.params)
     problems = []
     for stage in STAGES:
         try:
-            parse_section(importlib.import_module(f"pipeline_steps.{stage}.config").Config, stage, params)
+            parse_section(config_class(stage), stage, params)
         except StageError as error:
             problems.append(error.reason)
-    yield Finding(
+    yield CheckResult(
         "params.yaml",
         "fail" if problems else "ok",
         "; ".join(problems) or f"{len(params)} sections",
@@ -196,54 +194,56 @@ def _params(layout: Layout) -> Iterator[Finding]:
     )
 
 
-def _lock(layout: Layout) -> Iterator[Finding]:
-    from pipeline_steps.tracking.lineage import read_lock
+def _lock(layout: ProjectPaths) -> Iterator[CheckResult]:
+    from pipeline_steps.tracking.lineage.dvc_digests import read_lock
 
     lock = read_lock(layout.root / "dvc.lock")
     stages = list(lock.get("stages", {}))
-    yield Finding(
+    yield CheckResult(
         "dvc.lock", "ok", f"{len(stages)} stages done: {', '.join(stages)}" if stages else "none yet: no stage has run"
     )
 
 
-def _weights(layout: Layout) -> Iterator[Finding]:
+def _weights(layout: ProjectPaths) -> Iterator[CheckResult]:
     path = layout.assets / "meta.json"
     if not path.is_file():
-        yield Finding("weights", "warn", "not fetched", cure="dvc repro assets")
+        yield CheckResult("weights", "warn", "not fetched", cure="dvc repro assets")
         return
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["files"]
         missing = [name for name, entry in files.items() if _size(layout.assets / name) != entry["bytes"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        yield Finding("weights", "fail", f"{path} is damaged: {error}", cure="dvc repro --force assets", exit_code=6)
+        yield CheckResult("weights", "fail", f"{path} is damaged: {error}", cure="dvc repro --force assets", exit_code=6)
         return
     if missing:
-        yield Finding("weights", "fail", f"missing or cut: {', '.join(missing)}", cure="dvc repro --force assets", exit_code=6)
+        yield CheckResult(
+            "weights", "fail", f"missing or cut: {', '.join(missing)}", cure="dvc repro --force assets", exit_code=6
+        )
         return
-    yield Finding("weights", "ok", f"{len(files)} files (sonify verify hashes them)")
+    yield CheckResult("weights", "ok", f"{len(files)} files (sonify verify hashes them)")
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
 
 
-def _locks(layout: Layout) -> Iterator[Finding]:
+def _locks(layout: ProjectPaths) -> Iterator[CheckResult]:
     try:
         pids = lock_holders(layout)
     except (ValueError, KeyError, TypeError, AttributeError):
         path = layout.root / RWLOCK
-        yield Finding("locks", "fail", f"{path} is broken", cure=f"rm {path} when no dvc is running", exit_code=7)
+        yield CheckResult("locks", "fail", f"{path} is broken", cure=f"rm {path} when no dvc is running", exit_code=7)
         return
     living = living_lock_holders(layout)
     if living:
-        yield Finding("locks", "warn", f"dvc is running: PID {', '.join(map(str, living))}", cure="wait for it, or stop it")
+        yield CheckResult("locks", "warn", f"dvc is running: PID {', '.join(map(str, living))}", cure="wait for it, or stop it")
     elif pids:
-        yield Finding("locks", "ok", f"{len(pids)} left by dead processes; the next run clears them")
+        yield CheckResult("locks", "ok", f"{len(pids)} left by dead processes; the next run clears them")
     else:
-        yield Finding("locks", "ok", "none")
+        yield CheckResult("locks", "ok", "none")
 
 
-def lock_holders(layout: Layout) -> set[int]:
+def lock_holders(layout: ProjectPaths) -> set[int]:
     """PIDs named in DVC's lock file: one writer (a mapping) or several readers (a list) per path.
 
     Raises:
@@ -261,7 +261,7 @@ def lock_holders(layout: Layout) -> set[int]:
     return {int(item["pid"]) for item in entries}
 
 
-def living_lock_holders(layout: Layout) -> list[int]:
+def living_lock_holders(layout: ProjectPaths) -> list[int]:
     """Those of `lock_holders` that are alive; empty when the lock file is broken."""
     import psutil
 
@@ -271,30 +271,31 @@ def living_lock_holders(layout: Layout) -> list[int]:
         return []
 
 
-def _tracking(layout: Layout) -> Iterator[Finding]:
+def _tracking(layout: ProjectPaths) -> Iterator[CheckResult]:
+    from pipeline_steps.tracking.client.offline_queue import all_spools
+    from pipeline_steps.tracking.client.uploader import check_reachable
+    from pipeline_steps.tracking.errors import StoreUnavailableError
     from pipeline_steps.tracking.settings import read_settings, redact
-    from pipeline_steps.tracking.spool import all_spools
-    from pipeline_steps.tracking.uploader import OutageError, check_reachable
 
     settings = read_settings(layout)
     where = redact(settings.uri)
     try:
         check_reachable(settings)
-        yield Finding("tracking", "ok", f"{settings.mode}: {where}")
-    except OutageError as error:
-        yield Finding("tracking", "warn", str(error), cure="stages go on; entries are kept and sent by: sonify sync")
+        yield CheckResult("tracking", "ok", f"{settings.mode}: {where}")
+    except StoreUnavailableError as error:
+        yield CheckResult("tracking", "warn", str(error), cure="stages go on; entries are kept and sent by: sonify sync")
     unsent = sum(spool.unsent() for spool in all_spools(layout))
     if unsent:
-        yield Finding("tracking spool", "warn", f"{unsent} entries not sent", cure="sonify sync")
+        yield CheckResult("tracking spool", "warn", f"{unsent} entries not sent", cure="sonify sync")
 
 
-@guarded
+@handle_errors
 def doctor(context: typer.Context, as_json: JsonFlag = False) -> None:
     """Check versions, compiler, disk, GPU, git, parameters, dvc.lock, weights, locks and tracking."""
-    findings = examine(layout_of(context))
+    findings = run_checks(layout_of(context))
     code = max((finding.exit_code for finding in findings if finding.status == "fail"), default=0)
     lines = table([finding.status, finding.name, finding.found, finding.wanted] for finding in findings)
     lines += [f"cure for {finding.name}: {finding.cure}" for finding in findings if finding.cure]
     lines.append("all well" if not code else "not fit to run: mend what is marked fail")
-    answer({"healthy": not code, "findings": [asdict(finding) for finding in findings]}, lines, as_json)
+    print_result({"healthy": not code, "findings": [asdict(finding) for finding in findings]}, lines, as_json)
     raise typer.Exit(code)

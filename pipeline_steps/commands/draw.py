@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of
+from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result
 from pipeline_steps.core.errors import ConfigError, DataError
-from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.project_paths import ProjectPaths
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
 
-def grid(pictures: npt.NDArray[np.uint8], gap: int = 2) -> npt.NDArray[np.uint8]:
+def image_grid(pictures: npt.NDArray[np.uint8], gap: int = 2) -> npt.NDArray[np.uint8]:
     """Pictures [N, H, W, 3] as one picture: nearly square, rows first, white gaps of `gap` px."""
     import numpy as np
 
@@ -32,7 +32,7 @@ def grid(pictures: npt.NDArray[np.uint8], gap: int = 2) -> npt.NDArray[np.uint8]
     return canvas
 
 
-def read_sound(layout: Layout, path: Path) -> npt.NDArray[np.float32]:
+def load_audio(layout: ProjectPaths, path: Path) -> npt.NDArray[np.float32]:
     """Any sound file as mono float32 [T] at 48 kHz, decoded in a child process with limits, as ingest does.
 
     Raises:
@@ -41,27 +41,27 @@ def read_sound(layout: Layout, path: Path) -> npt.NDArray[np.float32]:
     import numpy as np
     import soundfile
 
-    kind, payload, _ = read_media(layout, path)
+    kind, payload, _ = load_media(layout, path)
     if kind != "audio":
         raise DataError(f"{path} is a picture", "name a sound file; for pictures: sonify find")
     samples, _ = soundfile.read(io.BytesIO(payload), dtype="float32")
     return np.asarray(samples, np.float32)
 
 
-def read_media(layout: Layout, path: Path) -> tuple[str, bytes, dict[str, Any]]:
+def load_media(layout: ProjectPaths, path: Path) -> tuple[str, bytes, dict[str, Any]]:
     """Kind, normalised payload and measurements of a file that a person names."""
     from pipeline_steps.core.config import load_params, parse_section
-    from pipeline_steps.ingest.config import Config
-    from pipeline_steps.ingest.step import normalise_file
+    from pipeline_steps.ingest.config import IngestConfig
+    from pipeline_steps.ingest.stage import normalise_file
 
     if not path.is_file():
         raise ConfigError(f"{path} is not a file", "name a picture or sound file")
-    config = parse_section(Config, "ingest", load_params(layout.params)) if layout.params.is_file() else Config()
+    config = parse_section(IngestConfig, "ingest", load_params(layout.params)) if layout.params.is_file() else IngestConfig()
     _, kind, payload, measured = normalise_file(path, config)
     return kind, payload, measured
 
 
-@guarded
+@handle_errors
 def draw(
     context: typer.Context,
     sound: Annotated[Path, typer.Argument(metavar="SOUND", help="Sound file: WAV, FLAC, OGG/Opus, MP3, AIFF.")],
@@ -78,19 +78,19 @@ def draw(
         raise ConfigError(f"--out {out} must end in .png")
     if not layout.model.is_dir():
         raise ConfigError(f"there is no trained model in {layout.model}", "sonify run train")
-    waveform = read_sound(layout, sound)
+    waveform = load_audio(layout, sound)
 
     from PIL import Image
 
     from pipeline_steps.core.atomic import atomic_path
-    from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline
+    from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
 
-    pipeline = Audio2ImagePipeline.load(layout.model)
+    pipeline = AutoAudio2ImagePipeline.from_pretrained(layout.model)
     chosen: dict[str, Any] = {"guidance_scale": guidance, "steps": steps}
     given = {key: value for key, value in chosen.items() if value is not None}
     pictures = pipeline.draw(waveform, num_samples=samples, seed=seed, **given)
     with atomic_path(out) as temporary:
-        Image.fromarray(grid(pictures)).save(temporary, format="PNG")
+        Image.fromarray(image_grid(pictures)).save(temporary, format="PNG")
     value = {
         "out": str(out),
         "sound": str(sound),
@@ -99,4 +99,4 @@ def draw(
         "seed": seed,
         **given,
     }
-    answer(value, [str(out)], as_json)
+    print_result(value, [str(out)], as_json)

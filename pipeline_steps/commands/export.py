@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of
+from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result
 
 
-@guarded
+@handle_errors
 def export(
     context: typer.Context,
     webdataset: Annotated[Path, typer.Option("--webdataset", metavar="DIR", help="New folder for the WebDataset shards.")],
@@ -18,10 +18,10 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Write the pairs that may be published as WebDataset shards, with index, licences, card and Croissant file."""
-    from pipeline_steps.pair.export import export_webdataset
+    from pipeline_steps.pair.release.export import export_webdataset
 
     release = export_webdataset(layout_of(context), webdataset, licences=licence or None).as_dict()
     lines = [f"{sum(release['pairs'].values())} pairs in {len(release['shards'])} shards: {webdataset}"]
     lines += [f"left out, {code}: {count}" for code, count in release["left_out"].items() if count]
     lines += [f"no licence text for {name}" for name in release["licences_without_text"]]
-    answer(release, lines, as_json)
+    print_result(release, lines, as_json)

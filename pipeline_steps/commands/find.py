@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of, table
-from pipeline_steps.commands.draw import read_media
+from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result, table
+from pipeline_steps.commands.draw import load_media
 from pipeline_steps.core.errors import DataError
-from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.project_paths import ProjectPaths
 
 if TYPE_CHECKING:
-    from pipeline_steps.encoders.tagger import Caption
+    from pipeline_steps.caption.captioners.base import CaptionResult
 
 BEST = 5
 CANDIDATES = 50
 
 
-def caption_of(layout: Layout, params: dict[str, Any], picture: Path) -> Caption:
+def caption_image(layout: ProjectPaths, params: dict[str, Any], picture: Path) -> CaptionResult:
     """What the captioner of the parameters hears in a picture file, or why it hears nothing.
 
     Raises:
@@ -30,26 +30,26 @@ def caption_of(layout: Layout, params: dict[str, Any], picture: Path) -> Caption
     import numpy as np
     from PIL import Image
 
-    from pipeline_steps.caption.config import Config
-    from pipeline_steps.caption.looks import look_once
-    from pipeline_steps.caption.step import build_looks
+    from pipeline_steps.caption.captioners.backends import predict_one
+    from pipeline_steps.caption.captioners.prompt import CaptionFailure
+    from pipeline_steps.caption.config import CaptionConfig
+    from pipeline_steps.caption.stage import build_caption_backend
     from pipeline_steps.core.config import parse_section
-    from pipeline_steps.encoders.caption_prompt import Failed
 
-    kind, payload, _ = read_media(layout, picture)
+    kind, payload, _ = load_media(layout, picture)
     if kind != "image":
         raise DataError(f"{picture} is a sound", "name a picture; for sounds: sonify draw")
     with Image.open(io.BytesIO(payload), formats=("PNG",)) as image:
         pixels = np.asarray(image.convert("RGB"))
-    looks = build_looks(parse_section(Config, "caption", params), layout)
+    looks = build_caption_backend(parse_section(CaptionConfig, "caption", params), layout)
     looks.load()
-    seen = look_once(looks, pixels)
-    if isinstance(seen, Failed):
+    seen = predict_one(looks, pixels)
+    if isinstance(seen, CaptionFailure):
         raise DataError(f"{picture} could not be captioned: {seen.code}: {seen.reason}", "try again, or another picture")
     return looks.compose(seen)
 
 
-def best_sounds(layout: Layout, params: dict[str, Any], events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def rank_audio(layout: ProjectPaths, params: dict[str, Any], events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The best pool sounds for the events: Annoy finds candidates for each, exact scores decide.
 
     `score` is the mean over the events of their inner product with the sound, weighted by salience x confidence.
@@ -60,12 +60,12 @@ def best_sounds(layout: Layout, params: dict[str, Any], events: list[dict[str, A
     import numpy as np
 
     from pipeline_steps.core.config import parse_section
-    from pipeline_steps.core.contracts import AUDIO
+    from pipeline_steps.core.schemas import AUDIO
     from pipeline_steps.core.tables import read_table
-    from pipeline_steps.embed.config import Config as EmbedConfig
-    from pipeline_steps.embed.step import build_encoder, embed_texts
-    from pipeline_steps.retrieve.config import Config as RetrieveConfig
-    from pipeline_steps.retrieve.step import open_pool_index
+    from pipeline_steps.embed.config import EmbedConfig
+    from pipeline_steps.embed.stage import build_encoder, embed_texts
+    from pipeline_steps.retrieve.config import RetrieveConfig
+    from pipeline_steps.retrieve.stage import open_pool_index
 
     config = parse_section(RetrieveConfig, "retrieve", params)
     index, vectors, audio_ids = open_pool_index(layout, config.annoy_search_k)
@@ -99,7 +99,7 @@ def best_sounds(layout: Layout, params: dict[str, Any], events: list[dict[str, A
     return found
 
 
-@guarded
+@handle_errors
 def find(
     context: typer.Context,
     picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="Picture file: JPEG, PNG, WebP, GIF, BMP, TIFF.")],
@@ -114,23 +114,25 @@ def find(
 
     from pipeline_steps.core.atomic import atomic_path
     from pipeline_steps.core.config import load_params
-    from pipeline_steps.core.media import SAMPLE_RATE, MediaReader
+    from pipeline_steps.core.media_shards import SAMPLE_RATE, MediaShardReader
 
     layout = layout_of(context)
     params = load_params(layout.params)
     torch.set_num_threads(1)  # one picture and a few words: more threads would only wait for each other
-    caption = caption_of(layout, params, picture)
+    caption = caption_image(layout, params, picture)
     # The stage would abstain; a person who asks about this very picture gets the best guesses, called so.
     events = [asdict(event) for event in caption.events or caption.guesses]
     reason = f"{caption.code}: {caption.reason}" if caption.code else None
     if not events:
-        answer({"events": [], "sounds": [], "wav": None, "reason": reason}, [f"no sound: {reason}; no WAV written"], as_json)
+        print_result(
+            {"events": [], "sounds": [], "wav": None, "reason": reason}, [f"no sound: {reason}; no WAV written"], as_json
+        )
         return
-    sounds = best_sounds(layout, params, events)
+    sounds = rank_audio(layout, params, events)
     target = out or Path(f"{picture.stem}.sound.wav")
     with atomic_path(target) as temporary:
         soundfile.write(
-            temporary, MediaReader(layout.media).sound(sounds[0]["audio_id"]), SAMPLE_RATE, subtype="PCM_16", format="WAV"
+            temporary, MediaShardReader(layout.media).sound(sounds[0]["audio_id"]), SAMPLE_RATE, subtype="PCM_16", format="WAV"
         )
     lines = ["events:"] if reason is None else [f"the pipeline would abstain: {reason}", "guesses:"]
     lines += table(
@@ -141,4 +143,4 @@ def find(
         [f"  {s['score']:.3f}", s["path"], f"{s['seconds']:.1f} s", s["licence"] or "-", f"for: {s['because']}"] for s in sounds
     )
     lines.append(str(target))
-    answer({"events": events, "sounds": sounds, "wav": str(target), "reason": reason}, lines, as_json)
+    print_result({"events": events, "sounds": sounds, "wav": str(target), "reason": reason}, lines, as_json)

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of
+from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result
 from pipeline_steps.core.errors import ConfigError, DataError, LockedError
-from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.project_paths import ProjectPaths
 
 if TYPE_CHECKING:
-    from pipeline_steps.tracking.items import Item, ItemTrace
+    from pipeline_steps.tracking.registry.item_trace import ItemTrace, TracedItem
 
 TABLES = (("ingest", "metadata"), ("evaluate", "gold"))
 """Parameters that name a table with one row a file."""
 
 
 @dataclass
-class Plan:
+class DeletionPlan:
     """What forgetting an item means here.
 
     Attributes:
@@ -65,7 +65,7 @@ class Plan:
         return [*lines, "", "not reached from here:", *(f"  {text}" for text in self.beyond)]
 
 
-@guarded
+@handle_errors
 def forget(
     context: typer.Context,
     what: Annotated[str, typer.Argument(metavar="ITEM", help="Id (or its beginning) of a picture or sound, or its path.")],
@@ -76,7 +76,7 @@ def forget(
 ) -> None:
     """Remove an item from pool, memo and shards for good, and list what must be rebuilt and what cannot be reached."""
     from pipeline_steps.commands.doctor import living_lock_holders
-    from pipeline_steps.tracking.items import find_items, trace_item
+    from pipeline_steps.tracking.registry.item_trace import find_items, trace_item
 
     layout = layout_of(context)
     items = find_items(layout, what)
@@ -87,10 +87,10 @@ def forget(
     item = items[0]
     if as_json and not (yes or dry_run):
         raise ConfigError("--json cannot ask", "add --yes or --dry-run")
-    plan = make_plan(layout, item, trace_item(layout, item))
+    plan = plan_deletion(layout, item, trace_item(layout, item))
     name = f"{'picture' if item.kind == 'image' else 'sound'} {item.item_id}"
     if dry_run:
-        answer({"item": item.item_id, "done": False, **plan.as_dict()}, [f"would forget {name}", *plan.lines()], as_json)
+        print_result({"item": item.item_id, "done": False, **plan.as_dict()}, [f"would forget {name}", *plan.lines()], as_json)
         return
     if holders := living_lock_holders(layout):
         raise LockedError(f"dvc is at work here (PID {', '.join(map(str, holders))})", "wait for it, or stop it")
@@ -98,16 +98,16 @@ def forget(
         for line in plan.lines():
             print(line)
         typer.confirm(f"remove {name} for good?", abort=True)
-    carry_out(layout, item, plan, reason)
-    answer({"item": item.item_id, "done": True, **plan.as_dict()}, [f"forgot {name}", *plan.lines()], as_json)
+    execute_plan(layout, item, plan, reason)
+    print_result({"item": item.item_id, "done": True, **plan.as_dict()}, [f"forgot {name}", *plan.lines()], as_json)
 
 
-def make_plan(layout: Layout, item: Item, trace: ItemTrace) -> Plan:
+def plan_deletion(layout: ProjectPaths, item: TracedItem, trace: ItemTrace) -> DeletionPlan:
     """Look for the item everywhere; changes nothing."""
-    from pipeline_steps.tracking.items import pool_root
+    from pipeline_steps.tracking.registry.item_trace import pool_root
 
     root = pool_root(layout)
-    plan = Plan()
+    plan = DeletionPlan()
     plan.files = raw_files(root, item)
     names = {*item.sources, *(path.relative_to(root).as_posix() for path in plan.files)}
     plan.tables, unread = tables_with(layout, names)
@@ -135,9 +135,9 @@ def make_plan(layout: Layout, item: Item, trace: ItemTrace) -> Plan:
     return plan
 
 
-def raw_files(root: Path, item: Item) -> list[Path]:
+def raw_files(root: Path, item: TracedItem) -> list[Path]:
     """Every file below the pool's root with the item's bytes, whatever its name and whether or not a table lists it."""
-    from pipeline_steps.core.identity import ID_LENGTH, sha256_file
+    from pipeline_steps.core.hashing import ID_LENGTH, sha256_file
 
     found = []
     for path in sorted(root.rglob("*")):
@@ -148,7 +148,7 @@ def raw_files(root: Path, item: Item) -> list[Path]:
     return found
 
 
-def tables_with(layout: Layout, names: set[str]) -> tuple[dict[Path, int], list[Path]]:
+def tables_with(layout: ProjectPaths, names: set[str]) -> tuple[dict[Path, int], list[Path]]:
     """CSV tables of the parameters with the number of rows that name one of `names`; and tables of other formats."""
     from pipeline_steps.core.config import load_params
 
@@ -165,18 +165,18 @@ def tables_with(layout: Layout, names: set[str]) -> tuple[dict[Path, int], list[
         if path.suffix.lower() != ".csv":
             unread.append(path)
             continue
-        dropped = without_rows(read_exactly(path), column, names)[1]
+        dropped = drop_csv_rows(read_text_verbatim(path), column, names)[1]
         if dropped:
             found[path] = dropped
     return found, unread
 
 
-def read_exactly(path: Path) -> str:
+def read_text_verbatim(path: Path) -> str:
     """Text with its line ends as they are."""
     return path.read_bytes().decode("utf-8")
 
 
-def without_rows(text: str, column: str, names: set[str]) -> tuple[str, int]:
+def drop_csv_rows(text: str, column: str, names: set[str]) -> tuple[str, int]:
     """A CSV without the rows whose `column` is one of `names`, every other byte as it was; and how many were left out. Pure."""
     import csv
     import io
@@ -197,7 +197,7 @@ def without_rows(text: str, column: str, names: set[str]) -> tuple[str, int]:
     return "".join(kept), dropped
 
 
-def memo_parts(layout: Layout, item_id: str) -> list[Path]:
+def memo_parts(layout: ProjectPaths, item_id: str) -> list[Path]:
     """Parts of the memo with rows of the item, and all of the training's, which cannot be told apart."""
     import pyarrow.parquet as pq
 
@@ -208,21 +208,21 @@ def memo_parts(layout: Layout, item_id: str) -> list[Path]:
             keys = pq.ParquetFile(path).read(columns=["key"])["key"].to_pylist()
         except (OSError, ValueError):
             continue
-        if any(holds(stage, str(key), item_id) for key in keys):
+        if any(may_derive_from(stage, str(key), item_id) for key in keys):
             found.append(path)
     return found
 
 
-def holds(stage: str, key: str, item_id: str) -> bool:
+def may_derive_from(stage: str, key: str, item_id: str) -> bool:
     """May this result have been computed from the item? Keys of mixtures are hashes and tell nothing: then yes. Pure."""
     mixture = stage == "train" or (stage == "evaluate-sound" and len(key) != len(item_id))
     return mixture or item_id in key
 
 
-def shard_of(layout: Layout, item_id: str) -> str | None:
+def shard_of(layout: ProjectPaths, item_id: str) -> str | None:
     """Name of the shard in `data/media` that holds the item."""
-    from pipeline_steps.core.contracts import SHARD_INDEX
-    from pipeline_steps.core.media import INDEX
+    from pipeline_steps.core.media_shards import INDEX
+    from pipeline_steps.core.schemas import SHARD_INDEX
     from pipeline_steps.core.tables import read_table
 
     path = layout.media / INDEX
@@ -230,7 +230,7 @@ def shard_of(layout: Layout, item_id: str) -> str | None:
     return next((str(row["shard"]) for row in rows if row["item_id"] == item_id), None)
 
 
-def model_traces(layout: Layout, learned: list[str], judged: list[str], trace: ItemTrace) -> list[str]:
+def model_traces(layout: ProjectPaths, learned: list[str], judged: list[str], trace: ItemTrace) -> list[str]:
     """Models that saw the item, and what their runs keep of it in MLflow."""
     lines = []
     if learned:
@@ -247,23 +247,23 @@ def model_traces(layout: Layout, learned: list[str], judged: list[str], trace: I
     return lines
 
 
-def stored_copies(layout: Layout, item: Item, relative: list[str]) -> list[str]:
+def stored_copies(layout: ProjectPaths, item: TracedItem, relative: list[str]) -> list[str]:
     """Copies in DVC's cache, its remotes and git's history."""
     from pipeline_steps.core.config import load_params
     from pipeline_steps.core.errors import StageError
-    from pipeline_steps.tracking.provenance import Cache, git, locks
+    from pipeline_steps.tracking.lineage.lock_history import DvcCache, git, iter_lock_history
 
     lines = []
     name = layout.media.relative_to(layout.root).as_posix()
     outs = {
         str(out["md5"])
-        for lock in locks(layout)
+        for lock in iter_lock_history(layout)
         for stage in lock.content["stages"].values()
         for out in stage.get("outs", ())
         if out.get("path") == name and "md5" in out
     }
     try:
-        cache = Cache(layout)
+        cache = DvcCache(layout)
         objects = {md5 for out in outs for shard, md5 in (cache.listing(out) or {}).items() if _may_hold(shard, item)}
     except StageError:  # not a DVC project
         objects = set()
@@ -279,7 +279,7 @@ def stored_copies(layout: Layout, item: Item, relative: list[str]) -> list[str]:
     paths = [f"{root}/{path}" for path in dict.fromkeys([*relative, *item.sources])]
     if (git(layout, "log", "--all", "-1", "--format=%H", "--", *paths) or "").strip():
         lines.append("git's history holds the raw file: rewrite it (git filter-repo) and have every clone replaced")
-    if kept := worktrees_with(layout, item, root):
+    if kept := find_worktrees(layout, item, root):
         lines.append(
             f"worktrees of failed runs: {', '.join(path.relative_to(layout.root).as_posix() for path in kept)}; "
             "git worktree remove --force removes one, and so does a later run"
@@ -289,9 +289,9 @@ def stored_copies(layout: Layout, item: Item, relative: list[str]) -> list[str]:
     return lines
 
 
-def worktrees_with(layout: Layout, item: Item, root: str) -> list[Path]:
+def find_worktrees(layout: ProjectPaths, item: TracedItem, root: str) -> list[Path]:
     """Kept worktrees of failed runs with a raw file of these bytes, or a media shard that may hold them."""
-    from pipeline_steps.tracking.provenance import git
+    from pipeline_steps.tracking.lineage.lock_history import git
 
     prefix = (git(layout, "rev-parse", "--show-prefix") or "").strip()
     media = layout.media.relative_to(layout.root)
@@ -305,29 +305,29 @@ def worktrees_with(layout: Layout, item: Item, root: str) -> list[Path]:
     return found
 
 
-def _may_hold(shard: str, item: Item) -> bool:
+def _may_hold(shard: str, item: TracedItem) -> bool:
     stem = shard.removesuffix(".tar")
     return shard.endswith(".tar") and stem.startswith(f"{item.kind}-") and item.item_id.startswith(stem.split("-", 1)[1])
 
 
-def carry_out(layout: Layout, item: Item, plan: Plan, reason: str) -> None:
+def execute_plan(layout: ProjectPaths, item: TracedItem, plan: DeletionPlan, reason: str) -> None:
     """Write the take-down first, then remove; a run that is cut off can simply be repeated."""
     from pipeline_steps.core.atomic import write_bytes
     from pipeline_steps.core.config import load_params
-    from pipeline_steps.ingest import forgotten
-    from pipeline_steps.tracking.items import pool_root
+    from pipeline_steps.ingest import takedowns
+    from pipeline_steps.tracking.registry.item_trace import pool_root
 
     root = pool_root(layout)
-    listing = root / forgotten.NAME
-    text = forgotten.read(root) or ""
+    listing = root / takedowns.NAME
+    text = takedowns.load_takedowns(root) or ""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    write_bytes(listing, forgotten.added(text, [(item.item_id, item.kind, now, reason)]).encode("utf-8"))
+    write_bytes(listing, takedowns.append_rows(text, [(item.item_id, item.kind, now, reason)]).encode("utf-8"))
     names = {*item.sources, *(path.relative_to(root).as_posix() for path in plan.files)}
     for path in plan.files:
         path.unlink(missing_ok=True)
     column = str(load_params(layout.params)["ingest"].get("columns", {}).get("file", "file"))
     for path in plan.tables:
-        write_bytes(path, without_rows(read_exactly(path), column, names)[0].encode("utf-8"))
+        write_bytes(path, drop_csv_rows(read_text_verbatim(path), column, names)[0].encode("utf-8"))
     for path in plan.memo:
         rewrite_part(path, path.relative_to(layout.memo).parts[0], item.item_id)
     if plan.shard:
@@ -343,10 +343,10 @@ def rewrite_part(path: Path, stage: str, item_id: str) -> None:
     import pyarrow.parquet as pq
 
     from pipeline_steps.core.atomic import write_bytes
-    from pipeline_steps.core.identity import sha256_bytes
+    from pipeline_steps.core.hashing import sha256_bytes
 
     table = pq.ParquetFile(path).read()
-    kept = table.filter([not holds(stage, str(key), item_id) for key in table["key"].to_pylist()])
+    kept = table.filter([not may_derive_from(stage, str(key), item_id) for key in table["key"].to_pylist()])
     if kept.num_rows:
         buffer = io.BytesIO()
         pq.write_table(kept, buffer, compression="zstd")
@@ -354,14 +354,14 @@ def rewrite_part(path: Path, stage: str, item_id: str) -> None:
     path.unlink(missing_ok=True)
 
 
-def rewrite_shard(layout: Layout, shard: str, item_id: str) -> None:
+def rewrite_shard(layout: ProjectPaths, shard: str, item_id: str) -> None:
     """The shard and the index without the item. The index goes first: without it no reader takes the shards for complete."""
-    from pipeline_steps.core.contracts import SHARD_INDEX
-    from pipeline_steps.core.media import INDEX, MediaReader, write_index, write_shards
+    from pipeline_steps.core.media_shards import INDEX, MediaShardReader, write_index, write_shards
+    from pipeline_steps.core.schemas import SHARD_INDEX
     from pipeline_steps.core.tables import read_table
 
     folder = layout.media
-    reader = MediaReader(folder)
+    reader = MediaShardReader(folder)
     rows = [row for row in read_table(folder / INDEX, SHARD_INDEX).to_pylist() if row["item_id"] != item_id]
     mine = [row for row in rows if row["shard"] == shard]
     payloads = {str(row["item_id"]): reader.payload(str(row["item_id"])) for row in mine}

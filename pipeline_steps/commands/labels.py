@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline_steps.commands.console import JsonFlag, answer, guarded
+from pipeline_steps.commands.console import JsonFlag, handle_errors, print_result
 from pipeline_steps.core.errors import ConfigError
 
 COLUMNS = ("kind", "file", "label", "split", "pair")
 
 
-@guarded
+@handle_errors
 def labels(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with data sets in a known layout.")],
     out: Annotated[Path, typer.Option(help="CSV to write; outside DIR, or ingest's out would depend on it.")],
@@ -27,14 +27,14 @@ def labels(
 ) -> None:
     """Write kind, file, label, split and pair of every item of DIR whose layout says them."""
     from pipeline_steps.core.atomic import write_bytes
-    from pipeline_steps.ingest.config import Config
-    from pipeline_steps.ingest.gather import ground_truth
+    from pipeline_steps.ingest.config import IngestConfig
+    from pipeline_steps.ingest.sources.resolve import ground_truth
 
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder", "name the folder that ingest.root names")
     if out.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"{out} lies inside {folder}", "write the table elsewhere: labels must not reach ingest")
-    rows = ground_truth(Config(metadata=None, pool=None, holdout=None), folder)
+    rows = ground_truth(IngestConfig(metadata=None, pool=None, holdout=None), folder)
     if not rows:
         raise ConfigError(f"{folder} holds no data set of a known layout with labels", "see docs/data-contracts.md, layouts")
     table = [{**row, "split": "gold" if gold and row["split"] == gold else row["split"]} for row in rows]
@@ -46,4 +46,4 @@ def labels(
     pairs = {row["pair"] for row in table if row["pair"] and row["split"] == "gold"}
     value: dict[str, Any] = {"rows": len(table), "labels": len({row["label"] for row in table}), "gold_pairs": len(pairs)}
     lines = [f"{out}: {value['rows']} rows, {value['labels']} labels, {value['gold_pairs']} gold pairs"]
-    answer(value, [*lines, f"set evaluate.gold: {out}"], as_json)
+    print_result(value, [*lines, f"set evaluate.gold: {out}"], as_json)

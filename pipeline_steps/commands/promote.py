@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of
+from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result
 from pipeline_steps.core.errors import ConfigError, IntegrityError
 
 if TYPE_CHECKING:
-    from pipeline_steps.tracking.promotion import Proposal
+    from pipeline_steps.tracking.registry.promotion import PromotionProposal
 
 Actor = Annotated[str | None, typer.Option(help="Who decides; default: this user on this machine.")]
 Reason = Annotated[str | None, typer.Option(help="Why; is written into the ledger.")]
 
 
-@guarded
+@handle_errors
 def promote(
     context: typer.Context,
     challenger: Annotated[str, typer.Argument(metavar="[VERSION]", help="Version, alias or run.")] = "challenger",
@@ -34,7 +34,7 @@ def promote(
     as_json: JsonFlag = False,
 ) -> None:
     """Make the challenger champion, if the gate lets it: same test items, paired intervals, infra/gate.yaml."""
-    from pipeline_steps.tracking import promotion
+    from pipeline_steps.tracking.registry import promotion
 
     layout = layout_of(context)
     if sum((auto, dry_run, reject, history, override)) > 1:
@@ -43,27 +43,27 @@ def promote(
         raise ConfigError("a decision against the gate, or against a challenger, needs its reason", "add --reason TEXT")
     if history:
         lines = promotion.history(layout)
-        answer(
+        print_result(
             {"decisions": [{name: getattr(line, name) for name in line.__slots__ if name != "token"} for line in lines]},
             [line.text() for line in lines] or ["nothing was decided yet"],
             as_json,
         )
         return
     if not dry_run:
-        promotion.settle(layout)
+        promotion.sync_champion_alias(layout)
     proposal = promotion.propose(layout, challenger)
     shown = _shown(proposal)
     who = actor or f"{getpass.getuser()}@{socket.gethostname()}"
     undecided = _as_dict(proposal)
     if dry_run or (auto and proposal.gate.comparable and not proposal.gate.passed):
-        answer({**undecided, "record": None}, [*shown, "the champion stays as it was"], as_json)
+        print_result({**undecided, "record": None}, [*shown, "the champion stays as it was"], as_json)
         return
     if not as_json:
         for line in shown:
             print(line)
     if reject:
         promotion.reject(proposal, actor=who, reason=reason or "")
-        answer({**undecided, "record": None}, [f"version {proposal.challenger.version} is rejected"], as_json)
+        print_result({**undecided, "record": None}, [f"version {proposal.challenger.version} is rejected"], as_json)
         return
     if not proposal.gate.comparable:
         raise IntegrityError(
@@ -75,10 +75,10 @@ def promote(
     why = reason or ("the gate is passed" if auto else "gate passed, confirmed on the command line")
     record = promotion.promote(proposal, actor=who, reason=why, override=override)
     text = f"version {record.version} is champion (line {record.line} of the ledger; before: {record.former or 'none'})"
-    answer({**undecided, "record": asdict(record)}, [text], as_json)
+    print_result({**undecided, "record": asdict(record)}, [text], as_json)
 
 
-@guarded
+@handle_errors
 def rollback(
     context: typer.Context,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -87,19 +87,19 @@ def rollback(
     as_json: JsonFlag = False,
 ) -> None:
     """Make the newest former champion that MLflow still holds champion again."""
-    from pipeline_steps.tracking import promotion
+    from pipeline_steps.tracking.registry import promotion
 
     layout = layout_of(context)
     if not (yes or as_json):
-        champion, former = promotion.way_back(layout)
+        champion, former = promotion.rollback_target(layout)
         typer.confirm(f"champion {champion} -> {former}?", abort=True)
     who = actor or f"{getpass.getuser()}@{socket.gethostname()}"
     record = promotion.rollback(layout=layout, actor=who, reason=reason or "rolled back on the command line")
     text = f"version {record.version} is champion again (line {record.line} of the ledger; before: {record.former})"
-    answer({"record": asdict(record)}, [text], as_json)
+    print_result({"record": asdict(record)}, [text], as_json)
 
 
-def _shown(proposal: Proposal) -> list[str]:
+def _shown(proposal: PromotionProposal) -> list[str]:
     champion = proposal.champion
     lines = [
         f"champion    {f'version {champion.version}  {champion.md5}' if champion else 'none'}",
@@ -109,7 +109,7 @@ def _shown(proposal: Proposal) -> list[str]:
     return [*lines, *(f"  {reason}" for reason in proposal.gate.reasons)]
 
 
-def _as_dict(proposal: Proposal) -> dict[str, Any]:
+def _as_dict(proposal: PromotionProposal) -> dict[str, Any]:
     return {
         "champion": proposal.champion.version if proposal.champion else None,
         "challenger": proposal.challenger.version,

@@ -7,20 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of, table
+from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result, table
 from pipeline_steps.core.errors import ConfigError
-from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.project_paths import ProjectPaths
 
 app = typer.Typer(help="Items that a stage left out, with reason codes.", no_args_is_help=True)
 
 
-def rows_of(layout: Layout) -> list[dict[str, Any]]:
+def rows_of(layout: ProjectPaths) -> list[dict[str, Any]]:
     """Every row of the quarantine tables of ingest, caption and embed.
 
     Raises:
         DataError: ingest has not run, or a table is broken.
     """
-    from pipeline_steps.core.contracts import QUARANTINE
+    from pipeline_steps.core.schemas import QUARANTINE
     from pipeline_steps.core.tables import read_table
 
     first, *later = (folder / "quarantine.parquet" for folder in (layout.catalog, layout.captions, layout.embeddings))
@@ -29,7 +29,7 @@ def rows_of(layout: Layout) -> list[dict[str, Any]]:
 
 
 @app.command("list")
-@guarded
+@handle_errors
 def list_items(
     context: typer.Context,
     code: Annotated[str | None, typer.Option(help="Only this reason code, e.g. IMG_TRUNCATED.")] = None,
@@ -41,11 +41,11 @@ def list_items(
     lines = [f"{len(rows)} items", *table([number, name] for name, number in counts.most_common())]
     if rows:
         lines += ["", *table([row["item_id"][:12], row["code"], row["kind"], row["path"], row["reason"]] for row in rows)]
-    answer({"count": len(rows), "codes": dict(counts.most_common()), "items": rows}, lines, as_json)
+    print_result({"count": len(rows), "codes": dict(counts.most_common()), "items": rows}, lines, as_json)
 
 
 @app.command("show")
-@guarded
+@handle_errors
 def show(
     context: typer.Context,
     item: Annotated[str, typer.Argument(metavar="ID", help="Item id (or its beginning), or the path in the pool.")],
@@ -62,4 +62,4 @@ def show(
     lines: list[str] = []
     for row in rows:
         lines += [*table([key, value] for key, value in row.items()), ""]
-    answer({"items": rows}, lines, as_json)
+    print_result({"items": rows}, lines, as_json)

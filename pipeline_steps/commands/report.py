@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of, table
+from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result, table
 from pipeline_steps.core.errors import DataError
 
 
-@guarded
+@handle_errors
 def report(
     context: typer.Context,
     open_it: Annotated[bool, typer.Option("--open", help="Also open it in the browser.")] = False,
@@ -29,7 +29,7 @@ def report(
     except ValueError as error:
         raise DataError(f"{numbers} is not JSON: {error}", "dvc repro --force evaluate") from error
     lines = headline(evaluation)
-    answer({"report": str(page.resolve()), "evaluation": evaluation}, [*lines, f"report: {page.resolve()}"], as_json)
+    print_result({"report": str(page.resolve()), "evaluation": evaluation}, [*lines, f"report: {page.resolve()}"], as_json)
     if open_it:
         webbrowser.open(page.resolve().as_uri())
 

@@ -11,16 +11,16 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline_steps.commands.console import answer, guarded, layout_of
+from pipeline_steps.commands.console import handle_errors, layout_of, print_result
 from pipeline_steps.core.errors import ConfigError, LockedError, StageError
-from pipeline_steps.core.identity import sha256_file
-from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.hashing import sha256_file
+from pipeline_steps.core.project_paths import ProjectPaths
 
 ERROR_FILE = "error.json"
 STDERR = 2
 
 
-def apply_preset(layout: Layout, name: str) -> list[str]:
+def apply_preset(layout: ProjectPaths, name: str) -> list[str]:
     """Make `presets/NAME.yaml` the parameters; returns the diff. The old file is kept below `.runs/params/`.
 
     Raises:
@@ -47,7 +47,7 @@ def apply_preset(layout: Layout, name: str) -> list[str]:
     return changes
 
 
-def reproduce(layout: Layout, stages: list[str], force: bool, quiet: bool) -> None:
+def reproduce(layout: ProjectPaths, stages: list[str], force: bool, quiet: bool) -> None:
     """Run `dvc repro` with its output on the terminal.
 
     Raises:
@@ -62,10 +62,10 @@ def reproduce(layout: Layout, stages: list[str], force: bool, quiet: bool) -> No
         raise typer.Exit(130) from None
     if done.returncode == 0:
         return
-    raise failure(layout, done.returncode)
+    raise load_stage_error(layout, done.returncode)
 
 
-def failure(layout: Layout, dvc_code: int) -> StageError:
+def load_stage_error(layout: ProjectPaths, dvc_code: int) -> StageError:
     """What stopped `dvc repro`, which itself answers 255 for everything."""
     try:
         told = json.loads((layout.root / ERROR_FILE).read_text(encoding="utf-8"))
@@ -85,7 +85,7 @@ def failure(layout: Layout, dvc_code: int) -> StageError:
     return error
 
 
-def summary(layout: Layout) -> dict[str, Any]:
+def summary(layout: ProjectPaths) -> dict[str, Any]:
     """The balance of every stage that has a report."""
     from pipeline_steps.__main__ import STAGES
 
@@ -101,7 +101,7 @@ def summary(layout: Layout) -> dict[str, Any]:
     return found
 
 
-@guarded
+@handle_errors
 def run(
     context: typer.Context,
     stages: Annotated[
@@ -131,4 +131,4 @@ def run(
     done = summary(layout)
     page = layout.reports / "index.html"
     lines = [f"report: {page}"] if isinstance(page, Path) and page.is_file() else []
-    answer({"params_diff": changes, "stages": done, "report": str(page) if page.is_file() else None}, lines, as_json)
+    print_result({"params_diff": changes, "stages": done, "report": str(page) if page.is_file() else None}, lines, as_json)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import typer
 
-from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of
+from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result
 from pipeline_steps.core.errors import ServiceError
 
 
-@guarded
+@handle_errors
 def sync(context: typer.Context, as_json: JsonFlag = False) -> None:
     """Send tracked runs that could not be sent when their stage ended; nothing is sent twice."""
+    from pipeline_steps.tracking.client.offline_queue import all_spools
+    from pipeline_steps.tracking.client.uploader import sync as carry
     from pipeline_steps.tracking.settings import read_settings, redact
-    from pipeline_steps.tracking.spool import all_spools
-    from pipeline_steps.tracking.uploader import sync as carry
 
     layout = layout_of(context)
     before = {spool.key: spool.unsent() for spool in all_spools(layout)}
@@ -29,4 +29,4 @@ def sync(context: typer.Context, as_json: JsonFlag = False) -> None:
             transient=True,
             details={"sent": sent, "left": left, "problems": problems},
         )
-    answer({"sent": sent, "left": 0, "store": where}, [f"{sent} entries sent to {where}; nothing is left"], as_json)
+    print_result({"sent": sent, "left": 0, "store": where}, [f"{sent} entries sent to {where}; nothing is left"], as_json)

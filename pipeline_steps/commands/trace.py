@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline_steps.commands.console import JsonFlag, answer, guarded, layout_of, table
+from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result, table
 from pipeline_steps.core.errors import ConfigError, DataError, StageError
-from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.project_paths import ProjectPaths
 
 if TYPE_CHECKING:
-    from pipeline_steps.tracking.items import ItemTrace
-    from pipeline_steps.tracking.provenance import Lock, Step
-    from pipeline_steps.tracking.versions import ModelVersionInfo, Registry
+    from pipeline_steps.tracking.lineage.lock_history import LockSnapshot, StageProvenance
+    from pipeline_steps.tracking.registry.item_trace import ItemTrace
+    from pipeline_steps.tracking.registry.model_registry import ModelRegistry, ModelVersionInfo
 
 
-@guarded
+@handle_errors
 def trace(
     context: typer.Context,
     what: Annotated[
@@ -32,14 +32,14 @@ def trace(
     as_json: JsonFlag = False,
 ) -> None:
     """Say what a model was made of, or in which pairs, splits and models an item occurs."""
-    from pipeline_steps.tracking.items import find_items, trace_item
-    from pipeline_steps.tracking.versions import Registry
+    from pipeline_steps.tracking.registry.item_trace import find_items, trace_item
+    from pipeline_steps.tracking.registry.model_registry import ModelRegistry
 
     layout = layout_of(context)
     if everything:
-        versions = Registry(layout).versions()
+        versions = ModelRegistry(layout).versions()
         rows = [[info.version, info.md5, ", ".join(info.aliases), info.commit[:12]] for info in versions]
-        answer(
+        print_result(
             {
                 "versions": [
                     {"version": i.version, "md5": i.md5, "aliases": list(i.aliases), "commit": i.commit} for i in versions
@@ -54,10 +54,10 @@ def trace(
     items = [] if _is_version(what) or checkout else find_items(layout, what)
     if items:
         found = trace_item(layout, items[0])
-        answer(found.as_dict(), item_lines(found), as_json)
+        print_result(found.as_dict(), item_lines(found), as_json)
         return
     try:
-        registry = Registry(layout)
+        registry = ModelRegistry(layout)
         info = registry.resolve(what)
     except StageError as error:
         if _is_version(what) or checkout:
@@ -66,11 +66,11 @@ def trace(
             f"{what!r} is no item of any catalog here; as a model: {error.reason}", "sonify trace --list"
         ) from error
     value, lines = model_trace(layout, registry, info, checkout)
-    answer(value, lines, as_json)
+    print_result(value, lines, as_json)
 
 
 def model_trace(
-    layout: Layout, registry: Registry, info: ModelVersionInfo, checkout: Path | None
+    layout: ProjectPaths, registry: ModelRegistry, info: ModelVersionInfo, checkout: Path | None
 ) -> tuple[dict[str, Any], list[str]]:
     """The chain of a model version as JSON and as lines; with `checkout`, its files too.
 
@@ -78,11 +78,11 @@ def model_trace(
         DataError: no `dvc.lock` in this repository holds the model.
         IntegrityError: files brought back have other bytes.
     """
-    from pipeline_steps.tracking.provenance import chain, check_out, find_lock
+    from pipeline_steps.tracking.lineage.lock_history import checkout_snapshot, find_lock, stage_lineage
 
     path = info.tags.get("dvc.path") or layout.model.relative_to(layout.root).as_posix()
     lock = find_lock(layout, path, info.md5, info.commit)
-    steps = chain(lock.content, path)
+    steps = stage_lineage(lock.content, path)
     differing = disagreements(registry, info, steps)
     evaluations = [str(run.info.run_id) for run in registry.evaluations(info)]
     value: dict[str, Any] = {
@@ -99,29 +99,29 @@ def model_trace(
     }
     lines = model_lines(info, lock, steps, evaluations, differing)
     if checkout is not None:
-        found = check_out(layout, lock, checkout)
+        found = checkout_snapshot(layout, lock, checkout)
         value["checkout"] = {"folder": str(checkout), "outs": found}
         lines.append(f"{len(found)} outs and raw inputs in {checkout}, every md5 as in dvc.lock")
     return value, lines
 
 
-def disagreements(registry: Registry, info: ModelVersionInfo, steps: list[Step]) -> list[str]:
+def disagreements(registry: ModelRegistry, info: ModelVersionInfo, steps: list[StageProvenance]) -> list[str]:
     """Data sets that the training run logged with another md5 than the lock has: it ran outside `dvc repro`."""
-    from pipeline_steps.tracking.uploader import RejectedError
-    from pipeline_steps.tracking.versions import data_sets
+    from pipeline_steps.tracking.errors import EntryRejectedError
+    from pipeline_steps.tracking.registry.model_registry import run_datasets
 
     if not info.run_id:
         return []
     try:
-        logged = data_sets(registry.call(lambda: registry.client.get_run(info.run_id)))
-    except (RejectedError, DataError):
+        logged = run_datasets(registry.call(lambda: registry.client.get_run(info.run_id)))
+    except (EntryRejectedError, DataError):
         return []
     locked = {path: md5 for step in steps for path, md5 in {**step.reads, **step.writes}.items()}
     return [f"{name}: MLflow {md5}, dvc.lock {locked[name]}" for name, md5 in logged.items() if locked.get(name, md5) != md5]
 
 
 def model_lines(
-    info: ModelVersionInfo, lock: Lock, steps: list[Step], evaluations: list[str], differing: list[str]
+    info: ModelVersionInfo, lock: LockSnapshot, steps: list[StageProvenance], evaluations: list[str], differing: list[str]
 ) -> list[str]:
     """The chain for a terminal: raw data first, evaluation last."""
     rows = [["stage", "", "path", "DVC md5"]]

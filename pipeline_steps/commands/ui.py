@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline_steps.commands.console import answer, guarded, layout_of
+from pipeline_steps.commands.console import handle_errors, layout_of, print_result
 from pipeline_steps.core.errors import ConfigError
 
 
@@ -24,7 +24,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-@guarded
+@handle_errors
 def ui(
     context: typer.Context,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on the loopback address.")] = 5000,
@@ -43,12 +43,12 @@ def ui(
     settings = read_settings(layout)
     if settings.is_server:
         address = redact(settings.uri)
-        answer({"address": address}, [f"MLFLOW_TRACKING_URI is a server with its own UI: {address}"], as_json)
+        print_result({"address": address}, [f"MLFLOW_TRACKING_URI is a server with its own UI: {address}"], as_json)
         return
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", settings.uri, "--host", host, "--port", str(port)]
     command += ["--workers", "1", *(["--default-artifact-root", settings.artifacts] if settings.artifacts else [])]
     shown = [redact(part) for part in command]
-    answer(
+    print_result(
         {"address": f"http://{host}:{port}", "command": shown}, [f"MLflow UI: http://{host}:{port}  (Ctrl+C ends it)"], as_json
     )
     if as_json:

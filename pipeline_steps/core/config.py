@@ -3,25 +3,97 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from pipeline_steps.core.errors import ConfigError
+from pipeline_steps.core.registry import Registry
 
 MAX_BYTES = 1_000_000
 SECRET_WORDS = ("token", "password", "secret", "api_key", "apikey")
 
 
 class StageConfig(BaseModel):
-    """Base of every stage's section: frozen, strict about unknown keys."""
+    """Base of every stage's section and of every group in it: frozen, strict about unknown keys.
+
+    Attributes:
+        registries: fields whose value names an implementation (or a list of names), with the registry that holds them. The
+            configuration of an implementation is the group of the section that has its name; its model is the
+            implementation's class attribute `config_class`. An implementation without that attribute has no group.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    registries: ClassVar[Mapping[str, Registry[Any]]] = {}
+
+    @classmethod
+    def from_params(cls, section: Mapping[str, Any]) -> Self:
+        """Validate a section, with the groups of the implementations that it selects or configures.
+
+        Raises:
+            pydantic.ValidationError: a key is unknown or a value is not valid.
+            ConfigError: an implementation does not exist.
+        """
+        return cls.with_groups(section).model_validate(section)
+
+    @classmethod
+    def with_groups(cls, section: Mapping[str, Any]) -> type[Self]:
+        """This model with one field per implementation that the section selects or configures.
+
+        Raises:
+            ConfigError: a selected implementation does not exist.
+        """
+        groups: dict[str, Any] = {}
+        for field, registry in cls.registries.items():
+            chosen = section.get(field, cls.model_fields[field].get_default(call_default_factory=True))
+            selected = [chosen] if isinstance(chosen, str) else chosen if isinstance(chosen, list | tuple) else []
+            present = [key for key in section if isinstance(key, str) and key not in cls.model_fields and key in registry]
+            for name in dict.fromkeys([*selected, *present]):
+                if not isinstance(name, str) or name in RESERVED_NAMES:
+                    continue
+                model = getattr(registry.get(name), "config_class", None)
+                if model is not None:
+                    groups[name] = (model, Field(default_factory=model))
+        if not groups:
+            return cls
+        model = create_model(cls.__name__, __base__=cls, __module__=cls.__module__, **groups)
+        model.__made_by_with_groups__ = True
+        return model
+
+    def implementation_config(self, name: str) -> Any:
+        """Configuration of the implementation `name`; None if it has none."""
+        return getattr(self, name, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A model made by `with_groups` has no importable name: pickle stores its base and its values.
+        kind = type(self)
+        base = kind.__base__ if "__made_by_with_groups__" in vars(kind) else kind
+        return _restore, (base, self.model_dump())
+
+
+def _restore(model: type[StageConfig], values: dict[str, Any]) -> StageConfig:
+    return model.from_params(values)
+
+
+RESERVED_NAMES = ("auto",)
+"""Values of a field with a registry that name no implementation."""
 
 Section = TypeVar("Section", bound=StageConfig)
+
+
+def config_class(stage: str) -> type[StageConfig]:
+    """Configuration model of a stage: `<Stage>Config` of the stage's module `config`.
+
+    Raises:
+        ModuleNotFoundError: there is no such stage.
+    """
+    module = importlib.import_module(f"pipeline_steps.{stage}.config")
+    model: type[StageConfig] = getattr(module, f"{stage.capitalize()}Config")
+    return model
 
 
 def load_params(path: Path) -> dict[str, Any]:
@@ -70,7 +142,10 @@ def parse_section(model: type[Section], name: str, params: Mapping[str, Any]) ->
     if name not in params:
         raise ConfigError(f"params.yaml has no section {name!r}", "take it from presets/embedded.yaml")
     try:
-        return model.model_validate(params[name])
+        section = params[name]
+        if isinstance(section, Mapping):
+            model = model.with_groups(section)
+        return model.model_validate(section)
     except ValidationError as error:
         problems = [_explain(model, name, dict(problem)) for problem in error.errors()]
         raise ConfigError("; ".join(problems), "correct params.yaml") from error

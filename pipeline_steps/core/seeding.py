@@ -7,7 +7,7 @@ import random
 import numpy as np
 
 
-def generator(seed: int, *scope: str) -> np.random.Generator:
+def seeded_rng(seed: int, *scope: str) -> np.random.Generator:
     """A numpy generator for a named purpose: same seed and scope, same numbers, whatever else drew before."""
     return np.random.default_rng([seed, *(int.from_bytes(name.encode(), "little") % 2**63 for name in scope)])
 

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline_steps.core.atomic import atomic_path
-from pipeline_steps.core.contracts import Contract
 from pipeline_steps.core.errors import DataError
+from pipeline_steps.core.schemas import TableSchema
 
 ROW_GROUP = 64 * 1024
 
@@ -20,7 +20,7 @@ ORDERED_ROWS = 500_000
 """Rows from which a table is first tested for being sorted already: sorting millions of strings takes a minute."""
 
 
-def to_table(contract: Contract, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+def to_table(contract: TableSchema, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Rows (dicts) as a table of the contract's schema, sorted by its key.
 
     Raises:
@@ -30,10 +30,10 @@ def to_table(contract: Contract, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
         table = pa.Table.from_pylist(list(rows), schema=contract.schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
         raise DataError(f"rows do not fit table {contract.name}: {error}") from error
-    return check(contract, table, f"new {contract.name}")
+    return validate_table(contract, table, f"new {contract.name}")
 
 
-def check(contract: Contract, table: pa.Table, where: str) -> pa.Table:
+def validate_table(contract: TableSchema, table: pa.Table, where: str) -> pa.Table:
     """Return `table` with the contract's columns, sorted by key, or raise DataError naming the column."""
     missing = [name for name in contract.schema.names if name not in table.column_names]
     if missing:
@@ -45,7 +45,7 @@ def check(contract: Contract, table: pa.Table, where: str) -> pa.Table:
         if not field.nullable and column.null_count:
             raise DataError(f"{where}: column {field.name!r} has {column.null_count} empty values")
     table = table.select(contract.schema.names).cast(contract.schema)
-    if table.num_rows >= ORDERED_ROWS and _rising(table, contract.key):
+    if table.num_rows >= ORDERED_ROWS and _is_strictly_sorted(table, contract.key):
         return table.combine_chunks()
     table = table.sort_by([(name, "ascending") for name in contract.key])
     if contract.unique and table.num_rows > 1:
@@ -55,7 +55,7 @@ def check(contract: Contract, table: pa.Table, where: str) -> pa.Table:
     return table
 
 
-def _rising(table: pa.Table, key: tuple[str, ...]) -> bool:
+def _is_strictly_sorted(table: pa.Table, key: tuple[str, ...]) -> bool:
     """Is every row's key larger than the one before, and so unique?"""
     larger: Any = None
     for name in reversed(key):
@@ -65,15 +65,15 @@ def _rising(table: pa.Table, key: tuple[str, ...]) -> bool:
     return bool(pc.all(larger).as_py())
 
 
-def write_table(path: Path, contract: Contract, rows: Iterable[Mapping[str, Any]] | pa.Table) -> pa.Table:
+def write_table(path: Path, contract: TableSchema, rows: Iterable[Mapping[str, Any]] | pa.Table) -> pa.Table:
     """Check, sort and write atomically; returns what was written."""
-    table = check(contract, rows, str(path)) if isinstance(rows, pa.Table) else to_table(contract, rows)
+    table = validate_table(contract, rows, str(path)) if isinstance(rows, pa.Table) else to_table(contract, rows)
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP, write_statistics=True)
     return table
 
 
-def read_table(path: Path, contract: Contract) -> pa.Table:
+def read_table(path: Path, contract: TableSchema) -> pa.Table:
     """Read a table and check it against its contract.
 
     Raises:
@@ -85,4 +85,4 @@ def read_table(path: Path, contract: Contract) -> pa.Table:
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}", "dvc repro --force its stage") from error
-    return check(contract, table, str(path))
+    return validate_table(contract, table, str(path))

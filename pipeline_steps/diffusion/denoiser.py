@@ -9,10 +9,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from pipeline_steps.diffusion.composer import Composer
-from pipeline_steps.diffusion.conditioning import AudioConditioner, SoundTokens
-from pipeline_steps.diffusion.flow import guide
-from pipeline_steps.diffusion.prior import MIN_TIME, GaussianPrior
+from pipeline_steps.diffusion.audio_conditioner import AudioConditioner, ConditionerInput
+from pipeline_steps.diffusion.gaussian_prior import MIN_TIME, GaussianDenoiser
+from pipeline_steps.diffusion.mlp_denoiser import MLPDenoiser
+from pipeline_steps.diffusion.rectified_flow import classifier_free_guidance
 
 Prediction = Literal["residual", "velocity"]
 """What is learned: the rest after the Gaussian guess, by composer and U-Net; or the velocity, by the U-Net alone."""
@@ -21,7 +21,7 @@ TIMESTEPS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class AudioConditioning:
     """What N sounds say: conditioner tokens [N, L, D] for the U-Net and a vector [N, E] for the composer."""
 
     hidden: torch.Tensor
@@ -68,8 +68,8 @@ class Denoiser(nn.Module):
         self,
         unet: UNet2DConditionModel,
         conditioner: AudioConditioner,
-        composer: Composer,
-        prior: GaussianPrior,
+        composer: MLPDenoiser,
+        prior: GaussianDenoiser,
         prediction: Prediction,
     ) -> None:
         super().__init__()
@@ -80,13 +80,13 @@ class Denoiser(nn.Module):
         self.prediction = prediction
         self.refining = True
 
-    def listen(self, tokens: SoundTokens, heard: torch.Tensor) -> Condition:
+    def listen(self, tokens: ConditionerInput, heard: torch.Tensor) -> AudioConditioning:
         """What the sounds say; where `heard` [N] is false, what is said without one."""
         attended = self.refining or self.prediction == "velocity"
         hidden = self.conditioner(tokens, heard) if attended else tokens.frames
-        return Condition(hidden, self.composer.hear(tokens.summary, heard))
+        return AudioConditioning(hidden, self.composer.encode_audio(tokens.summary, heard))
 
-    def velocity(self, noisy: torch.Tensor, times: torch.Tensor, condition: Condition) -> torch.Tensor:
+    def velocity(self, noisy: torch.Tensor, times: torch.Tensor, condition: AudioConditioning) -> torch.Tensor:
         """Velocity [N, C, h, w] at noisy latents [N, C, h, w] and times [N].
 
         The clean latents are estimated as guess + scale * (composer + U-Net); the velocity is (noisy - estimate) / time.
@@ -111,12 +111,12 @@ class Denoiser(nn.Module):
         named: torch.Tensor = self.unet(seen, times * TIMESTEPS, hidden, class_labels=hidden[:, 0], return_dict=False)[0]
         return named
 
-    def forward(self, noisy: torch.Tensor, times: torch.Tensor, tokens: SoundTokens, heard: torch.Tensor) -> torch.Tensor:
+    def forward(self, noisy: torch.Tensor, times: torch.Tensor, tokens: ConditionerInput, heard: torch.Tensor) -> torch.Tensor:
         """Velocity; where `heard` [N] is false the sound is withheld."""
         return self.velocity(noisy, times, self.listen(tokens, heard))
 
     def guided_velocity(
-        self, noisy: torch.Tensor, time: float, given: Condition, withheld: Condition, guidance_scale: float
+        self, noisy: torch.Tensor, time: float, given: AudioConditioning, withheld: AudioConditioning, guidance_scale: float
     ) -> torch.Tensor:
         """Classifier-free guided velocity at one time, from the conditions with and without the sound."""
         times = torch.full((len(noisy),), time, device=noisy.device)
@@ -124,6 +124,6 @@ class Denoiser(nn.Module):
             return self.velocity(noisy, times, given)
         if guidance_scale == 0.0:
             return self.velocity(noisy, times, withheld)
-        both = Condition(torch.cat([given.hidden, withheld.hidden]), torch.cat([given.sound, withheld.sound]))
+        both = AudioConditioning(torch.cat([given.hidden, withheld.hidden]), torch.cat([given.sound, withheld.sound]))
         conditional, unconditional = self.velocity(torch.cat([noisy, noisy]), torch.cat([times, times]), both).chunk(2)
-        return guide(conditional, unconditional, guidance_scale)
+        return classifier_free_guidance(conditional, unconditional, guidance_scale)

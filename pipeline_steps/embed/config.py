@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline_steps.core.config import StageConfig
-from pipeline_steps.core.engine import Engine, Ray
+from pipeline_steps.core.executors.base import Engine, RayConfig
 
 
-class Clap(StageConfig):
+class ClapEncoderConfig(StageConfig):
     """Encoder `clap`: a ClapModel checkpoint of transformers."""
 
     model: str = Field(default="", max_length=500, description="hub id or local folder")
@@ -25,7 +25,7 @@ class Clap(StageConfig):
     )
 
 
-class Laion(StageConfig):
+class LaionClapEncoderConfig(StageConfig):
     """Encoder `laion`: an original checkpoint, run by the laion-clap package in its own environment."""
 
     checkpoint: str = Field(default="", max_length=500, description="laion-clap's .pt file")
@@ -34,14 +34,14 @@ class Laion(StageConfig):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
-class Config(StageConfig):
+class EmbedConfig(StageConfig):
     """Which text-audio space, and how sounds are cut into windows."""
 
     encoder: Literal["bridge", "clap", "laion"] = Field(
         "bridge", description="`bridge`: YAMNet tags x MiniLM; `clap`: a ClapModel; `laion`: laion-clap's own checkpoints"
     )
-    clap: Clap = Clap()
-    laion: Laion = Laion()
+    clap: ClapEncoderConfig = ClapEncoderConfig()
+    laion: LaionClapEncoderConfig = LaionClapEncoderConfig()
     recipe: Literal["tags", "plain"] = Field("tags", description="`plain` is the baseline, kept for comparison")
     temperature: float = Field(0.06, ge=0.005, le=1, description="of the softmax over tag similarities of a text")
     phrase_weight: float = Field(0.5, ge=0, le=1, description="weight of a tag's hand-written phrases against its name")
@@ -50,10 +50,10 @@ class Config(StageConfig):
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="the stage fails above this share of quarantined items")
     memo: str = Field("", max_length=1000, description="folder or fsspec URL of the memo; empty: .cache/items")
     engine: Engine = Field("local", description="`local`: this process; `ray`: actors of a Ray cluster")
-    ray: Ray = Ray()
+    ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")
-    def _model(self) -> Config:
+    def _model(self) -> EmbedConfig:
         if self.encoder == "clap" and not self.clap.model:
             raise ValueError("encoder clap needs clap.model, a hub id or a folder")
         if self.encoder == "laion" and not (self.laion.checkpoint and self.laion.text):

@@ -12,7 +12,7 @@ PictureJudgeName = Literal["ssd_mobilenet_v2", "augnet", "efficientnet_lite0", "
 Gain = Annotated[float, Field(ge=-60, le=24)]
 
 
-class Checkpoint(StageConfig):
+class JudgeCheckpointConfig(StageConfig):
     """Weights of a judge that is not embedded."""
 
     model: str = Field(default="", max_length=500, description="hub id or local folder")
@@ -21,20 +21,24 @@ class Checkpoint(StageConfig):
     )
 
 
-class Checkpoints(StageConfig):
+class JudgeCheckpointsConfig(StageConfig):
     """Judges by hub id or folder; each needs its weights only if `picture_judges` names it."""
 
-    dinov2: Checkpoint = Field(default=Checkpoint(), description="a DINOv2 of transformers")
-    clip: Checkpoint = Field(default=Checkpoint(), description="a CLIP of transformers, or its image tower")
-    inception: Checkpoint = Field(default=Checkpoint(), description="the network of FID, with 1008 classes")
-    inception_v3: Checkpoint = Field(
-        default=Checkpoint(), description="the ImageNet network of torchvision and timm; not FID's"
+    dinov2: JudgeCheckpointConfig = Field(default=JudgeCheckpointConfig(), description="a DINOv2 of transformers")
+    clip: JudgeCheckpointConfig = Field(
+        default=JudgeCheckpointConfig(), description="a CLIP of transformers, or its image tower"
+    )
+    inception: JudgeCheckpointConfig = Field(
+        default=JudgeCheckpointConfig(), description="the network of FID, with 1008 classes"
+    )
+    inception_v3: JudgeCheckpointConfig = Field(
+        default=JudgeCheckpointConfig(), description="the ImageNet network of torchvision and timm; not FID's"
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bfloat16", "auto"] = Field(default="float32", description="auto: bfloat16 on GPU")
 
 
-class Config(StageConfig):
+class EvaluateConfig(StageConfig):
     """Section `evaluate` of `params.yaml`."""
 
     gold: str = Field(
@@ -51,7 +55,9 @@ class Config(StageConfig):
     picture_judges: Annotated[list[PictureJudgeName], Field(min_length=1, max_length=7)] = Field(
         default=["ssd_mobilenet_v2"], description="the first one gives the headline numbers"
     )
-    checkpoints: Checkpoints = Field(default=Checkpoints(), description="weights of the judges that are not embedded")
+    checkpoints: JudgeCheckpointsConfig = Field(
+        default=JudgeCheckpointsConfig(), description="weights of the judges that are not embedded"
+    )
     sound_judge: Literal["aisfx"] = Field("aisfx", description="sound side of the audio-image judge")
     allow_shared_family: bool = Field(
         False, description="flag a judge whose family captioned, retrieved or conditioned instead of refusing it"
@@ -74,7 +80,7 @@ class Config(StageConfig):
     seed: int = Field(0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
-    def _judges(self) -> Config:
+    def _judges(self) -> EvaluateConfig:
         if len(set(self.picture_judges)) < len(self.picture_judges):
             raise ValueError("picture_judges names a judge twice")
         for name in self.picture_judges:

@@ -6,21 +6,20 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline_steps.core.errors import DataError
-from pipeline_steps.core.identity import ID_LENGTH
-from pipeline_steps.ingest.codes import CODES
-from pipeline_steps.ingest.groups import group_ids
-from pipeline_steps.ingest.members import Member
-from pipeline_steps.ingest.sniff import wrong_extension
+from pipeline_steps.core.hashing import ID_LENGTH
+from pipeline_steps.ingest.duplicate_groups import assign_duplicate_groups
+from pipeline_steps.ingest.file_signatures import wrong_extension
+from pipeline_steps.ingest.reason_codes import CODES
 
 TOP = 5
 EXAMPLES = 20
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class CandidateFile:
     """One candidate that was opened and hashed, with what the metadata table says of it."""
 
     relative: str
@@ -34,7 +33,7 @@ class File:
     source: str | None = None
     group: str | None = None
     holdout: bool = False
-    member: Member | None = None  # where it lies in `relative`, if that is an archive or a table
+    member: ArchiveMember | None = None  # where it lies in `relative`, if that is an archive or a table
 
     @property
     def name(self) -> str:
@@ -47,7 +46,7 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RejectedFile:
     """One candidate that was not taken."""
 
     shown: str
@@ -79,9 +78,9 @@ class Refused:
         }
 
 
-def check_identity(files: Iterable[File]) -> None:
+def check_identity(files: Iterable[CandidateFile]) -> None:
     """Raise DataError when two contents would share an id (a collision of 128 bits of sha256)."""
-    seen: dict[str, File] = {}
+    seen: dict[str, CandidateFile] = {}
     for file in files:
         other = seen.setdefault(file.item, file)
         if other.sha256 != file.sha256:
@@ -91,9 +90,9 @@ def check_identity(files: Iterable[File]) -> None:
             )
 
 
-def by_item(files: Iterable[File]) -> dict[str, list[File]]:
+def group_by_content(files: Iterable[CandidateFile]) -> dict[str, list[CandidateFile]]:
     """Files by id, each list sorted by path."""
-    items: dict[str, list[File]] = {}
+    items: dict[str, list[CandidateFile]] = {}
     for file in sorted(files, key=lambda file: file.shown):
         items.setdefault(file.item, []).append(file)
     return items
@@ -104,14 +103,14 @@ def _joined(values: Iterable[str | None], separator: str) -> str | None:
     return separator.join(known) or None
 
 
-def _all_bind(licences: Iterable[str | None]) -> str | None:
+def _combine_licenses(licences: Iterable[str | None]) -> str | None:
     """SPDX expression under which every one of these licences binds; AND is stronger than OR, so a choice gets brackets."""
     known = {licence for licence in licences if licence}
     return _joined((f"({one})" if len(known) > 1 and re.search(r"\bOR\b", one) else one for one in known), " AND ")
 
 
 def catalog_rows(
-    kind: str, items: Mapping[str, Sequence[File]], results: Mapping[str, Mapping[str, Any]], distance: int
+    kind: str, items: Mapping[str, Sequence[CandidateFile]], results: Mapping[str, Mapping[str, Any]], distance: int
 ) -> list[dict[str, Any]]:
     """Rows of `images` or `audio` for the accepted items of a kind.
 
@@ -130,7 +129,7 @@ def catalog_rows(
         (index, file.group) for index, item in enumerate(ids) for file in items[item] if file.group is not None
     ]
     hashes = [results[item]["phash"] for item in ids] if kind == "image" else None
-    groups = group_ids(ids, keys, hashes, distance)
+    groups = assign_duplicate_groups(ids, keys, hashes, distance)
     rows: list[dict[str, Any]] = []
     for item, group in zip(ids, groups, strict=True):
         files = items[item]
@@ -146,7 +145,7 @@ def catalog_rows(
                 "sources": [file.shown for file in files],
                 "bytes": files[0].bytes,
                 "repaired": sorted(repaired),
-                "licence": _all_bind(file.licence for file in files),
+                "licence": _combine_licenses(file.licence for file in files),
                 "author": _joined((file.author for file in files), "; "),
                 "source": _joined((file.source for file in files), "; "),
                 "group_id": group,
@@ -157,13 +156,15 @@ def catalog_rows(
     return rows
 
 
-def top_codes(refused: Iterable[Refused]) -> str:
+def most_common_codes(refused: Iterable[RejectedFile]) -> str:
     """The most frequent codes with their counts, for one line."""
     counts = Counter(item.code for item in refused)
     return ", ".join(f"{code} {count}" for code, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:TOP])
 
 
-def check_pools(rows: Mapping[str, Sequence[Mapping[str, Any]]], n_in: int, refused: Sequence[Refused], most: float) -> None:
+def check_pools(
+    rows: Mapping[str, Sequence[Mapping[str, Any]]], n_in: int, refused: Sequence[RejectedFile], most: float
+) -> None:
     """Raise DataError when a pool is empty or too much of the input is bad.
 
     Args:
@@ -177,7 +178,7 @@ def check_pools(rows: Mapping[str, Sequence[Mapping[str, Any]]], n_in: int, refu
     for kind, name in (("image", "picture"), ("audio", "sound")):
         if not any(not row["holdout"] for row in rows[kind]):
             mine = [item for item in refused if item.kind in {kind, "unknown"}]
-            why = f"{len(mine)} quarantined (top: {top_codes(mine)})" if mine else "no such file was found"
+            why = f"{len(mine)} quarantined (top: {most_common_codes(mine)})" if mine else "no such file was found"
             raise DataError(
                 f"the {name} pool is empty after ingest: {why}",
                 look if mine else "check ingest.root, ingest.metadata and ingest.pool",
@@ -186,7 +187,8 @@ def check_pools(rows: Mapping[str, Sequence[Mapping[str, Any]]], n_in: int, refu
     dropped = [item for item in refused if not item.abstained]
     if n_in and len(dropped) > most * n_in:
         raise DataError(
-            f"{len(dropped)} of {n_in} files are bad ({len(dropped) / n_in:.1%}, limit {most:.1%}; top: {top_codes(dropped)})",
+            f"{len(dropped)} of {n_in} files are bad ({len(dropped) / n_in:.1%}, limit {most:.1%}; "
+            f"top: {most_common_codes(dropped)})",
             f"{look}; mend or remove them, or raise ingest.max_bad_fraction",
             details={"examples": examples},
         )
@@ -197,3 +199,17 @@ def crossing_groups(rows: Iterable[Mapping[str, Any]]) -> int:
     rows = list(rows)
     held = {row["group_id"] for row in rows if row["holdout"]}
     return sum(1 for row in rows if not row["holdout"] and row["group_id"] in held)
+
+
+class ArchiveMember(NamedTuple):
+    """Where an item lies in its file: bytes [offset, offset + size), or a row of a column in a row group of Parquet.
+
+    `name` is the path that its parts would have if they were files; only its extension counts.
+    """
+
+    name: str
+    offset: int = 0
+    size: int = 0
+    column: str = ""
+    group: int = -1
+    row: int = -1

@@ -15,7 +15,7 @@ POOL: Filter = {"split": "pool"}
 HOLDOUT: Filter = {"split": "gold"}
 
 
-class Columns(StageConfig):
+class MetadataColumnsConfig(StageConfig):
     """Names of columns in the metadata table. A list is joined: `[package, source]`. No other column is read."""
 
     file: str = Field(default="file", min_length=1, description="path of the file, relative to `root`")
@@ -25,7 +25,7 @@ class Columns(StageConfig):
     group: str | list[str] | None = Field(default=["package", "source"], description="rows that share it are never split")
 
 
-class Picture(StageConfig):
+class ImageConfig(StageConfig):
     """Limits and normal form of pictures."""
 
     side: int = Field(default=256, ge=16, le=4096, description="px, longer side of the stored copy; never enlarged")
@@ -37,7 +37,7 @@ class Picture(StageConfig):
     near_duplicate_bits: int = Field(default=4, ge=-1, le=8, description="of 64 perceptual-hash bits; -1: none")
 
 
-class Sound(StageConfig):
+class AudioConfig(StageConfig):
     """Limits of sounds. The normal form is fixed: mono, 48 kHz, 16-bit FLAC."""
 
     min_seconds: float = Field(default=0.1, ge=0.01, le=60)
@@ -45,13 +45,13 @@ class Sound(StageConfig):
     silence_lufs: float = Field(default=-70.0, ge=-70, le=-20, description="at or below it a sound abstains")
 
     @model_validator(mode="after")
-    def _order(self) -> Sound:
+    def _order(self) -> AudioConfig:
         if self.min_seconds >= self.max_seconds:
             raise ValueError("min_seconds must be below max_seconds")
         return self
 
 
-class Limits(StageConfig):
+class DecoderLimitsConfig(StageConfig):
     """Of one decoding process. They bound what a hostile file can do and do not shape results."""
 
     workers: int = Field(default=0, ge=0, le=256, description="processes; 0 is one per core")
@@ -59,7 +59,7 @@ class Limits(StageConfig):
     memory_mb: int = Field(default=2048, ge=512, le=65536, description="address space of one process")
 
 
-class Config(StageConfig):
+class IngestConfig(StageConfig):
     """What to read, how to judge it, and when to give up."""
 
     root: str = Field(default="data/demo", min_length=1, description="folder of pictures and sounds")
@@ -67,11 +67,11 @@ class Config(StageConfig):
         Field(default="auto", description="auto: `metadata` if set, else a layout known by its files, else every file below")
     )
     metadata: str | None = Field(default="manifest.csv", description="CSV or Parquet inside `root`; null walks the whole tree")
-    columns: Columns = Columns()
+    columns: MetadataColumnsConfig = MetadataColumnsConfig()
     pool: Filter | None = Field(default=POOL, description="rows to pair and train on; null: all that are not held out")
     holdout: Filter | None = Field(default=HOLDOUT, description="rows for evaluation alone")
-    picture: Picture = Picture()
-    sound: Sound = Sound()
-    limits: Limits = Limits()
+    picture: ImageConfig = ImageConfig()
+    sound: AudioConfig = AudioConfig()
+    limits: DecoderLimitsConfig = DecoderLimitsConfig()
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1, description="quarantined share above which the stage fails")
     shard_prefix: int = Field(default=1, ge=1, le=4, description="hex digits per shard name: 16^n shards a kind")

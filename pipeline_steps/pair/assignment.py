@@ -48,7 +48,7 @@ class Assignment:
     solver: str
 
 
-def assign(edges: Edges, capacity: int, exact_edges: int, epsilon: float) -> Assignment:
+def solve_assignment(edges: Edges, capacity: int, exact_edges: int, epsilon: float) -> Assignment:
     """Solve exactly while edges x capacity <= `exact_edges`, else by auction with `epsilon` x mean value.
 
     The rule looks at the size of the input alone, so the same input always takes the same way.

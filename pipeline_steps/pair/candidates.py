@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline_steps.core.seeding import generator
+from pipeline_steps.core.seeding import seeded_rng
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -23,7 +23,7 @@ CHUNK = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbours:
+class NeighbourArrays:
     """Rows of the neighbour table as arrays, ordered by text then rank: rows of text t are `starts[t]:starts[t + 1]`."""
 
     starts: Ints
@@ -34,7 +34,7 @@ class Neighbours:
 
 
 @dataclass(frozen=True, slots=True)
-class Events:
+class EventArrays:
     """Rows of the event table as arrays, ordered by picture then rank; `weight` in (0, 1]."""
 
     picture: Ints
@@ -74,7 +74,7 @@ def null_threshold(
     """
     if len(text) == 0 or len(audio) < 2:
         return -np.inf
-    random = generator(seed, "null")
+    random = seeded_rng(seed, "null")
     sounds = min(len(audio), max(2, min(2000, samples)))
     texts = min(len(text), max(1, samples // sounds))
     rows = np.sort(random.choice(len(text), texts, replace=False))
@@ -93,7 +93,7 @@ def event_weight(salience: Floats, confidence: Floats, emphasis: float) -> Float
     return np.asarray(np.clip(salience * confidence, 1e-6, 1.0) ** emphasis)
 
 
-def strength(neighbours: Neighbours, admissible: npt.NDArray[np.bool_]) -> Floats:
+def normalize_scores(neighbours: NeighbourArrays, admissible: npt.NDArray[np.bool_]) -> Floats:
     """Damped scores in units of their standard deviation above the lowest admissible one; at least `FLOOR`."""
     result = np.full(len(neighbours.damped), FLOOR)
     damped = neighbours.damped[admissible]
@@ -102,8 +102,8 @@ def strength(neighbours: Neighbours, admissible: npt.NDArray[np.bool_]) -> Float
     return result
 
 
-def join(
-    events: Events, neighbours: Neighbours, value: Floats, admissible: npt.NDArray[np.bool_], combine: str, keep: int
+def build_candidates(
+    events: EventArrays, neighbours: NeighbourArrays, value: Floats, admissible: npt.NDArray[np.bool_], combine: str, keep: int
 ) -> Candidates:
     """Value of every (picture, sound): over the picture's events, the largest weight x value ("max") or
     sum(weight x value) / sum(weight) ("mean", where an event that does not list the sound counts 0); best `keep` a picture.
@@ -125,10 +125,10 @@ def join(
 
 
 def _join_chunk(
-    events: Events,
+    events: EventArrays,
     at: int,
     end: int,
-    neighbours: Neighbours,
+    neighbours: NeighbourArrays,
     value: Floats,
     admissible: npt.NDArray[np.bool_],
     combine: str,
@@ -175,7 +175,7 @@ def _largest(event: Ints, picture: Ints, sound: Ints, contribution: Floats) -> t
 
 
 def _mean(
-    order: Ints, events: Events, at: int, end: int, picture: Ints, sound: Ints, contribution: Floats
+    order: Ints, events: EventArrays, at: int, end: int, picture: Ints, sound: Ints, contribution: Floats
 ) -> tuple[Ints, Floats]:
     """The same with sum(weight x value) / sum(weight) as value, over all events of the picture."""
     if not len(order):

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pipeline_steps.core.config import StageConfig
 
 
-class Config(StageConfig):
+class PairConfig(StageConfig):
     """Section `pair` of `params.yaml`."""
 
     min_confidence: float = Field(0.05, ge=0, le=1, description="events below it are not used")

@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence, Set
 SPLITS = ("train", "val", "test")
 
 
-def draw(group: str, kind: str, seed: int) -> float:
+def hash_to_unit_interval(group: str, kind: str, seed: int) -> float:
     """A number in [0, 1) that belongs to a group: the first 53 bits of the sha256 of seed, kind and name."""
     digest = hashlib.sha256(f"{seed}:{kind}:{group}".encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2.0**53
 
 
-def wanted(group: str, kind: str, seed: int, test_share: float, val_share: float) -> str:
+def split_from_hash(group: str, kind: str, seed: int, test_share: float, val_share: float) -> str:
     """The split a group's hash asks for."""
-    number = draw(group, kind, seed)
+    number = hash_to_unit_interval(group, kind, seed)
     if number < test_share:
         return "test"
     return "val" if number < test_share + val_share else "train"
@@ -36,7 +36,7 @@ def sound_splits(
         kinds: for each group, the kinds of sound it is an example of (texts it answers best). A held-out group must
             share a kind with a group that trains: the test asks for unheard recordings, not for unheard kinds.
     """
-    asked = {group: wanted(group, "audio", seed, test_share, val_share) for group in groups}
+    asked = {group: split_from_hash(group, "audio", seed, test_share, val_share) for group in groups}
     heard: set[str] = set()
     for group, split in asked.items():
         if split == "train":
@@ -66,7 +66,7 @@ def image_splits(
     for group, values in best.items():
         top = max(values.values(), default=0.0)
         good = {split for split, value in values.items() if value >= margin * top}
-        asked = wanted(group, "image", seed, test_share, val_share)
+        asked = split_from_hash(group, "image", seed, test_share, val_share)
         if "train" in good:
             trainable.add(group)
         if asked in good or not good:

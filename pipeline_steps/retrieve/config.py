@@ -9,7 +9,7 @@ from pydantic import Field
 from pipeline_steps.core.config import StageConfig
 
 
-class Config(StageConfig):
+class RetrieveConfig(StageConfig):
     """How sounds are searched, calibrated and hubs damped, and how good the interactive index has to be."""
 
     search: Literal["auto", "exact", "cluster", "gpu", "annoy"] = Field(

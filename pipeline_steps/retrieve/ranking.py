@@ -7,25 +7,27 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline_steps.core.seeding import generator
-from pipeline_steps.retrieve.hubs import (
+from pipeline_steps.core.seeding import seeded_rng
+from pipeline_steps.retrieve.hubness import (
     calibrate,
     csls,
+    csls_neighbourhood_mean,
     dynamic_inverted_softmax,
     gini,
     item_log_normalisers,
     k_occurrence,
-    neighbourhood_means,
     skewness,
 )
-from pipeline_steps.retrieve.search import ExactSearch, FloatArray, IntArray, NearestNeighbours
+from pipeline_steps.retrieve.index.base import VectorIndex
+from pipeline_steps.retrieve.index.exact import ExactIndex
+from pipeline_steps.retrieve.index.top_k import FloatArray, IntArray
 
 Damping = Literal["none", "csls", "dis"]
 REPORT_K = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
+class RankedNeighbours:
     """Neighbours of each text, best damped score first: rows, scores, z and damped scores, all [Q, k].
 
     `nearest` [Q, at most 10] are the rows before damping.
@@ -38,7 +40,7 @@ class Ranked:
     nearest: IntArray
 
 
-def damp(
+def correct_hubness(
     method: Damping,
     k: int,
     beta: float,
@@ -47,7 +49,7 @@ def damp(
     rows: IntArray,
     scores: FloatArray,
     block: int,
-    among_texts: NearestNeighbours | None = None,
+    among_texts: VectorIndex | None = None,
 ) -> FloatArray:
     """Damped scores [Q, c] of candidates (rows and scores [Q, c], best first); `among_texts` finds the texts near a sound.
 
@@ -57,10 +59,10 @@ def damp(
     if method == "none" or not rows.size:
         return scores
     if method == "csls":
-        found = (among_texts or ExactSearch(texts, block)).search(sounds, k)[1]
-        item_means = neighbourhood_means(np.maximum(found, -1.0), k)  # -inf: an approximate search found fewer than k
+        found = (among_texts or ExactIndex(texts, block)).search(sounds, k)[1]
+        item_means = csls_neighbourhood_mean(np.maximum(found, -1.0), k)  # -inf: an approximate search found fewer than k
         item_means = np.maximum(item_means, np.median(item_means))
-        return csls(scores, neighbourhood_means(np.maximum(scores, -1.0), k), item_means[rows])
+        return csls(scores, csls_neighbourhood_mean(np.maximum(scores, -1.0), k), item_means[rows])
     normalisers = np.concatenate(
         [item_log_normalisers(texts @ sounds[start : start + block].T, beta) for start in range(0, len(sounds), block)]
     )
@@ -70,8 +72,8 @@ def damp(
     return dynamic_inverted_softmax(scores, normalisers[rows], hubs[rows[:, 0]], beta)
 
 
-def rank(
-    search: NearestNeighbours,
+def rank_neighbours(
+    search: VectorIndex,
     texts: FloatArray,
     sounds: FloatArray,
     k: int,
@@ -81,17 +83,17 @@ def rank(
     null_sample: int,
     seed: int,
     block: int = 1024,
-    among_texts: NearestNeighbours | None = None,
-) -> Ranked:
+    among_texts: VectorIndex | None = None,
+) -> RankedNeighbours:
     """The k best sounds [N, D] of each text [Q, D] after damping; candidates are the 2 k best by score.
 
     z compares a score with those of up to `null_sample` random sounds for the same text. `among_texts` searches the texts
     for CSLS; without it that is exact.
     """
     rows, scores = search.search(texts, min(2 * k, len(sounds)))
-    damped = damp(method, damping_k, beta, texts, sounds, rows, scores, block, among_texts)
+    damped = correct_hubness(method, damping_k, beta, texts, sounds, rows, scores, block, among_texts)
     count = min(null_sample, len(sounds))
-    null_rows = np.sort(generator(seed, "retrieve", "null").permutation(len(sounds))[:count])
+    null_rows = np.sort(seeded_rng(seed, "retrieve", "null").permutation(len(sounds))[:count])
     null_sounds = sounds[null_rows]
     z = np.concatenate(
         [
@@ -100,7 +102,7 @@ def rank(
         ]
     )
     order = np.argsort(-damped, axis=1, kind="stable")[:, : min(k, len(sounds))]
-    return Ranked(
+    return RankedNeighbours(
         np.take_along_axis(rows, order, 1),
         np.take_along_axis(scores, order, 1),
         np.take_along_axis(z, order, 1),

@@ -6,6 +6,6 @@
 Everything is written to a local spool first; a child process carries it to MLflow. See `tracker.py`.
 """
 
-from pipeline_steps.tracking.tracker import NullTracker, Tracker, run
+from pipeline_steps.tracking.client.tracker import NoOpTracker, Tracker, run
 
-__all__ = ["NullTracker", "Tracker", "run"]
+__all__ = ["NoOpTracker", "Tracker", "run"]

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pipeline_steps.core.config import SECRET_WORDS
 from pipeline_steps.core.errors import ConfigError
-from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.project_paths import ProjectPaths
 
 EXPERIMENT = "seeing-sound"
 REGISTERED_MODEL = "audio2image"
@@ -30,7 +30,7 @@ _SECRET_MIN_LENGTH = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class TrackingSettings:
     """How this project is tracked.
 
     Attributes:
@@ -54,7 +54,7 @@ class Settings:
         return self.uri.startswith(("http://", "https://"))
 
 
-def read_settings(layout: Layout) -> Settings:
+def read_settings(layout: ProjectPaths) -> TrackingSettings:
     """Settings from the environment: SONIFY_TRACKING, SONIFY_TRACKING_DEADLINE, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME.
 
     A run in a git worktree uses the stores of the project it came from: SONIFY_PROJECT names it.
@@ -82,7 +82,7 @@ def read_settings(layout: Layout) -> Settings:
         deadline = 0.0
     if not 0 < deadline < 86_400:
         raise ConfigError(f"SONIFY_TRACKING_DEADLINE={text!r} must be a number of seconds between 0 and 86400")
-    return Settings(
+    return TrackingSettings(
         mode=mode,
         uri=uri,
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or EXPERIMENT,
@@ -122,7 +122,7 @@ def mlflow_environment(timeout_s: int) -> dict[str, str]:
     }
 
 
-def child_environment(settings: Settings) -> dict[str, str]:
+def child_environment(settings: TrackingSettings) -> dict[str, str]:
     """Environment of the uploader: this package on the path, the store's address, few threads."""
     package_root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH", "")])])

@@ -16,15 +16,15 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from pipeline_steps.train.batches import Batch
-from pipeline_steps.train.compiling import uncompiled
-from pipeline_steps.train.module import DiffusionTraining
-from pipeline_steps.train.sharding import AveragedPieces, forget_invented, let_go, load_whole_state, refresh_whole
+from pipeline_steps.train.compile_probe import force_eager
+from pipeline_steps.train.data import TrainingBatch
+from pipeline_steps.train.fsdp import ShardedEMA, drop_untrained_optimizer_state, load_full_state_dict, reshard, sync_full_copy
+from pipeline_steps.train.lightning_module import DiffusionModule
 
 Picture = npt.NDArray[np.uint8]
 
 
-class Tracker(Protocol):
+class MetricLogger(Protocol):
     """What training says about itself; `pipeline_steps.tracking` gives one."""
 
     def log_metrics(self, values: Any, step: int = 0) -> None:
@@ -38,7 +38,7 @@ EVERY = 4
 """Steps between updates of the average: nobody sees the difference, and each update passes over all weights."""
 
 
-class AveragedWeights(EMAWeightAveraging):  # type: ignore[misc, unused-ignore]
+class EMACallback(EMAWeightAveraging):  # type: ignore[misc, unused-ignore]
     """Lightning's exponential moving average, once an optimiser step; `averaged` lends the averaged weights for a while.
 
     Where processes hold the model together (fsdp), which Lightning's callback cannot, each averages its own pieces.
@@ -59,12 +59,12 @@ class AveragedWeights(EMAWeightAveraging):  # type: ignore[misc, unused-ignore]
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Copy the pieces of this process."""
         if isinstance(trainer.strategy, ModelParallelStrategy):
-            self._average_model = AveragedPieces(pl_module, self._decay)
+            self._average_model = ShardedEMA(pl_module, self._decay)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """As Lightning: `state_dict` is the average, `current_model_state` the weights as they are; both whole."""
         pieces: Any = self._average_model
-        if not isinstance(pieces, AveragedPieces):
+        if not isinstance(pieces, ShardedEMA):
             super().on_save_checkpoint(trainer, pl_module, checkpoint)
             return
         checkpoint["current_model_state"] = checkpoint["state_dict"]
@@ -76,28 +76,28 @@ class AveragedWeights(EMAWeightAveraging):  # type: ignore[misc, unused-ignore]
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take both back. Lightning's strategy has already put the average into the model."""
         pieces: Any = self._average_model
-        if not isinstance(pieces, AveragedPieces):
+        if not isinstance(pieces, ShardedEMA):
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
             return
         pieces.take(pl_module)
         pieces.updates = int(checkpoint["averaging_state"]["n_averaged"])
-        load_whole_state(pl_module, checkpoint["current_model_state"])
-        forget_invented(pl_module, trainer.optimizers[0], checkpoint["optimizer_states"][0]["state"])
+        load_full_state_dict(pl_module, checkpoint["current_model_state"])
+        drop_untrained_optimizer_state(pl_module, trainer.optimizers[0], checkpoint["optimizer_states"][0]["state"])
 
     @contextmanager
-    def averaged(self, module: DiffusionTraining) -> Iterator[None]:
+    def ema_scope(self, module: DiffusionModule) -> Iterator[None]:
         """Within the block the module has the averaged weights (and the whole copy of a cut one, in process 0)."""
         self._swap_models(module)
         try:
-            if isinstance(self._average_model, AveragedPieces):
-                refresh_whole(module)
+            if isinstance(self._average_model, ShardedEMA):
+                sync_full_copy(module)
             yield
         finally:
-            let_go(module)
+            reshard(module)
             self._swap_models(module)
 
 
-class Samples(Callback):  # type: ignore[misc, unused-ignore]
+class SampleGridCallback(Callback):  # type: ignore[misc, unused-ignore]
     """Every n steps, with averaged weights: a grid of drawn pictures and the validation loss.
 
     It runs before the checkpoint of the same step and is a function of the weights alone, so a resumed run repeats it exactly.
@@ -106,11 +106,11 @@ class Samples(Callback):  # type: ignore[misc, unused-ignore]
     def __init__(
         self,
         every: int,
-        averages: AveragedWeights,
+        averages: EMACallback,
         draw: Callable[[], Picture],
         keep: Callable[[int, Picture], None],
-        held_out: Batch | None,
-        tracker: Tracker,
+        held_out: TrainingBatch | None,
+        tracker: MetricLogger,
     ) -> None:
         self.every = every
         self.averages = averages
@@ -120,14 +120,14 @@ class Samples(Callback):  # type: ignore[misc, unused-ignore]
         self.tracker = tracker
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: DiffusionTraining, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """See the class."""
         step = trainer.global_step
         if str(step) in pl_module.validation or not step or (step % self.every and step != trainer.max_steps):
             return
         grid = None
-        with self.averages.averaged(pl_module), uncompiled(pl_module.compiled):
+        with self.averages.ema_scope(pl_module), force_eager(pl_module.compiled):
             pl_module.eval()
             if trainer.is_global_zero:
                 grid = self.draw()
@@ -141,10 +141,10 @@ class Samples(Callback):  # type: ignore[misc, unused-ignore]
             self.tracker.log_metrics({"train/validation_loss": loss}, step=step)
 
 
-class Metrics(Callback):  # type: ignore[misc, unused-ignore]
+class MetricsCallback(Callback):  # type: ignore[misc, unused-ignore]
     """Loss, learning rate, speed and the share of time spent waiting for data, to the tracker every n steps."""
 
-    def __init__(self, every: int, tracker: Tracker, waited: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(self, every: int, tracker: MetricLogger, waited: Callable[[], float] = lambda: 0.0) -> None:
         self.every = every
         self.tracker = tracker
         self.waited = waited
@@ -157,7 +157,7 @@ class Metrics(Callback):  # type: ignore[misc, unused-ignore]
         self._mark, self._waited, self._step = time.monotonic(), self.waited(), trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: DiffusionTraining, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: DiffusionModule, outputs: Any, batch: TrainingBatch, batch_idx: int
     ) -> None:
         """See the class."""
         step = trainer.global_step
@@ -177,7 +177,7 @@ class Metrics(Callback):  # type: ignore[misc, unused-ignore]
         self.tracker.log_metrics(values, step=step)
 
 
-class Progress(Callback):  # type: ignore[misc, unused-ignore]
+class ProgressCallback(Callback):  # type: ignore[misc, unused-ignore]
     """A bar with loss, samples per second and time left on a terminal; elsewhere a line every ten seconds."""
 
     def __init__(self, seconds: float = 10.0) -> None:
@@ -211,7 +211,7 @@ class Progress(Callback):  # type: ignore[misc, unused-ignore]
             self._bar.start()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: DiffusionTraining, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: DiffusionModule, outputs: Any, batch: TrainingBatch, batch_idx: int
     ) -> None:
         """Move it."""
         if not trainer.is_global_zero or not pl_module.history or not batch.last:

@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pipeline_steps.core.config import StageConfig
 
 
-class Part(BaseModel):
+class ConfigGroup(BaseModel):
     """A nested group of keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class CodecConfig(Part):
+class AutoencoderConfig(ConfigGroup):
     """Pictures <-> latents."""
 
     kind: Literal["patch", "tiny"] = Field(
@@ -36,7 +36,7 @@ class CodecConfig(Part):
     )
 
 
-class AstConfig(Part):
+class AstConfig(ConfigGroup):
     """Encoder `ast`: an Audio Spectrogram Transformer."""
 
     model: str = Field(default="", max_length=500, description="hub id or local folder")
@@ -46,7 +46,7 @@ class AstConfig(Part):
     precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on GPU")
 
 
-class SoundConfig(Part):
+class AudioEncodingConfig(ConfigGroup):
     """How sounds are heard, and the views of each that training sees."""
 
     encoder: Literal["yamnet", "ast"] = Field(
@@ -71,7 +71,7 @@ class SoundConfig(Part):
         return self.model_dump(mode="json", exclude=apart if self.reverb_share else apart | {"reverb_share"})
 
 
-class PictureConfig(Part):
+class ImageAugmentationConfig(ConfigGroup):
     """The views of each picture that training sees."""
 
     mirror: float = Field(default=0.0, ge=0.0, le=1.0, description="share that is mirrored")
@@ -79,7 +79,7 @@ class PictureConfig(Part):
     shift: float = Field(default=0.0, ge=0.0, le=0.5, description="largest move, as a share of the side")
 
 
-class BackboneConfig(Part):
+class BackboneConfig(ConfigGroup):
     """Recipe adapter: the frozen text-to-image model, any Stable Diffusion 1.x or 2.x in the diffusers layout."""
 
     model: str = Field(default="", max_length=500, description="hub id or local folder")
@@ -89,7 +89,7 @@ class BackboneConfig(Part):
     prompt: str = Field(default="", max_length=1000, description="text beside every sound, if the backbone reads text")
 
 
-class ResamplerConfig(Part):
+class ResamplerConfig(ConfigGroup):
     """Recipe adapter: encoder tokens of any number -> a few for cross-attention."""
 
     count: int = Field(default=16, ge=1, le=256, description="tokens that the U-Net attends to")
@@ -105,7 +105,7 @@ class ResamplerConfig(Part):
         return self
 
 
-class ConditionerConfig(Part):
+class ConditionerConfig(ConfigGroup):
     """Sound features -> tokens."""
 
     frames: int = Field(default=8, ge=1, le=128, description="time tokens")
@@ -120,7 +120,7 @@ class ConditionerConfig(Part):
     memory_temperature: float = Field(default=0.03, gt=0.0, le=1.0, description="of the attention to them, in cosines")
 
 
-class UNetConfig(Part):
+class UNetConfig(ConfigGroup):
     """diffusers' UNet2DConditionModel."""
 
     widths: tuple[int, ...] = Field(
@@ -135,7 +135,7 @@ class UNetConfig(Part):
         return self
 
 
-class ObjectiveConfig(Part):
+class ObjectiveConfig(ConfigGroup):
     """What is learned."""
 
     prediction: Literal["residual", "velocity"] = Field(
@@ -156,14 +156,14 @@ class ObjectiveConfig(Part):
     )
 
 
-class ComposerConfig(Part):
+class MLPDenoiserConfig(ConfigGroup):
     """The MLP over all latents."""
 
     width: int = Field(default=1024, ge=16, le=16384)
     blocks: int = Field(default=3, ge=1, le=64)
 
 
-class PhaseConfig(Part):
+class PhaseConfig(ConfigGroup):
     """One phase of training."""
 
     steps: int = Field(ge=0, le=10_000_000)
@@ -171,7 +171,7 @@ class PhaseConfig(Part):
     learning_rate: float = Field(gt=0.0, le=0.1, description="the highest, after the warm-up")
 
 
-class OptimiserConfig(Part):
+class OptimizerConfig(ConfigGroup):
     """AdamW (fused) with warm-up and cosine decay in each phase. The steps define the run, never a clock."""
 
     compose: PhaseConfig = Field(
@@ -195,13 +195,13 @@ class OptimiserConfig(Part):
         return self.compose.steps + self.refine.steps
 
     @model_validator(mode="after")
-    def _some(self) -> OptimiserConfig:
+    def _some(self) -> OptimizerConfig:
         if self.max_steps < 1:
             raise ValueError("compose.steps and refine.steps are both 0")
         return self
 
 
-class DrawingConfig(Part):
+class SamplingConfig(ConfigGroup):
     """Defaults stored with the model."""
 
     solver: Literal["auto", "euler", "dpm++", "ddim"] = Field(
@@ -212,7 +212,7 @@ class DrawingConfig(Part):
     shift: float = Field(default=3.0, ge=0.1, le=100.0, description="euler: above 1 more of the steps go to high noise")
 
 
-class SpeedConfig(Part):
+class PerformanceConfig(ConfigGroup):
     """How the run uses its hardware. Batch sizes stay those of an optimiser step: processes and microbatches share them."""
 
     compile: Literal["auto", "on", "off"] = Field(
@@ -235,13 +235,13 @@ class SpeedConfig(Part):
     ahead: int = Field(default=2, ge=1, le=64, description="batches prepared ahead, on a GPU")
 
     @model_validator(mode="after")
-    def _together(self) -> SpeedConfig:
+    def _together(self) -> PerformanceConfig:
         if self.strategy == "fsdp" and self.compile == "on":
             raise ValueError("speed.compile on and speed.strategy fsdp do not go together: set compile to auto or off")
         return self
 
 
-class Config(StageConfig):
+class TrainConfig(StageConfig):
     """Train an audio -> picture latent diffusion model, from scratch or as an adapter of a pretrained one."""
 
     recipe: Literal["scratch", "adapter"] = Field(
@@ -254,18 +254,18 @@ class Config(StageConfig):
     )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads; 0 leaves torch's choice")
     picture_size: int = Field(default=64, ge=16, le=1024, multiple_of=16, description="px, side of drawn pictures")
-    codec: CodecConfig = CodecConfig()
-    sound: SoundConfig = SoundConfig()
-    picture: PictureConfig = PictureConfig()
+    codec: AutoencoderConfig = AutoencoderConfig()
+    sound: AudioEncodingConfig = AudioEncodingConfig()
+    picture: ImageAugmentationConfig = ImageAugmentationConfig()
     backbone: BackboneConfig = BackboneConfig()
     resampler: ResamplerConfig = ResamplerConfig()
     conditioner: ConditionerConfig = ConditionerConfig()
-    composer: ComposerConfig = ComposerConfig()
+    composer: MLPDenoiserConfig = MLPDenoiserConfig()
     unet: UNetConfig = UNetConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    optimiser: OptimiserConfig = OptimiserConfig()
-    drawing: DrawingConfig = DrawingConfig()
-    speed: SpeedConfig = SpeedConfig()
+    optimiser: OptimizerConfig = OptimizerConfig()
+    drawing: SamplingConfig = SamplingConfig()
+    speed: PerformanceConfig = PerformanceConfig()
     checkpoint_every: int = Field(default=250, ge=1, description="steps between resumable checkpoints")
     sample_every: int = Field(default=250, ge=1, description="steps between sample grids and validation losses")
     max_bad_steps: int = Field(
@@ -279,7 +279,7 @@ class Config(StageConfig):
         return self.optimiser.adapt.steps if self.recipe == "adapter" else self.optimiser.max_steps
 
     @model_validator(mode="after")
-    def _recipe(self) -> Config:
+    def _recipe(self) -> TrainConfig:
         if self.sound.encoder == "ast" and not self.sound.ast.model:
             raise ValueError("sound.encoder ast needs sound.ast.model, a hub id or a folder")
         if self.recipe == "scratch":
@@ -303,7 +303,7 @@ class Config(StageConfig):
         return self
 
     @model_validator(mode="after")
-    def _sizes(self) -> Config:
+    def _sizes(self) -> TrainConfig:
         if self.recipe == "adapter":
             return self
         side = self.picture_size // 8

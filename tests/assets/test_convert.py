@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline_steps.assets.convert import convert, fold
+from pipeline_steps.assets.convert import convert, fold_batch_norm
 from pipeline_steps.core.errors import ConfigError, IntegrityError
 
 
@@ -25,7 +25,7 @@ def test_folding_equals_convolution_then_normalisation(affine: bool) -> None:
         if affine:
             norm.weight.uniform_(0.5, 2.0)
         inputs = torch.randn(2, 4, 9, 9)
-        weight, bias = fold(
+        weight, bias = fold_batch_norm(
             convolution.weight, norm.running_mean, norm.running_var, norm.bias, norm.weight if affine else None, 1e-3
         )
         folded = torch.nn.functional.conv2d(inputs, weight, bias, groups=2)

@@ -11,7 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_steps.audio.log_mel import AstMel, ClapMel, ast_log_mel, clap_log_mel, fixed_windows, in_threads
+from pipeline_steps.audio.log_mel import (
+    AstFeatureConfig,
+    ClapFeatureConfig,
+    ast_log_mel,
+    clap_log_mel,
+    map_threads,
+    split_windows,
+)
 
 SECONDS = 2
 TIME = np.arange(SECONDS * 48_000) / 48_000
@@ -30,7 +37,7 @@ SOUNDS = {
 @pytest.fixture(params=[*SOUNDS, "recording"])
 def sound(request: pytest.FixtureRequest, demo: Path) -> np.ndarray:
     if request.param == "recording":  # a lossy codec: steep spectrum, bands that are all but empty
-        return fixed_windows(soundfile.read(demo / "sounds/s-dog-003.ogg", dtype="float32")[0], len(TIME))[0]
+        return split_windows(soundfile.read(demo / "sounds/s-dog-003.ogg", dtype="float32")[0], len(TIME))[0]
     return SOUNDS[request.param].astype(np.float32)
 
 
@@ -41,7 +48,7 @@ def test_clap_is_equal_to_transformers(sound: np.ndarray, scale: str) -> None:
     truncation = "fusion" if scale == "htk" else "rand_trunc"
     theirs = ClapFeatureExtractor(max_length_s=SECONDS, frequency_min=50, truncation=truncation)
     expected = theirs(sound, sampling_rate=48_000, return_tensors="np")["input_features"][0, 0]
-    ours = clap_log_mel(torch.from_numpy(sound)[None], ClapMel(seconds=SECONDS, low=50, scale=scale))[0].numpy()
+    ours = clap_log_mel(torch.from_numpy(sound)[None], ClapFeatureConfig(seconds=SECONDS, low=50, scale=scale))[0].numpy()
     assert ours.shape == expected.shape
     assert np.abs(ours - expected).max() < 2e-4
 
@@ -49,7 +56,7 @@ def test_clap_is_equal_to_transformers(sound: np.ndarray, scale: str) -> None:
 def test_ast_is_equal_to_transformers(sound: np.ndarray) -> None:
     from transformers import ASTFeatureExtractor
 
-    settings = AstMel(frames=150)
+    settings = AstFeatureConfig(frames=150)
     samples = sound[: settings.samples]
     expected = ASTFeatureExtractor(max_length=150)(samples, sampling_rate=16_000, return_tensors="np")["input_values"][0]
     ours = ast_log_mel(torch.from_numpy(samples)[None], settings)[0].numpy()
@@ -59,13 +66,13 @@ def test_ast_is_equal_to_transformers(sound: np.ndarray) -> None:
 
 def test_loudness_stays_in_the_features() -> None:
     samples = torch.from_numpy(SOUNDS["noise"].astype(np.float32))[None]
-    step = ast_log_mel(10 * samples, AstMel()) - ast_log_mel(samples, AstMel())
+    step = ast_log_mel(10 * samples, AstFeatureConfig()) - ast_log_mel(samples, AstFeatureConfig())
     torch.testing.assert_close(step.median(), torch.tensor(0.0252 * 20), atol=1e-3, rtol=0)
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     windows = torch.from_numpy(np.stack([SOUNDS[name].astype(np.float32) for name in ("noise", "tone", "faint")]))
-    for front_end, settings in ((clap_log_mel, ClapMel()), (ast_log_mel, AstMel())):
+    for front_end, settings in ((clap_log_mel, ClapFeatureConfig()), (ast_log_mel, AstFeatureConfig())):
         together = front_end(windows, settings)
         for row, window in enumerate(windows):
             assert torch.equal(front_end(window[None], settings)[0], together[row])
@@ -74,7 +81,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 @given(st.integers(1, 700), st.integers(1, 200))
 def test_windows_hold_every_sample_and_nothing_else(count: int, length: int) -> None:
     samples = np.arange(count, dtype=np.float32)
-    windows = fixed_windows(samples, length)
+    windows = split_windows(samples, length)
     assert windows.shape == (max(1, -(-count // length)), length)
     assert set(windows.ravel()) == set(samples), "no silence is added and nothing is left out"
     assert np.array_equal(windows[0], np.resize(samples, length) if count < length else samples[:length])
@@ -86,11 +93,11 @@ def test_windows_hold_every_sample_and_nothing_else(count: int, length: int) -> 
 @pytest.mark.parametrize("bad", [np.zeros(0), np.zeros((2, 5)), np.array([0.0, np.nan]), np.array([np.inf])])
 def test_what_is_no_sound_is_refused(bad: np.ndarray) -> None:
     with pytest.raises(ValueError, match="finite mono"):
-        fixed_windows(bad, 10)
+        split_windows(bad, 10)
 
 
 def test_threads_keep_the_order_and_the_setting() -> None:
     before = torch.get_num_threads()
-    assert in_threads(lambda item: (item, torch.get_num_threads()), range(20), 3) == [(item, 1) for item in range(20)]
+    assert map_threads(lambda item: (item, torch.get_num_threads()), range(20), 3) == [(item, 1) for item in range(20)]
     assert torch.get_num_threads() == before
-    assert in_threads(str, [1, 2], 1) == ["1", "2"]
+    assert map_threads(str, [1, 2], 1) == ["1", "2"]

@@ -8,7 +8,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_steps.audio.loudness import full_scale, integrated_loudness, is_tiled, peak_dbfs, silence_share
+from pipeline_steps.audio.loudness import full_scale_level, integrated_loudness, needs_tiling, peak_dbfs, silence_ratio
 
 RATE = 48_000
 
@@ -24,8 +24,8 @@ def test_calibration_of_the_standard() -> None:
 
 
 def test_short_sounds_are_measured_on_repetitions() -> None:
-    assert is_tiled(round(0.25 * RATE), RATE)
-    assert not is_tiled(RATE, RATE)
+    assert needs_tiling(round(0.25 * RATE), RATE)
+    assert not needs_tiling(RATE, RATE)
     assert integrated_loudness(sine(0.25, 0.5), RATE) == pytest.approx(integrated_loudness(sine(4, 0.5), RATE), abs=0.5)
     assert math.isfinite(integrated_loudness(sine(0.01, 0.5), RATE))
 
@@ -44,14 +44,14 @@ def test_what_cannot_be_measured_raises(bad: np.ndarray) -> None:
 
 def test_silence_share_counts_frames() -> None:
     half = np.concatenate([sine(1, 0.5), np.zeros(RATE)])
-    assert silence_share(half, RATE) == pytest.approx(0.5, abs=0.02)
-    assert silence_share(np.zeros(100), RATE) == 1.0
-    assert silence_share(sine(1, 0.5), RATE) == 0.0
+    assert silence_ratio(half, RATE) == pytest.approx(0.5, abs=0.02)
+    assert silence_ratio(np.zeros(100), RATE) == 1.0
+    assert silence_ratio(sine(1, 0.5), RATE) == 0.0
 
 
 @given(st.integers(1, 3000), st.floats(0, 1))
 def test_silence_share_is_a_share(length: int, gain: float) -> None:
-    assert 0.0 <= silence_share(np.full(length, gain), 8000) <= 1.0
+    assert 0.0 <= silence_ratio(np.full(length, gain), 8000) <= 1.0
 
 
 def test_peak() -> None:
@@ -64,4 +64,4 @@ def test_full_scale_is_what_the_largest_sample_decodes_to(subtype: str, tmp_path
     path = tmp_path / "x.wav"
     soundfile.write(path, np.array([1.0, -1.0, 0.5, 0.0]), RATE, subtype=subtype)
     samples, _ = soundfile.read(path, dtype="float32")
-    assert (np.abs(samples) >= full_scale(subtype)).tolist() == [True, True, False, False]
+    assert (np.abs(samples) >= full_scale_level(subtype)).tolist() == [True, True, False, False]

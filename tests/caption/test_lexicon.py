@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_steps.caption.lexicon import COLUMNS, parse_lexicon, parse_prior
-from pipeline_steps.caption.phrases import clean_phrase
+from pipeline_steps.caption.captioners.tagger import COCO, IMAGENET, Lexicon
+from pipeline_steps.caption.lexicon import COLUMNS, parse_label_prior, parse_lexicon
+from pipeline_steps.caption.text_cleaning import clean_phrase
 from pipeline_steps.core.errors import DataError
-from pipeline_steps.encoders.coco import COCO_LABELS
-from pipeline_steps.encoders.tagger import COCO, IMAGENET, Lexicon
+from pipeline_steps.models.vision.coco_labels import COCO_LABELS
 
 HEADER = ",".join(COLUMNS) + "\n"
 
@@ -104,7 +104,7 @@ def test_columns_are_checked() -> None:
 
 
 def test_the_label_prior_is_a_distribution_over_imagenet(project: Path) -> None:
-    prior = parse_prior((project / "pipeline_steps/caption/label_prior.csv").read_text(encoding="utf-8"))
+    prior = parse_label_prior((project / "pipeline_steps/caption/label_prior.csv").read_text(encoding="utf-8"))
     assert set(prior) <= set(range(1000))
     assert 0.8 < sum(prior.values()) <= 1.001
     assert max(prior.values()) < 0.05, "no label is said of every twentieth picture"
@@ -113,4 +113,4 @@ def test_the_label_prior_is_a_distribution_over_imagenet(project: Path) -> None:
 @pytest.mark.parametrize("row", ["0,tench,2", "0,tench,", "x,tench,0.1", "0,tench,nan", "0,a,0.9\n1,b,0.9"])
 def test_a_bad_prior_is_refused(row: str) -> None:
     with pytest.raises(DataError, match=r"label_prior\.csv"):
-        parse_prior("index,label,prior\n" + row + "\n")
+        parse_label_prior("index,label,prior\n" + row + "\n")

@@ -1,5 +1,5 @@
 """Fixtures of the command tests."""
 
-from command_project import ids, pool, sonify
+from tests.factories.cli_project import ids, pool, sonify
 
 __all__ = ["ids", "pool", "sonify"]

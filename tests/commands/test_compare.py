@@ -6,19 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
-from command_project import Sonify, told
-from registered import client_of, register, write_gate
 
 from pipeline_steps.commands.compare_page import bar
-from pipeline_steps.core.layout import Layout
-from pipeline_steps.tracking.judged import MetricComparison
-from pipeline_steps.tracking.paired import Difference
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.tracking.registry.evaluation_results import MetricComparison
+from pipeline_steps.tracking.registry.paired_bootstrap import PairedDifference
+from tests.factories.cli_project import Sonify, told
+from tests.factories.registered_models import client_of, register, write_gate
 
 WEAK, STRONG = [0.50 + 0.01 * (i % 3) for i in range(12)], [0.60 + 0.01 * (i % 4) for i in range(12)]
 
 
 @pytest.fixture
-def runs(pool: Layout) -> list[str]:
+def runs(pool: ProjectPaths) -> list[str]:
     """Evaluation runs of two versions; the second kept drawings, the first kept all but one."""
     write_gate(pool)
     found = [
@@ -35,7 +35,7 @@ def runs(pool: Layout) -> list[str]:
     return found
 
 
-def test_every_metric_with_interval_and_p_and_what_differs(sonify: Sonify, runs: list[str], pool: Layout) -> None:
+def test_every_metric_with_interval_and_p_and_what_differs(sonify: Sonify, runs: list[str], pool: ProjectPaths) -> None:
     found = told(sonify("compare", "1", "2", "--json"))
     by_name = {row["metric"]: row for row in found["metrics"]}
     rate, kid, frechet = (by_name[f"test/{name}_toy"] for name in ("win_rate", "kid", "frechet"))
@@ -69,7 +69,7 @@ def test_the_page_holds_everything_and_loads_nothing(sonify: Sonify, runs: list[
     assert text.count("data:image/png") == 3
 
 
-def test_hostile_names_are_escaped(pool: Layout, sonify: Sonify, tmp_path: Path) -> None:
+def test_hostile_names_are_escaped(pool: ProjectPaths, sonify: Sonify, tmp_path: Path) -> None:
     write_gate(pool)
     register(pool, WEAK, version=1, run_params={"note": "<img src=x onerror=alert(1)>"})
     register(pool, STRONG, version=2)
@@ -79,7 +79,7 @@ def test_hostile_names_are_escaped(pool: Layout, sonify: Sonify, tmp_path: Path)
     assert "&lt;img src=x" in page.read_text()
 
 
-def test_other_data_is_refused_with_both_hashes(pool: Layout, sonify: Sonify) -> None:
+def test_other_data_is_refused_with_both_hashes(pool: ProjectPaths, sonify: Sonify) -> None:
     register(pool, WEAK, version=1)
     register(pool, STRONG, version=2, pairs="e" * 32 + ".dir")
     result = sonify("compare", "1", "2", "--json")
@@ -90,8 +90,8 @@ def test_other_data_is_refused_with_both_hashes(pool: Layout, sonify: Sonify) ->
     assert "--evaluate" in json.loads(result.stdout)["error"]["action"]
 
 
-def test_versions_are_found_by_alias_run_and_md5(pool: Layout, sonify: Sonify, runs: list[str]) -> None:
-    from registered import md5_of
+def test_versions_are_found_by_alias_run_and_md5(pool: ProjectPaths, sonify: Sonify, runs: list[str]) -> None:
+    from tests.factories.registered_models import md5_of
 
     for name in ("challenger", "@challenger", "2", runs[1], md5_of(2), "models:/audio2image/2"):
         assert told(sonify("compare", "1", name, "--no-log", "--json"))["b"]["version"] == "2", name
@@ -100,15 +100,15 @@ def test_versions_are_found_by_alias_run_and_md5(pool: Layout, sonify: Sonify, r
 
 @pytest.mark.parametrize(("higher", "side"), [(True, "right"), (False, "left")])
 def test_bars_point_to_the_right_when_b_is_better(higher: bool, side: str) -> None:
-    metric = MetricComparison("test/x", higher, 0.1, 0.2, Difference(0.1, 0.05, 0.15, 0.01, 9, 9))
+    metric = MetricComparison("test/x", higher, 0.1, 0.2, PairedDifference(0.1, 0.05, 0.15, 0.01, 9, 9))
     drawn = bar(metric)
     assert drawn is not None
     assert (drawn["low"] > 75) == (side == "right")
     assert drawn["low"] <= drawn["at"] <= drawn["high"]
-    assert bar(MetricComparison("test/x", True, 0.1, 0.2, Difference(0.1, None, None, None, 9, 1))) is None
+    assert bar(MetricComparison("test/x", True, 0.1, 0.2, PairedDifference(0.1, None, None, None, 9, 1))) is None
 
 
-def test_promote_and_rollback_by_hand(pool: Layout, sonify: Sonify, runs: list[str]) -> None:
+def test_promote_and_rollback_by_hand(pool: ProjectPaths, sonify: Sonify, runs: list[str]) -> None:
     assert sonify("promote", "1", "--yes").exit_code == 0
     plan = told(sonify("promote", "--dry-run", "--json"))
     assert (plan["champion"], plan["challenger"], plan["gate"]["passed"], plan["record"]) == ("1", "2", True, None)
@@ -129,11 +129,11 @@ def test_promote_and_rollback_by_hand(pool: Layout, sonify: Sonify, runs: list[s
     assert "token" not in lines[0]
 
 
-def test_promote_asks(pool: Layout, runs: list[str]) -> None:
+def test_promote_asks(pool: ProjectPaths, runs: list[str]) -> None:
     from typer.testing import CliRunner
 
     from pipeline_steps.cli import app
-    from pipeline_steps.tracking.promotion import history
+    from pipeline_steps.tracking.registry.promotion import history
 
     assert CliRunner().invoke(app, ["--project", str(pool.root), "promote"], input="n\n").exit_code == 1
     assert history(pool) == []

@@ -7,27 +7,27 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from command_project import Sonify, commit, git, told
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_steps.commands.forget import holds, without_rows
-from pipeline_steps.core.contracts import PAIRS
-from pipeline_steps.core.identity import sha256_bytes
-from pipeline_steps.core.layout import Layout
-from pipeline_steps.core.media import MediaReader
-from pipeline_steps.core.memo import Memo
+from pipeline_steps.commands.forget import drop_csv_rows, may_derive_from
+from pipeline_steps.core.hashing import sha256_bytes
+from pipeline_steps.core.media_shards import MediaShardReader
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.result_cache import ResultCache
+from pipeline_steps.core.schemas import PAIRS
 from pipeline_steps.core.tables import read_table
-from pipeline_steps.ingest import forgotten
+from pipeline_steps.ingest import takedowns
+from tests.factories.cli_project import Sonify, commit, git, told
 
 VALUE = pa.schema([pa.field("value", pa.int64())])
 CELLS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\r\x00"), max_size=8)
 
 
 @pytest.fixture
-def memos(pool: Layout, ids: dict[str, str]) -> dict[str, Memo]:
+def memos(pool: ProjectPaths, ids: dict[str, str]) -> dict[str, ResultCache]:
     """Results of the first dog, of another picture, and of mixtures."""
-    stores = {stage: Memo(str(pool.memo), stage, "f", VALUE) for stage in ("caption", "train", "evaluate-sound")}
+    stores = {stage: ResultCache(str(pool.memo), stage, "f", VALUE) for stage in ("caption", "train", "evaluate-sound")}
     stores["caption"].append({ids["i-dog-000"]: {"value": 1}, ids["i-cow-000"]: {"value": 2}})
     stores["train"].append({"0123456789abcdef": {"value": 3}})
     stores["evaluate-sound"].append({"0123456789abcdef": {"value": 4}, ids["s-cow-000"]: {"value": 5}})
@@ -35,7 +35,7 @@ def memos(pool: Layout, ids: dict[str, str]) -> dict[str, Memo]:
 
 
 def test_everything_of_the_item_goes_and_nothing_else(
-    pool: Layout, sonify: Sonify, ids: dict[str, str], memos: dict[str, Memo]
+    pool: ProjectPaths, sonify: Sonify, ids: dict[str, str], memos: dict[str, ResultCache]
 ) -> None:
     item, other = ids["i-dog-000"], ids["i-cow-000"]
     commit(pool, {}, "all")
@@ -45,7 +45,7 @@ def test_everything_of_the_item_goes_and_nothing_else(
     samples = pool.reports / "samples"
     samples.mkdir(parents=True)
     (samples / f"picture-{item}.jpg").write_bytes(b"x")
-    before = {i: MediaReader(pool.media).payload(i) for i in ids.values()}
+    before = {i: MediaShardReader(pool.media).payload(i) for i in ids.values()}
     table = (raw / "manifest.csv").read_bytes()
 
     plan = told(sonify("forget", item[:10], "--dry-run", "--json"))
@@ -62,19 +62,19 @@ def test_everything_of_the_item_goes_and_nothing_else(
     assert not (samples / f"picture-{item}.jpg").exists()
     lines = table.splitlines(keepends=True)
     assert (raw / "manifest.csv").read_bytes() == b"".join(line for line in lines if b"i-dog-000.webp" not in line)
-    media = MediaReader(pool.media)
+    media = MediaShardReader(pool.media)
     assert item not in media
     assert {i: media.payload(i) for i in before if i != item} == {i: payload for i, payload in before.items() if i != item}
     assert memos["caption"].load([item, other]) == {other: {"value": 2}}
     assert memos["train"].load(["0123456789abcdef"]) == {}
     assert memos["evaluate-sound"].load(["0123456789abcdef", ids["s-cow-000"]]) == {ids["s-cow-000"]: {"value": 5}}
-    assert forgotten.parse((raw / "forgotten.csv").read_text()) == {item}
+    assert takedowns.parse_takedowns((raw / "forgotten.csv").read_text()) == {item}
     again = told(sonify("forget", item, "--yes", "--json"))
     assert (again["files"], again["shard"]) == ([], None)
     assert (raw / "forgotten.csv").read_text().count(item) == 1
 
 
-def test_kept_worktrees_of_failed_runs_are_named(pool: Layout, sonify: Sonify, ids: dict[str, str]) -> None:
+def test_kept_worktrees_of_failed_runs_are_named(pool: ProjectPaths, sonify: Sonify, ids: dict[str, str]) -> None:
     commit(pool, {}, "all")
     for name in ("failed-run", "without"):
         git(pool.root, "worktree", "add", "--detach", str(pool.runs / "worktrees" / name))
@@ -84,22 +84,22 @@ def test_kept_worktrees_of_failed_runs_are_named(pool: Layout, sonify: Sonify, i
     assert text.startswith("worktrees of failed runs: .runs/worktrees/failed-run; git worktree remove")
 
 
-def test_ingest_refuses_it_whatever_it_is_called(pool: Layout, sonify: Sonify, ids: dict[str, str]) -> None:
-    from pipeline_steps.ingest.config import Config
-    from pipeline_steps.ingest.step import check
+def test_ingest_refuses_it_whatever_it_is_called(pool: ProjectPaths, sonify: Sonify, ids: dict[str, str]) -> None:
+    from pipeline_steps.ingest.config import IngestConfig
+    from pipeline_steps.ingest.stage import check
 
     raw = pool.root / "data/demo"
     payload = (raw / "i-dog-000.webp").read_bytes()
     assert sonify("forget", "i-dog-000.webp", "--yes").exit_code == 0
     (raw / "new-name.webp").write_bytes(payload)
-    found = check(raw, Config(metadata=None, pool=None, holdout=None))
+    found = check(raw, IngestConfig(metadata=None, pool=None, holdout=None))
     (row,) = found.quarantine
     assert (row["code"], row["path"], row["action"]) == ("FORGOTTEN", "new-name.webp", "abstained")
     assert ids["i-dog-000"] not in {row["image_id"] for row in found.images}
     assert len(found.images) == 2
 
 
-def test_it_asks_and_takes_no_for_an_answer(pool: Layout, ids: dict[str, str]) -> None:
+def test_it_asks_and_takes_no_for_an_answer(pool: ProjectPaths, ids: dict[str, str]) -> None:
     from typer.testing import CliRunner
 
     from pipeline_steps.cli import app
@@ -111,10 +111,9 @@ def test_it_asks_and_takes_no_for_an_answer(pool: Layout, ids: dict[str, str]) -
     assert CliRunner().invoke(app, ["--project", str(pool.root), "forget", ids["s-cow-000"], "--json"]).exit_code == 2
 
 
-def test_models_that_learned_from_it_are_named(pool: Layout, sonify: Sonify, ids: dict[str, str]) -> None:
-    from registered import register
-
-    from pipeline_steps.tracking.lineage import hash_path
+def test_models_that_learned_from_it_are_named(pool: ProjectPaths, sonify: Sonify, ids: dict[str, str]) -> None:
+    from pipeline_steps.tracking.lineage.dvc_digests import hash_path
+    from tests.factories.registered_models import register
 
     register(pool, [0.5, 0.6], pairs=hash_path(pool.pairs), version=1)
     register(pool, [0.5, 0.6], version=2)
@@ -125,7 +124,7 @@ def test_models_that_learned_from_it_are_named(pool: Layout, sonify: Sonify, ids
     assert any("dvc repro train" in text for text in plan["rebuild"])
 
 
-def test_nothing_known_is_an_error(pool: Layout, sonify: Sonify) -> None:
+def test_nothing_known_is_an_error(pool: ProjectPaths, sonify: Sonify) -> None:
     result = sonify("forget", "ffffffffff", "--yes")
     assert result.exit_code == 3
 
@@ -140,53 +139,53 @@ def test_rows_are_cut_out_and_all_other_bytes_stay(rows: list[tuple[str, str]], 
         return stream.getvalue()
 
     kept = [row for row in rows if row[0] not in names]
-    assert without_rows(text(rows), "file", names) == (text(kept), len(rows) - len(kept))
+    assert drop_csv_rows(text(rows), "file", names) == (text(kept), len(rows) - len(kept))
 
 
 def test_a_table_without_the_column_is_left_alone() -> None:
-    assert without_rows("a,b\n1,2\n", "file", {"1"}) == ("a,b\n1,2\n", 0)
+    assert drop_csv_rows("a,b\n1,2\n", "file", {"1"}) == ("a,b\n1,2\n", 0)
 
 
 def test_mixtures_may_hold_anything() -> None:
     item = sha256_bytes(b"x")[:32]
-    assert holds("caption", item, item)
-    assert holds("embed-audio", f"{item}:0", item)
-    assert not holds("caption", "a" * 32, item)
-    assert holds("train", "0123456789abcdef", item)
-    assert not holds("evaluate-sound", "a" * 32, item)
-    assert holds("evaluate-sound", "0123456789abcdef", item)
+    assert may_derive_from("caption", item, item)
+    assert may_derive_from("embed-audio", f"{item}:0", item)
+    assert not may_derive_from("caption", "a" * 32, item)
+    assert may_derive_from("train", "0123456789abcdef", item)
+    assert not may_derive_from("evaluate-sound", "a" * 32, item)
+    assert may_derive_from("evaluate-sound", "0123456789abcdef", item)
 
 
 def test_a_list_that_cannot_be_read_does_not_pass_for_empty(tmp_path: Path) -> None:
     from pipeline_steps.core.errors import DataError
 
-    text = forgotten.added("", [("a" * 32, "image", "t", 'why, "so"')])
-    assert forgotten.parse(text) == {"a" * 32}
-    assert forgotten.added(text, [("a" * 32, "image", "t", "again")]) == text
+    text = takedowns.append_rows("", [("a" * 32, "image", "t", 'why, "so"')])
+    assert takedowns.parse_takedowns(text) == {"a" * 32}
+    assert takedowns.append_rows(text, [("a" * 32, "image", "t", "again")]) == text
     for broken in ("", "id\nx\n", "item_id\nnot-an-id\n"):
         with pytest.raises(DataError):
-            forgotten.parse(broken)
+            takedowns.parse_takedowns(broken)
     limit = csv.field_size_limit(1000)  # the process-wide one, which reading a metadata table raises
     try:
         with pytest.raises(DataError, match="after line 1: field larger"):
-            forgotten.parse(f'item_id,reason\n{"a" * 32},"{"x" * 2000}"\n')
+            takedowns.parse_takedowns(f'item_id,reason\n{"a" * 32},"{"x" * 2000}"\n')
     finally:
         csv.field_size_limit(limit)
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("target", ["nowhere.csv", "list.csv", "."], ids=["dangling link", "link", "link to a folder"])
-def test_a_list_behind_a_link_stops_ingest_and_forget(pool: Layout, sonify: Sonify, target: str) -> None:
+def test_a_list_behind_a_link_stops_ingest_and_forget(pool: ProjectPaths, sonify: Sonify, target: str) -> None:
     """Take-downs of a list that has gone must not be undone, nor the link be replaced by a new list."""
     from pipeline_steps.core.errors import DataError
-    from pipeline_steps.ingest.config import Config
-    from pipeline_steps.ingest.step import check
+    from pipeline_steps.ingest.config import IngestConfig
+    from pipeline_steps.ingest.stage import check
 
     raw = pool.root / "data/demo"
-    (pool.root / "list.csv").write_text(forgotten.added("", [("a" * 32, "image", "t", "")]))
+    (pool.root / "list.csv").write_text(takedowns.append_rows("", [("a" * 32, "image", "t", "")]))
     (raw / "forgotten.csv").symlink_to(Path("../..") / target)
     with pytest.raises(DataError, match=r"forgotten\.csv cannot be read: a link"):
-        check(raw, Config(metadata=None, pool=None, holdout=None))
+        check(raw, IngestConfig(metadata=None, pool=None, holdout=None))
     refused = sonify("forget", "i-dog-000.webp", "--yes")
     assert refused.exit_code == 3
     assert (raw / "i-dog-000.webp").exists()
@@ -197,7 +196,7 @@ def test_a_list_behind_a_link_stops_ingest_and_forget(pool: Layout, sonify: Soni
 def test_a_folder_is_no_list(tmp_path: Path) -> None:
     from pipeline_steps.core.errors import DataError
 
-    assert forgotten.read(tmp_path) is None
+    assert takedowns.load_takedowns(tmp_path) is None
     (tmp_path / "forgotten.csv").mkdir()
     with pytest.raises(DataError, match="a folder, not a plain file"):
-        forgotten.read(tmp_path)
+        takedowns.load_takedowns(tmp_path)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from command_project import Sonify, commit, dvc, git, told
 from ruamel.yaml import YAML
 
 from pipeline_steps.core.errors import DataError
-from pipeline_steps.core.layout import Layout
-from pipeline_steps.tracking.lineage import hash_path, lock_outs, read_lock
-from pipeline_steps.tracking.provenance import Cache, chain, find_lock
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.tracking.lineage.dvc_digests import hash_path, lock_outs, read_lock
+from pipeline_steps.tracking.lineage.lock_history import DvcCache, find_lock, stage_lineage
+from tests.factories.cli_project import Sonify, commit, dvc, git, told
 
 
 def stage(deps: dict[str, str], outs: dict[str, str], **params: object) -> dict[str, object]:
@@ -32,22 +32,21 @@ LOCK = {
 
 
 def test_chain_goes_from_raw_data_to_the_evaluation() -> None:
-    steps = chain(LOCK, "model")
+    steps = stage_lineage(LOCK, "model")
     assert [step.stage for step in steps] == ["pair", "train", "evaluate"]
     assert steps[0].raw == ("raw",)
     assert steps[0].code == {"pipeline_steps/pair": "9"}
     assert steps[1].params == {"train": {"seed": 1}}
     assert steps[2].reads == {"model": "3", "raw": "1"}
     with pytest.raises(DataError, match="no out nothing"):
-        chain(LOCK, "nothing")
+        stage_lineage(LOCK, "nothing")
 
 
 @pytest.fixture
-def traced(pool: Layout) -> Layout:
+def traced(pool: ProjectPaths) -> ProjectPaths:
     """Two commits with different models, both registered."""
-    from registered import client_of, register
-
     from pipeline_steps.tracking.settings import REGISTERED_MODEL
+    from tests.factories.registered_models import client_of, register
 
     for version in (1, 2):
         (pool.model / "weights.txt").write_text(f"weights {version}")
@@ -58,7 +57,7 @@ def traced(pool: Layout) -> Layout:
     return pool
 
 
-def test_from_a_model_to_its_inputs_and_back(traced: Layout, sonify: Sonify, tmp_path: Path) -> None:
+def test_from_a_model_to_its_inputs_and_back(traced: ProjectPaths, sonify: Sonify, tmp_path: Path) -> None:
     first = git(traced.root, "rev-list", "--max-parents=0", "HEAD").strip()
     found = told(sonify("trace", "1", "--json"))
     assert found["lock_commit"] == first
@@ -76,11 +75,12 @@ def test_from_a_model_to_its_inputs_and_back(traced: Layout, sonify: Sonify, tmp
     assert sonify("trace", "2", "--checkout", str(target)).exit_code == 2
 
 
-def test_a_model_whose_lock_is_not_committed_yet_comes_with_its_reports(traced: Layout, sonify: Sonify, tmp_path: Path) -> None:
+def test_a_model_whose_lock_is_not_committed_yet_comes_with_its_reports(
+    traced: ProjectPaths, sonify: Sonify, tmp_path: Path
+) -> None:
     """Reports are git's, not DVC's (`cache: false`): a fresh clone holds those of the last commit, or none."""
-    from registered import client_of, register
-
     from pipeline_steps.tracking.settings import REGISTERED_MODEL
+    from tests.factories.registered_models import client_of, register
 
     register(traced, [0.5, 0.6], version=3)
     (traced.model / "weights.txt").write_text("weights 3")
@@ -91,7 +91,7 @@ def test_a_model_whose_lock_is_not_committed_yet_comes_with_its_reports(traced: 
     YAML().dump(graph, traced.root / "dvc.yaml")
     dvc(traced.root, "commit", "-f")
     client_of(traced).set_model_version_tag(REGISTERED_MODEL, "3", "dvc.md5", hash_path(traced.model))
-    kept = Cache(traced).path(hash_path(traced.root / "reports/train.json"))
+    kept = DvcCache(traced).path(hash_path(traced.root / "reports/train.json"))
     assert kept is not None, "DVC's memory of runs keeps reports as well"
     for name in ("cache", "tree"):
         target = tmp_path / name
@@ -104,10 +104,9 @@ def test_a_model_whose_lock_is_not_committed_yet_comes_with_its_reports(traced: 
     assert sonify("trace", "3", "--checkout", str(tmp_path / "later")).exit_code == 3, "the work tree holds another report"
 
 
-def test_a_digest_that_mlflow_knows_otherwise_is_told(traced: Layout, sonify: Sonify) -> None:
-    from registered import client_of, register
-
+def test_a_digest_that_mlflow_knows_otherwise_is_told(traced: ProjectPaths, sonify: Sonify) -> None:
     from pipeline_steps.tracking.settings import REGISTERED_MODEL
+    from tests.factories.registered_models import client_of, register
 
     register(traced, [0.5, 0.6], pairs="f" * 32 + ".dir", version=3)
     md5 = hash_path(traced.model)
@@ -117,8 +116,8 @@ def test_a_digest_that_mlflow_knows_otherwise_is_told(traced: Layout, sonify: So
     assert "data/pairs: MLflow ffff" in found["differs_from_mlflow"][0]
 
 
-def test_a_model_made_outside_dvc_has_no_lock(traced: Layout, sonify: Sonify) -> None:
-    from registered import register
+def test_a_model_made_outside_dvc_has_no_lock(traced: ProjectPaths, sonify: Sonify) -> None:
+    from tests.factories.registered_models import register
 
     register(traced, [0.5, 0.6], version=3)
     result = sonify("trace", "3")
@@ -128,7 +127,7 @@ def test_a_model_made_outside_dvc_has_no_lock(traced: Layout, sonify: Sonify) ->
 
 
 @pytest.mark.parametrize("name", ["id", "prefix", "path", "disk"])
-def test_from_an_item_to_pairs_splits_and_models(traced: Layout, sonify: Sonify, ids: dict[str, str], name: str) -> None:
+def test_from_an_item_to_pairs_splits_and_models(traced: ProjectPaths, sonify: Sonify, ids: dict[str, str], name: str) -> None:
     item = ids["i-dog-000"]
     raw = traced.root / "data/demo/i-dog-000.webp"
     said = {"id": item, "prefix": item[:10], "path": "i-dog-000.webp", "disk": str(raw)}[name]
@@ -141,7 +140,7 @@ def test_from_an_item_to_pairs_splits_and_models(traced: Layout, sonify: Sonify,
     assert (sound["item"]["kind"], sound["pairs"][0]["others"]) == ("audio", [ids["i-cow-000"]])
 
 
-def test_an_item_of_older_pairs_is_known_from_the_cache(traced: Layout, sonify: Sonify, ids: dict[str, str]) -> None:
+def test_an_item_of_older_pairs_is_known_from_the_cache(traced: ProjectPaths, sonify: Sonify, ids: dict[str, str]) -> None:
     import shutil
 
     shutil.rmtree(traced.pairs)
@@ -152,7 +151,7 @@ def test_an_item_of_older_pairs_is_known_from_the_cache(traced: Layout, sonify: 
     assert found["versions"][0]["splits"] == {"train": 1}
 
 
-def test_what_is_unknown_is_refused(traced: Layout, sonify: Sonify) -> None:
+def test_what_is_unknown_is_refused(traced: ProjectPaths, sonify: Sonify) -> None:
     result = sonify("trace", "no-such-thing")
     assert result.exit_code == 3
     assert "is no item of any catalog here" in result.output

@@ -11,10 +11,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline_steps.__main__ import STAGES
+from pipeline_steps.core.config import config_class
 
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGE = PROJECT / "pipeline_steps"
-SHARED = ("core", "audio", "encoders", "diffusion")
+SHARED = ("core", "audio", "models", "diffusion")
 GRAPH = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text())["stages"]
 PARAMS = YAML(typ="safe").load((PROJECT / "params.yaml").read_text())
 
@@ -22,9 +23,9 @@ PARAMS = YAML(typ="safe").load((PROJECT / "params.yaml").read_text())
 ALLOWED: dict[str, set[str]] = {
     "core": {"core"},
     "audio": {"core", "audio"},
-    "encoders": {"core", "audio", "encoders"},
-    "diffusion": {"core", "audio", "encoders", "diffusion"},
-    "tracking": {"core", "audio", "encoders", "diffusion", "tracking"},
+    "models": {"core", "audio", "models"},
+    "diffusion": {"core", "audio", "models", "diffusion"},
+    "tracking": {"core", "audio", "models", "diffusion", "tracking"},
     **{stage: {*SHARED, stage} for stage in STAGES},
 }
 for watched in ("pair", "train", "evaluate"):
@@ -61,8 +62,8 @@ def test_nothing_imports_flows_and_tools_have_one_importer() -> None:
     owner = {
         "mlflow": "pipeline_steps/tracking/",
         "prefect": "flows/",
-        "dvc": "flows/graph.py",
-        "ray": "pipeline_steps/core/ray_engine.py",
+        "dvc": "flows/dvc_graph.py",
+        "ray": "pipeline_steps/core/executors/ray.py",
     }
     for path in [*modules(), *modules(PROJECT / "flows")]:
         where = path.relative_to(PROJECT).as_posix()
@@ -76,7 +77,7 @@ def test_nothing_imports_flows_and_tools_have_one_importer() -> None:
 
 def reachable(stage: str) -> set[Path]:
     """Files below `pipeline_steps` that a stage's step imports, directly or through others, tracking left out."""
-    todo, seen = [PACKAGE / stage / "step.py"], set[Path]()
+    todo, seen = [PACKAGE / stage / "stage.py"], set[Path]()
     while todo:
         path = todo.pop()
         if path in seen:
@@ -118,9 +119,7 @@ def test_the_graph_and_the_stages_are_the_same_set() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_params_are_exactly_the_config_model(stage: str) -> None:
-    import importlib
-
-    config = importlib.import_module(f"pipeline_steps.{stage}.config").Config
+    config = config_class(stage)
     assert set(PARAMS[stage]) == set(config.model_fields), "every key of the model is written out in params.yaml"
     config.model_validate(PARAMS[stage])
 
@@ -134,7 +133,7 @@ DISK_NAMES = {
 @pytest.mark.parametrize("stage", STAGES)
 def test_only_step_touches_the_disk(stage: str) -> None:
     for path in modules(PACKAGE / stage):
-        if path.name in DISK_MODULES.get(stage, {"step.py"}):
+        if path.name in DISK_MODULES.get(stage, {"stage.py"}):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
@@ -146,16 +145,16 @@ def test_only_step_touches_the_disk(stage: str) -> None:
                 assert name not in DISK_NAMES, f"{path.relative_to(PROJECT)}:{node.lineno} calls {name}"
 
 
-# Modules other than step.py that read or write files, each because that is the one thing it is for.
+# Modules other than stage.py that read or write files, each because that is the one thing it is for.
 DISK_MODULES: dict[str, set[str]] = {
-    "pair": {"step.py", "export.py"},  # `sonify export` writes a published set, long after the stage
+    "pair": {"stage.py", "export.py"},  # `sonify export` writes a published set, long after the stage
 }
 
 
 def test_every_parquet_out_has_a_contract() -> None:
-    from pipeline_steps.core import contracts
+    from pipeline_steps.core import schemas
 
-    names = {value.name for value in vars(contracts).values() if isinstance(value, contracts.Contract)}
+    names = {value.name for value in vars(schemas).values() if isinstance(value, schemas.TableSchema)}
     written = set()
     for path in modules():
         written |= set(re.findall(r"(?<!pyarrow\.)\b([a-z_]+)\.parquet", path.read_text()))

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_steps.core import contracts
+from pipeline_steps.core import schemas
 
 PROJECT = Path(__file__).resolve().parents[2]
-CONTRACTS = [value for value in vars(contracts).values() if isinstance(value, contracts.Contract)]
+CONTRACTS = [value for value in vars(schemas).values() if isinstance(value, schemas.TableSchema)]
 
 
 @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.name)
-def test_every_column_is_documented(contract: contracts.Contract) -> None:
+def test_every_column_is_documented(contract: schemas.TableSchema) -> None:
     text = (PROJECT / "docs/data-contracts.md").read_text()
     missing = [name for name in contract.schema.names if f"`{name}`" not in text]
     assert not missing, f"{contract.name}: {missing}"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline_steps.core.config import load_params, parse_section
+from pipeline_steps.core.config import config_class, load_params, parse_section
 
 PROJECT = Path(__file__).resolve().parents[2]
 PRESETS = sorted((PROJECT / "presets").glob("*.yaml"))
@@ -42,7 +41,7 @@ def test_the_presets_that_the_documentation_names_are_there() -> None:
 def test_a_preset_is_valid_and_differs_in_values_alone(path: Path) -> None:
     params = load_params(path)
     for section in params:
-        config = import_module(f"pipeline_steps.{section}.config").Config
+        config = config_class(section)
         assert parse_section(config, section, params)
     embedded = load_params(PROJECT / "presets/embedded.yaml")
     assert keys(params) == keys(embedded)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_steps.core import tables
-from pipeline_steps.core.contracts import ABSTAINED, EVENTS
 from pipeline_steps.core.errors import DataError
+from pipeline_steps.core.schemas import ABSTAINED, EVENTS
 from pipeline_steps.core.tables import read_table, to_table, write_table
 
 
@@ -76,7 +76,7 @@ def test_a_table_that_is_sorted_already_is_left_as_it_is(keys: list[tuple[str, i
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tables, "ORDERED_ROWS", limit)
             try:
-                outcomes.append(tables.check(EVENTS, table, "here").to_pylist())
+                outcomes.append(tables.validate_table(EVENTS, table, "here").to_pylist())
             except DataError as error:
                 outcomes.append(str(error))
     assert outcomes[0] == outcomes[1]

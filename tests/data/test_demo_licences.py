@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from pipeline_steps.pair.licences import terms
+from pipeline_steps.pair.release.license_terms import terms
 
 
 def rows(demo: Path) -> list[dict[str, str]]:

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from colour_world import CLASSES, CONFIG, Elsewhere, Painter, Reader, World
 
-from pipeline_steps.diffusion.adapter import AudioAdapter
-from pipeline_steps.diffusion.adapter_storage import save_adapter
-from pipeline_steps.diffusion.backbone import Backbone
-from pipeline_steps.diffusion.grids import AstGrids
-from pipeline_steps.diffusion.resampler import TokenResampler
-from pipeline_steps.encoders.ast_tokens import AstTokens
-from pipeline_steps.evaluate.agreement import Item, Looks, Sound, item_rates
-from pipeline_steps.evaluate.config import Config
-from pipeline_steps.evaluate.items import Agenda, item_texts
-from pipeline_steps.evaluate.model import open_source
-from pipeline_steps.evaluate.step import make
-from pipeline_steps.tracking.tracker import NullTracker
-
-sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("encoders", "diffusion"))
-from tiny_ast import ast_checkpoint
-from tiny_stable_diffusion import stable_diffusion
-from tiny_towers import dinov2_checkpoint
+from pipeline_steps.diffusion.audio_tokens import AstTokenizer
+from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
+from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
+from pipeline_steps.diffusion.pipelines.ip_adapter import save_adapter
+from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
+from pipeline_steps.evaluate.config import EvaluateConfig
+from pipeline_steps.evaluate.evaluation_plan import EvalAudio, EvalPair, EvaluationPlan, item_texts
+from pipeline_steps.evaluate.generation import load_generator
+from pipeline_steps.evaluate.metrics.win_rate_rows import JudgeFeatures, win_rates_per_pair
+from pipeline_steps.evaluate.stage import evaluate
+from pipeline_steps.models.audio.ast import AstEncoder
+from pipeline_steps.tracking.client.tracker import NoOpTracker
+from tests.evaluate.synthetic_dataset import CLASSES, CONFIG, Elsewhere, Painter, Reader, World
+from tests.factories.checkpoints.ast import ast_checkpoint
+from tests.factories.checkpoints.stable_diffusion import stable_diffusion
+from tests.factories.checkpoints.vision_towers import dinov2_checkpoint
 
 JUDGED = {"picture_judges": ["dinov2"], "checkpoints": {"dinov2": {"model": "models/dinov2"}}, "sensitivity_sounds": 0}
-SETTINGS = Config.model_validate({**CONFIG.model_dump(), **JUDGED})
+SETTINGS = EvaluateConfig.model_validate({**CONFIG.model_dump(), **JUDGED})
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +45,14 @@ class Scribe(Reader):
         super().__init__()
         self.read: list[str] = []
 
-    def draw_texts(self, texts: Any, samples: int, seed: int) -> Any:
+    def generate_from_text(self, texts: Any, samples: int, seed: int) -> Any:
         self.read += texts
-        return super().draw_texts(texts, samples, seed)
+        return super().generate_from_text(texts, samples, seed)
 
 
 def test_a_source_that_reads_text_gets_the_row(world: World, tmp_path: Path) -> None:
     scribe = Scribe()
-    make(SETTINGS, Elsewhere(world.layout.root, tmp_path), scribe, NullTracker())
+    evaluate(SETTINGS, Elsewhere(world.layout.root, tmp_path), scribe, NoOpTracker())
     assert scribe.read == sorted(f"a {label}" for label in CLASSES)  # each phrase once
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     for name in ("test", "gold", "gold_seen"):
@@ -71,7 +68,7 @@ def test_a_source_that_reads_text_gets_the_row(world: World, tmp_path: Path) -> 
     assert "win_rate_dinov2.text_oracle" in (tmp_path / "plots/items.csv").read_text().splitlines()[0]
     # The other rows are what they are without it.
     deaf_to_text = tmp_path / "without"
-    make(SETTINGS, Elsewhere(world.layout.root, deaf_to_text), Painter(), NullTracker())
+    evaluate(SETTINGS, Elsewhere(world.layout.root, deaf_to_text), Painter(), NoOpTracker())
     without = json.loads((deaf_to_text / "evaluation.json").read_text())
     assert without["test"]["rows"]["model"] == evaluation["test"]["rows"]["model"]
     assert without["test"]["rows"]["text_oracle"]["applicable"] is False
@@ -83,33 +80,33 @@ def exported_adapter(world: World, assets: Path) -> Path:
     root = world.layout.root
     ast_checkpoint(root / "models/ast")
     torch.manual_seed(0)
-    backbone = Backbone(str(stable_diffusion(root / "models/diffusion"))).load()
-    adapter = AudioAdapter(backbone, TokenResampler(24, 12, count=2, width=24, inner=16, depth=1, heads=2), "")
+    backbone = StableDiffusionBackbone(str(stable_diffusion(root / "models/diffusion"))).load()
+    adapter = AudioIPAdapter(backbone, PerceiverResampler(24, 12, count=2, width=24, inner=16, depth=1, heads=2), "")
     defaults = {"steps": 2, "guidance_scale": 2.0, "max_seconds": 1.0, "picture_size": 64}
-    encoder = AstGrids(AstTokens(str(root / "models/ast")))
+    encoder = AstTokenizer(AstEncoder(str(root / "models/ast")))
     save_adapter(root / "models/adapter", adapter, backbone.scheduler("dpm++"), encoder, defaults, assets)  # type: ignore[arg-type]
     return root / "models/adapter"
 
 
 def test_a_backbone_that_reads_is_its_own_text_oracle(world: World, exported_adapter: Path, tmp_path: Path) -> None:
-    source = open_source(exported_adapter, None, None)
-    assert source.reads_text
+    source = load_generator(exported_adapter, None, None)
+    assert source.has_text_encoder
     assert source.families == {"ast", "clip"}  # its text encoder bars the judge of that family
-    make(SETTINGS, Elsewhere(world.layout.root, tmp_path), source, NullTracker())
+    evaluate(SETTINGS, Elsewhere(world.layout.root, tmp_path), source, NoOpTracker())
     row = json.loads((tmp_path / "evaluation.json").read_text())["test"]["rows"]["text_oracle"]
     assert 0 <= row["win_rate_dinov2"]["value"] <= 1
     assert row["win_rate_dinov2"]["n"] == 6
     assert row["kid_dinov2"]["n"] == 6
 
 
-def item(name: str, image: str, sound: int) -> Item:
-    return Item(name, image, image, sound)
+def item(name: str, image: str, sound: int) -> EvalPair:
+    return EvalPair(name, image, image, sound)
 
 
 def test_words_come_from_pairing_or_from_the_picture_and_never_from_labels() -> None:
-    sounds = (Sound("s0", "g0", "dog label"), Sound("s1", "g1", "rain label"))
+    sounds = (EvalAudio("s0", "g0", "dog label"), EvalAudio("s1", "g1", "rain label"))
     sets = {"test": (item("p0", "i0", 0), item("p1", "i1", 1)), "gold": (item("gold 0", "i2", 0), item("gold 1", "i3", 1))}
-    agenda = Agenda(sounds, ((("s0", 0.0),), (("s1", 0.0),)), sets, {}, frozenset(), 0)
+    agenda = EvaluationPlan(sounds, ((("s0", 0.0),), (("s1", 0.0),)), sets, {}, frozenset(), 0)
     pairs = [
         {"pair_id": "p0", "tracks": [{"sound": "a dog barking"}, {"sound": "rain on a roof"}]},
         {"pair_id": "p1", "tracks": [{"sound": "rain falling"}]},
@@ -125,15 +122,17 @@ def test_words_come_from_pairing_or_from_the_picture_and_never_from_labels() -> 
 
 
 def test_an_item_without_words_or_whose_rivals_share_them_has_no_rate() -> None:
-    sounds = [Sound(f"s{row}", f"g{row}", None) for row in range(3)]
+    sounds = [EvalAudio(f"s{row}", f"g{row}", None) for row in range(3)]
     items = [item(f"p{row}", f"i{row}", row) for row in range(3)]
     asked = np.eye(3)
     spoken = np.repeat(np.eye(3)[:2][:, None], 2, axis=1)  # text 0 draws what item 0 asks for, text 1 what item 1 does
     empty = [np.array([], np.int64)] * 3
 
     def rates(text: list[int]) -> list[float]:
-        looks = Looks(asked, np.repeat(asked[:, None], 2, 1), np.zeros((2, 3)), asked, empty, empty, spoken, np.array(text))
-        return item_rates(looks, sounds, items)["text_oracle"].tolist()
+        looks = JudgeFeatures(
+            asked, np.repeat(asked[:, None], 2, 1), np.zeros((2, 3)), asked, empty, empty, spoken, np.array(text)
+        )
+        return win_rates_per_pair(looks, sounds, items)["text_oracle"].tolist()
 
     np.testing.assert_array_equal(rates([0, 1, -1]), [1.0, 1.0, np.nan])
     np.testing.assert_array_equal(rates([1, 0, 0]), [0.0, 0.0, 0.5])

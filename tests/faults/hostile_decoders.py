@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline_steps.ingest.decode import Job, decode
+from pipeline_steps.ingest.decoding.decode import DecodeJob, decode
 
 
 def misbehave(task: str) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def misbehave(task: str) -> dict[str, Any]:
     return {"code": None, "reason": task}
 
 
-def measured(job: Job) -> dict[str, Any]:
+def measured(job: DecodeJob) -> dict[str, Any]:
     """The real decoder, and the largest resident size of this process so far in MB."""
     answer = dict(decode(job))
     answer["peak_mb"] = peak_mb()

@@ -11,23 +11,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus import CASES, OK, Case, build, gradient, put
-from hostile_decoders import never
 from PIL import Image
 
-from pipeline_steps.core.contracts import AUDIO, IMAGES, QUARANTINE
 from pipeline_steps.core.errors import DataError
-from pipeline_steps.core.layout import Layout
-from pipeline_steps.core.media import MediaReader
-from pipeline_steps.core.rawfiles import shown_path
-from pipeline_steps.core.report import StageReport
+from pipeline_steps.core.media_shards import MediaShardReader
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.safe_paths import display_path
+from pipeline_steps.core.schemas import AUDIO, IMAGES, QUARANTINE
+from pipeline_steps.core.stage_report import StageReport
 from pipeline_steps.core.tables import read_table
-from pipeline_steps.ingest import step
-from pipeline_steps.ingest.codes import CODES
-from pipeline_steps.ingest.config import Config, Limits
+from pipeline_steps.ingest import stage
+from pipeline_steps.ingest.config import DecoderLimitsConfig, IngestConfig
+from pipeline_steps.ingest.reason_codes import CODES
+from tests.faults.corpus import CASES, OK, Case, build, gradient, put
+from tests.faults.hostile_decoders import never
 
 pytestmark = pytest.mark.fault
-OPEN = Config(metadata=None, pool=None, holdout=None, max_bad_fraction=1.0, root="root", limits=Limits(workers=2))
+OPEN = IngestConfig(
+    metadata=None, pool=None, holdout=None, max_bad_fraction=1.0, root="root", limits=DecoderLimitsConfig(workers=2)
+)
 
 
 @dataclass
@@ -54,8 +56,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("corpus")
     build(folder)
     before = snapshot(folder)
-    report = step.run(OPEN, Layout(folder))
-    report.write(Layout(folder).report("ingest"))
+    report = stage.run(OPEN, ProjectPaths(folder))
+    report.write(ProjectPaths(folder).report("ingest"))
     images = read_table(folder / "data/catalog/images.parquet", IMAGES).to_pylist()
     audio = read_table(folder / "data/catalog/audio.parquet", AUDIO).to_pylist()
     quarantine = read_table(folder / "data/catalog/quarantine.parquet", QUARANTINE).to_pylist()
@@ -65,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_row_of_the_matrix(run: Run, case: Case) -> None:
-    name = shown_path(case.name)
+    name = display_path(case.name)
     if case.expected == OK:
         assert name not in run.refused, run.refused[name]
         row = run.accepted[name]
@@ -105,7 +107,7 @@ def test_c5_and_c7_one_item_per_content(run: Run) -> None:
 
 
 def test_a7_golden_pixels(run: Run) -> None:
-    reader = MediaReader(run.folder / "data/media")
+    reader = MediaShardReader(run.folder / "data/media")
     seen = reader.image(run.accepted["rgba.png"]["image_id"]).astype(float)
     alpha = np.tile(np.linspace(0, 255, 96).astype(np.uint8), (64, 1))[..., None] / 255
     assert np.abs(seen - (gradient() * alpha + 255 * (1 - alpha))).max() <= 1.5
@@ -115,12 +117,12 @@ def test_a7_golden_pixels(run: Run) -> None:
 
 
 def test_a8_deep_grey_is_rescaled(run: Run) -> None:
-    seen = MediaReader(run.folder / "data/media").image(run.accepted["deep-grey.png"]["image_id"])
+    seen = MediaShardReader(run.folder / "data/media").image(run.accepted["deep-grey.png"]["image_id"])
     assert np.array_equal(seen, np.repeat(gradient()[..., 2:], 3, axis=2))
 
 
 def test_a10_turned_and_stripped(run: Run) -> None:
-    payload = MediaReader(run.folder / "data/media").payload(run.accepted["turned.jpg"]["image_id"])
+    payload = MediaShardReader(run.folder / "data/media").payload(run.accepted["turned.jpg"]["image_id"])
     assert b"secret" not in payload
     with Image.open(io.BytesIO(payload)) as picture:
         assert picture.size == (64, 96)
@@ -136,26 +138,26 @@ def test_a11_the_decoder_is_never_called(tmp_path: Path, monkeypatch: pytest.Mon
     cases = [case for case in CASES if case.row == "A11"]
     for case in cases:
         case.make(root / case.name)
-    monkeypatch.setattr(step, "decode", never)
-    result = step.check(root, OPEN)
+    monkeypatch.setattr(stage, "decode", never)
+    result = stage.check(root, OPEN)
     assert sorted(row["code"] for row in result.quarantine) == ["FORMAT_NOT_ALLOWED"] * len(cases)
     put(root / "control.png", (root / "paper.pdf").read_bytes().replace(b"%PDF-1.7\n", b"\x89PNG\r\n\x1a\n"))
-    assert "DECODER_CRASH" in {row["code"] for row in step.check(root, OPEN).quarantine}
+    assert "DECODER_CRASH" in {row["code"] for row in stage.check(root, OPEN).quarantine}
 
 
 def test_c9_empty_pools_and_all_quarantined(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     with pytest.raises(DataError, match="picture pool is empty after ingest: no such file was found"):
-        step.run(OPEN, Layout(tmp_path))
+        stage.run(OPEN, ProjectPaths(tmp_path))
     for number in range(12):
         (root / f"{number}.jpg").write_bytes(b"<html>")
     with pytest.raises(
         DataError, match=r"picture pool is empty after ingest: 12 quarantined \(top: NOT_AN_IMAGE 12\)"
     ) as error:
-        step.run(OPEN, Layout(tmp_path))
+        stage.run(OPEN, ProjectPaths(tmp_path))
     assert error.value.exit_code == 3
     next(case for case in CASES if case.name == "Case.png").make(root / "good.png")
     with pytest.raises(DataError, match="sound pool is empty"):
-        step.run(OPEN, Layout(tmp_path))
+        stage.run(OPEN, ProjectPaths(tmp_path))
     assert not (tmp_path / "data").exists()

@@ -9,28 +9,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from corpus import CASES, bit_png, encoded, gradient, noise, three_hours, tone
-from hostile_decoders import measured, misbehave
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from soundfile import write
 
-from pipeline_steps.ingest.catalog import File
-from pipeline_steps.ingest.codes import CODES
-from pipeline_steps.ingest.config import Config
-from pipeline_steps.ingest.decode import PRELOAD, Job, decode
-from pipeline_steps.ingest.discover import inspect
-from pipeline_steps.ingest.step import make_job
-from pipeline_steps.ingest.workers import Bounds, Workers
+from pipeline_steps.ingest.catalog import CandidateFile
+from pipeline_steps.ingest.config import IngestConfig
+from pipeline_steps.ingest.decoding.decode import PRELOAD, DecodeJob, decode
+from pipeline_steps.ingest.reason_codes import CODES
+from pipeline_steps.ingest.sources.file_walk import inspect_file
+from pipeline_steps.ingest.stage import make_job
+from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool
+from tests.faults.corpus import CASES, bit_png, encoded, gradient, noise, three_hours, tone
+from tests.faults.hostile_decoders import measured, misbehave
 
 pytestmark = pytest.mark.fault
 MEMORY = 2_048_000_000
 
 
-def job(path: Path) -> Job:
-    file = inspect(path.parent, path.name, None, 1e9, walked=False)
-    assert isinstance(file, File), file
-    return make_job(Config(), path.parent, file)
+def job(path: Path) -> DecodeJob:
+    file = inspect_file(path.parent, path.name, None, 1e9, walked=False)
+    assert isinstance(file, CandidateFile), file
+    return make_job(IngestConfig(), path.parent, file)
 
 
 def test_a13_only_the_bad_item_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +38,7 @@ def test_a13_only_the_bad_item_is_lost(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOSTILE_TARGET", str(target))
     tasks = ["fine-1", "hang", "fine-2", "crash", "abort", "fine-3", "eat", "leave", "fine-4", "raise", "write", "fine-5"]
     start = time.monotonic()
-    with Workers(Bounds(2, 4, 640_000_000), misbehave) as workers:
+    with WorkerPool(WorkerLimits(2, 4, 640_000_000), misbehave) as workers:
         answers = dict(workers.map((task, task) for task in tasks))
     assert {task for task in tasks if answers[task]["code"] is None} == {task for task in tasks if task.startswith("fine")}
     assert answers["hang"]["code"] == "DECODER_TIMEOUT"
@@ -55,7 +55,7 @@ def test_a6_and_b8_memory_of_the_process(tmp_path: Path) -> None:
     bit_png(20_000)(tmp_path / "bomb-1-bit.png")
     bit_png(12_000)(tmp_path / "bomb-144.png")
     three_hours(tmp_path / "long.flac")
-    with Workers(Bounds(1, 60, MEMORY), measured, PRELOAD) as workers:
+    with WorkerPool(WorkerLimits(1, 60, MEMORY), measured, PRELOAD) as workers:
         answers = dict(workers.map((name, job(tmp_path / name)) for name in ("bomb-1-bit.png", "bomb-144.png", "long.flac")))
     assert [answer["code"] for answer in answers.values()] == ["IMG_BOMB", "IMG_BOMB", "AUD_TOO_LONG"]
     assert max(answer["peak_mb"] for answer in answers.values()) < 300
@@ -64,7 +64,7 @@ def test_a6_and_b8_memory_of_the_process(tmp_path: Path) -> None:
 def test_b8_a_long_sound_is_streamed(tmp_path: Path) -> None:
     """Three hours accepted up to the last second of the limit would be held; here the limit is met while reading."""
     next(case for case in CASES if case.name == "unknown-length.flac").make(tmp_path / "unknown.flac")
-    with Workers(Bounds(1, 60, MEMORY), measured, PRELOAD) as workers:
+    with WorkerPool(WorkerLimits(1, 60, MEMORY), measured, PRELOAD) as workers:
         _, answer = next(iter(workers.map([("unknown", job(tmp_path / "unknown.flac"))])))
     assert answer["code"] == "AUD_TOO_LONG"
     assert answer["peak_mb"] < 300
@@ -98,8 +98,8 @@ EXAMPLES = int(os.environ.get("SONIFY_MUTATIONS", "100"))
 
 
 @pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
-    with Workers(Bounds(1, 20, MEMORY), decode, PRELOAD) as pool:
+def workers() -> Iterator[WorkerPool]:
+    with WorkerPool(WorkerLimits(1, 20, MEMORY), decode, PRELOAD) as pool:
         yield pool
 
 
@@ -132,18 +132,18 @@ def mutated(draw: st.DrawFn) -> tuple[str, bytes]:
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES <= 100)
 @given(case=mutated())
 def test_b12_mutated_files_are_taken_or_quarantined(
-    case: tuple[str, bytes], workers: Workers, tmp_path_factory: pytest.TempPathFactory
+    case: tuple[str, bytes], workers: WorkerPool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     name, payload = case
     folder = tmp_path_factory.getbasetemp() / "mutated"
     folder.mkdir(exist_ok=True)
     (folder / name).write_bytes(payload)
-    file = inspect(folder, name, None, 1e9, walked=False)
-    if not isinstance(file, File):
+    file = inspect_file(folder, name, None, 1e9, walked=False)
+    if not isinstance(file, CandidateFile):
         assert not isinstance(file, str)
         assert file.code in CODES
         return
-    _, answer = next(iter(workers.map([(file.item, make_job(Config(), folder, file))])))
+    _, answer = next(iter(workers.map([(file.item, make_job(IngestConfig(), folder, file))])))
     if answer["code"] is None:
         assert answer["payload"]
     else:

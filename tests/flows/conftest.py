@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows import tiny
+from tests.flows import dvc_project
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny project after `dvc repro`, committed. Not to be changed: take `project`."""
-    folder = tiny.build(tmp_path_factory.mktemp("tiny") / "project")
-    tiny.dvc(folder, "repro", "--quiet")
-    tiny.commit(folder, "results")
+    folder = dvc_project.build(tmp_path_factory.mktemp("tiny") / "project")
+    dvc_project.dvc(folder, "repro", "--quiet")
+    dvc_project.commit(folder, "results")
     return folder
 
 

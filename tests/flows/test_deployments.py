@@ -37,7 +37,7 @@ def test_served_and_registered_are_the_same() -> None:
 
 
 def test_forms_are_flat() -> None:
-    from flows.parameters import NightlyParameters, PromoteParameters, ReproduceParameters, RunParameters
+    from flows.flow_parameters import NightlyParameters, PromoteParameters, ReproduceParameters, RunParameters
 
     forms: tuple[type[BaseModel], ...] = (ReproduceParameters, RunParameters, PromoteParameters, NightlyParameters)
     for form in forms:
@@ -65,7 +65,7 @@ def test_forms_are_flat() -> None:
     ],
 )
 def test_forms_refuse(values: dict[str, Any]) -> None:
-    from flows.parameters import ReproduceParameters
+    from flows.flow_parameters import ReproduceParameters
 
     with pytest.raises(ValidationError):
         ReproduceParameters.model_validate(values)
@@ -77,8 +77,8 @@ def test_the_automation_is_there_once() -> None:
 
     from flows import automations
 
-    assert automations.ensure() == "created"
-    assert automations.ensure(40) == "updated"
+    assert automations.ensure_automation() == "created"
+    assert automations.ensure_automation(40) == "updated"
     found: Any = Automation.read(name=automations.NAME)
     assert found.enabled
     trigger = found.trigger

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.flows import tiny
+from tests.flows import dvc_project
 
 PROJECT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -60,7 +60,7 @@ def task_states(run_id: UUID) -> dict[str, tuple[str, int]]:
 def test_a_run_that_does_something_and_one_that_does_not(project: Path) -> None:
     state = reproduce(overrides=["model.seed=9"], seed=-1)
     assert state.is_completed(), state.message
-    branch = tiny.git(project, "branch", "--list", "runs/*").strip()
+    branch = dvc_project.git(project, "branch", "--list", "runs/*").strip()
     assert state.message == f"2 unchanged, 1 ran; results on branch {branch}"
     shown = artifacts(state)
     assert [row["stage"] for row in shown["plan"]] == ["count", "join", "model"]
@@ -74,7 +74,7 @@ def test_a_run_that_does_something_and_one_that_does_not(project: Path) -> None:
         "join": ("Completed", 1),
         "model": ("Completed", 1),
     }
-    assert tiny.git(project, "status", "--porcelain") == ""
+    assert dvc_project.git(project, "status", "--porcelain") == ""
 
     again = reproduce()
     assert again.message == "3 unchanged"
@@ -118,13 +118,13 @@ def test_parts_of_the_graph(project: Path) -> None:
 
 
 def test_two_at_once(project: Path) -> None:
-    from flows.lock import hold
+    from flows.workspace_lock import workspace_lock
 
-    with hold(project, {"name": "somebody", "flow_run_id": ""}, 0.0):
+    with workspace_lock(project, {"name": "somebody", "flow_run_id": ""}, 0.0):
         state = reproduce(wait_minutes=0, overrides=["model.seed=1"])
     assert state.is_failed()
     assert state.message.startswith("run somebody (PID ")
-    assert tiny.git(project, "branch", "--list", "runs/*") == ""
+    assert dvc_project.git(project, "branch", "--list", "runs/*") == ""
 
 
 RUN = """
@@ -136,7 +136,12 @@ print(state.message)
 
 
 def start(project: Path, api: str, *overrides: str) -> subprocess.Popen[str]:
-    environment = {**tiny.environment(), "PREFECT_API_URL": api, "SONIFY_PROJECT": str(project), "PYTHONPATH": str(PROJECT)}
+    environment = {
+        **dvc_project.environment(),
+        "PREFECT_API_URL": api,
+        "SONIFY_PROJECT": str(project),
+        "PYTHONPATH": str(PROJECT),
+    }
     return subprocess.Popen(
         [sys.executable, "-c", RUN, *overrides], cwd=project, env=environment, text=True, stdout=subprocess.PIPE
     )
@@ -172,7 +177,7 @@ def test_a_dead_run_that_is_started_again_is_not_marked_as_crashed(project: Path
     from prefect.client.orchestration import get_client
     from prefect.runtime import flow_run
 
-    from flows.parameters import ReproduceParameters
+    from flows.flow_parameters import ReproduceParameters
     from flows.pipeline import run_pipeline
 
     seen = []
@@ -198,7 +203,7 @@ def test_termination_ends_the_run_and_its_stage(project: Path, prefect_api: str)
         time.sleep(0.1)
     process.terminate()
     process.communicate()
-    from tests.flows.test_stage_process import gone
+    from tests.flows.test_dvc_subprocess import gone
 
     assert gone(int(marker.read_text()))
     assert not (project / ".runs/flow.json").exists(), "it left in good order"

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from pipeline_steps.core.errors import LockedError, ServiceError
-from pipeline_steps.core.layout import Layout
-from pipeline_steps.tracking.gate import GateResult
-from pipeline_steps.tracking.promotion import PromotionRecord, Proposal
-from pipeline_steps.tracking.versions import ModelVersionInfo
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.tracking.registry.model_registry import ModelVersionInfo
+from pipeline_steps.tracking.registry.promotion import PromotionProposal, PromotionRecord
+from pipeline_steps.tracking.registry.promotion_gate import GateResult
 
 OLD = ModelVersionInfo("1", "a" * 32 + ".dir", None)
 NEW = ModelVersionInfo("2", "b" * 32 + ".dir", "http://127.0.0.1:5000/#/models/audio2image/versions/2")
@@ -27,17 +27,17 @@ class Registry:
 
     def __init__(self, passed: bool, comparable: bool = True, champion: ModelVersionInfo | None = OLD) -> None:
         gate = GateResult(passed, ("yes: better" if passed else "NO: worse",), comparable)
-        self.proposal = Proposal(champion, NEW, gate, Layout(Path()), 0)
+        self.proposal = PromotionProposal(champion, NEW, gate, ProjectPaths(Path()), 0)
         self.calls: list[tuple[str, str, str, bool]] = []
 
-    def propose(self, _layout: Layout) -> Proposal:
+    def propose(self, _layout: ProjectPaths) -> PromotionProposal:
         return self.proposal
 
-    def promote(self, proposal: Proposal, *, actor: str, reason: str, override: bool = False) -> PromotionRecord:
+    def promote(self, proposal: PromotionProposal, *, actor: str, reason: str, override: bool = False) -> PromotionRecord:
         self.calls.append(("promote", actor, reason, override))
         return PromotionRecord(1, "promote", proposal.challenger.version, "1", actor, reason, "", "")
 
-    def reject(self, _proposal: Proposal, *, actor: str, reason: str) -> None:
+    def reject(self, _proposal: PromotionProposal, *, actor: str, reason: str) -> None:
         self.calls.append(("reject", actor, reason, False))
 
 
@@ -231,12 +231,14 @@ class TestDecisions:
     def test_nightly_asks_in_a_run_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from prefect import flow
 
-        from flows.parameters import Mode
-        from flows.promote import decide_promotion, ended
+        from flows.flow_parameters import PromotionMode
+        from flows.promote import decide_promotion, final_state
 
         registry = Registry(True)
         install(monkeypatch, registry)
-        asked = flow(lambda: ended(lambda: decide_promotion(Mode.manual, wait_here=False)), name="night")(return_state=True)
+        asked = flow(lambda: final_state(lambda: decide_promotion(PromotionMode.manual, wait_here=False)), name="night")(
+            return_state=True
+        )
         assert asked.is_failed()
         assert "version 2 awaits a decision, but there is no deployment promote/promote" in asked.message
         assert registry.calls == []
@@ -255,13 +257,13 @@ class TestDecisions:
 
 
 def test_what_the_form_says() -> None:
-    from flows.promote import Decision, describe
+    from flows.promote import PromotionDecision, describe
 
     text = describe(Registry(False).proposal)
     assert "[version 2 (" in text
     assert "the audit will say so" in text
     assert "**Champion**: none" in describe(Registry(True, champion=None).proposal)
     with pytest.raises(ValueError, match="Input should be 'approve' or 'reject'"):
-        Decision(decision="maybe", reason="long enough", name="Ada")  # type: ignore[arg-type]
+        PromotionDecision(decision="maybe", reason="long enough", name="Ada")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 3"):
-        Decision(decision="reject", reason="", name="Ada")
+        PromotionDecision(decision="reject", reason="", name="Ada")

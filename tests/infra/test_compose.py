@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from infra import passwords
-from infra.topology import INFRA, PORTS, Place, constants, programs
+from infra.topology import INFRA, PORTS, ServiceEnvironment, constants, programs
 
 COMPOSE = INFRA / "compose.yaml"
 PAIRS = {"object-store": "object-store", "mlflow": "mlflow", "prefect": "prefect", "demo": "demo", "worker": "worker"}
@@ -28,8 +28,8 @@ def compose() -> dict[str, Any]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path, dict(PORTS), tmp_path)
+def place(tmp_path: Path) -> ServiceEnvironment:
+    return ServiceEnvironment(tmp_path, dict(PORTS), tmp_path)
 
 
 def tool(name: str) -> str:
@@ -122,7 +122,7 @@ def test_each_service_gets_only_the_secrets_it_reads(compose: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("service", sorted(PAIRS))
-def test_container_and_process_have_the_same_settings(service: str, compose: dict[str, Any], place: Place) -> None:
+def test_container_and_process_have_the_same_settings(service: str, compose: dict[str, Any], place: ServiceEnvironment) -> None:
     described = compose["services"][service]
     program = next(found for found in programs(place) if found.name == PAIRS[service])
     assert Path(described["command"][0]).name == Path(program.command[0]).name, "the same start script"
@@ -138,7 +138,7 @@ def test_container_and_process_have_the_same_settings(service: str, compose: dic
     assert described["healthcheck"]["test"][-1].endswith(path), "the same health check"
 
 
-def test_postgres_asks_for_passwords_in_both_places(compose: dict[str, Any], place: Place) -> None:
+def test_postgres_asks_for_passwords_in_both_places(compose: dict[str, Any], place: ServiceEnvironment) -> None:
     described = compose["services"]["postgres"]
     assert "--auth-host=scram-sha-256 --auth-local=scram-sha-256" in described["environment"]["POSTGRES_INITDB_ARGS"]
     assert "./roles.sql:/docker-entrypoint-initdb.d/roles.sql:ro" in described["volumes"]
@@ -162,7 +162,7 @@ def test_nobody_but_the_edge_has_a_way_out(compose: dict[str, Any]) -> None:
     assert compose["services"]["object-store"]["networks"] == ["objects"]
 
 
-def test_telemetry_is_off_everywhere(compose: dict[str, Any], place: Place) -> None:
+def test_telemetry_is_off_everywhere(compose: dict[str, Any], place: ServiceEnvironment) -> None:
     common = constants("common")
     assert common["DO_NOT_TRACK"] == "1"
     assert common["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"

@@ -196,11 +196,11 @@ def test_ray_job_runs_a_stage_of_the_graph() -> None:
 
 def test_ray_job_names_settings_that_the_stage_has() -> None:
     """The section that its comment asks for is one that the stage takes, and its actors fit into a worker's pod."""
-    from pipeline_steps.embed.config import Config
+    from pipeline_steps.embed.config import EmbedConfig
 
     text = (FOLDER / "rayjob-embed.yaml").read_text()
     section = YAML(typ="safe").load("\n".join(re.findall(r"^#   (\w.*)$", text, re.MULTILINE)))
-    config = Config.model_validate(section)
+    config = EmbedConfig.model_validate(section)
     assert (config.engine, config.ray.address) == ("ray", "auto")
     (job,) = documents("rayjob-embed.yaml")
     (worker,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]

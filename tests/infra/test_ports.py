@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from infra import services
-from infra.topology import DEMO, HOST, PORTS, Place, find_program, programs
+from infra.topology import DEMO, HOST, PORTS, ServiceEnvironment, find_program, programs
 
 
 class Other(http.server.BaseHTTPRequestHandler):
@@ -29,13 +29,13 @@ class Other(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def supervised() -> Iterator[Place]:
+def supervised() -> Iterator[ServiceEnvironment]:
     """A supervisor in a folder of its own, with nothing started."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="place-") as folder:  # short enough for a socket
-        place = Place(Path(folder), {**PORTS, "DEMO_PORT": port})
+        place = ServiceEnvironment(Path(folder), {**PORTS, "DEMO_PORT": port})
         for name in ("logs", "tmp", "secrets"):
             (place.folder / name).mkdir()
         services._write_configuration(place)
@@ -49,7 +49,9 @@ def supervised() -> Iterator[Place]:
         services.stop(place)
 
 
-def test_a_port_that_somebody_else_answers_on_is_not_healthy(supervised: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_somebody_else_answers_on_is_not_healthy(
+    supervised: ServiceEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another project's page on the demo page's port answers with 200 as well."""
     monkeypatch.setattr(services, "PORT_PATIENCE_S", 0.5)
     demo = next(program for program in programs(supervised) if program.name == DEMO)
@@ -57,11 +59,11 @@ def test_a_port_that_somebody_else_answers_on_is_not_healthy(supervised: Place, 
     with http.server.ThreadingHTTPServer((HOST, port), Other) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         assert services._answers(supervised, demo)
-        with pytest.raises(services.ServiceError, match=rf"demo: port {port} is held by .* \(PID {os.getpid()}, .*DEMO_PORT="):
+        with pytest.raises(services.InfraError, match=rf"demo: port {port} is held by .* \(PID {os.getpid()}, .*DEMO_PORT="):
             services.start_one(supervised, demo)
         services.supervisor(supervised).supervisor.startProcess(DEMO, False)  # it dies again and again
         assert not services.is_healthy(supervised, demo)
-        with pytest.raises(services.ServiceError, match="is held by"):
+        with pytest.raises(services.InfraError, match="is held by"):
             services.wait_healthy(supervised, replace(demo, patience_s=1.0))
         services.supervisor(supervised).supervisor.stopProcess(DEMO)
         other.shutdown()

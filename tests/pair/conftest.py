@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_world import KINDS, World, config
 
-from pipeline_steps.core.layout import Layout
-from pipeline_steps.pair.step import Config
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.pair.stage import PairConfig
+from tests.pair.synthetic_tables import KINDS, World, config
 
 
 @pytest.fixture
 def empty_world(tmp_path: Path) -> World:
-    return World(Layout(tmp_path))
+    return World(ProjectPaths(tmp_path))
 
 
 @pytest.fixture
@@ -32,5 +32,5 @@ def world(empty_world: World) -> World:
 
 
 @pytest.fixture
-def settings() -> Callable[..., Config]:
+def settings() -> Callable[..., PairConfig]:
     return config

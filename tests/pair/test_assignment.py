@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_steps.pair import assignment
-from pipeline_steps.pair.assignment import Assignment, Edges, assign, solve_auction, solve_exact
+from pipeline_steps.pair.assignment import Assignment, Edges, solve_assignment, solve_auction, solve_exact
 
 
 def edges_of(table: dict[tuple[int, int], float], pictures: int, groups: int) -> Edges:
@@ -83,22 +83,22 @@ def test_auction_agrees_with_exact_on_a_contested_pool() -> None:
 
 def test_the_size_decides_the_solver_and_reruns_agree() -> None:
     edges = large(60, 30, 8)
-    exact = assign(edges, 2, 60 * 8 * 2, 0.01)
-    auction = assign(edges, 2, 60 * 8 * 2 - 1, 0.01)
+    exact = solve_assignment(edges, 2, 60 * 8 * 2, 0.01)
+    auction = solve_assignment(edges, 2, 60 * 8 * 2 - 1, 0.01)
     assert (exact.solver, auction.solver) == ("exact", "auction")
-    assert (assign(edges, 2, 0, 0.01).edge == auction.edge).all()
+    assert (solve_assignment(edges, 2, 0, 0.01).edge == auction.edge).all()
     assert auction.gap == pytest.approx(60 * 0.01 * edges.value.mean())
 
 
 def test_no_candidates_at_all() -> None:
     empty = np.zeros(0, dtype=np.int64)
-    found = assign(Edges(empty, empty, np.zeros(0), 3, 2), 4, 1000, 0.01)
+    found = solve_assignment(Edges(empty, empty, np.zeros(0), 3, 2), 4, 1000, 0.01)
     assert found.edge.tolist() == [-1, -1, -1]
 
 
 def test_a_cap_beyond_the_pool_is_harmless() -> None:
     edges = edges_of({(0, 0): 1.0, (1, 0): 2.0}, 2, 1)
-    assert assign(edges, 10**6, 10**6, 0.01).edge.tolist() == [0, 1]
+    assert solve_assignment(edges, 10**6, 10**6, 0.01).edge.tolist() == [0, 1]
 
 
 @settings(max_examples=60, deadline=None)

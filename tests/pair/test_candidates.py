@@ -7,20 +7,29 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
+from pipeline_steps.core.statistics import gini, skewness
 from pipeline_steps.pair import candidates
-from pipeline_steps.pair.balance import describe, entropy_bits, gini, skewness
-from pipeline_steps.pair.candidates import Events, Neighbours, event_weight, join, null_threshold, rank_within, strength
+from pipeline_steps.pair.candidates import (
+    EventArrays,
+    NeighbourArrays,
+    build_candidates,
+    event_weight,
+    normalize_scores,
+    null_threshold,
+    rank_within,
+)
+from pipeline_steps.pair.reuse_stats import entropy_bits, reuse_metrics
 
 
-def make(texts: int = 12, sounds: int = 30, k: int = 8, pictures: int = 20) -> tuple[Events, Neighbours]:
+def make(texts: int = 12, sounds: int = 30, k: int = 8, pictures: int = 20) -> tuple[EventArrays, NeighbourArrays]:
     random = np.random.default_rng(5)
     sound = np.concatenate([random.choice(sounds, k, replace=False) for _ in range(texts)])
     z = random.normal(2, 2, texts * k)
-    neighbours = Neighbours(np.arange(texts + 1) * k, sound, z, z, z + 0.1 * random.standard_normal(texts * k))
+    neighbours = NeighbourArrays(np.arange(texts + 1) * k, sound, z, z, z + 0.1 * random.standard_normal(texts * k))
     counts = random.integers(1, 4, pictures)
     picture = np.repeat(np.arange(pictures), counts)
     text = np.concatenate([random.choice(texts, count, replace=False) for count in counts])
-    return Events(picture, text, random.uniform(0.1, 1, len(picture))), neighbours
+    return EventArrays(picture, text, random.uniform(0.1, 1, len(picture))), neighbours
 
 
 @pytest.mark.parametrize("combine", ["max", "mean"])
@@ -30,8 +39,8 @@ def test_join_is_the_plain_loop(combine: str, chunk: int, span: int, monkeypatch
     monkeypatch.setattr(candidates, "KEY_SPAN", span)
     events, neighbours = make()
     admissible = neighbours.z >= 1.5
-    value = strength(neighbours, admissible)
-    found = join(events, neighbours, value, admissible, combine, 5)
+    value = normalize_scores(neighbours, admissible)
+    found = build_candidates(events, neighbours, value, admissible, combine, 5)
     expected: dict[int, dict[int, list[tuple[float, int, int]]]] = defaultdict(lambda: defaultdict(list))
     for event, (picture, text) in enumerate(zip(events.picture, events.text, strict=True)):
         for row in range(neighbours.starts[text], neighbours.starts[text + 1]):
@@ -54,7 +63,7 @@ def test_join_is_the_plain_loop(combine: str, chunk: int, span: int, monkeypatch
 def test_nothing_admissible_gives_no_candidates() -> None:
     events, neighbours = make()
     nobody = np.zeros(len(neighbours.z), dtype=bool)
-    assert len(join(events, neighbours, strength(neighbours, nobody), nobody, "max", 5)) == 0
+    assert len(build_candidates(events, neighbours, normalize_scores(neighbours, nobody), nobody, "max", 5)) == 0
 
 
 def test_a_surer_event_counts_more() -> None:
@@ -88,7 +97,7 @@ def test_measures_of_balance() -> None:
     assert skewness(np.array([0, 0, 0, 8])) == pytest.approx(1.1547, abs=1e-4)
     assert entropy_bits(["a", "b", "c", "d"]) == 2
     assert entropy_bits([]) == 0
-    found = describe(np.array([0, 0, 0, 1]), n_sounds=4, n_pictures=8)
+    found = reuse_metrics(np.array([0, 0, 0, 1]), n_sounds=4, n_pictures=8)
     assert found["coverage"] == 0.5
     assert found["pool_share"] == 0.5
     assert found["max_reuse"] == 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_steps.pair.splits import SPLITS, draw, image_splits, sound_splits
+from pipeline_steps.pair.splits import SPLITS, hash_to_unit_interval, image_splits, sound_splits
 
 names = st.sets(st.text(alphabet="0123456789abcdef", min_size=4, max_size=8), min_size=1, max_size=40)
 
@@ -64,7 +64,7 @@ def test_shares_are_met() -> None:
 
 
 def test_the_draw_depends_on_seed_kind_and_name() -> None:
-    draws = {draw(group, kind, seed) for group in "ab" for kind in ("audio", "image") for seed in (0, 1)}
+    draws = {hash_to_unit_interval(group, kind, seed) for group in "ab" for kind in ("audio", "image") for seed in (0, 1)}
     assert len(draws) == 8
     assert all(0 <= number < 1 for number in draws)
-    assert draw("a", "audio", 0) == 0.5578510671327703
+    assert hash_to_unit_interval("a", "audio", 0) == 0.5578510671327703

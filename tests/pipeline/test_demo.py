@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tests.pipeline.small_project import PROJECT, build, copy_rows, demo_rows, repro, write_params
+from tests.factories.demo_project import PROJECT, build, copy_rows, demo_rows, repro, write_params
 
 LABELS = {"dog", "train", "car", "cow", "sheep", "bird", "horse", "wolf", "drum", "bell", "duck", "guitar", "helicopter", "owl"}
 SPARE = "i-train-003"

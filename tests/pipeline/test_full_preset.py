@@ -14,10 +14,10 @@ from ruamel.yaml import YAML
 from safetensors import safe_open
 
 from pipeline_steps.__main__ import STAGES
-from pipeline_steps.diffusion.adapter_pipeline import AdapterPipeline
-from pipeline_steps.diffusion.pipeline import Audio2ImagePipeline
-from tests.pipeline.small_project import PROJECT, build, demo_rows, repro, write_params
-from tests.pipeline.tiny_hub import fill_hub
+from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
+from pipeline_steps.diffusion.pipelines.ip_adapter import AudioIPAdapterPipeline
+from tests.factories.demo_project import PROJECT, build, demo_rows, repro, write_params
+from tests.factories.hub_cache import fill_hub
 
 LABELS = ("cow", "sheep", "dog", "duck", "horse", "guitar")
 JUDGES = ("dinov2", "ssd_mobilenet_v2")
@@ -134,8 +134,8 @@ def look_at_model(folder: Path, params: Any, hub: dict[str, str], monkeypatch: p
     # huggingface_hub has read the environment when it was imported: this process is told afterwards.
     monkeypatch.setattr(constants, "HF_HUB_CACHE", f"{hub['HF_HOME']}/hub")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    pipeline = Audio2ImagePipeline.load(model, "cpu")
-    assert isinstance(pipeline, AdapterPipeline)
+    pipeline = AutoAudio2ImagePipeline.from_pretrained(model, "cpu")
+    assert isinstance(pipeline, AudioIPAdapterPipeline)
     tone = (0.3 * np.sin(np.arange(48_000) / 20)).astype(np.float32)
     drawn = pipeline.draw(tone, num_samples=2, seed=1)
     assert drawn.shape == (2, 64, 64, 3)

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,11 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
-from small_catalog import bytes_below, write_catalog
 
 from pipeline_steps.__main__ import main
-from pipeline_steps.core.layout import Layout
-
-sys.path.append(str(Path(__file__).parents[1]))
-from ray_cluster import Cluster, driver, finished, kill_tree, two_raylets, wait_for
+from pipeline_steps.core.project_paths import ProjectPaths
+from tests.factories.catalog import bytes_below, write_catalog
+from tests.factories.ray_cluster import Cluster, driver, finished, kill_tree, two_raylets, wait_for
 
 PICTURES = ["bison-000", "electric-guitar-000", "hammer-000", "apple-green-000", "banana-000", "binoculars-000", "dog-000"]
 SOUNDS = ["dog-003", "sheep-000", "train-000", "trumpet-000"]
@@ -37,9 +34,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield made
 
 
-def make_project(folder: Path, project: Path, demo: Path, assets: Path, **engine: Any) -> Layout:
+def make_project(folder: Path, project: Path, demo: Path, assets: Path, **engine: Any) -> ProjectPaths:
     """Catalog, media, weights, and the production parameters with this engine."""
-    layout = Layout(folder)
+    layout = ProjectPaths(folder)
     write_catalog(layout, demo, PICTURES, SOUNDS, assets=assets)
     params = YAML(typ="safe").load((project / "params.yaml").read_text())
     for stage in ("caption", "embed"):
@@ -49,7 +46,7 @@ def make_project(folder: Path, project: Path, demo: Path, assets: Path, **engine
     return layout
 
 
-def report(layout: Layout, stage: str) -> dict[str, Any]:
+def report(layout: ProjectPaths, stage: str) -> dict[str, Any]:
     return dict(json.loads(layout.report(stage).read_text()))
 
 
@@ -62,7 +59,7 @@ def actors() -> list[int]:
     ]
 
 
-def parts(layout: Layout, stage: str) -> list[Path]:
+def parts(layout: ProjectPaths, stage: str) -> list[Path]:
     return list(layout.memo.glob(f"{stage}/*/*.parquet"))
 
 

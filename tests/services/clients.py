@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import httpx
 
 from infra import passwords
-from infra.topology import Place
+from infra.topology import ServiceEnvironment
 
 Value = TypeVar("Value")
 
@@ -33,7 +33,7 @@ def wait_for(what: str, ask: Callable[[], Value | None], seconds: float = 120.0)
 class Prefect:
     """Prefect's REST API with auth string and CSRF token."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ServiceEnvironment) -> None:
         user, _, word = passwords.read(place.secrets, "prefect-auth").partition(":")
         self.http = httpx.Client(base_url=place.prefect_api, auth=(user, word), timeout=30)
 
@@ -84,7 +84,7 @@ class Prefect:
 class Mlflow:
     """MLflow's REST API with basic auth."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ServiceEnvironment) -> None:
         self.http = httpx.Client(
             base_url=f"{place.mlflow}/api/2.0/mlflow",
             auth=("admin", passwords.read(place.secrets, "mlflow-password")),

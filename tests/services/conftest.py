@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from infra import services
-from infra.topology import PORTS, Place, find_postgres, find_program
-from tests.services.small_project import build
+from infra.topology import PORTS, ServiceEnvironment, find_postgres, find_program
+from tests.services.project import build
 
 
 def free_ports() -> dict[str, int]:
@@ -42,7 +42,7 @@ def free_row(length: int, held: ExitStack) -> int:
     raise AssertionError(f"no {length} free ports in a row")
 
 
-def new_place(folder: Path, project: Path) -> Place:
+def new_place(folder: Path, project: Path) -> ServiceEnvironment:
     """Services on ports that are free now."""
     # A heartbeat every 30 s is Prefect's smallest; a loaded machine takes its time to upload.
     extra = {
@@ -51,7 +51,7 @@ def new_place(folder: Path, project: Path) -> Place:
         "OMP_NUM_THREADS": "1",
         "GIT_CONFIG_GLOBAL": "/dev/null",
     }
-    return Place(folder, free_ports(), project, extra)
+    return ServiceEnvironment(folder, free_ports(), project, extra)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def services_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def place(services_folder: Path) -> Iterator[Place]:
+def place(services_folder: Path) -> Iterator[ServiceEnvironment]:
     """Everything running, flows deployed, nothing run yet."""
     if shutil.which("git") is None or find_program("supervisord") is None or find_program("weed") is None:
         pytest.skip("needs git and the extra `services`")

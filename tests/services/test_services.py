@@ -17,24 +17,24 @@ import pytest
 
 from flows.automations import HEARTBEAT_S, MISSED
 from infra import backup, passwords, services
-from infra.topology import DEMO, MLFLOW, POSTGRES, PREFECT, WORKER, Place, Program, programs
-from tests.services import doors, pages
+from infra.topology import DEMO, MLFLOW, POSTGRES, PREFECT, WORKER, ServiceEnvironment, ServiceSpec, programs
+from tests.services import access_checks, browser_checks
 from tests.services.clients import Mlflow, Prefect, wait_for
-from tests.services.small_project import call
+from tests.services.project import call
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(2700)]
 WHOLE = os.environ.get("SERVICES_TEST") == "whole"
 """`make services-test` drives everything (13 min); `make services-check`, a part of CI, what a calm day holds."""
 
 
-def test_a_day_with_the_services(place: Place, services_folder: Path) -> None:
+def test_a_day_with_the_services(place: ServiceEnvironment, services_folder: Path) -> None:
     """One test, because each part goes on where the one before ended; the order is that of a day."""
     prefect, mlflow = Prefect(place), Mlflow(place)
     doors_are_shut(place)
     pages_are_served(place)
     one_run_at_a_time_is_what_was_deployed(prefect, place)
     scheduled_run_fires_and_finishes(prefect, mlflow, place)
-    doors.artifact_is_handed_out_by_mlflow_alone(place, model_file(mlflow))
+    access_checks.artifact_is_handed_out_by_mlflow_alone(place, model_file(mlflow))
     model_is_approved_through_the_api(prefect, mlflow)
     if WHOLE:
         pages_show_it(prefect, place)
@@ -45,17 +45,17 @@ def test_a_day_with_the_services(place: Place, services_folder: Path) -> None:
     no_password_is_written_down(place)
 
 
-def doors_are_shut(place: Place) -> None:
+def doors_are_shut(place: ServiceEnvironment) -> None:
     """Without a password, from another origin, under another host name: no."""
-    doors.prefect_wants_the_auth_string_and_a_token(place)
-    doors.prefect_wants_it_on_sockets_too(place)
-    doors.mlflow_wants_a_password_and_its_own_name(place)
-    doors.stores_want_passwords(place)
-    doors.reports_are_all_that_the_demo_page_shows(place)
-    doors.nothing_listens_beyond_this_machine(place)
+    access_checks.prefect_wants_the_auth_string_and_a_token(place)
+    access_checks.prefect_wants_it_on_sockets_too(place)
+    access_checks.mlflow_wants_a_password_and_its_own_name(place)
+    access_checks.stores_want_passwords(place)
+    access_checks.reports_are_all_that_the_demo_page_shows(place)
+    access_checks.nothing_listens_beyond_this_machine(place)
 
 
-def pages_are_served(place: Place) -> None:
+def pages_are_served(place: ServiceEnvironment) -> None:
     """Prefect answers its API even when it could not prepare its pages."""
     login = httpx.get(f"{place.prefect_api.removesuffix('/api')}/login", headers={"Accept": "text/html"})
     assert login.status_code == 200
@@ -66,7 +66,7 @@ def pages_are_served(place: Place) -> None:
     assert (place.folder / "prefect-server/ui").is_dir(), "beside the data, not in the installed package"
 
 
-def one_run_at_a_time_is_what_was_deployed(prefect: Prefect, place: Place) -> None:
+def one_run_at_a_time_is_what_was_deployed(prefect: Prefect, place: ServiceEnvironment) -> None:
     """Limits and the automation for dead runs stand on the server, once, however often somebody deploys."""
     services.deploy(place)
     pool = "/work_pools/seeing-sound/queues"
@@ -84,7 +84,7 @@ def one_run_at_a_time_is_what_was_deployed(prefect: Prefect, place: Place) -> No
     assert [(action["type"], action["state"]) for action in found["actions"]] == [("change-flow-run-state", "CRASHED")]
 
 
-def scheduled_run_fires_and_finishes(prefect: Prefect, mlflow: Mlflow, place: Place) -> None:
+def scheduled_run_fires_and_finishes(prefect: Prefect, mlflow: Mlflow, place: ServiceEnvironment) -> None:
     """A schedule fires without anybody; the model is registered through the server, its files lie in the object store."""
     nightly = prefect.deployment("nightly/nightly")
     assert [schedule["schedule"]["cron"] for schedule in nightly["schedules"]] == ["0 2 * * *"]
@@ -151,17 +151,17 @@ def model_is_approved_through_the_api(prefect: Prefect, mlflow: Mlflow) -> None:
     assert mlflow.alias("champion") == mlflow.versions()[0]["version"]
 
 
-def pages_show_it(prefect: Prefect, place: Place) -> None:
+def pages_show_it(prefect: Prefect, place: ServiceEnvironment) -> None:
     """In a real browser, where one is installed."""
-    if pages.CHROMIUM is None:
+    if browser_checks.CHROMIUM is None:
         return
     run = [run for run in prefect.runs_of("nightly/nightly") if run["state"]["type"] == "COMPLETED"][-1]
-    with pages.chromium() as browser:
-        pages.flow_run_page(browser, place, run["id"])
-        pages.mlflow_pages(browser, place)
+    with browser_checks.chromium() as browser:
+        browser_checks.flow_run_page(browser, place, run["id"])
+        browser_checks.mlflow_pages(browser, place)
 
 
-def outages_in_mid_run(prefect: Prefect, place: Place) -> None:
+def outages_in_mid_run(prefect: Prefect, place: ServiceEnvironment) -> None:
     """PostgreSQL restarts and Prefect's API goes away while a stage works: the run ends as if nothing had happened."""
     run_id = prefect.start("reproduce/reproduce", overrides=["model.seed=1", "model.pause=25"])
     wait_for("the stage to work", lambda: prefect.said(run_id, "model: did 1 of 8"), 240)
@@ -177,20 +177,20 @@ def outages_in_mid_run(prefect: Prefect, place: Place) -> None:
     assert all(healthy for _, healthy in services.status(place).values())
 
 
-def mlflow_answers(place: Place) -> bool:
+def mlflow_answers(place: ServiceEnvironment) -> bool:
     return Mlflow(place).http.get("/experiments/search", params={"max_results": 1}).is_success
 
 
-def restart(place: Place, name: str) -> None:
+def restart(place: ServiceEnvironment, name: str) -> None:
     services.supervisor(place).supervisor.stopProcess(name)
     services.start_one(place, program(place, name))
 
 
-def program(place: Place, name: str) -> Program:
+def program(place: ServiceEnvironment, name: str) -> ServiceSpec:
     return next(found for found in programs(place) if found.name == name)
 
 
-def two_runs_at_once(prefect: Prefect, place: Place) -> None:
+def two_runs_at_once(prefect: Prefect, place: ServiceEnvironment) -> None:
     """The same deployment and another one wait in the queue, a shell is refused; the long run is not taken for dead."""
     long = prefect.start("reproduce/reproduce", overrides=["model.seed=5", f"model.pause={HEARTBEAT_S * (MISSED + 1)}"])
     wait_for("the stage to work", lambda: prefect.said(long, "model: did 1 of 8"), 240)
@@ -215,7 +215,7 @@ def two_runs_at_once(prefect: Prefect, place: Place) -> None:
     call(place.project, "git", "fsck", "--strict")
 
 
-def run_in_a_shell(place: Place, expression: str) -> str:
+def run_in_a_shell(place: ServiceEnvironment, expression: str) -> str:
     """What a flow started by hand says at its end, in a shell that `python -m infra.services env` made a client."""
     script = f"from flows.pipeline import *; print('ended:', ({expression}).message)"
     command = "; ".join([*services.environment_lines(place), 'exec python -c "$0"'])
@@ -223,7 +223,7 @@ def run_in_a_shell(place: Place, expression: str) -> str:
     return output.rpartition("ended: ")[2]
 
 
-def worker_is_killed_in_mid_stage(prefect: Prefect, mlflow: Mlflow, place: Place) -> None:
+def worker_is_killed_in_mid_stage(prefect: Prefect, mlflow: Mlflow, place: ServiceEnvironment) -> None:
     """kill -9 of the worker with everything below it: it is started again, the next run takes over, bytes as undisturbed."""
     changes = ["model.seed=2", "model.pause=12"]
     killed = prefect.start("reproduce/reproduce", overrides=changes)
@@ -246,7 +246,7 @@ def worker_is_killed_in_mid_stage(prefect: Prefect, mlflow: Mlflow, place: Place
     abandoned_run_is_found(prefect, place)
 
 
-def abandoned_run_is_found(prefect: Prefect, place: Place) -> None:
+def abandoned_run_is_found(prefect: Prefect, place: ServiceEnvironment) -> None:
     """With nobody left to start another run, the automation marks the dead one within three heartbeats (90 s)."""
     killed = prefect.start("reproduce/reproduce", overrides=["model.seed=3", "model.pause=120"])
     wait_for("a heartbeat and some work", lambda: prefect.said(killed, "model: did 3 of 8"), 240)
@@ -260,7 +260,7 @@ def abandoned_run_is_found(prefect: Prefect, place: Place) -> None:
     wait_for("another worker", lambda: services.is_healthy(place, program(place, WORKER)), 90)
 
 
-def undisturbed(place: Place, changes: list[str]) -> str:
+def undisturbed(place: ServiceEnvironment, changes: list[str]) -> str:
     """`dvc.lock` of the same parameters by plain `dvc repro`, in a clone with a cache of its own."""
     clone = place.folder.parent / f"clone-{changes[0]}"
     call(place.folder.parent, "git", "clone", "--quiet", str(place.project), str(clone))
@@ -286,7 +286,7 @@ def ended_runs(prefect: Prefect) -> dict[str, str]:
     return {run["id"]: run["state_name"] for run in prefect.post("/flow_runs/filter", {"flow_runs": ended})}
 
 
-def backup_is_restored(mlflow: Mlflow, prefect: Prefect, place: Place, folder: Path) -> None:
+def backup_is_restored(mlflow: Mlflow, prefect: Prefect, place: ServiceEnvironment, folder: Path) -> None:
     """Save; lose the databases and the artifacts; restore; everything is back, and DVC's cache comes from its remote."""
     saved = folder / "backup"
     assert backup.save(place, saved) > 10
@@ -315,7 +315,7 @@ def backup_is_restored(mlflow: Mlflow, prefect: Prefect, place: Place, folder: P
     call(place.project, "dvc", "fetch", "--quiet", "--all-branches")
     damaged = next(saved.rglob("*.dump"))
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    with pytest.raises(services.ServiceError, match="damaged"):
+    with pytest.raises(services.InfraError, match="damaged"):
         backup.restore(place, saved)
 
 
@@ -327,7 +327,7 @@ def model_file(mlflow: Mlflow) -> str:
     return f"{experiment}/models/{model}/artifacts/artifacts/model/weights.txt"
 
 
-def no_password_is_written_down(place: Place) -> None:
+def no_password_is_written_down(place: ServiceEnvironment) -> None:
     """Not in a log, not in a database (but as a hash), not in MLflow or Prefect, not in an argument, not in git."""
     words = {name: passwords.read(place.secrets, name) for name in passwords.GENERATED}
     words["prefect-auth"] = passwords.read(place.secrets, "prefect-auth").partition(":")[2]

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tracked import Faults
 
-from pipeline_steps.core.layout import Layout
+from pipeline_steps.core.project_paths import ProjectPaths
+from tests.tracking.helpers import Faults
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
 @pytest.fixture
-def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
+def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectPaths:
     """An empty project, tracked into the spool alone until a test says otherwise."""
     monkeypatch.setenv("SONIFY_TRACKING", "spool")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -29,11 +29,11 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     root = tmp_path / "project"
     (root / "data/pairs").mkdir(parents=True)
     (root / "data/pairs/pairs.txt").write_text("pairs")
-    return Layout(root)
+    return ProjectPaths(root)
 
 
 @pytest.fixture
-def sqlite(layout: Layout, empty_database: Path) -> Callable[[], MlflowClient]:
+def sqlite(layout: ProjectPaths, empty_database: Path) -> Callable[[], MlflowClient]:
     """The project's default store, ready to use; call it for a client."""
     shutil.copy(empty_database, layout.root / "mlflow.db")
 
@@ -73,7 +73,9 @@ def plain_server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path)
 
 
 @pytest.fixture
-def server(plain_server: tuple[str, str], layout: Layout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Faults]:
+def server(
+    plain_server: tuple[str, str], layout: ProjectPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Faults]:
     """The server behind a proxy that spoils answers; the project is tracked there, in an experiment of its own."""
     faults = Faults(*plain_server)
     httpd = faults.start()

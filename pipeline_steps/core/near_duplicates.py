@@ -1,0 +1,61 @@
+"""Near duplicates by perceptual hash, and disjoint sets: what ties items into groups that no split may cut. Pure."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+BITS = 64
+
+
+class UnionFind:
+    """Disjoint sets of 0..n-1 whose representative is the smallest member."""
+
+    def __init__(self, count: int) -> None:
+        self._parent = list(range(count))
+
+    def find(self, item: int) -> int:
+        """Smallest member of the set of `item`."""
+        parent = self._parent
+        while parent[item] != item:
+            parent[item] = parent[parent[item]]
+            item = parent[item]
+        return item
+
+    def union(self, first: int, second: int) -> None:
+        """Join two sets."""
+        first, second = self.find(first), self.find(second)
+        if first != second:
+            self._parent[max(first, second)] = min(first, second)
+
+
+def find_near_hashes(hashes: npt.NDArray[np.uint64], distance: int) -> npt.NDArray[np.int64]:
+    """All index pairs [P, 2] (i < j, sorted) of 64-bit hashes at Hamming distance <= `distance`; exact.
+
+    By the pigeonhole principle two words that differ in at most d bits agree in at least one of d + 1 sub-words, so only
+    words that share a sub-word are compared (Norouzi et al. 2012, multi-index hashing). Work is quadratic in the number of
+    equal hashes: pass each once where many are equal.
+    """
+    if distance < 0 or len(hashes) < 2:
+        return np.zeros((0, 2), np.int64)
+    edges = np.linspace(0, BITS, distance + 2).round().astype(int)
+    found: list[npt.NDArray[np.int64]] = []
+    for low, high in pairwise(edges):
+        mask = np.uint64((1 << int(high - low)) - 1)
+        word = (hashes >> np.uint64(low)) & mask
+        order = np.argsort(word, kind="stable")
+        word, value = word[order], hashes[order]
+        active = np.arange(len(hashes) - 1)
+        shift = 1
+        while len(active):  # partners at distance 1, 2, 3... within a run of equal sub-words
+            active = active[active + shift < len(hashes)]
+            active = active[word[active] == word[active + shift]]
+            close = active[np.bitwise_count(value[active] ^ value[active + shift]) <= distance]
+            if len(close):
+                found.append(np.sort(np.stack([order[close], order[close + shift]], axis=1), axis=1))
+            shift += 1
+    if not found:
+        return np.zeros((0, 2), np.int64)
+    return np.unique(np.concatenate(found), axis=0).astype(np.int64)

@@ -1,0 +1,34 @@
+"""Limits a process puts on itself before it looks at untrusted bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterable
+
+PR_SET_PDEATHSIG = 1
+
+
+def apply_process_limits(memory_bytes: int, preload: Iterable[str]) -> None:
+    """Bound the address space, write no core dump and no file, and die with the parent.
+
+    Args:
+        memory_bytes: address space, in bytes; beyond it python raises MemoryError.
+        preload: modules to import before, so that an import can never be what runs out of memory.
+    """
+    for name in preload:
+        importlib.import_module(name)
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone has it; elsewhere the pool's own clean-up must do
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # decoders print warnings, and a log file must not meet the size limit below
+        os.dup2(quiet, stream)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    if sys.platform != "darwin":  # macOS knows RLIMIT_AS and does not honour it
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))

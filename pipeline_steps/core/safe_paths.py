@@ -1,0 +1,208 @@
+"""Untrusted folders: walking them, judging the names found there, and opening what is a plain file below the root.
+
+Nothing here parses content. A name is never given to a shell, a link is resolved before anything is opened, and every
+open walks the path folder by folder with `O_NOFOLLOW`, so that a name swapped for a link in between is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+BLOCK = 1 << 20
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff]")
+_DRIVE = re.compile(r"^[A-Za-z]:")
+
+
+@dataclass
+class UnsafePathError(Exception):
+    """A name that must not be opened, or does not lead to a plain file.
+
+    `code` is one of FILE_MISSING, FILE_UNREADABLE, NOT_A_FILE, PATH_ENCODING, PATH_UNSAFE.
+    """
+
+    code: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.reason}"
+
+
+def display_path(name: str) -> str:
+    """`name` as text that is safe in a table, a terminal and a page: backslash escapes for control characters,
+    direction overrides and bytes that are not UTF-8. Different names stay different.
+    """
+    text = name.replace("\\", "\\\\")
+    text = "".join(f"\\x{ord(char) - 0xDC00:02x}" if 0xDC80 <= ord(char) <= 0xDCFF else char for char in text)
+
+    def escape(match: re.Match[str]) -> str:
+        char = match.group()
+        return {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(char) or (
+            f"\\x{ord(char):02x}" if ord(char) < 0x100 else f"\\u{ord(char):04x}"
+        )
+
+    return _CONTROL.sub(escape, text)
+
+
+def check_encoding(name: str) -> None:
+    """Raise PATH_ENCODING when `name` holds bytes that are not UTF-8 (python shows them as lone surrogates)."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UnsafePathError("PATH_ENCODING", f"the file name is not UTF-8: {display_path(name)}; rename the file") from error
+
+
+def validate_relative_path(text: str) -> str:
+    """A path from an untrusted table as a normalised relative path, without touching the disk.
+
+    Raises:
+        RawFileError: PATH_UNSAFE for an empty, absolute, home, drive, URL, backslash or parent-climbing path or one with
+            a NUL byte; PATH_ENCODING when it is not UTF-8.
+    """
+    check_encoding(text)
+    reason = ""
+    if not text.strip():
+        reason = "the path is empty"
+    elif "\x00" in text:
+        reason = "the path holds a NUL byte"
+    elif "\\" in text:
+        reason = "the path holds a backslash; use / between folders"
+    elif text.startswith("/") or _DRIVE.match(text):
+        reason = "the path is absolute; paths are relative to the root"
+    elif text.startswith("~"):
+        reason = "the path starts at a home folder; paths are relative to the root"
+    elif "://" in text:
+        reason = "the path is a URL; only files below the root are read"
+    elif ".." in text.split("/"):
+        reason = "the path climbs with '..'"
+    if reason:
+        raise UnsafePathError("PATH_UNSAFE", reason)
+    return "/".join(part for part in text.split("/") if part not in {"", "."})
+
+
+def resolve(root: Path, relative: str) -> str:
+    """The path of a plain file with all links followed, relative to `root`, without opening it.
+
+    Raises:
+        RawFileError: FILE_MISSING, NOT_A_FILE (folder, pipe, socket, device, circle of links) or PATH_UNSAFE (a link
+            that leads out of the root).
+    """
+    top = os.path.realpath(root)
+    try:
+        real = os.path.realpath(Path(top, relative), strict=True)
+    except FileNotFoundError as error:
+        raise UnsafePathError("FILE_MISSING", "no such file below the root") from error
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UnsafePathError("NOT_A_FILE", "links that lead round in a circle") from error
+        if error.errno in {errno.ENOTDIR, errno.ENAMETOOLONG}:
+            raise UnsafePathError("FILE_MISSING", f"no such file below the root ({error.strerror})") from error
+        raise UnsafePathError("FILE_UNREADABLE", f"cannot be reached: {error.strerror}") from error
+    if not real.startswith(top.rstrip(os.sep) + os.sep):
+        raise UnsafePathError("PATH_UNSAFE", "the path leads out of the root through a link; it was not opened")
+    _check_mode(os.lstat(real).st_mode)
+    return os.path.relpath(real, top)
+
+
+def _check_mode(mode: int) -> None:
+    if stat.S_ISREG(mode):
+        return
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISLNK, "a link"))
+    name = next((text for test, text in kinds if test(mode)), "a device")
+    raise UnsafePathError("NOT_A_FILE", f"{name}, not a plain file; it was not opened")
+
+
+def open_regular_file(root: Path, relative: str) -> BinaryIO:
+    """Open a plain file below `root` for reading; `relative` is what `resolve` returned, so no link is left in it.
+
+    Raises:
+        RawFileError: as `resolve`, or FILE_UNREADABLE.
+    """
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # the root itself is trusted and must be there
+    try:
+        *folders, name = relative.split("/")
+        for part in folders:
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        _check_mode(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+        # O_NONBLOCK: were a pipe put in its place this moment, the open would not wait for a writer.
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except FileNotFoundError as error:
+        raise UnsafePathError("FILE_MISSING", "no such file below the root") from error
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+            raise UnsafePathError("PATH_UNSAFE", "a link appeared in the path; it was not opened") from error
+        raise UnsafePathError("FILE_UNREADABLE", f"cannot be opened: {error.strerror}") from error
+    finally:
+        os.close(folder)
+    handle = os.fdopen(descriptor, "rb")
+    try:
+        _check_mode(os.fstat(descriptor).st_mode)
+    except UnsafePathError:
+        handle.close()
+        raise
+    return handle
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """What is known of a file's bytes without parsing them."""
+
+    sha256: str
+    size: int
+    head: bytes
+
+
+def digest_file(handle: BinaryIO, head: int = 512) -> FileDigest:
+    """sha256, size in bytes and the first `head` bytes of an open file, read in blocks; the position returns to 0."""
+    digest = hashlib.sha256()
+    first = b""
+    size = 0
+    while block := handle.read(BLOCK):
+        if not size:
+            first = block[:head]
+        size += len(block)
+        digest.update(block)
+    handle.seek(0)
+    return FileDigest(digest.hexdigest(), size, first)
+
+
+def walk_untrusted(root: Path) -> Iterator[tuple[str, Literal["file", "folder", "unreadable"]]]:
+    """Every name below `root` as (path relative to root, what it is). "file" stands for everything that is no folder.
+
+    Links are listed and never followed; hidden folders are listed and not entered. Sorted by bytes of the name.
+    """
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(Path(root, folder)) as entries:
+                found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+        except OSError:
+            yield folder or ".", "unreadable"
+            continue
+        inner: list[str] = []
+        for entry in found:
+            relative = f"{folder}/{entry.name}" if folder else entry.name
+            is_folder = entry.is_dir(follow_symlinks=False)
+            yield relative, "folder" if is_folder else "file"
+            if is_folder and not entry.name.startswith("."):
+                inner.append(relative)
+        waiting.extend(reversed(inner))
+
+
+def file_size(handle: BinaryIO) -> int:
+    """Bytes in an open file; the position is kept."""
+    here = handle.tell()
+    handle.seek(0, os.SEEK_END)
+    size = handle.tell()
+    handle.seek(here)
+    return size

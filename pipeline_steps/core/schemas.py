@@ -1,0 +1,211 @@
+"""Arrow schemas of every table that crosses a stage. `docs/data-contracts.md` explains each column and unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+PUBLIC_DOMAIN = "LicenseRef-Public-Domain"
+"""In a column `licence`: a work that no licence binds. SPDX has no id for it."""
+
+
+def _field(name: str, kind: pa.DataType, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable)
+
+
+@dataclass(frozen=True, slots=True)
+class TableSchema:
+    """A table: its schema and the columns that sort it (and so make its bytes a function of its rows)."""
+
+    name: str
+    schema: pa.Schema
+    key: tuple[str, ...]
+    unique: bool = True
+
+
+_PROVENANCE = [
+    _field("path", pa.string()),  # first path in sorted order, relative to the pool root, escaped
+    _field("sources", pa.list_(pa.string())),  # every path that holds these bytes
+    _field("bytes", pa.int64()),
+    _field("format", pa.string()),
+    _field("repaired", pa.list_(pa.string())),  # codes of what normalisation had to mend
+    _field("licence", pa.string(), True),  # SPDX id, null when unknown
+    _field("author", pa.string(), True),
+    _field("source", pa.string(), True),  # where it comes from: package, URL, recording
+    _field("group_id", pa.string()),  # near-duplicate / same-recording group: a split never cuts one
+    _field("holdout", pa.bool_()),  # true: evaluation alone may use it
+]
+
+IMAGES = TableSchema(
+    "images",
+    pa.schema(
+        [
+            _field("image_id", pa.string()),
+            _field("sha256", pa.string()),
+            *_PROVENANCE,
+            _field("width", pa.int32()),  # px, of the original after orientation
+            _field("height", pa.int32()),
+            _field("frames", pa.int32()),
+            _field("phash", pa.string()),  # 64-bit perceptual hash, 16 hex digits
+        ]
+    ),
+    ("image_id",),
+)
+
+AUDIO = TableSchema(
+    "audio",
+    pa.schema(
+        [
+            _field("audio_id", pa.string()),
+            _field("sha256", pa.string()),
+            *_PROVENANCE,
+            _field("sample_rate", pa.int32()),  # Hz, of the original
+            _field("channels", pa.int16()),
+            _field("seconds", pa.float64()),
+            _field("lufs", pa.float32()),  # BS.1770 integrated loudness of the mono mix
+            _field("peak_dbfs", pa.float32()),
+            _field("silence_share", pa.float32()),  # share of 20 ms frames below -60 dBFS
+            _field("clipped_share", pa.float32()),  # share of samples at full scale
+        ]
+    ),
+    ("audio_id",),
+)
+
+QUARANTINE = TableSchema(
+    "quarantine",
+    pa.schema(
+        [
+            _field("item_id", pa.string()),
+            _field("kind", pa.string()),  # image | audio | unknown
+            _field("path", pa.string()),  # escaped, relative to the pool root
+            _field("bytes", pa.int64()),
+            _field("stage", pa.string()),
+            _field("code", pa.string()),
+            _field("reason", pa.string()),
+            _field("decoder", pa.string()),
+            _field("action", pa.string()),  # dropped | abstained
+            _field("retryable", pa.bool_()),
+        ]
+    ),
+    ("kind", "path", "item_id"),
+    unique=False,
+)
+
+EVENTS = TableSchema(
+    "events",
+    pa.schema(
+        [
+            _field("image_id", pa.string()),
+            _field("rank", pa.int16()),  # 0 is the most prominent event
+            _field("text_id", pa.string()),
+            _field("sound", pa.string()),  # short acoustic phrase
+            _field("source", pa.string()),  # what makes it
+            _field("visible", pa.bool_()),
+            _field("salience", pa.float32()),  # 0..1, prominence within the scene
+            _field("confidence", pa.float32()),  # 0..1, that the source is there and is heard
+        ]
+    ),
+    ("image_id", "rank"),
+)
+
+ABSTAINED = TableSchema(
+    "abstained",
+    pa.schema(
+        [
+            _field("image_id", pa.string()),
+            _field("stage", pa.string()),  # caption | pair
+            _field("code", pa.string()),
+            _field("reason", pa.string()),
+            _field("score", pa.float32(), True),
+        ]
+    ),
+    ("image_id",),
+)
+
+TEXT_IDS = TableSchema(
+    "text_ids",
+    pa.schema([_field("row", pa.int32()), _field("text_id", pa.string()), _field("sound", pa.string())]),
+    ("row",),
+)
+
+AUDIO_IDS = TableSchema(
+    "audio_ids",
+    pa.schema([_field("row", pa.int32()), _field("audio_id", pa.string())]),
+    ("row",),
+)
+
+NEIGHBOURS = TableSchema(
+    "neighbours",
+    pa.schema(
+        [
+            _field("text_id", pa.string()),
+            _field("rank", pa.int16()),
+            _field("audio_id", pa.string()),
+            _field("score", pa.float32()),  # inner product in the text-audio space
+            _field("z", pa.float32()),  # (score - mean) / std over random pool sounds for this text
+            _field("damped", pa.float32()),  # score after hub damping; what pairing uses
+        ]
+    ),
+    ("text_id", "rank"),
+)
+
+TRACK = pa.struct(
+    [
+        pa.field("audio_id", pa.string(), nullable=False),
+        pa.field("sound", pa.string(), nullable=False),
+        pa.field("gain_db", pa.float32(), nullable=False),
+    ]
+)
+
+PAIRS = TableSchema(
+    "pairs",
+    pa.schema(
+        [
+            _field("pair_id", pa.string()),
+            _field("image_id", pa.string()),
+            _field("tracks", pa.list_(TRACK)),
+            _field("score", pa.float32()),  # damped score of the first track
+            _field("z", pa.float32()),
+            _field("licence", pa.string(), True),  # the stricter of both
+            _field("licence_image", pa.string(), True),
+            _field("licence_audio", pa.string(), True),
+            _field("image_group", pa.string()),
+            _field("audio_group", pa.string()),
+            _field("split", pa.string()),  # train | val | test
+        ]
+    ),
+    ("pair_id",),
+)
+
+SHARD_INDEX = TableSchema(
+    "shard_index",
+    pa.schema(
+        [
+            _field("item_id", pa.string()),
+            _field("kind", pa.string()),  # image | audio
+            _field("shard", pa.string()),  # file name of the tar
+            _field("member", pa.string()),
+            _field("offset", pa.int64()),  # of the first payload byte in the tar
+            _field("size", pa.int64()),  # bytes
+            _field("sha256", pa.string()),  # of the payload
+        ]
+    ),
+    ("kind", "item_id"),
+)
+
+RELEASE_INDEX = TableSchema(
+    "release_index",
+    pa.schema(
+        [
+            _field("pair_id", pa.string()),
+            _field("split", pa.string()),
+            _field("shard", pa.string()),  # file name of the tar
+            _field("member", pa.string()),
+            _field("offset", pa.int64()),  # of the first payload byte in the tar
+            _field("size", pa.int64()),  # bytes
+            _field("sha256", pa.string()),  # of the payload
+        ]
+    ),
+    ("shard", "offset"),
+)

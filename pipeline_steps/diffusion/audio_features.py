@@ -1,0 +1,73 @@
+"""A sound as the audio conditioner hears it: YAMNet's last feature map and tag logits by patch, and how loud it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline_steps.audio.loudness import integrated_loudness, peak_dbfs
+from pipeline_steps.audio.resample import resample
+from pipeline_steps.models.audio.yamnet import SAMPLE_RATE, YamNet
+from pipeline_steps.models.base import FloatArray
+
+FEATURES_VERSION = 1
+"""Raised whenever the numbers below change: part of the memo's fingerprint."""
+
+MIN_SECONDS = 2.0
+"""A shorter sound is repeated: YAMNet is weak on clips of less than a patch."""
+FLOOR_DB = -70.0
+"""Loudness of silence."""
+FRAMES_PER_PATCH = 3
+"""Time steps of YAMNet's feature map in a patch of 0.96 s."""
+FEATURE_WIDTH = 1024
+TAGS = 521
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFeatures:
+    """What is kept of a sound.
+
+    Attributes:
+        frames: [patches * 3, 1024] feature map averaged over its two mel bands; >= 0, about 0.16 s apart.
+        logits: [patches, 521] AudioSet tag logits.
+        level: [2] integrated loudness (LUFS) and peak (dBFS), floored at -70: how loud a sound is, is part of what it says.
+    """
+
+    frames: torch.Tensor
+    logits: torch.Tensor
+    level: torch.Tensor
+
+    @property
+    def patches(self) -> int:
+        """Number of patches, 0.48 s apart."""
+        return len(self.logits)
+
+    def window(self, first: int, count: int) -> AudioFeatures:
+        """The part of `count` patches from patch `first`."""
+        rows = slice(first * FRAMES_PER_PATCH, (first + count) * FRAMES_PER_PATCH)
+        return AudioFeatures(self.frames[rows], self.logits[first : first + count], self.level)
+
+
+def preprocess_waveform(samples_48k: FloatArray, max_seconds: float) -> FloatArray:
+    """Mono 16 kHz sound between 2 s and `max_seconds`: cut at the end, or repeated when short. Never scaled.
+
+    Raises:
+        ValueError: empty, not one-dimensional, or holding NaN or infinity.
+    """
+    if samples_48k.ndim != 1 or not samples_48k.size or not np.isfinite(samples_48k).all():
+        raise ValueError(f"expected finite mono samples [T], got shape {samples_48k.shape}")
+    samples = resample(samples_48k[: math.ceil(max_seconds * 48_000)], 48_000, SAMPLE_RATE)
+    shortest = int(MIN_SECONDS * SAMPLE_RATE)
+    return samples if len(samples) >= shortest else np.resize(samples, shortest)
+
+
+def extract_audio_features(encoder: YamNet, samples_16k: FloatArray) -> AudioFeatures:
+    """Features of a prepared 16 kHz sound [T]. One sound a call: its numbers do not depend on its neighbours."""
+    with torch.inference_mode():
+        logits, _, feature_map = encoder(torch.from_numpy(encoder.frames(samples_16k)))
+        frames = feature_map.mean(3).permute(0, 2, 1).reshape(-1, FEATURE_WIDTH)
+    level = [max(FLOOR_DB, integrated_loudness(samples_16k, SAMPLE_RATE)), max(FLOOR_DB, peak_dbfs(samples_16k))]
+    return AudioFeatures(frames.clone(), logits.clone(), torch.tensor(level))

@@ -1,0 +1,41 @@
+"""Does the picture change when the same sound is played louder or softer, and by how much beside other changes?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline_steps.evaluate.metrics.bootstrap import Estimate, mean_estimate
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def gain_distances(looks: Mapping[float, FloatArray], groups: Sequence[str], repeats: int, seed: int) -> dict[str, Estimate]:
+    """Mean cosine distance (0 equal, 1 unrelated) between drawings in a judge's space.
+
+    Args:
+        looks: gain in dB -> unit rows [M, S, K]; 0.0 must be there. Sample s starts from the same noise at every gain.
+        groups: sound group of each of the M sounds, for the interval.
+
+    Returns:
+        "gain_<dB>": the same sound and noise at another gain; and for scale "other_noise": same sound, other noise, and
+        "other_sound": other sound, same noise.
+    """
+    base = looks[0.0]
+    found = {
+        f"gain_{gain:+g}_db": mean_estimate(_distance(other, base).mean(1), groups, repeats, seed)
+        for gain, other in sorted(looks.items())
+        if gain != 0.0
+    }
+    sounds, samples = base.shape[:2]
+    if samples > 1:
+        found["other_noise"] = mean_estimate(_distance(base, np.roll(base, 1, axis=1)).mean(1), groups, repeats, seed)
+    if sounds > 1:
+        found["other_sound"] = mean_estimate(_distance(base, np.roll(base, 1, axis=0)).mean(1), groups, repeats, seed)
+    return found
+
+
+def _distance(left: FloatArray, right: FloatArray) -> FloatArray:
+    return np.asarray(1.0 - (left * right).sum(-1))

@@ -1,0 +1,186 @@
+"""Charts as numbers for the page's SVG: positions in px inside a view box, so that the template only places shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+WIDTH = 640.0
+LABEL = 220.0
+ROW = 26.0
+TOP = 14.0
+AXIS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A mark on an axis: position in px and its text."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class IntervalRow:
+    """One line of an interval chart; `low` and `high` are equal to `at` when there is no interval."""
+
+    label: str
+    y: float
+    at: float
+    low: float
+    high: float
+    text: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class IntervalChart:
+    """Values with intervals, one per row, and perhaps a line of reference (chance)."""
+
+    height: float
+    rows: tuple[IntervalRow, ...]
+    ticks: tuple[Tick, ...]
+    reference: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Polyline:
+    """A polyline: name, class number for its colour, SVG points."""
+
+    name: str
+    number: int
+    points: str
+
+
+@dataclass(frozen=True, slots=True)
+class LineChart:
+    """Curves over steps."""
+
+    height: float
+    lines: tuple[Polyline, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    x_label: str
+
+
+def interval_chart(
+    rows: Sequence[tuple[str, Mapping[str, Any], str]],
+    reference: float | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> IntervalChart | None:
+    """Rows (label, entry of evaluation.json, kind) as a chart; rows without a value are left out; None if none is left.
+
+    `kind` names the colour: model, control or truth. `bounds` are shown in any case, and so is every value.
+    """
+    known = [(label, found, kind) for label, found, kind in rows if found.get("value") is not None]
+    if not known:
+        return None
+    values = [float(found[key]) for _, found, _ in known for key in ("value", "low", "high") if found.get(key) is not None]
+    values += [*(bounds or ()), *([] if reference is None else [reference])]
+    low, high = min(values), max(values)
+    ticks = nice_ticks(low, high)
+    low, high = min(low, ticks[0]), max(high, ticks[-1])
+
+    def place(value: float) -> float:
+        return round(LABEL + (WIDTH - LABEL - 24) * (value - low) / (high - low or 1.0), 2)
+
+    drawn = []
+    for number, (label, found, kind) in enumerate(known):
+        value = float(found["value"])
+        ends = [float(found[key]) if found.get(key) is not None else value for key in ("low", "high")]
+        drawn.append(
+            IntervalRow(
+                label,
+                round(TOP + ROW * (number + 0.5), 2),
+                place(value),
+                place(ends[0]),
+                place(ends[1]),
+                number_text(value),
+                kind,
+            )
+        )
+    marks = tuple(Tick(place(value), number_text(value)) for value in ticks)
+    return IntervalChart(TOP + ROW * len(known) + AXIS, tuple(drawn), marks, None if reference is None else place(reference))
+
+
+def line_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x_label: str, smooth: int = 1) -> LineChart | None:
+    """Curves name -> [(x, y)], y from their 1st to 99th percentile so that one spike does not flatten the rest.
+
+    `smooth` replaces each y by the mean of up to that many points before it (itself included). None without a point.
+    """
+    kept = {name: _smoothed(points, smooth) for name, points in sorted(curves.items()) if len(points) > 1}
+    if not kept:
+        return None
+    xs = [x for points in kept.values() for x, _ in points]
+    ys = sorted(y for points in kept.values() for _, y in points)
+    bottom, top = ys[int(0.005 * (len(ys) - 1))], ys[math.ceil(0.995 * (len(ys) - 1))]
+    x_ticks, y_ticks = [x for x in nice_ticks(0.0, max(xs)) if x <= max(xs)], nice_ticks(bottom, top)
+    bottom, top, right = min(bottom, y_ticks[0]), max(top, y_ticks[-1]), max(xs)
+    height, left = 260.0, 56.0
+
+    def across(x: float) -> float:
+        return round(left + (WIDTH - left - 16) * x / (right or 1.0), 2)
+
+    def up(y: float) -> float:
+        inside = min(max(y, bottom), top)
+        return round(TOP + (height - TOP - 40) * (1 - (inside - bottom) / (top - bottom or 1.0)), 2)
+
+    lines = tuple(
+        Polyline(name, number % 4, " ".join(f"{across(x)},{up(y)}" for x, y in _thinned(points)))
+        for number, (name, points) in enumerate(kept.items())
+    )
+    return LineChart(
+        height,
+        lines,
+        tuple(Tick(across(x), number_text(x)) for x in x_ticks),
+        tuple(Tick(up(y), number_text(y)) for y in y_ticks),
+        x_label,
+    )
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers that span [low, high]: steps of 1, 2 or 5 times a power of ten."""
+    if not high > low:
+        low, high = low - 0.5, high + 0.5
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 10) for number in range(first, last + 1)]
+
+
+def number_text(value: float) -> str:
+    """A number as people write it: at most three significant decimals, a true minus sign, thousands apart."""
+    if value == 0:
+        return "0"
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{value:,.0f}".replace("-", "\u2212")
+    size = abs(value)
+    if size >= 1000:
+        text = f"{value:,.0f}"
+    elif size >= 100:
+        text = f"{value:.0f}"
+    elif size >= 10:
+        text = f"{value:.1f}"
+    elif size >= 0.01:
+        text = f"{value:.3f}".rstrip("0").rstrip(".")
+    else:
+        text = f"{value:.2g}"
+    return text.replace("-", "\u2212")
+
+
+def _smoothed(points: Sequence[tuple[float, float]], width: int) -> list[tuple[float, float]]:
+    ordered = sorted(points)
+    found = []
+    for place, (x, _) in enumerate(ordered):
+        window = [y for _, y in ordered[max(0, place - width + 1) : place + 1]]
+        found.append((x, sum(window) / len(window)))
+    return found
+
+
+def _thinned(points: Sequence[tuple[float, float]], at_most: int = 400) -> list[tuple[float, float]]:
+    if len(points) <= at_most:
+        return list(points)
+    return [points[int(place * (len(points) - 1) / (at_most - 1))] for place in range(at_most)]

@@ -1,0 +1,67 @@
+"""The report as one HTML page that works from disk: no script, no network, every text escaped."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline_steps.evaluate.report.charts import number_text
+
+MAX_TEXT = 160
+"""Characters shown of an untrusted text."""
+
+
+def environment() -> Environment:
+    """Jinja with autoescape always on and undefined names as errors (asserted by a test)."""
+    loader = PackageLoader("pipeline_steps.evaluate.report", "templates")
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters["shown"] = escape_for_display
+    made.filters["number"] = lambda value: "\u2013" if value is None else number_text(float(value))
+    made.filters["interval"] = interval_text
+    return made
+
+
+def render_page(context: Mapping[str, Any]) -> str:
+    """The whole page. The style sheet is inlined and allowed by its hash; nothing else may load from anywhere but here."""
+    made = environment()
+    assert made.loader is not None
+    style = made.loader.get_source(made, "style.css")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
+    # `file:` stands beside 'self' because browsers disagree on what 'self' means for a page opened from disk.
+    policy = (
+        f"default-src 'none'; img-src 'self' file:; media-src 'self' file:; style-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return made.get_template("report.html").render(**context, policy=policy, style=Markup(style))  # noqa: S704
+
+
+def escape_for_display(text: object, limit: int = MAX_TEXT) -> str:
+    """An untrusted text for display: control and direction-changing characters as escapes, cut to `limit`.
+
+    Escaping of HTML is the template's work; this removes what escaping leaves, e.g. U+202E, which would turn the rest of
+    the line around.
+    """
+    raw = "" if text is None else str(text)
+    clean = "".join(f"\\u{ord(char):04x}" if unicodedata.category(char).startswith("C") else char for char in raw)
+    return clean if len(clean) <= limit else clean[: limit - 1] + "\u2026"
+
+
+def interval_text(entry: Mapping[str, Any]) -> str:
+    """ "0.61 [0.55, 0.67]" of an entry of evaluation.json; as many digits as the interval warrants; a dash
+    when there is no number."""
+    if entry.get("value") is None:
+        return "\u2013"
+    value = float(entry["value"])
+    if entry.get("low") is None or entry.get("high") is None:
+        return number_text(value)
+    low, high = float(entry["low"]), float(entry["high"])
+    digits = 3 if high <= low else max(0, min(5, 1 - math.floor(math.log10(high - low))))
+    text = f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return text.replace("-", "\u2212")

@@ -1,0 +1,221 @@
+"""From evaluation.json and the tables to the words, tables and charts of the page. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from pipeline_steps.evaluate.report.charts import interval_chart
+from pipeline_steps.evaluate.report.page import interval_text
+
+Row = Mapping[str, Any]
+COLUMNS = ("model", "shuffled_audio", "unconditional", "ground_truth", "text_oracle")
+KINDS = {"model": "model", "ground_truth": "truth", "text_oracle": "truth"}
+
+
+def headline(evaluation: Row, judge: str, sound_judge: str, pool: tuple[int, int]) -> list[dict[str, Any]]:
+    """The numbers a reader wants first, each with what it means and what it does not; `pool` is (paired, pictures)."""
+    win, ais = f"win_rate_{judge}", f"ais_winrate_{sound_judge}_{judge}"
+    cards = []
+    for name, title in (
+        ("test", "Does the model hear? Test pairs"),
+        ("gold_seen", "Does it hear? True pairs of known classes"),
+    ):
+        block = evaluation.get(name)
+        if not block:
+            continue
+        found = block["rows"]["model"].get(win, {})
+        truth = block["rows"]["ground_truth"].get(win, {})
+        cards.append(
+            _card(
+                title,
+                found,
+                "How often a picture drawn from the right sound is nearer to the real picture than one drawn from "
+                "another sound. A half is chance.",
+                "The same judge on other real pictures of the class in place of the drawings: "
+                f"{interval_text(truth)} on the {truth.get('n', 0)} of {block['n_pairs']} pairs that have one.",
+                _against(found, 0.5),
+            )
+        )
+    if "test" in evaluation:
+        rows = evaluation["test"]["rows"]
+        if rows["model"].get(ais, {}).get("value") is not None:
+            truth = rows["ground_truth"].get(ais, {})
+            cards.append(
+                _card(
+                    "Does the picture fit the sound?",
+                    rows["model"][ais],
+                    "The same question without the real picture: the judge is a linear map from sound to picture, "
+                    "learned on the training pairs' real media.",
+                    f"With the pairs' own real pictures it gives {interval_text(truth)}, n={truth.get('n', 0)}. From sounds "
+                    f"that it has not met it foretells {100 * evaluation['judges'][judge]['ais_leave_group_out_r2']:.1f} % "
+                    "of the variance of the pictures' features.",
+                    _against(rows["model"][ais], 0.5),
+                )
+            )
+        kid = rows["model"].get(f"kid_{judge}", {})
+        cards.append(
+            _card(
+                "Distance of drawn from real pictures (KID)",
+                kid,
+                f"Without a sound: {interval_text(rows['unconditional'].get(f'kid_{judge}', {}))}. "
+                f"Between training and test pictures: {interval_text(rows['ground_truth'].get(f'kid_{judge}', {}))}.",
+                "Lower is better. Features of this judge, so not comparable with KID or FID from papers.",
+                "",
+            )
+        )
+    retrieval = evaluation.get("retrieval")
+    if retrieval:
+        own, random = retrieval["rows"]["pipeline"]["recall_at_10"], retrieval["rows"]["random"]["recall_at_10"]
+        oracle = retrieval["rows"].get("label_oracle", {}).get("recall_at_10", {})
+        cards.append(
+            _card(
+                "Right sound among the first ten",
+                own,
+                f"For gold pictures among {retrieval['candidates']} sounds; by chance {interval_text(random)}, "
+                f"with the true label as the query {interval_text(oracle)}.",
+                "Only the very recording counts as right: another dog's bark counts as wrong.",
+                _against(own, float(random["value"])),
+            )
+        )
+    paired, pictures = pool
+    share = {"value": paired / pictures if pictures else None}
+    cards.append(
+        _card(
+            "Pictures that got a sound",
+            share,
+            f"{paired} of {pictures} in the pool.",
+            "The others abstained; their reasons are below.",
+            "",
+        )
+    )
+    return cards
+
+
+def _card(title: str, found: Row, says: str, limit: str, tone: str) -> dict[str, Any]:
+    text = interval_text(found)
+    value, _, interval = text.partition(" ")
+    n = f" \u00b7 n={found['n']}" if found.get("n") else ""
+    return {
+        "title": title,
+        "value": value,
+        "interval": f"95 % interval {interval}{n}" if interval else n.removeprefix(" \u00b7 "),
+        "says": says,
+        "limit": limit,
+        "tone": tone,
+    }
+
+
+def _against(found: Row, chance: float) -> str:
+    """ "good" if the whole interval is above chance, "bad" if it is not, "" when there is no interval."""
+    if found.get("low") is None:
+        return ""
+    return "good" if float(found["low"]) > chance else "bad"
+
+
+def metric_tables(evaluation: Row, titles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One table per set: a line per metric, a column per row of the protocol."""
+    tables = []
+    for name, title in titles.items():
+        if name not in evaluation:
+            continue
+        block = evaluation[name]
+        metrics = list(dict.fromkeys(metric for row in COLUMNS[:4] for metric in block["rows"][row]))
+        lines = [
+            {"name": metric, "better": better(metric), "cells": [_cell(block["rows"][row], metric) for row in COLUMNS]}
+            for metric in metrics
+        ]
+        columns = [column.replace("_", " ") for column in COLUMNS]
+        tables.append(
+            {"title": title, "pairs": block["n_pairs"], "sounds": block["n_sounds"], "columns": columns, "lines": lines}
+        )
+    return tables
+
+
+def better(metric: str) -> str:
+    """Which way is better, as a word for the table."""
+    if metric.startswith(("kid", "cmmd", "frechet")):
+        return "lower"
+    return "higher" if metric.startswith(("win", "ais", "coverage")) else "near 1"
+
+
+def _cell(row: Row, metric: str) -> dict[str, Any]:
+    if row.get("applicable") is False:
+        return {"text": "n/a", "reason": row["reason"], "n": None}
+    found = row.get(metric, {"value": None, "reason": "not measured"})
+    n = found.get("n")
+    return {"text": interval_text(found), "reason": found.get("reason"), "n": n}
+
+
+def blocks(evaluation: Row, names: Iterable[str]) -> list[Row]:
+    """The blocks of the sets that were judged."""
+    return [evaluation[name] for name in names if name in evaluation]
+
+
+def win_charts(evaluation: Row, titles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One interval chart per win-rate metric: rows of every set."""
+    metrics = list(
+        dict.fromkeys(
+            metric
+            for name in titles
+            if name in evaluation
+            for metric in evaluation[name]["rows"]["model"]
+            if metric.startswith(("win_rate", "ais_winrate"))
+        )
+    )
+    charts = []
+    for metric in metrics:
+        rows = [
+            (
+                f"{name.replace('_', ' ')}: {row.replace('_', ' ')}, n={found.get('n', 0)}",
+                found,
+                KINDS.get(row, "control"),
+            )
+            for name in titles
+            if name in evaluation
+            for row in COLUMNS
+            if evaluation[name]["rows"][row].get("applicable") is not False
+            for found in (evaluation[name]["rows"][row].get(metric, {}),)
+        ]
+        chart = interval_chart(rows, reference=0.5, bounds=(0.3, 0.9))
+        if chart:
+            charts.append({"title": metric, "chart": chart})
+    return charts
+
+
+def retrieval_table(retrieval: Row) -> dict[str, Any]:
+    """Lines of the retrieval table, seen and unseen classes apart."""
+    names = {
+        "pipeline": "what the picture suggests",
+        "pipeline_seen": "the same, classes seen in training",
+        "pipeline_unseen": "the same, classes not seen",
+        "label_oracle": "the true label as text (oracle)",
+        "random": "random order",
+    }
+    columns = {"recall_at_1": "R@1", "recall_at_5": "R@5", "recall_at_10": "R@10", "mrr": "MRR", "median_rank": "median rank"}
+    lines = [
+        {"name": text, "cells": [interval_text(retrieval["rows"][name][metric]) for metric in columns]}
+        for name, text in names.items()
+        if name in retrieval["rows"]
+    ]
+    return {
+        "queries": retrieval["queries"],
+        "candidates": retrieval["candidates"],
+        "columns": list(columns.values()),
+        "lines": lines,
+    }
+
+
+def reason_table(rows: Sequence[Row], at_most: int, picture: Callable[[str], str | None]) -> dict[str, Any]:
+    """Counts by (stage, code) with an example, and the first rows; `picture` gives a thumbnail's path for an item or None."""
+    counts = Counter((str(row["stage"]), str(row["code"])) for row in rows)
+    example = {(str(row["stage"]), str(row["code"])): row["reason"] for row in reversed(rows)}
+    return {
+        "counts": [
+            {"stage": stage, "code": code, "count": count, "example": example[stage, code]}
+            for (stage, code), count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+        ],
+        "rows": [{**row, "picture": picture(str(row["id"]))} for row in rows[:at_most]],
+        "hidden": max(0, len(rows) - at_most),
+    }

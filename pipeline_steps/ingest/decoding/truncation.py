@@ -1,0 +1,132 @@
+"""Is a file as long as its own structure says? Decoders read a cut WAV or Ogg without a word, so this is asked first.
+
+Only lengths are read: chunk headers are hopped over, no declared size is ever allocated, every hop goes forward.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO, NamedTuple
+
+from pipeline_steps.core.safe_paths import file_size
+
+STREAMING = 0x7F00_0000
+"""Declared sizes from here on are what recorders write before they know the length (about 2 or 4 GB)."""
+
+
+class Truncation(NamedTuple):
+    """What is missing: `lies` when the header cannot have been true of this file, otherwise the file was cut."""
+
+    missing: int
+    lies: bool
+    text: str
+
+
+def find_truncation(handle: BinaryIO, form: str) -> Truncation | None:
+    """What the structure of a WAV, AIFF, OGG, WEBP, PNG, GIF, BMP or JPEG file says is missing; None when it is whole.
+
+    The position returns to 0.
+    """
+    handle.seek(0)
+    try:
+        if form in {"WAV", "AIFF"}:
+            return _chunks(handle, form)
+        if form == "OGG":
+            return _ogg(handle)
+        if form == "WEBP":
+            return _whole(handle, 4, "<I", 8)
+        if form == "BMP":
+            return _whole(handle, 2, "<I", 0)
+        if form == "PNG":
+            return _png(handle)
+        if form in {"JPEG", "GIF"}:
+            return _end_marker(handle, form)
+        return None
+    finally:
+        handle.seek(0)
+
+
+def _chunks(handle: BinaryIO, form: str) -> Truncation | None:
+    """RIFF/WAVE and FORM/AIFF: does the sound chunk fit into the file?"""
+    size = file_size(handle)
+    head = handle.read(12)
+    if len(head) < 12:
+        return None
+    order = ">" if head[:4] in {b"FORM", b"RIFX"} else "<"
+    outer = struct.unpack(f"{order}I", head[4:8])[0] + 8
+    wanted = b"data" if form == "WAV" else b"SSND"
+    position = 12
+    while position + 8 <= size:
+        handle.seek(position)
+        name, declared = struct.unpack(f"{order}4sI", handle.read(8))
+        available = size - position - 8
+        if declared > available and name != wanted:
+            return None  # cut before the sound begins: the decoder will say so
+        if declared > available:
+            lies = outer <= size or (declared >= STREAMING and declared > 2 * available)
+            text = f"chunk {wanted.decode()!r} declares {declared} bytes, {available} are there"
+            return Truncation(declared - available, lies, text)
+        position += 8 + declared + (declared & 1)
+    return None
+
+
+def _ogg(handle: BinaryIO) -> Truncation | None:
+    """Ogg: every page is whole and each logical stream has its last page (RFC 3533, flag 4)."""
+    size = file_size(handle)
+    position = 0
+    open_streams: set[bytes] = set()
+    while position < size:
+        handle.seek(position)
+        head = handle.read(27)
+        if len(head) < 27:
+            return Truncation(27 - len(head), False, "the last Ogg page header is cut")
+        if head[:4] != b"OggS":
+            return None  # rubbish between pages is the decoder's business
+        segments = handle.read(head[26])
+        length = 27 + head[26] + sum(segments)
+        if len(segments) < head[26] or position + length > size:
+            return Truncation(position + length - size, False, f"the last Ogg page lacks {position + length - size} bytes")
+        serial = head[14:18]
+        if head[5] & 4:
+            open_streams.discard(serial)
+        else:
+            open_streams.add(serial)
+        position += length
+    if open_streams:
+        return Truncation(0, False, "the page that ends the Ogg stream is missing")
+    return None
+
+
+def _whole(handle: BinaryIO, offset: int, form: str, extra: int) -> Truncation | None:
+    """A container that declares its whole size in one field."""
+    size = file_size(handle)
+    handle.seek(offset)
+    field = handle.read(4)
+    declared = struct.unpack(form, field)[0] + extra if len(field) == 4 else 0
+    if declared > size:
+        return Truncation(declared - size, False, f"the header declares {declared} bytes, {size} are there")
+    return None
+
+
+def _png(handle: BinaryIO) -> Truncation | None:
+    size = file_size(handle)
+    position = 8
+    while position + 8 <= size:
+        handle.seek(position)
+        declared, name = struct.unpack(">I4s", handle.read(8))
+        if name == b"IEND":
+            return None
+        position += 12 + declared
+    missing = max(position + 12 - size, 12)
+    return Truncation(missing, False, f"at least {missing} of the declared bytes are missing")
+
+
+def _end_marker(handle: BinaryIO, form: str) -> Truncation | None:
+    """JPEG ends with FF D9, somewhere in the last 4 kB since cameras append trailers; GIF with 3B, zeros may follow."""
+    marker = b"\xff\xd9" if form == "JPEG" else b"\x3b"
+    size = file_size(handle)
+    handle.seek(max(0, size - 4096))
+    tail = handle.read()
+    if marker in tail if form == "JPEG" else tail.rstrip(b"\x00").endswith(marker):
+        return None
+    return Truncation(len(marker), False, f"the end marker is missing after {size} bytes")

@@ -1,0 +1,97 @@
+"""all-MiniLM-L6-v2: sentence vectors (Apache-2.0, https://arxiv.org/abs/2002.10957, sentence-transformers' fine-tuning)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+from pipeline_steps.models.base import FloatArray
+from pipeline_steps.models.bundled_weights import BundledModel
+
+LAYERS = 6
+HEADS = 12
+EPSILON = 1e-12
+MAX_TOKENS = 256
+"""The published model's limit; longer texts are cut."""
+TOGETHER = 64
+"""Texts per forward pass of `encode_together`."""
+
+
+class MiniLM(BundledModel):
+    """Texts -> unit vectors of 384 numbers whose inner product is the meaning's cosine similarity."""
+
+    name = "minilm"
+    family = "minilm"
+    version = 1
+    files = ("minilm.safetensors", "minilm_tokenizer.json")
+    dimension = 384
+
+    def _prepare(self, payloads: dict[str, bytes]) -> None:
+        self._tokenizer = Tokenizer.from_str(payloads["minilm_tokenizer.json"].decode("utf-8"))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(MAX_TOKENS)
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """Unit rows [N, 384]: mean over tokens of the last layer, then L2.
+
+        Texts go through one by one (some 5 ms each): without padding a text's bytes never depend on its neighbours.
+        """
+        rows = [self._encode_one(text) for text in texts]
+        return np.stack(rows) if rows else np.zeros((0, self.dimension), np.float32)
+
+    @torch.inference_mode()
+    def encode_batched(self, texts: Sequence[str]) -> FloatArray:
+        """Unit rows [N, 384] of a fixed list of texts, several times faster than one by one.
+
+        Texts of the same number of tokens share a forward pass, so nothing is padded; a row depends on the other texts by
+        rounding alone. For lists that never change, such as the names of tags.
+        """
+        by_length: dict[int, list[int]] = {}
+        tokens = [self._tokenizer.encode(text).ids for text in texts]
+        for row, ids in enumerate(tokens):
+            by_length.setdefault(len(ids), []).append(row)
+        vectors = np.zeros((len(texts), self.dimension), np.float32)
+        for _, rows in sorted(by_length.items()):
+            for start in range(0, len(rows), TOGETHER):
+                part = rows[start : start + TOGETHER]
+                vectors[part] = self._forward(torch.tensor([tokens[row] for row in part], device=self.device))
+        return vectors
+
+    def _encode_one(self, text: str) -> FloatArray:
+        row: FloatArray = self._forward(torch.tensor([self._tokenizer.encode(text).ids], device=self.device))[0]
+        return row
+
+    def _forward(self, ids: torch.Tensor) -> FloatArray:
+        """Unit rows [B, 384] of token ids [B, T] without padding."""
+        weights = self.weights
+        batch, length = ids.shape
+        hidden = (
+            weights["embeddings.word_embeddings.weight"][ids]
+            + weights["embeddings.position_embeddings.weight"][:length]
+            + weights["embeddings.token_type_embeddings.weight"][0]
+        )
+        hidden = self._norm(hidden, "embeddings.LayerNorm")
+        for layer in range(LAYERS):
+            prefix = f"encoder.layer.{layer}"
+            query, key, value = (
+                self._linear(hidden, f"{prefix}.attention.self.{part}").view(batch, length, HEADS, -1).transpose(1, 2)
+                for part in ("query", "key", "value")
+            )
+            attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, length, -1)
+            attended = self._linear(attended, f"{prefix}.attention.output.dense")
+            hidden = self._norm(hidden + attended, f"{prefix}.attention.output.LayerNorm")
+            widened = F.gelu(self._linear(hidden, f"{prefix}.intermediate.dense"))
+            hidden = self._norm(hidden + self._linear(widened, f"{prefix}.output.dense"), f"{prefix}.output.LayerNorm")
+        vectors: FloatArray = F.normalize(hidden.mean(1), dim=1).cpu().numpy()
+        return vectors
+
+    def _linear(self, inputs: torch.Tensor, name: str) -> torch.Tensor:
+        return F.linear(inputs, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+    def _norm(self, inputs: torch.Tensor, name: str) -> torch.Tensor:
+        return F.layer_norm(inputs, inputs.shape[-1:], self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], EPSILON)

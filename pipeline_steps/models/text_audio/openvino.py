@@ -1,0 +1,121 @@
+"""CPU inference through OpenVINO: the same network without the cost of eager execution, in float32 or in 8-bit integers.
+
+Neither OpenVINO nor NNCF reports home from here: both send usage events unless their telemetry package cannot be imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline_steps.core.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+INSTALL = "pip install 'seeing-sound[openvino]'"
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+def compile_model(network: torch.nn.Module, example: torch.Tensor, threads: int) -> Forward:
+    """A function equal to `network` up to rounding, for inputs shaped like `example`; one core a call, callable from threads.
+
+    Raises:
+        ConfigError: OpenVINO is not installed.
+    """
+    return _runnable(_converted(network, example), threads)
+
+
+def quantize_int8(network: torch.nn.Module, example: torch.Tensor, calibration: Sequence[torch.Tensor], exact: str) -> bytes:
+    """`network` with 8-bit weights and activations (post-training quantisation of NNCF), as one block for `opened`.
+
+    Swin and other transformers have activations with far outliers in single channels. NNCF's transformer scheme shifts these
+    into the weights (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438) and leaves layer norms, softmax and embeddings in float.
+
+    Args:
+        network: in float32.
+        example: an input; the shape is fixed to it.
+        calibration: inputs of that shape, which set the ranges of the activations.
+        exact: regular expression; layers whose name it finds stay in float32.
+
+    Raises:
+        ConfigError: OpenVINO or NNCF is not installed.
+    """
+    openvino = _openvino()
+    kind = logging.getLoggerClass()
+    start = time.monotonic()
+    with contextlib.redirect_stdout(io.StringIO()):  # NNCF logs and draws bars there, where a command's own output goes
+        try:
+            import nncf
+        except ImportError as error:
+            raise ConfigError("the backend openvino-int8 needs nncf, which is not installed", INSTALL) from error
+        finally:
+            logging.setLoggerClass(kind)  # which it replaces for everybody
+        small = nncf.quantize(
+            _converted(network, example),
+            nncf.Dataset([inputs.numpy() for inputs in calibration]),
+            subset_size=len(calibration),
+            model_type=nncf.ModelType.TRANSFORMER,
+            ignored_scope=nncf.IgnoredScope(patterns=[f".*{exact}.*"]),
+        )
+    log.info("quantised the network on %d signals in %.0f s", len(calibration), time.monotonic() - start)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "graph.xml"
+        openvino.serialize(small, path)
+        described, weights = path.read_bytes(), path.with_suffix(".bin").read_bytes()
+    return len(described).to_bytes(8, "big") + described + weights
+
+
+def load_compiled(block: bytes, threads: int) -> Forward:
+    """The function that `quantised` wrote down; one core a call, callable from threads.
+
+    Raises:
+        ConfigError: OpenVINO is not installed.
+    """
+    openvino = _openvino()
+    end = 8 + int.from_bytes(block[:8], "big")
+    return _runnable(openvino.Core().read_model(block[8:end], block[end:]), threads)
+
+
+def _openvino() -> Any:
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # Python's way to say: not importable
+    try:
+        import openvino
+    except ImportError as error:
+        raise ConfigError("the backend openvino is not installed", INSTALL) from error
+    return openvino
+
+
+def _converted(network: torch.nn.Module, example: torch.Tensor) -> Any:
+    """OpenVINO's graph of `network`, in float32."""
+    openvino = _openvino()
+    trace: Any = torch.jit.trace  # untyped in torch
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python")  # branches on the input's shape, which is fixed
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = trace(network.eval(), example, strict=False, check_trace=False)
+        return openvino.convert_model(traced, example_input=example, input=list(example.shape))
+
+
+def _runnable(graph: Any, threads: int) -> Forward:
+    options = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    model = _openvino().Core().compile_model(graph, "CPU", options)
+    requests = threading.local()
+
+    def call(features: torch.Tensor) -> torch.Tensor:
+        if not hasattr(requests, "mine"):
+            requests.mine = model.create_infer_request()
+        requests.mine.infer([features.numpy()])
+        return torch.from_numpy(requests.mine.get_output_tensor(0).data.copy())
+
+    return call

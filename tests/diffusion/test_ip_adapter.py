@@ -1,0 +1,329 @@
+"""The adapter: what it exports draws the same picture in a stock pipeline, and the backbone is left as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
+from pipeline_steps.diffusion.audio_tokens import AstTokenizer
+from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
+from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
+from pipeline_steps.diffusion.pipelines import ip_adapter
+from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
+from pipeline_steps.diffusion.pipelines.base import latents_generator
+from pipeline_steps.diffusion.pipelines.ip_adapter import IP_ADAPTER, AudioIPAdapterPipeline, save_adapter
+from pipeline_steps.diffusion.stable_diffusion import FILES, StableDiffusionBackbone
+from pipeline_steps.models.audio.ast import AstEncoder
+from tests.factories.checkpoints.ast import ast_checkpoint
+from tests.factories.checkpoints.stable_diffusion import stable_diffusion
+
+DEFAULTS = {"steps": 3, "guidance_scale": 2.5, "max_seconds": 2.0, "picture_size": 64}
+TONE = (0.3 * np.sin(np.arange(48_000) / 20)).astype(np.float32)
+NOISE = (0.2 * np.random.default_rng(1).standard_normal(72_000)).astype(np.float32)
+Export = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Backbones by what they predict, one that reads no text, and an encoder."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    stable_diffusion(root / "epsilon")
+    stable_diffusion(root / "v_prediction", "v_prediction")
+    stable_diffusion(root / "textless", text=False)
+    ast_checkpoint(root / "ast")
+    return root
+
+
+@pytest.fixture(scope="module")
+def export(checkpoints: Path, assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Write an adapter whose weights are far from where training begins."""
+
+    def make(name: str = "epsilon", solver: str = "dpm++", prompt: str = "") -> Path:
+        torch.manual_seed(0)
+        backbone = StableDiffusionBackbone(str(checkpoints / name)).load()
+        adapter = AudioIPAdapter(backbone, PerceiverResampler(24, 12, count=3, width=24, inner=32, depth=1, heads=2), prompt)
+        with torch.no_grad():
+            for weight in adapter.parameters():
+                weight += 0.3 * torch.randn(weight.shape)
+        target = tmp_path_factory.mktemp("model") / "models/audio2image"
+        encoder = AstTokenizer(AstEncoder(str(checkpoints / "ast")))
+        save_adapter(target, adapter, backbone.scheduler(solver), encoder, DEFAULTS, assets)  # type: ignore[arg-type]
+        return target
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def exported(export: Export) -> Path:
+    return export()
+
+
+@pytest.fixture(scope="module")
+def pipeline(exported: Path) -> AudioIPAdapterPipeline:
+    loaded = AutoAudio2ImagePipeline.from_pretrained(exported, "cpu")
+    assert isinstance(loaded, AudioIPAdapterPipeline)
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("name", "solver", "prompt", "guidance"),
+    [
+        ("epsilon", "dpm++", "", 2.5),
+        ("epsilon", "ddim", "a dog barks", 2.5),
+        ("v_prediction", "dpm++", "a dog barks", 2.5),
+        ("epsilon", "dpm++", "", 1.0),
+        ("textless", "dpm++", "", 2.5),
+    ],
+)
+def test_a_stock_pipeline_draws_the_same_picture(
+    checkpoints: Path, export: Export, name: str, solver: str, prompt: str, guidance: float
+) -> None:
+    folder = export(name, solver, prompt)
+    ours = AudioIPAdapterPipeline.read(folder, "cpu")
+    heard = ours.encode_audio(TONE)
+    stacked = ours.stack([heard, heard])
+    text = ours.adapter.text(prompt).expand(2, -1, -1)
+    drawn = ours.render(stacked, text, [0, 1], seed=5, guidance_scale=guidance) / 2 + 0.5
+
+    place = checkpoints / ("epsilon" if name == "textless" else name)  # a stock pipeline cannot do without a text encoder
+    stock = StableDiffusionPipeline.from_pretrained(place, safety_checker=None, local_files_only=True)
+    kind = DDIMScheduler if solver == "ddim" else DPMSolverMultistepScheduler
+    stock.scheduler = kind.from_config(stock.scheduler.config, **({"clip_sample": False} if solver == "ddim" else {}))
+    stock.load_ip_adapter(str(folder), subfolder="", weight_name=IP_ADAPTER, image_encoder_folder=None)
+    stock.set_progress_bar_config(disable=True)
+    nothing = torch.zeros(1, 1, 24)
+    worded = {"prompt": prompt, "negative_prompt": ""} if name != "textless" else {
+        "prompt_embeds": nothing, "negative_prompt_embeds": nothing,
+    }  # fmt: skip
+
+    def draw(samples: np.ndarray, draw: int) -> torch.Tensor:
+        embeds = ours.ip_adapter_image_embeds(samples)
+        return stock(
+            **worded,
+            ip_adapter_image_embeds=embeds if guidance > 1 else [embeds[0][1:]],
+            generator=latents_generator(5, draw),
+            num_inference_steps=DEFAULTS["steps"],
+            guidance_scale=guidance,
+            height=64,
+            width=64,
+            output_type="pt",
+        ).images[0]
+
+    for number in (0, 1):
+        assert (draw(TONE, number) - drawn[number]).abs().max() <= 1e-3
+    assert (draw(NOISE, 0) - drawn[0]).abs().max() > 1e-2, "another sound is another picture"
+    stock.set_ip_adapter_scale(0.0)
+    assert (draw(TONE, 0) - drawn[0]).abs().max() > 1e-2, "and it is the adapter that makes the difference"
+
+
+def test_drawing_is_a_function_of_sound_seed_and_guidance(pipeline: AudioIPAdapterPipeline) -> None:
+    first = pipeline.draw(TONE, num_samples=2, seed=3)
+    assert first.shape == (2, 64, 64, 3)
+    assert first.dtype == np.uint8
+    assert np.array_equal(first[:1], pipeline.draw(TONE, num_samples=1, seed=3))
+    assert not np.array_equal(first[0], first[1])
+    assert not np.array_equal(first, pipeline.draw(TONE, num_samples=2, seed=4))
+    assert not np.array_equal(first, pipeline.draw(TONE, num_samples=2, seed=3, guidance_scale=9.0))
+    assert not np.array_equal(first, pipeline.draw(0.1 * TONE, num_samples=2, seed=3)), "loudness is heard"
+    many = pipeline.generate_batch([pipeline.encode_audio(sound) for sound in (NOISE, TONE)], 2, seed=3)
+    assert np.abs(many[1].astype(int) - first.astype(int)).max() <= 1
+    assert pipeline.generate_batch([], 2).shape == (0, 2, 64, 64, 3)
+
+
+def test_without_a_sound_guidance_has_nothing_to_follow(pipeline: AudioIPAdapterPipeline) -> None:
+    plain = pipeline.generate_unconditional(2, seed=1)
+    assert np.array_equal(plain, pipeline.draw(TONE, 2, seed=1, guidance_scale=0.0))
+    silent = pipeline.draw(np.zeros(48_000, np.float32), 1, seed=1)
+    assert silent.shape == (1, 64, 64, 3)
+    assert not np.array_equal(silent, plain[:1]), "a sound of silence is a sound"
+    with pytest.raises(ValueError, match="finite mono"):
+        pipeline.encode_audio(np.zeros(0, np.float32))
+
+
+def test_texts_are_drawn_by_the_backbone_alone(checkpoints: Path, pipeline: AudioIPAdapterPipeline) -> None:
+    assert pipeline.has_text_encoder
+    before = pipeline.draw(TONE, 1, seed=2)
+    drawn = pipeline.generate_from_text(["a dog barks", "rain on a roof"], 2, seed=2)
+    assert drawn.shape == (2, 2, 64, 64, 3)
+    stock = StableDiffusionPipeline.from_pretrained(checkpoints / "epsilon", safety_checker=None, local_files_only=True)
+    stock.scheduler = DPMSolverMultistepScheduler.from_config(stock.scheduler.config)
+    stock.set_progress_bar_config(disable=True)
+    again = stock(
+        "rain on a roof", generator=latents_generator(2, 1), num_inference_steps=3, guidance_scale=2.5, height=64, width=64,
+        output_type="np",
+    ).images[0]  # fmt: skip
+    assert np.abs(drawn[1, 1] / 255 - again).max() < 0.01
+    assert np.array_equal(pipeline.draw(TONE, 1, seed=2), before), "afterwards sounds are heard again"
+
+
+def test_a_backbone_without_text_draws_from_sound_alone(export: Export) -> None:
+    textless = AutoAudio2ImagePipeline.from_pretrained(export("textless"), "cpu")
+    assert not textless.has_text_encoder
+    assert textless.draw(TONE).shape == (1, 64, 64, 3)
+    with pytest.raises(ValueError, match="reads no text"):
+        textless.generate_from_text(["a dog"])
+
+
+def test_small_folders_travel_with_the_export_and_large_ones_are_named(
+    checkpoints: Path, export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: AudioIPAdapterPipeline
+) -> None:
+    monkeypatch.setattr(ip_adapter, "COPY_LIMIT", 0)
+    folder = export()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "ip_adapter.safetensors",
+        "model_index.json",
+        "resampler",
+        "scheduler",
+    ]
+    index = json.loads((folder / "model_index.json").read_text())
+    assert (index["backbone"]["kind"], index["encoder"]["kind"]) == ("folder", "folder")
+    assert np.array_equal(AudioIPAdapterPipeline.read(folder, "cpu").draw(TONE, seed=1), pipeline.draw(TONE, seed=1))
+
+    index["backbone"]["model"], index["encoder"]["model"] = "epsilon", "ast"  # as a project would name folders of its own
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match="SONIFY_MODELS"):
+        AudioIPAdapterPipeline.read(folder, "cpu")
+    monkeypatch.setenv("SONIFY_MODELS", str(checkpoints))
+    assert AudioIPAdapterPipeline.read(folder, "cpu").has_text_encoder
+
+    other = tmp_path / "other"
+    shutil.copytree(checkpoints, other)
+    tensors = load_file(other / "epsilon/unet/diffusion_pytorch_model.safetensors")
+    tensors["conv_in.bias"] += 1
+    save_file(tensors, other / "epsilon/unet/diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setenv("SONIFY_MODELS", str(other))
+    with pytest.raises(IntegrityError, match="have the sha256"):
+        AudioIPAdapterPipeline.read(folder, "cpu")
+
+
+@pytest.mark.parametrize("name", [IP_ADAPTER, "resampler/model.safetensors"])
+def test_what_is_not_what_was_exported_is_refused(exported: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    tensors = load_file(copy / name)
+    key = sorted(tensors)[0]
+    save_file({**tensors, key: tensors[key] + 1}, copy / name)
+    with pytest.raises(IntegrityError, match="sha256"):
+        AudioIPAdapterPipeline.read(copy)
+    index = json.loads((copy / "model_index.json").read_text())
+    index["sha256"] = {}
+    (copy / "model_index.json").write_text(json.dumps(index))
+    save_file({**tensors, key: tensors[key].flatten()[:1]}, copy / name)
+    with pytest.raises(IntegrityError, match="has shape"):
+        AudioIPAdapterPipeline.read(copy)
+    save_file({key: tensors[key]}, copy / name)
+    with pytest.raises(IntegrityError, match="is missing"):
+        AudioIPAdapterPipeline.read(copy)
+    (copy / name).unlink()
+    with pytest.raises(DataError, match="missing"):
+        AudioIPAdapterPipeline.read(copy)
+
+
+def test_foreign_code_in_the_index_is_refused(exported: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    path = copy / "scheduler/scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": "PNDMScheduler"}))
+    with pytest.raises(IntegrityError, match="unknown scheduler"):
+        AudioIPAdapterPipeline.read(copy)
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps({**index, "auto_map": {"AutoModel": "evil.Model"}}))
+    with pytest.raises(IntegrityError, match="foreign code"):
+        AutoAudio2ImagePipeline.from_pretrained(copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "error", "words"),
+    [
+        ("unet/config.json", {"addition_embed_type": "text_time"}, ConfigError, "addition_embed_type"),
+        ("unet/config.json", {"in_channels": 9}, ConfigError, "inpainting"),
+        ("unet/config.json", {"_class_name": "FluxTransformer2DModel"}, ConfigError, "FluxTransformer2DModel"),
+        ("unet/config.json", {"cross_attention_dim": 32}, ConfigError, "width 24"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, ConfigError, "predicts sample"),
+        ("text_encoder/config.json", {"model_type": "t5"}, ConfigError, "t5"),
+        ("vae/config.json", {"auto_map": {"AutoModel": "evil.Model"}}, IntegrityError, "auto_map"),
+        ("unet/diffusion_pytorch_model.safetensors", None, IntegrityError, "no safetensors"),
+    ],
+)
+def test_a_checkpoint_of_another_kind_is_refused_before_it_is_loaded(
+    checkpoints: Path, tmp_path: Path, file: str, change: dict[str, object] | None, error: type[Exception], words: str
+) -> None:
+    shutil.copytree(checkpoints / "epsilon", tmp_path / "other")
+    path = tmp_path / "other" / file
+    if change is None:
+        path.unlink()
+        path.with_suffix(".bin").write_bytes(b"a pickle")
+    else:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(error, match=words):
+        StableDiffusionBackbone(str(tmp_path / "other")).fetch()
+
+
+def test_weights_that_are_not_in_the_checkpoint_are_not_drawn_at_random(checkpoints: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoints / "epsilon", tmp_path / "holed")
+    path = tmp_path / "holed/unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    del tensors["conv_in.bias"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(IntegrityError, match="conv_in"):
+        StableDiffusionBackbone(str(tmp_path / "holed")).load()
+
+
+def test_identity_is_content_and_a_hub_id_needs_a_commit(checkpoints: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoints / "epsilon", tmp_path / "copy")
+    (tmp_path / "copy/unet/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"a variant that is never read")
+    assert (
+        StableDiffusionBackbone("copy", root=tmp_path).describe()
+        == StableDiffusionBackbone(str(checkpoints / "epsilon")).describe()
+    )
+    assert (
+        StableDiffusionBackbone(str(checkpoints / "v_prediction")).describe()
+        != StableDiffusionBackbone(str(checkpoints / "epsilon")).describe()
+    )
+    with pytest.raises(ConfigError, match="not a commit"):
+        StableDiffusionBackbone("owner/model", "main").fetch()
+
+
+def test_of_a_repository_only_what_is_read_is_fetched() -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted = [
+        "scheduler/scheduler_config.json", "text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/merges.txt",
+        "tokenizer/special_tokens_map.json", "tokenizer/vocab.json", "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+    others = [
+        "README.md",
+        "model_index.json",
+        "v1-5-pruned.ckpt",
+        "v1-5-pruned-emaonly.safetensors",
+        "safety_checker/model.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+        "vae/diffusion_pytorch_model.bin",
+    ]
+    assert sorted(filter_repo_objects([*others, *wanted], allow_patterns=list(FILES))) == wanted
+
+
+def test_latents_are_scaled_as_the_checkpoint_says(checkpoints: Path) -> None:
+    backbone = StableDiffusionBackbone(str(checkpoints / "epsilon")).load()
+    pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, std = backbone.encode(pictures)
+    assert mean.shape == std.shape == (2, 4, 8, 8)
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(1))
+    spread = backbone.vae.encode(pictures).latent_dist
+    expected = (spread.mean + spread.std * noise) * backbone.vae.config.scaling_factor
+    torch.testing.assert_close(backbone.latents(mean, std, noise), expected)
+    decoded = backbone.decode(backbone.latents(mean, std, torch.zeros_like(mean)))
+    torch.testing.assert_close(decoded, backbone.vae.decode(mean).sample.clamp(-1, 1), atol=1e-4, rtol=1e-3)

@@ -1,0 +1,90 @@
+"""The stage embed with the encoder `clap`: a tiny checkpoint of the true architecture on real sounds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.schemas import QUARANTINE
+from pipeline_steps.core.tables import read_table
+from pipeline_steps.embed.config import EmbedConfig
+from pipeline_steps.embed.stage import build_encoder, embed_texts, run
+from pipeline_steps.models.text_audio.clap import ClapEncoder
+from tests.embed.test_stage import SOUNDS, write_events
+from tests.factories.catalog import bytes_below, write_catalog
+from tests.factories.checkpoints.clap import clap_checkpoint
+
+PHRASES = {"a" * 32: "a dog barking in the distance", "b" * 32: "rain on a tin roof"}
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory, demo: Path, assets: Path) -> ProjectPaths:
+    made = ProjectPaths(tmp_path_factory.mktemp("clap"))
+    write_catalog(made, demo, ["dog-000"], SOUNDS, assets=assets)
+    write_events(made, PHRASES)
+    clap_checkpoint(made.root / "checkpoints/clap")
+    return made
+
+
+def config(memo: Path, **more: object) -> EmbedConfig:
+    return EmbedConfig(encoder="clap", clap={"model": "checkpoints/clap"}, memo=str(memo), **more)
+
+
+def test_vectors_are_written_once_and_reused(layout: ProjectPaths, tmp_path: Path) -> None:
+    report = run(config(tmp_path / "memo"), layout)
+    report.check_balance()
+    assert (report.n_ok, report.computed, report.reused) == (6, 6, 0)
+    before = bytes_below(layout.embeddings)
+    meta = json.loads(before["meta.json"])
+    assert (meta["encoder"], meta["family"], meta["dimension"], meta["sounds"]) == ("clap", "clap", 24, 4)
+    assert meta["space"].startswith("clap@")
+    assert str(layout.root) not in before["meta.json"].decode()
+
+    again = run(config(tmp_path / "memo"), layout)
+    assert (again.computed, again.reused) == (0, 6)
+    run(config(tmp_path / "other", batch_size=1), layout)
+    assert bytes_below(layout.embeddings) == before, "neither memo nor batch changes a byte"
+
+
+def test_the_space_can_be_opened_again(layout: ProjectPaths, tmp_path: Path) -> None:
+    run(config(tmp_path / "memo"), layout)
+    meta = json.loads((layout.embeddings / "meta.json").read_text())
+    encoder = ClapEncoder(**meta["parameters"], root=layout.root).load()
+    texts = np.load(layout.embeddings / "text.npy")
+    assert {tuple(row) for row in encoder.encode_texts(list(PHRASES.values()))} == {tuple(row) for row in texts}
+    chosen = config(tmp_path / "memo")
+    asked, computed, _ = embed_texts(
+        build_encoder(chosen, layout).load(), chosen, layout, ["a crowd cheering", *PHRASES.values()]
+    )
+    assert asked.shape == (3, 24)
+    assert computed == 1, "only the new question is computed"
+
+
+def test_a_sound_that_cannot_be_heard_is_quarantined(
+    layout: ProjectPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ClapEncoder.prepare
+    calls: list[int] = []
+
+    def damaged(self: ClapEncoder, samples: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        return real(self, np.full_like(samples, np.nan) if len(calls) == 2 else samples)
+
+    monkeypatch.setattr(ClapEncoder, "prepare", damaged)
+    report = run(config(tmp_path / "memo", max_bad_fraction=0.5), layout)
+    report.check_balance()
+    assert (report.n_ok, report.n_quarantined) == (5, 1)
+    (row,) = read_table(layout.embeddings / "quarantine.parquet", QUARANTINE).to_pylist()
+    assert (row["code"], row["decoder"]) == ("EMB_FAILED", "clap")
+    assert "finite mono" in row["reason"]
+
+
+def test_an_encoder_without_its_model_is_refused() -> None:
+    for encoder in ("clap", "laion"):
+        with pytest.raises(ValidationError, match=f"encoder {encoder} needs"):
+            EmbedConfig(encoder=encoder)

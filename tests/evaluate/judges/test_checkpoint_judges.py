@@ -1,0 +1,158 @@
+"""Judges by hub id or folder through the whole stage, and the families they must keep away from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from pipeline_steps.core.errors import ConfigError
+from pipeline_steps.core.l2_normalize import l2_normalize
+from pipeline_steps.evaluate.config import EvaluateConfig, JudgeCheckpointConfig, JudgeCheckpointsConfig
+from pipeline_steps.evaluate.judges.feature_extractors import (
+    CHECKPOINT_JUDGES,
+    CachedFeatures,
+    build_image_judge,
+    extract_image_features,
+)
+from pipeline_steps.evaluate.judges.independence import undeclared_family_warnings
+from pipeline_steps.evaluate.metrics.distribution import CMMD_BANDWIDTH, cmmd_kernel, rbf_kernel
+from pipeline_steps.evaluate.stage import evaluate
+from pipeline_steps.tracking.client.tracker import NoOpTracker
+from tests.evaluate.synthetic_dataset import CONFIG, Elsewhere, Painter, Reader, World
+from tests.factories.checkpoints.inception import inception_checkpoint
+from tests.factories.checkpoints.vision_towers import clip_checkpoint, dinov2_checkpoint
+
+SETTINGS = {"picture_judges": ["dinov2", "clip", "inception"], "sensitivity_sounds": 0}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> World:
+    made = World(tmp_path_factory.mktemp("world"), assets)
+    root = made.layout.root
+    dinov2_checkpoint(root / "models/dinov2")
+    clip_checkpoint(root / "models/clip")
+    inception_checkpoint(root / "models/inception")
+    return made
+
+
+@pytest.fixture(scope="module")
+def config() -> EvaluateConfig:
+    chosen = {name: {"model": f"models/{name}"} for name in ("dinov2", "clip", "inception")}
+    return EvaluateConfig.model_validate({**CONFIG.model_dump(), **SETTINGS, "checkpoints": chosen})
+
+
+def test_the_whole_stage_with_three_such_judges(world: World, config: EvaluateConfig, tmp_path: Path) -> None:
+    report = evaluate(config, Elsewhere(world.layout.root, tmp_path), Painter(), NoOpTracker())
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    rows = evaluation["test"]["rows"]
+    for name in ("dinov2", "clip", "inception"):
+        judge = evaluation["judges"][name]
+        assert judge["family"] == name
+        assert len(judge["sha256"]) == 64
+        assert rows["model"][f"kid_{name}"]["judge"] == name
+        assert rows["ground_truth"][f"win_rate_{name}"]["value"] > 0.6  # colours differ even to random weights
+        assert rows["model"][f"win_rate_{name}"]["value"] > rows["shuffled_audio"][f"win_rate_{name}"]["value"]
+    assert "cmmd_clip" in rows["model"]
+    assert {"cmmd_style_dinov2", "cmmd_style_inception"} < set(rows["model"])
+    assert "cmmd_style_clip" not in rows["model"]
+    assert str(world.layout.root) not in (tmp_path / "evaluation.json").read_text()
+    # Whoever is asked again answers from the memo, and says the same.
+    assert report.computed > 0
+    again = tmp_path / "again"
+    second = evaluate(config, Elsewhere(world.layout.root, again), Painter(), NoOpTracker())
+    assert second.computed == 0
+    assert (again / "evaluation.json").read_bytes() == (tmp_path / "evaluation.json").read_bytes()
+
+
+def test_the_page_explains_cmmd_where_clip_gives_the_headline(world: World, config: EvaluateConfig, tmp_path: Path) -> None:
+    alone = config.model_copy(update={"picture_judges": ["clip"]})
+    evaluate(alone, Elsewhere(world.layout.root, tmp_path), Painter(), NoOpTracker())
+    assert "<dt>cmmd_clip</dt><dd>CMMD" in (tmp_path / "index.html").read_text()
+
+
+def meta(world: World, folder: str, **value: object) -> None:
+    path = getattr(world.layout, folder) / "meta.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **value}))
+
+
+def test_clip_does_not_judge_what_clip_captioned_or_draws_by(world: World, config: EvaluateConfig, tmp_path: Path) -> None:
+    layout = Elsewhere(world.layout.root, tmp_path)
+    meta(world, "captions", captioner="vlm", families=["clip", "llava"])
+    try:
+        with pytest.raises(ConfigError, match="judge clip is of family clip, which also took part in captions"):
+            evaluate(config, layout, Painter(), NoOpTracker())
+        evaluate(config.model_copy(update={"picture_judges": ["dinov2"]}), layout, Painter(), NoOpTracker())
+        flagged = config.model_copy(update={"picture_judges": ["clip"], "allow_shared_family": True})
+        evaluate(flagged, layout, Painter(), NoOpTracker())
+        warnings = json.loads((tmp_path / "evaluation.json").read_text())["warnings"]
+        assert "judge clip is of family clip, which also took part in captions" in warnings
+    finally:
+        meta(world, "captions", captioner="tagger", families=["efficientnet"])
+    with pytest.raises(ConfigError, match="judge clip is of family clip, which also took part in model"):
+        evaluate(config, layout, Reader(families=frozenset({"ast", "clip"})), NoOpTracker())
+
+
+def test_an_endpoint_that_does_not_say_what_it_looks_with_is_pointed_out() -> None:
+    judges = {"clip": "clip", "inception": "inception", "aisfx": "aisfx"}
+    silent = undeclared_family_warnings(judges, {"captioner": "endpoint", "families": ["some-vlm"]})
+    assert silent == [
+        "judge clip is of family clip, and nothing says what the model behind the endpoint looks with: "
+        "name it in caption.endpoint.families"
+    ]
+    assert undeclared_family_warnings(judges, {"captioner": "endpoint", "families": ["siglip", "some-vlm"]}) == []
+    assert undeclared_family_warnings(judges, {"captioner": "tagger", "families": ["efficientnet"]}) == []
+
+
+def test_a_judge_without_weights_or_twice_is_a_configuration_error(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=r"picture judge dinov2 needs checkpoints\.dinov2\.model"):
+        EvaluateConfig(picture_judges=["dinov2"])
+    with pytest.raises(ValidationError, match="names a judge twice"):
+        EvaluateConfig(picture_judges=["augnet", "augnet"])
+    lost = JudgeCheckpointsConfig(clip=JudgeCheckpointConfig(model="models/nowhere"))
+    judge = build_image_judge("clip", tmp_path, lost, tmp_path)
+    with pytest.raises(ConfigError, match=r"evaluate\.checkpoints\.clip\.revision: '' is not a commit"):
+        judge.fetch()  # type: ignore[union-attr]
+    assert set(CHECKPOINT_JUDGES) == set(JudgeCheckpointsConfig.model_fields) - {"device", "precision"}
+
+
+def test_cmmd_is_the_formula_of_its_paper() -> None:
+    """Against the estimator written out: unit rows, exp(-|x - y|^2 / 200)."""
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(5, 12)), random.normal(size=(4, 12))
+    unit_x, unit_y = x / np.linalg.norm(x, axis=1, keepdims=True), y / np.linalg.norm(y, axis=1, keepdims=True)
+    wanted = [[np.exp(-((a - b) ** 2).sum() / 200.0) for b in unit_y] for a in unit_x]
+    np.testing.assert_allclose(cmmd_kernel(x, y), wanted, rtol=1e-12)
+    np.testing.assert_array_equal(cmmd_kernel(7.0 * x, y), rbf_kernel(CMMD_BANDWIDTH)(l2_normalize(7.0 * x), l2_normalize(y)))
+
+
+def test_batches_of_a_gpu_judge_are_features_of_its_pictures(world: World, config: EvaluateConfig) -> None:
+    """The batched path, on the CPU: same rows as one by one."""
+    judge = build_image_judge("dinov2", world.layout.assets, config.checkpoints, world.layout.root)
+    images = list(np.random.default_rng(3).integers(0, 256, (7, 48, 48, 3), dtype=np.uint8))
+    one_by_one = extract_image_features(judge, images)
+
+    class Batched(type(judge)):  # type: ignore[misc]
+        together = 4
+
+    judge.__class__ = Batched
+    np.testing.assert_allclose(extract_image_features(judge, images), one_by_one, rtol=1e-4, atol=1e-5)
+
+
+def test_memoised_rows_are_asked_for_in_batches(tmp_path: Path) -> None:
+    from pipeline_steps.core.result_cache import ResultCache
+    from pipeline_steps.evaluate.judges.feature_extractors import VECTOR
+
+    asked: list[list[str]] = []
+
+    def compute(keys: list[str]) -> np.ndarray:
+        asked.append(list(keys))
+        return np.array([[len(key), 1.0] for key in keys], np.float32)
+
+    seen = CachedFeatures(ResultCache(str(tmp_path), "stage", "f" * 16, VECTOR), 2)
+    rows = seen.rows(["ccc", "a", "bb", "a"], compute)
+    assert asked == [["a", "bb"], ["ccc"]]
+    assert {key: row.tolist() for key, row in rows.items()} == {"a": [1, 1], "bb": [2, 1], "ccc": [3, 1]}

@@ -1,0 +1,138 @@
+"""The whole stage on a small world in which colours sound: a source that hears must win, one that is deaf must not."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
+from pipeline_steps.core.schemas import IMAGES, PAIRS
+from pipeline_steps.core.tables import read_table, write_table
+from pipeline_steps.evaluate.stage import evaluate
+from pipeline_steps.tracking.client.tracker import NoOpTracker
+from tests.evaluate.synthetic_dataset import CONFIG, Elsewhere, Painter, World, files
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> World:
+    return World(tmp_path_factory.mktemp("world"), assets)
+
+
+@pytest.fixture(scope="module")
+def evaluated(world: World) -> dict[str, bytes]:
+    report = evaluate(CONFIG, world.layout, Painter(), NoOpTracker())
+    report.check_balance()
+    assert report.n_in == 6 + 3
+    return files(world.layout.reports)
+
+
+def test_who_hears_wins_and_the_controls_do_not(evaluated: dict[str, bytes]) -> None:
+    found = json.loads(evaluated["evaluation.json"])
+    rows = found["test"]["rows"]
+    assert rows["model"]["win_rate_augnet"]["value"] > 0.9
+    assert rows["shuffled_audio"]["win_rate_augnet"]["value"] < 0.4  # 4 rivals at most: 1/2 - 1/2 / 4
+    assert rows["ground_truth"]["win_rate_augnet"]["value"] > 0.9
+    assert rows["text_oracle"]["applicable"] is False
+    assert (rows["model"]["density_augnet"]["n"], rows["model"]["coverage_augnet"]["n"]) == (12, 6)  # drawn, real
+    assert 0 < found["judges"]["augnet"]["ais_leave_group_out_r2"] < 1
+    assert found["judges"]["augnet"]["ais_training_sound_groups"] == 9
+    assert found["test"]["too_small_to_rank"] is True
+    assert found["gold"]["n_pairs"] == found["gold_seen"]["n_pairs"] == 3
+    entry = rows["model"]["kid_augnet"]
+    assert set(entry) >= {"value", "low", "high", "n", "clusters", "judge", "seed", "sample_rate_hz", "n_real"}
+    assert found["retrieval"]["rows"]["pipeline"]["recall_at_10"]["value"] == 1.0  # three times six sounds, own class first
+    assert found["sensitivity"]["gain_-12_db"]["value"] < found["sensitivity"]["other_sound"]["value"]
+    assert any("independent sounds" in warning for warning in found["warnings"])
+
+
+def test_the_report_is_whole_safe_and_the_same_twice(world: World, evaluated: dict[str, bytes]) -> None:
+    page = evaluated["index.html"].decode()
+    for attack in ("<script>", "<svg onload", "<b>ball</b>"):
+        assert attack not in page
+    assert "&lt;b&gt;ball&lt;/b&gt;" in page
+    assert "{{7*7}}" in page
+    for name in evaluated:
+        if name.startswith(("samples/picture", "audio/")):
+            assert f'src="{name}"' in page
+    assert str(world.layout.root) not in page
+    assert "on the 6 of 6 pairs that have one" in page
+    assert "test: ground truth, n=6" in page
+    assert not re.search("ceiling|far from perfect", page)
+    evaluate(CONFIG, world.layout, Painter(), NoOpTracker())
+    assert files(world.layout.reports) == evaluated
+
+
+def test_a_deaf_model_is_found_out(world: World, evaluated: dict[str, bytes], tmp_path: Path) -> None:
+    elsewhere = Elsewhere(world.layout.root, tmp_path)
+    config = CONFIG.model_copy(update={"sensitivity_sounds": 0, "samples_per_sound": 8, "memo": str(world.layout.memo)})
+    evaluate(config, elsewhere, Painter(deaf=True), NoOpTracker())
+    found = json.loads((tmp_path / "evaluation.json").read_text())["test"]["rows"]["model"]
+    assert found["win_rate_augnet"]["value"] == pytest.approx(0.5, abs=0.02)
+    assert found["ais_winrate_aisfx_augnet"]["value"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_judge_that_took_part_is_refused_or_flagged(world: World, evaluated: dict[str, bytes]) -> None:
+    with pytest.raises(ConfigError, match="augnet is of family augnet, which also took part in model"):
+        evaluate(CONFIG, world.layout, Painter(families=frozenset({"augnet"})), NoOpTracker())
+
+
+def test_damaged_or_missing_inputs_are_named(world: World, evaluated: dict[str, bytes]) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.csv is missing"):
+        evaluate(CONFIG.model_copy(update={"gold": "nowhere.csv"}), world.layout, Painter(), NoOpTracker())
+    path = world.layout.embeddings / "text.npy"
+    kept = path.read_bytes()
+    path.write_bytes(kept[:-4] + b"\0\0\0\1")
+    try:
+        with pytest.raises(IntegrityError, match=r"text\.npy: not the bytes"):
+            evaluate(CONFIG, world.layout, Painter(), NoOpTracker())
+    finally:
+        path.write_bytes(kept)
+
+
+class Untouched(Painter):
+    """A painter that must not be asked."""
+
+    def draw(self, *_: object) -> NoReturn:
+        raise AssertionError("drawing had begun")
+
+
+def test_too_small_a_pool_is_refused_before_anything_is_drawn(world: World, evaluated: dict[str, bytes]) -> None:
+    path = world.layout.catalog / "images.parquet"
+    kept = path.read_bytes()
+    rows = read_table(path, IMAGES).to_pylist()
+    tested = {
+        row["image_id"] for row in read_table(world.layout.pairs / "pairs.parquet", PAIRS).to_pylist() if row["split"] == "test"
+    }
+    free = [row["image_id"] for row in rows if not row["holdout"] and row["image_id"] not in tested]
+    try:
+        for left in (2, 0):
+            write_table(path, IMAGES, [{**row, "holdout": row["holdout"] or row["image_id"] in free[left:]} for row in rows])
+            with pytest.raises(DataError, match=f"{left} pictures of the pool are of no group that is evaluated.*3 or more"):
+                evaluate(CONFIG, world.layout, Untouched(), NoOpTracker())
+    finally:
+        path.write_bytes(kept)
+
+
+def test_training_pairs_that_share_one_sound_give_no_audio_judge(
+    world: World, evaluated: dict[str, bytes], tmp_path: Path
+) -> None:
+    path = world.layout.pairs / "pairs.parquet"
+    kept = path.read_bytes()
+    rows = read_table(path, PAIRS).to_pylist()
+    one = next(row for row in rows if row["split"] == "train")
+    alike = {name: one[name] for name in ("tracks", "audio_group")}
+    write_table(path, PAIRS, [{**row, **alike} if row["split"] == "train" else row for row in rows])
+    config = CONFIG.model_copy(update={"sensitivity_sounds": 0, "memo": str(world.layout.memo)})
+    try:
+        evaluate(config, Elsewhere(world.layout.root, tmp_path), Painter(), NoOpTracker())
+    finally:
+        path.write_bytes(kept)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert not [name for name in found["test"]["rows"]["model"] if name.startswith("ais")]
+    told = "ais_winrate_aisfx: not measured; its judge is fitted on 3 or more training pairs of 2 or more sound groups"
+    assert [text for text in found["warnings"] if text.startswith(told)] == [f"{told}, and there are 9 of 1"]
+    assert told in (tmp_path / "index.html").read_text()

@@ -1,0 +1,76 @@
+"""Catalog and media of a few demo files, as the ingest stage writes them, without its child processes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from pipeline_steps.core.hashing import item_id, sha256_bytes
+from pipeline_steps.core.media_shards import write_index, write_shards
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.schemas import AUDIO, IMAGES
+from pipeline_steps.core.tables import write_table
+
+
+def write_catalog(
+    layout: ProjectPaths,
+    demo: Path,
+    images: Sequence[str],
+    sounds: Sequence[str],
+    holdout: Sequence[str] = (),
+    assets: Path | None = None,
+) -> dict[str, str]:
+    """Write catalog and shards of demo items named like "dog-000"; returns ids by file stem ("i-dog-000")."""
+    ids: dict[str, str] = {}
+    rows: dict[str, list[dict[str, Any]]] = {"image": [], "audio": []}
+    payloads: dict[str, dict[str, bytes]] = {"image": {}, "audio": {}}
+    for stem in [*(f"i-{name}" for name in images), *(f"s-{name}" for name in sounds)]:
+        kind = "image" if stem.startswith("i-") else "audio"
+        path = demo / ("images" if kind == "image" else "sounds") / f"{stem}.{'webp' if kind == 'image' else 'ogg'}"
+        raw = path.read_bytes()
+        ids[stem] = item_id(raw)
+        buffer = io.BytesIO()
+        common: dict[str, Any] = {
+            "sha256": sha256_bytes(raw),
+            "path": path.name,
+            "sources": [path.name],
+            "bytes": len(raw),
+            "format": "WEBP" if kind == "image" else "OGG",
+            "repaired": [],
+            "licence": "CC0-1.0",
+            "author": None,
+            "source": None,
+            "group_id": ids[stem],
+            "holdout": stem in holdout,
+        }
+        if kind == "image":
+            with Image.open(path) as picture:
+                picture.convert("RGB").save(buffer, "PNG")
+                size = {"width": picture.width, "height": picture.height}
+            rows[kind].append({"image_id": ids[stem], **common, **size, "frames": 1, "phash": "0" * 16})
+        else:
+            samples, rate = soundfile.read(path, dtype="float32")
+            soundfile.write(buffer, samples, rate, format="FLAC", subtype="PCM_16")
+            levels = {"lufs": -20.0, "peak_dbfs": float(20 * np.log10(np.abs(samples).max())), "silence_share": 0.0}
+            seconds = {"sample_rate": rate, "channels": 1, "seconds": len(samples) / rate, "clipped_share": 0.0}
+            rows[kind].append({"audio_id": ids[stem], **common, **levels, **seconds})
+        payloads[kind][ids[stem]] = buffer.getvalue()
+    write_table(layout.catalog / "images.parquet", IMAGES, rows["image"])
+    write_table(layout.catalog / "audio.parquet", AUDIO, rows["audio"])
+    shards = write_shards(layout.media, "image", payloads["image"], "png")
+    write_index(layout.media, shards + write_shards(layout.media, "audio", payloads["audio"], "flac"))
+    if assets is not None and not layout.assets.exists():
+        layout.assets.parent.mkdir(parents=True, exist_ok=True)
+        layout.assets.symlink_to(assets)
+    return ids
+
+
+def bytes_below(folder: Path) -> dict[str, bytes]:
+    """Contents of every file below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -1,0 +1,110 @@
+"""Model versions with evaluations, as the stages leave them in MLflow, without training anything."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.tracking.settings import REGISTERED_MODEL, read_settings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+GATE = """
+promotion:
+  improve:
+    - {metric: test/win_rate_toy, least: 0.02}
+  must_not_worsen:
+    - {metric: test/kid_toy, tolerance: 0.01}
+  least_clusters: 5
+"""
+PAIRS = f"{1:032x}.dir"
+
+
+def md5_of(version: int) -> str:
+    """DVC md5 of the model of a version."""
+    return f"{1000 + version:032x}.dir"
+
+
+def write_gate(layout: ProjectPaths, text: str = GATE) -> None:
+    (layout.root / "infra").mkdir(parents=True, exist_ok=True)
+    (layout.root / "infra/gate.yaml").write_text(text)
+
+
+def client_of(layout: ProjectPaths) -> MlflowClient:
+    from pipeline_steps.tracking.client.mlflow_client import MlflowStore
+
+    return MlflowStore(read_settings(layout), 30).client
+
+
+def register(
+    layout: ProjectPaths,
+    rates: Sequence[float],
+    *,
+    kid: float = 0.1,
+    pairs: str = PAIRS,
+    version: int,
+    protocol: dict[str, Any] | None = None,
+    run_params: dict[str, str] | None = None,
+) -> str:
+    """Version `version` (the next one) whose evaluation gave every test item its rate. Returns the evaluation's run id."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    client = client_of(layout)
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "seeing-sound")
+    found = client.get_experiment_by_name(name)
+    place = (layout.root / "mlartifacts").resolve().as_uri()
+    experiment = found.experiment_id if found else client.create_experiment(name, artifact_location=place)
+    if version == 1:
+        client.create_registered_model(REGISTERED_MODEL)
+    training = client.create_run(experiment, run_name="train").info.run_id
+    for key, value in (run_params or {}).items():
+        client.log_param(training, key, value)
+    evaluation = client.create_run(experiment, run_name="evaluate").info.run_id
+
+    def read(run: str, path: str, digest: str) -> None:
+        client.log_inputs(run, [DatasetInput(Dataset(path, digest, "local", "{}"), [InputTag("mlflow.data.context", "x")])])
+
+    read(training, "data/pairs", pairs)
+    read(evaluation, "data/pairs", pairs)
+    read(evaluation, "models/audio2image", md5_of(version))
+    client.log_text(evaluation, json.dumps(report(rates, kid, protocol or {})), "report/evaluation.json")
+    client.log_text(evaluation, items(rates), "report/plots/items.csv")
+    client.log_text(evaluation, draws(kid), "report/plots/draws.csv")
+    client.set_terminated(training)
+    client.set_terminated(evaluation)
+    made = client.create_model_version(
+        REGISTERED_MODEL,
+        source=f"runs:/{training}/model",
+        run_id=training,
+        tags={"dvc.md5": md5_of(version), "git.commit": "c" * 40},
+    )
+    assert int(made.version) == version
+    client.set_registered_model_alias(REGISTERED_MODEL, "challenger", str(version))
+    return str(evaluation)
+
+
+def report(rates: Sequence[float], kid: float, protocol: dict[str, Any]) -> dict[str, Any]:
+    count = {"n": len(rates), "clusters": len(rates)}
+    row = {"win_rate_toy": {"value": sum(rates) / len(rates), **count}, "kid_toy": {"value": kid, **count}}
+    row["frechet_toy"] = {"value": 10 * kid, **count}
+    shared = {"bootstrap_repeats": 200, "seed": 0, "samples_per_sound": 4, "guidance_scale": kid}
+    return {"test": {"rows": {"model": row}}, "protocol": shared | protocol, "warnings": ["test: few sounds"]}
+
+
+def items(rates: Sequence[float]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(["set", "pair", "image_id", "sound", "cluster", "win_rate_toy.model"])
+    writer.writerows(["test", f"p{i}", f"i{i}", f"s{i}", f"c{i}", rate] for i, rate in enumerate(rates))
+    return stream.getvalue()
+
+
+def draws(kid: float) -> str:
+    """Bootstrap draws of one resampling: the same noise for every model, as the evaluate stage makes them."""
+    return "test/kid_toy\n" + "".join(f"{kid + 0.001 * (number % 7 - 3):.6f}\n" for number in range(200))

@@ -1,0 +1,115 @@
+"""The graph as DVC tells it, and why each stage runs."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows.artifact_tables import plan_text
+from flows.dvc_graph import make_plan, modified_dvc_sources, read_graph, stages_of_flow, with_upstream
+from pipeline_steps.core.errors import ConfigError, DataError
+from tests.flows import dvc_project
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def reasons(root: Path, *stages: str, force: bool = False) -> dict[str, str]:
+    return {each.node.name: each.why for each in make_plan(root, stages, force=force)}
+
+
+def test_the_real_graph_is_what_dvc_yaml_says() -> None:
+    written = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text())["stages"]
+    nodes = read_graph(PROJECT)
+    assert [node.name for node in nodes] == list(written)
+    producer = {next(iter(out)) if isinstance(out, dict) else out: name for name in written for out in written[name]["outs"]}
+    seen: set[str] = set()
+    for node in nodes:
+        said = written[node.name]
+        assert set(node.upstream) == {producer[dep] for dep in said["deps"] if dep in producer}
+        assert set(node.upstream) <= seen, "a stage comes after all it reads"
+        seen.add(node.name)
+        assert node.cmd == said["cmd"]
+        assert dict(node.meta) == said["meta"]
+        assert node.params == tuple(said["params"])
+        assert f"reports/{node.name}.json" in node.metrics
+        assert set(node.metrics) == set(node.uncached)
+    assert {*stages_of_flow(nodes, "data"), *stages_of_flow(nodes, "model")} == set(written)
+    first_of_model = next(node for node in nodes if node.name in stages_of_flow(nodes, "model"))
+    data = {node.name for node in with_upstream(nodes, [first_of_model.name])} - {first_of_model.name}
+    assert data == set(stages_of_flow(nodes, "data")), "the data flow makes exactly what training needs"
+
+
+def test_no_stage_name_is_written_in_flows() -> None:
+    names = {node.name for node in read_graph(PROJECT)}
+    for path in sorted((PROJECT / "flows").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert node.value not in names, f"{path.name}:{node.lineno} names the stage {node.value}"
+                assert not any(f"reports/{name}." in node.value for name in names), f"{path.name}:{node.lineno}"
+
+
+def test_nothing_has_run(tmp_path: Path) -> None:
+    root = dvc_project.build(tmp_path / "p")
+    assert reasons(root)["count"] == "never run"
+    assert reasons(root)["model"].endswith("upstream runs: join")
+
+
+def test_nothing_to_do_and_forced(project: Path) -> None:
+    assert set(reasons(project).values()) == {"nothing to do"}
+    assert reasons(project, "join", force=True) == {"count": "nothing to do", "join": "forced"}
+    assert "nothing to do" in plan_text(make_plan(project))
+
+
+def test_why_a_stage_runs(project: Path) -> None:
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("power: 2", "power: 5"))
+    assert reasons(project) == {
+        "count": "changed parameter count.power 2 -> 5",
+        "join": "upstream runs: count",
+        "model": "upstream runs: join",
+    }
+    assert list(reasons(project, "count")) == ["count"]
+    dvc_project.git(project, "checkout", "-q", "params.yaml")
+    (project / "out/join.txt").unlink()
+    assert reasons(project)["join"] == "missing out out/join.txt"
+    assert reasons(project)["model"] == "missing dep out/join.txt; upstream runs: join"
+    dvc_project.dvc(project, "checkout", "-q")
+    (project / "source.txt").write_text("1 2 3")
+    assert reasons(project)["count"] == "changed dep source.txt"
+    text = (project / "dvc.yaml").read_text()
+    (project / "dvc.yaml").write_text(text.replace("work.py model", "work.py  model"))
+    assert "changed command" in reasons(project)["model"]
+
+
+def test_hints_invalidate_nothing(project: Path) -> None:
+    text = (project / "dvc.yaml").read_text()
+    (project / "dvc.yaml").write_text(text.replace("timeout_s: 60", "timeout_s: 61").replace("retries: 2", "retries: 9"))
+    assert set(reasons(project).values()) == {"nothing to do"}
+    assert {node.name: node.retries for node in read_graph(project)} == {"count": 1, "join": 0, "model": 9}
+
+
+def test_refusals(project: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no stage 'modle'"):
+        make_plan(project, ["modle"])
+    with pytest.raises(ConfigError, match=r"holds no dvc\.yaml"):
+        read_graph(tmp_path)
+    with pytest.raises(ConfigError, match="belongs to 'nobody'"):
+        stages_of_flow(read_graph(project), "nobody")
+    (project / "source.txt").unlink()
+    with pytest.raises(DataError, match=r"reads source\.txt, which does not exist"):
+        make_plan(project)
+    (project / "dvc.yaml").write_text("stages: [not, a, mapping]")
+    with pytest.raises(ConfigError, match="DVC cannot read"):
+        read_graph(project)
+
+
+def test_a_changed_source_behind_a_dvc_file_is_seen(project: Path) -> None:
+    raw = project / "raw.bin"
+    raw.write_bytes(b"one")
+    dvc_project.dvc(project, "add", "-q", "raw.bin")
+    assert modified_dvc_sources(project) == {}
+    raw.write_bytes(b"two!")
+    assert modified_dvc_sources(project) == {"raw.bin": "modified"}

@@ -1,0 +1,92 @@
+"""Parameters of one run: judged by the stages' own configs before anything runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows.param_overrides import RunRequest, write_params
+from pipeline_steps.core.errors import ConfigError
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    shutil.copy(PROJECT / "params.yaml", tmp_path / "params.yaml")
+    shutil.copytree(PROJECT / "presets", tmp_path / "presets")
+    return tmp_path
+
+
+def loaded(root: Path) -> dict[str, object]:
+    return dict(YAML(typ="safe").load((root / "params.yaml").read_text()))
+
+
+def test_nothing_asked_leaves_every_byte(root: Path) -> None:
+    before = (root / "params.yaml").read_bytes()
+    assert write_params(root, RunRequest()) == []
+    assert (root / "params.yaml").read_bytes() == before
+
+
+def test_values_are_set_and_told(root: Path) -> None:
+    before = loaded(root)
+    changes = write_params(
+        root, RunRequest(overrides=("train.optimiser.refine.steps=7", "ingest.metadata=null", "pair.combine=mean"))
+    )
+    assert sorted(changes) == [
+        "ingest.metadata: manifest.csv -> None",
+        "pair.combine: max -> mean",
+        "train.optimiser.refine.steps: 200 -> 7",
+    ]
+    after = loaded(root)
+    after["train"]["optimiser"]["refine"]["steps"] = 200  # type: ignore[index]
+    after["ingest"]["metadata"] = "manifest.csv"  # type: ignore[index]
+    after["pair"]["combine"] = "max"  # type: ignore[index]
+    assert after == before, "nothing else has changed"
+
+
+def test_a_seed_goes_everywhere(root: Path) -> None:
+    write_params(root, RunRequest(seed=11))
+    params = loaded(root)
+    seeds = {name: section["seed"] for name, section in params.items() if "seed" in section}  # type: ignore[operator, index]
+    assert len(seeds) >= 4
+    assert set(seeds.values()) == {11}
+
+
+def test_a_preset_is_taken_whole(root: Path) -> None:
+    (root / "presets/other.yaml").write_text((root / "presets/embedded.yaml").read_text().replace("k: 50 ", "k: 40 "))
+    assert write_params(root, RunRequest(preset="other")) == ["retrieve.k: 50 -> 40"]
+    assert (root / "params.yaml").read_bytes() == (root / "presets/other.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.leraning_rate=1", "train.leraning_rate is unknown"),
+        ("train.optimiser.refine.stepz=3", "did you mean steps"),
+        ("trian.seed=3", "did you mean train"),
+        ("retrieve.k=many", "retrieve.k: Input should be a valid integer"),
+        ("retrieve.k=-1", "retrieve.k"),
+        ("retrieve=3", "is a whole section"),
+        ("retrieve.k.deeper=3", "is a value, not a section"),
+        ("retrieve.k", "is not KEY=VALUE"),
+        ("retrieve.k=[1", "is not a YAML value"),
+        ("caption.api_key=hunter2", "looks like a secret"),
+    ],
+)
+def test_what_cannot_be_set(root: Path, override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        write_params(root, RunRequest(overrides=(override,)))
+    assert said in str(caught.value)
+
+
+def test_every_problem_at_once_and_unknown_presets(root: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        write_params(root, RunRequest(overrides=("retrieve.kk=1", "pair.sead=2")))
+    assert "retrieve.kk" in str(caught.value)
+    assert "pair.sead is unknown; did you mean seed?" in str(caught.value)
+    with pytest.raises(ConfigError, match="did you mean embedded"):
+        write_params(root, RunRequest(preset="embeded"))

@@ -1,0 +1,183 @@
+"""services.py, topology.py and passwords.py without starting a server."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra import backup, passwords, services
+from infra.topology import PORTS, ServiceEnvironment, find_postgres, programs, unprivileged_user
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> ServiceEnvironment:
+    return ServiceEnvironment(tmp_path, dict(PORTS), tmp_path)
+
+
+def test_passwords_are_private_made_once_and_different(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    passwords.create(folder)
+    first = {path.name: path.read_text() for path in folder.iterdir()}
+    passwords.create(folder)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == first, "a second start keeps them"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    words = [first[name] for name in passwords.GENERATED]
+    assert len(set(words)) == len(words)
+    assert all(len(word) >= 32 for word in words)
+    assert first["prefect-auth"].startswith("admin:")
+
+
+def test_passwords_that_others_could_read_are_closed_again(tmp_path: Path) -> None:
+    passwords.create(tmp_path)
+    (tmp_path / "mlflow-password").chmod(0o644)
+    passwords.create(tmp_path)
+    assert stat.S_IMODE((tmp_path / "mlflow-password").stat().st_mode) == 0o600
+
+
+def test_no_command_and_no_setting_holds_a_secret(place: ServiceEnvironment, tmp_path: Path) -> None:
+    passwords.create(place.secrets)
+    place.logs.mkdir()
+    services._write_configuration(place)
+    text = (tmp_path / "supervisord.conf").read_text()
+    words = [passwords.read(place.secrets, name) for name in passwords.GENERATED]
+    assert not [word for word in words if word in text]
+    assert len(programs(place)) == 6
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30))
+def test_quoting_survives_the_supervisor(text: str) -> None:
+    """What supervisor makes of a quoted value: percent signs expanded, then split like a shell."""
+    import shlex
+
+    from supervisor.options import expand
+
+    quoted = services._quoted(text)
+    if "\\" in text:
+        return
+    assert shlex.split(expand(quoted, {}, "test")) == [text]
+
+
+def test_configuration_restarts_what_dies_and_stops_groups(place: ServiceEnvironment) -> None:
+    place.logs.mkdir()
+    services._write_configuration(place)
+    config = configparser.RawConfigParser()
+    config.read(place.folder / "supervisord.conf")
+    for name in config.sections():
+        if name.startswith("program:"):
+            assert config[name]["autorestart"] == "true"
+            assert config[name]["autostart"] == "false", "the order of starting is ours"
+            assert config[name]["stopasgroup"] == ("false" if name.endswith("postgres") else "true")
+    assert config["unix_http_server"]["chmod"] == "0700"
+
+
+def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
+    place = ServiceEnvironment(tmp_path / ("x" * 100), dict(PORTS), tmp_path)
+    with pytest.raises(services.InfraError, match="SERVICES_DIR"):
+        services.start(place)
+
+
+needs_postgres = pytest.mark.skipif(find_postgres() is None, reason="no PostgreSQL that the server's user can reach")
+only_root = pytest.mark.skipif(not unprivileged_user(), reason="only root runs PostgreSQL as somebody else")
+
+
+def test_without_postgresql_nothing_starts_and_the_message_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("SERVICES_POSTGRES", str(tmp_path / "bin"))
+    monkeypatch.setenv("SERVICES_DIR", str(tmp_path / "services"))
+    assert services.main(["start"]) == 5
+    said = capsys.readouterr().err
+    assert "no PostgreSQL found" in said
+    assert "SERVICES_POSTGRES" in said
+    assert not (tmp_path / "services").exists()
+
+
+@only_root
+@needs_postgres
+def test_programs_that_the_other_user_cannot_reach_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel below /root: initdb would end with "Permission denied"."""
+    real = find_postgres()
+    assert real is not None
+    with tempfile.TemporaryDirectory(prefix="closed-") as closed:
+        folder = Path(closed) / "bin"
+        folder.mkdir()
+        for path in real.iterdir():
+            (folder / path.name).symlink_to(path)
+        monkeypatch.setenv("SERVICES_POSTGRES", str(folder))
+        assert find_postgres() is None
+        Path(closed).chmod(0o755)
+        assert find_postgres() == folder
+
+
+@only_root
+@needs_postgres
+def test_a_folder_that_the_other_user_cannot_pass_is_refused(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="closed-") as closed:  # mode 0700, and short enough for a socket
+        place = ServiceEnvironment(Path(closed) / "services", dict(PORTS), tmp_path)
+        with pytest.raises(services.InfraError, match="cannot pass"):
+            services.start(place)
+
+
+@needs_postgres
+def test_sockets_of_another_user_are_named_and_own_ones_are_no_obstacle(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: ServiceEnvironment
+) -> None:
+    """SeaweedFS would start and wait for itself for ever."""
+    monkeypatch.setattr(services, "SOCKETS", tmp_path)
+    (tmp_path / "seaweedfs-s3-9999.sock").touch()
+    assert services._left_sockets(place) == []
+    left = tmp_path / f"seaweedfs-master-grpc-{PORTS['S3_PORT'] + 2}.sock"
+    left.touch()
+    assert services._left_sockets(place) == [left]
+    monkeypatch.setattr(os, "geteuid", lambda: left.stat().st_uid + 1)
+    with pytest.raises(services.InfraError, match=f"{left.name} is of another user"):
+        services.start(place)
+
+
+def test_backup_refuses_what_is_no_backup(place: ServiceEnvironment, tmp_path: Path) -> None:
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "file").write_text("x")
+    with pytest.raises(services.InfraError, match="not empty"):
+        backup.save(place, used)
+    with pytest.raises(services.InfraError, match="not a backup"):
+        backup.restore(place, used)
+
+
+def test_status_of_nothing_is_not_healthy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SERVICES_DIR", str(tmp_path))
+    assert services.main(["status"]) == 1
+    assert "not healthy" in capsys.readouterr().out
+
+
+def test_unknown_service_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SERVICES_DIR", str(tmp_path))
+    assert services.main(["restart", "prefct"]) == 5
+    assert "prefect" in capsys.readouterr().err
+
+
+def test_restart_where_nothing_runs_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SERVICES_DIR", str(tmp_path))
+    assert services.main(["restart", "mlflow"]) == 5
+    assert "mlflow cannot be restarted: the services do not run" in capsys.readouterr().err
+
+
+def test_environment_lines_read_files_and_hold_no_password(place: ServiceEnvironment) -> None:
+    passwords.create(place.secrets)
+    text = "\n".join(services.environment_lines(place))
+    assert passwords.read(place.secrets, "mlflow-password") not in text
+    assert f"$(cat '{place.secrets}/mlflow-password')" in text
+    assert f"export PREFECT_API_URL='http://127.0.0.1:{PORTS['PREFECT_PORT']}/api'" in text

@@ -1,0 +1,40 @@
+"""The same random weights in laion-clap's networks and in ClapModel give the same vectors, where laion-clap is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline_steps.models.text_audio.clap import ClapEncoder
+from pipeline_steps.models.text_audio.convert_laion_clap import convert
+from pipeline_steps.models.text_audio.laion_clap import LaionClapEncoder
+from tests.factories.checkpoints.clap import TEXTS
+from tests.factories.checkpoints.laion import laion_checkpoint, text_folder
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("laion_clap") is None, reason="laion-clap has an environment of its own (numpy < 2, torchvision)"
+)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_same_weights_same_vectors(tmp_path: Path, fused: bool) -> None:
+    text = text_folder(tmp_path / "text")
+    checkpoint = laion_checkpoint(tmp_path / "laion.pt", fused)
+    original = LaionClapEncoder(str(checkpoint), text=str(text)).load()
+    converted = ClapEncoder(str(convert(checkpoint, text, tmp_path / "converted"))).load()
+    random = np.random.default_rng(0)
+    time = np.arange(1_200_000) / 48_000
+    sounds = [
+        (0.1 * random.standard_normal(30_000)).astype(np.float32),
+        (0.5 * np.sin(2 * np.pi * 440 * time[:480_000])).astype(np.float32),
+        (0.2 * random.standard_normal(len(time)) * np.exp(-time)).astype(np.float32),
+    ]
+    heard, expected = converted.encode_sounds(sounds), original.encode_sounds(sounds)
+    assert np.abs(heard - expected).max() < 1e-4
+    assert np.abs(heard[0] - heard[1]).max() > 1e-3, "the vectors tell sounds apart"
+    read, expected = converted.encode_texts(TEXTS), original.encode_texts(TEXTS)
+    assert np.abs(read - expected).max() < 1e-4
+    assert np.abs(read[0] - read[1]).max() > 1e-3, "the vectors tell texts apart"

@@ -1,0 +1,161 @@
+"""The bridge: windows, level, tags, and what the real space says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline_steps.core.hashing import fingerprint
+from pipeline_steps.models.audio.yamnet import HOP_SAMPLES, MIN_SAMPLES
+from pipeline_steps.models.base import TextAudioEncoder
+from pipeline_steps.models.text_audio.yamnet_minilm import (
+    LOUDEST,
+    QUIETEST,
+    TAGS,
+    YamnetMiniLMEncoder,
+    baseline_audio_embeddings,
+    hand_written_phrases,
+    normalize_level,
+    softmax_over_tags,
+    tag_phrases,
+    window_weights,
+    windows,
+)
+from tests.models.golden_outputs import digest, sound
+
+GOLDEN = Path(__file__).with_name("golden_yamnet_minilm.json")
+
+
+@pytest.fixture(scope="module")
+def bridge(assets: Path) -> YamnetMiniLMEncoder:
+    return YamnetMiniLMEncoder(assets).load()
+
+
+def test_tag_phrases_split_synonyms() -> None:
+    assert tag_phrases("Chicken, rooster") == ["Chicken, rooster", "Chicken", "rooster"]
+    assert tag_phrases("Roaring cats (lions, tigers)") == ["Roaring cats (lions, tigers)", "Roaring cats", "lions", "tigers"]
+    assert tag_phrases("Dog") == ["Dog"]
+
+
+@given(st.integers(1, 5 * MIN_SAMPLES))
+def test_windows_cover_the_sound_and_nothing_else(length: int) -> None:
+    samples = np.arange(1, length + 1, dtype=np.float32)
+    cut = windows(samples)
+    assert cut.shape[1] == MIN_SAMPLES
+    assert set(np.unique(cut)) == set(samples), "every sample is heard, none is invented"
+    if length > MIN_SAMPLES:
+        assert cut[-1, -1] == samples[-1], "the last window ends with the sound"
+        assert (np.diff(cut[:, 0]) <= HOP_SAMPLES).all()
+    else:
+        np.testing.assert_array_equal(cut[0], np.resize(samples, MIN_SAMPLES))
+
+
+def test_an_empty_sound_is_one_silent_window() -> None:
+    assert not windows(np.zeros(0, np.float32)).any()
+
+
+def test_silent_windows_weigh_nothing() -> None:
+    cut = np.stack([np.full(10, 0.5), np.zeros(10), np.full(10, 0.125)]).astype(np.float32)
+    np.testing.assert_allclose(window_weights(cut, 0.5), [2 / 3, 0.0, 1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(window_weights(np.zeros((4, 10), np.float32), 0.5), 0.25)
+    np.testing.assert_allclose(window_weights(cut, 0.0), 1 / 3)
+
+
+@given(st.floats(1e-5, 1.0))
+def test_level_brings_the_rms_between_its_bounds_and_no_further(rms: float) -> None:
+    samples = (rms * np.tile([1.0, -1.0], 100)).astype(np.float32)
+    got = float(np.sqrt(np.mean(normalize_level(samples).astype(np.float64) ** 2)))
+    assert got == pytest.approx(min(max(rms, QUIETEST), LOUDEST), rel=1e-4)
+
+
+def test_level_leaves_silence_alone() -> None:
+    assert not normalize_level(np.zeros(10, np.float32)).any()
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=20), st.floats(0.01, 1))
+def test_softmax_sums_to_one_and_keeps_order(values: list[float], temperature: float) -> None:
+    row = np.array([values], np.float32)
+    result = softmax_over_tags(row, temperature)
+    assert result.sum() == pytest.approx(1.0, abs=1e-4)
+    order = np.argsort(row[0], kind="stable")
+    assert (np.diff(result[0][order]) >= -1e-7).all()
+
+
+def test_plain_sounds_use_the_twenty_best_tags() -> None:
+    random = np.random.default_rng(0)
+    posteriors, tags = random.random((3, 40)).astype(np.float32), random.normal(size=(40, 6)).astype(np.float32)
+    for row, got in zip(posteriors, baseline_audio_embeddings(posteriors, tags), strict=True):
+        best = np.argsort(-row)[:20]
+        wanted = (row[best, None] * tags[best]).sum(0)
+        np.testing.assert_allclose(got, wanted / np.linalg.norm(wanted), atol=1e-5)
+
+
+def test_hand_written_phrases_belong_to_tags(bridge: YamnetMiniLMEncoder) -> None:
+    phrases = hand_written_phrases()
+    assert set(phrases) <= set(bridge.yamnet.class_names)
+    assert len(phrases) > 300
+    for name, texts in phrases.items():
+        assert texts, name
+        assert all(text == text.strip() and 3 < len(text) < 60 for text in texts), name
+        assert len(set(texts)) == len(texts), name
+
+
+def test_it_is_a_text_audio_encoder_with_unit_rows(bridge: YamnetMiniLMEncoder, demo: Path) -> None:
+    assert isinstance(bridge, TextAudioEncoder)
+    texts, sounds = bridge.encode_texts(["dog barking", "a bell"]), bridge.encode_sounds([sound(demo)])
+    assert texts.shape == (2, TAGS)
+    assert sounds.shape == (1, TAGS)
+    np.testing.assert_allclose(np.linalg.norm(np.concatenate([texts, sounds]), axis=1), 1.0, atol=1e-5)
+    assert bridge.encode_texts([]).shape == bridge.encode_sounds([]).shape == (0, TAGS)
+
+
+@pytest.mark.parametrize(
+    ("name", "phrase"),
+    [
+        ("s-dog-003", "dog barking"),
+        ("s-sheep-000", "sheep bleating"),
+        ("s-train-000", "train passing by"),
+        ("s-trumpet-000", "trumpet playing"),
+        ("s-cow-000", "cow mooing"),
+    ],
+)
+def test_a_sound_is_nearest_to_what_it_is(bridge: YamnetMiniLMEncoder, demo: Path, name: str, phrase: str) -> None:
+    phrases = ["dog barking", "sheep bleating", "train passing by", "trumpet playing", "cow mooing", "rain falling"]
+    scores = bridge.encode_texts(phrases) @ bridge.encode_sounds([sound(demo, name)])[0]
+    assert phrases[int(np.argmax(scores))] == phrase
+
+
+def test_the_same_sound_gives_the_same_bytes_however_quiet(bridge: YamnetMiniLMEncoder, demo: Path) -> None:
+    samples = sound(demo)
+    assert bridge.posteriors(samples).tobytes() == bridge.posteriors(samples.copy()).tobytes()
+    quiet, quieter = bridge.encode_sounds([samples * 1e-2, samples * 1e-3])
+    np.testing.assert_allclose(quiet, quieter, atol=1e-3)
+
+
+def test_outputs_are_those_of_this_version(bridge: YamnetMiniLMEncoder, demo: Path) -> None:
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert YamnetMiniLMEncoder.version == golden["version"], "version was raised: rewrite golden_yamnet_minilm.json"
+    got = {"text": bridge.encode_texts(["dog barking"])[0], "sound": bridge.encode_sounds([sound(demo)])[0]}
+    for name, values in got.items():
+        np.testing.assert_allclose(digest(values), golden[name], rtol=1e-3, atol=1e-4, err_msg=f"{name} changed: raise version")
+
+
+def test_every_parameter_is_in_the_fingerprint(assets: Path) -> None:
+    variants = [
+        YamnetMiniLMEncoder(assets),
+        YamnetMiniLMEncoder(assets, recipe="plain"),
+        YamnetMiniLMEncoder(assets, temperature=0.05),
+        YamnetMiniLMEncoder(assets, phrase_weight=0.0),
+        YamnetMiniLMEncoder(assets, loudness_power=0.0),
+    ]
+    assert len({fingerprint(variant.describe()) for variant in variants}) == len(variants)
+
+
+def test_foreign_tag_vectors_are_refused(assets: Path) -> None:
+    with pytest.raises(ValueError, match="shape"):
+        YamnetMiniLMEncoder(assets).set_tag_embeddings(np.zeros((3, 384), np.float32))

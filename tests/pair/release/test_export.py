@@ -1,0 +1,167 @@
+"""The published set: read back by the webdataset package, complete with papers, and without what must not go out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline_steps.core.errors import ConfigError, DataError
+from pipeline_steps.core.escape import cell, markdown
+from pipeline_steps.core.hashing import sha256_bytes
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.schemas import PAIRS, RELEASE_INDEX
+from pipeline_steps.core.tables import read_table, write_table
+from pipeline_steps.pair.release.export import export_webdataset
+from pipeline_steps.pair.release.selection import select, track_members
+from pipeline_steps.pair.stage import PairConfig, run
+from tests.pair.synthetic_tables import World
+
+READER = """
+import io, json, sys
+import soundfile, webdataset
+from PIL import Image
+found = {}
+for sample in webdataset.WebDataset(sys.argv[1:], shardshuffle=False, empty_check=False):
+    meta = json.loads(sample["json"])
+    with Image.open(io.BytesIO(sample["png"])) as picture:
+        size = picture.size
+    samples, rate = soundfile.read(io.BytesIO(sample["flac"]))
+    found[sample["__key__"]] = [meta["pair_id"], meta["split"], size, len(samples), rate]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def paired(world: World, settings: Callable[..., PairConfig]) -> ProjectPaths:
+    world.images[0]["licence"] = None
+    world.images[1]["licence"] = "CC-BY-ND-4.0"
+    world.images[2]["author"] = '=HYPERLINK("http://evil.example","click")'
+    layout = world.write()
+    run(settings(), layout)
+    return layout
+
+
+def test_webdataset_reads_what_was_written(paired: ProjectPaths, tmp_path: Path) -> None:
+    folder = tmp_path / "release"
+    release = export_webdataset(paired, folder, pairs_per_shard=20)
+    shards = [str(folder / name) for name in release.shards]
+    assert len(shards) > 3
+    environment = {**os.environ, "WDS_SECURE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", READER, *shards], capture_output=True, text=True, env=environment, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    pairs = {row["pair_id"]: row for row in read_table(folder / "pairs.parquet", PAIRS).to_pylist()}
+    assert set(found) == set(pairs)
+    assert len(found) == sum(release.pairs.values())
+    for key, (pair_id, split, size, samples, rate) in found.items():
+        assert (pair_id, split) == (key, pairs[key]["split"])
+        assert (size, samples, rate) == ([16, 16], 2400, 48_000)
+
+
+def test_the_index_finds_every_member_and_its_hash(paired: ProjectPaths, tmp_path: Path) -> None:
+    export_webdataset(paired, tmp_path / "release", pairs_per_shard=30)
+    rows = read_table(tmp_path / "release/index.parquet", RELEASE_INDEX).to_pylist()
+    members = 0
+    for shard in sorted({row["shard"] for row in rows}):
+        with tarfile.open(tmp_path / "release" / shard) as tar:
+            members += len(tar.getmembers())
+            assert all(member.isreg() and member.mtime == 0 and not member.uname for member in tar.getmembers())
+    assert members == len(rows)
+    for row in rows:
+        payload = (tmp_path / "release" / row["shard"]).read_bytes()[row["offset"] : row["offset"] + row["size"]]
+        assert sha256_bytes(payload) == row["sha256"]
+
+
+@pytest.mark.fault
+def test_i15_what_may_not_be_shared_is_left_out_counted_and_listed(paired: ProjectPaths, world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "release"
+    release = export_webdataset(paired, folder)
+    assert release.left_out == {"LICENCE_FORBIDS": 1, "LICENCE_UNKNOWN": 1}
+    kept_back = {world.images[0]["image_id"], world.images[1]["image_id"]}
+    with (folder / "left_out.csv").open(newline="") as handle:
+        listed = {row["image_id"]: row["code"] for row in csv.DictReader(handle)}
+    assert set(listed) == kept_back
+    assert not kept_back & set(read_table(folder / "pairs.parquet", PAIRS)["image_id"].to_pylist())
+    assert not any(name.encode() in path.read_bytes() for path in folder.glob("*.tar") for name in kept_back)
+    assert "pairs left out for their licence | 2" in (folder / "README.md").read_text()
+
+
+@pytest.mark.fault
+def test_i10_no_cell_is_a_formula(paired: ProjectPaths, tmp_path: Path) -> None:
+    export_webdataset(paired, tmp_path / "release")
+    with (tmp_path / "release/LICENSES.csv").open(newline="") as handle:
+        authors = [row["author"] for row in csv.DictReader(handle)]
+    assert '\'=HYPERLINK("http://evil.example","click")' in authors
+    assert [cell(text) for text in ("=1", "+1", "-1", "@a", "\tb", "\rc", "plain", None)] == [
+        "'=1", "'+1", "'-1", "'@a", "'\tb", "'\rc", "plain", "",
+    ]  # fmt: skip
+
+
+def test_only_the_licences_asked_for(paired: ProjectPaths, tmp_path: Path) -> None:
+    release = export_webdataset(paired, tmp_path / "release", licences=["CC0-1.0", "MIT"])
+    pairs = read_table(tmp_path / "release/pairs.parquet", PAIRS).to_pylist()
+    assert {pair[key] for pair in pairs for key in ("licence_image", "licence_audio")} <= {"CC0-1.0", "MIT"}
+    assert release.left_out["LICENCE_NOT_LISTED"] > 0
+    with pytest.raises(ConfigError, match=r"CC-BY-ND-4\.0"):
+        export_webdataset(paired, tmp_path / "other", licences=["CC-BY-ND-4.0"])
+    with pytest.raises(DataError, match="no pair may be shared"):
+        export_webdataset(paired, tmp_path / "other", licences=["CC-BY-SA-4.0"])
+
+
+def test_a_folder_in_use_is_refused(paired: ProjectPaths, tmp_path: Path) -> None:
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release/notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        export_webdataset(paired, tmp_path / "release")
+    assert [path.name for path in (tmp_path / "release").iterdir()] == ["notes.txt"]
+
+
+def test_licence_texts_travel_along(paired: ProjectPaths, tmp_path: Path, demo: Path) -> None:
+    release = export_webdataset(paired, tmp_path / "release", licence_texts=demo / "LICENSES")
+    texts = {path.stem for path in (tmp_path / "release/LICENSES").iterdir()}
+    assert texts == {"CC0-1.0", "MIT", "GPL-2.0-or-later"}
+    assert release.missing_texts == ["CC-BY-4.0"]
+
+
+def test_two_exports_are_the_same_bytes(paired: ProjectPaths, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        export_webdataset(paired, tmp_path / name)
+    files = [path.relative_to(tmp_path / "one") for path in sorted((tmp_path / "one").rglob("*")) if path.is_file()]
+    assert len(files) >= 8
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in files)
+
+
+def test_several_tracks_become_several_members(paired: ProjectPaths, tmp_path: Path) -> None:
+    pairs = read_table(paired.pairs / "pairs.parquet", PAIRS).to_pylist()
+    for pair in pairs:
+        pair["tracks"] = [*pair["tracks"], {**pair["tracks"][0], "gain_db": -6.0}]
+    write_table(paired.pairs / "pairs.parquet", PAIRS, pairs)
+    assert track_members(pairs[0]) == ["0.flac", "1.flac"]
+    release = export_webdataset(paired, tmp_path / "release")
+    with tarfile.open(tmp_path / "release" / release.shards[0]) as tar:
+        names = tar.getnames()[:4]
+        sample = json.load(io.BytesIO(tar.extractfile(names[3]).read()))  # type: ignore[union-attr]
+    assert [name.split(".", 1)[1] for name in names] == ["png", "0.flac", "1.flac", "json"]
+    assert [track["member"] for track in sample["tracks"]] == ["0.flac", "1.flac"]
+    assert sample["tracks"][1]["gain_db"] == -6.0
+
+
+def test_selection_keeps_every_pair_in_one_place(paired: ProjectPaths) -> None:
+    pairs = read_table(paired.pairs / "pairs.parquet", PAIRS).to_pylist()
+    chosen = select(pairs, None)
+    assert len(chosen.pairs) + len(chosen.left_out) == len(pairs)
+
+
+def test_markdown_is_shown_not_obeyed() -> None:
+    assert markdown("a|b\n# c ![x](http://h/i.png) <b>") == "a\\|b \\# c \\!\\[x\\]\\(http:\u200b//h/i.png\\) \\<b\\>"

@@ -1,0 +1,303 @@
+"""The stage on a small world: balance, caps, splits without a leak, abstentions with a reason, same bytes again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from pipeline_steps.core.errors import DataError
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.schemas import ABSTAINED, PAIRS
+from pipeline_steps.core.tables import read_table
+from pipeline_steps.pair.split_leakage import find_leaks
+from pipeline_steps.pair.stage import PairConfig, run
+from tests.pair.synthetic_tables import KINDS, World
+
+Settings = Callable[..., PairConfig]
+
+
+def pairs_of(layout: ProjectPaths) -> list[dict[str, Any]]:
+    return read_table(layout.pairs / "pairs.parquet", PAIRS).to_pylist()
+
+
+def reasons(layout: ProjectPaths) -> Counter[str]:
+    return Counter(read_table(layout.pairs / "abstained.parquet", ABSTAINED)["code"].to_pylist())
+
+
+def kind_of(world: World) -> dict[str, str]:
+    kinds = {row["image_id"]: row["source"] for row in world.events}
+    return kinds | {row["audio_id"]: KINDS[int(row["path"][7:-5]) % 8] for row in world.audio}
+
+
+def test_a_world_is_paired(world: World, settings: Settings) -> None:
+    layout = world.write()
+    report = run(settings(max_reuse=3), layout)
+    report.check_balance()
+    assert (report.n_in, report.n_abstained, report.n_quarantined) == (130, report.n_in - report.n_ok, 0)
+    pairs = pairs_of(layout)
+    kinds = kind_of(world)
+    hits = sum(kinds[pair["image_id"]] == kinds[pair["tracks"][0]["audio_id"]] for pair in pairs)
+    assert hits >= 0.95 * len(pairs) > 90
+    assert max(Counter(pair["audio_group"] for pair in pairs).values()) <= 3
+    held_out = {row["image_id"] for row in world.images if row["holdout"]} | {
+        r["audio_id"] for r in world.audio if r["holdout"]
+    }
+    assert not held_out & {name for pair in pairs for name in (pair["image_id"], pair["tracks"][0]["audio_id"])}
+    assert {pair["split"] for pair in pairs} == {"train", "val", "test"}
+    assert not any(report.metrics["leaks"].values())
+    assert report.metrics["test_phrases_heard"] == 1.0
+    assert report.metrics["greedy"]["max_reuse"] > report.metrics["balanced"]["max_reuse"]
+    assert report.metrics["greedy"]["gini"] > report.metrics["balanced"]["gini"]
+    assert all(pair["tracks"][0]["sound"] == f"sound of a {kinds[pair['image_id']]}" for pair in pairs)
+
+
+def test_no_group_is_in_two_splits(world: World, settings: Settings) -> None:
+    for row in world.images[:60]:
+        row["group_id"] = f"{int(row['path'][7:-4]) % 16:032x}"
+    for row in world.audio[:32]:
+        row["group_id"] = f"{int(row['path'][7:-5]) % 16:032x}"
+    layout = world.write()
+    run(settings(), layout)
+    for name in ("image_group", "audio_group"):
+        sides: dict[str, set[str]] = {}
+        for pair in pairs_of(layout):
+            sides.setdefault(pair[name], set()).add(pair["split"])
+        assert all(len(found) == 1 for found in sides.values())
+
+
+def test_the_cap_counts_near_duplicate_sounds_as_one(world: World, settings: Settings) -> None:
+    first = next(row["audio_id"] for row in world.audio)
+    for row in world.audio:
+        if row["path"][7:-5].isdigit() and int(row["path"][7:-5]) % 8 == 0 and not row["holdout"]:
+            world.vectors[row["audio_id"]] = world.vectors[first]
+    layout = world.write()
+    run(settings(max_reuse=3), layout)
+    dogs = [pair for pair in pairs_of(layout) if pair["tracks"][0]["sound"] == "sound of a dog"]
+    assert len({pair["audio_group"] for pair in dogs}) == 1
+    assert len(dogs) == 3
+    pictures = {row["image_id"] for row in world.events if row["source"] == "dog"} - {pair["image_id"] for pair in dogs}
+    abstained = read_table(layout.pairs / "abstained.parquet", ABSTAINED).to_pylist()
+    assert {row["code"] for row in abstained if row["image_id"] in pictures} == {"CAPACITY"}
+
+
+def test_what_is_near_the_gold_pairs_stays_out(world: World, settings: Settings) -> None:
+    gold_image = next(row for row in world.images if row["holdout"])
+    gold_sound = next(row for row in world.audio if row["holdout"])
+    world.images[0]["group_id"] = gold_image["group_id"]
+    world.audio[0]["group_id"] = gold_sound["group_id"]
+    world.vectors[world.audio[8]["audio_id"]] = world.vectors[gold_sound["audio_id"]]
+    layout = world.write()
+    report = run(settings(), layout)
+    pairs = pairs_of(layout)
+    assert world.images[0]["image_id"] not in {pair["image_id"] for pair in pairs}
+    used = {pair["tracks"][0]["audio_id"] for pair in pairs}
+    assert not used & {world.audio[0]["audio_id"], world.audio[8]["audio_id"]}
+    assert reasons(layout)["HOLDOUT_GROUP"] == 1
+    assert report.metrics["sounds_excluded"] == {"HOLDOUT_GROUP": 2}
+
+
+@pytest.mark.fault
+def test_c8_a_planted_leak_stops_the_stage(world: World, settings: Settings) -> None:
+    """Two copies of one picture whose groups the table calls different end on two sides: the check sees the pictures."""
+    layout = world.write()
+    run(settings(), layout)
+    by_split = {pair["split"]: pair["image_id"] for pair in pairs_of(layout)}
+    rows = {row["image_id"]: row for row in world.images}
+    rows[by_split["test"]]["phash"] = f"{int(rows[by_split['train']]['phash'], 16) ^ 0b101:016x}"
+    world.write()
+    with pytest.raises(DataError, match="near-duplicate picture") as caught:
+        run(settings(), layout)
+    assert caught.value.exit_code == 3
+    assert by_split["test"] in caught.value.reason or by_split["train"] in caught.value.reason
+    assert caught.value.details["crossings"]["near-duplicate picture"] >= 1  # type: ignore[index]
+
+
+@pytest.mark.fault
+def test_a_copy_of_a_gold_picture_stops_the_stage_whatever_the_groups_say(world: World, settings: Settings) -> None:
+    gold = next(row for row in world.images if row["holdout"])
+    layout = world.write()
+    run(settings(), layout)
+    paired = pairs_of(layout)[0]["image_id"]
+    row = next(row for row in world.images if row["image_id"] == paired)
+    row["phash"] = f"{int(gold['phash'], 16) ^ 0b101:016x}"  # ingest did not group: metadata, near_duplicate_bits: -1
+    world.write()
+    with pytest.raises(DataError, match="near-duplicate picture") as caught:
+        run(settings(), layout)
+    assert {paired, gold["image_id"]} == {name for name in (paired, gold["image_id"]) if name in caught.value.reason}
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 8), st.sampled_from(["train", "val", "test"]), st.floats(-1, 1))
+def test_held_out_items_are_a_side_of_their_own(phash: int, flips: int, split: str, tilt: float) -> None:
+    pair = {"image_id": "a", "split": split, "image_group": "a", "audio_group": "s", "tracks": [{"audio_id": "s"}]}
+    hashes = {name: f"{value:016x}" for name, value in (("a", phash), ("gold", phash ^ (2**flips - 1)), ("pool", phash))}
+    vectors = {"s": np.array([1, 0], np.float32), "ding": np.array([tilt, 1 - abs(tilt)], np.float32)}
+    counts = find_leaks([pair], hashes, vectors, {"gold", "ding"}, 4, 0.995).counts()
+    near = int(tilt >= 0.995 * float(np.hypot(tilt, 1 - abs(tilt))))
+    assume(abs(tilt - 0.909) > 0.01)  # not at the limit itself
+    assert counts["near-duplicate picture"] == (flips <= 4)
+    assert counts["near-duplicate sound"] == near
+    assert sum(counts.values()) == (flips <= 4) + near
+    assert find_leaks([pair], hashes, vectors, {"a"}, 4, 0.995).counts() == {name: int(name == "holdout") for name in counts}
+
+
+def test_e13_a_new_picture_moves_nobody_to_another_split(world: World, settings: Settings) -> None:
+    layout = world.write()
+    run(settings(), layout)
+    before = {pair["image_id"]: pair for pair in pairs_of(layout)}
+    new = world.add_picture("train", 5000)
+    world.write()
+    run(settings(), layout)
+    after = {pair["image_id"]: pair for pair in pairs_of(layout)}
+    assert new in after
+    for name in before.keys() & after.keys():
+        assert before[name]["split"] == after[name]["split"]
+        if before[name]["tracks"][0]["sound"] != "sound of a train":
+            assert before[name] == after[name]
+
+
+def test_pictures_below_the_null_abstain_with_their_number(world: World, settings: Settings) -> None:
+    name = world.add_picture("ghost", 7000)
+    phrase = "sound of a ghost"
+    world.phrases[phrase] = -world.phrases["sound of a dog"]  # unlike dogs, and no nearer to one sound than to another
+    layout = world.write()
+    run(settings(null_quantile=0.95), layout)
+    row = next(r for r in read_table(layout.pairs / "abstained.parquet", ABSTAINED).to_pylist() if r["image_id"] == name)
+    assert (row["code"], row["stage"]) == ("BELOW_NULL", "pair")
+    assert row["score"] is not None
+    assert f"{row['score']:.3f}" in row["reason"]
+
+
+def test_licences_may_be_restricted(world: World, settings: Settings) -> None:
+    world.images[0]["licence"] = None
+    world.images[1]["licence"] = "CC-BY-ND-4.0"
+    layout = world.write()
+    run(settings(licences="no-copyleft"), layout)
+    assert {pair["licence"] for pair in pairs_of(layout)} == {"CC0-1.0", "MIT", "CC-BY-4.0"}
+    run(settings(licences="publishable"), layout)
+    names = {pair["image_id"] for pair in pairs_of(layout)}
+    assert not names & {world.images[0]["image_id"], world.images[1]["image_id"]}
+    assert reasons(layout)["LICENCE"] == 2
+    run(settings(), layout)
+    unknown = [pair for pair in pairs_of(layout) if pair["licence"] is None]
+    assert [pair["image_id"] for pair in unknown] == [world.images[0]["image_id"]]
+
+
+def test_gain_brings_a_sound_to_the_target_within_its_bound(world: World, settings: Settings) -> None:
+    layout = world.write()
+    run(settings(target_lufs=-18.0, max_gain_db=5.0), layout)
+    loudness = {row["audio_id"]: row["lufs"] for row in world.audio}
+    gains = {track["audio_id"]: track["gain_db"] for pair in pairs_of(layout) for track in pair["tracks"]}
+    assert all(gain == pytest.approx(min(5.0, -18.0 - loudness[name])) for name, gain in gains.items())
+    assert max(gains.values()) == 5.0
+
+
+def test_same_inputs_same_bytes(world: World, settings: Settings, tmp_path: Path) -> None:
+    layout = world.write()
+    run(settings(), layout)
+    first = {path.name: path.read_bytes() for path in sorted(layout.pairs.iterdir())}
+    for path in layout.pairs.iterdir():
+        path.unlink()
+    run(settings(), layout)
+    assert {path.name: path.read_bytes() for path in sorted(layout.pairs.iterdir())} == first
+    assert set(first) == {"README.md", "abstained.parquet", "croissant.json", "pairs.parquet", "stats.json"}
+    assert not any(str(tmp_path).encode() in payload for payload in first.values())
+
+
+@pytest.mark.fault
+def test_c9_all_abstained_is_an_error_that_says_why(empty_world: World, settings: Settings) -> None:
+    empty_world.add_picture(None, 1)
+    empty_world.add_sound("dog", 1)
+    empty_world.add_sound("bell", 2)
+    with pytest.raises(DataError, match=r"no pair was made: 1 pictures, \{'NO_SOUND': 1\}"):
+        run(settings(), empty_world.write())
+
+
+@pytest.mark.fault
+def test_c10_one_picture_and_one_sound(empty_world: World, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    empty_world.add_picture("dog", 1)
+    empty_world.add_sound("dog", 1)
+    layout = empty_world.write()
+    report = run(settings(), layout)
+    assert report.n_ok == 1
+    assert report.metrics["empty_splits"] == ["val", "test"]
+    assert "too small for all splits: no pair in val, test" in caplog.text
+
+
+def test_all_held_out_or_lost_pictures_are_errors(empty_world: World, settings: Settings) -> None:
+    empty_world.add_picture("dog", 1, holdout=True)
+    empty_world.add_sound("dog", 1)
+    with pytest.raises(DataError, match="no picture may be paired"):
+        run(settings(), empty_world.write())
+    empty_world.add_picture("dog", 2)
+    lost = empty_world.events.pop()["image_id"]
+    with pytest.raises(DataError, match=f"first: {lost}"):
+        run(settings(), empty_world.write())
+
+
+def test_quarantined_captions_stay_in_the_balance(world: World, settings: Settings) -> None:
+    row = world.abstained.pop()
+    world.quarantined.append(
+        {
+            "item_id": row["image_id"],
+            "kind": "image",
+            "path": "x",
+            "bytes": 1,
+            "stage": "caption",
+            "code": "CAPTION_FAILED",
+            "reason": "broken",
+            "decoder": "tagger",
+            "action": "dropped",
+            "retryable": True,
+        }
+    )
+    report = run(settings(), world.write())
+    report.check_balance()
+    assert report.n_quarantined == 1
+
+
+def test_embeddings_that_do_not_fit_their_ids(world: World, settings: Settings) -> None:
+    layout = world.write()
+    (layout.embeddings / "audio.npy").write_bytes((layout.embeddings / "text.npy").read_bytes())
+    with pytest.raises(DataError, match=r"audio\.npy is float32 \(8, 32\), its id table has 65 rows"):
+        run(settings(), layout)
+
+
+def test_croissant_validates_and_reads(world: World, settings: Settings) -> None:
+    layout = world.write()
+    run(settings(), layout)
+    tool = Path(sys.executable).with_name("mlcroissant")
+    done = subprocess.run(
+        [tool, "validate", "--jsonld", str(layout.pairs / "croissant.json")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "error" not in done.stderr.lower()
+    import mlcroissant
+
+    records = list(mlcroissant.Dataset(jsonld=layout.pairs / "croissant.json").records("pairs"))
+    assert {record["pairs/pair_id"].decode() for record in records} == {pair["pair_id"] for pair in pairs_of(layout)}
+
+
+@pytest.mark.fault
+def test_i8_i9_the_card_shows_hostile_text_and_does_not_obey_it(world: World, settings: Settings) -> None:
+    evil = "![x](http://evil.example/a.png) | <script>alert(1)</script> {{ 7*7 }}\n# heading"
+    world.events[0] |= {"sound": evil}
+    world.images[2]["licence"] = "CC0-1.0<img src=x onerror=alert(1)>"
+    layout = world.write()
+    run(settings(), layout)
+    card = (layout.pairs / "README.md").read_text(encoding="utf-8")
+    assert "{{ 7*7 }}".replace("{", "\\{").replace("}", "\\}").replace("*", "\\*") in card
+    assert "<script" not in card.replace("\\<", "")
+    assert "![" not in card
+    assert "http://evil" not in card
+    assert "\n# heading" not in card
+    assert json.loads((layout.pairs / "croissant.json").read_text())["@type"] == "sc:Dataset"

@@ -1,0 +1,115 @@
+"""Hub damping and calibration against their formulas, written out naively."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline_steps.retrieve.hubness import (
+    calibrate,
+    csls,
+    csls_neighbourhood_mean,
+    dynamic_inverted_softmax,
+    gini,
+    item_log_normalisers,
+    k_occurrence,
+    skewness,
+)
+from pipeline_steps.retrieve.index.exact import ExactIndex
+from pipeline_steps.retrieve.index.top_k import top_k
+from pipeline_steps.retrieve.ranking import hub_report, rank_neighbours
+
+WORLDS = st.tuples(st.integers(0, 2**31), st.integers(2, 9), st.integers(2, 9), st.integers(1, 6))
+
+
+def unit(seed: int, rows: int, dimension: int = 5) -> np.ndarray:
+    values = np.random.default_rng(seed).normal(size=(rows, dimension))
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+@given(WORLDS)
+def test_csls_is_equation_7(world: tuple[int, int, int, int]) -> None:
+    seed, n_queries, n_items, k = world
+    queries, items = unit(seed, n_queries), unit(seed + 1, n_items)
+    scores = queries @ items.T
+    query_means = csls_neighbourhood_mean(top_k(scores, k)[1], k)
+    item_means = csls_neighbourhood_mean(top_k(scores.T, k)[1], k)
+    got = csls(scores, query_means, np.tile(item_means, (n_queries, 1)))
+    for q in range(n_queries):
+        for a in range(n_items):
+            r_q = np.mean(sorted(scores[q], reverse=True)[:k])
+            r_a = np.mean(sorted(scores[:, a], reverse=True)[:k])
+            assert got[q, a] == pytest.approx(2 * scores[q, a] - r_q - r_a, abs=1e-5)
+
+
+@given(WORLDS, st.floats(0.5, 100))
+def test_inverted_softmax_ranks_as_published(world: tuple[int, int, int, int], beta: float) -> None:
+    seed, n_queries, n_items, _ = world
+    scores = (unit(seed, n_queries) @ unit(seed + 1, n_items).T).astype(np.float64)
+    normalisers = np.tile(item_log_normalisers(scores.astype(np.float32), beta), (n_queries, 1))
+    active = np.arange(n_queries) % 2 == 0
+    got = dynamic_inverted_softmax(scores.astype(np.float32), normalisers, active, beta)
+    published = np.log(np.exp(beta * scores) / np.exp(beta * scores).sum(axis=0)) / beta
+    for q in range(n_queries):
+        wanted = published[q] if active[q] else scores[q]
+        np.testing.assert_allclose(got[q] - got[q, 0], wanted - wanted[0], atol=1e-4)
+
+
+def test_large_beta_does_not_overflow() -> None:
+    assert np.isfinite(item_log_normalisers(np.ones((3, 2), np.float32), 1000.0)).all()
+
+
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=30))
+def test_gini_is_the_mean_difference(counts: list[int]) -> None:
+    values = np.array(counts, np.int64)
+    got = gini(values)
+    if values.sum():
+        naive = np.abs(values[:, None] - values[None]).sum() / (2 * len(values) * values.sum())
+        assert got == pytest.approx(naive, abs=1e-9)
+    else:
+        assert got == 0.0
+
+
+def test_occurrence_and_skewness() -> None:
+    counts = k_occurrence(np.array([[0, 1], [0, 2], [0, 1]]), 4)
+    assert counts.tolist() == [3, 2, 1, 0]
+    assert skewness(counts) == 0.0
+    assert skewness(np.array([0, 0, 0, 9])) > 1
+    assert skewness(np.array([2, 2, 2])) == 0.0
+
+
+def test_calibration_is_a_z_score() -> None:
+    null = np.array([[0.0, 2.0], [1.0, 1.0]], np.float32)
+    np.testing.assert_allclose(calibrate(np.array([[3.0], [1.0]], np.float32), null), [[2.0], [0.0]])
+
+
+@given(WORLDS, st.sampled_from(["none", "csls", "dis"]))
+def test_ranking_keeps_its_promises(world: tuple[int, int, int, int], method: str) -> None:
+    seed, n_texts, n_sounds, k = world
+    texts, sounds = unit(seed, n_texts), unit(seed + 1, n_sounds)
+    ranked = rank_neighbours(ExactIndex(sounds), texts, sounds, k, method, 3, 5.0, 100, 0)
+    assert ranked.rows.shape == (n_texts, min(k, n_sounds))
+    assert (np.diff(ranked.damped, axis=1) <= 0).all()
+    assert all(len(set(row)) == len(row) for row in ranked.rows.tolist())
+    np.testing.assert_allclose(np.take_along_axis(texts @ sounds.T, ranked.rows, 1), ranked.scores, atol=1e-5)
+    if method == "none":
+        np.testing.assert_array_equal(ranked.damped, ranked.scores)
+    again = rank_neighbours(ExactIndex(sounds), texts, sounds, k, method, 3, 5.0, 100, 0)
+    assert again.damped.tobytes() == ranked.damped.tobytes()
+
+
+def test_damping_spreads_a_planted_hub() -> None:
+    random = np.random.default_rng(0)
+    texts = unit(1, 60, 12)
+    sounds = unit(2, 40, 12)
+    sounds[7] = texts.mean(0) / np.linalg.norm(texts.mean(0))  # near to everything
+    texts = texts + 0.4 * sounds[7] + 0.01 * random.normal(size=texts.shape)
+    texts = (texts / np.linalg.norm(texts, axis=1, keepdims=True)).astype(np.float32)
+    before = ExactIndex(sounds).search(texts, 10)[0]
+    after = rank_neighbours(ExactIndex(sounds), texts, sounds, 10, "csls", 10, 5.0, 100, 0).rows
+    report = hub_report(before, after, len(sounds))
+    assert report["after"]["max_occurrence"] < report["before"]["max_occurrence"]
+    assert report["after"]["gini"] < report["before"]["gini"]
+    assert report["after"]["k_occurrence_skewness"] < report["before"]["k_occurrence_skewness"]

@@ -1,0 +1,224 @@
+"""The stage on made-up embeddings: pool only, floors, refusals, bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline_steps.core.atomic import write_bytes, write_json
+from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
+from pipeline_steps.core.hashing import sha256_bytes, text_id
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.schemas import AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBOURS, TEXT_IDS
+from pipeline_steps.core.tables import read_table, write_table
+from pipeline_steps.retrieve.stage import RetrieveConfig, open_pool_index, run
+
+D = 24
+
+
+def unit(seed: int, rows: int) -> np.ndarray:
+    values = np.random.default_rng(seed).normal(size=(rows, D))
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+def write_vectors(layout: ProjectPaths, texts: np.ndarray, sounds: np.ndarray, fingerprint: str = "space") -> None:
+    hashes = {}
+    for name, rows in (("text.npy", texts), ("audio.npy", sounds)):
+        buffer = io.BytesIO()
+        np.save(buffer, rows)
+        write_bytes(layout.embeddings / name, buffer.getvalue())
+        hashes[name] = sha256_bytes(buffer.getvalue())
+    meta = {"dimension": texts.shape[1], "fingerprint": fingerprint, "families": ["yamnet"], "sha256": hashes}
+    write_json(layout.embeddings / "meta.json", meta)
+
+
+def provenance(item: str, holdout: bool) -> dict[str, object]:
+    return {
+        "sha256": item * 2, "path": f"{item}.x", "sources": [f"{item}.x"], "bytes": 1, "format": "X", "repaired": [],
+        "licence": None, "author": None, "source": None, "group_id": item, "holdout": holdout,
+    }  # fmt: skip
+
+
+def make(folder: Path, n_texts: int = 12, n_sounds: int = 40, held_sounds: int = 5, held_images: int = 2) -> ProjectPaths:
+    """Texts 0..n-1 belong to one picture each; the last pictures and sounds are held out."""
+    layout = ProjectPaths(folder)
+    phrases = [f"sound {number}" for number in range(n_texts)]
+    images = [f"{number:032x}" for number in range(n_texts)]
+    sounds = [f"{number:032x}" for number in range(1000, 1000 + n_sounds)]
+    rows = {"width": 1, "height": 1, "frames": 1, "phash": "0" * 16}
+    write_table(
+        layout.catalog / "images.parquet",
+        IMAGES,
+        [{"image_id": item, **provenance(item, n >= n_texts - held_images), **rows} for n, item in enumerate(images)],
+    )
+    rows = {
+        "sample_rate": 1,
+        "channels": 1,
+        "seconds": 1.0,
+        "lufs": 0.0,
+        "peak_dbfs": 0.0,
+        "silence_share": 0.0,
+        "clipped_share": 0.0,
+    }
+    write_table(
+        layout.catalog / "audio.parquet",
+        AUDIO,
+        [{"audio_id": item, **provenance(item, n >= n_sounds - held_sounds), **rows} for n, item in enumerate(sounds)],
+    )
+    events = [
+        {"image_id": item, "rank": 0, "text_id": text_id(phrase), "sound": phrase, "source": "", "visible": True,
+         "salience": 1.0, "confidence": 1.0}
+        for item, phrase in zip(images, phrases, strict=True)
+    ]  # fmt: skip
+    write_table(layout.captions / "events.parquet", EVENTS, events)
+    keyed = sorted((text_id(phrase), phrase) for phrase in phrases)
+    write_table(
+        layout.embeddings / "text_ids.parquet",
+        TEXT_IDS,
+        [{"row": row, "text_id": key, "sound": phrase} for row, (key, phrase) in enumerate(keyed)],
+    )
+    write_table(
+        layout.embeddings / "audio_ids.parquet", AUDIO_IDS, [{"row": n, "audio_id": item} for n, item in enumerate(sounds)]
+    )
+    write_vectors(layout, unit(1, n_texts), unit(2, n_sounds))
+    return layout
+
+
+def test_neighbours_are_the_best_pool_sounds_of_pool_texts(tmp_path: Path) -> None:
+    layout = make(tmp_path)
+    report = run(RetrieveConfig(k=7, damping="none"), layout)
+    report.check_balance()
+    rows = read_table(layout.retrieval / "neighbours.parquet", NEIGHBOURS).to_pylist()
+    held_texts = {text_id("sound 10"), text_id("sound 11")}
+    assert {row["text_id"] for row in rows}.isdisjoint(held_texts)
+    assert len(rows) == 10 * 7
+    texts = {row["text_id"]: row["row"] for row in read_table(layout.embeddings / "text_ids.parquet", TEXT_IDS).to_pylist()}
+    scores = unit(1, 12) @ unit(2, 40)[:35].T
+    for key in {row["text_id"] for row in rows}:
+        mine = [row for row in rows if row["text_id"] == key]
+        own = scores[texts[key]]
+        assert [int(row["audio_id"], 16) - 1000 for row in mine] == np.argsort(-own, kind="stable")[:7].tolist()
+        z = (own - own.mean()) / own.std()
+        np.testing.assert_allclose([row["z"] for row in mine], np.sort(z)[::-1][:7], atol=1e-3)
+    assert report.metrics["annoy_recall_at_10"] >= 0.95
+    assert report.metrics["hubs"]["before"] == report.metrics["hubs"]["after"]
+
+
+@pytest.mark.parametrize("search", ["auto", "exact", "cluster", "annoy"])
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path, search: str) -> None:
+    outs = []
+    for name in ("a", "b"):
+        layout = make(tmp_path / name)
+        run(RetrieveConfig(search=search), layout)
+        outs.append({path.name: path.read_bytes() for path in layout.retrieval.iterdir()})
+    assert outs[0] == outs[1]
+    assert set(outs[0]) == {"neighbours.parquet", "index.ann", "index.json"}
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("n_sounds", [1, 2])
+def test_k_above_the_pool_works_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, n_sounds: int) -> None:
+    layout = make(tmp_path, n_sounds=n_sounds, held_sounds=0)
+    with caplog.at_level(logging.WARNING):
+        run(RetrieveConfig(k=50), layout)
+    rows = read_table(layout.retrieval / "neighbours.parquet", NEIGHBOURS).to_pylist()
+    assert len(rows) == 10 * n_sounds
+    assert "all of them are neighbours" in caplog.text
+    assert all(np.isfinite([row["z"], row["damped"]]).all() for row in rows)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("held_sounds", "held_images"), [(40, 0), (0, 12)])
+def test_an_empty_side_stops_the_stage(tmp_path: Path, held_sounds: int, held_images: int) -> None:
+    layout = make(tmp_path, held_sounds=held_sounds, held_images=held_images)
+    with pytest.raises(DataError, match="nothing to retrieve"):
+        run(RetrieveConfig(), layout)
+    assert not (layout.retrieval / "index.ann").exists(), "no empty index is built"
+
+
+@pytest.mark.fault
+def test_recall_below_the_floor_stops_the_stage(tmp_path: Path) -> None:
+    layout = make(tmp_path, n_sounds=400)
+    with pytest.raises(DataError, match=r"recall@10 .*recall_floor 0.99") as failure:
+        run(RetrieveConfig(annoy_trees=1, annoy_search_k=1, recall_floor=0.99), layout)
+    assert failure.value.exit_code == 3
+    assert "annoy_search_k (now 1)" in failure.value.action
+
+
+@pytest.mark.fault
+def test_an_index_of_other_embeddings_is_refused(tmp_path: Path) -> None:
+    layout = make(tmp_path)
+    run(RetrieveConfig(), layout)
+    index, vectors, ids = open_pool_index(layout, 5000)
+    assert index.n_items == len(vectors) == len(ids) == 35
+    write_vectors(layout, unit(1, 12), unit(2, 40), fingerprint="another revision")
+    with pytest.raises(IntegrityError, match="fingerprint of the index is") as failure:
+        open_pool_index(layout, 5000)
+    assert failure.value.exit_code == 6
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("damage", ["bytes", "nan", "rows", "meta", "missing"])
+def test_damaged_embeddings_are_refused(tmp_path: Path, damage: str) -> None:
+    layout = make(tmp_path)
+    if damage == "bytes":
+        payload = bytearray((layout.embeddings / "audio.npy").read_bytes())
+        payload[-1] ^= 1
+        (layout.embeddings / "audio.npy").write_bytes(bytes(payload))
+    elif damage == "nan":
+        write_vectors(layout, unit(1, 12), np.full((40, D), np.nan, np.float32))
+    elif damage == "rows":
+        write_vectors(layout, unit(1, 12), unit(2, 39))
+    elif damage == "meta":
+        (layout.embeddings / "meta.json").write_text(json.dumps({"dimension": "x"}))
+    else:
+        (layout.embeddings / "text.npy").unlink()
+    with pytest.raises(IntegrityError):
+        run(RetrieveConfig(), layout)
+    assert not (layout.retrieval / "index.ann").exists()
+
+
+def test_cluster_finds_what_exact_finds_and_says_how(tmp_path: Path) -> None:
+    tables = []
+    for search in ("exact", "cluster"):
+        layout = make(tmp_path / search, n_sounds=600)
+        report = run(RetrieveConfig(search=search, k=5, annoy_trees=0), layout)
+        tables.append(read_table(layout.retrieval / "neighbours.parquet", NEIGHBOURS))
+    found = report.metrics["cluster"]
+    assert report.metrics["search"] == "cluster"
+    assert found["recall"] >= 0.97
+    assert found["sample"] == 10
+    assert report.metrics["cluster_among_texts"]["cells"] > 1
+    assert tables[0]["audio_id"] == tables[1]["audio_id"], "made-up vectors have no structure: both are exact"
+
+
+def test_without_trees_there_is_no_index_and_questions_scan(tmp_path: Path) -> None:
+    layout = make(tmp_path)
+    run(RetrieveConfig(), layout)
+    report = run(RetrieveConfig(annoy_trees=0), layout)
+    assert [path.name for path in layout.retrieval.iterdir()] == ["neighbours.parquet"], "the index of the run before is gone"
+    assert report.metrics["annoy_recall_at_10"] is None
+    index, vectors, ids = open_pool_index(layout, 5000)
+    assert index.n_items == len(vectors) == len(ids) == 35
+    assert index.search(vectors[3:4], 1)[0].tolist() == [[3]]
+
+
+@pytest.mark.fault
+def test_annoy_without_trees_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="annoy_trees is 0"):
+        run(RetrieveConfig(search="annoy", annoy_trees=0), make(tmp_path))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("lost", ["index.json", "index.ann"])
+def test_half_an_index_is_refused(tmp_path: Path, lost: str) -> None:
+    layout = make(tmp_path)
+    run(RetrieveConfig(), layout)
+    (layout.retrieval / lost).unlink()
+    with pytest.raises(IntegrityError):
+        open_pool_index(layout, 5000)

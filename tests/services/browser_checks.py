@@ -1,0 +1,127 @@
+"""The pages of Prefect and MLflow in a real headless Chromium: do they show what a team lead looks for?"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra import passwords
+from infra.topology import ServiceEnvironment
+from tests.services.clients import Mlflow, Prefect
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+SIZE: Any = {"width": 1280, "height": 900}
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The installed browser; nothing is downloaded."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+def approve_in_the_browser(browser: Browser, place: ServiceEnvironment, run_id: str, pictures: Path | None = None) -> None:
+    """Log in, open the paused promotion, fill in the form."""
+    page = logged_in(browser, place)
+    page.goto(f"{place.prefect_api.removesuffix('/api')}/runs/flow-run/{run_id}")
+    page.get_by_role("button", name="Resume").first.click()
+    form = page.get_by_role("dialog")
+    form.get_by_text("The gate is passed").wait_for()
+    form.locator(".p-select-button__control").focus()
+    page.keyboard.press("ArrowDown")
+    page.locator(".p-select-option", has_text="approve").click()
+    form.locator("textarea").nth(0).fill("better pictures of bells")
+    form.locator("textarea").nth(1).fill("Ada")
+    keep(page, pictures, "prefect-approval")
+    form.get_by_role("button", name="Submit").click()
+    form.wait_for(state="hidden")
+    page.close()
+
+
+def flow_run_page(browser: Browser, place: ServiceEnvironment, run_id: str, pictures: Path | None = None) -> None:
+    """Plan, progress and a link to the report that leads to the report."""
+    page = logged_in(browser, place)
+    page.goto(f"{place.prefect_api.removesuffix('/api')}/runs/flow-run/{run_id}")
+    page.get_by_text("Artifacts", exact=True).click()
+    for words in ("What this run does, and why", "Durations and reuse, by stage", "Metrics against the last run"):
+        page.get_by_text(words).first.wait_for()
+    keep(page, pictures, "prefect-run")
+    page.mouse.move(700, 700)
+    page.mouse.wheel(0, 4000)  # the stages' own artifacts are loaded when they come into view
+    page.get_by_text("progress-").first.wait_for()
+    artifacts = Prefect(place).artifacts(run_id)
+    page.goto(f"{place.prefect_api.removesuffix('/api')}/artifacts/artifact/{artifacts['report']['id']}")
+    link = page.locator(f"a[href^='{place.demo}/runs/']").first
+    with page.expect_popup() if link.get_attribute("target") == "_blank" else page.expect_navigation() as opened:
+        link.click()
+    report = opened.value
+    assert report is not None
+    assert "/runs/" in report.url
+    page.close()
+
+
+def mlflow_pages(browser: Browser, place: ServiceEnvironment, pictures: Path | None = None) -> None:
+    """Runs, data-set inputs, sample images by step, model versions with their aliases."""
+    word = passwords.read(place.secrets, "mlflow-password")
+    context = browser.new_context(viewport=SIZE, http_credentials={"username": "admin", "password": word})
+    page = context.new_page()
+    page.set_default_timeout(90_000)
+    train = next(run for run in Mlflow(place).runs() if run["info"]["run_name"] == "train")
+    experiment, run_id = train["info"]["experiment_id"], train["info"]["run_id"]
+    page.goto(f"{place.mlflow}/#/experiments/{experiment}/runs")
+    for name in ("train", "evaluate"):
+        page.get_by_role("link", name=name).first.wait_for()
+    page.goto(f"{place.mlflow}/#/experiments/{experiment}/runs/{run_id}")
+    page.get_by_text("data/pairs").first.wait_for()
+    page.get_by_role("link", name="audio2image").first.wait_for()
+    page.goto(f"{place.mlflow}/#/experiments/{experiment}/runs/{run_id}/model-metrics")
+    page.get_by_text("samples/grid").first.wait_for()
+    close_assistant(page)
+    page.goto(f"{place.mlflow}/#/experiments/{experiment}/runs/{run_id}/artifacts")
+    page.get_by_text("images", exact=True).first.click()
+    with page.expect_response(lambda answer: ".png" in answer.url and "get-artifact" in answer.url) as fetched:
+        page.get_by_text(re.compile(r"grid\+step\+.*\.png$")).last.click()
+    assert fetched.value.ok
+    page.wait_for_timeout(1500)
+    keep(page, pictures, "mlflow-samples")
+    page.goto(f"{place.mlflow}/#/models/audio2image")
+    for alias in ("challenger", "champion"):
+        page.get_by_text(alias).first.wait_for()
+    page.wait_for_timeout(500)
+    keep(page, pictures, "mlflow-model")
+    context.close()
+
+
+def logged_in(browser: Browser, place: ServiceEnvironment) -> Page:
+    """A page of Prefect's UI after its own login form."""
+    page = browser.new_context(viewport=SIZE).new_page()
+    page.set_default_timeout(90_000)
+    page.goto(f"{place.prefect_api.removesuffix('/api')}/login")
+    page.fill("input", passwords.read(place.secrets, "prefect-auth"))
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/dashboard")
+    return page
+
+
+def close_assistant(page: Page) -> None:
+    button = page.locator("[data-component-id='mlflow.assistant.chat_panel.close']")
+    if button.count():
+        button.first.click()
+
+
+def keep(page: Page, folder: Path | None, name: str) -> None:
+    if folder is not None:
+        page.wait_for_timeout(1500)
+        page.screenshot(path=folder / f"{name}.png")

@@ -1,0 +1,234 @@
+"""The model in the registry: loadable, servable, one version a run, and judged under the bytes it has."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from pipeline_steps import tracking
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.tracking.client.model_logging import REGISTERED_MODEL
+from pipeline_steps.tracking.client.offline_queue import all_spools
+from pipeline_steps.tracking.client.pyfunc_model import decode_sound
+from pipeline_steps.tracking.client.uploader import sync
+from pipeline_steps.tracking.errors import StoreUnavailableError
+from pipeline_steps.tracking.lineage.dvc_digests import hash_path
+from tests.tracking.helpers import Config, Faults, Sqlite, only, runs
+
+PROJECT = Path(__file__).resolve().parents[3]
+
+
+def encoded(samples: np.ndarray, rate: int = 48_000, kind: str = "WAV", subtype: str = "PCM_16") -> str:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=kind, subtype=subtype)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.fixture
+def tone() -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * 440 * np.arange(48_000) / 48_000)).astype(np.float32)
+
+
+def register(layout: ProjectPaths, model: Path) -> None:
+    with tracking.run("train", layout, Config()) as tracker:
+        tracker.log_model(model)
+
+
+def test_registered_model_draws_what_the_pipeline_draws(
+    layout: ProjectPaths, sqlite: Sqlite, exported_model: Path, tone: np.ndarray, tmp_path: Path
+) -> None:
+    import mlflow
+    import pandas
+
+    from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
+
+    register(layout, exported_model)
+    assert sync(layout) == {}
+    client = sqlite()
+    version = client.get_model_version_by_alias(REGISTERED_MODEL, "challenger")
+    assert version.tags["dvc.md5"] == hash_path(exported_model)
+    assert version.run_id == only(client).info.run_id
+
+    uri = f"models:/{REGISTERED_MODEL}@challenger"
+    database = f"sqlite:///{(layout.root / 'mlflow.db').resolve()}"
+    mlflow.set_tracking_uri(database)
+    served = mlflow.pyfunc.load_model(uri)
+    sound = encoded(tone)
+    answer = served.predict(pandas.DataFrame({"audio_base64": [sound]}), params={"num_samples": 2, "seed": 5})
+    with Image.open(io.BytesIO(base64.b64decode(answer["png_base64"][0]))) as picture:
+        drawn = np.asarray(picture)
+    expected = AutoAudio2ImagePipeline.from_pretrained(exported_model).draw(decode_sound(sound), num_samples=2, seed=5)
+    assert drawn.shape == (32, 64, 3)
+    assert np.abs(drawn.astype(int) - np.concatenate(list(expected), axis=1)).max() <= 1
+    with pytest.raises(ValueError, match="num_samples must be"):
+        served.predict(pandas.DataFrame({"audio_base64": [sound]}), params={"num_samples": 99})
+
+    # The same through MLflow's own command, in a process that has never seen this project on its path.
+    request = tmp_path / "request.json"
+    request.write_text(
+        json.dumps(
+            {"dataframe_split": {"columns": ["audio_base64"], "data": [[sound]]}, "params": {"num_samples": 2, "seed": 5}}
+        )
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"MLFLOW_TRACKING_URI": database}
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "predict",
+        "-m",
+        uri,
+        "-i",
+        str(request),
+        "-o",
+        str(tmp_path / "out.json"),
+    ]
+    subprocess.run([*command, "-t", "json", "--env-manager", "local"], env=environment, cwd=tmp_path, check=True)
+    (row,) = json.loads((tmp_path / "out.json").read_text())["predictions"]
+    assert row["png_base64"] == answer["png_base64"][0]
+
+
+def test_each_run_is_one_version_and_the_alias_follows(layout: ProjectPaths, sqlite: Sqlite, exported_model: Path) -> None:
+    register(layout, exported_model)
+    register(layout, exported_model)
+    assert sync(layout) == {}
+    assert sync(layout) == {}
+    client = sqlite()
+    versions = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
+    assert sorted(int(version.version) for version in versions) == [1, 2]
+    assert client.get_model_version_by_alias(REGISTERED_MODEL, "challenger").version == 2
+
+
+def test_what_comes_after_a_model_that_could_not_be_sent_waits_for_it(
+    layout: ProjectPaths, sqlite: Sqlite, exported_model: Path
+) -> None:
+    register(layout, exported_model)
+    with tracking.run("evaluate", layout, Config()) as tracker:
+        tracker.log_model_metrics(exported_model, {"win_rate": 0.7})
+    (layout.root / "mlartifacts").write_text("the artifact store is away")
+    problems = sync(layout)
+    assert "still waits in train-" in problems[next(key for key in problems if key.startswith("evaluate"))]
+    (layout.root / "mlartifacts").unlink()
+    assert sync(layout) == {}
+    version = sqlite().get_model_version_by_alias(REGISTERED_MODEL, "challenger")
+    model = sqlite().get_logged_model(version.source.removeprefix("models:/"))
+    assert [(metric.key, metric.value) for metric in model.metrics] == [("win_rate", 0.7)]
+    assert {spool.state().rejected for spool in all_spools(layout)} == {0}
+
+
+def test_an_older_model_that_arrives_late_is_no_challenger(
+    layout: ProjectPaths, sqlite: Sqlite, exported_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline_steps.tracking.client import model_logging
+
+    register(layout, exported_model)
+    (older,) = all_spools(layout)
+    time.sleep(0.01)
+    register(layout, exported_model)
+    real = model_logging._upload_model
+
+    def upload(store: Any, run: Any, tags: dict[str, str], copy: Path) -> Any:
+        if tags[model_logging.ENTRY_TAG].startswith(older.key):
+            raise StoreUnavailableError("ReadTimeout")
+        return real(store, run, tags, copy)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model_logging, "_upload_model", upload)
+        assert list(sync(layout)) == [older.key]
+    assert sync(layout) == {}
+    client = sqlite()
+    newer, late = (client.get_model_version(REGISTERED_MODEL, number) for number in ("1", "2"))
+    assert late.run_id == older.state().run_id
+    assert client.get_model_version_by_alias(REGISTERED_MODEL, "challenger").version == newer.version
+
+
+@pytest.mark.parametrize("kind", ["refuse", "lose"])
+def test_upload_cut_in_the_middle_leaves_one_ready_model(
+    layout: ProjectPaths, server: Faults, exported_model: Path, kind: str
+) -> None:
+    from mlflow.entities import LoggedModelStatus
+
+    register(layout, exported_model)
+    server.spoil(kind, times=4, path="logged-models")
+    for _ in range(6):  # more often than answers are spoilt
+        problems = sync(layout)
+    assert problems == {}
+    client = server.client()
+    (run,) = runs(client, os.environ["MLFLOW_EXPERIMENT_NAME"])
+    models = client.search_logged_models([run.info.experiment_id])
+    assert [model.status for model in models].count(LoggedModelStatus.READY) == 1
+    assert {model.status for model in models} <= {LoggedModelStatus.READY, LoggedModelStatus.FAILED}
+    assert len(client.search_model_versions(f"run_id = '{run.info.run_id}'")) == 1
+
+
+def test_spooled_copy_that_was_changed_is_never_registered(layout: ProjectPaths, sqlite: Sqlite, exported_model: Path) -> None:
+    register(layout, exported_model)
+    (spool,) = all_spools(layout)
+    (copy,) = (spool.folder / "files").glob("*/model/model_index.json")
+    text = copy.read_text()
+    copy.unlink()  # a hard link: writing through it would change the original
+    copy.write_text(text.replace("guidance_scale", "guidance_scald"))
+    assert sync(layout) == {}
+    client = sqlite()
+    assert not client.search_registered_models()
+    assert "has changed since" in (spool.folder / "rejected.jsonl").read_text()
+
+
+def test_evaluation_is_attached_to_the_model_with_the_evaluated_bytes(
+    layout: ProjectPaths, sqlite: Sqlite, exported_model: Path
+) -> None:
+    register(layout, exported_model)
+    with tracking.run("evaluate", layout, Config(), inputs=[layout.pairs]) as tracker:
+        tracker.log_model_metrics(exported_model, {"win_rate": {"value": 0.7}}, dataset=layout.pairs)
+    assert sync(layout) == {}
+    client = sqlite()
+    version = client.get_model_version_by_alias(REGISTERED_MODEL, "challenger")
+    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    (metric,) = model.metrics
+    assert (metric.key, metric.value) == ("win_rate/value", 0.7)
+    assert (metric.dataset_name, metric.dataset_digest) == ("data/pairs", hash_path(layout.pairs))
+
+
+def test_evaluation_of_a_model_nobody_logged_says_so(layout: ProjectPaths, sqlite: Sqlite, exported_model: Path) -> None:
+    with tracking.run("evaluate", layout, Config()) as tracker:
+        tracker.log_model_metrics(exported_model, {"win_rate": 0.7})
+    assert sync(layout) == {}
+    (spool,) = all_spools(layout)
+    assert "trained without tracking" in (spool.folder / "rejected.jsonl").read_text()
+    assert only(sqlite()).info.status == "FINISHED"
+
+
+def test_sounds_of_any_rate_and_channels_are_decoded(tone: np.ndarray) -> None:
+    stereo = np.stack([tone, tone], axis=1)[:44_100]
+    assert decode_sound(encoded(stereo, 44_100, "FLAC")).shape == (48_000,)
+    long = np.zeros(8_000 * 40, np.float32)
+    assert decode_sound(encoded(long, 8_000)).shape == (48_000 * 30,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no base64!", "not base64"),
+        (base64.b64encode(b"<html></html>").decode(), "cannot be decoded"),
+        ("", "cannot be decoded"),
+        (encoded(np.full(4800, np.nan, np.float32), subtype="FLOAT"), "NaN"),
+        (encoded(np.zeros(0, np.float32)), "empty"),
+        (encoded(np.zeros(480, np.float32), kind="W64"), "not accepted"),
+    ],
+)
+def test_what_is_no_sound_is_refused_with_a_reason(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode_sound(text)

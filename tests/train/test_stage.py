@@ -1,0 +1,244 @@
+"""The stage as a whole: what it writes, that a crash changes nothing, and that what is wrong is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline_steps.__main__ import main
+from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError, ResourceError
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
+from pipeline_steps.train import stage
+from pipeline_steps.train.data import ScratchBatches, TrainingBatch
+from pipeline_steps.train.distributed import DistributedSetup
+from tests.train.conftest import SMALL, model_bytes, phases, small_config
+
+MakeProject = Callable[[Path], ProjectPaths]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_project: MakeProject, tmp_path_factory: pytest.TempPathFactory) -> tuple[ProjectPaths, stage.StageReport]:
+    """The small world, trained without a break."""
+    layout = make_project(tmp_path_factory.mktemp("undisturbed"))
+    return layout, stage.run(small_config(), layout)
+
+
+def test_it_writes_a_model_that_draws_and_says_how_it_went(undisturbed: tuple[ProjectPaths, stage.StageReport]) -> None:
+    layout, report = undisturbed
+    report.check_balance()
+    assert report.n_in == 8
+    assert (report.computed, report.reused) == (8, 0)  # 4 sounds, 2 views
+    assert report.metrics["pairs_train"] == 6
+    files = set(model_bytes(layout))
+    assert {"model_index.json", "training/loss.csv", "training/validation.csv", "training/step-000012.png"} <= files
+    lines = (layout.model / "training/loss.csv").read_text().splitlines()
+    assert lines[0] == "step,loss,loss_t0,loss_t1,loss_t2,loss_t3"
+    assert len(lines) == 13
+    assert len((layout.model / "training/validation.csv").read_text().splitlines()) == 5
+    tone = np.sin(np.arange(48_000) / 20).astype(np.float32) * 0.3
+    assert AutoAudio2ImagePipeline.from_pretrained(layout.model).draw(tone, num_samples=2).shape == (2, 32, 32, 3)
+    assert not list(layout.runs.rglob("*.ckpt")), "a finished run keeps no checkpoint"
+
+
+def test_killed_and_started_again_it_ends_with_the_same_bytes(
+    undisturbed: tuple[ProjectPaths, stage.StageReport], make_project: MakeProject, project: Path, tmp_path: Path
+) -> None:
+    layout = make_project(tmp_path)
+    program = (
+        "import json, sys; from pathlib import Path; from pipeline_steps.core.project_paths import ProjectPaths;"
+        "from pipeline_steps.train.stage import TrainConfig, run;"
+        "run(TrainConfig.model_validate(json.loads(sys.argv[1])), ProjectPaths(Path(sys.argv[2])))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, json.dumps(SMALL), str(tmp_path)],
+        cwd=project,
+        env={**os.environ, "SONIFY_TRACKING": "off"},
+    )
+    deadline = time.monotonic() + 120
+    # Step 6 comes after the checkpoint of step 4 and before that of step 8: the break is in the middle of an interval.
+    while not list(layout.runs.rglob("samples/step-000006.png")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not layout.model.exists()
+    assert len(list(layout.runs.rglob("last.ckpt"))) == 1
+
+    report = stage.run(small_config(), layout)
+    assert (report.computed, report.reused) == (0, 8)
+    expected, got = model_bytes(undisturbed[0]), model_bytes(layout)
+    assert sorted(got) == sorted(expected)
+    assert [name for name in expected if got[name] != expected[name]] == []
+
+
+@pytest.mark.parametrize("before", ["_fit", "_export"])
+def test_a_crash_after_the_codec_or_before_the_export_is_mended(
+    before: str, make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = make_project(tmp_path)
+    config = small_config(optimiser=phases(1, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, before, lambda *_: (_ for _ in ()).throw(OSError(28, "no space left")))
+        with pytest.raises(OSError, match="no space"):
+            stage.run(config, layout)
+    stage.run(config, layout)
+    repaired = model_bytes(layout)
+    other = make_project(tmp_path / "other")
+    stage.run(config, other)
+    assert repaired == model_bytes(other)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(make_project: MakeProject, tmp_path: Path) -> None:
+    layout = make_project(tmp_path)
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save({"state_dict": {}, "digest": "another", "history": [], "validation": {}, "global_step": 3}, foreign)
+    with pytest.raises(IntegrityError, match="belongs to run another"):
+        stage.run(small_config(resume_from=str(foreign)), layout)
+    with pytest.raises(ConfigError, match="does not exist"):
+        stage.run(small_config(resume_from=str(tmp_path / "nowhere.ckpt")), layout)
+    assert not layout.model.exists()
+
+
+def fails_at(number: int, error: BaseException) -> Callable[..., TrainingBatch]:
+    """`ScratchStream.batch` that raises at a step."""
+    honest = ScratchBatches.batch
+
+    def batch(stream: ScratchBatches, step: int, micro: int = 0) -> TrainingBatch:
+        if step == number:
+            raise error
+        return honest(stream, step, micro)
+
+    return batch
+
+
+def test_a_retry_goes_on_from_its_own_checkpoint_when_that_is_further_on(
+    undisturbed: tuple[ProjectPaths, stage.StageReport],
+    make_project: MakeProject,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layout, asked = make_project(tmp_path), tmp_path / "asked.ckpt"
+    with monkeypatch.context() as patch:
+        patch.setattr(ScratchBatches, "batch", fails_at(6, OSError(5, "down")))
+        with pytest.raises(OSError, match="down"):
+            stage.run(small_config(), layout)
+    shutil.copy(next(layout.runs.rglob("last.ckpt")), asked)  # of step 4
+    config = small_config(resume_from=str(asked))
+    with monkeypatch.context() as patch:
+        patch.setattr(ScratchBatches, "batch", fails_at(10, OSError(5, "down")))
+        with pytest.raises(OSError, match="down"):
+            stage.run(config, layout)
+    with monkeypatch.context() as patch:
+        patch.setattr(ScratchBatches, "batch", fails_at(6, AssertionError("step 6 was done before")))
+        stage.run(config, layout)
+    assert model_bytes(layout) == model_bytes(undisturbed[0])
+
+
+def test_a_checkpoint_taken_to_another_folder_leaves_out_the_grids_drawn_before(
+    undisturbed: tuple[ProjectPaths, stage.StageReport],
+    make_project: MakeProject,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = make_project(tmp_path / "first"), make_project(tmp_path / "second")
+    with monkeypatch.context() as patch:
+        patch.setattr(ScratchBatches, "batch", fails_at(6, OSError(5, "down")))
+        with pytest.raises(OSError, match="down"):
+            stage.run(small_config(), first)
+    stage.run(small_config(resume_from=str(next(first.runs.rglob("last.ckpt")))), second)
+    expected = model_bytes(undisturbed[0])
+    del expected["training/step-000003.png"]
+    assert model_bytes(second) == expected
+
+
+def test_ctrl_c_ends_it_as_any_other_stage(
+    make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (make_project(tmp_path).params).write_text(json.dumps({"train": SMALL}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ScratchBatches, "batch", fails_at(2, KeyboardInterrupt()))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert main(["train"]) == 130
+    finally:  # Lightning ignores a second Ctrl-C while it ends
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert json.loads(Path("error.json").read_text())["kind"] == "interrupted"
+    assert "run again to go on" in capsys.readouterr().err
+
+
+def test_what_auto_finds_is_part_of_the_run(make_project: MakeProject, tmp_path: Path) -> None:
+    layout, config = make_project(tmp_path), small_config(device="auto")
+    frozen = stage._build_frozen_models(config, layout, "cpu", "32-true")
+    found = [("cpu", "32-true", 1), ("cpu", "bf16-mixed", 1), ("gpu", "bf16-mixed", 1), ("gpu", "bf16-mixed", 2)]
+    runs = {stage.run_digest(config, layout, frozen, DistributedSetup(*places, 1, "ddp", 0, 1)) for places in found}
+    assert len(runs) == len(found)
+
+
+def test_losses_that_are_not_finite_stop_it_with_a_diagnosis(
+    make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = make_project(tmp_path)
+    honest = ScratchBatches.batch
+
+    def poisoned(stream: ScratchBatches, number: int, micro: int = 0) -> TrainingBatch:
+        batch = honest(stream, number, micro)
+        return dataclasses.replace(batch, noise=batch.noise * float("nan")) if number >= 5 else batch
+
+    monkeypatch.setattr(ScratchBatches, "batch", poisoned)
+    with pytest.raises(DataError, match="3 steps in a row") as caught:
+        stage.run(small_config(), layout)
+    assert caught.value.exit_code == 3
+    diagnosis = json.loads(next(layout.runs.rglob("not-finite.json")).read_text())
+    assert diagnosis["step"] == 7
+    assert len(diagnosis["rows"]) == 3
+    assert diagnosis["last_good_checkpoint"] == "last.ckpt"
+    assert diagnosis["parameters_not_finite"] == []
+    assert not layout.model.exists()
+
+
+def test_one_bad_step_is_skipped(make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = make_project(tmp_path)
+    honest = ScratchBatches.batch
+
+    def poisoned(stream: ScratchBatches, number: int, micro: int = 0) -> TrainingBatch:
+        batch = honest(stream, number, micro)
+        return dataclasses.replace(batch, noise=batch.noise * float("nan")) if number == 1 else batch
+
+    monkeypatch.setattr(ScratchBatches, "batch", poisoned)
+    stage.run(small_config(optimiser=phases(1, 2)), layout)
+    lines = (layout.model / "training/loss.csv").read_text().splitlines()
+    assert lines[2].startswith("2,,")
+    assert len(lines) == 4
+    assert float(lines[3].split(",")[1]) > 0
+
+
+def test_no_training_pair_and_no_gpu_are_said_plainly(make_project: MakeProject, tmp_path: Path) -> None:
+    from pipeline_steps.core.schemas import PAIRS
+    from pipeline_steps.core.tables import read_table, write_table
+
+    layout = make_project(tmp_path)
+    if not torch.cuda.is_available():
+        with pytest.raises(ResourceError, match="sees no GPU"):
+            stage.run(small_config(device="cuda"), layout)
+    rows = read_table(layout.pairs / "pairs.parquet", PAIRS).to_pylist()
+    write_table(layout.pairs / "pairs.parquet", PAIRS, [{**row, "split": "test"} for row in rows])
+    with pytest.raises(DataError, match="no pair of split 'train'"):
+        stage.run(small_config(), layout)
+    write_table(layout.pairs / "pairs.parquet", PAIRS, [{**row, "tracks": rows[0]["tracks"]} for row in rows])
+    with pytest.raises(DataError, match="have one sound"):
+        stage.run(small_config(), layout)
