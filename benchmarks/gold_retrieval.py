@@ -34,6 +34,7 @@ sys.path.insert(0, str(PROJECT))
 from pipeline_steps.caption.captioners.tagger import COCO, IMAGENET, LabelScore  # noqa: E402
 from pipeline_steps.caption.config import CaptionConfig  # noqa: E402
 from pipeline_steps.caption.stage import build_captioner  # noqa: E402
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.l2_normalize import l2_normalize  # noqa: E402
 from pipeline_steps.core.project_paths import ProjectPaths  # noqa: E402
 from pipeline_steps.core.seeding import seeded_rng  # noqa: E402
@@ -44,7 +45,7 @@ from pipeline_steps.ingest.config import IngestConfig  # noqa: E402
 from pipeline_steps.ingest.decoding.decode import decode  # noqa: E402
 from pipeline_steps.ingest.sources.file_walk import inspect_file  # noqa: E402
 from pipeline_steps.ingest.stage import make_job  # noqa: E402
-from pipeline_steps.models.base import FloatArray, SoundEvent  # noqa: E402
+from pipeline_steps.models.base import SoundEvent  # noqa: E402
 from pipeline_steps.models.text_audio.yamnet_minilm import YamnetMiniLMEncoder, softmax_over_tags  # noqa: E402
 from pipeline_steps.retrieve.index.exact import ExactIndex  # noqa: E402
 from pipeline_steps.retrieve.ranking import hub_report, rank_neighbours  # noqa: E402

@@ -59,7 +59,7 @@ def table(root: Path, workers: WorkerPool) -> list[dict[str, Any]]:
             answer = {"code": found.code, "seconds": time.perf_counter() - start}
         got = answer["code"] or OK
         row = {"row": case.row, "file": display_path(case.name)[:40], "expected": case.expected, "result": got}
-        row |= {"repaired": answer.get("repaired", []), "ok": got == case.expected}
+        row |= {"normalizations": answer.get("normalizations", []), "ok": got == case.expected}
         rows.append(row | {"seconds": round(answer["seconds"], 4), "peak_mb": round(answer.get("peak_mb", 0)) or None})
     return rows
 

@@ -36,7 +36,7 @@ from pipeline_steps.core.tables import read_table, write_table
 
 DIMENSION, TOPICS, LOW_RANK, SAMPLE = 512, 1000, 64, 256
 STEPS = ("make", "retrieve", "pair")
-LICENCES = ("CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0")
+LICENSES = ("CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0")
 
 
 class World:
@@ -86,8 +86,8 @@ def provenance(ids: pa.Array, random: np.random.Generator) -> dict[str, pa.Array
     empty = pa.array([[]] * count, pa.list_(pa.string()))
     return {
         "sha256": ids, "path": ids, "sources": empty, "bytes": pa.array(np.full(count, 50_000)),
-        "format": pa.array(["X"] * count), "repaired": empty,
-        "licence": pa.array(LICENCES).take(pa.array(random.integers(0, len(LICENCES), count))),
+        "format": pa.array(["X"] * count), "normalizations": empty,
+        "license": pa.array(LICENSES).take(pa.array(random.integers(0, len(LICENSES), count))),
         "author": pa.nulls(count, pa.string()), "source": pa.nulls(count, pa.string()),
         "group_id": ids.take(pa.array(own)), "holdout": pa.array(np.zeros(count, bool)),
     }  # fmt: skip
@@ -109,7 +109,7 @@ def make(layout: ProjectPaths, items: int) -> dict[str, object]:
         {"image_id": images, **columns, "width": side, "height": side, "frames": side, "phash": phash})  # fmt: skip
     numbers = {
         name: pa.array(random.uniform(-30, -10, items).astype(np.float32))
-        for name in ("lufs", "peak_dbfs", "silence_share", "clipped_share")
+        for name in ("lufs", "peak_dbfs", "silence_ratio", "clipping_ratio")
     }
     put(layout.catalog / "audio.parquet", AUDIO,
         {"audio_id": sounds, **provenance(sounds, random), "sample_rate": pa.array(np.full(items, SAMPLE_RATE, np.int32)),
@@ -121,7 +121,7 @@ def make(layout: ProjectPaths, items: int) -> dict[str, object]:
     phrase = pa.array([f"sound {number}" for number in range(len(texts))])
     put(layout.captions / "events.parquet", EVENTS,
         {"image_id": images.take(pa.array(owner)), "rank": pa.array(rank.astype(np.int16)),
-         "text_id": texts.take(pa.array(asked)), "sound": phrase.take(pa.array(asked)), "source": pa.array([""] * len(owner)),
+         "text_id": texts.take(pa.array(asked)), "phrase": phrase.take(pa.array(asked)), "sound_source": pa.array([""] * len(owner)),
          "visible": pa.array(np.ones(len(owner), bool)), "salience": pa.array((1 / (1 + rank)).astype(np.float32)),
          "confidence": pa.array(random.uniform(0.1, 1, len(owner)).astype(np.float32))})  # fmt: skip
     write_table(layout.captions / "abstained.parquet", ABSTAINED, [])
@@ -138,7 +138,7 @@ def make(layout: ProjectPaths, items: int) -> dict[str, object]:
     rows = pa.array(np.arange(items, dtype=np.int32))
     put(layout.embeddings / "audio_ids.parquet", AUDIO_IDS, {"row": rows, "audio_id": sounds})
     put(layout.embeddings / "text_ids.parquet", TEXT_IDS,
-        {"row": rows.slice(0, len(texts)), "text_id": texts, "sound": phrase})  # fmt: skip
+        {"row": rows.slice(0, len(texts)), "text_id": texts, "phrase": phrase})  # fmt: skip
     names = ("text.npy", "audio.npy")
     write_json(layout.embeddings / "meta.json",
                {"dimension": DIMENSION, "fingerprint": "made up", "families": [],

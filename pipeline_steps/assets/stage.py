@@ -26,7 +26,7 @@ META = "meta.json"
 
 
 def run(config: AssetsConfig, layout: ProjectPaths) -> StageReport:
-    """Write every chosen asset to `data/assets` with `meta.json` (sha256, family, licence of each file), the marker, last.
+    """Write every chosen asset to `data/assets` with `meta.json` (sha256, family, license of each file), the marker, last.
 
     Raises:
         ConfigError: `assets.toml` is missing or wrong.
@@ -59,7 +59,7 @@ def run(config: AssetsConfig, layout: ProjectPaths) -> StageReport:
                 "bytes": len(payload),
                 "asset": asset.name,
                 "family": asset.family,
-                "licence": asset.licence,
+                "license": asset.license,
                 "source": asset.requirement,
                 "provenance": asset.provenance,
             }

@@ -15,11 +15,11 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-FloatArray = npt.NDArray[np.float32]
+from pipeline_steps.core.array_types import FloatArray
+
 BLOCK = 64
 """Frames a block: 64 x 1024 doubles are half a megabyte."""
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
+from pipeline_steps.core.array_types import FloatArray
 
 
 def hann(length: int) -> npt.NDArray[np.float64]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-Samples = npt.NDArray[np.float32]
+from pipeline_steps.core.array_types import FloatArray
 
 
-def mix_tracks(tracks: Sequence[tuple[Samples, float]]) -> Samples:
+def mix_tracks(tracks: Sequence[tuple[FloatArray, float]]) -> FloatArray:
     """One sound of several tracks (samples [T], gain in dB): as long as the first, shorter ones repeated, never normalised."""
     length = len(tracks[0][0])
     total = np.zeros(length, np.float64)

@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.signal import fftconvolve
 
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.errors import ConfigError
 from pipeline_steps.core.seeding import seeded_rng
-
-Samples = npt.NDArray[np.float32]
 
 ROOMS_VERSION = 2
 """Raised whenever rooms or what is heard in them change: part of the memo's fingerprint."""
@@ -21,7 +20,7 @@ MAX_ORDER = 20
 """Reflections that are followed."""
 
 
-def simulate_room_impulse_responses(count: int, rate: int, seed: int) -> list[Samples]:
+def simulate_room_impulse_responses(count: int, rate: int, seed: int) -> list[FloatArray]:
     """Impulse responses [T] of `count` random rooms at `rate` Hz, each from its direct path on, which has amplitude 1.
 
     Room i depends on the seed and i alone, on any number of cores. Rooms measure 3 to 12 by 3 to 10 by 2.4 to 5 m, walls
@@ -45,7 +44,7 @@ def simulate_room_impulse_responses(count: int, rate: int, seed: int) -> list[Sa
         pyroomacoustics.constants.set("num_threads", threads)
 
 
-def _impulse(pyroomacoustics: Any, rate: int, rng: np.random.Generator) -> Samples:
+def _impulse(pyroomacoustics: Any, rate: int, rng: np.random.Generator) -> FloatArray:
     size = rng.uniform((3.0, 3.0, 2.4), (12.0, 10.0, 5.0))
     swallowed = float(rng.uniform(0.15, 0.6))
     ear = rng.uniform(0.5, size - 0.5)
@@ -60,11 +59,11 @@ def _impulse(pyroomacoustics: Any, rate: int, rng: np.random.Generator) -> Sampl
     room.compute_rir()
     response = np.asarray(room.rir[0][0], np.float64)
     direct = int(np.argmax(np.abs(response)))  # everything else travels farther and meets a wall
-    impulse: Samples = (response[direct:] / response[direct]).astype(np.float32)
+    impulse: FloatArray = (response[direct:] / response[direct]).astype(np.float32)
     return impulse
 
 
-def apply_reverb(samples: npt.NDArray[np.floating], impulse: Sequence[float] | Samples) -> npt.NDArray[np.float64]:
+def apply_reverb(samples: npt.NDArray[np.floating], impulse: Sequence[float] | FloatArray) -> npt.NDArray[np.float64]:
     """A sound [T] in a room, as long and as loud (mean square) as before; its onset stays where it was."""
     dry = np.asarray(samples, np.float64)
     wet: npt.NDArray[np.float64] = fftconvolve(dry, np.asarray(impulse, np.float64))[: len(dry)]

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline_steps.core.config import StageConfig
-from pipeline_steps.core.executors.base import Engine, RayConfig
+from pipeline_steps.core.executors.base import ExecutorName, RayConfig
 
 
 class VlmConfig(StageConfig):
@@ -78,9 +78,9 @@ class CaptionConfig(StageConfig):
     )
     max_phrase: int = Field(120, ge=8, le=2000, description="characters of an event's phrase")
     batch_size: int = Field(32, ge=1, le=4096, description="pictures per forward pass and per memo part")
-    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="the stage fails above this share of quarantined pictures")
-    memo: str = Field("", max_length=1000, description="folder or fsspec URL of the memo; empty: .cache/items")
-    engine: Engine = Field("local", description="`local`: this process; `ray`: actors of a Ray cluster")
+    max_failed_fraction: float = Field(0.05, ge=0, le=1, description="the stage fails above this share of quarantined pictures")
+    cache_dir: str = Field("", max_length=1000, description="folder or fsspec URL of the memo; empty: .cache/items")
+    executor: ExecutorName = Field("local", description="`local`: this process; `ray`: actors of a Ray cluster")
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")
@@ -89,7 +89,7 @@ class CaptionConfig(StageConfig):
             raise ValueError("captioner vlm needs vlm.model, a hub id or a folder")
         if self.captioner == "endpoint" and not self.endpoint.model:
             raise ValueError("captioner endpoint needs endpoint.model, the name under which the server serves it")
-        if self.captioner == "endpoint" and self.engine == "ray":
+        if self.captioner == "endpoint" and self.executor == "ray":
             raise ValueError(
                 "captioner endpoint needs engine local: one process keeps a server busy, each actor has limits of its own"
             )

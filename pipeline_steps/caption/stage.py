@@ -81,7 +81,7 @@ def run(config: CaptionConfig, layout: ProjectPaths) -> StageReport:
     """Caption every picture of the catalog.
 
     Raises:
-        DataError: no picture in the catalog, or more than `max_bad_fraction` of them failed.
+        DataError: no picture in the catalog, or more than `max_failed_fraction` of them failed.
         ConfigError, IntegrityError: a model that cannot be used or must not be loaded.
         ServiceError: a server or hub that is needed is away; finished pictures are in the memo.
     """
@@ -92,10 +92,10 @@ def run(config: CaptionConfig, layout: ProjectPaths) -> StageReport:
     work = CaptionProcessor(config, layout)
     looks = work.looks
     ids = [row["image_id"] for row in catalog]
-    known = {key: looks.seen(row) for key, row in work.memo.load(ids).items()}
+    known = {key: looks.seen(row) for key, row in work.cache.load(ids).items()}
     report.reused = len(known)
-    done = run_items(work, [key for key in ids if key not in known], config.batch_size, config.engine, config.ray)
-    rows = {**done.rows, **work.memo.load(done.remembered)}
+    done = run_items(work, [key for key in ids if key not in known], config.batch_size, config.executor, config.ray)
+    rows = {**done.rows, **work.cache.load(done.remembered)}
     known.update({key: looks.seen(row) for key, row in rows.items()})
     report.computed = len(rows)
     failed = {key: CaptionFailure(*failure) for key, failure in done.failed.items()}
@@ -109,11 +109,11 @@ class CaptionProcessor:
     def __init__(self, config: CaptionConfig, layout: ProjectPaths) -> None:
         self._settings = (config, layout)
         self.looks = build_caption_backend(config, layout)
-        url = config.memo or str(layout.memo)
-        self.memo = ResultCache(url, "caption", fingerprint(self.describe()), self.looks.schema)
+        url = config.cache_dir or str(layout.result_cache)
+        self.cache = ResultCache(url, "caption", fingerprint(self.describe()), self.looks.schema)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore_processor, (*self._settings, self.memo)
+        return _restore_processor, (*self._settings, self.cache)
 
     def describe(self) -> dict[str, Any]:
         return self.looks.describe_looks()
@@ -131,7 +131,7 @@ class CaptionProcessor:
 def _restore_processor(config: CaptionConfig, layout: ProjectPaths, memo: ResultCache) -> CaptionProcessor:
     """The work as it arrives in an actor: with the memo of the process that sent it, whatever this one would describe."""
     work = CaptionProcessor(config, layout)
-    work.memo = memo
+    work.cache = memo
     return work
 
 
@@ -165,19 +165,19 @@ def _write(
                     "image_id": image_id,
                     "rank": rank,
                     "text_id": text_id(event.sound),
-                    "sound": event.sound,
-                    "source": event.source,
+                    "phrase": event.sound,
+                    "sound_source": event.source,
                     "visible": event.visible,
                     "salience": event.salience,
                     "confidence": event.confidence,
                 }
             )
     report.n_abstained, report.n_quarantined = len(abstained), len(quarantined)
-    if len(quarantined) > config.max_bad_fraction * report.n_in:
+    if len(quarantined) > config.max_failed_fraction * report.n_in:
         first = quarantined[0]
         raise DataError(
             f"{len(quarantined)} of {report.n_in} pictures could not be captioned (first: {first['path']}: {first['reason']})",
-            "mend the captioner or raise caption.max_bad_fraction",
+            "mend the captioner or raise caption.max_failed_fraction",
         )
     codes = [row["code"] for row in abstained]
     report.metrics = {

@@ -31,7 +31,7 @@ def check(
     config = config.model_copy(update={"layout": "auto", "metadata": metadata, "pool": None, "holdout": None})
     found = decode(folder, config)
     report = found.report
-    verdict = stops(len(found.images), len(found.audio), report.n_in, report.n_quarantined, config.max_bad_fraction)
+    verdict = stops(len(found.images), len(found.audio), report.n_in, report.n_quarantined, config.max_failed_fraction)
     value: dict[str, Any] = {
         "folder": str(folder),
         "n_in": report.n_in,
@@ -41,7 +41,7 @@ def check(
         "pictures": len(found.images),
         "sounds": len(found.audio),
         "layouts": report.metrics.get("layouts", {}),
-        "repaired": dict(Counter(code for row in [*found.images, *found.audio] for code in row["repaired"])),
+        "normalizations": dict(Counter(code for row in [*found.images, *found.audio] for code in row["normalizations"])),
         "codes": dict(Counter(row["code"] for row in found.quarantine).most_common()),
         "quarantine": found.quarantine,
         "ingest_would_stop": verdict,
@@ -50,7 +50,7 @@ def check(
         f"{report.n_in} files: {report.n_ok} taken, {report.n_abstained} silent, {report.n_quarantined} quarantined",
         f"{len(found.images)} different pictures, {len(found.audio)} different sounds",
         *(f"{place}: read as {layout}" for place, layout in report.metrics.get("layouts", {}).items()),
-        *(f"repaired {code}: {count}" for code, count in value["repaired"].items()),
+        *(f"repaired {code}: {count}" for code, count in value["normalizations"].items()),
         *table([row["code"], row["path"], row["reason"]] for row in found.quarantine),
         f"ingest would stop: {verdict}" if verdict else "ingest would accept this folder",
     ]
@@ -63,6 +63,6 @@ def stops(pictures: int, sounds: int, n_in: int, n_quarantined: int, most: float
     if not n_in:
         return "there are no pictures or sounds"
     if n_quarantined > most * n_in:
-        return f"{n_quarantined} of {n_in} files are bad, more than ingest.max_bad_fraction {most}"
+        return f"{n_quarantined} of {n_in} files are bad, more than ingest.max_failed_fraction {most}"
     empty = [name for name, count in (("pictures", pictures), ("sounds", sounds)) if not count]
     return f"there are no usable {' and no usable '.join(empty)}" if empty else ""

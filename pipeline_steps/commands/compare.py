@@ -108,9 +108,9 @@ def evaluate_version(layout: ProjectPaths, info: ModelVersionInfo, uri: str) -> 
         shutil.copy(layout.params, scratch.params)
         scratch.model.parent.mkdir(parents=True)
         shutil.copytree(fetch_model(layout, info, root / "fetched"), scratch.model, copy_function=_link)
-        layout.memo.mkdir(parents=True, exist_ok=True)
-        scratch.memo.parent.mkdir(parents=True)
-        scratch.memo.symlink_to(layout.memo.resolve(), target_is_directory=True)
+        layout.result_cache.mkdir(parents=True, exist_ok=True)
+        scratch.result_cache.parent.mkdir(parents=True)
+        scratch.result_cache.symlink_to(layout.result_cache.resolve(), target_is_directory=True)
         environment = {name: value for name, value in os.environ.items() if name not in {"DVC_STAGE", "DVC_ROOT"}}
         package = str(Path(__file__).resolve().parents[2])
         environment |= {"MLFLOW_TRACKING_URI": uri, "SONIFY_TRACKING": "strict"}

@@ -14,14 +14,14 @@ from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, 
 def export(
     context: typer.Context,
     webdataset: Annotated[Path, typer.Option("--webdataset", metavar="DIR", help="New folder for the WebDataset shards.")],
-    licence: Annotated[list[str] | None, typer.Option(help="Only works under this SPDX id; may be repeated.")] = None,
+    license: Annotated[list[str] | None, typer.Option(help="Only works under this SPDX id; may be repeated.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write the pairs that may be published as WebDataset shards, with index, licences, card and Croissant file."""
+    """Write the pairs that may be published as WebDataset shards, with index, licenses, card and Croissant file."""
     from pipeline_steps.pair.release.export import export_webdataset
 
-    release = export_webdataset(layout_of(context), webdataset, licences=licence or None).as_dict()
+    release = export_webdataset(layout_of(context), webdataset, licenses=license or None).as_dict()
     lines = [f"{sum(release['pairs'].values())} pairs in {len(release['shards'])} shards: {webdataset}"]
     lines += [f"left out, {code}: {count}" for code, count in release["left_out"].items() if count]
-    lines += [f"no licence text for {name}" for name in release["licences_without_text"]]
+    lines += [f"no license text for {name}" for name in release["licenses_without_text"]]
     print_result(release, lines, as_json)

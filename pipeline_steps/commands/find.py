@@ -71,7 +71,7 @@ def rank_audio(layout: ProjectPaths, params: dict[str, Any], events: list[dict[s
     index, vectors, audio_ids = open_pool_index(layout, config.annoy_search_k)
     chosen = parse_section(EmbedConfig, "embed", params)
     encoder = build_encoder(chosen, layout).load()
-    phrases = [event["sound"] for event in events]
+    phrases = [event["phrase"] for event in events]
     queries = embed_texts(encoder, chosen, layout, phrases)[0]
     if queries.shape[1] != vectors.shape[1]:
         raise DataError("embed in params.yaml is not what the embeddings were made with", "dvc repro retrieve")
@@ -85,15 +85,15 @@ def rank_audio(layout: ProjectPaths, params: dict[str, Any], events: list[dict[s
     found = []
     for place in np.argsort(-scores, kind="stable")[:BEST]:
         row = catalog[audio_ids[rows[place]]]
-        because = events[int(np.argmax(weights * similarity[:, place]))]["sound"]
+        because = events[int(np.argmax(weights * similarity[:, place]))]["phrase"]
         found.append(
             {
                 "audio_id": row["audio_id"],
                 "score": round(float(scores[place]), 4),
                 "because": because,
                 "path": row["path"],
-                "seconds": round(row["seconds"], 2),
-                "licence": row["licence"],
+                "duration_s": round(row["duration_s"], 2),
+                "license": row["license"],
             }
         )
     return found
@@ -136,11 +136,12 @@ def find(
         )
     lines = ["events:"] if reason is None else [f"the pipeline would abstain: {reason}", "guesses:"]
     lines += table(
-        [f"  {e['salience'] * e['confidence']:.3f}", e["sound"], "seen" if e["visible"] else "inferred"] for e in events
+        [f"  {e['salience'] * e['confidence']:.3f}", e["phrase"], "seen" if e["visible"] else "inferred"] for e in events
     )
     lines += ["sounds:"]
     lines += table(
-        [f"  {s['score']:.3f}", s["path"], f"{s['seconds']:.1f} s", s["licence"] or "-", f"for: {s['because']}"] for s in sounds
+        [f"  {s['score']:.3f}", s["path"], f"{s['duration_s']:.1f} s", s["license"] or "-", f"for: {s['because']}"]
+        for s in sounds
     )
     lines.append(str(target))
     print_result({"events": events, "sounds": sounds, "wav": str(target), "reason": reason}, lines, as_json)

@@ -202,8 +202,8 @@ def memo_parts(layout: ProjectPaths, item_id: str) -> list[Path]:
     import pyarrow.parquet as pq
 
     found = []
-    for path in sorted(layout.memo.rglob("*.parquet")) if layout.memo.is_dir() else ():
-        stage = path.relative_to(layout.memo).parts[0]
+    for path in sorted(layout.result_cache.rglob("*.parquet")) if layout.result_cache.is_dir() else ():
+        stage = path.relative_to(layout.result_cache).parts[0]
         try:
             keys = pq.ParquetFile(path).read(columns=["key"])["key"].to_pylist()
         except (OSError, ValueError):
@@ -329,7 +329,7 @@ def execute_plan(layout: ProjectPaths, item: TracedItem, plan: DeletionPlan, rea
     for path in plan.tables:
         write_bytes(path, drop_csv_rows(read_text_verbatim(path), column, names)[0].encode("utf-8"))
     for path in plan.memo:
-        rewrite_part(path, path.relative_to(layout.memo).parts[0], item.item_id)
+        rewrite_part(path, path.relative_to(layout.result_cache).parts[0], item.item_id)
     if plan.shard:
         rewrite_shard(layout, plan.shard, item.item_id)
     for path in plan.reports:

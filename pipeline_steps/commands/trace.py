@@ -148,7 +148,7 @@ def item_lines(found: ItemTrace) -> list[str]:
         + (", held out for evaluation" if item.holdout else ""),
         *(f"  {source}" for source in item.sources),
     ]
-    lines += [f"  licence {item.licence or 'unknown'}, author {item.author or 'unknown'}", ""]
+    lines += [f"  license {item.license or 'unknown'}, author {item.author or 'unknown'}", ""]
     lines.append("pairs here:" if found.pairs else "in no pair here")
     lines += table([f"  {use.pair_id}", use.split, "with", " ".join(use.others)] for use in found.pairs)
     lines.append("")

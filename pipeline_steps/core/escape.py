@@ -1,4 +1,4 @@
-"""Untrusted text (phrases, licence strings, authors) inside Markdown and CSV."""
+"""Untrusted text (phrases, license strings, authors) inside Markdown and CSV."""
 
 from __future__ import annotations
 

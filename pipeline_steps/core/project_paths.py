@@ -61,7 +61,7 @@ class ProjectPaths:
         return self.root / "reports"
 
     @property
-    def memo(self) -> Path:
+    def result_cache(self) -> Path:
         return self.root / ".cache/items"
 
     @property

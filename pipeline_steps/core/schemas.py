@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 PUBLIC_DOMAIN = "LicenseRef-Public-Domain"
-"""In a column `licence`: a work that no licence binds. SPDX has no id for it."""
+"""In a column `license`: a work that no license binds. SPDX has no id for it."""
 
 
 def _field(name: str, kind: pa.DataType, nullable: bool = False) -> pa.Field:
@@ -29,8 +29,8 @@ _PROVENANCE = [
     _field("sources", pa.list_(pa.string())),  # every path that holds these bytes
     _field("bytes", pa.int64()),
     _field("format", pa.string()),
-    _field("repaired", pa.list_(pa.string())),  # codes of what normalisation had to mend
-    _field("licence", pa.string(), True),  # SPDX id, null when unknown
+    _field("normalizations", pa.list_(pa.string())),  # codes of what normalisation had to mend
+    _field("license", pa.string(), True),  # SPDX id, null when unknown
     _field("author", pa.string(), True),
     _field("source", pa.string(), True),  # where it comes from: package, URL, recording
     _field("group_id", pa.string()),  # near-duplicate / same-recording group: a split never cuts one
@@ -46,7 +46,7 @@ IMAGES = TableSchema(
             *_PROVENANCE,
             _field("width", pa.int32()),  # px, of the original after orientation
             _field("height", pa.int32()),
-            _field("frames", pa.int32()),
+            _field("num_frames", pa.int32()),
             _field("phash", pa.string()),  # 64-bit perceptual hash, 16 hex digits
         ]
     ),
@@ -62,11 +62,11 @@ AUDIO = TableSchema(
             *_PROVENANCE,
             _field("sample_rate", pa.int32()),  # Hz, of the original
             _field("channels", pa.int16()),
-            _field("seconds", pa.float64()),
+            _field("duration_s", pa.float64()),
             _field("lufs", pa.float32()),  # BS.1770 integrated loudness of the mono mix
             _field("peak_dbfs", pa.float32()),
-            _field("silence_share", pa.float32()),  # share of 20 ms frames below -60 dBFS
-            _field("clipped_share", pa.float32()),  # share of samples at full scale
+            _field("silence_ratio", pa.float32()),  # share of 20 ms frames below -60 dBFS
+            _field("clipping_ratio", pa.float32()),  # share of samples at full scale
         ]
     ),
     ("audio_id",),
@@ -99,8 +99,8 @@ EVENTS = TableSchema(
             _field("image_id", pa.string()),
             _field("rank", pa.int16()),  # 0 is the most prominent event
             _field("text_id", pa.string()),
-            _field("sound", pa.string()),  # short acoustic phrase
-            _field("source", pa.string()),  # what makes it
+            _field("phrase", pa.string()),  # short acoustic phrase
+            _field("sound_source", pa.string()),  # what makes it
             _field("visible", pa.bool_()),
             _field("salience", pa.float32()),  # 0..1, prominence within the scene
             _field("confidence", pa.float32()),  # 0..1, that the source is there and is heard
@@ -125,7 +125,7 @@ ABSTAINED = TableSchema(
 
 TEXT_IDS = TableSchema(
     "text_ids",
-    pa.schema([_field("row", pa.int32()), _field("text_id", pa.string()), _field("sound", pa.string())]),
+    pa.schema([_field("row", pa.int32()), _field("text_id", pa.string()), _field("phrase", pa.string())]),
     ("row",),
 )
 
@@ -143,8 +143,8 @@ NEIGHBOURS = TableSchema(
             _field("rank", pa.int16()),
             _field("audio_id", pa.string()),
             _field("score", pa.float32()),  # inner product in the text-audio space
-            _field("z", pa.float32()),  # (score - mean) / std over random pool sounds for this text
-            _field("damped", pa.float32()),  # score after hub damping; what pairing uses
+            _field("z_score", pa.float32()),  # (score - mean) / std over random pool sounds for this text
+            _field("corrected_score", pa.float32()),  # score after hub damping; what pairing uses
         ]
     ),
     ("text_id", "rank"),
@@ -153,7 +153,7 @@ NEIGHBOURS = TableSchema(
 TRACK = pa.struct(
     [
         pa.field("audio_id", pa.string(), nullable=False),
-        pa.field("sound", pa.string(), nullable=False),
+        pa.field("phrase", pa.string(), nullable=False),
         pa.field("gain_db", pa.float32(), nullable=False),
     ]
 )
@@ -166,10 +166,10 @@ PAIRS = TableSchema(
             _field("image_id", pa.string()),
             _field("tracks", pa.list_(TRACK)),
             _field("score", pa.float32()),  # damped score of the first track
-            _field("z", pa.float32()),
-            _field("licence", pa.string(), True),  # the stricter of both
-            _field("licence_image", pa.string(), True),
-            _field("licence_audio", pa.string(), True),
+            _field("z_score", pa.float32()),
+            _field("license", pa.string(), True),  # the stricter of both
+            _field("image_license", pa.string(), True),
+            _field("audio_license", pa.string(), True),
             _field("image_group", pa.string()),
             _field("audio_group", pa.string()),
             _field("split", pa.string()),  # train | val | test

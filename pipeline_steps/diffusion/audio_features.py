@@ -10,8 +10,8 @@ import torch
 
 from pipeline_steps.audio.loudness import integrated_loudness, peak_dbfs
 from pipeline_steps.audio.resample import resample
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.models.audio.yamnet import SAMPLE_RATE, YamNet
-from pipeline_steps.models.base import FloatArray
 
 FEATURES_VERSION = 1
 """Raised whenever the numbers below change: part of the memo's fingerprint."""

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.diffusion.audio_features import FEATURE_WIDTH, AudioFeatures, extract_audio_features, preprocess_waveform
 from pipeline_steps.models.audio.ast import STORED_RATE, AstEncoder
 from pipeline_steps.models.audio.yamnet import YamNet
-from pipeline_steps.models.base import FloatArray
 
 GRIDS_VERSION = 1
 """Raised whenever a grid changes: part of the memo's fingerprint."""

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline_steps.models.base import Picture
+from pipeline_steps.core.array_types import ByteArray
 
 
-def pad_to_square(picture: Picture, size: int) -> Picture:
+def pad_to_square(picture: ByteArray, size: int) -> ByteArray:
     """The whole picture [H, W, 3], centred on a white square and resampled to uint8 [size, size, 3]. Nothing is cropped."""
     image = Image.fromarray(picture)
     side = max(image.size)
@@ -18,6 +18,6 @@ def pad_to_square(picture: Picture, size: int) -> Picture:
     return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
 
 
-def normalize_to_tensor(pictures: Picture) -> torch.Tensor:
+def normalize_to_tensor(pictures: ByteArray) -> torch.Tensor:
     """float32 [N, 3, H, W] in [-1, 1] of uint8 [N, H, W, 3]."""
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline_steps.models.base import FloatArray
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.models.text_audio.clap import ClapEncoder
 from pipeline_steps.models.text_audio.laion_clap import LaionClapEncoder
 from pipeline_steps.models.text_audio.yamnet_minilm import PROMPTS, YamnetMiniLMEncoder

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline_steps.core.config import StageConfig
-from pipeline_steps.core.executors.base import Engine, RayConfig
+from pipeline_steps.core.executors.base import ExecutorName, RayConfig
 
 
 class ClapEncoderConfig(StageConfig):
@@ -47,9 +47,9 @@ class EmbedConfig(StageConfig):
     phrase_weight: float = Field(0.5, ge=0, le=1, description="weight of a tag's hand-written phrases against its name")
     loudness_power: float = Field(0.5, ge=0, le=2, description="windows are averaged with weights RMS ** power")
     batch_size: int = Field(64, ge=1, le=4096, description="texts or sounds per memo part and per call of an actor")
-    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="the stage fails above this share of quarantined items")
-    memo: str = Field("", max_length=1000, description="folder or fsspec URL of the memo; empty: .cache/items")
-    engine: Engine = Field("local", description="`local`: this process; `ray`: actors of a Ray cluster")
+    max_failed_fraction: float = Field(0.05, ge=0, le=1, description="the stage fails above this share of quarantined items")
+    cache_dir: str = Field("", max_length=1000, description="folder or fsspec URL of the memo; empty: .cache/items")
+    executor: ExecutorName = Field("local", description="`local`: this process; `ray`: actors of a Ray cluster")
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")

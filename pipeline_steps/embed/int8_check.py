@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline_steps.models.base import FloatArray
+from pipeline_steps.core.array_types import FloatArray
 
 SAMPLE = 256
 """Sounds of a pool that are embedded both ways, at most."""

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.atomic import write_bytes, write_json
 from pipeline_steps.core.errors import DataError, StageError
-from pipeline_steps.core.executors.base import Engine, Failure, Result
+from pipeline_steps.core.executors.base import ExecutorName, Failure, Result
 from pipeline_steps.core.executors.run import run_items
 from pipeline_steps.core.hashing import fingerprint, sha256_bytes, text_id
 from pipeline_steps.core.media_shards import MediaShardReader
@@ -26,7 +27,6 @@ from pipeline_steps.embed.backends import ClapBackend, EmbeddingBackend, YamnetM
 from pipeline_steps.embed.config import EmbedConfig
 from pipeline_steps.embed.int8_check import FEWEST, calibration_sample, neighbour_agreement
 from pipeline_steps.embed.vector_checks import assert_unit, validate_vectors
-from pipeline_steps.models.base import FloatArray
 from pipeline_steps.models.text_audio.clap import ClapEncoder
 from pipeline_steps.models.text_audio.laion_clap import LaionClapEncoder
 from pipeline_steps.models.text_audio.yamnet_minilm import TAGS, YamnetMiniLMEncoder
@@ -58,7 +58,7 @@ def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
     """Embed the event texts and every sound of the catalog.
 
     Raises:
-        DataError: no sound or no text, or more than `max_bad_fraction` of them gave no usable vector.
+        DataError: no sound or no text, or more than `max_failed_fraction` of them gave no usable vector.
     """
     report = StageReport("embed")
     sounds = read_table(layout.catalog / "audio.parquet", AUDIO).to_pylist()
@@ -71,17 +71,17 @@ def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
     config, int8, judged = check_int8_quality(config, layout, audio_ids)
     hearing = AudioEmbeddingProcessor(config, layout)
     space, encoder = hearing.space, hearing.space.encoder
-    if config.engine == "local" or isinstance(
+    if config.executor == "local" or isinstance(
         encoder, YamnetMiniLMEncoder
     ):  # the bridge is small, and its tags are embedded here
         space.load()
-    phrases = {row["text_id"]: row["sound"] for row in events}
+    phrases = {row["text_id"]: row["phrase"] for row in events}
     text_ids = sorted(phrases)
     text_vectors, text_computed, tags_reused = embed_texts(
-        encoder, config, layout, [phrases[key] for key in text_ids], config.engine
+        encoder, config, layout, [phrases[key] for key in text_ids], config.executor
     )
 
-    rows, failed, computed = _load_or_compute(hearing, audio_ids, config, config.engine)
+    rows, failed, computed = _load_or_compute(hearing, audio_ids, config, config.executor)
     computed += judged
     usable = [audio_id for audio_id in audio_ids if audio_id not in failed]
     stacked = np.stack([rows[key] for key in usable]) if usable else np.zeros((0, encoder.dimension), np.float32)
@@ -102,12 +102,12 @@ def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
     report.n_quarantined = len(quarantined)
     report.computed = text_computed + computed
     report.reused = report.n_in - report.computed - len(failed)
-    if len(quarantined) > config.max_bad_fraction * report.n_in or not audio_keys or not text_keys:
+    if len(quarantined) > config.max_failed_fraction * report.n_in or not audio_keys or not text_keys:
         first = quarantined[0]
         raise DataError(
             f"{len(quarantined)} of {report.n_in} texts and sounds have no usable vector "
             f"(first: {first['path']}: {first['code']})",
-            "mend the items or raise embed.max_bad_fraction",
+            "mend the items or raise embed.max_failed_fraction",
         )
     assert_unit(text_vectors, "text vectors")
     assert_unit(audio_vectors, "audio vectors")
@@ -142,10 +142,10 @@ def check_int8_quality(
     if len(ids) < FEWEST:
         log.warning("int8 is not used, float32 is: %d sounds are too few to judge by (%d are needed)", len(ids), FEWEST)
         return exact, {**refused, "sounds": len(ids)}, 0
-    if config.engine == "ray":  # made here, once: actors that found none would each make their own
+    if config.executor == "ray":  # made here, once: actors that found none would each make their own
         _int8_network(build_encoder(config, layout), config, layout)
-    quick_rows, _, quick_computed = _load_or_compute(AudioEmbeddingProcessor(config, layout), ids, config, config.engine)
-    exact_rows, _, exact_computed = _load_or_compute(AudioEmbeddingProcessor(exact, layout), ids, exact, config.engine)
+    quick_rows, _, quick_computed = _load_or_compute(AudioEmbeddingProcessor(config, layout), ids, config, config.executor)
+    exact_rows, _, exact_computed = _load_or_compute(AudioEmbeddingProcessor(exact, layout), ids, exact, config.executor)
     both = [key for key in ids if key in quick_rows and key in exact_rows]
     if len(both) < FEWEST:
         log.warning("int8 is not used, float32 is: only %d of %d sampled sounds can be heard", len(both), len(ids))
@@ -164,7 +164,7 @@ def embed_texts(
     config: EmbedConfig,
     layout: ProjectPaths,
     texts: Sequence[str],
-    engine: Engine = "local",
+    engine: ExecutorName = "local",
 ) -> tuple[FloatArray, int, bool]:
     """Unit rows [N, D] of texts through the memo; a person's single question costs what is new in it and no more.
 
@@ -223,7 +223,7 @@ def _model_names(encoder: YamnetMiniLMEncoder | ClapEncoder | LaionClapEncoder) 
 
 
 def _url(config: EmbedConfig, layout: ProjectPaths) -> str:
-    return config.memo or str(layout.memo)
+    return config.cache_dir or str(layout.result_cache)
 
 
 class AudioEmbeddingProcessor:
@@ -232,10 +232,10 @@ class AudioEmbeddingProcessor:
     def __init__(self, config: EmbedConfig, layout: ProjectPaths) -> None:
         self._settings = (config, layout)
         self.space = build_space(build_encoder(config, layout))
-        self.memo = ResultCache(_url(config, layout), "embed-audio", fingerprint(self.describe()), VECTOR)
+        self.cache = ResultCache(_url(config, layout), "embed-audio", fingerprint(self.describe()), VECTOR)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore_processor, (AudioEmbeddingProcessor, self._settings, self.memo)
+        return _restore_processor, (AudioEmbeddingProcessor, self._settings, self.cache)
 
     def describe(self) -> Any:
         return self.space.describe_sounds()
@@ -271,10 +271,10 @@ class TextEmbeddingProcessor:
         self._settings = (config, layout)
         self.phrases = phrases
         self.space = space or build_space(build_encoder(config, layout))
-        self.memo = ResultCache(_url(config, layout), "embed-text", fingerprint(self.describe()), VECTOR)
+        self.cache = ResultCache(_url(config, layout), "embed-text", fingerprint(self.describe()), VECTOR)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore_processor, (TextEmbeddingProcessor, (*self._settings, self.phrases), self.memo)
+        return _restore_processor, (TextEmbeddingProcessor, (*self._settings, self.phrases), self.cache)
 
     def describe(self) -> Any:
         return self.space.describe_texts()
@@ -293,7 +293,7 @@ def _restore_processor(
 ) -> AudioEmbeddingProcessor | TextEmbeddingProcessor:
     """The work as it arrives in an actor: with the memo of the process that sent it, whatever this one would describe."""
     work = kind(*arguments)
-    work.memo = memo
+    work.cache = memo
     return work
 
 
@@ -305,13 +305,13 @@ def _row(vector: FloatArray, network: str) -> Result:
 
 
 def _load_or_compute(
-    work: AudioEmbeddingProcessor | TextEmbeddingProcessor, ids: Sequence[str], config: EmbedConfig, engine: Engine
+    work: AudioEmbeddingProcessor | TextEmbeddingProcessor, ids: Sequence[str], config: EmbedConfig, engine: ExecutorName
 ) -> tuple[dict[str, FloatArray], dict[str, Failure], int]:
     """Memo rows by id, failures by id, and how many were computed now."""
-    known = {key: np.asarray(vector, np.float32) for key, vector in work.memo.vectors(ids).items()}
+    known = {key: np.asarray(vector, np.float32) for key, vector in work.cache.vectors(ids).items()}
     done = run_items(work, [key for key in ids if key not in known], config.batch_size, engine, config.ray)
     known.update({key: np.asarray(row["vector"], np.float32) for key, row in done.rows.items()})
-    elsewhere = work.memo.vectors(done.remembered)
+    elsewhere = work.cache.vectors(done.remembered)
     known.update({key: np.asarray(vector, np.float32) for key, vector in elsewhere.items()})
     return known, done.failed, len(done.rows) + len(elsewhere)
 
@@ -336,7 +336,7 @@ def _write(
     payloads = {"text.npy": _npy(text_vectors), "audio.npy": _npy(audio_vectors)}
     for name, payload in payloads.items():
         write_bytes(folder / name, payload)
-    rows = [{"row": row, "text_id": key, "sound": phrases[key]} for row, key in enumerate(text_keys)]
+    rows = [{"row": row, "text_id": key, "phrase": phrases[key]} for row, key in enumerate(text_keys)]
     write_table(folder / "text_ids.parquet", TEXT_IDS, rows)
     write_table(folder / "audio_ids.parquet", AUDIO_IDS, [{"row": row, "audio_id": key} for row, key in enumerate(audio_keys)])
     write_table(folder / "quarantine.parquet", QUARANTINE, quarantined)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.errors import DataError
-from pipeline_steps.models.base import FloatArray
 
 NONFINITE = "EMB_NONFINITE"
 ZERO = "EMB_ZERO"

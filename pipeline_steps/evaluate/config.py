@@ -76,7 +76,7 @@ class EvaluateConfig(StageConfig):
     table_rows: int = Field(300, ge=1, le=100_000, description="rows shown of a table of abstentions or quarantines")
     batch_size: int = Field(32, ge=1, le=4096, description="items per memo part")
     threads: int = Field(0, ge=0, le=256, description="CPU threads of the networks; 0: one per core")
-    memo: str = Field("", max_length=1000, description="folder or fsspec URL of the memo; empty: .cache/items")
+    cache_dir: str = Field("", max_length=1000, description="folder or fsspec URL of the memo; empty: .cache/items")
     seed: int = Field(0, ge=0, lt=2**31)
 
     @model_validator(mode="after")

@@ -102,8 +102,8 @@ def item_texts(
     A pair of the pool has the phrases by which pairing chose its sounds; a gold pair, which was never paired, its picture's
     most prominent event. A picture that suggests no sound has no words.
     """
-    phrases = {str(pair["pair_id"]): " and ".join(str(track["sound"]) for track in pair["tracks"]) for pair in pairs}
-    first = {str(event["image_id"]): str(event["sound"]) for event in events if event["rank"] == 0}
+    phrases = {str(pair["pair_id"]): " and ".join(str(track["phrase"]) for track in pair["tracks"]) for pair in pairs}
+    first = {str(event["image_id"]): str(event["phrase"]) for event in events if event["rank"] == 0}
     items = {item.name: item for key in agenda.sets for item in agenda.sets[key]}
     words = {name: phrases.get(name) or first.get(item.image_id) for name, item in items.items()}
     return {name: text for name, text in words.items() if text}

@@ -6,18 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from pipeline_steps.audio.mixing import mix_tracks
+from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
 from pipeline_steps.diffusion.pipelines.base import Audio2ImagePipeline
 from pipeline_steps.evaluate.evaluation_plan import Track
 from pipeline_steps.evaluate.judges.clip import ClipImageEncoder
 from pipeline_steps.models.audio.yamnet import SAMPLE_RATE
-
-FloatArray = npt.NDArray[np.float32]
-ByteArray = npt.NDArray[np.uint8]
 
 
 class ImageGenerator(Protocol):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline_steps.core.array_types import ByteArray, DoubleArray
 from pipeline_steps.core.media_shards import MediaShardReader
 from pipeline_steps.diffusion.image_processor import pad_to_square
 from pipeline_steps.evaluate.config import EvaluateConfig
@@ -28,8 +29,6 @@ from pipeline_steps.evaluate.metrics.set_metrics import (
 
 log = logging.getLogger(__name__)
 
-FloatArray = npt.NDArray[np.float64]
-ByteArray = npt.NDArray[np.uint8]
 Row = dict[str, Any]
 
 SENSITIVITY_SAMPLES = 2
@@ -63,7 +62,7 @@ class EvaluationResult:
     evaluation: Row
     outcomes: Mapping[str, SetMetrics]
     items: list[Row]
-    draws: Mapping[str, FloatArray]
+    draws: Mapping[str, DoubleArray]
     drawn: ByteArray
     unconditional: ByteArray
     computed: int
@@ -164,7 +163,7 @@ def _judge(
     agenda: EvaluationPlan,
     known: EvaluationContext,
     features: SetFeatures,
-    embedded: Mapping[str, FloatArray],
+    embedded: Mapping[str, DoubleArray],
     settings: MetricSettings,
 ) -> tuple[dict[str, SetMetrics], Row, whitened_space.WhitenedFeatureSpace]:
     """Calibrate one picture judge on real pictures, fit its audio-image map, and judge every set of two or more pairs."""

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from pipeline_steps import tracking
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.atomic import write_bytes
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.hashing import fingerprint, sha256_bytes
@@ -69,7 +69,6 @@ from pipeline_steps.tracking.client.tracker import NoOpTracker
 __all__ = ["EvaluateConfig", "evaluate", "run"]
 
 Row = dict[str, Any]
-FloatArray = npt.NDArray[np.float32]
 TRACKED_SOUNDS = 8
 COMPARED_SOUNDS = 16
 """Items of each set whose drawings are kept with the run, for a look at two models side by side."""
@@ -132,7 +131,7 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, source: ImageGenerato
     media = MediaShardReader(layout.media)
 
     def open_memo(stage: str, description: Any) -> ResultCache:
-        return ResultCache(config.memo or str(layout.memo), stage, fingerprint(description), VECTOR)
+        return ResultCache(config.cache_dir or str(layout.result_cache), stage, fingerprint(description), VECTOR)
 
     trained = [pair for pair in tables.pairs if pair["split"] == "train"]
     reference = select_calibration_images(tables.images, tables.pairs, agenda, truth.labels, config.reference_pictures)
@@ -276,7 +275,7 @@ def _retrieval(
     for event in inputs.tables.events:
         events.setdefault(event["image_id"], []).append(event)
     labels = sorted({pair.label for pair in inputs.truth.pairs if pair.label is not None})
-    probe = text_rows[0]["sound"] if text_rows else None
+    probe = text_rows[0]["phrase"] if text_rows else None
     vectors = label_vectors(layout, open_memo, meta, labels, probe, texts[0]) if labels and probe is not None else None
     found = gold_retrieval(
         inputs.truth.pairs,

@@ -28,7 +28,7 @@ class CandidateFile:
     bytes: int
     kind: str
     format: str
-    licence: str | None = None
+    license: str | None = None
     author: str | None = None
     source: str | None = None
     group: str | None = None
@@ -103,9 +103,9 @@ def _joined(values: Iterable[str | None], separator: str) -> str | None:
     return separator.join(known) or None
 
 
-def _combine_licenses(licences: Iterable[str | None]) -> str | None:
-    """SPDX expression under which every one of these licences binds; AND is stronger than OR, so a choice gets brackets."""
-    known = {licence for licence in licences if licence}
+def _combine_licenses(licenses: Iterable[str | None]) -> str | None:
+    """SPDX expression under which every one of these licenses binds; AND is stronger than OR, so a choice gets brackets."""
+    known = {license for license in licenses if license}
     return _joined((f"({one})" if len(known) > 1 and re.search(r"\bOR\b", one) else one for one in known), " AND ")
 
 
@@ -114,7 +114,7 @@ def catalog_rows(
 ) -> list[dict[str, Any]]:
     """Rows of `images` or `audio` for the accepted items of a kind.
 
-    One row per content: every path that holds it is kept in `sources`; licences that differ are joined by AND (all of them
+    One row per content: every path that holds it is kept in `sources`; licenses that differ are joined by AND (all of them
     bind; one that offers a choice stands in brackets), authors and sources by "; ". Content that is held out anywhere is held
     out everywhere.
 
@@ -134,7 +134,7 @@ def catalog_rows(
     for item, group in zip(ids, groups, strict=True):
         files = items[item]
         measured = {name: value for name, value in results[item].items() if name not in {"code", "reason", "payload"}}
-        repaired = set(measured.pop("repaired"))
+        repaired = set(measured.pop("normalizations"))
         if any(wrong_extension(file.name, measured["format"]) for file in files):
             repaired.add("WRONG_EXTENSION")
         rows.append(
@@ -144,8 +144,8 @@ def catalog_rows(
                 "path": files[0].shown,
                 "sources": [file.shown for file in files],
                 "bytes": files[0].bytes,
-                "repaired": sorted(repaired),
-                "licence": _combine_licenses(file.licence for file in files),
+                "normalizations": sorted(repaired),
+                "license": _combine_licenses(file.license for file in files),
                 "author": _joined((file.author for file in files), "; "),
                 "source": _joined((file.source for file in files), "; "),
                 "group_id": group,
@@ -189,7 +189,7 @@ def check_pools(
         raise DataError(
             f"{len(dropped)} of {n_in} files are bad ({len(dropped) / n_in:.1%}, limit {most:.1%}; "
             f"top: {most_common_codes(dropped)})",
-            f"{look}; mend or remove them, or raise ingest.max_bad_fraction",
+            f"{look}; mend or remove them, or raise ingest.max_failed_fraction",
             details={"examples": examples},
         )
 

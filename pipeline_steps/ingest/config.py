@@ -19,7 +19,7 @@ class MetadataColumnsConfig(StageConfig):
     """Names of columns in the metadata table. A list is joined: `[package, source]`. No other column is read."""
 
     file: str = Field(default="file", min_length=1, description="path of the file, relative to `root`")
-    licence: str | None = Field(default="licence", description="SPDX id")
+    license: str | None = Field(default="licence", description="SPDX id")
     author: str | None = Field(default="author", description="whom to name")
     source: str | list[str] | None = Field(default=["package", "source"], description="where it comes from; list joined by /")
     group: str | list[str] | None = Field(default=["package", "source"], description="rows that share it are never split")
@@ -73,5 +73,5 @@ class IngestConfig(StageConfig):
     picture: ImageConfig = ImageConfig()
     sound: AudioConfig = AudioConfig()
     limits: DecoderLimitsConfig = DecoderLimitsConfig()
-    max_bad_fraction: float = Field(default=0.05, ge=0, le=1, description="quarantined share above which the stage fails")
+    max_failed_fraction: float = Field(default=0.05, ge=0, le=1, description="quarantined share above which the stage fails")
     shard_prefix: int = Field(default=1, ge=1, le=4, description="hex digits per shard name: 16^n shards a kind")

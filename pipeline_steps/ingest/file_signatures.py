@@ -161,7 +161,7 @@ def has_media_name(name: str) -> bool:
 
 
 def is_candidate(name: str, head: bytes) -> bool:
-    """Whether a file found while walking a tree is a candidate; notes, tables and licences beside the media are not.
+    """Whether a file found while walking a tree is a candidate; notes, tables and licenses beside the media are not.
 
     An MPEG frame header is eleven bits and turns up in other files, so it counts in nameless files alone.
     """

@@ -1,4 +1,4 @@
-"""Licences as foreign data sets write them (addresses, short names) -> SPDX ids, where there is one. Pure."""
+"""Licenses as foreign data sets write them (addresses, short names) -> SPDX ids, where there is one. Pure."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ LONGEST = 200
 
 
 def spdx(text: object) -> str | None:
-    """SPDX id of a licence's address or name; a text that is not known comes back as it is, nothing as None.
+    """SPDX id of a license's address or name; a text that is not known comes back as it is, nothing as None.
 
-    An unknown licence is not a free one: whoever publishes must judge the text.
+    An unknown license is not a free one: whoever publishes must judge the text.
     """
     if not isinstance(text, str) or not text.strip():
         return None

@@ -67,11 +67,11 @@ _COMMON = [
     pa.field("reason", pa.string()),
     pa.field("payload", pa.binary()),
     pa.field("format", pa.string()),
-    pa.field("repaired", pa.list_(pa.string())),
+    pa.field("normalizations", pa.list_(pa.string())),
 ]
 _MEASURED = {
-    "image": ("width", "height", "frames", "phash"),
-    "audio": ("sample_rate", "channels", "seconds", "lufs", "peak_dbfs", "silence_share", "clipped_share"),
+    "image": ("width", "height", "num_frames", "phash"),
+    "audio": ("sample_rate", "channels", "duration_s", "lufs", "peak_dbfs", "silence_ratio", "clipping_ratio"),
 }
 MEMO_SCHEMA = {
     kind: pa.schema([*_COMMON, *(CONTRACT[kind].schema.field(name).with_nullable(True) for name in names)])
@@ -94,13 +94,13 @@ def run(config: IngestConfig, layout: ProjectPaths) -> StageReport:
 
     Raises:
         ConfigError: the root or the metadata table is not there.
-        DataError: an unusable table, an empty pool, or more bad files than `max_bad_fraction`; nothing is written then.
+        DataError: an unusable table, an empty pool, or more bad files than `max_failed_fraction`; nothing is written then.
         ResourceError: decoding processes cannot be started.
     """
     report = StageReport(STAGE)
-    memos = _ShardCaches(config, str(layout.memo))
+    memos = _ShardCaches(config, str(layout.result_cache))
     outcome = _decode_all(config, layout.root / config.root, report, memos)
-    check_pools(outcome.rows, report.n_in, outcome.refused, config.max_bad_fraction)
+    check_pools(outcome.rows, report.n_in, outcome.refused, config.max_failed_fraction)
     _write(config, layout, outcome, memos)
     return report
 
@@ -250,9 +250,9 @@ def _metrics(rows: Mapping[str, list[dict[str, Any]]], refused: list[RejectedFil
         }
     metrics["duplicate_files"] = sum(len(row["sources"]) - 1 for row in both)
     metrics["codes"] = dict(sorted(Counter(item.code for item in refused).items()))
-    metrics["repaired"] = dict(sorted(Counter(code for row in both for code in row["repaired"]).items()))
+    metrics["normalizations"] = dict(sorted(Counter(code for row in both for code in row["normalizations"]).items()))
     metrics["passed_over"] = dict(sorted(found.passed_over.items()))
-    metrics["audio_hours"] = round(sum(row["seconds"] for row in rows["audio"]) / 3600, 4)
+    metrics["audio_hours"] = round(sum(row["duration_s"] for row in rows["audio"]) / 3600, 4)
     return metrics
 
 

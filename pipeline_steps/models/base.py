@@ -6,12 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-import numpy.typing as npt
-
-FloatArray = npt.NDArray[np.float32]
-Picture = npt.NDArray[np.uint8]
-"""A picture: RGB uint8 [H, W, 3]."""
+from pipeline_steps.core.array_types import ByteArray, FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +45,7 @@ class PretrainedModel(Protocol):
 class SoundCaptioner(PretrainedModel, Protocol):
     """Pictures -> the sounds they suggest. The empty list is a valid answer: the picture makes no sound."""
 
-    def caption(self, images: Sequence[Picture]) -> list[list[SoundEvent]]:
+    def caption(self, images: Sequence[ByteArray]) -> list[list[SoundEvent]]:
         """Events of each picture, most prominent first."""
         ...
 
@@ -101,7 +96,7 @@ class ImageAutoencoder(PretrainedModel, Protocol):
 class ImageFeatureExtractor(PretrainedModel, Protocol):
     """Pictures -> feature rows for distances and similarities."""
 
-    def features(self, images: Sequence[Picture]) -> FloatArray:
+    def features(self, images: Sequence[ByteArray]) -> FloatArray:
         """Rows [N, D], not normalised."""
         ...
 

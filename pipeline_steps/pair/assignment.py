@@ -15,13 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-
+from pipeline_steps.core.array_types import DoubleArray, IntArray
 
 PLACES = 50_000_000
 """Groups x capacity up to which the auction keeps a table of who holds each place, so that a round looks at nobody else."""
@@ -31,9 +28,9 @@ PLACES = 50_000_000
 class Edges:
     """Candidate edges: `picture[e]` may take `group[e]` at `value[e]` > 0. At most one edge per (picture, group)."""
 
-    picture: Ints
-    group: Ints
-    value: Floats
+    picture: IntArray
+    group: IntArray
+    value: DoubleArray
     n_pictures: int
     n_groups: int
 
@@ -42,7 +39,7 @@ class Edges:
 class Assignment:
     """`edge[p]` is the index of the chosen edge of picture p, or -1; `gap` bounds how far the total is from the optimum."""
 
-    edge: Ints
+    edge: IntArray
     total: float
     gap: float
     solver: str
@@ -118,7 +115,9 @@ def solve_auction(edges: Edges, capacity: int, epsilon: float) -> Assignment:
     return Assignment(chosen, total, epsilon * edges.n_pictures, "auction")
 
 
-def _two_best(active: Ints, starts: Ints, group: Ints, value: Floats, price: Floats) -> tuple[Ints, Floats, Floats]:
+def _two_best(
+    active: IntArray, starts: IntArray, group: IntArray, value: DoubleArray, price: DoubleArray
+) -> tuple[IntArray, DoubleArray, DoubleArray]:
     """For each active picture: its most profitable edge, that profit, and the second best profit (-inf if none)."""
     lengths = starts[active + 1] - starts[active]
     bounds = np.concatenate([[0], np.cumsum(lengths)])
@@ -135,15 +134,15 @@ def _two_best(active: Ints, starts: Ints, group: Ints, value: Floats, price: Flo
 
 
 def _evict(
-    touched: Ints,
-    holders: Ints,
-    group: Ints,
-    holding: Ints,
-    paid: Floats,
-    price: Floats,
-    places: Ints | None,
+    touched: IntArray,
+    holders: IntArray,
+    group: IntArray,
+    holding: IntArray,
+    paid: DoubleArray,
+    price: DoubleArray,
+    places: IntArray | None,
     capacity: int,
-) -> Ints:
+) -> IntArray:
     """Keep the `capacity` highest bids of each touched group, set its price to the lowest kept bid if it is full.
 
     Args:

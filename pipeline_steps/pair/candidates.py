@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline_steps.core.array_types import DoubleArray, IntArray
 from pipeline_steps.core.seeding import seeded_rng
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 FLOOR = 1e-3
 """Smallest value of a candidate: above 0, which is what abstaining is worth."""
@@ -26,31 +24,31 @@ CHUNK = 20_000
 class NeighbourArrays:
     """Rows of the neighbour table as arrays, ordered by text then rank: rows of text t are `starts[t]:starts[t + 1]`."""
 
-    starts: Ints
-    sound: Ints
-    score: Floats
-    z: Floats
-    damped: Floats
+    starts: IntArray
+    sound: IntArray
+    score: DoubleArray
+    z: DoubleArray
+    damped: DoubleArray
 
 
 @dataclass(frozen=True, slots=True)
 class EventArrays:
     """Rows of the event table as arrays, ordered by picture then rank; `weight` in (0, 1]."""
 
-    picture: Ints
-    text: Ints
-    weight: Floats
+    picture: IntArray
+    text: IntArray
+    weight: DoubleArray
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
     """Edges picture -> sound, ordered by picture and falling value; `event` and `row` say which event and neighbour won."""
 
-    picture: Ints
-    sound: Ints
-    value: Floats
-    event: Ints
-    row: Ints
+    picture: IntArray
+    sound: IntArray
+    value: DoubleArray
+    event: IntArray
+    row: IntArray
 
     def __len__(self) -> int:
         return len(self.value)
@@ -85,7 +83,7 @@ def null_threshold(
     return float(np.quantile(z, quantile))
 
 
-def event_weight(salience: Floats, confidence: Floats, emphasis: float) -> Floats:
+def event_weight(salience: DoubleArray, confidence: DoubleArray, emphasis: float) -> DoubleArray:
     """(salience x confidence)^emphasis, in (0, 1].
 
     Not relative to the picture's best event: where a sound is scarce, the picture that is surer of its event gets it.
@@ -93,7 +91,7 @@ def event_weight(salience: Floats, confidence: Floats, emphasis: float) -> Float
     return np.asarray(np.clip(salience * confidence, 1e-6, 1.0) ** emphasis)
 
 
-def normalize_scores(neighbours: NeighbourArrays, admissible: npt.NDArray[np.bool_]) -> Floats:
+def normalize_scores(neighbours: NeighbourArrays, admissible: npt.NDArray[np.bool_]) -> DoubleArray:
     """Damped scores in units of their standard deviation above the lowest admissible one; at least `FLOOR`."""
     result = np.full(len(neighbours.damped), FLOOR)
     damped = neighbours.damped[admissible]
@@ -103,7 +101,12 @@ def normalize_scores(neighbours: NeighbourArrays, admissible: npt.NDArray[np.boo
 
 
 def build_candidates(
-    events: EventArrays, neighbours: NeighbourArrays, value: Floats, admissible: npt.NDArray[np.bool_], combine: str, keep: int
+    events: EventArrays,
+    neighbours: NeighbourArrays,
+    value: DoubleArray,
+    admissible: npt.NDArray[np.bool_],
+    combine: str,
+    keep: int,
 ) -> Candidates:
     """Value of every (picture, sound): over the picture's events, the largest weight x value ("max") or
     sum(weight x value) / sum(weight) ("mean", where an event that does not list the sound counts 0); best `keep` a picture.
@@ -129,7 +132,7 @@ def _join_chunk(
     at: int,
     end: int,
     neighbours: NeighbourArrays,
-    value: Floats,
+    value: DoubleArray,
     admissible: npt.NDArray[np.bool_],
     combine: str,
     keep: int,
@@ -154,7 +157,7 @@ def _join_chunk(
     return found.where(rank_within(found.picture) < keep)
 
 
-def _largest(event: Ints, picture: Ints, sound: Ints, contribution: Floats) -> tuple[Ints, Floats]:
+def _largest(event: IntArray, picture: IntArray, sound: IntArray, contribution: DoubleArray) -> tuple[IntArray, DoubleArray]:
     """For each (picture, sound), in that order: the row with the largest contribution (the earliest event in a tie), and it."""
     if not len(event):
         return event, contribution
@@ -175,8 +178,8 @@ def _largest(event: Ints, picture: Ints, sound: Ints, contribution: Floats) -> t
 
 
 def _mean(
-    order: Ints, events: EventArrays, at: int, end: int, picture: Ints, sound: Ints, contribution: Floats
-) -> tuple[Ints, Floats]:
+    order: IntArray, events: EventArrays, at: int, end: int, picture: IntArray, sound: IntArray, contribution: DoubleArray
+) -> tuple[IntArray, DoubleArray]:
     """The same with sum(weight x value) / sum(weight) as value, over all events of the picture."""
     if not len(order):
         return order, contribution
@@ -187,7 +190,7 @@ def _mean(
     return order[begins], np.add.reduceat(contribution[order], begins) / total[picture[begins]]
 
 
-def rank_within(key: Ints) -> Ints:
+def rank_within(key: IntArray) -> IntArray:
     """Position of each row in its run of equal keys: [7, 7, 9] -> [0, 1, 0]."""
     if not len(key):
         return np.zeros(0, dtype=np.int64)

@@ -36,7 +36,7 @@ class PairConfig(StageConfig):
     split_margin: float = Field(0.6, ge=0, le=1, description="share of its best value a picture must find in its split")
     target_lufs: float | None = Field(None, ge=-60, le=-5, description="loudness of a track after gain; null keeps it as it is")
     max_gain_db: float = Field(12.0, ge=0, le=40, description="bound of that gain, both ways")
-    licences: Literal["any", "publishable", "no-copyleft"] = Field("any", description="which sources may enter pairs")
+    licenses: Literal["any", "publishable", "no-copyleft"] = Field("any", description="which sources may enter pairs")
     seed: int = Field(0, ge=0, lt=2**31)
 
     @model_validator(mode="after")

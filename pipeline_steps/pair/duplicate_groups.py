@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pipeline_steps.core.array_types import IntArray
 from pipeline_steps.core.l2_normalize import l2_normalize
 from pipeline_steps.core.near_duplicates import UnionFind
 from pipeline_steps.core.seeding import seeded_rng
 
-Ints = npt.NDArray[np.int64]
 Links = list[tuple[int, int]]
 
 BLOCK = 1024
@@ -43,7 +43,7 @@ def _by_hyperplanes(rows: npt.NDArray[np.float32], cosine: float) -> Links:
     # A pair at the asked angle differs in this share of the sketch's planes; half as much again for the angle after centring.
     share = 1.5 * float(np.arccos(cosine)) / np.pi
     bits = int(np.ceil(64 * share + 6 * np.sqrt(64 * share * (1 - share)))) + 1
-    keys: list[Ints] = [np.zeros(0, dtype=np.int64)]
+    keys: list[IntArray] = [np.zeros(0, dtype=np.int64)]
     for code in codes:
         first, second = _bucket_pairs(code, sketch, bits)
         keys.append(np.minimum(first, second) * len(rows) + np.maximum(first, second))
@@ -79,14 +79,14 @@ def _hash(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int32], npt.NDA
     return codes, sketch
 
 
-def _bucket_pairs(code: npt.NDArray[np.int32], sketch: npt.NDArray[np.uint64], bits: int) -> tuple[Ints, Ints]:
+def _bucket_pairs(code: npt.NDArray[np.int32], sketch: npt.NDArray[np.uint64], bits: int) -> tuple[IntArray, IntArray]:
     """Rows that share a bucket and whose sketches differ in at most `bits` bits, as two arrays."""
     order = np.argsort(code, kind="stable")
     ordered, near = code[order], sketch[order]
     ends = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])
     after = np.repeat(ends, np.diff(np.r_[-1, ends])) - np.arange(len(order))  # how many of the bucket come later
-    left: list[Ints] = [np.zeros(0, dtype=np.int64)]
-    right: list[Ints] = [np.zeros(0, dtype=np.int64)]
+    left: list[IntArray] = [np.zeros(0, dtype=np.int64)]
+    right: list[IntArray] = [np.zeros(0, dtype=np.int64)]
     active, shift = np.flatnonzero(after >= 1), 1
     while len(active):
         close = active[np.bitwise_count(near[active] ^ near[active + shift]) <= bits]
@@ -97,7 +97,7 @@ def _bucket_pairs(code: npt.NDArray[np.int32], sketch: npt.NDArray[np.uint64], b
     return np.concatenate(left), np.concatenate(right)
 
 
-def _within(unit: npt.NDArray[np.float32], members: Ints, cosine: float) -> Links:
+def _within(unit: npt.NDArray[np.float32], members: IntArray, cosine: float) -> Links:
     found: Links = []
     chosen = unit[members]
     for start in range(0, len(chosen), BLOCK):

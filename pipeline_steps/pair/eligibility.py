@@ -41,16 +41,16 @@ class EligibleImages:
     refused: dict[str, tuple[str, str]]
 
 
-def license_allowed(licence: str | None, rule: str) -> bool:
-    """Does the `licences` rule of the configuration let this licence into pairs?"""
+def license_allowed(license: str | None, rule: str) -> bool:
+    """Does the `licenses` rule of the configuration let this license into pairs?"""
     if rule == "any":
         return True
-    found = terms(licence)
+    found = terms(license)
     return found.publishable and not (rule == "no-copyleft" and found.obligations & {"share-alike", "source"})
 
 
 def eligible_audio(catalog: Sequence[Row], vectors: Vectors, cosine: float, rule: str) -> EligibleAudio:
-    """Join duplicate groups by embedding, then leave out what is held out, shares a group with it, or has no licence for it."""
+    """Join duplicate groups by embedding, then leave out what is held out, shares a group with it, or has no license for it."""
     rows = sorted(catalog, key=lambda row: str(row["audio_id"]))
     known = [index for index, row in enumerate(rows) if row["audio_id"] in vectors]
     links: list[tuple[int, int]] = []
@@ -66,14 +66,14 @@ def eligible_audio(catalog: Sequence[Row], vectors: Vectors, cosine: float, rule
             continue
         if groups[index] in kept_back:
             excluded["HOLDOUT_GROUP"] += 1
-        elif not license_allowed(row["licence"], rule):
-            excluded["LICENCE"] += 1
+        elif not license_allowed(row["license"], rule):
+            excluded["LICENSE"] += 1
         else:
             admitted.append(index)
     if not admitted:
         raise DataError(
             f"no sound may be paired: {len(rows)} in the catalog, excluded {dict(excluded)}, the rest is held out",
-            "check data/catalog/audio.parquet, pair.licences and pair.audio_duplicate_cosine",
+            "check data/catalog/audio.parquet, pair.licenses and pair.audio_duplicate_cosine",
         )
     return EligibleAudio(
         [rows[index]["audio_id"] for index in admitted],
@@ -84,7 +84,7 @@ def eligible_audio(catalog: Sequence[Row], vectors: Vectors, cosine: float, rule
 
 
 def eligible_images(catalog: Sequence[Row], with_events: set[str], rule: str) -> EligibleImages:
-    """Pictures that have events and are not held out; those near a holdout or without a licence for it are refused."""
+    """Pictures that have events and are not held out; those near a holdout or without a license for it are refused."""
     kept_back = {row["group_id"] for row in catalog if row["holdout"]}
     rows: dict[str, Row] = {}
     refused: dict[str, tuple[str, str]] = {}
@@ -94,8 +94,8 @@ def eligible_images(catalog: Sequence[Row], with_events: set[str], rule: str) ->
             continue
         if row["group_id"] in kept_back:
             refused[name] = ("HOLDOUT_GROUP", "a near duplicate of this picture is kept for evaluation")
-        elif not license_allowed(row["licence"], rule):
-            refused[name] = ("LICENCE", f"licence {row['licence']!r} is not admitted by pair.licences = {rule}")
+        elif not license_allowed(row["license"], rule):
+            refused[name] = ("LICENSE", f"license {row['license']!r} is not admitted by pair.licenses = {rule}")
         else:
             rows[name] = row
     return EligibleImages(list(rows), [row["group_id"] for row in rows.values()], rows, refused)
@@ -110,8 +110,8 @@ def neighbour_arrays(table: pa.Table, sounds: EligibleAudio) -> tuple[NeighbourA
     keep = np.flatnonzero(sound >= 0)
     keep = keep[np.lexsort((table["rank"].to_numpy()[keep], text[keep]))]
     starts = np.searchsorted(text[keep], np.arange(len(names) + 1)).astype(np.int64)
-    numbers = {name: table[name].to_numpy().astype(np.float64)[keep] for name in ("score", "z", "damped")}
-    return NeighbourArrays(starts, sound[keep], numbers["score"], numbers["z"], numbers["damped"]), texts
+    numbers = {name: table[name].to_numpy().astype(np.float64)[keep] for name in ("score", "z_score", "corrected_score")}
+    return NeighbourArrays(starts, sound[keep], numbers["score"], numbers["z_score"], numbers["corrected_score"]), texts
 
 
 def event_arrays(
@@ -131,7 +131,7 @@ def event_arrays(
     text = np.array(list(texts.values()), dtype=np.int64)[_positions(rows["text_id"], names)]
     salience, confidence = (rows[name].to_numpy().astype(np.float64) for name in ("salience", "confidence"))
     weight = event_weight(salience, confidence, emphasis)
-    return EventArrays(picture, text, weight), [str(phrase) for phrase in rows["sound"].to_pylist()]
+    return EventArrays(picture, text, weight), [str(phrase) for phrase in rows["phrase"].to_pylist()]
 
 
 def _positions(column: pa.ChunkedArray, names: Sequence[str]) -> npt.NDArray[np.int64]:

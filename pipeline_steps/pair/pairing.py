@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline_steps.core.array_types import BoolArray, IntArray
 from pipeline_steps.core.hashing import text_id
 from pipeline_steps.pair.assignment import Assignment, Edges, solve_assignment
 from pipeline_steps.pair.candidates import (
@@ -35,8 +36,6 @@ from pipeline_steps.pair.reuse_stats import entropy_bits, reuse_metrics
 from pipeline_steps.pair.splits import SPLITS, image_splits, sound_splits
 
 Row = dict[str, Any]
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 KIND_RANKS = 5
 """A sound is of the kinds of the texts that list it among their best five above the null."""
@@ -65,8 +64,8 @@ class PairingResult:
 
 def pair_images_with_audio(inputs: PairingInputs, config: PairConfig) -> PairingResult:
     """Pair pictures with pool sounds. Every picture with events that is not held out ends in `pairs` or in `abstained`."""
-    sounds = eligible_audio(inputs.audio, inputs.vectors, config.audio_duplicate_cosine, config.licences)
-    pictures = eligible_images(inputs.images, set(inputs.events["image_id"].to_pylist()), config.licences)
+    sounds = eligible_audio(inputs.audio, inputs.vectors, config.audio_duplicate_cosine, config.licenses)
+    pictures = eligible_images(inputs.images, set(inputs.events["image_id"].to_pylist()), config.licenses)
     neighbours, texts = neighbour_arrays(inputs.neighbours, sounds)
     events, phrases = event_arrays(inputs.events, pictures, texts, config.min_confidence, config.event_emphasis)
     admissible = neighbours.z >= inputs.null_z
@@ -94,7 +93,7 @@ def pair_images_with_audio(inputs: PairingInputs, config: PairConfig) -> Pairing
         "value_gap_bound": round(solved.gap, 6),
         "greedy": reuse_metrics(greedy, len(sounds.ids), n),
         "balanced": reuse_metrics(chosen, len(sounds.ids), n),
-        "sound_entropy_bits": round(entropy_bits(pair["tracks"][0]["sound"] for pair in pairs), 4),
+        "sound_entropy_bits": round(entropy_bits(pair["tracks"][0]["phrase"] for pair in pairs), 4),
         "abstained_by_code": dict(sorted(Counter(row["code"] for row in abstained).items())),
         "kept_first_choice": round(_first_choice(candidates, inside, solved), 6),
     }
@@ -105,11 +104,11 @@ def _splits(
     candidates: Candidates,
     events: EventArrays,
     neighbours: NeighbourArrays,
-    admissible: Mask,
+    admissible: BoolArray,
     sounds: EligibleAudio,
     pictures: EligibleImages,
     config: PairConfig,
-) -> tuple[Ints, Ints]:
+) -> tuple[IntArray, IntArray]:
     """Index into SPLITS of every sound [A] and every picture [P]; sound groups first, then picture groups."""
     names = sorted(set(sounds.groups))
     heard_as = _kinds(neighbours, admissible, sounds)
@@ -131,7 +130,7 @@ def _splits(
     return sound_split, np.array([SPLITS.index(by_picture[group]) for group in pictures.groups], dtype=np.int64)
 
 
-def _kinds(neighbours: NeighbourArrays, admissible: Mask, sounds: EligibleAudio) -> dict[str, set[str]]:
+def _kinds(neighbours: NeighbourArrays, admissible: BoolArray, sounds: EligibleAudio) -> dict[str, set[str]]:
     """Kinds of each sound group: the texts that list one of its sounds among their first `KIND_RANKS` above the null."""
     text = np.repeat(np.arange(len(neighbours.starts) - 1), np.diff(neighbours.starts))
     rows = np.flatnonzero(admissible)
@@ -155,7 +154,7 @@ def _assign(inside: Candidates, sounds: EligibleAudio, n_pictures: int, config: 
     return Assignment(chosen, solved.total, solved.gap, solved.solver)
 
 
-def _greedy(events: EventArrays, neighbours: NeighbourArrays) -> Ints:
+def _greedy(events: EventArrays, neighbours: NeighbourArrays) -> IntArray:
     """Plain top-1: the sound with the highest undamped score for each picture's first event; no calibration, no cap."""
     text = events.text[rank_within(events.picture) == 0]
     text = text[neighbours.starts[text + 1] > neighbours.starts[text]]
@@ -194,12 +193,12 @@ def _pair(
     return {
         "pair_id": text_id(f"{image['image_id']}:{audio['audio_id']}"),
         "image_id": image["image_id"],
-        "tracks": [{"audio_id": audio["audio_id"], "sound": phrases[int(inside.event[edge])], "gain_db": gain}],
+        "tracks": [{"audio_id": audio["audio_id"], "phrase": phrases[int(inside.event[edge])], "gain_db": gain}],
         "score": float(neighbours.damped[row]),
-        "z": float(neighbours.z[row]),
-        "licence": strictest((image["licence"], audio["licence"])),
-        "licence_image": image["licence"],
-        "licence_audio": audio["licence"],
+        "z_score": float(neighbours.z[row]),
+        "license": strictest((image["license"], audio["license"])),
+        "image_license": image["license"],
+        "audio_license": audio["license"],
         "image_group": image["group_id"],
         "audio_group": sounds.groups[index],
         "split": split,

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pipeline_steps.core.statistics import Ints, gini, skewness
+from pipeline_steps.core.array_types import IntArray
+from pipeline_steps.core.statistics import gini, skewness
 
 
-def reuse_metrics(chosen: Ints, n_sounds: int, n_pictures: int) -> dict[str, float | int]:
+def reuse_metrics(chosen: IntArray, n_sounds: int, n_pictures: int) -> dict[str, float | int]:
     """Coverage and re-use of one way to choose; `chosen` holds the sound of every picture that got one."""
     uses = np.bincount(chosen, minlength=n_sounds)
     return {

@@ -98,6 +98,6 @@ def _across(items: Sequence[tuple[str, str]], links: Iterable[tuple[int, int]]) 
 
 def train_phrase_overlap(pairs: Sequence[Mapping[str, Any]], split: str) -> float:
     """Share of the split's pairs whose sound phrase also occurs in training: wanted, it says that the kind was heard."""
-    heard = {track["sound"] for pair in pairs if pair["split"] == "train" for track in pair["tracks"]}
+    heard = {track["phrase"] for pair in pairs if pair["split"] == "train" for track in pair["tracks"]}
     own = [pair for pair in pairs if pair["split"] == split]
-    return sum(pair["tracks"][0]["sound"] in heard for pair in own) / len(own) if own else 0.0
+    return sum(pair["tracks"][0]["phrase"] in heard for pair in own) / len(own) if own else 0.0

@@ -32,8 +32,8 @@ __all__ = ["PairConfig", "run"]
 
 log = logging.getLogger(__name__)
 
-IMAGE_COLUMNS = ("image_id", "group_id", "holdout", "licence", "phash")
-AUDIO_COLUMNS = ("audio_id", "group_id", "holdout", "licence", "lufs")
+IMAGE_COLUMNS = ("image_id", "group_id", "holdout", "license", "phash")
+AUDIO_COLUMNS = ("audio_id", "group_id", "holdout", "license", "lufs")
 """What pairing reads of the catalog: a million rows of all columns would take gigabytes."""
 
 

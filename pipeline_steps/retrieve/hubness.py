@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from pipeline_steps.retrieve.index.top_k import FloatArray, IntArray
-
-BoolArray = npt.NDArray[np.bool_]
+from pipeline_steps.core.array_types import BoolArray, FloatArray, IntArray
 
 
 def k_occurrence(neighbours: IntArray, n_items: int) -> IntArray:

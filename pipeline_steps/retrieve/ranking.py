@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline_steps.core.array_types import FloatArray, IntArray
 from pipeline_steps.core.seeding import seeded_rng
 from pipeline_steps.retrieve.hubness import (
     calibrate,
@@ -20,7 +21,6 @@ from pipeline_steps.retrieve.hubness import (
 )
 from pipeline_steps.retrieve.index.base import VectorIndex
 from pipeline_steps.retrieve.index.exact import ExactIndex
-from pipeline_steps.retrieve.index.top_k import FloatArray, IntArray
 
 Damping = Literal["none", "csls", "dis"]
 REPORT_K = 10

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.atomic import atomic_path, write_json
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
 from pipeline_steps.core.hashing import fingerprint, sha256_file
@@ -26,7 +27,6 @@ from pipeline_steps.retrieve.index.base import VectorIndex, recall_at
 from pipeline_steps.retrieve.index.exact import ExactIndex
 from pipeline_steps.retrieve.index.factory import build_index, resolve_backend
 from pipeline_steps.retrieve.index.ivf import IVFIndex
-from pipeline_steps.retrieve.index.top_k import FloatArray
 from pipeline_steps.retrieve.index.torch_exact import TorchExactIndex
 from pipeline_steps.retrieve.ranking import REPORT_K, RankedNeighbours, hub_report, rank_neighbours
 
@@ -258,4 +258,4 @@ def _write(layout: ProjectPaths, ranked: RankedNeighbours, text_ids: list[str], 
     write_table(layout.retrieval / "neighbours.parquet", NEIGHBOURS, pa.concat_tables(chunks))
 
 
-NUMBERS = (("score", "scores"), ("z", "z"), ("damped", "damped"))
+NUMBERS = (("score", "scores"), ("z_score", "z"), ("corrected_score", "damped"))

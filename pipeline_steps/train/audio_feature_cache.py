@@ -13,6 +13,7 @@ import torch
 
 from pipeline_steps.audio.mixing import mix_tracks
 from pipeline_steps.audio.reverb import ROOMS_VERSION, simulate_room_impulse_responses
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.core.result_cache import ResultCache
 from pipeline_steps.core.seeding import seeded_rng
@@ -27,7 +28,7 @@ from pipeline_steps.diffusion.audio_features import (
 from pipeline_steps.diffusion.audio_tokens import AstTokenizer, GridEncoder, yamnet_tokens
 from pipeline_steps.models.audio.ast import STORED_RATE
 from pipeline_steps.models.audio.yamnet import SAMPLE_RATE, YamNet
-from pipeline_steps.train.augmentations import AUGMENT_VERSION, ROOMS, Samples, augment_audio
+from pipeline_steps.train.augmentations import AUGMENT_VERSION, ROOMS, augment_audio
 from pipeline_steps.train.config import TrainConfig
 
 FEATURES_SCHEMA = pa.schema(
@@ -97,8 +98,8 @@ class AudioFeatureSpec:
 
     mark: dict[str, Any]
     schema: pa.Schema
-    prepare: Callable[[Samples], Samples]
-    hear: Callable[[list[Samples]], list[dict[str, Any]]]
+    prepare: Callable[[FloatArray], FloatArray]
+    hear: Callable[[list[FloatArray]], list[dict[str, Any]]]
     read: Callable[[dict[str, Any]], Any]
     rate: int
     together: int = 1
@@ -120,7 +121,7 @@ def yamnet_feature_spec(encoder: YamNet, max_seconds: float, grids: bool = False
 def ast_feature_spec(encoder: AstTokenizer, max_seconds: float) -> AudioFeatureSpec:
     """Grids of an Audio Spectrogram Transformer, in half precision; views are made of the waveform at 48 kHz."""
 
-    def hear(waveforms: list[Samples]) -> list[dict[str, Any]]:
+    def hear(waveforms: list[FloatArray]) -> list[dict[str, Any]]:
         return [{"grid": grid.numpy().tobytes()} for grid in encoder.grids(waveforms, max_seconds)]
 
     def read(row: dict[str, Any]) -> torch.Tensor:
@@ -155,7 +156,11 @@ def cache_fingerprint(config: TrainConfig, ear: AudioFeatureSpec) -> str:
 
 
 def load_or_extract_features(
-    config: TrainConfig, ear: AudioFeatureSpec, memo: ResultCache, sound: Callable[[str], Samples], rows: list[dict[str, Any]]
+    config: TrainConfig,
+    ear: AudioFeatureSpec,
+    memo: ResultCache,
+    sound: Callable[[str], FloatArray],
+    rows: list[dict[str, Any]],
 ) -> tuple[dict[Tracks, list[Any]], int, int]:
     """What is heard in every sound's views, the first being the sound itself; remembered by sound and view.
 
@@ -179,10 +184,10 @@ def load_or_extract_features(
     rooms = simulate_room_impulse_responses(ROOMS, ear.rate, config.seed) if part.reverb_share and missing else []
 
     @lru_cache(maxsize=WAVEFORMS_KEPT)
-    def waveform(tracks: Tracks) -> Samples:
+    def waveform(tracks: Tracks) -> FloatArray:
         return ear.prepare(mix_tracks([(sound(audio_id), gain_db) for audio_id, gain_db in tracks]))
 
-    def seen(tracks: Tracks, view: int, other: Tracks) -> Samples:
+    def seen(tracks: Tracks, view: int, other: Tracks) -> FloatArray:
         if not view:
             return waveform(tracks)
         rng = seeded_rng(config.seed, "view", keys[tracks, view])

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 
 from pipeline_steps.audio.reverb import apply_reverb
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.train.config import AudioEncodingConfig, ImageAugmentationConfig
 
-Samples = npt.NDArray[np.float32]
 ROOMS = 32
 """Rooms of a run."""
 AUGMENT_VERSION = 1
@@ -21,12 +21,12 @@ AUGMENT_VERSION = 1
 
 
 def augment_audio(
-    samples: Samples,
-    second: Samples | None,
+    samples: FloatArray,
+    second: FloatArray | None,
     config: AudioEncodingConfig,
     rng: np.random.Generator,
-    rooms: Sequence[Samples] = (),
-) -> Samples:
+    rooms: Sequence[FloatArray] = (),
+) -> FloatArray:
     """A version of a sound [T]: other speed, another start (circular), another level, sometimes in one of the `rooms` (impulse
     responses), with noise or with a second sound.
 

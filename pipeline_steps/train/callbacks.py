@@ -11,17 +11,15 @@ from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
-import numpy.typing as npt
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.train.compile_probe import force_eager
 from pipeline_steps.train.data import TrainingBatch
 from pipeline_steps.train.fsdp import ShardedEMA, drop_untrained_optimizer_state, load_full_state_dict, reshard, sync_full_copy
 from pipeline_steps.train.lightning_module import DiffusionModule
-
-Picture = npt.NDArray[np.uint8]
 
 
 class MetricLogger(Protocol):
@@ -30,7 +28,7 @@ class MetricLogger(Protocol):
     def log_metrics(self, values: Any, step: int = 0) -> None:
         """Numbers at a step."""
 
-    def log_image(self, key: str, image: Picture, step: int = 0) -> None:
+    def log_image(self, key: str, image: ByteArray, step: int = 0) -> None:
         """A picture at a step."""
 
 
@@ -107,8 +105,8 @@ class SampleGridCallback(Callback):  # type: ignore[misc, unused-ignore]
         self,
         every: int,
         averages: EMACallback,
-        draw: Callable[[], Picture],
-        keep: Callable[[int, Picture], None],
+        draw: Callable[[], ByteArray],
+        keep: Callable[[int, ByteArray], None],
         held_out: TrainingBatch | None,
         tracker: MetricLogger,
     ) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
+from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.seeding import seeded_rng as numpy_generator
 from pipeline_steps.diffusion.audio_conditioner import AudioConditioner, ConditionerInput
 from pipeline_steps.diffusion.audio_features import AudioFeatures
@@ -21,7 +22,6 @@ from pipeline_steps.diffusion.autoencoder import Codec
 from pipeline_steps.diffusion.image_processor import normalize_to_tensor, pad_to_square
 from pipeline_steps.diffusion.ip_adapter import AudioTokenBatch
 from pipeline_steps.diffusion.rectified_flow import logit_normal_times
-from pipeline_steps.models.base import Picture
 from pipeline_steps.train.audio_feature_cache import Tracks, distinct_sounds, pair_tracks
 from pipeline_steps.train.augmentations import augment_images
 from pipeline_steps.train.config import TrainConfig
@@ -121,7 +121,7 @@ class TrainingBatch:
 
 def paired_data(
     rows: list[dict[str, Any]],
-    image: Callable[[str], Picture],
+    image: Callable[[str], ByteArray],
     views: dict[Tracks, list[AudioFeatures]],
     conditioner: AudioConditioner,
     size: int,

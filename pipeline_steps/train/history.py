@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline_steps.train.callbacks import Picture
+from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.train.lightning_module import BUCKETS, DiffusionModule
 
 TAIL = 100
@@ -31,7 +31,7 @@ def validation_table(validation: dict[str, float]) -> str:
     return "\n".join(["step,validation_loss", *rows]) + "\n"
 
 
-def png(picture: Picture) -> bytes:
+def png(picture: ByteArray) -> bytes:
     """A PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")

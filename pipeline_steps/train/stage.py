@@ -181,14 +181,14 @@ def _recipe(
     encoder, backbone = frozen
     media = MediaShardReader(layout.media)
     ear = feature_spec_for(encoder, config.sound.max_seconds, grids=backbone is not None)
-    memo = ResultCache(str(layout.memo), "train", cache_fingerprint(config, ear), ear.schema)
+    memo = ResultCache(str(layout.result_cache), "train", cache_fingerprint(config, ear), ear.schema)
     rows = [row for split in SPLITS for row in by_split[split]]
     views, report.computed, report.reused = load_or_extract_features(config, ear, memo, media.sound, rows)
     if backbone is None:
         return build_scratch_recipe(
             config, by_split, views, media.image, lambda pictures: _codec(config, folder, pictures), layout.assets, digest
         )
-    latents = ResultCache(str(layout.memo), "train", latents_fingerprint(config, backbone, accelerator), LATENTS_SCHEMA)
+    latents = ResultCache(str(layout.result_cache), "train", latents_fingerprint(config, backbone, accelerator), LATENTS_SCHEMA)
     return build_adapter_recipe(config, by_split, views, media.image, encoder, backbone, latents, layout.assets, digest)
 
 

@@ -18,7 +18,7 @@ version = "1.0"
 wheel = "carrier-1.0-py3-none-any.whl"
 sha256 = "{digest}"
 family = "vocabulary"
-licence = "Apache-2.0"
+license = "Apache-2.0"
 provenance = "made for this test"
 converter = "label_list"
 outputs = ["labels.txt"]
@@ -56,8 +56,8 @@ def test_the_project_file_is_valid_and_complete(project: Path) -> None:
         ({"outputs": '["../labels.txt"]'}, "outputs"),
         ({"outputs": "[]"}, "outputs"),
         ({"bytes": "-1"}, "bytes"),
-        ({"licence": '""'}, "licence"),
-        ({"licence": '"MIT"\nlicense = "MIT"'}, "license"),
+        ({"license": '""'}, "license"),
+        ({"license": '"MIT"\nlicense = "MIT"'}, "license"),
     ],
 )
 def test_bad_values_are_refused_by_key(changes: dict[str, str], word: str) -> None:

@@ -53,7 +53,7 @@ version = "{version}"
 wheel = "tiny_carrier-1.0-py3-none-any.whl"
 sha256 = "{sha}"
 family = "vocabulary"
-licence = "Apache-2.0"
+license = "Apache-2.0"
 provenance = "made for this test"
 converter = "label_list"
 outputs = {outputs}
@@ -97,7 +97,7 @@ def test_fetch_convert_and_reuse(tmp_path: Path, registry: Path) -> None:
     assert sorted(path.name for path in layout.assets.iterdir()) == ["labels.txt", "meta.json"]
     recorded = json.loads((layout.assets / "meta.json").read_text())["files"]["labels.txt"]
     assert recorded["sha256"] == hashlib.sha256(LABELS).hexdigest()
-    assert (recorded["licence"], recorded["family"], recorded["source"]) == ("Apache-2.0", "vocabulary", "tiny-carrier==1.0")
+    assert (recorded["license"], recorded["family"], recorded["source"]) == ("Apache-2.0", "vocabulary", "tiny-carrier==1.0")
     assert not (tmp_path / "executed").exists()
 
     (registry / WHEEL).unlink()  # the second run must not need the registry

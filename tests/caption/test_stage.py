@@ -12,11 +12,11 @@ from pipeline_steps.caption.captioners.backends import predict_batch
 from pipeline_steps.caption.captioners.prompt import CaptionFailure
 from pipeline_steps.caption.captioners.tagger import LabelScore, TaggerCaptioner
 from pipeline_steps.caption.stage import CaptionConfig, run
+from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import ABSTAINED, EVENTS, QUARANTINE
 from pipeline_steps.core.tables import read_table
-from pipeline_steps.models.base import Picture
 from tests.factories.catalog import bytes_below, write_catalog
 
 # Best event of some pool pictures; None where the picture makes no sound or nothing is recognised.
@@ -33,7 +33,7 @@ GOLDEN = {
 def tables(layout: ProjectPaths) -> tuple[dict[str, list[str]], dict[str, str]]:
     events: dict[str, list[str]] = {}
     for row in read_table(layout.captions / "events.parquet", EVENTS).to_pylist():
-        events.setdefault(row["image_id"], []).append(row["sound"])
+        events.setdefault(row["image_id"], []).append(row["phrase"])
     abstained = read_table(layout.captions / "abstained.parquet", ABSTAINED).to_pylist()
     return events, {row["image_id"]: row["code"] for row in abstained}
 
@@ -94,13 +94,13 @@ def test_an_empty_pool_stops_the_stage(tmp_path: Path, demo: Path, assets: Path)
 PICTURES = {name: np.full((4, 4, 3), value, np.uint8) for value, name in enumerate("abc")}
 
 
-def honest(images: list[Picture]) -> list[list[LabelScore]]:
+def honest(images: list[ByteArray]) -> list[list[LabelScore]]:
     return [[LabelScore("imagenet", int(image[0, 0, 0]), "thing", 1.0)] for image in images]
 
 
 @pytest.mark.fault
 def test_fewer_results_than_pictures_never_shift_captions() -> None:
-    def short(images: list[Picture]) -> list[list[LabelScore]]:
+    def short(images: list[ByteArray]) -> list[list[LabelScore]]:
         return honest(images)[1:] if len(images) > 1 else honest(images)
 
     found = predict_batch(short, PICTURES)
@@ -109,7 +109,7 @@ def test_fewer_results_than_pictures_never_shift_captions() -> None:
 
 @pytest.mark.fault
 def test_one_bad_picture_costs_itself_alone() -> None:
-    def raising(images: list[Picture]) -> list[list[LabelScore]]:
+    def raising(images: list[ByteArray]) -> list[list[LabelScore]]:
         if any(image[0, 0, 0] == 1 for image in images):
             raise ValueError("the model choked")
         return honest(images)
@@ -127,7 +127,7 @@ def test_more_results_than_pictures_are_no_result() -> None:
 
 @pytest.mark.fault
 def test_integrity_errors_are_not_swallowed() -> None:
-    def tampered(images: list[Picture]) -> list[list[LabelScore]]:
+    def tampered(images: list[ByteArray]) -> list[list[LabelScore]]:
         raise IntegrityError("weights changed")
 
     with pytest.raises(IntegrityError):
@@ -143,7 +143,7 @@ def test_failures_are_quarantined_up_to_a_share(
     real = TaggerCaptioner.tags
     banana = []
 
-    def choking(self: TaggerCaptioner, images: list[Picture]) -> list[list[LabelScore]]:
+    def choking(self: TaggerCaptioner, images: list[ByteArray]) -> list[list[LabelScore]]:
         found = real(self, images)
         if any(max(tags, key=lambda tag: tag.probability).label == "banana" for tags in found):
             banana.append(1)
@@ -151,9 +151,9 @@ def test_failures_are_quarantined_up_to_a_share(
         return found
 
     monkeypatch.setattr(TaggerCaptioner, "tags", choking)
-    with pytest.raises(DataError, match="max_bad_fraction"):
+    with pytest.raises(DataError, match="max_failed_fraction"):
         run(CaptionConfig(), layout)
-    report = run(CaptionConfig(max_bad_fraction=0.5), layout)
+    report = run(CaptionConfig(max_failed_fraction=0.5), layout)
     report.check_balance()
     assert (report.n_ok, report.n_quarantined) == (1, 1)
     row = read_table(layout.captions / "quarantine.parquet", QUARANTINE).to_pylist()[0]

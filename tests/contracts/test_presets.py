@@ -64,8 +64,8 @@ def test_full_names_pinned_models_for_every_role() -> None:
 def test_full_ray_is_full_on_a_cluster() -> None:
     full, ray = (load_params(PROJECT / f"presets/{name}.yaml") for name in ("full", "full-ray"))
     for section in ("caption", "embed"):
-        assert ray[section].pop("engine") == "ray"
-        assert full[section].pop("engine") == "local"
+        assert ray[section].pop("executor") == "ray"
+        assert full[section].pop("executor") == "local"
         assert ray[section].pop("ray")["address"]
         full[section].pop("ray")
     assert ray == full

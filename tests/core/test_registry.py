@@ -67,7 +67,7 @@ def test_a_name_that_is_no_file_name_is_found_by_scan(shapes: Path) -> None:
 
 
 def test_an_unknown_name_gets_a_suggestion(shapes: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown shape 'triangel. -> did you mean triangle\\?"):
+    with pytest.raises(ConfigError, match=r"unknown shape 'triangel. -> did you mean triangle\?"):
         SHAPES.get("triangel")
     assert "circle" not in SHAPES
 
@@ -100,7 +100,7 @@ def test_the_group_of_an_implementation_is_validated_with_its_own_model(shapes: 
         parse_section(SectionConfig, "section", {"section": {"square": {"corner": 4}}})
     with pytest.raises(ConfigError, match=r"section\.circle is unknown"):
         parse_section(SectionConfig, "section", {"section": {"circle": {}}})
-    with pytest.raises(ConfigError, match="unknown shape"):
+    with pytest.raises(ConfigError, match=r"unknown shape"):
         parse_section(SectionConfig, "section", {"section": {"shape": "circle"}})
     with pytest.raises(ValidationError):
         SectionConfig.from_params({"shape": 4})

@@ -67,7 +67,8 @@ def test_a_table_that_is_sorted_already_is_left_as_it_is(keys: list[tuple[str, i
     """What large tables skip changes nothing: the same rows, or the same refusal."""
     rows = {
         "image_id": [key[0] for key in keys], "rank": pa.array([key[1] for key in keys], pa.int16()),
-        "text_id": [""] * len(keys), "sound": [""] * len(keys), "source": [""] * len(keys), "visible": [True] * len(keys),
+        "text_id": [""] * len(keys), "phrase": [""] * len(keys),
+        "sound_source": [""] * len(keys), "visible": [True] * len(keys),
         "salience": pa.array([1.0] * len(keys), pa.float32()), "confidence": pa.array([1.0] * len(keys), pa.float32()),
     }  # fmt: skip
     table = pa.table(rows, schema=EVENTS.schema)

@@ -32,7 +32,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory, demo: Path, assets: Path) -
 
 
 def config(memo: Path, **more: object) -> EmbedConfig:
-    return EmbedConfig(encoder="clap", clap={"model": "checkpoints/clap"}, memo=str(memo), **more)
+    return EmbedConfig(encoder="clap", clap={"model": "checkpoints/clap"}, cache_dir=str(memo), **more)
 
 
 def test_vectors_are_written_once_and_reused(layout: ProjectPaths, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_sound_that_cannot_be_heard_is_quarantined(
         return real(self, np.full_like(samples, np.nan) if len(calls) == 2 else samples)
 
     monkeypatch.setattr(ClapEncoder, "prepare", damaged)
-    report = run(config(tmp_path / "memo", max_bad_fraction=0.5), layout)
+    report = run(config(tmp_path / "memo", max_failed_fraction=0.5), layout)
     report.check_balance()
     assert (report.n_ok, report.n_quarantined) == (5, 1)
     (row,) = read_table(layout.embeddings / "quarantine.parquet", QUARANTINE).to_pylist()

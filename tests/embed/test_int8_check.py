@@ -75,7 +75,7 @@ def pool(layout: ProjectPaths, demo: Path, assets: Path, count: int) -> None:
 
 def settings(memo: Path, floor: float = 0.99, backend: str = "openvino-int8", **engine: Any) -> EmbedConfig:
     clap = {"model": "checkpoint", "backend": backend, "int8_recall_floor": floor}
-    return EmbedConfig(encoder="clap", clap=clap, memo=str(memo), **engine)
+    return EmbedConfig(encoder="clap", clap=clap, cache_dir=str(memo), **engine)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_the_actors_of_a_cluster_hear_with_one_network(layout: ProjectPaths, dem
     told = run(settings(tmp_path / "local", floor=0.0), layout).metrics["int8"]
     made = bytes_below(layout.embeddings)
     shutil.rmtree(layout.embeddings)
-    spread = settings(tmp_path / "spread", floor=0.0, engine="ray", ray={"min_actors": 2, "max_actors": 2})
+    spread = settings(tmp_path / "spread", floor=0.0, executor="ray", ray={"min_actors": 2, "max_actors": 2})
     answer = finished(driver(["-c", RUN, spread.model_dump_json()], layout.root)).splitlines()[-1]
     assert json.loads(answer) == [FEWEST + 1, told]
     assert bytes_below(layout.embeddings) == made

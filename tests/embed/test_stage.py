@@ -28,8 +28,8 @@ def write_events(layout: ProjectPaths, phrases: dict[str, str]) -> None:
             "image_id": image_id,
             "rank": 0,
             "text_id": text_id(phrase),
-            "sound": phrase,
-            "source": "it",
+            "phrase": phrase,
+            "sound_source": "it",
             "visible": True,
             "salience": 1.0,
             "confidence": 0.8,
@@ -56,32 +56,32 @@ def memo(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def own_memo(memo: str, layout: ProjectPaths, tmp_path: Path) -> str:
     """A memo of one's own that knows the tags and nothing else."""
-    run(EmbedConfig(memo=memo), layout)
+    run(EmbedConfig(cache_dir=memo), layout)
     shutil.copytree(Path(memo) / "embed-tags", tmp_path / "own/embed-tags")
     return str(tmp_path / "own")
 
 
 def test_one_new_picture_costs_one_text_and_no_sound(layout: ProjectPaths, own_memo: str) -> None:
     own = own_memo
-    report = run(EmbedConfig(memo=own), layout)
+    report = run(EmbedConfig(cache_dir=own), layout)
     report.check_balance()
     assert report.metrics["texts"] == {"n": 2, "computed": 2, "reused": 0}
     assert report.metrics["sounds"] == {"n": 4, "computed": 4, "reused": 0}
     before = bytes_below(layout.embeddings)
 
     write_events(layout, {"a" * 32: "dog barking", "b" * 32: "sheep bleating", "c" * 32: "trumpet playing"})
-    report = run(EmbedConfig(memo=own), layout)
+    report = run(EmbedConfig(cache_dir=own), layout)
     assert report.metrics["texts"] == {"n": 3, "computed": 1, "reused": 2}
     assert report.metrics["sounds"] == {"n": 4, "computed": 0, "reused": 4}
     assert bytes_below(layout.embeddings)["audio.npy"] == before["audio.npy"]
 
     write_events(layout, {"a" * 32: "dog barking", "b" * 32: "sheep bleating"})
-    run(EmbedConfig(memo=own), layout)
+    run(EmbedConfig(cache_dir=own), layout)
     assert bytes_below(layout.embeddings) == before, "the memo changes nothing"
 
 
 def test_rows_are_unit_vectors_that_know_what_they_are(layout: ProjectPaths, memo: str) -> None:
-    run(EmbedConfig(memo=memo), layout)
+    run(EmbedConfig(cache_dir=memo), layout)
     texts, sounds = np.load(layout.embeddings / "text.npy"), np.load(layout.embeddings / "audio.npy")
     np.testing.assert_allclose(np.linalg.norm(np.concatenate([texts, sounds]), axis=1), 1.0, atol=1e-4)
     phrases = read_table(layout.embeddings / "text_ids.parquet", TEXT_IDS).to_pylist()
@@ -109,11 +109,11 @@ def test_useless_vectors_are_quarantined(
         return np.full_like(found, value) if len(calls) == 1 else found
 
     monkeypatch.setattr(YamnetMiniLMEncoder, "posteriors", damaged)
-    with pytest.raises(DataError, match="max_bad_fraction"):
-        run(EmbedConfig(memo=own_memo), layout)
+    with pytest.raises(DataError, match="max_failed_fraction"):
+        run(EmbedConfig(cache_dir=own_memo), layout)
     shutil.rmtree(Path(own_memo) / "embed-audio")
     calls.clear()
-    report = run(EmbedConfig(memo=own_memo, max_bad_fraction=0.5), layout)
+    report = run(EmbedConfig(cache_dir=own_memo, max_failed_fraction=0.5), layout)
     report.check_balance()
     assert (report.n_ok, report.n_quarantined) == (5, 1)
     assert len(np.load(layout.embeddings / "audio.npy")) == 3
@@ -124,7 +124,7 @@ def test_useless_vectors_are_quarantined(
 def test_nothing_to_embed_stops_the_stage(layout: ProjectPaths, memo: str, demo: Path, assets: Path) -> None:
     write_events(layout, {})
     with pytest.raises(DataError, match="no picture suggests a sound"):
-        run(EmbedConfig(memo=memo), layout)
+        run(EmbedConfig(cache_dir=memo), layout)
     write_catalog(layout, demo, ["dog-000"], [], assets=assets)
     with pytest.raises(DataError, match="sound pool is empty"):
-        run(EmbedConfig(memo=memo), layout)
+        run(EmbedConfig(cache_dir=memo), layout)

@@ -51,25 +51,33 @@ class World:
                 image_id, audio_id = item_id(image_bytes.getvalue()), item_id(sound_bytes.getvalue())
                 pictures[image_id], sounds[audio_id] = image_bytes.getvalue(), sound_bytes.getvalue()
                 name = f"{hertz:.0f}-{number}"
-                common = {"bytes": 1, "repaired": [], "licence": "CC0-1.0", "author": '"><svg onload=alert(1)>', "source": None}
+                common = {
+                    "bytes": 1,
+                    "normalizations": [],
+                    "license": "CC0-1.0",
+                    "author": '"><svg onload=alert(1)>',
+                    "source": None,
+                }
                 common |= {"holdout": split == "gold"}
                 images.append({
                     "image_id": image_id, "sha256": image_id, "path": f"{name}.png", "sources": [f"{name}.png"],
                     "format": "PNG",
-                    "group_id": image_id, "width": 48, "height": 48, "frames": 1, "phash": "0" * 16, **common,
+                    "group_id": image_id, "width": 48, "height": 48, "num_frames": 1, "phash": "0" * 16, **common,
                 })  # fmt: skip
                 audio.append({
                     "audio_id": audio_id, "sha256": audio_id, "path": f"{name}.flac", "sources": [f"{name}.flac"],
-                    "format": "FLAC", "group_id": audio_id, "sample_rate": 48_000, "channels": 1, "seconds": 0.5, "lufs": -20.0,
-                    "peak_dbfs": -10.0, "silence_share": 0.0, "clipped_share": 0.0, **common,
+                    "format": "FLAC", "group_id": audio_id, "sample_rate": 48_000, "channels": 1,
+                    "duration_s": 0.5, "lufs": -20.0,
+                    "peak_dbfs": -10.0, "silence_ratio": 0.0, "clipping_ratio": 0.0, **common,
                 })  # fmt: skip
                 pair = f"gold {name}" if split == "gold" else ""
                 manifest += [f'image,{name}.png,"{label}",{split},{pair}', f'sound,{name}.flac,"{label}",{split},{pair}']
                 if split != "gold":
                     pairs.append({
-                        "pair_id": text_id(name), "image_id": image_id, "score": 0.5, "z": 5.0 + number, "licence": "CC0-1.0",
-                        "tracks": [{"audio_id": audio_id, "sound": f"a {label}", "gain_db": 0.0}], "licence_image": "CC0-1.0",
-                        "licence_audio": "CC0-1.0", "image_group": image_id, "audio_group": audio_id, "split": split,
+                        "pair_id": text_id(name), "image_id": image_id, "score": 0.5, "z_score": 5.0 + number,
+                        "license": "CC0-1.0",
+                        "tracks": [{"audio_id": audio_id, "phrase": f"a {label}", "gain_db": 0.0}], "image_license": "CC0-1.0",
+                        "audio_license": "CC0-1.0", "image_group": image_id, "audio_group": audio_id, "split": split,
                     })  # fmt: skip
         self._write(images, audio, pictures, sounds, manifest, pairs)
 
@@ -95,7 +103,7 @@ class World:
         events = [
             {
                 "image_id": row["image_id"], "rank": 0, "text_id": text_id(f"a {label_of[row['path']].strip(chr(34))}"),
-                "sound": f"a {label_of[row['path']].strip(chr(34))}", "source": "javascript:alert(1)", "visible": True,
+                "phrase": f"a {label_of[row['path']].strip(chr(34))}", "sound_source": "javascript:alert(1)", "visible": True,
                 "salience": 1.0, "confidence": 0.9,
             }
             for row in images
@@ -119,11 +127,11 @@ class World:
         write_table(
             layout.embeddings / "text_ids.parquet",
             TEXT_IDS,
-            [{"row": row, "text_id": key, "sound": phrases[key]} for row, key in enumerate(text_ids)],
+            [{"row": row, "text_id": key, "phrase": phrases[key]} for row, key in enumerate(text_ids)],
         )
         ids = [{"row": place, "audio_id": row["audio_id"]} for place, row in enumerate(rows)]
         write_table(layout.embeddings / "audio_ids.parquet", AUDIO_IDS, ids)
-        near = {"score": 0.5, "z": 2.0, "damped": 0.4, "rank": 0, "audio_id": pairs[0]["tracks"][0]["audio_id"]}
+        near = {"score": 0.5, "z_score": 2.0, "corrected_score": 0.4, "rank": 0, "audio_id": pairs[0]["tracks"][0]["audio_id"]}
         write_table(layout.retrieval / "neighbours.parquet", NEIGHBOURS, [{"text_id": key, **near} for key in text_ids])
 
 

@@ -68,7 +68,9 @@ def test_the_report_is_whole_safe_and_the_same_twice(world: World, evaluated: di
 
 def test_a_deaf_model_is_found_out(world: World, evaluated: dict[str, bytes], tmp_path: Path) -> None:
     elsewhere = Elsewhere(world.layout.root, tmp_path)
-    config = CONFIG.model_copy(update={"sensitivity_sounds": 0, "samples_per_sound": 8, "memo": str(world.layout.memo)})
+    config = CONFIG.model_copy(
+        update={"sensitivity_sounds": 0, "samples_per_sound": 8, "cache_dir": str(world.layout.result_cache)}
+    )
     evaluate(config, elsewhere, Painter(deaf=True), NoOpTracker())
     found = json.loads((tmp_path / "evaluation.json").read_text())["test"]["rows"]["model"]
     assert found["win_rate_augnet"]["value"] == pytest.approx(0.5, abs=0.02)
@@ -126,7 +128,7 @@ def test_training_pairs_that_share_one_sound_give_no_audio_judge(
     one = next(row for row in rows if row["split"] == "train")
     alike = {name: one[name] for name in ("tracks", "audio_group")}
     write_table(path, PAIRS, [{**row, **alike} if row["split"] == "train" else row for row in rows])
-    config = CONFIG.model_copy(update={"sensitivity_sounds": 0, "memo": str(world.layout.memo)})
+    config = CONFIG.model_copy(update={"sensitivity_sounds": 0, "cache_dir": str(world.layout.result_cache)})
     try:
         evaluate(config, Elsewhere(world.layout.root, tmp_path), Painter(), NoOpTracker())
     finally:

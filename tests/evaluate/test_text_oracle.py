@@ -108,13 +108,13 @@ def test_words_come_from_pairing_or_from_the_picture_and_never_from_labels() -> 
     sets = {"test": (item("p0", "i0", 0), item("p1", "i1", 1)), "gold": (item("gold 0", "i2", 0), item("gold 1", "i3", 1))}
     agenda = EvaluationPlan(sounds, ((("s0", 0.0),), (("s1", 0.0),)), sets, {}, frozenset(), 0)
     pairs = [
-        {"pair_id": "p0", "tracks": [{"sound": "a dog barking"}, {"sound": "rain on a roof"}]},
-        {"pair_id": "p1", "tracks": [{"sound": "rain falling"}]},
+        {"pair_id": "p0", "tracks": [{"phrase": "a dog barking"}, {"phrase": "rain on a roof"}]},
+        {"pair_id": "p1", "tracks": [{"phrase": "rain falling"}]},
     ]
     events = [
-        {"image_id": "i2", "rank": 1, "sound": "wind in trees"},
-        {"image_id": "i2", "rank": 0, "sound": "a dog panting"},
-        {"image_id": "i1", "rank": 0, "sound": "not what pairing used"},
+        {"image_id": "i2", "rank": 1, "phrase": "wind in trees"},
+        {"image_id": "i2", "rank": 0, "phrase": "a dog panting"},
+        {"image_id": "i1", "rank": 0, "phrase": "not what pairing used"},
     ]
     words = item_texts(agenda, pairs, events)
     assert words == {"p0": "a dog barking and rain on a roof", "p1": "rain falling", "gold 0": "a dog panting"}

@@ -42,8 +42,8 @@ def write_catalog(
             "sources": [path.name],
             "bytes": len(raw),
             "format": "WEBP" if kind == "image" else "OGG",
-            "repaired": [],
-            "licence": "CC0-1.0",
+            "normalizations": [],
+            "license": "CC0-1.0",
             "author": None,
             "source": None,
             "group_id": ids[stem],
@@ -53,12 +53,12 @@ def write_catalog(
             with Image.open(path) as picture:
                 picture.convert("RGB").save(buffer, "PNG")
                 size = {"width": picture.width, "height": picture.height}
-            rows[kind].append({"image_id": ids[stem], **common, **size, "frames": 1, "phash": "0" * 16})
+            rows[kind].append({"image_id": ids[stem], **common, **size, "num_frames": 1, "phash": "0" * 16})
         else:
             samples, rate = soundfile.read(path, dtype="float32")
             soundfile.write(buffer, samples, rate, format="FLAC", subtype="PCM_16")
-            levels = {"lufs": -20.0, "peak_dbfs": float(20 * np.log10(np.abs(samples).max())), "silence_share": 0.0}
-            seconds = {"sample_rate": rate, "channels": 1, "seconds": len(samples) / rate, "clipped_share": 0.0}
+            levels = {"lufs": -20.0, "peak_dbfs": float(20 * np.log10(np.abs(samples).max())), "silence_ratio": 0.0}
+            seconds = {"sample_rate": rate, "channels": 1, "duration_s": len(samples) / rate, "clipping_ratio": 0.0}
             rows[kind].append({"audio_id": ids[stem], **common, **levels, **seconds})
         payloads[kind][ids[stem]] = buffer.getvalue()
     write_table(layout.catalog / "images.parquet", IMAGES, rows["image"])

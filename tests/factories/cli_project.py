@@ -97,7 +97,7 @@ def pair(ids: dict[str, str], image: str, sound: str, split: str) -> dict[str, A
     for field in PAIRS.schema:
         kind = str(field.type)
         row[field.name] = "" if kind == "string" else False if kind == "bool" else [] if kind.startswith("list") else 0
-    tracks = [{"audio_id": ids[sound], "sound": "a sound", "gain_db": 0.0}]
+    tracks = [{"audio_id": ids[sound], "phrase": "a sound", "gain_db": 0.0}]
     known = {"pair_id": f"{ids[image][:16]}{ids[sound][:16]}", "image_id": ids[image], "split": split, "tracks": tracks}
     return row | known
 

@@ -164,7 +164,7 @@ def _rows(start: int) -> pa.Table:
 
 
 def datasets_parquet(root: Path) -> None:
-    """As a clone of a hub repository: README with a licence, data/SPLIT-*.parquet."""
+    """As a clone of a hub repository: README with a license, data/SPLIT-*.parquet."""
     put(root / "README.md", "---\nlanguage: en\nlicense: cc-by-sa-4.0\n---\n# set\n")
     (root / "data").mkdir(parents=True)
     pq.write_table(_rows(70), root / "data/train-00000-of-00001.parquet", row_group_size=2)

@@ -28,7 +28,7 @@ from tests.faults.hostile_decoders import never
 
 pytestmark = pytest.mark.fault
 OPEN = IngestConfig(
-    metadata=None, pool=None, holdout=None, max_bad_fraction=1.0, root="root", limits=DecoderLimitsConfig(workers=2)
+    metadata=None, pool=None, holdout=None, max_failed_fraction=1.0, root="root", limits=DecoderLimitsConfig(workers=2)
 )
 
 
@@ -71,7 +71,7 @@ def test_row_of_the_matrix(run: Run, case: Case) -> None:
     if case.expected == OK:
         assert name not in run.refused, run.refused[name]
         row = run.accepted[name]
-        assert set(case.repaired) <= set(row["repaired"])
+        assert set(case.repaired) <= set(row["normalizations"])
         for column, value in case.row_values:
             assert row[column] == value, column
     else:

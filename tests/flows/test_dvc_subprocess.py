@@ -110,7 +110,10 @@ def test_the_leash_holds_those_who_do_not_listen(tmp_path: Path) -> None:
     stubborn = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     stubborn += "print(os.getpid(), flush=True); time.sleep(600)"
     command = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {stubborn!r}])"
-    leash = "import sys; sys.path.insert(0, sys.argv[1]); import process_guard; process_guard.GRACE_S = 1.0; sys.exit(process_guard.main(sys.argv[2:]))"
+    leash = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import process_guard; process_guard.GRACE_S = 1.0; "
+        "sys.exit(process_guard.main(sys.argv[2:]))"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", leash, str(PROJECT / "flows"), sys.executable, "-c", command],
         stdin=subprocess.PIPE,

@@ -28,7 +28,7 @@ def file(name: str, content: int, **about: object) -> CandidateFile:
 
 
 def measured(content: int) -> dict:
-    return {"code": None, "reason": None, "format": "PNG", "repaired": [], "width": 9, "height": 9, "frames": 1,
+    return {"code": None, "reason": None, "format": "PNG", "normalizations": [], "width": 9, "height": 9, "num_frames": 1,
             "phash": f"{content * 0x9E3779B97F4A7C15 % 2**64:016x}"}  # fmt: skip
 
 
@@ -53,27 +53,27 @@ def test_every_file_is_in_exactly_one_row(contents: list[tuple[int, bool, str | 
 
 def test_provenance_of_one_content_under_many_names() -> None:
     files = [
-        file("b.jpg", 1, licence="MIT", author="B", holdout=True),
-        file("a.png", 1, licence="CC0-1.0", author="A", source="s"),
-        file("c.png", 1, licence="MIT"),
+        file("b.jpg", 1, license="MIT", author="B", holdout=True),
+        file("a.png", 1, license="CC0-1.0", author="A", source="s"),
+        file("c.png", 1, license="MIT"),
     ]
     (row,) = catalog_rows("image", group_by_content(files), {files[0].item: measured(1)}, 4)
     assert row["path"] == "a.png"
     assert row["sources"] == ["a.png", "b.jpg", "c.png"]
-    assert (row["licence"], row["author"], row["source"]) == ("CC0-1.0 AND MIT", "A; B", "s")
+    assert (row["license"], row["author"], row["source"]) == ("CC0-1.0 AND MIT", "A; B", "s")
     assert row["holdout"]
-    assert row["repaired"] == ["WRONG_EXTENSION"]
+    assert row["normalizations"] == ["WRONG_EXTENSION"]
 
 
 @pytest.mark.parametrize("closed", ["LicenseRef-Proprietary", "CC-BY-NC-ND-4.0", "some words"])
 @pytest.mark.parametrize("choice", ["CC-BY-4.0 OR MIT", "AFL-3.0 OR CC0-1.0", "zlib  OR  MIT"])
-def test_a_choice_of_licences_does_not_undo_another_that_binds(closed: str, choice: str) -> None:
-    files = [file("a.png", 1, licence=closed), file("b.png", 1, licence=choice)]
+def test_a_choice_of_licenses_does_not_undo_another_that_binds(closed: str, choice: str) -> None:
+    files = [file("a.png", 1, license=closed), file("b.png", 1, license=choice)]
     (row,) = catalog_rows("image", group_by_content(files), {files[0].item: measured(1)}, 4)
-    assert f"({choice})" in row["licence"]
-    assert not terms(row["licence"]).publishable
+    assert f"({choice})" in row["license"]
+    assert not terms(row["license"]).publishable
     (alone,) = catalog_rows("image", group_by_content(files[1:]), {files[1].item: measured(1)}, 4)
-    assert alone["licence"] == choice
+    assert alone["license"] == choice
 
 
 def test_ids_that_collide_stop_the_stage() -> None:

@@ -132,13 +132,13 @@ def test_outs_meet_their_contracts_and_decode(project_folder: Path) -> None:
     audio = read_table(project_folder / "data/catalog/audio.parquet", AUDIO).to_pylist()
     assert (len(images), len(audio)) == (PICTURES + 1, SOUNDS + 1)
     assert sum(row["holdout"] for row in images) == sum(row["holdout"] for row in audio) == 1
-    assert all(row["licence"] and row["author"] and "/" in row["source"] for row in images + audio)
+    assert all(row["license"] and row["author"] and "/" in row["source"] for row in images + audio)
     reader = MediaShardReader(project_folder / "data/media")
     for row in images:
         assert max(reader.image(row["image_id"]).shape) <= 256
         assert hashlib.sha256((project_folder / "pool" / row["path"]).read_bytes()).hexdigest() == row["sha256"]
     for row in audio:
-        assert len(reader.sound(row["audio_id"])) / 48_000 == row["seconds"]
+        assert len(reader.sound(row["audio_id"])) / 48_000 == row["duration_s"]
         assert -70 < row["lufs"] < 0
 
 
@@ -146,7 +146,8 @@ def test_ground_truth_columns_are_never_read(copy: Path) -> None:
     before = outs(copy)
     rows = manifest(copy / "pool/manifest.csv")
     write_manifest(
-        copy / "pool/manifest.csv", [row | {"label": "x", "caption": "y", "group": "z", "pair": "w", "id": "v"} for row in rows]
+        copy / "pool/manifest.csv",
+        [row | {"label": "x", "caption": "y", "group": "z", "pair": "w", "id": "v"} for row in rows],
     )
     stage.run(CONFIG, ProjectPaths(copy))
     assert outs(copy) == before
@@ -158,7 +159,7 @@ def test_c3_hostile_paths_of_a_table(copy: Path) -> None:
     (copy.parent / "secret.png").write_bytes(b"secret")
     hostile = ["../../secret.png", "/etc/passwd", "~/x.png", "..\\x.png", "out.png", "a/../../x.png"]
     write_manifest(copy / "pool/manifest.csv", rows + [rows[0] | {"file": name} for name in [*hostile, "gone.png"]])
-    report = stage.run(CONFIG.model_copy(update={"max_bad_fraction": 0.5}), ProjectPaths(copy))
+    report = stage.run(CONFIG.model_copy(update={"max_failed_fraction": 0.5}), ProjectPaths(copy))
     assert report.metrics["codes"] == {"FILE_MISSING": 1, "PATH_UNSAFE": 6}
     assert report.n_in == 22 + 7
 
@@ -211,8 +212,8 @@ def test_configuration_that_names_nothing(copy: Path, change: dict, said: str) -
 
 
 def test_a_table_without_a_configured_column(copy: Path) -> None:
-    columns = CONFIG.columns.model_copy(update={"licence": "license"})
-    with pytest.raises(DataError, match=r"manifest\.csv: no column 'license'; did you mean 'licence'"):
+    columns = CONFIG.columns.model_copy(update={"license": "license"})
+    with pytest.raises(DataError, match=r"manifest\.csv: no column 'license'; did you mean 'license'"):
         stage.run(CONFIG.model_copy(update={"columns": columns}), ProjectPaths(copy))
 
 
@@ -230,7 +231,7 @@ def test_one_file_alone(copy: Path) -> None:
     row = read_table(copy / "data/catalog/audio.parquet", AUDIO).to_pylist()[0]
     (copy / "linked").symlink_to(copy / "pool" / row["path"])
     item, kind, payload, measured = stage.normalise_file(copy / "linked")
-    assert (item, kind, measured["seconds"]) == (row["audio_id"], "audio", row["seconds"])
+    assert (item, kind, measured["duration_s"]) == (row["audio_id"], "audio", row["duration_s"])
     assert payload == MediaShardReader(copy / "data/media").payload(item)
     with pytest.raises(DataError, match="FILE_MISSING"):
         stage.normalise_file(copy / "gone.wav")

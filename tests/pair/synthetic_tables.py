@@ -18,7 +18,7 @@ from pipeline_steps.core.tables import write_table
 from pipeline_steps.pair.stage import PairConfig
 
 KINDS = ("dog", "bell", "train", "rain", "drum", "bird", "car", "sea")
-LICENCES = ("CC0-1.0", "MIT", "CC-BY-4.0", "GPL-2.0-or-later")
+LICENSES = ("CC0-1.0", "MIT", "CC-BY-4.0", "GPL-2.0-or-later")
 
 
 def config(**changes: Any) -> PairConfig:
@@ -46,7 +46,7 @@ class World:
         buffer = io.BytesIO()
         Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(buffer, "PNG")
         row = _provenance(buffer.getvalue(), f"images/{seed}.png", "PNG", seed)
-        row |= {"width": 16, "height": 16, "frames": 1, "phash": f"{int(random.integers(0, 2**63)):016x}"}
+        row |= {"width": 16, "height": 16, "num_frames": 1, "phash": f"{int(random.integers(0, 2**63)):016x}"}
         name = row.pop("id")
         self.payloads[name] = buffer.getvalue()
         self.images.append({"image_id": name, **row, **changes})
@@ -59,8 +59,8 @@ class World:
                 "image_id": name,
                 "rank": 0,
                 "text_id": text_id(phrase),
-                "sound": phrase,
-                "source": kind,
+                "phrase": phrase,
+                "sound_source": kind,
                 "visible": True,
                 "salience": 0.9,
                 "confidence": 0.5 + 0.4 * float(random.random()),
@@ -74,8 +74,8 @@ class World:
         buffer = io.BytesIO()
         soundfile.write(buffer, random.uniform(-0.5, 0.5, 2400), 48_000, format="FLAC", subtype="PCM_16")
         row = _provenance(buffer.getvalue(), f"sounds/{seed}.flac", "FLAC", seed)
-        row |= {"sample_rate": 48_000, "channels": 1, "seconds": 0.05, "lufs": -20.0 - seed % 7, "peak_dbfs": -6.0}
-        row |= {"silence_share": 0.0, "clipped_share": 0.0}
+        row |= {"sample_rate": 48_000, "channels": 1, "duration_s": 0.05, "lufs": -20.0 - seed % 7, "peak_dbfs": -6.0}
+        row |= {"silence_ratio": 0.0, "clipping_ratio": 0.0}
         name = row.pop("id")
         self.payloads[name] = buffer.getvalue()
         self.audio.append({"audio_id": name, **row, **changes})
@@ -99,7 +99,7 @@ class World:
         np.save(layout.embeddings / "audio.npy", audio)
         np.save(layout.embeddings / "text.npy", text)
         write_table(layout.embeddings / "audio_ids.parquet", AUDIO_IDS, [{"row": i, "audio_id": n} for i, n in enumerate(ids)])
-        rows = [{"row": i, "text_id": text_id(phrase), "sound": phrase} for i, phrase in enumerate(phrases)]
+        rows = [{"row": i, "text_id": text_id(phrase), "phrase": phrase} for i, phrase in enumerate(phrases)]
         write_table(layout.embeddings / "text_ids.parquet", TEXT_IDS, rows)
         pool = {row["audio_id"] for row in self.audio if not row["holdout"]}
         inside = [i for i, name in enumerate(ids) if name in pool]
@@ -111,8 +111,8 @@ class World:
                 "rank": rank,
                 "audio_id": ids[inside[column]],
                 "score": float(score[row, column]),
-                "z": float(z[row, column]),
-                "damped": float(score[row, column]),
+                "z_score": float(z[row, column]),
+                "corrected_score": float(score[row, column]),
             }
             for row, phrase in enumerate(phrases)
             for rank, column in enumerate(np.argsort(-score[row], kind="stable")[:k].tolist())
@@ -132,8 +132,8 @@ def _provenance(payload: bytes, path: str, kind: str, seed: int) -> dict[str, An
         "sources": [path],
         "bytes": len(payload),
         "format": kind,
-        "repaired": [],
-        "licence": LICENCES[seed % len(LICENCES)],
+        "normalizations": [],
+        "license": LICENSES[seed % len(LICENSES)],
         "author": f"author {seed}",
         "source": f"package/{path}",
         "group_id": item_id(path.encode()),

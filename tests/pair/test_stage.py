@@ -35,7 +35,7 @@ def reasons(layout: ProjectPaths) -> Counter[str]:
 
 
 def kind_of(world: World) -> dict[str, str]:
-    kinds = {row["image_id"]: row["source"] for row in world.events}
+    kinds = {row["image_id"]: row["sound_source"] for row in world.events}
     return kinds | {row["audio_id"]: KINDS[int(row["path"][7:-5]) % 8] for row in world.audio}
 
 
@@ -58,7 +58,7 @@ def test_a_world_is_paired(world: World, settings: Settings) -> None:
     assert report.metrics["test_phrases_heard"] == 1.0
     assert report.metrics["greedy"]["max_reuse"] > report.metrics["balanced"]["max_reuse"]
     assert report.metrics["greedy"]["gini"] > report.metrics["balanced"]["gini"]
-    assert all(pair["tracks"][0]["sound"] == f"sound of a {kinds[pair['image_id']]}" for pair in pairs)
+    assert all(pair["tracks"][0]["phrase"] == f"sound of a {kinds[pair['image_id']]}" for pair in pairs)
 
 
 def test_no_group_is_in_two_splits(world: World, settings: Settings) -> None:
@@ -82,10 +82,10 @@ def test_the_cap_counts_near_duplicate_sounds_as_one(world: World, settings: Set
             world.vectors[row["audio_id"]] = world.vectors[first]
     layout = world.write()
     run(settings(max_reuse=3), layout)
-    dogs = [pair for pair in pairs_of(layout) if pair["tracks"][0]["sound"] == "sound of a dog"]
+    dogs = [pair for pair in pairs_of(layout) if pair["tracks"][0]["phrase"] == "sound of a dog"]
     assert len({pair["audio_group"] for pair in dogs}) == 1
     assert len(dogs) == 3
-    pictures = {row["image_id"] for row in world.events if row["source"] == "dog"} - {pair["image_id"] for pair in dogs}
+    pictures = {row["image_id"] for row in world.events if row["sound_source"] == "dog"} - {pair["image_id"] for pair in dogs}
     abstained = read_table(layout.pairs / "abstained.parquet", ABSTAINED).to_pylist()
     assert {row["code"] for row in abstained if row["image_id"] in pictures} == {"CAPACITY"}
 
@@ -161,7 +161,7 @@ def test_e13_a_new_picture_moves_nobody_to_another_split(world: World, settings:
     assert new in after
     for name in before.keys() & after.keys():
         assert before[name]["split"] == after[name]["split"]
-        if before[name]["tracks"][0]["sound"] != "sound of a train":
+        if before[name]["tracks"][0]["phrase"] != "sound of a train":
             assert before[name] == after[name]
 
 
@@ -177,18 +177,18 @@ def test_pictures_below_the_null_abstain_with_their_number(world: World, setting
     assert f"{row['score']:.3f}" in row["reason"]
 
 
-def test_licences_may_be_restricted(world: World, settings: Settings) -> None:
-    world.images[0]["licence"] = None
-    world.images[1]["licence"] = "CC-BY-ND-4.0"
+def test_licenses_may_be_restricted(world: World, settings: Settings) -> None:
+    world.images[0]["license"] = None
+    world.images[1]["license"] = "CC-BY-ND-4.0"
     layout = world.write()
-    run(settings(licences="no-copyleft"), layout)
-    assert {pair["licence"] for pair in pairs_of(layout)} == {"CC0-1.0", "MIT", "CC-BY-4.0"}
-    run(settings(licences="publishable"), layout)
+    run(settings(licenses="no-copyleft"), layout)
+    assert {pair["license"] for pair in pairs_of(layout)} == {"CC0-1.0", "MIT", "CC-BY-4.0"}
+    run(settings(licenses="publishable"), layout)
     names = {pair["image_id"] for pair in pairs_of(layout)}
     assert not names & {world.images[0]["image_id"], world.images[1]["image_id"]}
-    assert reasons(layout)["LICENCE"] == 2
+    assert reasons(layout)["LICENSE"] == 2
     run(settings(), layout)
-    unknown = [pair for pair in pairs_of(layout) if pair["licence"] is None]
+    unknown = [pair for pair in pairs_of(layout) if pair["license"] is None]
     assert [pair["image_id"] for pair in unknown] == [world.images[0]["image_id"]]
 
 
@@ -290,8 +290,8 @@ def test_croissant_validates_and_reads(world: World, settings: Settings) -> None
 @pytest.mark.fault
 def test_i8_i9_the_card_shows_hostile_text_and_does_not_obey_it(world: World, settings: Settings) -> None:
     evil = "![x](http://evil.example/a.png) | <script>alert(1)</script> {{ 7*7 }}\n# heading"
-    world.events[0] |= {"sound": evil}
-    world.images[2]["licence"] = "CC0-1.0<img src=x onerror=alert(1)>"
+    world.events[0] |= {"phrase": evil}
+    world.images[2]["license"] = "CC0-1.0<img src=x onerror=alert(1)>"
     layout = world.write()
     run(settings(), layout)
     card = (layout.pairs / "README.md").read_text(encoding="utf-8")

@@ -60,7 +60,7 @@ def actors() -> list[int]:
 
 
 def parts(layout: ProjectPaths, stage: str) -> list[Path]:
-    return list(layout.memo.glob(f"{stage}/*/*.parquet"))
+    return list(layout.result_cache.glob(f"{stage}/*/*.parquet"))
 
 
 def test_outs_of_a_cluster_are_those_of_this_process(
@@ -70,8 +70,8 @@ def test_outs_of_a_cluster_are_those_of_this_process(
     monkeypatch.chdir(local.root)
     assert [main([stage]) for stage in ("caption", "embed")] == [0, 0]
 
-    ray = {"address": cluster.address, "min_actors": 2, "max_actors": 2, "patience_seconds": 120.0}
-    spread = make_project(tmp_path / "spread", project, demo, assets, engine="ray", ray=ray)
+    ray = {"address": cluster.address, "min_actors": 2, "max_actors": 2, "no_progress_timeout_seconds": 120.0}
+    spread = make_project(tmp_path / "spread", project, demo, assets, executor="ray", ray=ray)
     running = driver(["-m", "pipeline_steps", "caption"], spread.root)
     wait_for(lambda: len(actors()) == 2 or running.poll() is not None)
     victim, _ = actors()
@@ -83,7 +83,9 @@ def test_outs_of_a_cluster_are_those_of_this_process(
     rows = sum(pq.read_metadata(part).num_rows for part in parts(spread, "caption"))
     assert rows == len(PICTURES), "what was done twice gave the same part"
 
-    shutil.copytree(local.memo / "embed-tags", spread.memo / "embed-tags")  # the driver's own work, and half the time
+    shutil.copytree(
+        local.result_cache / "embed-tags", spread.result_cache / "embed-tags"
+    )  # the driver's own work, and half the time
     running = driver(["-m", "pipeline_steps", "embed"], spread.root)
     wait_for(lambda: actors() or running.poll() is not None)
     assert running.poll() is None, "a node is lost in mid-run"
@@ -104,7 +106,7 @@ def test_outs_of_a_cluster_are_those_of_this_process(
 def test_a_cluster_that_is_away_is_a_service_that_is_away(
     tmp_path: Path, project: Path, demo: Path, assets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    layout = make_project(tmp_path, project, demo, assets, engine="ray", ray={"address": "127.0.0.1:9"})
+    layout = make_project(tmp_path, project, demo, assets, executor="ray", ray={"address": "127.0.0.1:9"})
     monkeypatch.chdir(layout.root)
     assert main(["caption"]) == 5
     error = json.loads((tmp_path / "error.json").read_text())

@@ -39,8 +39,8 @@ def write_vectors(layout: ProjectPaths, texts: np.ndarray, sounds: np.ndarray, f
 
 def provenance(item: str, holdout: bool) -> dict[str, object]:
     return {
-        "sha256": item * 2, "path": f"{item}.x", "sources": [f"{item}.x"], "bytes": 1, "format": "X", "repaired": [],
-        "licence": None, "author": None, "source": None, "group_id": item, "holdout": holdout,
+        "sha256": item * 2, "path": f"{item}.x", "sources": [f"{item}.x"], "bytes": 1, "format": "X", "normalizations": [],
+        "license": None, "author": None, "source": None, "group_id": item, "holdout": holdout,
     }  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def make(folder: Path, n_texts: int = 12, n_sounds: int = 40, held_sounds: int =
     phrases = [f"sound {number}" for number in range(n_texts)]
     images = [f"{number:032x}" for number in range(n_texts)]
     sounds = [f"{number:032x}" for number in range(1000, 1000 + n_sounds)]
-    rows = {"width": 1, "height": 1, "frames": 1, "phash": "0" * 16}
+    rows = {"width": 1, "height": 1, "num_frames": 1, "phash": "0" * 16}
     write_table(
         layout.catalog / "images.parquet",
         IMAGES,
@@ -59,11 +59,11 @@ def make(folder: Path, n_texts: int = 12, n_sounds: int = 40, held_sounds: int =
     rows = {
         "sample_rate": 1,
         "channels": 1,
-        "seconds": 1.0,
+        "duration_s": 1.0,
         "lufs": 0.0,
         "peak_dbfs": 0.0,
-        "silence_share": 0.0,
-        "clipped_share": 0.0,
+        "silence_ratio": 0.0,
+        "clipping_ratio": 0.0,
     }
     write_table(
         layout.catalog / "audio.parquet",
@@ -71,7 +71,7 @@ def make(folder: Path, n_texts: int = 12, n_sounds: int = 40, held_sounds: int =
         [{"audio_id": item, **provenance(item, n >= n_sounds - held_sounds), **rows} for n, item in enumerate(sounds)],
     )
     events = [
-        {"image_id": item, "rank": 0, "text_id": text_id(phrase), "sound": phrase, "source": "", "visible": True,
+        {"image_id": item, "rank": 0, "text_id": text_id(phrase), "phrase": phrase, "sound_source": "", "visible": True,
          "salience": 1.0, "confidence": 1.0}
         for item, phrase in zip(images, phrases, strict=True)
     ]  # fmt: skip
@@ -80,7 +80,7 @@ def make(folder: Path, n_texts: int = 12, n_sounds: int = 40, held_sounds: int =
     write_table(
         layout.embeddings / "text_ids.parquet",
         TEXT_IDS,
-        [{"row": row, "text_id": key, "sound": phrase} for row, (key, phrase) in enumerate(keyed)],
+        [{"row": row, "text_id": key, "phrase": phrase} for row, (key, phrase) in enumerate(keyed)],
     )
     write_table(
         layout.embeddings / "audio_ids.parquet", AUDIO_IDS, [{"row": n, "audio_id": item} for n, item in enumerate(sounds)]
@@ -104,7 +104,7 @@ def test_neighbours_are_the_best_pool_sounds_of_pool_texts(tmp_path: Path) -> No
         own = scores[texts[key]]
         assert [int(row["audio_id"], 16) - 1000 for row in mine] == np.argsort(-own, kind="stable")[:7].tolist()
         z = (own - own.mean()) / own.std()
-        np.testing.assert_allclose([row["z"] for row in mine], np.sort(z)[::-1][:7], atol=1e-3)
+        np.testing.assert_allclose([row["z_score"] for row in mine], np.sort(z)[::-1][:7], atol=1e-3)
     assert report.metrics["annoy_recall_at_10"] >= 0.95
     assert report.metrics["hubs"]["before"] == report.metrics["hubs"]["after"]
 
@@ -129,7 +129,7 @@ def test_k_above_the_pool_works_with_a_warning(tmp_path: Path, caplog: pytest.Lo
     rows = read_table(layout.retrieval / "neighbours.parquet", NEIGHBOURS).to_pylist()
     assert len(rows) == 10 * n_sounds
     assert "all of them are neighbours" in caplog.text
-    assert all(np.isfinite([row["z"], row["damped"]]).all() for row in rows)
+    assert all(np.isfinite([row["z_score"], row["corrected_score"]]).all() for row in rows)
 
 
 @pytest.mark.fault

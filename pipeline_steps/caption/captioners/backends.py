@@ -13,8 +13,8 @@ from pipeline_steps.caption.captioners.base import CaptionBackend, CaptionResult
 from pipeline_steps.caption.captioners.prompt import CaptionFailure
 from pipeline_steps.caption.captioners.tagger import LabelScore, TaggerCaptioner
 from pipeline_steps.caption.captioners.vlm_response import MEMO_SCHEMA, VlmResponse, response_to_row, row_to_response
+from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.errors import StageError
-from pipeline_steps.models.base import Picture
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class TaggerBackend:
     def describe(self) -> dict[str, Any]:
         return self._tagger.describe()
 
-    def stream(self, pictures: Iterable[tuple[str, Picture]]) -> Iterator[tuple[str, list[LabelScore] | CaptionFailure]]:
+    def stream(self, pictures: Iterable[tuple[str, ByteArray]]) -> Iterator[tuple[str, list[LabelScore] | CaptionFailure]]:
         return predict_batches(self._tagger.tags, pictures, self._batch_size)
 
     def compose(self, seen: list[LabelScore]) -> CaptionResult:
@@ -80,7 +80,7 @@ class GenerativeCaptioner(Protocol):
     def compose(self, answer: VlmResponse) -> CaptionResult: ...
 
 
-AnswerStream = Callable[[Iterable[tuple[str, Picture]]], Iterator[tuple[str, VlmResponse | CaptionFailure]]]
+AnswerStream = Callable[[Iterable[tuple[str, ByteArray]]], Iterator[tuple[str, VlmResponse | CaptionFailure]]]
 
 
 class VlmBackend:
@@ -115,13 +115,13 @@ class VlmBackend:
         return row_to_response(row)
 
 
-def predict_one(looks: CaptionBackend[Seen], picture: Picture) -> Seen | CaptionFailure:
+def predict_one(looks: CaptionBackend[Seen], picture: ByteArray) -> Seen | CaptionFailure:
     """One look at one picture, for a person who asks."""
     return next(iter(looks.stream([("picture", picture)])))[1]
 
 
 def predict_batches(
-    look: Callable[[Sequence[Picture]], Sequence[Seen | CaptionFailure]], pictures: Iterable[tuple[str, Picture]], size: int
+    look: Callable[[Sequence[ByteArray]], Sequence[Seen | CaptionFailure]], pictures: Iterable[tuple[str, ByteArray]], size: int
 ) -> Iterator[tuple[str, Seen | CaptionFailure]]:
     """`look` on batches of `size` pictures."""
     source = iter(pictures)
@@ -130,7 +130,7 @@ def predict_batches(
 
 
 def predict_batch(
-    look: Callable[[Sequence[Picture]], Sequence[Seen | CaptionFailure]], pictures: Mapping[str, Picture]
+    look: Callable[[Sequence[ByteArray]], Sequence[Seen | CaptionFailure]], pictures: Mapping[str, ByteArray]
 ) -> dict[str, Seen | CaptionFailure]:
     """What is seen by id, or why nothing was.
 

@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 
 from pipeline_steps.caption.captioners.prompt import CaptionFailure
-from pipeline_steps.models.base import Picture, SoundEvent
+from pipeline_steps.core.array_types import ByteArray
+from pipeline_steps.models.base import SoundEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class CaptionBackend(Protocol[Seen]):
         """`describe_looks` and the rules that make a caption of it."""
         ...
 
-    def stream(self, pictures: Iterable[tuple[str, Picture]]) -> Iterator[tuple[str, Seen | CaptionFailure]]:
+    def stream(self, pictures: Iterable[tuple[str, ByteArray]]) -> Iterator[tuple[str, Seen | CaptionFailure]]:
         """What is seen in each named picture, in any order, as it comes."""
         ...
 

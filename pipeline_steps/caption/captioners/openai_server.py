@@ -34,8 +34,9 @@ from pipeline_steps.caption.captioners.vlm_response import (
     verification_prompts,
     with_verification,
 )
+from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.errors import ConfigError, ServiceError
-from pipeline_steps.models.base import Picture, SoundEvent
+from pipeline_steps.models.base import SoundEvent
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class OpenAIServerCaptioner:
         async with ChatClient(self.connection) as client:
             return await client.models()
 
-    def stream(self, pictures: Iterable[tuple[Name, Picture]]) -> Iterator[tuple[Name, VlmResponse | CaptionFailure]]:
+    def stream(self, pictures: Iterable[tuple[Name, ByteArray]]) -> Iterator[tuple[Name, VlmResponse | CaptionFailure]]:
         """Answers with the names of their pictures, in order of completion; `concurrency` pictures are on their way at a time.
 
         A picture that the server fails on while it answers others is that picture's trouble; a server that is away is not.
@@ -162,12 +163,12 @@ class OpenAIServerCaptioner:
                     runner.run(_gather_ignoring_errors(list(tasks)))
                 runner.run(client.__aexit__(None, None, None))
 
-    def look(self, images: Sequence[Picture]) -> list[VlmResponse | CaptionFailure]:
+    def look(self, images: Sequence[ByteArray]) -> list[VlmResponse | CaptionFailure]:
         """Answer to each picture, in their order, or why there is none."""
         found = dict(self.stream(enumerate(images)))
         return [found[place] for place in range(len(images))]
 
-    def caption(self, images: Sequence[Picture]) -> list[list[SoundEvent]]:
+    def caption(self, images: Sequence[ByteArray]) -> list[list[SoundEvent]]:
         """Events of each picture, most prominent first; an empty list when it suggests no sound or gave no answer."""
         answers = self.look(images)
         return [[] if isinstance(answer, CaptionFailure) else list(self.compose(answer).events) for answer in answers]
@@ -176,7 +177,7 @@ class OpenAIServerCaptioner:
         """The caption of an answer, with this captioner's rules."""
         return select_events(answer, self.rules, self.asking.min_verified)
 
-    async def _answer(self, client: ChatClient, picture: Picture) -> VlmResponse | CaptionFailure:
+    async def _answer(self, client: ChatClient, picture: ByteArray) -> VlmResponse | CaptionFailure:
         image = {"type": "image_url", "image_url": {"url": _data_url(picture)}}
         count = self.asking.max_events
         unreadable = ""
@@ -239,7 +240,7 @@ async def _gather_ignoring_errors(tasks: list[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _data_url(picture: Picture) -> str:
+def _data_url(picture: ByteArray) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()

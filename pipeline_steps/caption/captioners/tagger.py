@@ -13,8 +13,9 @@ from typing import Any, Self
 import numpy as np
 
 from pipeline_steps.caption.captioners.base import CaptionResult, EventSelection
+from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.core.hashing import fingerprint
-from pipeline_steps.models.base import FloatArray, Picture, SoundEvent
+from pipeline_steps.models.base import SoundEvent
 from pipeline_steps.models.vision.efficientnet_lite import EfficientNetLite, EfficientNetLite0, EfficientNetLite3
 from pipeline_steps.models.vision.image_transforms import Framing
 
@@ -203,7 +204,7 @@ class TaggerCaptioner:
         prior = fingerprint({str(index): value for index, value in self.prior.items()})
         return {**self.describe_tags(), "family": self.family, "lexicon": fingerprint(entries), "prior": prior, "rules": rules}
 
-    def tags(self, images: Sequence[Picture]) -> list[list[LabelScore]]:
+    def tags(self, images: Sequence[ByteArray]) -> list[list[LabelScore]]:
         """Tags of each picture with a probability of at least `min_probability`, by vocabulary and index."""
         probabilities: FloatArray = np.mean(
             [tagger.probabilities(images) for tagger in self._taggers], axis=0, dtype=np.float32
@@ -222,7 +223,7 @@ class TaggerCaptioner:
                 tags.extend(LabelScore(COCO, index, label, score) for index, (score, label) in sorted(scores.items()))
         return result
 
-    def caption(self, images: Sequence[Picture]) -> list[list[SoundEvent]]:
+    def caption(self, images: Sequence[ByteArray]) -> list[list[SoundEvent]]:
         """Events of each picture, most prominent first; an empty list when it suggests no sound."""
         return [list(self.compose(tags).events) for tags in self.tags(images)]
 

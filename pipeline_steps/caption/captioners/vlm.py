@@ -26,8 +26,9 @@ from pipeline_steps.caption.captioners.vlm_response import (
     verification_prompts,
     with_verification,
 )
+from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError
-from pipeline_steps.models.base import Picture, SoundEvent
+from pipeline_steps.models.base import SoundEvent
 from pipeline_steps.models.hub_checkpoint import HubModel, check_checkpoint, resolve_device, resolve_dtype, vision_families
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ class VlmCaptioner(HubModel):
             self._constraint = JsonSchemaGrammar(tokenizer, answer_schema(self.asking.max_events))
         return self
 
-    def look(self, images: Sequence[Picture]) -> list[VlmResponse | CaptionFailure]:
+    def look(self, images: Sequence[ByteArray]) -> list[VlmResponse | CaptionFailure]:
         """Answer to each picture, or why there is none. An answer that cannot be read is asked for once more."""
         results: list[VlmResponse | CaptionFailure] = []
         for image, text in zip(images, self._ask(images, [caption_prompt(self.asking.max_events)] * len(images)), strict=True):
@@ -161,7 +162,7 @@ class VlmCaptioner(HubModel):
             self._verify(images, results)
         return results
 
-    def caption(self, images: Sequence[Picture]) -> list[list[SoundEvent]]:
+    def caption(self, images: Sequence[ByteArray]) -> list[list[SoundEvent]]:
         """Events of each picture, most prominent first; an empty list when it suggests no sound or gave no answer."""
         answers = self.look(images)
         return [[] if isinstance(answer, CaptionFailure) else list(self.compose(answer).events) for answer in answers]
@@ -170,7 +171,7 @@ class VlmCaptioner(HubModel):
         """The caption of an answer, with this captioner's rules."""
         return select_events(answer, self.rules, self.asking.min_verified)
 
-    def _read(self, image: Picture, text: str) -> VlmResponse | CaptionFailure:
+    def _read(self, image: ByteArray, text: str) -> VlmResponse | CaptionFailure:
         count = self.asking.max_events
         try:
             return VlmResponse(parse_answer(text, count), self.model_name)
@@ -187,7 +188,7 @@ class VlmCaptioner(HubModel):
         """Who answered: hub id and commit, or a folder's digest. Never a path."""
         return "@".join(self._identity.values())
 
-    def _verify(self, images: Sequence[Picture], results: list[VlmResponse | CaptionFailure]) -> None:
+    def _verify(self, images: Sequence[ByteArray], results: list[VlmResponse | CaptionFailure]) -> None:
         asked = [
             (place, text)
             for place, it in enumerate(results)
@@ -203,10 +204,10 @@ class VlmCaptioner(HubModel):
             if isinstance(it, VlmResponse):
                 results[place] = with_verification(it, [next(given) for _ in it.heard])
 
-    def _ask(self, images: Sequence[Picture], texts: Sequence[str]) -> list[str]:
+    def _ask(self, images: Sequence[ByteArray], texts: Sequence[str]) -> list[str]:
         return self._halving(self._generate, images, texts)
 
-    def _halving(self, function: Callable[..., list[Any]], images: Sequence[Picture], texts: Sequence[str]) -> list[Any]:
+    def _halving(self, function: Callable[..., list[Any]], images: Sequence[ByteArray], texts: Sequence[str]) -> list[Any]:
         """`function(images, texts)`, on halves when the GPU's memory does not hold the whole batch."""
         if not len(images):
             return []
@@ -224,7 +225,7 @@ class VlmCaptioner(HubModel):
         log.warning("GPU memory is short: a batch of %d goes through in halves; lower caption.batch_size", len(images))
         return self._halving(function, images[:half], texts[:half]) + self._halving(function, images[half:], texts[half:])
 
-    def _inputs(self, images: Sequence[Picture], texts: Sequence[str]) -> Any:
+    def _inputs(self, images: Sequence[ByteArray], texts: Sequence[str]) -> Any:
         from PIL import Image
 
         content = [[{"type": "image"}, {"type": "text", "text": text}] for text in texts]
@@ -237,7 +238,7 @@ class VlmCaptioner(HubModel):
         return inputs.to(self.device, dtype=getattr(torch, self.precision))
 
     @torch.inference_mode()
-    def _generate(self, images: Sequence[Picture], texts: Sequence[str]) -> list[str]:
+    def _generate(self, images: Sequence[ByteArray], texts: Sequence[str]) -> list[str]:
         inputs = self._inputs(images, texts)
         processors = [self._constraint.processor(len(images))] if self._constraint is not None else []
         written = self._model.generate(**inputs, generation_config=self._options, logits_processor=processors)
@@ -245,7 +246,7 @@ class VlmCaptioner(HubModel):
         return list(self._processor.tokenizer.batch_decode(answers, skip_special_tokens=True))
 
     @torch.inference_mode()
-    def _chances(self, images: Sequence[Picture], texts: Sequence[str]) -> list[float]:
+    def _chances(self, images: Sequence[ByteArray], texts: Sequence[str]) -> list[float]:
         """Probability of yes against no as the next word, per picture and question."""
         tokenizer = self._processor.tokenizer
         firsts = [{tokenizer.encode(word, add_special_tokens=False)[0] for word in words} for words in (YES, NO)]

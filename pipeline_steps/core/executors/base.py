@@ -18,7 +18,7 @@ from pipeline_steps.core.result_cache import ResultCache
 log = logging.getLogger(__name__)
 
 
-Engine = Literal["local", "ray"]
+ExecutorName = Literal["local", "ray"]
 
 Failure = tuple[str, str]
 """Code of the quarantine and one line that says why an item has no result."""
@@ -39,7 +39,7 @@ class RayConfig(StageConfig):
     max_actors: int = Field(default=8, ge=1, le=10_000, description="actors at most, as far as the cluster has room")
     cpus_per_actor: float = Field(default=1.0, ge=0, le=1024, description="processors reserved for an actor")
     gpus_per_actor: float = Field(default=0.0, ge=0, le=64, description="GPUs reserved for an actor; 0.25: four share one")
-    patience_seconds: float = Field(
+    no_progress_timeout_seconds: float = Field(
         default=1800.0, ge=1, le=604_800, description="without any finished batch for so long, the stage stops"
     )
 
@@ -58,7 +58,7 @@ class RayConfig(StageConfig):
 class ItemProcessor(Protocol):
     """What a stage does with items. It is pickled before `load`, so it must hold settings and no model until then."""
 
-    memo: ResultCache
+    cache: ResultCache
 
     def describe(self) -> Any:
         """Everything but the item that shapes a result; its fingerprint is the memo's."""

@@ -23,7 +23,7 @@ def process_and_cache(work: ItemProcessor, ids: Sequence[str], part: int) -> Ite
                 pending[key] = result
             yield key, result
             if len(pending) >= part or (pending and time.monotonic() - since > FLUSH_SECONDS):
-                work.memo.append(pending)
+                work.cache.append(pending)
                 pending = {}
     finally:
-        work.memo.append(pending)
+        work.cache.append(pending)

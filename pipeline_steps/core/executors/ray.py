@@ -55,7 +55,7 @@ class RayWorker:
             work: ItemProcessor = pickle.loads(pickled)  # noqa: S301 - by the driver, through Ray, which pickles everything
             self._work = work
             work.load()
-            if fingerprint(work.describe()) != work.memo.fingerprint:
+            if fingerprint(work.describe()) != work.cache.fingerprint:
                 raise ConfigError(
                     f"the actor on {socket.gethostname()} would not compute what the driver asks for "
                     "(another device's precision, or other weights)",
@@ -112,7 +112,7 @@ def run_on_ray(
     Raises:
         ConfigError: ray is missing or of another version than the cluster; an actor would compute something else.
         ResourceError: a Ray of this machine alone has no room for one actor.
-        ServiceError: no cluster at the address, or it finished no batch for `patience_seconds`.
+        ServiceError: no cluster at the address, or it finished no batch for `no_progress_timeout_seconds`.
         StageError: what stopped the work inside an actor.
     """
     with _ray_session(settings) as ray:
@@ -143,7 +143,7 @@ def run_on_ray(
             reason = " ".join(str(error).split())[:500]
             raise ServiceError(
                 f"Ray came to a halt: {type(error).__name__}: {reason}",
-                "run again: what is finished is in the memo; see the cluster's logs, and <stage>.ray.patience_seconds",
+                "run again: what is finished is in the memo; see the cluster's logs, and <stage>.ray.no_progress_timeout_seconds",
                 transient=True,
             ) from error
 
@@ -161,7 +161,7 @@ def _configure_ray_data(ray: Any, settings: RayConfig) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = settings.patience_seconds
+    context.execution_no_progress_timeout_s = settings.no_progress_timeout_seconds
     context.max_consecutive_actor_init_deaths = INIT_DEATHS
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline_steps.core.executors.base import Engine, Failure, ItemProcessor, RayConfig, Result
+from pipeline_steps.core.executors.base import ExecutorName, Failure, ItemProcessor, RayConfig, Result
 from pipeline_steps.core.executors.local import FLUSH_SECONDS, process_and_cache
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class RunResult:
 
 
 def run_items(
-    work: ItemProcessor, ids: Sequence[str], batch_size: int, engine: Engine = "local", ray: RayConfig | None = None
+    work: ItemProcessor, ids: Sequence[str], batch_size: int, engine: ExecutorName = "local", ray: RayConfig | None = None
 ) -> RunResult:
     """Work off `ids`, none of which the memo knows.
 

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from pipeline_steps.models.base import FloatArray
+from pipeline_steps.core.array_types import ByteArray, FloatArray
 
 BATCH = 48
-Pictures = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +67,11 @@ class Audio2ImagePipeline(ABC):
         seed: int = 0,
         guidance_scale: float | None = None,
         steps: int | None = None,
-    ) -> Pictures:
+    ) -> ByteArray:
         """Pictures uint8 [N, size, size, 3] of N sounds; row i starts from the noise of (seed, draws[i])."""
 
     @abstractmethod
-    def generate_unconditional(self, count: int, seed: int = 0, steps: int | None = None) -> Pictures:
+    def generate_unconditional(self, count: int, seed: int = 0, steps: int | None = None) -> ByteArray:
         """Pictures uint8 [count, size, size, 3] drawn with no sound given."""
 
     def draw(
@@ -83,7 +81,7 @@ class Audio2ImagePipeline(ABC):
         seed: int = 0,
         guidance_scale: float | None = None,
         steps: int | None = None,
-    ) -> Pictures:
+    ) -> ByteArray:
         """Pictures uint8 [num_samples, size, size, 3] of one mono 48 kHz sound [T].
 
         Args:
@@ -93,7 +91,7 @@ class Audio2ImagePipeline(ABC):
             guidance_scale: 1 is the plain model, more follows the sound more closely, 0 ignores it; None takes the default.
             steps: of the solver; None takes the default.
         """
-        pictures: Pictures = self.generate_batch([self.encode_audio(samples_48k)], num_samples, seed, guidance_scale, steps)[0]
+        pictures: ByteArray = self.generate_batch([self.encode_audio(samples_48k)], num_samples, seed, guidance_scale, steps)[0]
         return pictures
 
     def generate_batch(
@@ -103,7 +101,7 @@ class Audio2ImagePipeline(ABC):
         seed: int = 0,
         guidance_scale: float | None = None,
         steps: int | None = None,
-    ) -> Pictures:
+    ) -> ByteArray:
         """Pictures uint8 [N, num_samples, size, size, 3] of N sounds that were heard before; the fast way for many."""
         if not tokens:
             return np.zeros((0, num_samples, self.defaults.picture_size, self.defaults.picture_size, 3), np.uint8)
@@ -118,7 +116,7 @@ class Audio2ImagePipeline(ABC):
         seed: int = 0,
         guidance_scale: float | None = None,
         steps: int | None = None,
-    ) -> Pictures:
+    ) -> ByteArray:
         """Pictures uint8 [N, num_samples, size, size, 3] of N texts, with no sound: what the backbone alone makes of them.
 
         Raises:
@@ -138,7 +136,7 @@ def latents_generator(seed: int, draw: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(entropy) % 2**63)
 
 
-def to_uint8(pictures: torch.Tensor) -> Pictures:
+def to_uint8(pictures: torch.Tensor) -> ByteArray:
     """uint8 [N, H, W, 3] of float pictures [N, 3, H, W] in [-1, 1]."""
     values: Any = ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return np.ascontiguousarray(values)

@@ -13,13 +13,14 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from safetensors.torch import save as save_safetensors
 
+from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.core.atomic import atomic_path, write_bytes, write_json
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.hashing import sha256_bytes
 from pipeline_steps.diffusion.audio_tokens import AstTokenizer, GridEncoder, YamnetTokenizer
 from pipeline_steps.diffusion.ip_adapter import AudioEmbeds, AudioIPAdapter, collate_audio_tokens
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
-from pipeline_steps.diffusion.pipelines.base import Audio2ImagePipeline, GenerationConfig, Pictures, initial_latents, to_uint8
+from pipeline_steps.diffusion.pipelines.base import Audio2ImagePipeline, GenerationConfig, initial_latents, to_uint8
 from pipeline_steps.diffusion.pipelines.safetensors_io import (
     ADAPTER_CLASS,
     FORMAT,
@@ -36,7 +37,6 @@ from pipeline_steps.diffusion.stable_diffusion import FILES as BACKBONE_FILES
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
 from pipeline_steps.models.audio.ast import AstEncoder
 from pipeline_steps.models.audio.yamnet import YamNet
-from pipeline_steps.models.base import FloatArray
 from pipeline_steps.models.hub_checkpoint import FILES as ENCODER_FILES
 
 BATCH = 8
@@ -114,12 +114,12 @@ class AudioIPAdapterPipeline(Audio2ImagePipeline):
         seed: int = 0,
         guidance_scale: float | None = None,
         steps: int | None = None,
-    ) -> Pictures:
+    ) -> ByteArray:
         """Pictures uint8 [N, size, size, 3] of N sounds; row i starts from the noise of (seed, draws[i])."""
         text = self.adapter.text(self.adapter.prompt).expand(len(tokens), -1, -1)
         return to_uint8(self.render(tokens, text, draws, seed, guidance_scale, steps))
 
-    def generate_unconditional(self, count: int, seed: int = 0, steps: int | None = None) -> Pictures:
+    def generate_unconditional(self, count: int, seed: int = 0, steps: int | None = None) -> ByteArray:
         """Pictures uint8 [count, size, size, 3] drawn with no sound and no text."""
         return self.generate_from_embeds(AudioEmbeds(self._silence(count)), list(range(count)), seed, 0.0, steps)
 
@@ -130,7 +130,7 @@ class AudioIPAdapterPipeline(Audio2ImagePipeline):
         seed: int = 0,
         guidance_scale: float | None = None,
         steps: int | None = None,
-    ) -> Pictures:
+    ) -> ByteArray:
         """Pictures uint8 [N, num_samples, size, size, 3] of N texts by the backbone alone: the adapter's attention is left out.
 
         Raises:

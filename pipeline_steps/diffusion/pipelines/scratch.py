@@ -8,21 +8,14 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.diffusion.audio_conditioner import ConditionerInput, collate
 from pipeline_steps.diffusion.audio_features import extract_audio_features, preprocess_waveform
 from pipeline_steps.diffusion.autoencoder import STRIDE, Codec
 from pipeline_steps.diffusion.denoiser import TIMESTEPS, Denoiser
-from pipeline_steps.diffusion.pipelines.base import (
-    BATCH,
-    Audio2ImagePipeline,
-    GenerationConfig,
-    Pictures,
-    initial_latents,
-    to_uint8,
-)
+from pipeline_steps.diffusion.pipelines.base import BATCH, Audio2ImagePipeline, GenerationConfig, initial_latents, to_uint8
 from pipeline_steps.diffusion.pipelines.safetensors_io import load_model, load_scheduler
 from pipeline_steps.models.audio.yamnet import YamNet
-from pipeline_steps.models.base import FloatArray
 
 
 class Audio2ImageFlowPipeline(Audio2ImagePipeline):
@@ -74,7 +67,7 @@ class Audio2ImageFlowPipeline(Audio2ImagePipeline):
         """One batch of several sounds that were heard."""
         return collate(tokens)
 
-    def generate_unconditional(self, count: int, seed: int = 0, steps: int | None = None) -> Pictures:
+    def generate_unconditional(self, count: int, seed: int = 0, steps: int | None = None) -> ByteArray:
         """Pictures uint8 [count, size, size, 3] drawn with no sound given."""
         conditioner = self.denoiser.conditioner
         empty = ConditionerInput(
@@ -91,7 +84,7 @@ class Audio2ImageFlowPipeline(Audio2ImagePipeline):
         seed: int = 0,
         guidance_scale: float | None = None,
         steps: int | None = None,
-    ) -> Pictures:
+    ) -> ByteArray:
         """Pictures uint8 [N, size, size, 3] of N token rows; row i starts from the noise of (seed, draws[i])."""
         guidance = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
         count = self.defaults.steps if steps is None else steps

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from pipeline_steps.audio.mel import aisfx_log_mel
 from pipeline_steps.audio.resample import resample
-from pipeline_steps.models.base import FloatArray
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.models.bundled_weights import BundledModel
 
 SAMPLE_RATE = 44_100

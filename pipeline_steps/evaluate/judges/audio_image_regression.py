@@ -12,10 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline_steps.core.array_types import DoubleArray, IntArray
 from pipeline_steps.core.l2_normalize import l2_normalize
-
-FloatArray = npt.NDArray[np.float64]
-IndexArray = npt.NDArray[np.int64]
 
 MIN_PAIRS, MIN_GROUPS = 3, 2
 """Fewer training pairs, or fewer sound groups among them, cannot be fitted."""
@@ -40,19 +38,19 @@ class AudioToImageRegressor:
         groups: sound groups among them.
     """
 
-    weights: FloatArray
-    sound_mean: FloatArray
-    picture_mean: FloatArray
+    weights: DoubleArray
+    sound_mean: DoubleArray
+    picture_mean: DoubleArray
     penalty: float
     group_out_r2: float
     n: int
     groups: int
 
-    def predict(self, sounds: npt.ArrayLike) -> FloatArray:
+    def predict(self, sounds: npt.ArrayLike) -> DoubleArray:
         """Picture directions [N, D_p], unit rows, that sounds [N, D_a] ask for."""
         return l2_normalize((l2_normalize(np.asarray(sounds, np.float64)) - self.sound_mean) @ self.weights)
 
-    def look(self, pictures: npt.ArrayLike) -> FloatArray:
+    def look(self, pictures: npt.ArrayLike) -> DoubleArray:
         """Picture features [..., D_p] in the judge's centred unit space: its agreement is predict(sound) . look(picture)."""
         return l2_normalize(l2_normalize(np.asarray(pictures, np.float64)) - self.picture_mean)
 
@@ -95,7 +93,7 @@ def fit(sounds: npt.ArrayLike, pictures: npt.ArrayLike, groups: Sequence[str]) -
     return AudioToImageRegressor(weights, sound_mean, picture_mean, penalty, 1.0 - error / of_the_mean, len(x), len(members))
 
 
-def _group_out_error(centred: FloatArray, left: FloatArray, shrink: FloatArray, members: Sequence[IndexArray]) -> float:
+def _group_out_error(centred: DoubleArray, left: DoubleArray, shrink: DoubleArray, members: Sequence[IntArray]) -> float:
     """Squared error over all groups, each foretold by a fit (intercept too) without it: residuals (I - H_gg)^-1 e_g.
 
     The block form of the leave-one-out identity of ridge regression (Golub, Heath & Wahba 1979; Hastie et al., Elements of

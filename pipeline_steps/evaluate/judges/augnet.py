@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from pipeline_steps.models.base import FloatArray, Picture
+from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.models.bundled_weights import BundledModel
 from pipeline_steps.models.vision.image_transforms import resize, to_chw
 
@@ -41,7 +41,7 @@ class AugNet(BundledModel):
         return {**super().describe(), "short_side": self.short_side}
 
     @torch.inference_mode()
-    def features(self, images: Sequence[Picture]) -> FloatArray:
+    def features(self, images: Sequence[ByteArray]) -> FloatArray:
         """Rows [N, 768] of RGB pictures, one at a time (they may differ in size)."""
         rows = np.zeros((len(images), 768), np.float32)
         for row, image in enumerate(images):

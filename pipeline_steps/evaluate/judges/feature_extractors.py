@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.core.result_cache import ResultCache
 from pipeline_steps.evaluate.config import JudgeCheckpointConfig, JudgeCheckpointsConfig
 from pipeline_steps.evaluate.judges.aisfx import AiSfx
@@ -21,14 +22,11 @@ from pipeline_steps.evaluate.judges.clip import ClipImageEncoder
 from pipeline_steps.evaluate.judges.dinov2 import Dinov2
 from pipeline_steps.evaluate.judges.hub_vision_model import HubImageFeatureExtractor
 from pipeline_steps.evaluate.judges.inception import FIDInceptionV3, InceptionV3
-from pipeline_steps.models.base import Picture
 from pipeline_steps.models.vision.efficientnet_lite import EfficientNetLite0
 from pipeline_steps.models.vision.ssd_mobilenet_v2 import SsdMobileNetV2
 
 log = logging.getLogger(__name__)
 
-FloatArray = npt.NDArray[np.float32]
-ByteArray = npt.NDArray[np.uint8]
 
 VECTOR = pa.schema([pa.field("vector", pa.list_(pa.float32()))])
 AUGNET_SIDE = 128
@@ -106,7 +104,7 @@ def map_threads(function: Callable[[Key], Value], keys: Sequence[Key]) -> list[V
         torch.set_num_threads(threads)
 
 
-def extract_image_features(judge: PictureJudge, pictures: Sequence[Picture]) -> FloatArray:
+def extract_image_features(judge: PictureJudge, pictures: Sequence[ByteArray]) -> FloatArray:
     """Features [N, D] of pictures: in batches where the judge computes on a GPU, else one by one, side by side."""
     if isinstance(judge, HubImageFeatureExtractor) and judge.together > 1:
         return judge.features(pictures)

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
+from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError
-from pipeline_steps.models.base import FloatArray, Picture
 from pipeline_steps.models.hub_checkpoint import HubModel, check_checkpoint, load_weights, resolve_device, resolve_dtype
 
 KEY = "evaluate.checkpoints"
@@ -53,7 +53,7 @@ class HubImageFeatureExtractor(HubModel):
         named = {"name": self.name, "family": self.family, "version": self.version}
         return {**named, **self.identity, "precision": self.precision}
 
-    def features(self, images: Sequence[Picture]) -> FloatArray:
+    def features(self, images: Sequence[ByteArray]) -> FloatArray:
         """Rows [N, D] of RGB pictures, not normalised.
 
         Raises:
@@ -82,7 +82,7 @@ class HubImageFeatureExtractor(HubModel):
         """Refuse the `config.json` of another kind of network."""
 
     @abstractmethod
-    def _forward(self, images: list[Picture]) -> torch.Tensor:
+    def _forward(self, images: list[ByteArray]) -> torch.Tensor:
         """[N, D] of a batch."""
 
 
@@ -131,7 +131,7 @@ class TransformersImageEncoder(HubImageFeatureExtractor):
             )
 
     @torch.inference_mode()
-    def _forward(self, images: list[Picture]) -> torch.Tensor:
+    def _forward(self, images: list[ByteArray]) -> torch.Tensor:
         from PIL import Image
 
         self.load()

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.core.errors import ConfigError, IntegrityError
 from pipeline_steps.evaluate.judges.hub_vision_model import HubImageFeatureExtractor
-from pipeline_steps.models.base import FloatArray, Picture
 
 SIDE = 299
 SMALLEST = 75
@@ -104,7 +104,7 @@ def pooled_features(pixels: torch.Tensor, weights: dict[str, torch.Tensor], of_2
     return hidden.mean((2, 3))
 
 
-def resize_clean_fid(image: Picture, side: int = SIDE) -> FloatArray:
+def resize_clean_fid(image: ByteArray, side: int = SIDE) -> FloatArray:
     """RGB uint8 [H, W, 3] -> float32 [side, side, 3], each channel bicubic with antialiasing and never rounded in between.
 
     The resize of clean-fid (Parmar et al. 2022, arXiv 2104.11222); pytorch-fid's bilinear one without antialiasing gives other
@@ -162,7 +162,7 @@ class FIDInceptionV3(HubImageFeatureExtractor):
             )
 
     @torch.inference_mode()
-    def _forward(self, images: list[Picture]) -> torch.Tensor:
+    def _forward(self, images: list[ByteArray]) -> torch.Tensor:
         self.load()
         mean, deviation = np.asarray(self.mean, np.float32), np.asarray(self.deviation, np.float32)
         pixels = np.stack([(resize_clean_fid(image) - mean) / deviation for image in images])

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline_steps.core.array_types import DoubleArray
 from pipeline_steps.core.l2_normalize import l2_normalize
-
-FloatArray = npt.NDArray[np.float64]
 
 MIN_REFERENCE = 3
 """Fewer reference pictures cannot be fitted."""
@@ -33,13 +32,13 @@ class WhitenedFeatureSpace:
         n: reference pictures; classes: classes with two or more of them.
     """
 
-    mean: FloatArray
-    scaling: FloatArray
+    mean: DoubleArray
+    scaling: DoubleArray
     kind: str
     n: int
     classes: int
 
-    def look(self, features: npt.ArrayLike) -> FloatArray:
+    def look(self, features: npt.ArrayLike) -> DoubleArray:
         """Unit rows of features [..., D]."""
         return l2_normalize((np.asarray(features, np.float64) - self.mean) @ self.scaling)
 

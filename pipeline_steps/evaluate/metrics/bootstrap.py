@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
-CountArray = npt.NDArray[np.int64]
+from pipeline_steps.core.array_types import DoubleArray, IntArray
 
 CONFIDENCE = 0.95
 """Level of every interval in the report."""
@@ -29,25 +27,25 @@ class Estimate:
     clusters: int
 
 
-def cluster_index(clusters: Sequence[str]) -> tuple[CountArray, int]:
+def cluster_index(clusters: Sequence[str]) -> tuple[IntArray, int]:
     """Number the clusters in sorted order: index [N] of each item's cluster, and how many clusters there are."""
     names, index = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
     return index.astype(np.int64), len(names)
 
 
-def resample_counts(n_clusters: int, repeats: int, generator: np.random.Generator) -> CountArray:
+def resample_counts(n_clusters: int, repeats: int, generator: np.random.Generator) -> IntArray:
     """How often each cluster is drawn in each bootstrap repeat: multinomial counts [repeats, n_clusters]."""
     return generator.multinomial(n_clusters, np.full(n_clusters, 1.0 / n_clusters), size=repeats).astype(np.int64)
 
 
-def percentile_interval(draws: FloatArray) -> tuple[float, float]:
+def percentile_interval(draws: DoubleArray) -> tuple[float, float]:
     """The percentile interval of bootstrap draws [repeats] at level `CONFIDENCE`; draws without a value are left out."""
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(draws[np.isfinite(draws)], [tail, 100 - tail])
     return float(low), float(high)
 
 
-def mean_estimate(values: Sequence[float] | FloatArray, clusters: Sequence[str], repeats: int, seed: int) -> Estimate:
+def mean_estimate(values: Sequence[float] | DoubleArray, clusters: Sequence[str], repeats: int, seed: int) -> Estimate:
     """Mean of `values` [N] with a cluster-bootstrap percentile interval (Efron & Tibshirani 1993, ch. 8 and 13).
 
     Args:

@@ -13,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cholesky, eigvalsh, svdvals
 
+from pipeline_steps.core.array_types import DoubleArray
 from pipeline_steps.core.l2_normalize import l2_normalize
 from pipeline_steps.evaluate.metrics.bootstrap import Estimate, cluster_index, percentile_interval, resample_counts
 
-FloatArray = npt.NDArray[np.float64]
-Kernel = Callable[[FloatArray, FloatArray], FloatArray]
+Kernel = Callable[[DoubleArray, DoubleArray], DoubleArray]
 CMMD_BANDWIDTH = 10.0
 
 
-def polynomial_kernel(x: FloatArray, y: FloatArray) -> FloatArray:
+def polynomial_kernel(x: DoubleArray, y: DoubleArray) -> DoubleArray:
     """k(x, y) = (x.y / D + 1)^3, the kernel of KID (Binkowski et al. 2018, arXiv 1801.01401, section 4)."""
     return np.asarray((x @ y.T / x.shape[1] + 1.0) ** 3)
 
@@ -29,24 +29,24 @@ def polynomial_kernel(x: FloatArray, y: FloatArray) -> FloatArray:
 def rbf_kernel(bandwidth: float) -> Kernel:
     """k(x, y) = exp(-|x - y|^2 / (2 bandwidth^2)), the kernel of CMMD (Jayasumana et al. 2024, arXiv 2401.09603, section 4)."""
 
-    def kernel(x: FloatArray, y: FloatArray) -> FloatArray:
+    def kernel(x: DoubleArray, y: DoubleArray) -> DoubleArray:
         return np.asarray(np.exp(-squared_distances(x, y) / (2.0 * bandwidth**2)))
 
     return kernel
 
 
-def cmmd_kernel(x: FloatArray, y: FloatArray) -> FloatArray:
+def cmmd_kernel(x: DoubleArray, y: DoubleArray) -> DoubleArray:
     """The kernel of CMMD itself: `rbf_kernel` of bandwidth 10 on unit rows (Jayasumana et al. 2024, section 4)."""
     return rbf_kernel(CMMD_BANDWIDTH)(l2_normalize(x), l2_normalize(y))
 
 
-def squared_distances(x: FloatArray, y: FloatArray) -> FloatArray:
+def squared_distances(x: DoubleArray, y: DoubleArray) -> DoubleArray:
     """|x_i - y_j|^2 as [N, M], never below zero."""
     cross = (x**2).sum(1)[:, None] + (y**2).sum(1)[None, :] - 2.0 * x @ y.T
     return np.asarray(np.maximum(cross, 0.0))
 
 
-def median_bandwidth(reference: FloatArray) -> float:
+def median_bandwidth(reference: DoubleArray) -> float:
     """Median distance between rows of `reference` [N, D] (the median heuristic, Gretton et al. 2012, section 8).
 
     Taken from real pictures alone, so that the ruler does not depend on what is measured with it.
@@ -57,7 +57,7 @@ def median_bandwidth(reference: FloatArray) -> float:
 
 
 def mmd_squared(
-    drawn: FloatArray, real: FloatArray, kernel: Kernel, drawn_clusters: Sequence[str], real_clusters: Sequence[str]
+    drawn: DoubleArray, real: DoubleArray, kernel: Kernel, drawn_clusters: Sequence[str], real_clusters: Sequence[str]
 ) -> float:
     """Unbiased squared maximum mean discrepancy (Gretton et al. 2012, eq. 3) over clusters; can be below zero.
 
@@ -70,15 +70,15 @@ def mmd_squared(
 
 
 def mmd_draws(
-    drawn: FloatArray,
-    real: FloatArray,
+    drawn: DoubleArray,
+    real: DoubleArray,
     kernel: Kernel,
     drawn_clusters: Sequence[str],
     real_clusters: Sequence[str],
     repeats: int,
     seed: int,
     scale: float = 1.0,
-) -> tuple[Estimate, FloatArray]:
+) -> tuple[Estimate, DoubleArray]:
     """`mmd_squared` times `scale`, with an interval, and its bootstrap draws [repeats], which take clusters of both sides with
     replacement. Same clusters and seed, same resampling: two models' draws are pairs.
 
@@ -101,7 +101,7 @@ class _ClusterSums:
     """Kernel sums between clusters; a bootstrap repeat is then a weighted sum of a small matrix."""
 
     def __init__(
-        self, drawn: FloatArray, real: FloatArray, kernel: Kernel, drawn_clusters: Sequence[str], real_clusters: Sequence[str]
+        self, drawn: DoubleArray, real: DoubleArray, kernel: Kernel, drawn_clusters: Sequence[str], real_clusters: Sequence[str]
     ) -> None:
         x, y = np.asarray(drawn, np.float64), np.asarray(real, np.float64)
         index_x, self.n_x = cluster_index(drawn_clusters)
@@ -116,7 +116,7 @@ class _ClusterSums:
         np.fill_diagonal(self.xx, 0.0)
         np.fill_diagonal(self.yy, 0.0)
 
-    def values(self, weight_x: FloatArray, weight_y: FloatArray) -> FloatArray:
+    def values(self, weight_x: DoubleArray, weight_y: DoubleArray) -> DoubleArray:
         """MMD^2 [repeats] under cluster weights [repeats, clusters] of both sides."""
         within_x = _quadratic(weight_x, self.xx) / _pairs(weight_x, self.size_x)
         within_y = _quadratic(weight_y, self.yy) / _pairs(weight_y, self.size_y)
@@ -125,17 +125,17 @@ class _ClusterSums:
         return np.asarray(within_x + within_y - 2.0 * between)
 
 
-def _quadratic(weights: FloatArray, matrix: FloatArray) -> FloatArray:
+def _quadratic(weights: DoubleArray, matrix: DoubleArray) -> DoubleArray:
     return np.asarray(((weights @ matrix) * weights).sum(1))
 
 
-def _pairs(weights: FloatArray, sizes: FloatArray) -> FloatArray:
+def _pairs(weights: DoubleArray, sizes: DoubleArray) -> DoubleArray:
     """How many ordered pairs of items from different original clusters each repeat holds."""
     weighted = weights * sizes
     return np.asarray(weighted.sum(1) ** 2 - (weighted**2).sum(1))
 
 
-def frechet_distance(x: FloatArray, y: FloatArray) -> float:
+def frechet_distance(x: DoubleArray, y: DoubleArray) -> float:
     """|mu_x - mu_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)) (Heusel et al. 2017, eq. 6), C with divisor N - 1.
 
     With few rows (N < D) the trace of the root is the sum of singular values of the centred Gram matrix; with many, the
@@ -160,7 +160,7 @@ def frechet_distance(x: FloatArray, y: FloatArray) -> float:
     return float(mean_gap + traces - 2.0 * root)
 
 
-def density_coverage(drawn: FloatArray, real: FloatArray, neighbours: int) -> tuple[float, float]:
+def density_coverage(drawn: DoubleArray, real: DoubleArray, neighbours: int) -> tuple[float, float]:
     """Density and coverage (Naeem et al. 2020, arXiv 2002.09797, eqs. 4 and 5) with balls around REAL pictures.
 
     Density: how many real balls hold a drawn picture, per `neighbours` (1 is as dense as real, may exceed 1).
@@ -176,14 +176,14 @@ def density_coverage(drawn: FloatArray, real: FloatArray, neighbours: int) -> tu
 
 
 def density_coverage_draws(
-    drawn: FloatArray,
-    real: FloatArray,
+    drawn: DoubleArray,
+    real: DoubleArray,
     neighbours: int,
     drawn_clusters: Sequence[str],
     real_clusters: Sequence[str],
     repeats: int,
     seed: int,
-) -> tuple[tuple[Estimate, FloatArray], tuple[Estimate, FloatArray]]:
+) -> tuple[tuple[Estimate, DoubleArray], tuple[Estimate, DoubleArray]]:
     """Density and coverage, each with its bootstrap draws [repeats]; the balls stay those of all real pictures.
 
     Density is a mean over drawn pictures: their clusters are drawn. Coverage is a share of real pictures: theirs are, because
@@ -203,7 +203,7 @@ def density_coverage_draws(
     return found[0], found[1]
 
 
-def _inside(drawn: FloatArray, real: FloatArray, neighbours: int) -> npt.NDArray[np.bool_]:
+def _inside(drawn: DoubleArray, real: DoubleArray, neighbours: int) -> npt.NDArray[np.bool_]:
     """[N drawn, N real]: is the drawn picture in the ball that reaches from a real one to its `neighbours`-th neighbour?"""
     radius = np.sort(squared_distances(real, real), axis=1)[:, neighbours]  # column 0 is the row itself
     return np.asarray(squared_distances(drawn, real) < radius[None, :])

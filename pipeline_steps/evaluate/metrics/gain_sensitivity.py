@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline_steps.core.array_types import DoubleArray
 from pipeline_steps.evaluate.metrics.bootstrap import Estimate, mean_estimate
 
-FloatArray = npt.NDArray[np.float64]
 
-
-def gain_distances(looks: Mapping[float, FloatArray], groups: Sequence[str], repeats: int, seed: int) -> dict[str, Estimate]:
+def gain_distances(looks: Mapping[float, DoubleArray], groups: Sequence[str], repeats: int, seed: int) -> dict[str, Estimate]:
     """Mean cosine distance (0 equal, 1 unrelated) between drawings in a judge's space.
 
     Args:
@@ -37,5 +35,5 @@ def gain_distances(looks: Mapping[float, FloatArray], groups: Sequence[str], rep
     return found
 
 
-def _distance(left: FloatArray, right: FloatArray) -> FloatArray:
+def _distance(left: DoubleArray, right: DoubleArray) -> DoubleArray:
     return np.asarray(1.0 - (left * right).sum(-1))

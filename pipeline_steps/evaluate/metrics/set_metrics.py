@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline_steps.core.array_types import DoubleArray
 from pipeline_steps.evaluate.evaluation_plan import EvalAudio, EvalPair
 from pipeline_steps.evaluate.judges.audio_image_regression import AudioToImageRegressor
 from pipeline_steps.evaluate.judges.whitened_space import WhitenedFeatureSpace
@@ -25,7 +26,6 @@ from pipeline_steps.evaluate.metrics.distribution import (
 from pipeline_steps.evaluate.metrics.win_rate import win_rate_estimate
 from pipeline_steps.evaluate.metrics.win_rate_rows import JudgeFeatures, shuffled_partners, win_rates_per_pair
 
-FloatArray = npt.NDArray[np.float64]
 Row = dict[str, Any]
 
 CMMD_SCALE = 1000.0
@@ -65,11 +65,11 @@ class SetFeatures:
         text_of: item name -> row of `spoken`, for the items whose picture the captioner had words for.
     """
 
-    real: Mapping[str, FloatArray]
-    drawn: FloatArray
-    unconditional: FloatArray
-    sounds: FloatArray
-    spoken: FloatArray | None = None
+    real: Mapping[str, DoubleArray]
+    drawn: DoubleArray
+    unconditional: DoubleArray
+    sounds: DoubleArray
+    spoken: DoubleArray | None = None
     text_of: Mapping[str, int] = field(default_factory=dict)
 
     def texts(self, items: Sequence[EvalPair]) -> npt.NDArray[np.int64]:
@@ -89,7 +89,7 @@ class SetMetrics:
     items: list[Row]
     partner: npt.NDArray[np.int64]
     warnings: list[str] = field(default_factory=list)
-    draws: dict[str, FloatArray] = field(default_factory=dict)
+    draws: dict[str, DoubleArray] = field(default_factory=dict)
 
 
 def compute_set_metrics(
@@ -193,7 +193,7 @@ def _audio_targets(
 ) -> JudgeFeatures:
     """An item asks for what the audio-image judge foretells from its sound; the right answer is its own real picture."""
 
-    def look(rows: npt.ArrayLike) -> FloatArray:
+    def look(rows: npt.ArrayLike) -> DoubleArray:
         return ais.look(space.look(rows))
 
     real = look(np.stack([features.real[item.image_id] for item in items]))
@@ -231,7 +231,7 @@ def add_distribution_metrics(
     reference: Sequence[str],
     image_groups: Mapping[str, str],
     settings: MetricSettings,
-) -> dict[str, FloatArray]:
+) -> dict[str, DoubleArray]:
     """Fill in KID, CMMD-style distance, Frechet distance, density and coverage of each row, all against the real pictures.
 
     Returns the bootstrap draws of the model's row, metric -> [repeats].
@@ -258,9 +258,9 @@ def add_distribution_metrics(
     names = [f"kid_{judge}", cmmd, f"frechet_{judge}", f"density_{judge}", f"coverage_{judge}"]
     gaussian = cmmd_kernel if judge == CMMD_JUDGE else rbf_kernel(median_bandwidth(real))
     kernels = {names[0]: (polynomial_kernel, 1.0), names[1]: (gaussian, CMMD_SCALE)}
-    kept: dict[str, FloatArray] = {}
+    kept: dict[str, DoubleArray] = {}
     for row, (pictures, clusters) in drawn.items():
-        found: dict[str, tuple[Estimate, FloatArray]] = {}
+        found: dict[str, tuple[Estimate, DoubleArray]] = {}
         enough = len(set(clusters)) > 1 and len(set(real_clusters)) > 1
         for name, (kernel, scale) in kernels.items():
             if enough:

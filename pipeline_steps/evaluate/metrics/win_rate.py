@@ -11,13 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pipeline_steps.core.array_types import BoolArray, DoubleArray
 from pipeline_steps.evaluate.metrics.bootstrap import Estimate, mean_estimate
 
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
-
-def mann_whitney_win_rate(candidates: FloatArray, rivals: FloatArray) -> float:
+def mann_whitney_win_rate(candidates: DoubleArray, rivals: DoubleArray) -> float:
     """P[candidate > rival] + P[tie] / 2 over all pairs of scores [S] and [R]: the Mann-Whitney statistic, in 0..1."""
     ordered = np.sort(rivals)
     below = np.searchsorted(ordered, candidates, side="left")
@@ -35,7 +33,7 @@ def negative_mask(groups: Sequence[str], classes: Sequence[str | None]) -> BoolA
     return np.asarray((group[:, None] != group[None, :]) & (label[:, None] != label[None, :]))
 
 
-def item_win_rates(candidate_scores: FloatArray, rival_scores: FloatArray, others: BoolArray) -> FloatArray:
+def item_win_rates(candidate_scores: DoubleArray, rival_scores: DoubleArray, others: BoolArray) -> DoubleArray:
     """One win rate per item, [N]; NaN where an item has no candidate or no other sound.
 
     Args:
@@ -53,7 +51,7 @@ def item_win_rates(candidate_scores: FloatArray, rival_scores: FloatArray, other
     return rates
 
 
-def win_rate_estimate(rates: FloatArray, clusters: Sequence[str], repeats: int, seed: int) -> Estimate | None:
+def win_rate_estimate(rates: DoubleArray, clusters: Sequence[str], repeats: int, seed: int) -> Estimate | None:
     """Mean of the items that have a rate, with a bootstrap interval over clusters of sounds; None when no item has one."""
     known = np.flatnonzero(np.isfinite(rates)).tolist()
     if not known:

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline_steps.core.array_types import DoubleArray, IntArray
 from pipeline_steps.evaluate.evaluation_plan import EvalAudio, EvalPair
 from pipeline_steps.evaluate.metrics.win_rate import derangement, item_win_rates, mann_whitney_win_rate, negative_mask
-
-FloatArray = npt.NDArray[np.float64]
-IndexArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +28,14 @@ class JudgeFeatures:
         text: [N] row of `spoken` of each item, -1 where its picture has no words.
     """
 
-    asked: FloatArray
-    drawn: FloatArray
-    unconditional: FloatArray
-    real: FloatArray
-    own_real: Sequence[IndexArray]
-    rival_real: Sequence[IndexArray]
-    spoken: FloatArray | None = None
-    text: IndexArray | None = None
+    asked: DoubleArray
+    drawn: DoubleArray
+    unconditional: DoubleArray
+    real: DoubleArray
+    own_real: Sequence[IntArray]
+    rival_real: Sequence[IntArray]
+    spoken: DoubleArray | None = None
+    text: IntArray | None = None
 
 
 def negative_masks(
@@ -51,7 +49,7 @@ def negative_masks(
     return between, between[[item.sound for item in items]]
 
 
-def shuffled_partners(sounds: Sequence[EvalAudio], items: Sequence[EvalPair], seed: int) -> IndexArray:
+def shuffled_partners(sounds: Sequence[EvalAudio], items: Sequence[EvalPair], seed: int) -> IntArray:
     """For each sound one whose samples are shown beside its own: another group and class, one to one where possible; [M].
 
     Sounds that no item of this set uses, and sounds without a rival, are -1.
@@ -64,7 +62,7 @@ def shuffled_partners(sounds: Sequence[EvalAudio], items: Sequence[EvalPair], se
     return partner
 
 
-def win_rates_per_pair(looks: JudgeFeatures, sounds: Sequence[EvalAudio], items: Sequence[EvalPair]) -> dict[str, FloatArray]:
+def win_rates_per_pair(looks: JudgeFeatures, sounds: Sequence[EvalAudio], items: Sequence[EvalPair]) -> dict[str, DoubleArray]:
     """Win rate of every item in every row of the table: row name -> [N], NaN where it does not exist.
 
     model: samples of the item's own sound against samples of its rivals.
@@ -86,7 +84,7 @@ def win_rates_per_pair(looks: JudgeFeatures, sounds: Sequence[EvalAudio], items:
     return rates
 
 
-def _shuffled_rates(scores: FloatArray, item_rivals: npt.NDArray[np.bool_], own: IndexArray) -> FloatArray:
+def _shuffled_rates(scores: DoubleArray, item_rivals: npt.NDArray[np.bool_], own: IntArray) -> DoubleArray:
     """[N], exact over all derangements, so that no draw of one moves it.
 
     Among themselves the stand-ins win a half, whatever the model does. Only the item's own sound can bring the row below
@@ -103,7 +101,7 @@ def _shuffled_rates(scores: FloatArray, item_rivals: npt.NDArray[np.bool_], own:
     return rates
 
 
-def _text_rates(asked: FloatArray, spoken: FloatArray, text: IndexArray, rival_items: npt.NDArray[np.bool_]) -> FloatArray:
+def _text_rates(asked: DoubleArray, spoken: DoubleArray, text: IntArray, rival_items: npt.NDArray[np.bool_]) -> DoubleArray:
     """[N]; `rival_items` [N, N] says whose sounds are rivals. An item that shares the words is no rival."""
     scores = np.einsum("nk,tsk->nts", asked, spoken)
     rates = np.full(len(text), np.nan)
@@ -114,7 +112,7 @@ def _text_rates(asked: FloatArray, spoken: FloatArray, text: IndexArray, rival_i
     return rates
 
 
-def _real_rates(looks: JudgeFeatures) -> FloatArray:
+def _real_rates(looks: JudgeFeatures) -> DoubleArray:
     scores = looks.asked @ looks.real.T
     rates = np.full(len(scores), np.nan)
     for item, (own, rival) in enumerate(zip(looks.own_real, looks.rival_real, strict=True)):

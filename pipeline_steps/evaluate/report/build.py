@@ -13,19 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.evaluate.config import EvaluateConfig
 from pipeline_steps.evaluate.evaluation_plan import EvaluationPlan
 from pipeline_steps.evaluate.report import summary
 from pipeline_steps.evaluate.report.charts import interval_chart, line_chart
 from pipeline_steps.evaluate.report.gallery import FIRST_DRAWS, CatalogIndex, MediaPaths, pair_cards, sample_cards
-from pipeline_steps.evaluate.report.item_flow import StageTables, find_imbalances, licence_counts, picture_flow, sound_flow
+from pipeline_steps.evaluate.report.item_flow import StageTables, find_imbalances, license_counts, picture_flow, sound_flow
 from pipeline_steps.evaluate.report.media import mp3, png, spectrogram, strip, thumbnail
 from pipeline_steps.evaluate.report.page import render_page
 from pipeline_steps.evaluate.run_evaluation import EvaluationResult
 
 Row = Mapping[str, Any]
-ByteArray = npt.NDArray[np.uint8]
-FloatArray = npt.NDArray[np.float32]
 FloatArray64 = npt.NDArray[np.float64]
 
 THUMBNAIL = 224
@@ -253,8 +252,8 @@ def _facts(tables: StageTables, statistics: Row) -> list[dict[str, str]]:
         ("different sounds used", str(len(sounds))),
         ("sound groups in two splits", str(crossing)),
         (
-            "licences of the pairs (the stricter of both sides)",
-            ", ".join(f"{name} {n}" for name, n in licence_counts(tables.pairs)),
+            "licenses of the pairs (the stricter of both sides)",
+            ", ".join(f"{name} {n}" for name, n in license_counts(tables.pairs)),
         ),
     ]
     leaks = statistics.get("leaks")

@@ -69,7 +69,7 @@ def _pair_card(
     audio_id, image_id = track["audio_id"], pair["image_id"]
     mixed = mix_id(pair_tracks(pair))
     listed = sorted(events, key=lambda event: int(event["rank"]))
-    asked = next((event for event in listed if event["sound"] == track["sound"]), listed[0] if listed else None)
+    asked = next((event for event in listed if event["phrase"] == track["phrase"]), listed[0] if listed else None)
     near = sorted(by_text.get(asked["text_id"], []), key=lambda row: int(row["rank"])) if asked else []
     image, audio = catalog.images[image_id], catalog.audio[audio_id]
     sides = [catalog.labels.get(image_id), catalog.labels.get(audio_id)]
@@ -77,21 +77,26 @@ def _pair_card(
         "image_id": image_id[:12],
         "picture": shelf.picture(image_id),
         "sound": {"audio": shelf.audio(mixed), "spectrogram": shelf.spectrogram(mixed)},
-        "phrase": track["sound"],
+        "phrase": track["phrase"],
         "score": pair["score"],
-        "z": pair["z"],
+        "z_score": pair["z_score"],
         "split": pair["split"],
         "why": why,
         "events": [
-            {"sound": row["sound"], "source": row["source"], "confidence": row["confidence"], "chosen": row is asked}
+            {
+                "phrase": row["phrase"],
+                "sound_source": row["sound_source"],
+                "confidence": row["confidence"],
+                "chosen": row is asked,
+            }
             for row in listed
         ],
         "top": [
             {
                 "audio": shelf.audio(row["audio_id"]),
                 "score": row["score"],
-                "z": row["z"],
-                "damped": row["damped"],
+                "z_score": row["z_score"],
+                "corrected_score": row["corrected_score"],
                 "label": catalog.labels.get(row["audio_id"]),
                 "chosen": row["audio_id"] == audio_id,
             }
@@ -99,9 +104,9 @@ def _pair_card(
         ],
         "chosen_in_top": any(row["audio_id"] == audio_id for row in near),
         "truth": f"picture of {sides[0] or 'unknown'}, sound of {sides[1] or 'unknown'}" if any(sides) else None,
-        "image_licence": image["licence"] or "licence unknown",
+        "image_license": image["license"] or "license unknown",
         "image_author": image["author"] or "author unknown",
-        "audio_licence": audio["licence"] or "licence unknown",
+        "audio_license": audio["license"] or "license unknown",
         "audio_author": audio["author"] or "author unknown",
     }
 

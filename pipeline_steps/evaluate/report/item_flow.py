@@ -84,9 +84,9 @@ def find_imbalances(steps: Sequence[FlowNode]) -> list[str]:
     ]
 
 
-def licence_counts(pairs: Table) -> list[tuple[str, int]]:
-    """Pairs by licence (the stricter of both sides), most frequent first; unknown licences are named so."""
-    counts = Counter(str(row["licence"] or "unknown") for row in pairs)
+def license_counts(pairs: Table) -> list[tuple[str, int]]:
+    """Pairs by license (the stricter of both sides), most frequent first; unknown licenses are named so."""
+    counts = Counter(str(row["license"] or "unknown") for row in pairs)
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 

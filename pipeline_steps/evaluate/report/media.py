@@ -12,9 +12,7 @@ from PIL import Image
 
 from pipeline_steps.audio.mel import power_frames
 from pipeline_steps.audio.resample import resample
-
-FloatArray = npt.NDArray[np.float32]
-ByteArray = npt.NDArray[np.uint8]
+from pipeline_steps.core.array_types import ByteArray, FloatArray
 
 PLAY_RATE = 24_000
 """Hz of the report's sounds."""

@@ -13,7 +13,7 @@ def select_pairs_to_show(pairs: Sequence[Mapping[str, Any]], at_most: int, seed:
 
     Ties are broken by pair id, so the choice is a function of the table and the seed.
     """
-    ranked = sorted(pairs, key=lambda row: (-float(row["z"]), str(row["pair_id"])))
+    ranked = sorted(pairs, key=lambda row: (-float(row["z_score"]), str(row["pair_id"])))
     if len(ranked) <= at_most:
         return [("all pairs, best first", row) for row in ranked]
     third = at_most // 3

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.evaluate.ground_truth import GoldPair
 from pipeline_steps.evaluate.metrics.bootstrap import Estimate
 from pipeline_steps.evaluate.retrieval.metrics import random_summary, ranks, score_by_events, summary
-
-FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ import logging
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.errors import IntegrityError
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.evaluate.judges.feature_extractors import CachedFeatures, CacheFactory
@@ -17,7 +17,6 @@ from pipeline_steps.models.text_audio.yamnet_minilm import YamnetMiniLMEncoder
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-FloatArray = npt.NDArray[np.float32]
 
 
 def label_vectors(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pipeline_steps.core.array_types import DoubleArray
 from pipeline_steps.evaluate.metrics.bootstrap import (
     Estimate,
     cluster_index,
@@ -15,12 +16,10 @@ from pipeline_steps.evaluate.metrics.bootstrap import (
     resample_counts,
 )
 
-FloatArray = npt.NDArray[np.float64]
-
 RECALL_AT = (1, 5, 10)
 
 
-def ranks(scores: npt.ArrayLike, targets: Sequence[int]) -> FloatArray:
+def ranks(scores: npt.ArrayLike, targets: Sequence[int]) -> DoubleArray:
     """Rank (1 is best) of each query's true candidate, [Q]; ties count half, so a constant score ranks in the middle.
 
     Args:
@@ -32,7 +31,7 @@ def ranks(scores: npt.ArrayLike, targets: Sequence[int]) -> FloatArray:
     return np.asarray(1.0 + (matrix > own).sum(1) + ((matrix == own).sum(1) - 1) / 2.0)
 
 
-def score_by_events(similarity: npt.ArrayLike, weights: npt.ArrayLike) -> FloatArray:
+def score_by_events(similarity: npt.ArrayLike, weights: npt.ArrayLike) -> DoubleArray:
     """Score of every sound for one picture, [C], from its events: the weighted mean of their similarities.
 
     Args:
@@ -45,7 +44,7 @@ def score_by_events(similarity: npt.ArrayLike, weights: npt.ArrayLike) -> FloatA
     return np.asarray(weight @ np.asarray(similarity, dtype=np.float64))
 
 
-def summary(rank: FloatArray, clusters: Sequence[str], repeats: int, seed: int) -> dict[str, Estimate]:
+def summary(rank: DoubleArray, clusters: Sequence[str], repeats: int, seed: int) -> dict[str, Estimate]:
     """R@1, R@5, R@10, MRR (mean of 1/rank) and median rank of `rank` [Q], each with a cluster-bootstrap interval."""
     found = {f"recall_at_{k}": mean_estimate((rank <= k).astype(np.float64), clusters, repeats, seed) for k in RECALL_AT}
     found["mrr"] = mean_estimate(1.0 / rank, clusters, repeats, seed)
@@ -61,7 +60,7 @@ def random_summary(candidates: int, queries: int) -> dict[str, Estimate]:
     return {name: Estimate(value, None, None, queries, queries) for name, value in values.items()}
 
 
-def _median_estimate(rank: FloatArray, clusters: Sequence[str], repeats: int, seed: int) -> Estimate:
+def _median_estimate(rank: DoubleArray, clusters: Sequence[str], repeats: int, seed: int) -> Estimate:
     index, n_clusters = cluster_index(clusters)
     value = float(np.median(rank))
     if n_clusters < 2:

@@ -44,7 +44,7 @@ class DecodedAudio(NamedTuple):
     """A file read to its end: mono float32 [T] at the file's rate and what was counted on the way."""
 
     mono: npt.NDArray[np.float32]
-    clipped_share: float
+    clipping_ratio: float
     peak: float
     channel_power: npt.NDArray[np.float64]
 
@@ -59,7 +59,7 @@ def normalise_sound(handle: BinaryIO, form: str, limits: AudioLimits) -> dict[st
 
     Returns:
         payload (FLAC bytes), format, sample_rate and channels (of the original), seconds, lufs, peak_dbfs,
-        silence_share, clipped_share, repaired.
+        silence_ratio, clipping_ratio, repaired.
 
     Raises:
         RejectedError: with one of the AUD codes.
@@ -156,7 +156,7 @@ def _measure(
         raise RejectedItemError("AUD_SILENT", f"{level}, limit {limits.silence_lufs:g} LUFS; never amplified")
     if needs_tiling(len(mono), SAMPLE_RATE):
         repaired.add("LOUDNESS_TILED")
-    if reading.clipped_share > CLIPPED_FLAG:
+    if reading.clipping_ratio > CLIPPED_FLAG:
         repaired.add("CLIPPED")
     samples = np.rint(mono.astype(np.float64) * 32768.0).clip(-32768, 32767).astype(np.int16)
     buffer = io.BytesIO()
@@ -166,10 +166,10 @@ def _measure(
         "format": form,
         "sample_rate": rate,
         "channels": channels,
-        "seconds": len(samples) / SAMPLE_RATE,
+        "duration_s": len(samples) / SAMPLE_RATE,
         "lufs": loudness,
         "peak_dbfs": peak_dbfs(mono),
-        "silence_share": silence_ratio(mono, SAMPLE_RATE),
-        "clipped_share": reading.clipped_share,
-        "repaired": sorted(repaired),
+        "silence_ratio": silence_ratio(mono, SAMPLE_RATE),
+        "clipping_ratio": reading.clipping_ratio,
+        "normalizations": sorted(repaired),
     }

@@ -106,9 +106,9 @@ def _normalise(picture: Image.Image, form: str, limits: ImageLimits) -> dict[str
         "format": form,
         "width": width,
         "height": height,
-        "frames": frames,
+        "num_frames": frames,
         "phash": perceptual_hash(flat),
-        "repaired": sorted(repaired),
+        "normalizations": sorted(repaired),
     }
 
 

@@ -23,21 +23,21 @@ from pipeline_steps.ingest.sources.archive_members import SIDE_CAR, MemberPayloa
 from pipeline_steps.ingest.sources.dataset_layouts import infer_split
 from pipeline_steps.ingest.sources.metadata_table import matches_filter
 
-LICENCE = ("licence", "license", "license_url", "licence_url", "license_name")
+LICENSE = ("license", "licence", "license_url", "licence_url", "license_name")
 AUTHOR = ("author", "creator", "uploader", "artist", "photographer", "credit")
 SOURCE = ("source", "url", "image_url", "audio_url", "source_url")
 GROUP = ("group", "group_id", "recording", "recording_id", "src_file", "ytid", "video_id", "youtube_id")
 SPLIT = ("split", "subset", "fold")
 LABEL = ("label", "labels", "category", "class", "caption", "text", "cls", "txt")
-ABOUT = frozenset((*LICENCE, *AUTHOR, *SOURCE, *GROUP, *SPLIT))
+ABOUT = frozenset((*LICENSE, *AUTHOR, *SOURCE, *GROUP, *SPLIT))
 
 
 class ArchiveJob(NamedTuple):
-    """An archive to list. `licence` is that of the whole data set; `pool` and `holdout` are filters on `split`."""
+    """An archive to list. `license` is that of the whole data set; `pool` and `holdout` are filters on `split`."""
 
     root: str
     relative: str
-    licence: str | None
+    license: str | None
     pool: dict[str, tuple[str, ...]] | None
     holdout: dict[str, tuple[str, ...]] | None
     max_picture_bytes: float
@@ -108,7 +108,7 @@ def _candidate(
         return RejectedFile(shown, kind_of_name(name), error.code, error.reason, len(part.payload), digest[:32])
     return CandidateFile(
         job.relative, shown, digest, len(part.payload), kind, form,
-        spdx(_first_non_empty(about, LICENCE)) or job.licence,
+        spdx(_first_non_empty(about, LICENSE)) or job.license,
         _first_non_empty(about, AUTHOR), _first_non_empty(about, SOURCE), _first_non_empty(about, GROUP),
         holdout, part.member,
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Folder layouts of others: which one it is, and what their tables say of the files. The tables are read in decoding processes.
 
-A row says: file, licence, author, source, group, split; and label and pair, which leave the process only for ground truth.
+A row says: file, license, author, source, group, split; and label and pair, which leave the process only for ground truth.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class DatasetFolderJob(NamedTuple):
 
 
 CARDS = ("dataset_info.json", "README.md")
-"""Files beside a data set's tables that may name its licence."""
+"""Files beside a data set's tables that may name its license."""
 
 
 class DatasetCardJob(NamedTuple):
@@ -50,8 +50,8 @@ class DatasetCardJob(NamedTuple):
     names: tuple[str, ...]
 
 
-def read_licence(job: DatasetCardJob) -> dict[str, Any]:
-    """{"licence": SPDX id or None} of a data set: `license` of dataset_info.json, else of the card's YAML head."""
+def read_license(job: DatasetCardJob) -> dict[str, Any]:
+    """{"license": SPDX id or None} of a data set: `license` of dataset_info.json, else of the card's YAML head."""
     for wanted in CARDS:
         for name in (name for name in job.names if name.rsplit("/", 1)[-1] == wanted):
             try:
@@ -60,15 +60,15 @@ def read_licence(job: DatasetCardJob) -> dict[str, Any]:
                 if wanted == "README.md":
                     match = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
                     found = re.search(r"^license:\s*(?:-\s*)?[\"']?([\w.+-]+)", match.group(1), re.MULTILINE) if match else None
-                    licence = spdx(found.group(1)) if found else None
+                    license = spdx(found.group(1)) if found else None
                 else:
                     content = json.loads(text)
-                    licence = spdx(content.get("license")) if isinstance(content, dict) else None
+                    license = spdx(content.get("license")) if isinstance(content, dict) else None
             except (ValueError, RecursionError, UnsafePathError, OSError):
                 continue
-            if licence:
-                return {"licence": licence}
-    return {"licence": None}
+            if license:
+                return {"license": license}
+    return {"license": None}
 
 
 def detect_layout(names: Sequence[str]) -> str | None:
@@ -154,7 +154,7 @@ class _DatasetFolder:
 
 
 def _fsd50k(folder: _DatasetFolder) -> Iterator[Row]:
-    """FSD50K 1.0: ground_truth/{dev,eval}.csv, metadata/*_clips_info_FSD50K.json with licence and uploader of each clip."""
+    """FSD50K 1.0: ground_truth/{dev,eval}.csv, metadata/*_clips_info_FSD50K.json with license and uploader of each clip."""
     for part in ("dev", "eval"):
         if not folder.matching(rf"FSD50K\.ground_truth/{part}\.csv") or not folder.matching(rf"FSD50K\.{part}_audio/.*"):
             continue  # a part that was not downloaded
@@ -166,7 +166,7 @@ def _fsd50k(folder: _DatasetFolder) -> Iterator[Row]:
             uploader = str(info.get("uploader") or "") or None
             yield {
                 "file": f"FSD50K.{part}_audio/{row['fname']}.wav",
-                "licence": spdx(info.get("license")),
+                "license": spdx(info.get("license")),
                 "author": uploader,
                 "source": f"https://freesound.org/s/{row['fname']}/",
                 "group": f"freesound uploader {uploader}" if uploader else None,
@@ -176,7 +176,7 @@ def _fsd50k(folder: _DatasetFolder) -> Iterator[Row]:
 
 
 _ESC50_CLIP = re.compile(
-    r"- \[(?P<clip>\S+)\.ogg\]:\s+clip derived from .*\((?P<url>\S+)\) by (?P<author>.*) \[(?P<licence>[^\]]+)\]"
+    r"- \[(?P<clip>\S+)\.ogg\]:\s+clip derived from .*\((?P<url>\S+)\) by (?P<author>.*) \[(?P<license>[^\]]+)\]"
 )
 
 
@@ -193,7 +193,7 @@ def _esc50(folder: _DatasetFolder) -> Iterator[Row]:
         ten = row.get("esc10", "").strip().lower() == "true"
         yield {
             "file": f"audio/{row['filename']}",
-            "licence": "CC-BY-3.0" if ten else "CC-BY-NC-3.0",
+            "license": "CC-BY-3.0" if ten else "CC-BY-NC-3.0",
             "author": credit["author"] if credit else None,
             "source": credit["url"] if credit else f"https://freesound.org/s/{row['src_file']}/",
             "group": f"freesound {row['src_file']}",
@@ -208,7 +208,7 @@ _CLIP = re.compile(r"(?:Y)?(?P<video>[\w-]{11})(?:[_.](?P<start>\d+)(?:\.\d+)?(?
 def _audioset(folder: _DatasetFolder) -> Iterator[Row]:
     """VGGSound (video, start, label, split; no header) and AudioSet segments (# comments; video, start, end, labels).
 
-    Clips of one video are one recording. Rows whose clip is not there are left out: videos vanish. The licence of a video is
+    Clips of one video are one recording. Rows whose clip is not there are left out: videos vanish. The license of a video is
     not in these tables, so it stays unknown.
     """
     rows: dict[tuple[str, int], tuple[str, str]] = {}
@@ -232,7 +232,7 @@ def _audioset(folder: _DatasetFolder) -> Iterator[Row]:
         label, split = next((rows[key] for key in ((video, seconds), (video, seconds // 1000)) if key in rows), videos[video])
         yield {
             "file": file,
-            "licence": None,
+            "license": None,
             "author": None,
             "source": f"https://www.youtube.com/watch?v={video}",
             "group": f"youtube {video}",
@@ -243,7 +243,7 @@ def _audioset(folder: _DatasetFolder) -> Iterator[Row]:
 
 
 def _coco(folder: _DatasetFolder) -> Iterator[Row]:
-    """COCO: annotations/*_SPLIT.json name the pictures and their licences; pictures lie in SPLIT/ or images/SPLIT/.
+    """COCO: annotations/*_SPLIT.json name the pictures and their licenses; pictures lie in SPLIT/ or images/SPLIT/.
 
     Of several annotation files of a split the lightest is read; `instances` where labels are asked for. A split of which no
     picture is there was not downloaded and is left out.
@@ -259,7 +259,7 @@ def _coco(folder: _DatasetFolder) -> Iterator[Row]:
             continue
         chosen = min(names, key=lambda name: next(place for place, kind in enumerate(order) if f"/{kind}_" in name))
         content = json.loads(folder.read(chosen))
-        licences = {entry["id"]: entry.get("url") or entry.get("name") for entry in content.get("licenses", [])}
+        licenses = {entry["id"]: entry.get("url") or entry.get("name") for entry in content.get("licenses", [])}
         labels = _coco_labels(content) if folder.labels else {}
         for image in content["images"]:
             file = str(image["file_name"])
@@ -268,7 +268,7 @@ def _coco(folder: _DatasetFolder) -> Iterator[Row]:
             )
             yield {
                 "file": path or f"{split}/{file}",
-                "licence": spdx(licences.get(image.get("license"))),
+                "license": spdx(licenses.get(image.get("license"))),
                 "author": None,
                 "source": image.get("flickr_url") or image.get("coco_url"),
                 "group": None,

@@ -136,5 +136,5 @@ def inspect_file(
     file = CandidateFile(relative, shown, seen.sha256, size, kind, form)
     if listed is None:
         return file
-    about = {key: getattr(listed, key) for key in ("licence", "author", "source", "group", "holdout")}
+    about = {key: getattr(listed, key) for key in ("license", "author", "source", "group", "holdout")}
     return CandidateFile(relative, shown, seen.sha256, size, kind, form, **about)

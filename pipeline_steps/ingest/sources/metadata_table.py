@@ -1,4 +1,4 @@
-"""The metadata table: which files, under which licence, in which group. Only configured columns are taken from it."""
+"""The metadata table: which files, under which license, in which group. Only configured columns are taken from it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class MetadataQuery(NamedTuple):
     """Columns to take: a name, several to join, or None."""
 
     file: str
-    licence: str | None
+    license: str | None
     author: str | None
     source: tuple[str, ...]
     group: tuple[str, ...]
@@ -29,7 +29,7 @@ class MetadataQuery(NamedTuple):
 
     def columns(self) -> list[str]:
         """Every column that is read, without repetition."""
-        names = [self.file, *(name for name in (self.licence, self.author) if name), *self.source, *self.group]
+        names = [self.file, *(name for name in (self.license, self.author) if name), *self.source, *self.group]
         for rows in (self.pool, self.holdout):
             names.extend(rows or {})
         return list(dict.fromkeys(names))
@@ -39,7 +39,7 @@ class MetadataRow(NamedTuple):
     """One row of the table that is in the pool or held out. `line` counts rows from 1, without the header."""
 
     file: str
-    licence: str | None
+    license: str | None
     author: str | None
     source: str | None
     group: str | None
@@ -121,7 +121,7 @@ def filter_rows(rows: Iterable[Mapping[str, str]], wanted: MetadataQuery) -> tup
         taken.append(
             MetadataRow(
                 file=row[wanted.file],
-                licence=(row[wanted.licence].strip() or None) if wanted.licence else None,
+                license=(row[wanted.license].strip() or None) if wanted.license else None,
                 author=(row[wanted.author].strip() or None) if wanted.author else None,
                 source=_join(row, wanted.source, "/"),
                 group=_join(row, wanted.group, SEPARATOR),

@@ -22,7 +22,7 @@ from pipeline_steps.ingest.sources.dataset_layouts import (
     DatasetFolderJob,
     detect_layouts,
     read_folder,
-    read_licence,
+    read_license,
 )
 from pipeline_steps.ingest.sources.file_walk import DiscoveryResult, discover
 from pipeline_steps.ingest.sources.metadata_table import (
@@ -107,7 +107,7 @@ def _from_dataset_folder(
         _, answer = next(iter(workers.map([("", job)])))
     if "rows" not in answer:
         raise DataError(f"{answer.get('error') or answer.get('reason')}", "mend the table, or set ingest.layout")
-    wanted = MetadataQuery("file", "licence", "author", ("source",), ("group",), *_split_filters(config))
+    wanted = MetadataQuery("file", "license", "author", ("source",), ("group",), *_split_filters(config))
     rows = ({name: value or "" for name, value in row.items()} for row in answer["rows"])
     listed, ignored = filter_rows(rows, wanted)
     return discover(root, listed, config.picture.max_file_mb * 1e6, core_count()), ignored
@@ -117,7 +117,7 @@ def _from_archives(
     config: IngestConfig, root: Path, prefix: str, layout: str, names: tuple[str, ...]
 ) -> tuple[DiscoveryResult, int]:
     """Media inside the archives or tables of a folder."""
-    licence = _set_licence(config, root, prefix, names)
+    license = _set_license(config, root, prefix, names)
     pool, holdout = _split_filters(config)
     found = DiscoveryResult()
     jobs = []
@@ -130,7 +130,7 @@ def _from_archives(
         except UnsafePathError as error:
             found.refused.append(RejectedFile(display_path(name), "unknown", error.code, error.reason))
             continue
-        jobs.append((name, ArchiveJob(str(root.resolve()), relative, licence, pool, holdout, config.picture.max_file_mb * 1e6)))
+        jobs.append((name, ArchiveJob(str(root.resolve()), relative, license, pool, holdout, config.picture.max_file_mb * 1e6)))
     if not jobs:
         raise DataError(f"ingest.layout: {root}/{prefix} holds no {' or '.join(PACKED[layout])} file", "correct ingest.layout")
     count = min(config.limits.workers or core_count(), len(jobs))
@@ -147,15 +147,15 @@ def _from_archives(
     return found, ignored
 
 
-def _set_licence(config: IngestConfig, root: Path, prefix: str, names: tuple[str, ...]) -> str | None:
-    """Licence of a whole data set, from the card or the description beside it."""
+def _set_license(config: IngestConfig, root: Path, prefix: str, names: tuple[str, ...]) -> str | None:
+    """License of a whole data set, from the card or the description beside it."""
     cards = tuple(name for name in names if name.rsplit("/", 1)[-1] in CARDS)
     if not cards:
         return None
-    with WorkerPool(table_bounds(config), read_licence) as workers:
+    with WorkerPool(table_bounds(config), read_license) as workers:
         _, answer = next(iter(workers.map([("", DatasetCardJob(str(root.resolve()), cards))])))
-    licence = answer.get("licence")
-    return str(licence) if licence else None
+    license = answer.get("license")
+    return str(license) if license else None
 
 
 def _split_filters(config: IngestConfig) -> tuple[dict[str, tuple[str, ...]] | None, dict[str, tuple[str, ...]] | None]:
@@ -173,7 +173,7 @@ def _from_metadata(config: IngestConfig, root: Path) -> tuple[list[MetadataRow],
         raise ConfigError("ingest.layout is table and ingest.metadata is null", "name the table, or set layout to auto")
     columns = config.columns
     wanted = MetadataQuery(
-        columns.file, columns.licence, columns.author, _names(columns.source), _names(columns.group),
+        columns.file, columns.license, columns.author, _names(columns.source), _names(columns.group),
         _values(config.pool), _values(config.holdout),
     )  # fmt: skip
     try:

@@ -17,8 +17,8 @@ import torch
 
 from pipeline_steps.audio.log_mel import AstFeatureConfig, ast_log_mel, map_threads
 from pipeline_steps.audio.resample import resample
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.errors import ConfigError, IntegrityError
-from pipeline_steps.models.base import FloatArray
 from pipeline_steps.models.hub_checkpoint import HubModel, check_checkpoint, load_weights, resolve_device, resolve_dtype
 
 STORED_RATE = 48_000

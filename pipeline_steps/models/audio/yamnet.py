@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline_steps.audio.mel import yamnet_log_mel
-from pipeline_steps.models.base import FloatArray
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.models.bundled_weights import BundledModel
 from pipeline_steps.models.layers import conv2d_same
 

@@ -18,9 +18,9 @@ import torch
 
 from pipeline_steps.audio.log_mel import ClapFeatureConfig, clap_log_mel, map_threads, split_windows
 from pipeline_steps.audio.resample import resample
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError
 from pipeline_steps.core.l2_normalize import l2_normalize
-from pipeline_steps.models.base import FloatArray
 from pipeline_steps.models.hub_checkpoint import HubModel, check_checkpoint, load_weights, resolve_device, resolve_dtype
 from pipeline_steps.models.text_audio import int8_calibration
 

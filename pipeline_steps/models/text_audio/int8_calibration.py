@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline_steps.models.base import FloatArray
+from pipeline_steps.core.array_types import FloatArray
 
 VERSION = 1
 """Goes up with any change of the signals."""

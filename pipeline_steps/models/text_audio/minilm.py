@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
-from pipeline_steps.models.base import FloatArray
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.models.bundled_weights import BundledModel
 
 LAYERS = 6

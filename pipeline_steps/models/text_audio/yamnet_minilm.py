@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from pipeline_steps.audio.resample import resample
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.core.l2_normalize import l2_normalize
 from pipeline_steps.models.audio.yamnet import HOP_SAMPLES, MIN_SAMPLES, SAMPLE_RATE, YamNet
-from pipeline_steps.models.base import FloatArray
 from pipeline_steps.models.text_audio.minilm import MiniLM
 
 STORED_RATE = 48_000

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipeline_steps.models.base import FloatArray, Picture
+from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.models.bundled_weights import BundledModel
 from pipeline_steps.models.layers import conv2d_same
 from pipeline_steps.models.vision.image_transforms import Framing, crop_or_pad_square, resize, to_chw
@@ -53,16 +53,16 @@ class EfficientNetLite(BundledModel):
     def _prepare(self, payloads: dict[str, bytes]) -> None:
         self.labels = payloads["imagenet_labels.txt"].decode("utf-8").split("\n")[:-1]
 
-    def probabilities(self, images: Sequence[Picture]) -> FloatArray:
+    def probabilities(self, images: Sequence[ByteArray]) -> FloatArray:
         """Class probabilities [N, 1000] of RGB pictures."""
         return self.tag(images)[0]
 
-    def features(self, images: Sequence[Picture]) -> FloatArray:
+    def features(self, images: Sequence[ByteArray]) -> FloatArray:
         """Pooled features [N, 1280] of RGB pictures."""
         return self.tag(images)[1]
 
     @torch.inference_mode()
-    def tag(self, images: Sequence[Picture]) -> tuple[FloatArray, FloatArray]:
+    def tag(self, images: Sequence[ByteArray]) -> tuple[FloatArray, FloatArray]:
         """Probabilities [N, 1000] and pooled features [N, 1280], one picture at a time: bytes never depend on the batch."""
         probabilities = np.zeros((len(images), 1000), np.float32)
         features = np.zeros((len(images), 1280), np.float32)

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline_steps.models.base import FloatArray, Picture
+from pipeline_steps.core.array_types import ByteArray, FloatArray
 
 Framing = Literal["crop", "pad", "stretch"]
 """crop: central square; pad: whole picture on a white square; stretch: whole picture, aspect given up."""
 
 
-def crop_or_pad_square(image: Picture, framing: Framing) -> Picture:
+def crop_or_pad_square(image: ByteArray, framing: Framing) -> ByteArray:
     """A square picture by cropping or padding; `stretch` leaves it as it is."""
     height, width = image.shape[:2]
     if framing == "stretch" or height == width:
@@ -30,14 +30,14 @@ def crop_or_pad_square(image: Picture, framing: Framing) -> Picture:
     return canvas
 
 
-def resize(image: Picture, width: int, height: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> Picture:
+def resize(image: ByteArray, width: int, height: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> ByteArray:
     """Resize RGB uint8 [H, W, 3] to [height, width, 3] with Pillow's antialiasing filters."""
     if image.shape[:2] == (height, width):
         return image
     return np.asarray(Image.fromarray(image).resize((width, height), resample))
 
 
-def to_chw(image: Picture, mean: npt.ArrayLike, scale: npt.ArrayLike) -> FloatArray:
+def to_chw(image: ByteArray, mean: npt.ArrayLike, scale: npt.ArrayLike) -> FloatArray:
     """(x - mean) * scale as float32 [3, H, W]."""
     normalised = (image.astype(np.float32) - np.asarray(mean, np.float32)) * np.asarray(scale, np.float32)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1))

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from pipeline_steps.models.base import FloatArray, Picture
+from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.models.bundled_weights import BundledModel
 from pipeline_steps.models.layers import conv2d_same
 from pipeline_steps.models.vision.coco_labels import COCO_LABELS
@@ -56,12 +56,12 @@ class SsdMobileNetV2(BundledModel):
     """80 COCO labels in id order."""
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[Picture], min_score: float = 0.1) -> list[list[Detection]]:
+    def detect(self, images: Sequence[ByteArray], min_score: float = 0.1) -> list[list[Detection]]:
         """Objects of each RGB picture, best first, at most 100, after per-class suppression at IoU 0.6."""
         return [self._decode(*self.forward(self._input(image)), min_score) for image in images]
 
     @torch.inference_mode()
-    def features(self, images: Sequence[Picture]) -> FloatArray:
+    def features(self, images: Sequence[ByteArray]) -> FloatArray:
         """Rows [N, 960] for similarities: the last depthwise map of the backbone, averaged over the middle 60 % of the picture.
 
         The layer and the window told apart the labels of small pictures best among those tried (docs/evaluation.md).
@@ -80,7 +80,7 @@ class SsdMobileNetV2(BundledModel):
             if tensor.ndim == 4:
                 self._weights[name] = tensor.contiguous(memory_format=torch.channels_last)
 
-    def _input(self, image: Picture) -> torch.Tensor:
+    def _input(self, image: ByteArray) -> torch.Tensor:
         small = resize(image, SIDE, SIDE, Image.Resampling.BILINEAR)
         batch = torch.from_numpy(to_chw(small, 127.5, 1 / 127.5))[None].to(self.device)
         return batch.contiguous(memory_format=torch.channels_last)

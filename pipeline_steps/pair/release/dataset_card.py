@@ -19,14 +19,14 @@ Row = Mapping[str, Any]
 TEMPLATE = "dataset_card.md.jinja"
 
 
-def licence_table(licences: Sequence[str | None]) -> list[dict[str, Any]]:
-    """One row for each licence among `licences`, strictest last: how often, its obligations, whether it may be shared."""
+def license_table(licenses: Sequence[str | None]) -> list[dict[str, Any]]:
+    """One row for each license among `licenses`, strictest last: how often, its obligations, whether it may be shared."""
     rows = []
-    for name, count in Counter(licences).items():
+    for name, count in Counter(licenses).items():
         found = terms(name)
         rows.append(
             {
-                "licence": name or "unknown",
+                "license": name or "unknown",
                 "count": count,
                 "obligations": ", ".join(sorted(found.obligations)) or ("none" if found.known else "not known"),
                 "publishable": found.publishable,
@@ -34,7 +34,7 @@ def licence_table(licences: Sequence[str | None]) -> list[dict[str, Any]]:
                 "strictness": found.strictness,
             }
         )
-    return sorted(rows, key=lambda row: (row["strictness"], str(row["licence"])))
+    return sorted(rows, key=lambda row: (row["strictness"], str(row["license"])))
 
 
 def split_table(pairs: Sequence[Row]) -> list[dict[str, Any]]:
@@ -66,15 +66,15 @@ def render_card(pairs: Sequence[Row], stats: Mapping[str, Any], parameters: Mapp
         lstrip_blocks=True,
         finalize=markdown,
     )
-    phrases = Counter(track["sound"] for pair in pairs for track in pair["tracks"])
-    unshared = sum(not combine_all((pair["licence_image"], pair["licence_audio"])).publishable for pair in pairs)
+    phrases = Counter(track["phrase"] for pair in pairs for track in pair["tracks"])
+    unshared = sum(not combine_all((pair["image_license"], pair["audio_license"])).publishable for pair in pairs)
     return environment.get_template(TEMPLATE).render(
         title=title,
         n=len(pairs),
         splits=split_table(pairs),
-        licences=licence_table([pair["licence"] for pair in pairs]),
-        image_licences=licence_table([pair["licence_image"] for pair in pairs]),
-        audio_licences=licence_table([pair["licence_audio"] for pair in pairs]),
+        licenses=license_table([pair["license"] for pair in pairs]),
+        image_licenses=license_table([pair["image_license"] for pair in pairs]),
+        audio_licenses=license_table([pair["audio_license"] for pair in pairs]),
         unshared=unshared,
         phrases=sorted(phrases.items(), key=lambda item: (-item[1], item[0]))[:20],
         n_phrases=len(phrases),
@@ -126,26 +126,26 @@ _FIELDS = (
     ("pair_id", "sc:Text", "hash of the picture's and the sound's id"),
     ("image_id", "sc:Text", "hash of the picture's bytes"),
     ("score", "sc:Float", "similarity of the event's text and the sound, damped against hubs"),
-    ("z", "sc:Float", "the undamped score in standard deviations above random sounds"),
-    ("licence", "sc:Text", "the stricter of both licences, SPDX; empty if one is unknown"),
-    ("licence_image", "sc:Text", "licence of the picture, SPDX"),
-    ("licence_audio", "sc:Text", "licence of the sound, SPDX"),
+    ("z_score", "sc:Float", "the undamped score in standard deviations above random sounds"),
+    ("license", "sc:Text", "the stricter of both licenses, SPDX; empty if one is unknown"),
+    ("image_license", "sc:Text", "license of the picture, SPDX"),
+    ("audio_license", "sc:Text", "license of the sound, SPDX"),
     ("image_group", "sc:Text", "near-duplicate group of the picture"),
     ("audio_group", "sc:Text", "near-duplicate group of the sound"),
     ("split", "sc:Text", "train, val or test"),
 )
 
-_LICENCE_PAGE = {
+_LICENSE_PAGE = {
     PUBLIC_DOMAIN: "https://creativecommons.org/publicdomain/mark/1.0/",
 }
 
 
-def licence_url(licence: str) -> str:
-    """Page of the SPDX list about a licence; the identifier itself if it has none there."""
-    if licence in _LICENCE_PAGE:
-        return _LICENCE_PAGE[licence]
-    plain = re.fullmatch(r"[A-Za-z0-9.+-]+", licence) and not licence.startswith("LicenseRef-")
-    return f"https://spdx.org/licenses/{licence}.html" if plain else licence
+def license_url(license: str) -> str:
+    """Page of the SPDX list about a license; the identifier itself if it has none there."""
+    if license in _LICENSE_PAGE:
+        return _LICENSE_PAGE[license]
+    plain = re.fullmatch(r"[A-Za-z0-9.+-]+", license) and not license.startswith("LicenseRef-")
+    return f"https://spdx.org/licenses/{license}.html" if plain else license
 
 
 def croissant(
@@ -157,7 +157,7 @@ def croissant(
         files: `{"name", "format", "sha256"}` of each file beside the description; the one called `pairs.parquet` is the
             source of the record set.
     """
-    licences = sorted({str(pair[key]) for pair in pairs for key in ("licence_image", "licence_audio") if pair[key]})
+    licenses = sorted({str(pair[key]) for pair in pairs for key in ("image_license", "audio_license") if pair[key]})
     return {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
@@ -166,7 +166,7 @@ def croissant(
         "description": description,
         "version": version,
         "url": "README.md",
-        "license": [licence_url(licence) for licence in licences] or ["unknown"],
+        "license": [license_url(license) for license in licenses] or ["unknown"],
         "isLiveDataset": False,
         "rai:dataCollection": "Pictures and sounds from unrelated pools, matched by machine; no person checked the pairs.",
         "rai:dataLimitations": "A pair says that a model found the sound plausible for the picture, not that they were "

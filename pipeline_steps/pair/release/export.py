@@ -33,7 +33,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """What was written: pairs by split, pairs left out by code, shard names, licences without a text beside the set."""
+    """What was written: pairs by split, pairs left out by code, shard names, licenses without a text beside the set."""
 
     pairs: dict[str, int]
     left_out: dict[str, int]
@@ -46,42 +46,42 @@ class ExportResult:
             "pairs": self.pairs,
             "left_out": self.left_out,
             "shards": self.shards,
-            "licences_without_text": self.missing_texts,
+            "licenses_without_text": self.missing_texts,
         }
 
 
 def export_webdataset(
     layout: ProjectPaths,
     folder: Path,
-    licences: Collection[str] | None = None,
-    licence_texts: Path | None = None,
+    licenses: Collection[str] | None = None,
+    license_texts: Path | None = None,
     pairs_per_shard: int = 1000,
 ) -> ExportResult:
     """Write the finished pairs as tar shards (`<split>-<number>.tar`: `.png`, `.flac`, `.json` a pair) with all papers.
 
     Beside the shards: `index.parquet` (sha256 of every member), `pairs.parquet`, `README.md`, `croissant.json`,
-    `LICENSES.csv` (whom to name for each work), `LICENSES/<id>.txt`, `left_out.csv`. Pairs with a work whose licence is
+    `LICENSES.csv` (whom to name for each work), `LICENSES/<id>.txt`, `left_out.csv`. Pairs with a work whose license is
     unknown or forbids sharing are left out, counted and listed. The same inputs give the same bytes.
 
     Args:
-        licences: SPDX ids to restrict the set to; None for every licence that allows sharing.
-        licence_texts: folder with `<id>.txt`; by default the one of the demo data.
+        licenses: SPDX ids to restrict the set to; None for every license that allows sharing.
+        license_texts: folder with `<id>.txt`; by default the one of the demo data.
 
     Raises:
-        ConfigError: the folder is not empty, or a licence asked for is not one that may be shared.
+        ConfigError: the folder is not empty, or a license asked for is not one that may be shared.
         DataError: no pair is left; IntegrityError: a payload does not match its hash.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is not an empty folder", "choose a new one: an export never mixes with what is there")
-    closed = sorted(name for name in licences or () if not terms(name).publishable)
+    closed = sorted(name for name in licenses or () if not terms(name).publishable)
     if closed:
         raise ConfigError(
-            f"licence {closed[0]!r} is not known to allow sharing", "name SPDX ids such as CC0-1.0, CC-BY-4.0, MIT"
+            f"license {closed[0]!r} is not known to allow sharing", "name SPDX ids such as CC0-1.0, CC-BY-4.0, MIT"
         )
     table = read_table(layout.pairs / "pairs.parquet", PAIRS)
-    selection = select(table.to_pylist(), licences)
+    selection = select(table.to_pylist(), licenses)
     if not selection.pairs:
-        raise DataError(f"no pair may be shared: left out {selection.counts()}", "see the licence column of the metadata table")
+        raise DataError(f"no pair may be shared: left out {selection.counts()}", "see the license column of the metadata table")
     images = {row["image_id"]: row for row in read_table(layout.catalog / "images.parquet", IMAGES).to_pylist()}
     audio = {row["audio_id"]: row for row in read_table(layout.catalog / "audio.parquet", AUDIO).to_pylist()}
     stats = json.loads((layout.pairs / "stats.json").read_text(encoding="utf-8"))
@@ -99,7 +99,7 @@ def export_webdataset(
     write_table(folder / "pairs.parquet", PAIRS, [dict(pair) for pair in selection.pairs])
     write_text(folder / "LICENSES.csv", credits_csv(selection.pairs, images, audio))
     write_text(folder / "left_out.csv", left_out_csv(selection))
-    missing = _copy_texts(folder, selection.pairs, licence_texts or layout.root / "data/demo/LICENSES")
+    missing = _copy_texts(folder, selection.pairs, license_texts or layout.root / "data/demo/LICENSES")
     _describe(folder, selection.pairs, stats, selection.counts(), shards)
     counts = Counter(str(pair["split"]) for pair in selection.pairs)
     return ExportResult({split: counts.get(split, 0) for split in SPLITS}, selection.counts(), shards, missing)
@@ -155,11 +155,11 @@ def _png(payload: bytes) -> bytes:
 
 
 def _copy_texts(folder: Path, pairs: Sequence[Row], texts: Path) -> list[str]:
-    """Copy the text of every licence used; returns the identifiers for which there is none."""
-    used = sorted({str(pair[key]) for pair in pairs for key in ("licence_image", "licence_audio")})
+    """Copy the text of every license used; returns the identifiers for which there is none."""
+    used = sorted({str(pair[key]) for pair in pairs for key in ("image_license", "audio_license")})
     missing: list[str] = []
     for name in used:
-        # A licence string comes from the metadata table: only what looks like an identifier may become a file name.
+        # A license string comes from the metadata table: only what looks like an identifier may become a file name.
         safe = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,80}", name) is not None
         source = texts / f"{name}.txt"
         if safe and source.is_file() and not source.is_symlink():
@@ -172,7 +172,7 @@ def _copy_texts(folder: Path, pairs: Sequence[Row], texts: Path) -> list[str]:
 def _describe(
     folder: Path, pairs: Sequence[Row], stats: Mapping[str, Any], left_out: Mapping[str, int], shards: Sequence[str]
 ) -> None:
-    parameters: dict[str, Any] = {"pairs left out for their licence": sum(left_out.values()), **left_out}
+    parameters: dict[str, Any] = {"pairs left out for their license": sum(left_out.values()), **left_out}
     card = render_card(pairs, stats, parameters, "Seeing Sound pairs, published set")
     write_text(folder / "README.md", card)
     kinds = {"pairs.parquet": "application/x-parquet", "index.parquet": "application/x-parquet", "LICENSES.csv": "text/csv"}

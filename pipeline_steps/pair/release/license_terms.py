@@ -1,8 +1,8 @@
-"""What a licence asks for, and what a pair of two licensed works asks for: the stricter of both, with all obligations.
+"""What a license asks for, and what a pair of two licensed works asks for: the stricter of both, with all obligations.
 
-A pair is a collection of two separate works, so both licences go on holding for their own work; the pair's `licence` is the
+A pair is a collection of two separate works, so both licenses go on holding for their own work; the pair's `license` is the
 stricter one by `strictness`, and `obligations` is the union. This is bookkeeping for sharing a data set, not legal advice.
-Identifiers are those of the SPDX licence list (https://spdx.org/licenses/), expressions those of SPDX 2.3 annex D.
+Identifiers are those of the SPDX license list (https://spdx.org/licenses/), expressions those of SPDX 2.3 annex D.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CLOSED_STRICTNESS = 90
 
 @dataclass(frozen=True, slots=True)
 class LicenseTerms:
-    """The terms of one licence or of a combination. Higher `strictness` asks for more (order of families, see `_FAMILIES`)."""
+    """The terms of one license or of a combination. Higher `strictness` asks for more (order of families, see `_FAMILIES`)."""
 
     strictness: int
     obligations: frozenset[str] = frozenset()
@@ -67,14 +67,14 @@ _TOKENS = re.compile(r"\(|\)|\bAND\b|\bOR\b|\bWITH\b")
 
 
 @lru_cache(maxsize=4096)
-def terms(licence: str | None) -> LicenseTerms:
+def terms(license: str | None) -> LicenseTerms:
     """Terms of an SPDX identifier or expression; whatever is not understood is `UNKNOWN`, never guessed.
 
     `A OR B` lets the user choose, so the less strict side counts; `A AND B` binds to both; `A WITH exception` counts as A.
     """
-    if licence is None or not licence.strip() or len(licence) > 500:
+    if license is None or not license.strip() or len(license) > 500:
         return UNKNOWN
-    text = " ".join(licence.split())
+    text = " ".join(license.split())
     if _TOKENS.search(text) is None:
         return _identifier(text)
     tokens = _TOKENS.sub(lambda match: f"\0{match.group()}\0", text).split("\0")
@@ -145,27 +145,27 @@ def combine_pair(first: LicenseTerms, second: LicenseTerms) -> LicenseTerms:
     )
 
 
-def strictest(licences: Iterable[str | None]) -> str | None:
-    """The strictest of several licences; None (unknown) as soon as one of them is unknown or not understood.
+def strictest(licenses: Iterable[str | None]) -> str | None:
+    """The strictest of several licenses; None (unknown) as soon as one of them is unknown or not understood.
 
     Between two of equal strictness the later in (case-folded) spelling wins, so the order of the arguments never matters.
     """
     worst: str | None = None
     key: tuple[int, str, str] | None = None
-    for licence in licences:
-        found = terms(licence)
-        if licence is None or not found.known:
+    for license in licenses:
+        found = terms(license)
+        if license is None or not found.known:
             return None
-        name = " ".join(licence.split())
+        name = " ".join(license.split())
         own = (found.strictness, name.casefold(), name)
         if key is None or own > key:
             worst, key = name, own
     return worst
 
 
-def combine_all(licences: Iterable[str | None]) -> LicenseTerms:
-    """Terms of a pair whose works carry these licences; public domain for none at all."""
+def combine_all(licenses: Iterable[str | None]) -> LicenseTerms:
+    """Terms of a pair whose works carry these licenses; public domain for none at all."""
     result = LicenseTerms(0)
-    for licence in licences:
-        result = combine_pair(result, terms(licence))
+    for license in licenses:
+        result = combine_pair(result, terms(license))
     return result

@@ -1,4 +1,4 @@
-"""What a published set holds: which pairs may go out, the JSON of each, and the tables about licences. Pure."""
+"""What a published set holds: which pairs may go out, the JSON of each, and the tables about licenses. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline_steps.core.escape import cell
-from pipeline_steps.pair.release.dataset_card import licence_url
+from pipeline_steps.pair.release.dataset_card import license_url
 from pipeline_steps.pair.release.license_terms import combine_all, terms
 
 Row = Mapping[str, Any]
@@ -27,25 +27,25 @@ class ReleaseSelection:
         return dict(sorted(Counter(code for _, code, _ in self.left_out).items()))
 
 
-def select(pairs: Sequence[Row], licences: Collection[str] | None) -> ReleaseSelection:
-    """Leave out every pair with a work that may not be shared in changed form, whose licence is unknown or not listed.
+def select(pairs: Sequence[Row], licenses: Collection[str] | None) -> ReleaseSelection:
+    """Leave out every pair with a work that may not be shared in changed form, whose license is unknown or not listed.
 
     Args:
-        licences: SPDX ids that are wanted; None for all that may be shared.
+        licenses: SPDX ids that are wanted; None for all that may be shared.
     """
     kept: list[Row] = []
     left_out: list[tuple[Row, str, str]] = []
     for pair in pairs:
-        own = {"picture": pair["licence_image"], "sound": pair["licence_audio"]}
+        own = {"picture": pair["image_license"], "sound": pair["audio_license"]}
         unknown = [f"{what} {name!r}" for what, name in own.items() if not terms(name).known]
         closed = [f"{what} {name!r}" for what, name in own.items() if not terms(name).publishable]
-        unwanted = [f"{what} {name!r}" for what, name in own.items() if licences is not None and name not in licences]
+        unwanted = [f"{what} {name!r}" for what, name in own.items() if licenses is not None and name not in licenses]
         if unknown:
-            left_out.append((pair, "LICENCE_UNKNOWN", f"licence not known: {', '.join(unknown)}"))
+            left_out.append((pair, "LICENSE_UNKNOWN", f"license not known: {', '.join(unknown)}"))
         elif closed:
-            left_out.append((pair, "LICENCE_FORBIDS", f"no sharing of changed copies: {', '.join(closed)}"))
+            left_out.append((pair, "LICENSE_FORBIDS", f"no sharing of changed copies: {', '.join(closed)}"))
         elif unwanted:
-            left_out.append((pair, "LICENCE_NOT_LISTED", f"not among the licences asked for: {', '.join(unwanted)}"))
+            left_out.append((pair, "LICENSE_NOT_LISTED", f"not among the licenses asked for: {', '.join(unwanted)}"))
         else:
             kept.append(pair)
     return ReleaseSelection(kept, left_out)
@@ -64,45 +64,50 @@ def sample_json(pair: Row, image: Row, audio: Mapping[str, Row]) -> dict[str, An
         "pair_id": pair["pair_id"],
         "split": pair["split"],
         "score": pair["score"],
-        "z": pair["z"],
-        "licence": pair["licence"],
-        "obligations": sorted(combine_all((pair["licence_image"], pair["licence_audio"])).obligations),
+        "z_score": pair["z_score"],
+        "license": pair["license"],
+        "obligations": sorted(combine_all((pair["image_license"], pair["audio_license"])).obligations),
         "image": {"image_id": pair["image_id"], "group": pair["image_group"], **_credit(image)},
         "tracks": [
-            {**track, "member": member, "seconds": audio[track["audio_id"]]["seconds"], **_credit(audio[track["audio_id"]])}
+            {
+                **track,
+                "member": member,
+                "duration_s": audio[track["audio_id"]]["duration_s"],
+                **_credit(audio[track["audio_id"]]),
+            }
             for track, member in zip(pair["tracks"], members, strict=True)
         ],
     }
 
 
 def _credit(row: Row) -> dict[str, Any]:
-    return {"licence": row["licence"], "author": row["author"], "source": row["source"]}
+    return {"license": row["license"], "author": row["author"], "source": row["source"]}
 
 
-CREDIT_COLUMNS = ("kind", "id", "licence", "licence_url", "obligations", "author", "source")
+CREDIT_COLUMNS = ("kind", "id", "license", "license_url", "obligations", "author", "source")
 
 
 def credits_csv(pairs: Sequence[Row], images: Mapping[str, Row], audio: Mapping[str, Row]) -> str:
-    """One line for each work in the set, as a spreadsheet: whom to name and under which licence. Cells cannot be formulas."""
+    """One line for each work in the set, as a spreadsheet: whom to name and under which license. Cells cannot be formulas."""
     used = [("image", pair["image_id"], images[pair["image_id"]]) for pair in pairs]
     used += [("audio", track["audio_id"], audio[track["audio_id"]]) for pair in pairs for track in pair["tracks"]]
     lines = []
     for kind, item, row in sorted({(kind, item): (kind, item, row) for kind, item, row in used}.values(), key=lambda w: w[:2]):
-        wants = ", ".join(sorted(terms(row["licence"]).obligations))
-        lines.append((kind, item, row["licence"], licence_url(row["licence"]), wants, row["author"], row["source"]))
+        wants = ", ".join(sorted(terms(row["license"]).obligations))
+        lines.append((kind, item, row["license"], license_url(row["license"]), wants, row["author"], row["source"]))
     return _csv(CREDIT_COLUMNS, lines)
 
 
 def left_out_csv(selection: ReleaseSelection) -> str:
     """One line for each pair that was left out, with the reason."""
-    header = ("pair_id", "image_id", "audio_id", "licence_image", "licence_audio", "code", "reason")
+    header = ("pair_id", "image_id", "audio_id", "image_license", "audio_license", "code", "reason")
     lines = [
         (
             pair["pair_id"],
             pair["image_id"],
             " ".join(track["audio_id"] for track in pair["tracks"]),
-            pair["licence_image"],
-            pair["licence_audio"],
+            pair["image_license"],
+            pair["audio_license"],
             code,
             reason,
         )

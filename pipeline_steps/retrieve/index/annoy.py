@@ -16,9 +16,9 @@ from typing import Any, Literal, Self
 import numpy as np
 from annoy import AnnoyIndex as NativeIndex
 
+from pipeline_steps.core.array_types import FloatArray, IntArray
 from pipeline_steps.core.errors import IntegrityError
 from pipeline_steps.core.hashing import sha256_file
-from pipeline_steps.retrieve.index.top_k import FloatArray, IntArray
 
 METRIC: Literal["dot"] = "dot"
 CURE = "run: dvc repro --force retrieve"

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline_steps.retrieve.index.top_k import FloatArray, IntArray
+from pipeline_steps.core.array_types import FloatArray, IntArray
 
 
 class VectorIndex(Protocol):

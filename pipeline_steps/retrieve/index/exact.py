@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline_steps.retrieve.index.top_k import FloatArray, IntArray, top_k
+from pipeline_steps.core.array_types import FloatArray, IntArray
+from pipeline_steps.retrieve.index.top_k import top_k
 
 WHOLE_ITEMS = 4096
 """Items up to which one product scores them all; above, the scan goes block by block."""

@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.seeding import seeded_rng
 from pipeline_steps.retrieve.index.base import VectorIndex
 from pipeline_steps.retrieve.index.exact import ExactIndex
 from pipeline_steps.retrieve.index.ivf import IVFIndex
-from pipeline_steps.retrieve.index.top_k import FloatArray
 from pipeline_steps.retrieve.index.torch_exact import TorchExactIndex
 
 log = logging.getLogger(__name__)

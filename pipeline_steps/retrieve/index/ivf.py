@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline_steps.core.array_types import FloatArray, IntArray
 from pipeline_steps.retrieve.index.base import recall_at
 from pipeline_steps.retrieve.index.exact import BLOCK, ExactIndex
 from pipeline_steps.retrieve.index.kmeans import KMeansCells, fit_cells
-from pipeline_steps.retrieve.index.top_k import FloatArray, IntArray, RunningTopK
+from pipeline_steps.retrieve.index.top_k import RunningTopK
 
 QUERY_BATCH = 65_536
 """Queries whose best scores are held at a time; the items are read once for each such batch."""

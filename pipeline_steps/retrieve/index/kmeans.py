@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline_steps.core.array_types import FloatArray, IntArray
 from pipeline_steps.core.seeding import seeded_rng
-from pipeline_steps.retrieve.index.top_k import FloatArray, IntArray
 
 ROUNDS = 6
 TRAINING_ROWS = 40

@@ -4,7 +4,8 @@ matrix product. A score is looked at closely only if it beats its query's k-th b
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
+
+from pipeline_steps.core.array_types import FloatArray, IntArray
 
 
 class RunningTopK:
@@ -78,12 +79,6 @@ class RunningTopK:
         self._items[queries, self._k :] = -1
         self._filled[queries] = np.minimum(self._filled[queries], self._k)
         self._floor[queries] = best[:, -1]
-
-
-FloatArray = npt.NDArray[np.float32]
-
-
-IntArray = npt.NDArray[np.int64]
 
 
 def top_k(scores: FloatArray, k: int) -> tuple[IntArray, FloatArray]:

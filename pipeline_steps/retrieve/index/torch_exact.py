@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline_steps.core.array_types import FloatArray, IntArray
 from pipeline_steps.core.errors import ResourceError
-from pipeline_steps.retrieve.index.top_k import FloatArray, IntArray
 
 QUERY_BLOCK = 4096
 ITEM_BLOCK = 131_072

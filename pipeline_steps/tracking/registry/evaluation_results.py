@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline_steps.core.array_types import DoubleArray
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.tracking.errors import EntryRejectedError
 from pipeline_steps.tracking.registry.model_registry import ModelRegistry, ModelVersionInfo, run_datasets
@@ -23,7 +23,6 @@ from pipeline_steps.tracking.registry.paired_bootstrap import PairedDifference, 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-FloatArray = npt.NDArray[np.float64]
 
 HIGHER = ("win_rate", "ais_winrate", "density", "coverage")
 """Metrics (the beginning of their name) that are better when they are higher; all others are distances."""
@@ -51,7 +50,7 @@ class EvaluationRun:
     protocol: Mapping[str, Any]
     values: Mapping[str, Mapping[str, Any]]
     items: Sequence[Mapping[str, str]]
-    draws: Mapping[str, FloatArray]
+    draws: Mapping[str, DoubleArray]
     notes: Sequence[str] = ()
 
 
@@ -252,7 +251,7 @@ def _fetch(registry: ModelRegistry, run_id: str, path: str, scratch: Path) -> st
     return Path(local).read_text(encoding="utf-8")
 
 
-def _draws(text: str) -> dict[str, FloatArray]:
+def _draws(text: str) -> dict[str, DoubleArray]:
     rows = list(csv.reader(io.StringIO(text)))
     table = np.array([[_number(cell) for cell in row] for row in rows[1:]], np.float64)
     return {name: table[:, column] for column, name in enumerate(rows[0]) if len(table)}

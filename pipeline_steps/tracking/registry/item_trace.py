@@ -32,7 +32,7 @@ class TracedItem:
         sources: every path below the pool's root that holds these bytes.
         holdout: kept for evaluation; never trained on.
         state: `in the catalog`, `in quarantine`, or `in an older catalog`.
-        licence, author: as the metadata table says.
+        license, author: as the metadata table says.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class TracedItem:
     sources: tuple[str, ...]
     holdout: bool
     state: str
-    licence: str | None = None
+    license: str | None = None
     author: str | None = None
 
 
@@ -189,7 +189,7 @@ def _among(
             item_id = str(row[f"{kind}_id"])
             if _is_prefix(text, item_id) or item_id in wanted or wanted & set(row["sources"]):
                 sources = tuple(row["sources"])
-                found.append(TracedItem(kind, item_id, sources, bool(row["holdout"]), state, row["licence"], row["author"]))
+                found.append(TracedItem(kind, item_id, sources, bool(row["holdout"]), state, row["license"], row["author"]))
     return found
 
 

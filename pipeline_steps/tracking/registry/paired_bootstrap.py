@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
+from pipeline_steps.core.array_types import DoubleArray
 
 CONFIDENCE = 0.95
 
@@ -38,7 +37,7 @@ class PairedDifference:
 
 
 def paired_difference(
-    a: Sequence[float] | FloatArray, b: Sequence[float] | FloatArray, clusters: Sequence[str], repeats: int, seed: int
+    a: Sequence[float] | DoubleArray, b: Sequence[float] | DoubleArray, clusters: Sequence[str], repeats: int, seed: int
 ) -> PairedDifference:
     """Mean of `b - a` over items [N], with interval and p-value.
 
@@ -69,7 +68,7 @@ def paired_difference(
     return from_draws(value, (counts @ sums) / (counts @ sizes), len(gap), len(names))
 
 
-def from_draws(value: float, draws: FloatArray, n: int, clusters: int) -> PairedDifference:
+def from_draws(value: float, draws: DoubleArray, n: int, clusters: int) -> PairedDifference:
     """A difference whose bootstrap draws [repeats] are known: both models' draws were made with the same resampling."""
     kept = draws[np.isfinite(draws)]
     if len(kept) < 2:
@@ -79,7 +78,7 @@ def from_draws(value: float, draws: FloatArray, n: int, clusters: int) -> Paired
     return PairedDifference(value, low, high, two_sided_p(kept), n, clusters)
 
 
-def two_sided_p(draws: FloatArray) -> float:
+def two_sided_p(draws: DoubleArray) -> float:
     """Twice the share of draws on the far side of zero, never below 2 / (repeats + 1) (Davison & Hinkley 1997, section 4.2)."""
     below, above = int((draws <= 0).sum()), int((draws >= 0).sum())
     return min(1.0, 2.0 * (1 + min(below, above)) / (len(draws) + 1))

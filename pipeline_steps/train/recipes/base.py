@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.result_cache import ResultCache
 from pipeline_steps.diffusion.audio_features import AudioFeatures
 from pipeline_steps.diffusion.audio_tokens import GridEncoder
@@ -22,7 +23,6 @@ from pipeline_steps.diffusion.pipelines.scratch import Audio2ImageFlowPipeline
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
 from pipeline_steps.train.audio_feature_cache import Tracks, distinct_sounds
 from pipeline_steps.train.autoencoder_training import codec_psnr
-from pipeline_steps.train.callbacks import Picture
 from pipeline_steps.train.config import TrainConfig
 from pipeline_steps.train.data import (
     BatchPartition,
@@ -65,7 +65,7 @@ class Recipe:
     module: DiffusionModule
     stream: Callable[[int, BatchPartition], StepIndexedBatches]
     held_out: Callable[[], TrainingBatch | None]
-    draw: Callable[[], Picture]
+    draw: Callable[[], ByteArray]
     save: Callable[[Path], None]
     metrics: dict[str, Any]
 
@@ -80,7 +80,7 @@ def generation_config(config: TrainConfig) -> GenerationConfig:
     )
 
 
-def sample_grid(pipeline: Audio2ImagePipeline, tokens: Callable[[int], Any], count: int, seed: int) -> Picture:
+def sample_grid(pipeline: Audio2ImagePipeline, tokens: Callable[[int], Any], count: int, seed: int) -> ByteArray:
     """Sample grid uint8 [H, W, 3]: a column for each of the first pairs' sounds."""
     pictures = pipeline.generate_batch([tokens(row) for row in range(min(GRID_SOUNDS, count))], GRID_SAMPLES, seed=seed)
     return np.concatenate([np.concatenate(list(column), axis=0) for column in pictures], axis=1)
@@ -90,7 +90,7 @@ def build_scratch_recipe(
     config: TrainConfig,
     by_split: Split,
     views: dict[Tracks, list[AudioFeatures]],
-    image: Callable[[str], Picture],
+    image: Callable[[str], ByteArray],
     codec_of: Callable[[torch.Tensor], Codec],
     assets: Path,
     digest: str,
@@ -134,7 +134,7 @@ def build_adapter_recipe(
     config: TrainConfig,
     by_split: Split,
     views: dict[Tracks, list[torch.Tensor]],
-    image: Callable[[str], Picture],
+    image: Callable[[str], ByteArray],
     encoder: GridEncoder,
     backbone: StableDiffusionBackbone,
     latents: ResultCache,

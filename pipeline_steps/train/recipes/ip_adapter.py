@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.errors import ConfigError
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.core.result_cache import ResultCache
@@ -18,7 +19,6 @@ from pipeline_steps.diffusion.image_processor import normalize_to_tensor, pad_to
 from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter, collate_audio_tokens
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
-from pipeline_steps.models.base import Picture
 from pipeline_steps.train.audio_feature_cache import Tracks, distinct_sounds, pair_tracks
 from pipeline_steps.train.config import TrainConfig
 from pipeline_steps.train.data import (
@@ -63,7 +63,7 @@ class AdapterDataset:
 def picture_latents(
     backbone: StableDiffusionBackbone,
     memo: ResultCache,
-    picture: Callable[[str], Picture],
+    picture: Callable[[str], ByteArray],
     image_ids: list[str],
     size: int,
     mirror: bool,
@@ -122,7 +122,7 @@ def adapter_data(
     config: TrainConfig,
     rows: list[dict[str, Any]],
     views: dict[Tracks, list[torch.Tensor]],
-    image: Callable[[str], Picture],
+    image: Callable[[str], ByteArray],
     backbone: StableDiffusionBackbone,
     memo: ResultCache,
 ) -> AdapterDataset:

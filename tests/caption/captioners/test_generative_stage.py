@@ -31,7 +31,7 @@ NAMES = ["bison-000", "hammer-000", "banana-000", "electric-guitar-000", "apple-
 
 def config(server: ChatServer, **update: Any) -> CaptionConfig:
     limits = {"url": server.url, "model": "tiny-vlm", "attempts": 2, "concurrency": 2, "timeout_seconds": 10.0, **update}
-    return CaptionConfig.model_validate({"captioner": "endpoint", "endpoint": limits, "max_bad_fraction": 0.5})
+    return CaptionConfig.model_validate({"captioner": "endpoint", "endpoint": limits, "max_failed_fraction": 0.5})
 
 
 def by_picture(ask: Ask) -> Reply:
@@ -53,7 +53,7 @@ def test_a_server_captions_and_the_second_run_asks_nothing(tmp_path: Path, demo:
     assert bytes_below(layout.captions) == before
     rows = read_table(layout.captions / "events.parquet", EVENTS).to_pylist()
     assert {row["image_id"] for row in rows} <= set(ids.values())
-    assert {row["sound"] for row in rows if row["rank"] == 1} == {"far wind"}
+    assert {row["phrase"] for row in rows if row["rank"] == 1} == {"far wind"}
     codes = {row["code"] for row in read_table(layout.captions / "abstained.parquet", ABSTAINED).to_pylist()}
     assert codes <= {"NO_SOUND"}
     meta = json.loads((layout.captions / "meta.json").read_text())
@@ -154,7 +154,7 @@ def test_a_model_on_this_machine_captions_in_batches(tmp_path: Path, demo: Path)
     report.check_balance()
     assert (report.n_in, report.n_quarantined, report.computed) == (4, 0, 4)
     before = bytes_below(layout.captions)
-    again = run(CaptionConfig.model_validate({**chosen, "batch_size": 1, "memo": str(tmp_path / "other")}), layout)
+    again = run(CaptionConfig.model_validate({**chosen, "batch_size": 1, "cache_dir": str(tmp_path / "other")}), layout)
     assert again.computed == 4
     assert bytes_below(layout.captions) == before, "batches change nothing"
     assert "qwen2_vl" in json.loads((layout.captions / "meta.json").read_text())["families"]

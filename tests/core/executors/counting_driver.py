@@ -31,7 +31,7 @@ SECONDS = 0.1
 class Counting:
     def __init__(self, folder: Path, actors: int) -> None:
         self.folder, self.actors = folder, actors
-        self.memo = ResultCache((folder / "memo").as_uri(), "count", fingerprint(self.describe()), SCHEMA)
+        self.cache = ResultCache((folder / "memo").as_uri(), "count", fingerprint(self.describe()), SCHEMA)
 
     def describe(self) -> Any:
         return {"name": "counting"}
@@ -53,16 +53,20 @@ class Counting:
 def main(folder: str, address: str, items: int, batch: int, actors: int, cpus: int) -> None:
     work = Counting(Path(folder), actors)
     ids = [f"item{number}" for number in range(items)]
-    known = work.memo.load(ids)
+    known = work.cache.load(ids)
     settings = RayConfig(
-        address=address, min_actors=actors, max_actors=actors, cpus_per_actor=cpus, patience_seconds=60 if cpus == 1 else 5
+        address=address,
+        min_actors=actors,
+        max_actors=actors,
+        cpus_per_actor=cpus,
+        no_progress_timeout_seconds=60 if cpus == 1 else 5,
     )
     try:
         done = run_items(work, [key for key in ids if key not in known], batch, "ray", settings)
     except StageError as error:
         print(json.dumps({"error": error.as_dict()}))
         return
-    rows = work.memo.load(ids)
+    rows = work.cache.load(ids)
     right = sum(row["value"] == text_id(key) for key, row in rows.items())
     answer = {"known": len(known), "remembered": len(done.remembered), "failed": done.failed, "right": right}
     print(json.dumps({**answer, "local_rows": len(done.rows)}))

@@ -30,7 +30,7 @@ class Upper:
     """Upper case of the id; `bad...` has none, `stop` stops the stage."""
 
     def __init__(self, folder: Path) -> None:
-        self.memo = ResultCache(str(folder), "upper", fingerprint(self.describe()), SCHEMA)
+        self.cache = ResultCache(str(folder), "upper", fingerprint(self.describe()), SCHEMA)
 
     def describe(self) -> Any:
         return "upper"
@@ -52,7 +52,7 @@ def test_rows_are_in_the_memo_whatever_the_part(tmp_path_factory: pytest.TempPat
     good = [key for key in ids if not key.startswith("bad")]
     assert done.rows == {key: {"value": key.upper()} for key in good}
     assert done.failed == {key: ("BAD", "it is bad") for key in ids if key not in good}
-    assert work.memo.load(ids) == done.rows
+    assert work.cache.load(ids) == done.rows
 
 
 @pytest.mark.fault
@@ -60,11 +60,11 @@ def test_what_was_done_before_the_stop_is_kept(tmp_path: Path) -> None:
     work = Upper(tmp_path)
     with pytest.raises(IntegrityError):
         run_items(work, ["a", "b", "stop", "c"], batch_size=100)
-    assert set(work.memo.load(["a", "b", "c"])) == {"a", "b"}
+    assert set(work.cache.load(["a", "b", "c"])) == {"a", "b"}
     results = process_and_cache(work, ["x", "y", "z"], 100)
     next(results)
     results.close()  # as when the process is asked to end
-    assert set(work.memo.load(["x", "y", "z"])) == {"x"}
+    assert set(work.cache.load(["x", "y", "z"])) == {"x"}
 
 
 class Elsewhere(Upper):
@@ -121,7 +121,7 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], words: 
 
 def test_a_server_is_asked_from_one_process() -> None:
     with pytest.raises(ValidationError, match="needs engine local"):
-        CaptionConfig(captioner="endpoint", endpoint={"model": "x"}, engine="ray")
+        CaptionConfig(captioner="endpoint", endpoint={"model": "x"}, executor="ray")
 
 
 @pytest.mark.fault

@@ -83,7 +83,7 @@ def test_a_killed_driver_loses_nothing_that_was_finished(cluster: Cluster, tmp_p
 def test_a_cluster_without_room_is_not_waited_for_for_ever(cluster: Cluster, tmp_path: Path) -> None:
     error = json.loads(finished(start(cluster, tmp_path, cpus=64)).splitlines()[-1])["error"]
     assert (error["kind"], error["exit_code"], error["transient"]) == ("service", 5, True)
-    assert "patience_seconds" in error["action"]
+    assert "no_progress_timeout_seconds" in error["action"]
 
 
 def test_a_node_killed_in_mid_run_costs_its_batch(cluster: Cluster, tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.errors import ConfigError, IntegrityError
 from pipeline_steps.evaluate.judges.clip import ClipImageEncoder
 from pipeline_steps.evaluate.judges.dinov2 import Dinov2
 from pipeline_steps.evaluate.judges.hub_vision_model import TransformersImageEncoder
-from pipeline_steps.models.base import ImageFeatureExtractor, Picture
+from pipeline_steps.models.base import ImageFeatureExtractor
 from pipeline_steps.models.hub_checkpoint import vision_families
 from tests.factories.checkpoints.vision_towers import clip_checkpoint, dinov2_checkpoint
 
@@ -39,7 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def pictures() -> list[Picture]:
+def pictures() -> list[ByteArray]:
     """Smooth and noisy ones of several shapes, smaller and larger than the network's square."""
     random = np.random.default_rng(0)
     ramp = np.linspace(0, 255, 90)[:, None, None] * np.linspace(0.2, 1, 70)[None, :, None] * [1.0, 0.6, 0.3]
@@ -47,7 +48,7 @@ def pictures() -> list[Picture]:
     return [np.asarray(picture, np.uint8) for picture in (ramp, *noisy)]
 
 
-def pixels_of_dinov2(image: Picture) -> np.ndarray:
+def pixels_of_dinov2(image: ByteArray) -> np.ndarray:
     """What the published preprocessor_config.json says, written out with Pillow and numpy: short side 48, centre 42."""
     height, width = image.shape[:2]
     short, long = min(height, width), max(height, width)

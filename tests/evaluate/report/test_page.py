@@ -32,12 +32,13 @@ HOSTILE = [
 def context(text: str = "a dog") -> dict[str, Any]:
     """A whole page in which every untrusted place holds `text`."""
     sound = {"audio": "audio/x.mp3", "spectrogram": "samples/x.png"}
-    event = {"sound": text, "source": text, "confidence": 0.5, "chosen": True}
-    hit = {"audio": "audio/x.mp3", "score": 0.1, "z": 2.0, "damped": 0.2, "label": text, "chosen": True}
+    event = {"phrase": text, "sound_source": text, "confidence": 0.5, "chosen": True}
+    hit = {"audio": "audio/x.mp3", "score": 0.1, "z_score": 2.0, "corrected_score": 0.2, "label": text, "chosen": True}
     pair = {
-        "image_id": "abc", "picture": "samples/p.jpg", "sound": sound, "phrase": text, "score": 0.1, "z": 3.0, "split": "test",
-        "why": "all pairs", "events": [event], "top": [hit], "chosen_in_top": True, "truth": text, "image_licence": text,
-        "image_author": text, "audio_licence": text, "audio_author": text,
+        "image_id": "abc", "picture": "samples/p.jpg", "sound": sound, "phrase": text, "score": 0.1,
+        "z_score": 3.0, "split": "test",
+        "why": "all pairs", "events": [event], "top": [hit], "chosen_in_top": True, "truth": text, "image_license": text,
+        "image_author": text, "audio_license": text, "audio_author": text,
     }  # fmt: skip
     draw = {
         "label": text, "seen": True, "sound": sound, "picture": "samples/p.jpg", "real": "samples/d.png",
@@ -64,7 +65,7 @@ def context(text: str = "a dog") -> dict[str, Any]:
         "sensitivity": None,
         "training": {"charts": [{"title": "loss", "chart": line_chart({text: [(1, 2.0), (2, 1.0)]}, "steps")}], "grids": []},
         "flows": {"pictures": [step], "sounds": [step]},
-        "facts": [{"name": "licences", "text": text}],
+        "facts": [{"name": "licenses", "text": text}],
         "abstained": reasons,
         "quarantined": {"counts": [], "rows": [], "hidden": 0},
         "judge": "ssd",

@@ -20,7 +20,7 @@ from pipeline_steps.evaluate.metrics.gain_sensitivity import gain_distances
 from pipeline_steps.evaluate.metrics.win_rate import mann_whitney_win_rate
 from pipeline_steps.evaluate.metrics.win_rate_rows import JudgeFeatures, negative_masks, shuffled_partners, win_rates_per_pair
 from pipeline_steps.evaluate.report.build import csv_bytes
-from pipeline_steps.evaluate.report.item_flow import StageTables, find_imbalances, licence_counts, picture_flow, sound_flow
+from pipeline_steps.evaluate.report.item_flow import StageTables, find_imbalances, license_counts, picture_flow, sound_flow
 from pipeline_steps.evaluate.report.media import mp3, png, spectrogram, strip, thumbnail
 from pipeline_steps.evaluate.report.selection import select_pairs_to_show, select_samples_to_show
 from pipeline_steps.evaluate.report.training_curves import training_curves
@@ -28,9 +28,9 @@ from pipeline_steps.evaluate.run_evaluation import select_calibration_images
 
 
 def pair(name: str, split: str, image: str, sound: str, z: float = 1.0, gain: float = 0.0) -> dict[str, Any]:
-    tracks = [{"audio_id": sound, "sound": "phrase", "gain_db": gain}]
+    tracks = [{"audio_id": sound, "phrase": "phrase", "gain_db": gain}]
     return {
-        "pair_id": name, "image_id": image, "tracks": tracks, "z": z, "score": z, "split": split, "licence": "CC0-1.0",
+        "pair_id": name, "image_id": image, "tracks": tracks, "z_score": z, "score": z, "split": split, "license": "CC0-1.0",
         "image_group": f"g{image}", "audio_group": f"g{sound}",
     }  # fmt: skip
 
@@ -43,8 +43,8 @@ def test_chosen_pairs_are_distinct_bounded_and_hold_best_and_weakest(scores: lis
     assert len(ids) == len(set(ids)) == min(at_most, len(rows))
     assert select_pairs_to_show(rows[::-1], at_most, 0) == chosen
     if len(rows) > at_most >= 3:
-        assert chosen[0][1]["z"] == max(scores)
-        assert chosen[-1][1]["z"] == min(scores)
+        assert chosen[0][1]["z_score"] == max(scores)
+        assert chosen[-1][1]["z_score"] == min(scores)
 
 
 def test_shown_draws_span_good_and_bad() -> None:
@@ -83,7 +83,7 @@ def test_flow_accounts_for_every_item() -> None:
     assert find_imbalances(sounds) == []
     lost = StageTables(**{**{name: getattr(tables(), name) for name in StageTables.__slots__}, "pairs_abstained": []})
     assert find_imbalances(picture_flow(lost)) == ["paired with a sound: 3 in, 2 on, 0 left with a reason"]
-    assert licence_counts([{"licence": "MIT"}, {"licence": None}, {"licence": "MIT"}]) == [("MIT", 2), ("unknown", 1)]
+    assert license_counts([{"license": "MIT"}, {"license": None}, {"license": "MIT"}]) == [("MIT", 2), ("unknown", 1)]
 
 
 def test_agenda_draws_each_sound_once_and_marks_seen_classes() -> None:

@@ -25,7 +25,7 @@ def ask(root: Path, meta: dict[str, Any], expected: np.ndarray) -> dict[str, np.
     layout = ProjectPaths(root)
 
     def open_memo(stage: str, description: Any) -> ResultCache:
-        return ResultCache(str(layout.memo), stage, fingerprint(description), VECTOR)
+        return ResultCache(str(layout.result_cache), stage, fingerprint(description), VECTOR)
 
     return label_vectors(layout, open_memo, meta, LABELS, TEXTS[0], expected)
 

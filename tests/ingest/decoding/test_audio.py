@@ -35,7 +35,7 @@ def decoded(
 def test_resampling_keeps_the_frequency(rate: int) -> None:
     row, stored = decoded(sine(2, rate, 1000), rate)
     assert row["sample_rate"] == rate
-    assert row["seconds"] == pytest.approx(2, abs=1e-3)
+    assert row["duration_s"] == pytest.approx(2, abs=1e-3)
     window = stored[4800:-4800] * np.hanning(len(stored) - 9600)
     spectrum = np.abs(np.fft.rfft(window, 1 << 20))
     assert np.argmax(spectrum) * 48_000 / (1 << 20) == pytest.approx(1000, rel=1e-3)
@@ -58,20 +58,20 @@ def test_mono_is_the_mean_of_all_channels() -> None:
     left, right = sine(1, 48_000, 300, 0.6), sine(1, 48_000, 500, 0.2)
     row, stored = decoded(np.stack([left, right], 1))
     assert np.abs(stored - (left + right) / 2).max() < 2**-15
-    assert row["repaired"] == ["DOWNMIX"]
+    assert row["normalizations"] == ["DOWNMIX"]
     assert row["channels"] == 2
 
 
 def test_channels_that_cancel_are_not_lost() -> None:
     wave = sine(1, 48_000, 300, 0.5)
     row, stored = decoded(np.stack([0.9 * wave, wave, -wave, -0.9 * wave], 1))
-    assert row["repaired"] == ["ANTIPHASE", "DOWNMIX"]
+    assert row["normalizations"] == ["ANTIPHASE", "DOWNMIX"]
     assert np.abs(stored - wave).max() < 2**-15
 
 
 def test_peak_guard_scales_and_says_so() -> None:
     row, stored = decoded(sine(1, 48_000, 300, 4.0))
-    assert "PEAK_GUARD" in row["repaired"]
+    assert "PEAK_GUARD" in row["normalizations"]
     assert np.abs(stored - sine(1, 48_000, 300, 1.0)).max() < 2**-14
     assert row["peak_dbfs"] == pytest.approx(0, abs=0.01)
 
@@ -86,10 +86,10 @@ def test_quiet_sounds_are_never_amplified() -> None:
 def test_measurements() -> None:
     wave = np.concatenate([sine(1, 48_000, 1000, 3.0).clip(-1, 1), np.zeros(48_000)])
     row, _ = decoded(wave, subtype="PCM_16")
-    assert row["clipped_share"] == pytest.approx(0.39, abs=0.03)
-    assert row["silence_share"] == pytest.approx(0.5, abs=0.01)
-    assert "CLIPPED" in row["repaired"]
-    assert row["seconds"] == 2.0
+    assert row["clipping_ratio"] == pytest.approx(0.39, abs=0.03)
+    assert row["silence_ratio"] == pytest.approx(0.5, abs=0.01)
+    assert "CLIPPED" in row["normalizations"]
+    assert row["duration_s"] == 2.0
 
 
 def test_the_same_file_gives_the_same_bytes() -> None:

@@ -72,7 +72,7 @@ def test_transparent_colours_do_not_bleed_when_shrunk() -> None:
 def test_opaque_alpha_is_no_repair() -> None:
     array = np.dstack([smooth(20, 20), np.full((20, 20), 255, np.uint8)])
     row = normalise_picture(encoded(array), "PNG", LIMITS)
-    assert row["repaired"] == []
+    assert row["normalizations"] == []
     assert np.array_equal(pixels(row), smooth(20, 20))
 
 
@@ -86,7 +86,7 @@ def test_orientation(orientation: int) -> None:
              6: np.rot90(array, -1), 7: np.rot90(array.swapaxes(0, 1), 2), 8: np.rot90(array)}  # fmt: skip
     assert np.array_equal(pixels(row), turns[orientation])
     assert (row["height"], row["width"]) == turns[orientation].shape[:2]
-    assert ("ORIENTED" in row["repaired"]) == (orientation > 1)
+    assert ("ORIENTED" in row["normalizations"]) == (orientation > 1)
 
 
 def test_an_embedded_profile_is_applied() -> None:
@@ -96,9 +96,9 @@ def test_an_embedded_profile_is_applied() -> None:
     renamed = plain.replace("sRGB".encode("utf-16-be"), "xxxx".encode("utf-16-be"))
     assert renamed != plain
     row = normalise_picture(encoded(smooth(40, 40), icc_profile=renamed), "PNG", LIMITS)
-    assert row["repaired"] == ["ICC_APPLIED"]
+    assert row["normalizations"] == ["ICC_APPLIED"]
     assert np.abs(pixels(row).astype(int) - smooth(40, 40)).max() <= 1
-    assert normalise_picture(encoded(smooth(40, 40), icc_profile=plain), "PNG", LIMITS)["repaired"] == []
+    assert normalise_picture(encoded(smooth(40, 40), icc_profile=plain), "PNG", LIMITS)["normalizations"] == []
 
 
 @pytest.mark.parametrize(

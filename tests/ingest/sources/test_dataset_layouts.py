@@ -23,7 +23,7 @@ from pipeline_steps.ingest.sources.resolve import collect_candidates
 from tests.factories import dataset_layouts as made
 
 CONFIG = IngestConfig(
-    root="pool", metadata=None, pool=None, holdout=None, limits=DecoderLimitsConfig(workers=1), max_bad_fraction=0.5
+    root="pool", metadata=None, pool=None, holdout=None, limits=DecoderLimitsConfig(workers=1), max_failed_fraction=0.5
 )
 
 
@@ -46,7 +46,7 @@ def test_fsd50k(tmp_path: Path) -> None:
     found = Got(tmp_path, holdout={"split": ["eval"]})
     rows = found.audio
     assert found.layouts == {".": "fsd50k"}
-    assert {path: row.licence for path, row in rows.items()} == {
+    assert {path: row.license for path, row in rows.items()} == {
         "FSD50K.dev_audio/64760.wav": "CC-BY-3.0",
         "FSD50K.dev_audio/16399.wav": "CC0-1.0",
         "FSD50K.dev_audio/16400.wav": "LicenseRef-CC-Sampling-Plus-1.0",
@@ -66,9 +66,9 @@ def test_esc50(tmp_path: Path) -> None:
     rows = found.audio
     assert len(rows) == 4
     first = rows["audio/1-100032-A-0.wav"]
-    assert (first.licence, first.author) == ("CC-BY-3.0", "nfrae")
+    assert (first.license, first.author) == ("CC-BY-3.0", "nfrae")
     assert first.source == "http://www.freesound.org/people/nfrae/sounds/100032/"
-    assert rows["audio/5-9032-A-11.wav"].licence == "CC-BY-NC-3.0"
+    assert rows["audio/5-9032-A-11.wav"].license == "CC-BY-NC-3.0"
     assert rows["audio/5-9032-A-11.wav"].holdout
     assert rows["audio/1-59513-A-0.wav"].group == rows["audio/2-59513-B-0.wav"].group, "takes of one recording"
     assert not found.says("sea_waves")
@@ -81,7 +81,7 @@ def test_vggsound_clips_of_one_video_are_one_recording(tmp_path: Path) -> None:
     assert len(sounds) == len(frames) == 3, "a clip without a row stays out, and a row without a clip is no fault"
     assert sounds["audio/--0PQM4-hqg_000030.flac"].group == sounds["audio/--0PQM4-hqg_000090.flac"].group
     assert sounds["audio/abcdefghijk_000002.flac"].source == "https://www.youtube.com/watch?v=abcdefghijk"
-    assert sounds["audio/abcdefghijk_000002.flac"].licence is None
+    assert sounds["audio/abcdefghijk_000002.flac"].license is None
     assert found.refused == {}
     tests = Got(tmp_path, pool={"split": "test"})
     assert (len(tests.audio), tests.ignored) == (1, 4)
@@ -98,7 +98,7 @@ def test_coco(tmp_path: Path) -> None:
     made.coco(tmp_path)
     found = Got(tmp_path)
     rows = found.images
-    assert {path: row.licence for path, row in rows.items()} == {
+    assert {path: row.license for path, row in rows.items()} == {
         "val2017/000000000009.jpg": "CC-BY-NC-SA-2.0",
         "val2017/000000000025.jpg": "LicenseRef-Flickr-Commons",
     }
@@ -112,8 +112,8 @@ def test_webdataset(tmp_path: Path) -> None:
     images, audio = found.images, found.audio
     assert set(images) == {"train-000000.tar/000000.jpg", "train-000000.tar/000001.jpg", "test-000000.tar/a/000002.png"}
     first = audio["train-000000.tar/000000.flac"]
-    assert (first.licence, first.author, first.source) == ("CC-BY-4.0", "Dee", "https://example.org/1")
-    assert audio["train-000000.tar/000001.flac"].licence is None
+    assert (first.license, first.author, first.source) == ("CC-BY-4.0", "Dee", "https://example.org/1")
+    assert audio["train-000000.tar/000001.flac"].license is None
     assert [path for path, row in images.items() if row.holdout] == ["test-000000.tar/a/000002.png"]
     assert not found.says("secret")
 
@@ -124,7 +124,7 @@ def test_datasets_folders(tmp_path: Path, make: Callable[[Path], None]) -> None:
     found = Got(tmp_path, holdout={"split": "test"})
     assert (len(found.images), len(found.audio)) == (6, 6)
     train = [file for _, file in sorted(found.audio.items()) if not file.holdout]
-    assert [row.licence for row in train] == ["CC-BY-4.0", "CC-BY-SA-4.0", "CC0-1.0"], "the set's licence fills the gaps"
+    assert [row.license for row in train] == ["CC-BY-4.0", "CC-BY-SA-4.0", "CC0-1.0"], "the set's license fills the gaps"
     assert [row.author for row in train] == ["Eve", "Eve", None]
     assert train[0].shown.endswith("00000000/audio/0.wav")
     assert not found.says("bell")
@@ -164,9 +164,9 @@ def test_a_metadata_table_or_the_word_files_keeps_the_old_ways(tmp_path: Path) -
     made.esc50(tmp_path)
     plain = Got(tmp_path, layout="files")
     assert len(plain.audio) == 4
-    assert all(file.licence is None for file in plain.audio.values())
+    assert all(file.license is None for file in plain.audio.values())
     assert plain.layouts == {}
-    columns = {"file": "filename", "licence": None, "author": None, "source": None, "group": None}
+    columns = {"file": "filename", "license": None, "author": None, "source": None, "group": None}
     listed = Got(tmp_path, metadata="meta/esc50.csv", columns=CONFIG.columns.model_copy(update=columns))
     assert set(listed.refused.values()) == {"FILE_MISSING"}, "the table alone says where files are"
     with pytest.raises(ConfigError, match=r"ingest\.metadata is null"):
@@ -360,11 +360,11 @@ def test_spdx(text: object, wanted: str | None) -> None:
 
 
 def test_pairing_knows_public_domain_as_ingest_and_the_demo_spell_it() -> None:
-    from pipeline_steps.pair.release.dataset_card import licence_url
+    from pipeline_steps.pair.release.dataset_card import license_url
     from pipeline_steps.pair.release.license_terms import terms
 
     for text in ("Public Domain", "https://creativecommons.org/publicdomain/mark/1.0/", "LicenseRef-Public-Domain"):
-        licence = spdx(text)
-        assert licence == "LicenseRef-Public-Domain"
-        assert (terms(licence).publishable, terms(licence).obligations) == (True, set())
-        assert licence_url(licence).startswith("https://")
+        license = spdx(text)
+        assert license == "LicenseRef-Public-Domain"
+        assert (terms(license).publishable, terms(license).obligations) == (True, set())
+        assert license_url(license).startswith("https://")

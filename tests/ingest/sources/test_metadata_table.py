@@ -19,9 +19,9 @@ from pipeline_steps.ingest.sources.metadata_table import (
 )
 
 WANTED = MetadataQuery(
-    "file", "licence", None, ("package", "source"), ("package", "source"), {"split": ("pool",)}, {"split": ("gold",)}
+    "file", "license", None, ("package", "source"), ("package", "source"), {"split": ("pool",)}, {"split": ("gold",)}
 )
-HEADER = "id,file,label,licence,package,source,split\n"
+HEADER = "id,file,label,license,package,source,split\n"
 
 
 def read(folder: Path, text: str | bytes, wanted: MetadataQuery = WANTED) -> dict:
@@ -62,7 +62,7 @@ def test_no_pool_filter_takes_the_rest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("file,licence,package,sourc,split\n", "no column 'source'; did you mean 'sourc'?"),
+        ("file,license,package,sourc,split\n", "no column 'source'; did you mean 'sourc'?"),
         ("", "no column 'file'"),
         (HEADER + "1,a.png,dog\n", "row 1 has 3 fields, the header has 7"),
         (HEADER.encode() + b"\xff\xfe,,,,,,\n", "UnicodeDecodeError"),
@@ -80,19 +80,19 @@ def test_parquet_tables(tmp_path: Path) -> None:
     )
     pq.write_table(table, tmp_path / "table.parquet")
     answer = read_metadata_table(MetadataTableJob(str(tmp_path), "table.parquet", WANTED))
-    assert [(row.file, row.licence, row.source) for row in answer["rows"]] == [("a", "x", "x/x"), ("b", None, None)]
+    assert [(row.file, row.license, row.source) for row in answer["rows"]] == [("a", "x", "x/x"), ("b", None, None)]
     (tmp_path / "table.parquet").write_bytes(b"PAR1 not really PAR1")
     assert "error" in read_metadata_table(MetadataTableJob(str(tmp_path), "table.parquet", WANTED))
 
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_table_or_an_error(tmp_path_factory: pytest.TempPathFactory, text: bytes) -> None:
-    answer = read(tmp_path_factory.getbasetemp(), b"file,licence,package,source,split\n" + text)
+    answer = read(tmp_path_factory.getbasetemp(), b"file,license,package,source,split\n" + text)
     assert set(answer) in ({"rows", "ignored"}, {"error"})
 
 
 def test_c6_one_file_described_twice() -> None:
     first = MetadataRow("a.png", "MIT", None, None, None, False, 1)
     assert unique_files([first, first._replace(line=9)]) == [first]
-    with pytest.raises(DataError, match=r"rows 1 and 4 .* a\.png and differ in licence, holdout"):
-        unique_files([first, first._replace(licence="CC0-1.0", holdout=True, line=4)])
+    with pytest.raises(DataError, match=r"rows 1 and 4 .* a\.png and differ in license, holdout"):
+        unique_files([first, first._replace(license="CC0-1.0", holdout=True, line=4)])

@@ -42,8 +42,8 @@ print(json.dumps(found))
 
 @pytest.fixture
 def paired(world: World, settings: Callable[..., PairConfig]) -> ProjectPaths:
-    world.images[0]["licence"] = None
-    world.images[1]["licence"] = "CC-BY-ND-4.0"
+    world.images[0]["license"] = None
+    world.images[1]["license"] = "CC-BY-ND-4.0"
     world.images[2]["author"] = '=HYPERLINK("http://evil.example","click")'
     layout = world.write()
     run(settings(), layout)
@@ -87,14 +87,14 @@ def test_the_index_finds_every_member_and_its_hash(paired: ProjectPaths, tmp_pat
 def test_i15_what_may_not_be_shared_is_left_out_counted_and_listed(paired: ProjectPaths, world: World, tmp_path: Path) -> None:
     folder = tmp_path / "release"
     release = export_webdataset(paired, folder)
-    assert release.left_out == {"LICENCE_FORBIDS": 1, "LICENCE_UNKNOWN": 1}
+    assert release.left_out == {"LICENSE_FORBIDS": 1, "LICENSE_UNKNOWN": 1}
     kept_back = {world.images[0]["image_id"], world.images[1]["image_id"]}
     with (folder / "left_out.csv").open(newline="") as handle:
         listed = {row["image_id"]: row["code"] for row in csv.DictReader(handle)}
     assert set(listed) == kept_back
     assert not kept_back & set(read_table(folder / "pairs.parquet", PAIRS)["image_id"].to_pylist())
     assert not any(name.encode() in path.read_bytes() for path in folder.glob("*.tar") for name in kept_back)
-    assert "pairs left out for their licence | 2" in (folder / "README.md").read_text()
+    assert "pairs left out for their license | 2" in (folder / "README.md").read_text()
 
 
 @pytest.mark.fault
@@ -108,15 +108,15 @@ def test_i10_no_cell_is_a_formula(paired: ProjectPaths, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_only_the_licences_asked_for(paired: ProjectPaths, tmp_path: Path) -> None:
-    release = export_webdataset(paired, tmp_path / "release", licences=["CC0-1.0", "MIT"])
+def test_only_the_licenses_asked_for(paired: ProjectPaths, tmp_path: Path) -> None:
+    release = export_webdataset(paired, tmp_path / "release", licenses=["CC0-1.0", "MIT"])
     pairs = read_table(tmp_path / "release/pairs.parquet", PAIRS).to_pylist()
-    assert {pair[key] for pair in pairs for key in ("licence_image", "licence_audio")} <= {"CC0-1.0", "MIT"}
-    assert release.left_out["LICENCE_NOT_LISTED"] > 0
+    assert {pair[key] for pair in pairs for key in ("image_license", "audio_license")} <= {"CC0-1.0", "MIT"}
+    assert release.left_out["LICENSE_NOT_LISTED"] > 0
     with pytest.raises(ConfigError, match=r"CC-BY-ND-4\.0"):
-        export_webdataset(paired, tmp_path / "other", licences=["CC-BY-ND-4.0"])
+        export_webdataset(paired, tmp_path / "other", licenses=["CC-BY-ND-4.0"])
     with pytest.raises(DataError, match="no pair may be shared"):
-        export_webdataset(paired, tmp_path / "other", licences=["CC-BY-SA-4.0"])
+        export_webdataset(paired, tmp_path / "other", licenses=["CC-BY-SA-4.0"])
 
 
 def test_a_folder_in_use_is_refused(paired: ProjectPaths, tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_a_folder_in_use_is_refused(paired: ProjectPaths, tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "release").iterdir()] == ["notes.txt"]
 
 
-def test_licence_texts_travel_along(paired: ProjectPaths, tmp_path: Path, demo: Path) -> None:
-    release = export_webdataset(paired, tmp_path / "release", licence_texts=demo / "LICENSES")
+def test_license_texts_travel_along(paired: ProjectPaths, tmp_path: Path, demo: Path) -> None:
+    release = export_webdataset(paired, tmp_path / "release", license_texts=demo / "LICENSES")
     texts = {path.stem for path in (tmp_path / "release/LICENSES").iterdir()}
     assert texts == {"CC0-1.0", "MIT", "GPL-2.0-or-later"}
     assert release.missing_texts == ["CC-BY-4.0"]

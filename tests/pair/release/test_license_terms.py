@@ -1,4 +1,4 @@
-"""Licence algebra: a table of what is known, and laws that hold for whatever is written in a metadata table."""
+"""License algebra: a table of what is known, and laws that hold for whatever is written in a metadata table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KNOWN = [
 ]  # fmt: skip
 """From the least to the most strict."""
 
-licences = st.one_of(st.none(), st.sampled_from(KNOWN), st.text(max_size=20))
+licenses = st.one_of(st.none(), st.sampled_from(KNOWN), st.text(max_size=20))
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ licences = st.one_of(st.none(), st.sampled_from(KNOWN), st.text(max_size=20))
         ("LicenseRef-Public-Domain", "CC0-1.0", "CC0-1.0"),
         ("CC-BY-NC-4.0", "GPL-3.0-or-later", "CC-BY-NC-4.0"),
         ("MIT", None, None),
-        ("MIT", "Some Licence 7", None),
+        ("MIT", "Some License 7", None),
         ("mit", "MIT", "mit"),
     ],
 )
@@ -40,7 +40,7 @@ def test_the_stricter_of_two(first: str | None, second: str | None, expected: st
 
 
 @pytest.mark.parametrize(
-    ("licence", "obligations", "publishable", "commercial"),
+    ("license", "obligations", "publishable", "commercial"),
     [
         ("CC0-1.0", set(), True, True),
         ("MIT", {"attribution", "notice"}, True, True),
@@ -66,8 +66,8 @@ def test_the_stricter_of_two(first: str | None, second: str | None, expected: st
         ("(" * 400 + "MIT OR MIT", set(), False, False),
     ],
 )
-def test_terms(licence: str | None, obligations: set[str], publishable: bool, commercial: bool) -> None:
-    found = terms(licence)
+def test_terms(license: str | None, obligations: set[str], publishable: bool, commercial: bool) -> None:
+    found = terms(license)
     assert (set(found.obligations), found.publishable, found.commercial) == (obligations, publishable, commercial)
 
 
@@ -78,7 +78,7 @@ def test_the_order_of_the_families() -> None:
     assert terms("whatever") == UNKNOWN
 
 
-@given(licences, licences, licences)
+@given(licenses, licenses, licenses)
 def test_laws_of_the_algebra(a: str | None, b: str | None, c: str | None) -> None:
     assert strictest((a, b)) == strictest((b, a))
     assert strictest((a, strictest((b, c)))) == strictest((strictest((a, b)), c)) == strictest((a, b, c))
