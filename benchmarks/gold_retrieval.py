@@ -34,7 +34,7 @@ sys.path.insert(0, str(PROJECT))
 from pipeline_steps.caption.captioners.tagger import COCO, IMAGENET, LabelScore  # noqa: E402
 from pipeline_steps.caption.config import CaptionConfig  # noqa: E402
 from pipeline_steps.caption.stage import build_captioner  # noqa: E402
-from pipeline_steps.core.array_types import FloatArray
+from pipeline_steps.core.array_types import FloatArray  # noqa: E402
 from pipeline_steps.core.l2_normalize import l2_normalize  # noqa: E402
 from pipeline_steps.core.project_paths import ProjectPaths  # noqa: E402
 from pipeline_steps.core.seeding import seeded_rng  # noqa: E402

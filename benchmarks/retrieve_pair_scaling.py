@@ -121,7 +121,8 @@ def make(layout: ProjectPaths, items: int) -> dict[str, object]:
     phrase = pa.array([f"sound {number}" for number in range(len(texts))])
     put(layout.captions / "events.parquet", EVENTS,
         {"image_id": images.take(pa.array(owner)), "rank": pa.array(rank.astype(np.int16)),
-         "text_id": texts.take(pa.array(asked)), "phrase": phrase.take(pa.array(asked)), "sound_source": pa.array([""] * len(owner)),
+         "text_id": texts.take(pa.array(asked)), "phrase": phrase.take(pa.array(asked)),
+         "sound_source": pa.array([""] * len(owner)),
          "visible": pa.array(np.ones(len(owner), bool)), "salience": pa.array((1 / (1 + rank)).astype(np.float32)),
          "confidence": pa.array(random.uniform(0.1, 1, len(owner)).astype(np.float32))})  # fmt: skip
     write_table(layout.captions / "abstained.parquet", ABSTAINED, [])

@@ -6,7 +6,7 @@
 Vectors have 512 dimensions and unit length; the clustered set has a thousand topics of unequal size and a modality gap between
 queries and items (see benchmarks/retrieve_pair_scaling.py), the structureless one is random directions. Everything runs on one
 thread and is timed in processor seconds of this process, in turns: rate of each method is the best of the rounds. Peers are
-optional (`pip install seeing-sound[bench]`); those that are not installed are left out. A recall is over the first 10 neighbours.
+optional (`pip install seeing-sound[bench]`); those not installed are left out. A recall is over the first 10 neighbours.
 """
 
 from __future__ import annotations

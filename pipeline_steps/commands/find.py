@@ -71,7 +71,7 @@ def rank_audio(layout: ProjectPaths, params: dict[str, Any], events: list[dict[s
     index, vectors, audio_ids = open_pool_index(layout, config.annoy_search_k)
     chosen = parse_section(EmbedConfig, "embed", params)
     encoder = build_encoder(chosen, layout).load()
-    phrases = [event["phrase"] for event in events]
+    phrases = [event["sound"] for event in events]
     queries = embed_texts(encoder, chosen, layout, phrases)[0]
     if queries.shape[1] != vectors.shape[1]:
         raise DataError("embed in params.yaml is not what the embeddings were made with", "dvc repro retrieve")
@@ -85,7 +85,7 @@ def rank_audio(layout: ProjectPaths, params: dict[str, Any], events: list[dict[s
     found = []
     for place in np.argsort(-scores, kind="stable")[:BEST]:
         row = catalog[audio_ids[rows[place]]]
-        because = events[int(np.argmax(weights * similarity[:, place]))]["phrase"]
+        because = events[int(np.argmax(weights * similarity[:, place]))]["sound"]
         found.append(
             {
                 "audio_id": row["audio_id"],
@@ -136,7 +136,7 @@ def find(
         )
     lines = ["events:"] if reason is None else [f"the pipeline would abstain: {reason}", "guesses:"]
     lines += table(
-        [f"  {e['salience'] * e['confidence']:.3f}", e["phrase"], "seen" if e["visible"] else "inferred"] for e in events
+        [f"  {e['salience'] * e['confidence']:.3f}", e["sound"], "seen" if e["visible"] else "inferred"] for e in events
     )
     lines += ["sounds:"]
     lines += table(

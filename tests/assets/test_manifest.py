@@ -57,7 +57,7 @@ def test_the_project_file_is_valid_and_complete(project: Path) -> None:
         ({"outputs": "[]"}, "outputs"),
         ({"bytes": "-1"}, "bytes"),
         ({"license": '""'}, "license"),
-        ({"license": '"MIT"\nlicense = "MIT"'}, "license"),
+        ({"license": '"MIT"\nlicence = "MIT"'}, "licence"),
     ],
 )
 def test_bad_values_are_refused_by_key(changes: dict[str, str], word: str) -> None:

@@ -148,7 +148,7 @@ def test_only_step_touches_the_disk(stage: str) -> None:
 # Modules other than stage.py that read or write files, each because that is the one thing it is for.
 DISK_MODULES: dict[str, set[str]] = {
     "pair": {"stage.py", "export.py"},  # `sonify export` writes a published set, long after the stage
-    "evaluate": {"stage.py", "convert_inception.py"},  # a command that converts a published checkpoint
+    "evaluate": {"stage.py", "convert_inception.py", "inception.py"},  # a judge's checkpoint folder and its converter
 }
 
 

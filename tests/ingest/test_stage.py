@@ -213,7 +213,7 @@ def test_configuration_that_names_nothing(copy: Path, change: dict, said: str) -
 
 def test_a_table_without_a_configured_column(copy: Path) -> None:
     columns = CONFIG.columns.model_copy(update={"license": "license"})
-    with pytest.raises(DataError, match=r"manifest\.csv: no column 'license'; did you mean 'license'"):
+    with pytest.raises(DataError, match=r"manifest\.csv: no column 'license'; did you mean 'licence'"):
         stage.run(CONFIG.model_copy(update={"columns": columns}), ProjectPaths(copy))
 
 

@@ -85,7 +85,7 @@ def test_outs_of_a_cluster_are_those_of_this_process(
 
     shutil.copytree(
         local.result_cache / "embed-tags", spread.result_cache / "embed-tags"
-    )  # the driver's own work, and half the time
+    )  # half the time
     running = driver(["-m", "pipeline_steps", "embed"], spread.root)
     wait_for(lambda: actors() or running.poll() is not None)
     assert running.poll() is None, "a node is lost in mid-run"

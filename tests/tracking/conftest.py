@@ -61,7 +61,7 @@ def plain_server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path)
     shutil.copy(empty_database, database)
     command = [
         sys.executable,
-        str(Path(__file__).with_name("plain_server.py")),
+        str(Path(__file__).with_name("mlflow_server.py")),
         f"sqlite:///{database}",
         (folder / "artifacts").as_uri(),
     ]

@@ -85,7 +85,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     assert [name for name in expected if got[name] != expected[name]] == []
 
 
-@pytest.mark.parametrize("before", ["_fit", "_export"])
+@pytest.mark.parametrize("before", ["_train", "_export"])
 def test_a_crash_after_the_codec_or_before_the_export_is_mended(
     before: str, make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

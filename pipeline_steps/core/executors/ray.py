@@ -143,7 +143,7 @@ def run_on_ray(
             reason = " ".join(str(error).split())[:500]
             raise ServiceError(
                 f"Ray came to a halt: {type(error).__name__}: {reason}",
-                "run again: what is finished is in the memo; see the cluster's logs, and <stage>.ray.no_progress_timeout_seconds",
+                "run again: finished items are cached; see the cluster's logs, and <stage>.ray.no_progress_timeout_seconds",
                 transient=True,
             ) from error
 
