@@ -432,7 +432,7 @@ def test_find_hears_a_dog_and_writes_its_bark(root: Path, assets: Path, tmp_path
     assert [sound["score"] for sound in found["sounds"]] == sorted((sound["score"] for sound in found["sounds"]), reverse=True)
     samples, rate = soundfile.read(found["wav"])
     assert rate == 48_000
-    assert len(samples) / rate == pytest.approx(found["sounds"][0]["seconds"], abs=0.1)
+    assert len(samples) / rate == pytest.approx(found["sounds"][0]["duration_s"], abs=0.1)
     assert Path(found["wav"]).name == "i-dog-000.sound.wav"
     refused = sonify(root, "find", str(pool / "s-dog-004.ogg"))
     assert refused.exit_code == 3

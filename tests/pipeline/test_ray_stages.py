@@ -83,9 +83,7 @@ def test_outs_of_a_cluster_are_those_of_this_process(
     rows = sum(pq.read_metadata(part).num_rows for part in parts(spread, "caption"))
     assert rows == len(PICTURES), "what was done twice gave the same part"
 
-    shutil.copytree(
-        local.result_cache / "embed-tags", spread.result_cache / "embed-tags"
-    )  # half the time
+    shutil.copytree(local.result_cache / "embed-tags", spread.result_cache / "embed-tags")  # half the time
     running = driver(["-m", "pipeline_steps", "embed"], spread.root)
     wait_for(lambda: actors() or running.poll() is not None)
     assert running.poll() is None, "a node is lost in mid-run"

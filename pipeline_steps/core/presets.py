@@ -1,0 +1,120 @@
+"""Presets: overlays of `params.yaml` that list only the keys whose values differ.
+
+A preset is a file of `presets/` with the sections of `params.yaml`. The optional top-level key `extends` names a preset that
+is applied before it. Comments and the order of keys of `params.yaml` stay.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline_steps.core.config import config_class, load_params, parse_section
+from pipeline_steps.core.errors import ConfigError, StageError
+
+EXTENDS = "extends"
+
+
+def preset_names(root: Path) -> tuple[str, ...]:
+    """Names of the presets of a project, sorted."""
+    return tuple(sorted(path.stem for path in (root / "presets").glob("*.yaml")))
+
+
+def load_overlay(root: Path, name: str) -> dict[str, Any]:
+    """Values of a preset over those of the presets that it extends, as nested mappings.
+
+    Raises:
+        ConfigError: the preset or one that it extends does not exist, is not valid YAML, or extends itself.
+    """
+    chain: list[str] = []
+    overlays: list[dict[str, Any]] = []
+    current: Any = name
+    while current:
+        known = preset_names(root)
+        if current not in known:
+            where = f"presets/{chain[-1]}.yaml: extends: " if chain else ""
+            close = difflib.get_close_matches(str(current), known, n=1)
+            action = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known) or 'none'}"
+            raise ConfigError(f"{where}there is no preset {current!r}", action)
+        if current in chain:
+            raise ConfigError(f"presets/{current}.yaml extends itself: {' -> '.join([*chain, current])}", "remove one extends")
+        chain.append(current)
+        overlay = load_params(root / "presets" / f"{current}.yaml")
+        current = overlay.pop(EXTENDS, "")
+        overlays.append(overlay)
+    merged: dict[str, Any] = {}
+    for overlay in reversed(overlays):
+        merge(merged, overlay)
+    return merged
+
+
+def merge(target: Any, overlay: Mapping[str, Any]) -> None:
+    """Set every value of `overlay` in `target`; a mapping is merged, any other value replaces."""
+    for key, value in overlay.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), Mapping):
+            merge(target[key], value)
+        else:
+            target[key] = value
+
+
+def render_params(text: str, overlay: Mapping[str, Any]) -> str:
+    """Text of `params.yaml` with the values of `overlay`; comments and the order of keys stay.
+
+    Raises:
+        ConfigError: the overlay has a section that `params.yaml` lacks.
+    """
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.preserve_quotes = True
+    params = yaml.load(text) or {}
+    for section in overlay:
+        if section not in params:
+            close = difflib.get_close_matches(str(section), list(params), n=1)
+            action = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(params)}"
+            raise ConfigError(f"section {section!r} of the preset is not in params.yaml", action)
+    before = dict(flatten(params))
+    merge(params, overlay)
+    if dict(flatten(params)) == before:
+        return text
+    buffer = io.StringIO()
+    yaml.dump(params, buffer)
+    return buffer.getvalue()
+
+
+def flatten(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every leaf of nested mappings; an empty mapping is a leaf."""
+    for key, inner in value.items():
+        if isinstance(inner, Mapping) and inner:
+            yield from flatten(inner, (*path, str(key)))
+        else:
+            yield ".".join((*path, str(key))), inner
+
+
+def changed_values(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line `key: old -> new` for each leaf that differs, in the order of `new`."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    keys = [key for key in dict.fromkeys([*after, *before]) if before.get(key, KeyError) != after.get(key, KeyError)]
+    return [f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}" for key in keys]
+
+
+def validate_params(params: Mapping[str, Any], action: str) -> None:
+    """Validate every section that has a stage with the stage's configuration.
+
+    Raises:
+        ConfigError: with every problem of every section.
+    """
+    problems = []
+    for name in params:
+        try:
+            parse_section(config_class(str(name)), str(name), params)
+        except ModuleNotFoundError:
+            continue
+        except StageError as error:
+            problems.append(error.reason)
+    if problems:
+        raise ConfigError("; ".join(problems), action)
