@@ -57,5 +57,27 @@ def test_every_direct_dependency_has_a_reason() -> None:
     assert not missing, missing
 
 
+def test_every_runtime_dependency_is_imported_or_capped() -> None:
+    import ast
+    import re
+    import tomllib
+
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    imported = set()
+    for path in [file for folder in ("pipeline_steps", "flows", "infra") for file in (PROJECT / folder).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.split(".")[0])
+    module_of = {"ruamel-yaml": "ruamel", "pillow": "PIL", "pyyaml": "yaml"}
+    names = [canonicalize_name(Requirement(line).name) for line in project["dependencies"]]
+    unused = [name for name in names if module_of.get(name, name.replace("-", "_")) not in imported]
+    reasons = (PROJECT / "docs/dependencies.md").read_text()
+    assert set(unused) <= {"fastapi", "sqlalchemy"}, unused
+    for name in unused:
+        assert re.search(rf"\| `{name}` \| not (ours|imported)", reasons), f"{name}: its row says why it is there"
+
+
 def test_prefect_server_imports_under_the_pinned_fastapi() -> None:
     import prefect.server.api.server  # noqa: F401
