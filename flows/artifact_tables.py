@@ -12,16 +12,10 @@ from typing import Any
 
 from flows.dvc_graph import PlannedStage, flatten
 from flows.log_progress import duration
+from pipeline_steps.core.escape import escape_markdown
 
 METRIC_ROWS = 60
 TIMING_KEYS = ("seconds", "items_per_second", "n_in", "n_ok", "n_abstained", "n_quarantined", "computed", "reused")
-
-
-def cell(value: Any) -> str:
-    """`value` as inert text of a Markdown table: no HTML, links, pictures or further columns."""
-    text = " ".join(str(value).split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]!|~])", r"\\\1", text)
 
 
 def fenced(lines: Iterable[str]) -> str:
@@ -34,13 +28,16 @@ def fenced(lines: Iterable[str]) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(cell(value) for value in row) + " |" for row in rows]
+    lines += ["| " + " | ".join(escape_markdown(value) for value in row) + " |" for row in rows]
     return "\n".join(lines)
 
 
 def plan_rows(plan: Sequence[PlannedStage]) -> list[dict[str, Any]]:
     """The plan, one row a stage."""
-    return [{"stage": cell(each.node.name), "runs": "yes" if each.runs else "", "why": cell(each.why)} for each in plan]
+    return [
+        {"stage": escape_markdown(each.node.name), "runs": "yes" if each.runs else "", "why": escape_markdown(each.why)}
+        for each in plan
+    ]
 
 
 def plan_text(plan: Sequence[PlannedStage]) -> str:
@@ -61,7 +58,7 @@ def stage_rows(
         ran = outcome == "ran"
         rows.append(
             {
-                "stage": cell(name),
+                "stage": escape_markdown(name),
                 "outcome": outcome,
                 "time": duration(seconds) if seconds else "",
                 "items": report.get("n_in", ""),
@@ -123,7 +120,7 @@ def metrics_diff(old: Mapping[str, str | None], new: Mapping[str, str | None]) -
 def metrics_text(rows: Sequence[MetricDelta], against: str) -> str:
     """The diff as Markdown."""
     if not rows:
-        return f"No metric differs from {cell(against)}."
+        return f"No metric differs from {escape_markdown(against)}."
     shown = [
         (
             row.name,
@@ -135,7 +132,9 @@ def metrics_text(rows: Sequence[MetricDelta], against: str) -> str:
         for row in rows[:METRIC_ROWS]
     ]
     more = f"\n\n{len(rows) - METRIC_ROWS} more differ." if len(rows) > METRIC_ROWS else ""
-    return f"Against {cell(against)}:\n\n" + table(("metric", "before", "now", "change", "interval now"), shown) + more
+    return (
+        f"Against {escape_markdown(against)}:\n\n" + table(("metric", "before", "now", "change", "interval now"), shown) + more
+    )
 
 
 def _number(value: float | None) -> str:

@@ -5,7 +5,6 @@ No prefect here: the same code runs without a server.
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import re
@@ -21,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from pipeline_steps.core.errors import LockedError, ResourceError, StageError
+from pipeline_steps.core.errors import ERROR_FILE, LockedError, ResourceError, StageError, load_error_file
 
 LEASH = Path(__file__).with_name("process_guard.py")
-ERROR_FILE = "error.json"
 TAIL_LINES = 40
 GRACE_S = 10.0
 """Seconds a process tree has between SIGTERM and SIGKILL."""
@@ -104,18 +102,8 @@ def run_dvc_stage(
 
 def load_stage_error(root: Path, stage: str, tail: tuple[str, ...], code: int) -> StageError:
     """Why a stage failed: what it wrote to `error.json`, else what DVC's output says (DVC turns every exit code into 255)."""
-    try:
-        told = json.loads((root / ERROR_FILE).read_text(encoding="utf-8"))
-        if not isinstance(told, dict) or told.get("stage", stage) != stage:
-            raise ValueError
-    except (OSError, ValueError):
-        return _guess(tail, code)
-    reason = str(told.get("reason") or told.get("kind") or "unknown").strip().splitlines()[-1]
-    transient = bool(told.get("transient", False))
-    details = told.get("details")
-    error = StageError(reason, str(told.get("action", "")), transient, details if isinstance(details, dict) else {})
-    error.exit_code, error.kind = int(told.get("exit_code", 1)), str(told.get("kind", "internal"))
-    return error
+    error = load_error_file(root)
+    return _guess(tail, code) if error is None or error.stage not in ("", stage) else error
 
 
 def _guess(tail: tuple[str, ...], code: int) -> StageError:

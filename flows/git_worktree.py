@@ -21,12 +21,13 @@ from urllib.parse import urlsplit
 from flows.dvc_graph import StageNode, read_graph, share_cache
 from flows.param_overrides import RunRequest, write_params
 from pipeline_steps.core.errors import ConfigError, ResourceError
+from pipeline_steps.core.git import git, try_git
 
 BRANCH = "runs/"
 WORKTREES = ".runs/worktrees"
 KEPT_WORKTREES = 3
 KEPT_DAYS = 7.0
-GIT_TIMEOUT_S = 600
+CHECKOUT_TIMEOUT_S = 6000
 AUTHOR = ("-c", "user.name=Seeing Sound flows", "-c", "user.email=flows@localhost")
 
 
@@ -74,35 +75,9 @@ def find_project() -> Path:
     raise ConfigError(f"no dvc.yaml at or above {start}", "start in the project folder, or set SONIFY_PROJECT")
 
 
-def git(folder: Path, *arguments: str) -> str:
-    """Output of a git command.
-
-    Raises:
-        ConfigError: git is missing or refuses.
-    """
-    try:
-        done = subprocess.run(
-            ["git", *arguments],  # noqa: S607 - git is found on PATH as everywhere else
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=GIT_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(f"git {arguments[0]}: {error}", "install git") from error
-    if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())
-        raise ConfigError(f"git {arguments[0]} failed in {folder}: {said}", "see sonify doctor")
-    return done.stdout.strip()
-
-
 def has_git(project: Path) -> bool:
     """Whether the project lies in a git repository with a commit."""
-    try:
-        return bool(git(project, "rev-parse", "--verify", "HEAD"))
-    except ConfigError:
-        return False
+    return bool(try_git(project, "rev-parse", "--verify", "HEAD"))
 
 
 def is_clean(project: Path) -> bool:
@@ -172,7 +147,7 @@ def restore_outs(workspace: RunWorkspace) -> str:
         env={**os.environ, **workspace.environment()},
         capture_output=True,
         text=True,
-        timeout=GIT_TIMEOUT_S * 10,
+        timeout=CHECKOUT_TIMEOUT_S,
         check=False,
     )
     return "" if not done.returncode else " ".join((done.stderr or done.stdout).split())[:500]
@@ -218,10 +193,7 @@ def last_run_branch(project: Path) -> str | None:
 
 def read_committed(project: Path, revision: str, path: str) -> str | None:
     """A file of a commit, `path` relative to the project; None when it is not in it."""
-    try:
-        return git(project, "show", f"{revision}:./{path}")
-    except ConfigError:
-        return None
+    return try_git(project, "show", f"{revision}:./{path}")
 
 
 def remove_old_worktrees(project: Path, keep: int = KEPT_WORKTREES, days: float = KEPT_DAYS) -> list[str]:
@@ -251,14 +223,8 @@ def _remove(project: Path, path: Path) -> None:
 
 
 def _has_author(root: Path) -> bool:
-    try:
-        return bool(git(root, "config", "user.name") and git(root, "config", "user.email"))
-    except ConfigError:
-        return False
+    return bool(try_git(root, "config", "user.name") and try_git(root, "config", "user.email"))
 
 
 def _exists(project: Path, branch: str) -> bool:
-    try:
-        return bool(git(project, "rev-parse", "--verify", f"refs/heads/{branch}"))
-    except ConfigError:
-        return False
+    return bool(try_git(project, "rev-parse", "--verify", f"refs/heads/{branch}"))

@@ -19,11 +19,11 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed, Suspended
 from pydantic import Field
 
-from flows.artifact_tables import cell
 from flows.flow_parameters import PromoteParameters, PromotionMode
 from flows.git_worktree import find_project
 from flows.stage_task import ignore_api_errors
 from pipeline_steps.core.errors import ConfigError, StageError
+from pipeline_steps.core.escape import escape_markdown
 from pipeline_steps.core.hashing import sha256_bytes
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.tracking.client.uploader import BUSY, sync
@@ -60,7 +60,7 @@ def final_state(work: Callable[[], str]) -> State[None]:
     except StageError as error:
         line = redact(str(error))
         get_run_logger().error("%s", line)
-        text = f"**{cell(line)}**\n\nExit code {error.exit_code} ({error.kind})."
+        text = f"**{escape_markdown(line)}**\n\nExit code {error.exit_code} ({error.kind})."
         ignore_api_errors(lambda: create_markdown_artifact(text, key="failure", description="Why this run failed"))
         return Failed(message=line)
 
@@ -180,5 +180,5 @@ def describe(proposal: PromotionProposal) -> str:
 
 
 def _named(version: ModelVersionInfo) -> str:
-    text = f"version {cell(version.version)} ({cell(version.md5)})"
+    text = f"version {escape_markdown(version.version)} ({escape_markdown(version.md5)})"
     return f"[{text}]({version.url})" if version.url else text

@@ -12,11 +12,13 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.artifact_tables import cell, metrics_diff, metrics_text, stage_rows, table
+from flows.artifact_tables import metrics_diff, metrics_text, stage_rows, table
 from flows.dvc_graph import PlannedStage
 from flows.dvc_subprocess import RAN, RESTORED, StageOutcome
 from flows.git_worktree import RunWorkspace, has_git, last_run_branch, read_committed
 from flows.stage_task import ignore_api_errors
+from pipeline_steps.core.atomic import link_or_copy
+from pipeline_steps.core.escape import escape_markdown
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.tracking.lineage.dvc_digests import lock_outs, read_lock
 
@@ -69,7 +71,7 @@ def keep_report(workspace: RunWorkspace, name: str) -> str | None:
     kept = workspace.project / REPORTS
     target = kept / name
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target, copy_function=_link)
+    shutil.copytree(source, target, copy_function=link_or_copy)
     by_age = sorted(kept.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
     for old in by_age[KEPT_REPORTS:]:
         shutil.rmtree(old, ignore_errors=True)
@@ -113,7 +115,7 @@ def _show_tracked(workspace: RunWorkspace, flow_run_id: str, outcomes: Mapping[s
     ]
     if rows:
         lines = table(("stage", "state", "made by"), [(run.stage or run.name, run.status, made) for run, made in rows])
-        links = "\n".join(f"- [{cell(run.stage or run.name)}]({run.url})" for run, _ in rows)
+        links = "\n".join(f"- [{escape_markdown(run.stage or run.name)}]({run.url})" for run, _ in rows)
         create_markdown_artifact(f"{lines}\n\n{links}", key="mlflow", description="MLflow runs of this run")
 
 
@@ -134,11 +136,3 @@ def _text(path: Path) -> str | None:
         return path.read_text(encoding="utf-8")
     except OSError:
         return None
-
-
-def _link(source: str, target: str) -> str:
-    try:
-        os.link(source, target)
-        return target
-    except OSError:
-        return str(shutil.copyfile(source, target))

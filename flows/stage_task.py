@@ -20,12 +20,13 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 from prefect.tasks import Task, exponential_backoff
 
-from flows.artifact_tables import cell, fenced
+from flows.artifact_tables import fenced
 from flows.dvc_graph import PlannedStage
 from flows.dvc_subprocess import UNCHANGED, StageFailedError, StageOutcome, run_dvc_stage
 from flows.git_worktree import RunWorkspace
 from flows.log_progress import ProgressParser
 from flows.workspace_lock import recover_dvc_lock, update_lock_record
+from pipeline_steps.core.escape import escape_markdown
 from pipeline_steps.tracking.settings import redact
 
 PROGRESS_EVERY_S = 3.0
@@ -118,7 +119,9 @@ class _ProgressArtifact:
         self._stage = stage
         self._moved = 0.0
         self._id: UUID | None = ignore_api_errors(
-            lambda: create_progress_artifact(0.0, key=artifact_key("progress", stage), description=f"{cell(stage)}: started")
+            lambda: create_progress_artifact(
+                0.0, key=artifact_key("progress", stage), description=f"{escape_markdown(stage)}: started"
+            )
         )
 
     def read(self, line: str) -> None:
@@ -135,7 +138,7 @@ class _ProgressArtifact:
         artifact = self._id
         if artifact is not None:
             began = time.monotonic()
-            ignore_api_errors(lambda: update_progress_artifact(artifact, progress=percent, description=cell(text)))
+            ignore_api_errors(lambda: update_progress_artifact(artifact, progress=percent, description=escape_markdown(text)))
             if time.monotonic() - began > SLOW_S:  # the server is away, and Prefect has tried again and again
                 self._moved = time.monotonic() + PAUSE_S
 
@@ -143,8 +146,8 @@ class _ProgressArtifact:
 def _show_failure(error: StageFailedError) -> None:
     tail = [redact(line) for line in error.tail]
     text = (
-        f"**{cell(error.reason)}**\n\n"
-        + (f"What to do: {cell(error.action)}\n\n" if error.action else "")
+        f"**{escape_markdown(error.reason)}**\n\n"
+        + (f"What to do: {escape_markdown(error.action)}\n\n" if error.action else "")
         + f"Exit code {error.exit_code} ({error.kind}); {'transient' if error.transient else 'not transient: not tried again'}."
         + f"\n\nLast lines of its log:\n\n{fenced(tail)}"
     )

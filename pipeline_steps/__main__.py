@@ -14,13 +14,11 @@ from types import FrameType
 
 from pipeline_steps.core.atomic import write_json
 from pipeline_steps.core.config import config_class, load_params, parse_section
-from pipeline_steps.core.errors import ConfigError, ResourceError, StageError
+from pipeline_steps.core.errors import ERROR_FILE, ConfigError, ResourceError, StageError
 from pipeline_steps.core.project_paths import ProjectPaths
 
 STAGES = ("assets", "ingest", "caption", "embed", "retrieve", "pair", "train", "evaluate")
 """Packages that hold a `stage.py`. The graph between them is written down in `dvc.yaml` alone."""
-
-ERROR_FILE = "error.json"
 
 
 class SigtermReceived(BaseException):

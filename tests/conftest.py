@@ -54,7 +54,8 @@ def assets() -> Path:
     from pipeline_steps.core.project_paths import ProjectPaths
 
     layout = ProjectPaths(PROJECT)
-    with FileLock(PROJECT / ".cache-assets.lock"):
+    (PROJECT / ".cache").mkdir(exist_ok=True)
+    with FileLock(PROJECT / ".cache/assets.lock"):
         if not (layout.assets / "meta.json").is_file():
             run_stage("assets", layout)
     return layout.assets

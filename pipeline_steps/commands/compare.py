@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result, table
-from pipeline_steps.core.errors import DataError, ServiceError, StageError
+from pipeline_steps.core.atomic import link_or_copy
+from pipeline_steps.core.errors import DataError, ServiceError, StageError, load_error_file
 from pipeline_steps.core.project_paths import ProjectPaths
 
 if TYPE_CHECKING:
@@ -101,13 +102,13 @@ def evaluate_version(layout: ProjectPaths, info: ModelVersionInfo, uri: str) -> 
             source: Path = getattr(layout, name)
             if not source.is_dir():
                 raise DataError(f"{source} is missing", "run: dvc repro pair")
-            shutil.copytree(source, getattr(scratch, name), copy_function=_link)
+            shutil.copytree(source, getattr(scratch, name), copy_function=link_or_copy)
         gold = Path(params["evaluate"]["gold"])
         (root / gold).parent.mkdir(parents=True, exist_ok=True)
-        _link(str(layout.root / gold), str(root / gold))
+        link_or_copy(layout.root / gold, root / gold)
         shutil.copy(layout.params, scratch.params)
         scratch.model.parent.mkdir(parents=True)
-        shutil.copytree(fetch_model(layout, info, root / "fetched"), scratch.model, copy_function=_link)
+        shutil.copytree(fetch_model(layout, info, root / "fetched"), scratch.model, copy_function=link_or_copy)
         layout.result_cache.mkdir(parents=True, exist_ok=True)
         scratch.result_cache.parent.mkdir(parents=True)
         scratch.result_cache.symlink_to(layout.result_cache.resolve(), target_is_directory=True)
@@ -125,19 +126,6 @@ def evaluate_version(layout: ProjectPaths, info: ModelVersionInfo, uri: str) -> 
 
 
 def _failure(root: Path, info: ModelVersionInfo, code: int) -> StageError:
-    try:
-        told = json.loads((root / "error.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        told = {}
-    error = StageError(f"version {info.version} could not be evaluated: {told.get('reason', f'exit code {code}')}")
-    error.exit_code, error.action = int(told.get("exit_code", 1)), str(told.get("action", ""))
+    error = load_error_file(root) or StageError(f"exit code {code}")
+    error.reason = f"version {info.version} could not be evaluated: {error.reason}"
     return error
-
-
-def _link(source: str, target: str) -> str:
-    """A hard link; a copy where links do not reach."""
-    try:
-        os.link(Path(source).resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
-    return target

@@ -9,8 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline_steps.core.escape import escape_display
 from pipeline_steps.evaluate.report.charts import number_text
-from pipeline_steps.evaluate.report.page import escape_for_display
 from pipeline_steps.tracking.registry.evaluation_results import MetricComparison
 from pipeline_steps.tracking.registry.model_comparison import ModelComparison
 
@@ -22,7 +22,7 @@ def render(comparison: ModelComparison) -> str:
     """The page. Texts are escaped by the template; the style sheet is allowed by its hash."""
     loader = PackageLoader("pipeline_steps.commands", "templates")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters |= {"shown": escape_for_display, "number": lambda value: number_text(float(value)), "embed": embed}
+    made.filters |= {"shown": escape_display, "number": lambda value: number_text(float(value)), "embed": embed}
     style = loader.get_source(made, "compare.css")[0]
     digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
     policy = (

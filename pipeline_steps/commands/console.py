@@ -12,6 +12,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 import typer
 
 from pipeline_steps.core.errors import ConfigError, ResourceError, StageError
+from pipeline_steps.core.escape import escape_terminal
 from pipeline_steps.core.project_paths import ProjectPaths
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -37,7 +38,7 @@ def handle_errors(function: Callable[Parameters, Result]) -> Callable[Parameters
             failure = ResourceError(f"{error.strerror}: {error.filename}", "make room or choose another folder")
         if kwargs.get("as_json"):
             print(json.dumps({"error": failure.as_dict()}, default=str))
-        print(f"sonify: {escape_control(str(failure))}", file=sys.stderr)
+        print(f"sonify: {escape_terminal(str(failure))}", file=sys.stderr)
         raise typer.Exit(failure.exit_code)
 
     return wrapper
@@ -49,20 +50,12 @@ def print_result(value: dict[str, Any], lines: Iterable[str], as_json: bool) -> 
         print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
         return
     for line in lines:
-        print(escape_control(line))
-
-
-def escape_control(text: str) -> str:
-    """`text` with control characters (terminal escapes in file names or captions) and bidirectional marks made visible."""
-    return "".join(
-        character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode("ascii")
-        for character in text.encode("utf-8", "backslashreplace").decode("utf-8")
-    )
+        print(escape_terminal(line))
 
 
 def table(rows: Iterable[Iterable[Any]]) -> list[str]:
     """Rows as lines with aligned columns."""
-    cells = [[escape_control(str(cell)).replace("\n", "\\n").replace("\t", "\\t") for cell in row] for row in rows]
+    cells = [[escape_terminal(str(cell)).replace("\n", "\\n").replace("\t", "\\t") for cell in row] for row in rows]
     if not cells:
         return []
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]

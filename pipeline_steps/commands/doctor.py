@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import typer
 
 from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result, table
 from pipeline_steps.core.errors import StageError
+from pipeline_steps.core.git import try_git
 from pipeline_steps.core.project_paths import ProjectPaths
 
 FLOORS = {
@@ -157,19 +157,11 @@ def _git(layout: ProjectPaths) -> Iterator[CheckResult]:
     if shutil.which("git") is None:
         yield CheckResult("git", "warn", "not installed", cure="runs are tracked without a commit")
         return
-    done = subprocess.run(
-        ["git", "status", "--porcelain", "--untracked-files=no"],  # noqa: S607 - git is found on PATH as everywhere else
-        cwd=layout.root,
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
-    if done.returncode:
+    changed = try_git(layout.root, "status", "--porcelain", "--untracked-files=no", timeout_s=20)
+    if changed is None:
         yield CheckResult("git", "warn", "not a repository", cure="git init, so that dvc.lock has a history")
         return
-    changed = len(done.stdout.splitlines())
-    yield CheckResult("git", "ok", f"{changed} changed files" if changed else "clean")
+    yield CheckResult("git", "ok", f"{len(changed.splitlines())} changed files" if changed else "clean")
 
 
 def _params(layout: ProjectPaths) -> Iterator[CheckResult]:

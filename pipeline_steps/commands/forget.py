@@ -251,7 +251,8 @@ def stored_copies(layout: ProjectPaths, item: TracedItem, relative: list[str]) -
     """Copies in DVC's cache, its remotes and git's history."""
     from pipeline_steps.core.config import load_params
     from pipeline_steps.core.errors import StageError
-    from pipeline_steps.tracking.lineage.lock_history import DvcCache, git, iter_lock_history
+    from pipeline_steps.core.git import try_git
+    from pipeline_steps.tracking.lineage.lock_history import DvcCache, iter_lock_history
 
     lines = []
     name = layout.media.relative_to(layout.root).as_posix()
@@ -272,12 +273,12 @@ def stored_copies(layout: ProjectPaths, item: TracedItem, relative: list[str]) -
             f"DVC's cache: {len(objects)} shard objects ({', '.join(sorted(objects)[:3])} ...) and outs made from them; "
             "after the rebuild: dvc gc --workspace"
         )
-    remotes = [key for key in (git(layout, "config", "-f", ".dvc/config", "--get-regexp", r"\.url$") or "").splitlines() if key]
+    remotes = (try_git(layout.root, "config", "-f", ".dvc/config", "--get-regexp", r"\.url$") or "").splitlines()
     if remotes:
         lines.append("DVC's remote: after the rebuild: dvc push, then dvc gc --workspace --cloud")
     root = str(load_params(layout.params)["ingest"]["root"])
     paths = [f"{root}/{path}" for path in dict.fromkeys([*relative, *item.sources])]
-    if (git(layout, "log", "--all", "-1", "--format=%H", "--", *paths) or "").strip():
+    if (try_git(layout.root, "log", "--all", "-1", "--format=%H", "--", *paths) or "").strip():
         lines.append("git's history holds the raw file: rewrite it (git filter-repo) and have every clone replaced")
     if kept := find_worktrees(layout, item, root):
         lines.append(
@@ -291,9 +292,9 @@ def stored_copies(layout: ProjectPaths, item: TracedItem, relative: list[str]) -
 
 def find_worktrees(layout: ProjectPaths, item: TracedItem, root: str) -> list[Path]:
     """Kept worktrees of failed runs with a raw file of these bytes, or a media shard that may hold them."""
-    from pipeline_steps.tracking.lineage.lock_history import git
+    from pipeline_steps.core.git import try_git
 
-    prefix = (git(layout, "rev-parse", "--show-prefix") or "").strip()
+    prefix = (try_git(layout.root, "rev-parse", "--show-prefix") or "").strip()
     media = layout.media.relative_to(layout.root)
     found = []
     for folder in sorted((layout.runs / "worktrees").glob("*")):

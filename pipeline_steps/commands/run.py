@@ -12,11 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from pipeline_steps.commands.console import handle_errors, layout_of, print_result
-from pipeline_steps.core.errors import ConfigError, LockedError, StageError
+from pipeline_steps.core.errors import ERROR_FILE, ConfigError, LockedError, StageError, load_error_file
 from pipeline_steps.core.hashing import sha256_file
 from pipeline_steps.core.project_paths import ProjectPaths
 
-ERROR_FILE = "error.json"
 STDERR = 2
 
 
@@ -53,8 +52,7 @@ def reproduce(layout: ProjectPaths, stages: list[str], force: bool, quiet: bool)
     Raises:
         StageError: the stage's own reason and exit code, from its `error.json`; LockedError when another DVC is at work.
     """
-    error_file = layout.root / ERROR_FILE
-    error_file.unlink(missing_ok=True)
+    (layout.root / ERROR_FILE).unlink(missing_ok=True)
     command = [sys.executable, "-m", "dvc", "repro", *(["--force"] if force else []), *stages]
     try:
         done = subprocess.run(command, cwd=layout.root, stdout=STDERR if quiet else None, check=False)
@@ -62,27 +60,20 @@ def reproduce(layout: ProjectPaths, stages: list[str], force: bool, quiet: bool)
         raise typer.Exit(130) from None
     if done.returncode == 0:
         return
-    raise load_stage_error(layout, done.returncode)
+    raise _failure(layout, done.returncode)
 
 
-def load_stage_error(layout: ProjectPaths, dvc_code: int) -> StageError:
-    """What stopped `dvc repro`, which itself answers 255 for everything."""
-    try:
-        told = json.loads((layout.root / ERROR_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        from pipeline_steps.commands.doctor import living_lock_holders
+def _failure(layout: ProjectPaths, dvc_code: int) -> StageError:
+    """What stopped `dvc repro`, which itself exits with 255 for every failure."""
+    error = load_error_file(layout.root)
+    if error is not None:
+        error.reason = f"{error.stage}: {error.reason}"
+        return error
+    from pipeline_steps.commands.doctor import living_lock_holders
 
-        holders = living_lock_holders(layout)
-        if holders:
-            return LockedError(f"another dvc is at work here (PID {', '.join(map(str, holders))})", "wait for it, or stop it")
-        return ConfigError(
-            f"dvc repro ended with {dvc_code} before a stage could report", "see DVC's message above; sonify doctor"
-        )
-    reason = str(told.get("reason") or told.get("kind") or "unknown").strip().splitlines()[-1]
-    error = StageError(f"{told.get('stage')}: {reason}", str(told.get("action", "")))
-    error.exit_code = int(told.get("exit_code", 1))
-    error.kind = str(told.get("kind", "internal"))
-    return error
+    if holders := living_lock_holders(layout):
+        return LockedError(f"another dvc is at work here (PID {', '.join(map(str, holders))})", "wait for it, or stop it")
+    return ConfigError(f"dvc repro ended with {dvc_code} before a stage could report", "see DVC's message above; sonify doctor")
 
 
 def summary(layout: ProjectPaths) -> dict[str, Any]:

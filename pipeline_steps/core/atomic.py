@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,3 +53,15 @@ def write_text(target: Path, text: str) -> None:
 def write_json(target: Path, value: Any) -> None:
     """Write `value` as sorted, indented JSON. NaN and infinity are refused: they are not JSON."""
     write_text(target, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> str:
+    """Hard link `target` to `source` (symbolic links resolved), or a copy where the file system has no such link.
+
+    Usable as `copy_function` of `shutil.copytree`. Returns the target.
+    """
+    try:
+        os.link(Path(source).resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return str(target)

@@ -1,16 +1,24 @@
-"""Errors with an exit code. A stage raises one of these; `__main__` turns it into one line and `error.json`.
+"""Errors with an exit code, and the file `error.json` in which a stage leaves its error.
 
-DVC turns every failing exit code into 255, so whoever needs the code (Prefect, `sonify`) reads `error.json`.
+A stage raises a `StageError`; `__main__` prints it as one line and writes `error.json`. DVC reports exit code 255 for every
+failure, so callers of DVC (Prefect flows, `sonify`) read the code from that file.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ERROR_FILE = "error.json"
+"""File in the project root; a run of a stage removes the file of the run before."""
 
 
 @dataclass
 class StageError(Exception):
-    """A failure a person can act on: what is wrong, with which file or key, and what to do next."""
+    """A failure that the user can act on: what is wrong, with which file or key, and what to do next."""
 
     reason: str
     action: str = ""
@@ -19,12 +27,14 @@ class StageError(Exception):
 
     exit_code = 1
     kind = "internal"
+    stage = ""
+    """Stage that failed; set on errors that were loaded from a file."""
 
     def __str__(self) -> str:
         return f"{self.reason} -> {self.action}" if self.action else self.reason
 
     def as_dict(self) -> dict[str, object]:
-        """Plain form written to `error.json`."""
+        """JSON form, as in `error.json`."""
         return {
             "kind": self.kind,
             "exit_code": self.exit_code,
@@ -57,14 +67,14 @@ class ResourceError(StageError):
 
 
 class ServiceError(StageError):
-    """A service that is needed and away."""
+    """A required service is unavailable."""
 
     exit_code = 5
     kind = "service"
 
 
 class IntegrityError(StageError):
-    """A hash, side-car or fingerprint that does not match; content that must not be loaded."""
+    """A hash, side-car or fingerprint does not match; the content must not be loaded."""
 
     exit_code = 6
     kind = "integrity"
@@ -75,3 +85,37 @@ class LockedError(StageError):
 
     exit_code = 7
     kind = "locked"
+
+
+def error_from_dict(value: Mapping[str, Any]) -> StageError:
+    """Error of the class that belongs to `kind`; missing fields get defaults.
+
+    Raises:
+        ValueError: `exit_code` is not a number.
+    """
+    kind, details = str(value.get("kind", "internal")), value.get("details")
+    classes = (ConfigError, DataError, ResourceError, ServiceError, IntegrityError, LockedError)
+    error_class = next((known for known in classes if known.kind == kind), StageError)
+    error = error_class(
+        str(value.get("reason") or kind),
+        str(value.get("action", "")),
+        bool(value.get("transient", False)),
+        details if isinstance(details, dict) else {},
+    )
+    error.kind, error.stage = kind, str(value.get("stage", ""))
+    error.exit_code = int(value.get("exit_code", error_class.exit_code))
+    return error
+
+
+def load_error_file(folder: Path) -> StageError | None:
+    """Error that a stage left in `error.json` of a project; None if there is no valid file.
+
+    `reason` is the last line of the written reason, because the reason of an internal error is a traceback.
+    """
+    try:
+        value = json.loads((folder / ERROR_FILE).read_text(encoding="utf-8"))
+        error = error_from_dict(value)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    error.reason = (error.reason.strip().splitlines() or ["unknown"])[-1]
+    return error

@@ -12,23 +12,6 @@ def k_occurrence(neighbours: IntArray, n_items: int) -> IntArray:
     return np.bincount(neighbours[neighbours >= 0], minlength=n_items).astype(np.int64)
 
 
-def skewness(counts: IntArray) -> float:
-    """Third standardised moment of the k-occurrence; 0 when all items occur equally often."""
-    centred = counts - counts.mean()
-    spread = float(np.sqrt(np.mean(centred**2)))
-    return float(np.mean(centred**3) / spread**3) if spread > 0 else 0.0
-
-
-def gini(counts: IntArray) -> float:
-    """Gini coefficient of re-use: 0 when all items are used equally, towards 1 when one is used for everything."""
-    total = counts.sum()
-    if not total:
-        return 0.0
-    ordered = np.sort(counts)
-    n = len(ordered)
-    return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total))
-
-
 def csls_neighbourhood_mean(best_scores: FloatArray, k: int) -> FloatArray:
     """Mean of the first k of scores sorted best first [N, >=1] -> [N]: the r of CSLS."""
     return np.asarray(best_scores[:, : max(1, k)].mean(axis=1, dtype=np.float64), np.float32)

@@ -9,15 +9,14 @@ import numpy as np
 
 from pipeline_steps.core.array_types import FloatArray, IntArray
 from pipeline_steps.core.seeding import seeded_rng
+from pipeline_steps.core.statistics import gini, skewness
 from pipeline_steps.retrieve.hubness import (
     calibrate,
     csls,
     csls_neighbourhood_mean,
     dynamic_inverted_softmax,
-    gini,
     item_log_normalisers,
     k_occurrence,
-    skewness,
 )
 from pipeline_steps.retrieve.index.base import VectorIndex
 from pipeline_steps.retrieve.index.exact import ExactIndex

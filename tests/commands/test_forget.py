@@ -27,7 +27,7 @@ CELLS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters=
 @pytest.fixture
 def memos(pool: ProjectPaths, ids: dict[str, str]) -> dict[str, ResultCache]:
     """Results of the first dog, of another picture, and of mixtures."""
-    stores = {stage: ResultCache(str(pool.memo), stage, "f", VALUE) for stage in ("caption", "train", "evaluate-sound")}
+    stores = {stage: ResultCache(str(pool.result_cache), stage, "f", VALUE) for stage in ("caption", "train", "evaluate-sound")}
     stores["caption"].append({ids["i-dog-000"]: {"value": 1}, ids["i-cow-000"]: {"value": 2}})
     stores["train"].append({"0123456789abcdef": {"value": 3}})
     stores["evaluate-sound"].append({"0123456789abcdef": {"value": 4}, ids["s-cow-000"]: {"value": 5}})

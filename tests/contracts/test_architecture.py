@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from ruamel.yaml import YAML
 
 from pipeline_steps.__main__ import STAGES
 from pipeline_steps.core.config import config_class
+from pipeline_steps.core.source_files import imported_files, imported_names
 
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGE = PROJECT / "pipeline_steps"
@@ -36,19 +36,8 @@ def modules(folder: Path = PACKAGE) -> list[Path]:
     return sorted(folder.rglob("*.py"))
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Absolute names imported anywhere in a module (also inside functions); `from a import b` gives `a` and `a.b`."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield node.module or ""
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
 def first_party(path: Path) -> set[str]:
-    return {name.split(".")[1] for name in imports(path) if name.startswith("pipeline_steps.") and name.count(".")}
+    return {name.split(".")[1] for name in imported_names(path) if name.startswith("pipeline_steps.") and name.count(".")}
 
 
 @pytest.mark.parametrize("package", sorted(ALLOWED))
@@ -67,7 +56,7 @@ def test_nothing_imports_flows_and_tools_have_one_importer() -> None:
     }
     for path in [*modules(), *modules(PROJECT / "flows")]:
         where = path.relative_to(PROJECT).as_posix()
-        for name in imports(path):
+        for name in imported_names(path):
             top = name.split(".")[0]
             assert top != "flows" or where.startswith("flows/"), f"{where} imports flows"
             assert top != "pytorch_lightning", f"{where}: import lightning.pytorch, its twin is another package"
@@ -75,22 +64,16 @@ def test_nothing_imports_flows_and_tools_have_one_importer() -> None:
                 assert where.startswith(owner[top]), f"{where} imports {top}; only {owner[top]} may"
 
 
-def reachable(stage: str) -> set[Path]:
-    """Files below `pipeline_steps` that a stage's step imports, directly or through others, tracking left out."""
-    todo, seen = [PACKAGE / stage / "stage.py"], set[Path]()
-    while todo:
-        path = todo.pop()
-        if path in seen:
-            continue
-        seen.add(path)
-        for name in imports(path):
-            if not name.startswith("pipeline_steps.") or name.startswith("pipeline_steps.tracking"):
-                continue
-            base = PROJECT.joinpath(*name.split("."))
-            for candidate in (base.with_suffix(".py"), base / "__init__.py"):
-                if candidate.is_file():
-                    todo.append(candidate)
-    return seen
+def reachable(stage: str) -> list[Path]:
+    """Files that a stage imports, directly or through others, tracking left out; packages without code left out."""
+    files = imported_files(f"pipeline_steps.{stage}.stage", skip=["pipeline_steps.tracking"])
+    return [path for path in files if path.name != "__init__.py" or has_code(path)]
+
+
+def has_code(path: Path) -> bool:
+    """Whether a file holds more than a docstring."""
+    tree = ast.parse(path.read_text())
+    return len(tree.body) > (ast.get_docstring(tree) is not None)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_steps.core.atomic import atomic_path, write_json, write_text
+from pipeline_steps.core.atomic import atomic_path, link_or_copy, write_json, write_text
 
 
 def test_failure_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
@@ -45,3 +45,20 @@ def test_json_is_sorted_and_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "b.json", {"x": float("nan")})
     assert not (tmp_path / "b.json").exists()
+
+
+def test_a_link_is_the_same_file_and_a_copy_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, symlink = tmp_path / "source", tmp_path / "symlink"
+    source.write_text("text")
+    symlink.symlink_to(source)
+    assert link_or_copy(str(symlink), str(tmp_path / "linked")) == str(tmp_path / "linked")
+    assert (tmp_path / "linked").samefile(source)
+    assert not (tmp_path / "linked").is_symlink()
+
+    def refuse(*_: object) -> None:
+        raise OSError("no hard links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    link_or_copy(source, tmp_path / "copied")
+    assert (tmp_path / "copied").read_text() == "text"
+    assert not (tmp_path / "copied").samefile(source)

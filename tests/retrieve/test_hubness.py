@@ -7,15 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline_steps.core.statistics import gini, skewness
 from pipeline_steps.retrieve.hubness import (
     calibrate,
     csls,
     csls_neighbourhood_mean,
     dynamic_inverted_softmax,
-    gini,
     item_log_normalisers,
     k_occurrence,
-    skewness,
 )
 from pipeline_steps.retrieve.index.exact import ExactIndex
 from pipeline_steps.retrieve.index.top_k import top_k

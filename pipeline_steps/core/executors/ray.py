@@ -24,7 +24,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline_steps.core.errors import ConfigError, ResourceError, ServiceError, StageError
+from pipeline_steps.core.errors import ConfigError, ResourceError, ServiceError, StageError, error_from_dict
 from pipeline_steps.core.executors.base import Failure, ItemProcessor, RayConfig
 from pipeline_steps.core.executors.local import process_and_cache
 from pipeline_steps.core.hashing import fingerprint
@@ -96,12 +96,9 @@ def _serialize_error(error: Exception) -> str:
 
 
 def _deserialize_error(text: str) -> Exception:
-    """The error that `_written` wrote."""
+    """Error from the JSON of `_serialize_error`."""
     fields = json.loads(text)
-    for known in StageError.__subclasses__():
-        if known.kind == fields["kind"]:
-            return known(fields["reason"], fields["action"], fields["transient"], fields["details"])
-    return RuntimeError(f"an actor failed:\n{fields['reason']}")
+    return error_from_dict(fields) if fields["kind"] else RuntimeError(f"an actor failed:\n{fields['reason']}")
 
 
 def run_on_ray(

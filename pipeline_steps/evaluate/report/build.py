@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline_steps.core.array_types import ByteArray, FloatArray
+from pipeline_steps.core.escape import escape_csv
 from pipeline_steps.evaluate.config import EvaluateConfig
 from pipeline_steps.evaluate.evaluation_plan import EvaluationPlan
 from pipeline_steps.evaluate.report import summary
@@ -322,14 +323,8 @@ def csv_bytes(rows: Sequence[Row]) -> bytes:
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: _cell(row.get(name)) for name in names})
+        writer.writerow({name: escape_csv(row.get(name)) for name in names})
     return stream.getvalue().encode("utf-8")
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}:
-        return "'" + value
-    return "" if value is None else value
 
 
 def json_bytes(value: Row) -> bytes:

@@ -5,24 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline_steps.core.escape import escape_display
 from pipeline_steps.evaluate.report.charts import number_text
-
-MAX_TEXT = 160
-"""Characters shown of an untrusted text."""
 
 
 def environment() -> Environment:
     """Jinja with autoescape always on and undefined names as errors (asserted by a test)."""
     loader = PackageLoader("pipeline_steps.evaluate.report", "templates")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters["shown"] = escape_for_display
+    made.filters["shown"] = escape_display
     made.filters["number"] = lambda value: "\u2013" if value is None else number_text(float(value))
     made.filters["interval"] = interval_text
     return made
@@ -40,17 +37,6 @@ def render_page(context: Mapping[str, Any]) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     return made.get_template("report.html").render(**context, policy=policy, style=Markup(style))  # noqa: S704
-
-
-def escape_for_display(text: object, limit: int = MAX_TEXT) -> str:
-    """An untrusted text for display: control and direction-changing characters as escapes, cut to `limit`.
-
-    Escaping of HTML is the template's work; this removes what escaping leaves, e.g. U+202E, which would turn the rest of
-    the line around.
-    """
-    raw = "" if text is None else str(text)
-    clean = "".join(f"\\u{ord(char):04x}" if unicodedata.category(char).startswith("C") else char for char in raw)
-    return clean if len(clean) <= limit else clean[: limit - 1] + "\u2026"
 
 
 def interval_text(entry: Mapping[str, Any]) -> str:

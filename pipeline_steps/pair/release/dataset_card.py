@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline_steps.core.escape import markdown
+from pipeline_steps.core.escape import escape_markdown
 from pipeline_steps.core.schemas import PUBLIC_DOMAIN
 from pipeline_steps.pair.release.license_terms import combine_all, terms
 from pipeline_steps.pair.splits import SPLITS
@@ -56,7 +56,7 @@ def split_table(pairs: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def render_card(pairs: Sequence[Row], stats: Mapping[str, Any], parameters: Mapping[str, Any], title: str) -> str:
-    """The card as Markdown. Whatever comes from the data passes `markdown`, so it cannot act as markup."""
+    """The card as Markdown. Whatever comes from the data passes `escape_markdown`, so it cannot act as markup."""
     environment = Environment(
         loader=PackageLoader("pipeline_steps.pair.release", "."),
         undefined=StrictUndefined,
@@ -64,7 +64,7 @@ def render_card(pairs: Sequence[Row], stats: Mapping[str, Any], parameters: Mapp
         keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=markdown,
+        finalize=escape_markdown,
     )
     phrases = Counter(track["phrase"] for pair in pairs for track in pair["tracks"])
     unshared = sum(not combine_all((pair["image_license"], pair["audio_license"])).publishable for pair in pairs)

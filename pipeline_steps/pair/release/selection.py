@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline_steps.core.escape import cell
+from pipeline_steps.core.escape import escape_csv
 from pipeline_steps.pair.release.dataset_card import license_url
 from pipeline_steps.pair.release.license_terms import combine_all, terms
 
@@ -120,5 +120,5 @@ def _csv(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows([cell(value) for value in line] for line in lines)
+    writer.writerows([escape_csv(value) for value in line] for line in lines)
     return buffer.getvalue()

@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline_steps.core.atomic import link_or_copy
 from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.errors import ServiceError
 from pipeline_steps.core.project_paths import ProjectPaths
@@ -388,20 +389,11 @@ def _folder(name: str, drop: int = 0) -> str:
 
 def _copy(source: Path, target: Path, link: bool) -> None:
     """Copy a file or folder. `link` makes hard links where it can: exports are replaced by rename, never written in place."""
-
-    def one(origin: str, destination: str) -> str:
-        if link:
-            try:
-                os.link(origin, destination)
-                return destination
-            except OSError:
-                return str(shutil.copyfile(origin, destination))
-        return str(shutil.copyfile(origin, destination))
-
+    copy_file = link_or_copy if link else shutil.copyfile
     if source.is_dir():
-        shutil.copytree(source, target, copy_function=one)
+        shutil.copytree(source, target, copy_function=copy_file)
     else:
-        one(str(source), str(target))
+        copy_file(source, target)
 
 
 def _copy_code(target: Path) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline_steps.core.errors import ConfigError
+from pipeline_steps.core.git import try_git
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.core.project_paths import ProjectPaths
 
@@ -148,26 +148,10 @@ def _families(path: Path) -> list[str]:
     return sorted(str(name) for name in named) if isinstance(named, list) else []
 
 
-def git(layout: ProjectPaths, *arguments: str, timeout_s: float = GIT_TIMEOUT_S) -> str | None:
-    """Output of a git command in the project; None when it fails or git is not there."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments],  # noqa: S607 - git is found on PATH as everywhere else
-            cwd=layout.root,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
 def git_tags(layout: ProjectPaths) -> dict[str, str]:
     """Commit and cleanliness of the work tree; empty outside a repository or without git."""
-    commit = (git(layout, "rev-parse", "HEAD") or "").strip()
+    commit = try_git(layout.root, "rev-parse", "HEAD", timeout_s=GIT_TIMEOUT_S)
     if not commit:
         return {}
-    changed = (git(layout, "status", "--porcelain", "--untracked-files=no") or "").strip()
+    changed = try_git(layout.root, "status", "--porcelain", "--untracked-files=no", timeout_s=GIT_TIMEOUT_S)
     return {"git.commit": commit, "mlflow.source.git.commit": commit, "git.dirty": str(bool(changed)).lower()}

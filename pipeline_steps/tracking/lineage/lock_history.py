@@ -6,7 +6,6 @@ outs. The lock is found by content instead: the work tree's, or that of the firs
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import subprocess
@@ -17,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
+from pipeline_steps.core.git import try_git
 from pipeline_steps.core.project_paths import ProjectPaths
-from pipeline_steps.tracking.lineage import dvc_digests
 from pipeline_steps.tracking.lineage.dvc_digests import hash_path, inputs_digest, lock_outs, parse_lock
 
 LOCK = "dvc.lock"
 CODE = "pipeline_steps/"
-git = functools.partial(dvc_digests.git, timeout_s=120)
 """History takes longer to read than the two questions that every tracked run asks."""
 MAX_COMMITS = 5000
 
@@ -69,9 +67,9 @@ def iter_lock_history(layout: ProjectPaths, holding: str = "") -> Iterator[LockS
 
     With `holding`, only those whose text has it: reading YAML takes longer than looking for an md5.
     """
-    listed = git(layout, "log", "--all", "--reverse", f"--max-count={MAX_COMMITS}", "--format=%H", "--", LOCK) or ""
+    listed = try_git(layout.root, "log", "--all", "--reverse", f"--max-count={MAX_COMMITS}", "--format=%H", "--", LOCK) or ""
     for commit in listed.split():
-        text = git(layout, "show", f"{commit}:./{LOCK}")
+        text = try_git(layout.root, "show", f"{commit}:./{LOCK}")
         if text and holding in text:
             try:
                 yield LockSnapshot(commit, parse_lock(text, f"{LOCK} of {commit[:12]}"))
@@ -199,16 +197,16 @@ def checkout_snapshot(layout: ProjectPaths, lock: LockSnapshot, target: Path) ->
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is not empty", "name a new folder")
     cache = DvcCache(layout)
-    commit = lock.commit or (git(layout, "rev-parse", "HEAD") or "").strip()
+    commit = lock.commit or try_git(layout.root, "rev-parse", "HEAD") or ""
     if not commit:
         raise DataError("this project is no git repository: there is no history to check out", "git init and commit")
-    top = (git(layout, "rev-parse", "--show-toplevel") or "").strip()
-    inside = (git(layout, "rev-parse", "--show-prefix") or "").strip()
+    top = try_git(layout.root, "rev-parse", "--show-toplevel") or ""
+    inside = try_git(layout.root, "rev-parse", "--show-prefix") or ""
     where = str(target.resolve())
-    if git(layout, "clone", "--quiet", "--no-checkout", top, where) is None:
+    if try_git(layout.root, "clone", "--quiet", "--no-checkout", top, where) is None:
         raise DataError(f"git clone into {target} failed", "is there room, and is the folder writable?")
     copy = ProjectPaths(target / inside)
-    if git(ProjectPaths(target), "checkout", "--quiet", "--detach", commit) is None:
+    if try_git(target, "checkout", "--quiet", "--detach", commit) is None:
         raise DataError(f"git checkout of {commit[:12]} failed", "git fetch --all")
     if not lock.commit:
         for name in (LOCK, "dvc.yaml", "params.yaml"):

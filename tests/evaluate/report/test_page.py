@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import StrictUndefined, UndefinedError
 
+from pipeline_steps.core.escape import escape_display
 from pipeline_steps.evaluate.report.charts import interval_chart, line_chart, nice_ticks, number_text
-from pipeline_steps.evaluate.report.page import environment, escape_for_display, interval_text, render_page
+from pipeline_steps.evaluate.report.page import environment, interval_text, render_page
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -111,7 +112,7 @@ def test_hostile_text_stays_text(text: str) -> None:
     assert [(tag, name) for tag, name, _ in attacked.attributes] == [(tag, name) for tag, name, _ in clean.attributes]
     assert not [name for _, name, _ in attacked.attributes if name.startswith("on")]
     assert "script" not in attacked.tags
-    assert any(escape_for_display(text) in part for part in attacked.text)
+    assert any(escape_display(text) in part for part in attacked.text)
     assert "\u202e" not in "".join(attacked.text)
     assert "\x00" not in "".join(attacked.text)
 
@@ -143,9 +144,9 @@ def test_nothing_may_load_from_elsewhere() -> None:
 
 
 def test_shown_cuts_and_escapes_what_escaping_leaves() -> None:
-    assert escape_for_display("\u202eabc") == "\\u202eabc"
-    assert escape_for_display(None) == ""
-    assert len(escape_for_display("x" * 1000)) == 160
+    assert escape_display("\u202eabc") == "\\u202eabc"
+    assert escape_display(None) == ""
+    assert len(escape_display("x" * 1000)) == 160
 
 
 def test_numbers_are_written_as_people_write_them() -> None:

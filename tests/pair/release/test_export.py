@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline_steps.core.errors import ConfigError, DataError
-from pipeline_steps.core.escape import cell, markdown
+from pipeline_steps.core.escape import escape_csv, escape_markdown
 from pipeline_steps.core.hashing import sha256_bytes
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import PAIRS, RELEASE_INDEX
@@ -103,7 +103,7 @@ def test_i10_no_cell_is_a_formula(paired: ProjectPaths, tmp_path: Path) -> None:
     with (tmp_path / "release/LICENSES.csv").open(newline="") as handle:
         authors = [row["author"] for row in csv.DictReader(handle)]
     assert '\'=HYPERLINK("http://evil.example","click")' in authors
-    assert [cell(text) for text in ("=1", "+1", "-1", "@a", "\tb", "\rc", "plain", None)] == [
+    assert [escape_csv(text) for text in ("=1", "+1", "-1", "@a", "\tb", "\rc", "plain", None)] == [
         "'=1", "'+1", "'-1", "'@a", "'\tb", "'\rc", "plain", "",
     ]  # fmt: skip
 
@@ -164,4 +164,4 @@ def test_selection_keeps_every_pair_in_one_place(paired: ProjectPaths) -> None:
 
 
 def test_markdown_is_shown_not_obeyed() -> None:
-    assert markdown("a|b\n# c ![x](http://h/i.png) <b>") == "a\\|b \\# c \\!\\[x\\]\\(http:\u200b//h/i.png\\) \\<b\\>"
+    assert escape_markdown("a|b\n# c ![x](http://h/i.png) <b>") == "a\\|b \\# c \\!\\[x\\]\\(http:\u200b//h/i.png\\) &lt;b&gt;"

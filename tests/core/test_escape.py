@@ -1,0 +1,40 @@
+"""Untrusted text in Markdown, CSV, HTML pages and on terminals."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline_steps.core.escape import escape_csv, escape_display, escape_markdown, escape_terminal
+
+
+@given(st.text(max_size=80))
+def test_markdown_is_one_inert_line(text: str) -> None:
+    shown = escape_markdown(text)
+    assert len(f"x{shown}x".splitlines()) == 1
+    assert not {"<", ">"} & set(shown)
+    assert "://" not in shown
+    assert not re.search(r"(?<!\\)(?:\\\\)*[|`\[\]!*_]", shown)
+
+
+@pytest.mark.parametrize("value", ["plain", "", -0.5, 3, True])
+def test_csv_keeps_harmless_values(value: object) -> None:
+    assert escape_csv(value) == value
+
+
+@pytest.mark.parametrize("text", ["=1", "+1", "-1", "@a", "\tb", "\rc", "\nd"])
+def test_csv_disarms_formulas(text: str) -> None:
+    assert escape_csv(text) == f"'{text}"
+
+
+def test_terminal_sequences_are_visible() -> None:
+    assert escape_terminal("a\x1b[31m\u202eb\nc\td\udcff") == "a\\x1b[31m\\u202eb\nc\td\\udcff"
+
+
+def test_display_is_short_and_has_no_control_characters() -> None:
+    assert escape_display("a\x00\u202e") == "a\\u0000\\u202e"
+    assert escape_display("abcdef", limit=4) == "abc\u2026"
+    assert escape_display(None) == ""
