@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from flows.dvc_graph import PlannedStage, flatten
+from flows.dvc_graph import PlannedStage
 from flows.log_progress import duration
 from pipeline_steps.core.escape import escape_markdown
+from pipeline_steps.core.presets import flatten
 
 METRIC_ROWS = 60
 TIMING_KEYS = ("seconds", "items_per_second", "n_in", "n_ok", "n_abstained", "n_quarantined", "computed", "reused")
@@ -78,7 +79,7 @@ def numbers(text: str | None) -> dict[str, float]:
         value = json.loads(text or "{}")
     except ValueError:
         return {}
-    flat = flatten(value) if isinstance(value, dict) else {}
+    flat = dict(flatten(value)) if isinstance(value, dict) else {}
     return {
         key: float(number)
         for key, number in flat.items()

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline_steps.core.errors import ConfigError, DataError, LockedError
+from pipeline_steps.core.presets import flatten
 
 SHOWN = 3
 """Changed keys named in one reason; the rest is counted."""
@@ -281,7 +282,7 @@ def _worded(kind: str, path: str, what: str) -> str:
 def _changed_params(stage: Any, path: str, changed: Mapping[str, Any]) -> list[str]:
     """One reason that names the first few changed keys: `changed parameter a.b 200 -> 20`."""
     dep = next(dep for dep in stage.deps if str(dep) == path)
-    old, new = flatten(dep.hash_info.value or {}), flatten(dep.read_params(flatten=False))
+    old, new = dict(flatten(dep.hash_info.value or {})), dict(flatten(dep.read_params(flatten=False)))
     keys = [key for key in dict.fromkeys([*new, *old]) if any(key == name or key.startswith(f"{name}.") for name in changed)]
     told = [
         f"{key} {_value(old.get(key, 'unset'))} -> {_value(new.get(key, 'unset'))}"
@@ -291,18 +292,6 @@ def _changed_params(stage: Any, path: str, changed: Mapping[str, Any]) -> list[s
     more = f", and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
     word = "parameter" if len(told) == 1 else "parameters"
     return [f"changed {word} {', '.join(told[:SHOWN] or changed)}{more}"]
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mapping -> dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(value, Mapping):
-            flat |= flatten(value, name)
-        else:
-            flat[name] = value
-    return flat
 
 
 def _value(value: Any) -> str:

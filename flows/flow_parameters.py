@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from flows.dvc_graph import read_graph
 from flows.git_worktree import find_project
-from flows.param_overrides import RunRequest, preset_names
+from flows.param_overrides import RunRequest
 from pipeline_steps.core.errors import ConfigError
+from pipeline_steps.core.presets import preset_names
 
 AS_COMMITTED = "as committed"
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.dvc_graph import flatten
 from pipeline_steps.core.atomic import write_text
-from pipeline_steps.core.config import StageConfig, config_class, load_params, parse_section
-from pipeline_steps.core.errors import ConfigError, StageError
+from pipeline_steps.core.config import load_params
+from pipeline_steps.core.errors import ConfigError
+from pipeline_steps.core.presets import changed_values, load_overlay, merge, render_params, validate_params
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,66 +42,21 @@ def write_params(root: Path, request: RunRequest) -> list[str]:
     Raises:
         ConfigError: unknown preset, key or section ("did you mean"), a value the stage's config refuses, something secret.
     """
-    from ruamel.yaml import YAML
-
     path = root / "params.yaml"
     if not path.is_file() and not request.changes_params:
         return []
-    old = load_params(path)
-    source = _preset(root, request.preset) if request.preset else path
-    load_params(source)  # size, aliases, duplicate keys
-    yaml = YAML()
-    yaml.width = 4096
-    params = yaml.load(source.read_text(encoding="utf-8"))
+    old, params = load_params(path), load_params(path)
+    if request.preset:
+        merge(params, load_overlay(root, request.preset))
     for line in request.overrides:
         _set(params, *_parse(line))
     if request.seed is not None:
         _set_seed(params, request.seed)
-    text = io.StringIO()
-    yaml.dump(params, text)
-    untouched = not request.overrides and request.seed is None
-    content = source.read_text(encoding="utf-8") if untouched else text.getvalue()
     if request.changes_params:
-        write_text(path, content)
+        write_text(path, render_params(path.read_text(encoding="utf-8"), params))
     new = load_params(path)
-    check_sections(new)
-    before, after = flatten(old), flatten(new)
-    keys = [key for key in dict.fromkeys([*after, *before]) if before.get(key, KeyError) != after.get(key, KeyError)]
-    return [f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}" for key in keys]
-
-
-def check_sections(params: Mapping[str, Any]) -> None:
-    """Validate every section that has a stage package, all problems in one message.
-
-    Raises:
-        ConfigError: with every problem of every section.
-    """
-    problems = []
-    for name in params:
-        if not str(name).isidentifier() or importlib.util.find_spec(f"pipeline_steps.{name}") is None:
-            continue
-        if importlib.util.find_spec(f"pipeline_steps.{name}.config") is None:
-            continue
-        model = config_class(name)
-        if isinstance(model, type) and issubclass(model, StageConfig):
-            try:
-                parse_section(model, str(name), params)
-            except StageError as error:
-                problems.append(error.reason)
-    if problems:
-        raise ConfigError("; ".join(problems), "correct the overrides of this run")
-
-
-def preset_names(root: Path) -> tuple[str, ...]:
-    """Names of the files in `presets/`."""
-    return tuple(sorted(path.stem for path in (root / "presets").glob("*.yaml")))
-
-
-def _preset(root: Path, name: str) -> Path:
-    known = preset_names(root)
-    if name not in known:
-        raise ConfigError(f"there is no preset {name!r}", _hint(name, known))
-    return root / "presets" / f"{name}.yaml"
+    validate_params(new, "correct the overrides of this run")
+    return changed_values(old, new)
 
 
 def _parse(line: str) -> tuple[list[str], Any]:

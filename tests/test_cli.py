@@ -201,12 +201,16 @@ def test_preset_is_applied_with_its_diff_and_the_old_file_is_kept(root: Path) ->
     layout = ProjectPaths(root)
     (root / "presets").mkdir()
     (root / "presets/embedded.yaml").write_text("train:\n  seed: 1\n")
-    layout.params.write_text("train:\n  seed: 2\n")
+    (root / "presets/wrong.yaml").write_text("train:\n  sed: 1\n")
+    before = "retrieve:\n  k: 7  # mine\ntrain:\n  seed: 2\n"
+    layout.params.write_text(before)
     changes = apply_preset(layout, "embedded")
     assert "-  seed: 2" in changes
     assert "+  seed: 1" in changes
-    assert layout.params.read_text() == "train:\n  seed: 1\n"
-    assert [path.read_text() for path in (layout.runs / "params").iterdir()] == ["train:\n  seed: 2\n"]
+    assert layout.params.read_text() == before.replace("seed: 2", "seed: 1")
+    assert [path.read_text() for path in (layout.runs / "params").iterdir()] == [before]
+    with pytest.raises(ConfigError, match=r"train\.sed is unknown; did you mean seed"):
+        apply_preset(layout, "wrong")
     assert apply_preset(layout, "embedded") == []
     with pytest.raises(ConfigError, match="did you mean embedded"):
         apply_preset(layout, "embeded")

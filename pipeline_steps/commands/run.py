@@ -20,29 +20,26 @@ STDERR = 2
 
 
 def apply_preset(layout: ProjectPaths, name: str) -> list[str]:
-    """Make `presets/NAME.yaml` the parameters; returns the diff. The old file is kept below `.runs/params/`.
+    """Set the values of `presets/NAME.yaml` in `params.yaml`; returns the diff. The old file is kept below `.runs/params/`.
 
     Raises:
-        ConfigError: no such preset, or it is not valid for this version.
+        ConfigError: the preset or `params.yaml` does not exist, or the result is not valid.
     """
-    from pipeline_steps.core.atomic import write_bytes
+    from pipeline_steps.core.atomic import write_bytes, write_text
     from pipeline_steps.core.config import load_params
+    from pipeline_steps.core.presets import load_overlay, merge, render_params, validate_params
 
-    folder = layout.root / "presets"
-    source = folder / f"{name}.yaml"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known) or 'none'}"
-        raise ConfigError(f"there is no preset {name!r}", hint)
-    load_params(source)
-    old = layout.params.read_text(encoding="utf-8").splitlines() if layout.params.is_file() else []
-    new = source.read_text(encoding="utf-8").splitlines()
-    changes = list(difflib.unified_diff(old, new, "params.yaml", f"presets/{name}.yaml", lineterm="", n=2))
+    overlay = load_overlay(layout.root, name)
+    params = load_params(layout.params)
+    old = layout.params.read_text(encoding="utf-8")
+    new = render_params(old, overlay)
+    merge(params, overlay)
+    validate_params(params, f"correct presets/{name}.yaml or params.yaml")
+    labels = ("params.yaml", f"params.yaml with presets/{name}.yaml")
+    changes = list(difflib.unified_diff(old.splitlines(), new.splitlines(), *labels, lineterm="", n=2))
     if changes:
-        if old:
-            write_bytes(layout.runs / "params" / f"{sha256_file(layout.params)[:12]}.yaml", layout.params.read_bytes())
-        write_bytes(layout.params, source.read_bytes())
+        write_bytes(layout.runs / "params" / f"{sha256_file(layout.params)[:12]}.yaml", layout.params.read_bytes())
+        write_text(layout.params, new)
     return changes
 
 
@@ -98,7 +95,9 @@ def run(
     stages: Annotated[
         list[str] | None, typer.Argument(help="Stages to bring up to date, with all before them; default: all.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Make presets/NAME.yaml the parameters first; prints the diff.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Set the values of presets/NAME.yaml in params.yaml first; prints the diff.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run the stages even when nothing has changed.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end; DVC's output goes to stderr.")
@@ -117,7 +116,7 @@ def run(
         raise ConfigError(f"{layout.root.resolve()} holds no dvc.yaml", "go to the project folder, or use --project")
     changes = apply_preset(layout, preset) if preset else []
     if preset and not as_json:
-        print("\n".join(changes) if changes else f"params.yaml already is preset {preset}", flush=True)
+        print("\n".join(changes) if changes else f"params.yaml already has the values of preset {preset}", flush=True)
     reproduce(layout, stages or [], force, quiet=as_json)
     done = summary(layout)
     page = layout.reports / "index.html"

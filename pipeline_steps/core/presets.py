@@ -52,11 +52,11 @@ def load_overlay(root: Path, name: str) -> dict[str, Any]:
 
 
 def merge(target: Any, overlay: Mapping[str, Any]) -> None:
-    """Set every value of `overlay` in `target`; a mapping is merged, any other value replaces."""
+    """Set every value of `overlay` that differs in `target`; a mapping is merged, any other value replaces."""
     for key, value in overlay.items():
         if isinstance(value, Mapping) and isinstance(target.get(key), Mapping):
             merge(target[key], value)
-        else:
+        elif target.get(key, KeyError) != value:
             target[key] = value
 
 

@@ -56,10 +56,11 @@ def test_a_seed_goes_everywhere(root: Path) -> None:
     assert set(seeds.values()) == {11}
 
 
-def test_a_preset_is_taken_whole(root: Path) -> None:
-    (root / "presets/other.yaml").write_text((root / "presets/embedded.yaml").read_text().replace("k: 50 ", "k: 40 "))
-    assert write_params(root, RunRequest(preset="other")) == ["retrieve.k: 50 -> 40"]
-    assert (root / "params.yaml").read_bytes() == (root / "presets/other.yaml").read_bytes()
+def test_a_preset_is_an_overlay_below_the_overrides(root: Path) -> None:
+    (root / "presets/other.yaml").write_text("retrieve:\n  k: 40\n  seed: 2\n")
+    changes = write_params(root, RunRequest(preset="other", overrides=("retrieve.seed=3",)))
+    assert changes == ["retrieve.k: 50 -> 40", "retrieve.seed: 0 -> 3"]
+    assert "# neighbours per text" in (root / "params.yaml").read_text(), "comments stay"
 
 
 @pytest.mark.parametrize(
