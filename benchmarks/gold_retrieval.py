@@ -31,8 +31,10 @@ from PIL import Image
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from pipeline_steps.caption.captioners.tagger import COCO, IMAGENET, LabelScore  # noqa: E402
+from pipeline_steps.caption.captioners.base import SoundEvent  # noqa: E402
+from pipeline_steps.caption.captioners.tagger import LabelScore  # noqa: E402
 from pipeline_steps.caption.config import CaptionConfig  # noqa: E402
+from pipeline_steps.caption.lexicon import COCO, IMAGENET  # noqa: E402
 from pipeline_steps.caption.stage import build_captioner  # noqa: E402
 from pipeline_steps.core.array_types import FloatArray  # noqa: E402
 from pipeline_steps.core.l2_normalize import l2_normalize  # noqa: E402
@@ -45,7 +47,6 @@ from pipeline_steps.ingest.config import IngestConfig  # noqa: E402
 from pipeline_steps.ingest.decoding.decode import decode  # noqa: E402
 from pipeline_steps.ingest.sources.file_walk import inspect_file  # noqa: E402
 from pipeline_steps.ingest.stage import make_job  # noqa: E402
-from pipeline_steps.models.base import SoundEvent  # noqa: E402
 from pipeline_steps.models.text_audio.yamnet_minilm import YamnetMiniLMEncoder, softmax_over_tags  # noqa: E402
 from pipeline_steps.retrieve.index.exact import ExactIndex  # noqa: E402
 from pipeline_steps.retrieve.ranking import hub_report, rank_neighbours  # noqa: E402
@@ -142,7 +143,7 @@ def event_scores(bridge: YamnetMiniLMEncoder, events: Sequence[SoundEvent], soun
         return None
     weights = np.array([event.salience * event.confidence for event in events])
     weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(events), 1.0 / len(events))
-    return np.asarray(weights @ (bridge.encode_texts([event.sound for event in events]) @ sounds.T), np.float32)
+    return np.asarray(weights @ (bridge.encode_texts([event.phrase for event in events]) @ sounds.T), np.float32)
 
 
 def quick_try(bridge: YamnetMiniLMEncoder, texts: Sequence[str], posteriors: FloatArray, prior: FloatArray) -> FloatArray:
@@ -252,14 +253,14 @@ def main() -> int:
     labels = [row["label"] for row in pictures]
 
     captioner = build_captioner(CaptionConfig(), layout).load()
-    both = build_captioner(CaptionConfig(detectors=["ssd"]), layout).load()
+    both = build_captioner(CaptionConfig.from_params({"tagger": {"detectors": ["ssd"]}}), layout).load()
     usable = [image for image in images if image is not None]
-    tagged = iter(captioner.tags(usable))
+    tagged = iter(captioner.predict(usable))
     tags = [[] if image is None else next(tagged) for image in images]
-    tagged = iter(both.tags(usable))
+    tagged = iter(both.predict(usable))
     tags_both = [[] if image is None else next(tagged) for image in images]
-    captions = [captioner.compose(seen) for seen in tags]
-    captions_both = [both.compose(seen) for seen in tags_both]
+    captions = [captioner.caption(seen) for seen in tags]
+    captions_both = [both.caption(seen) for seen in tags_both]
 
     def listed(space: YamnetMiniLMEncoder, vectors: FloatArray, found: Sequence[Any], guess: bool) -> list[FloatArray | None]:
         return [event_scores(space, one.events or (one.guesses if guess else ()), vectors) for one in found]

@@ -188,9 +188,9 @@ def captions(scratch: Path, rounds: int) -> list[dict[str, Any]]:
     """Pictures to answers of a fixed length; random weights write nonsense, so decoding is not bound to JSON here."""
     from transformers import LlavaForConditionalGeneration
 
-    from pipeline_steps.caption.captioners.prompt import caption_prompt
-    from pipeline_steps.caption.captioners.vlm import VlmCaptioner
-    from pipeline_steps.caption.captioners.vlm_response import VlmPromptOptions
+    from pipeline_steps.caption.captioners.base import CaptionOptions
+    from pipeline_steps.caption.captioners.prompt import PromptConfig, caption_prompt
+    from pipeline_steps.caption.captioners.vlm import VlmCaptioner, VlmConfig
     from tests.factories.checkpoints.vlm import llava
 
     folder = llava(scratch / "llava", full_size=GPU)
@@ -199,8 +199,9 @@ def captions(scratch: Path, rounds: int) -> list[dict[str, Any]]:
     pictures = [random.integers(0, 256, (256, 256, 3), dtype=np.uint8) for _ in range(batch * 2)]
     few = pictures[: 4 if GPU else 2]
     prompt = caption_prompt(5)
-    encoder = VlmCaptioner(str(folder), asking=VlmPromptOptions(max_new=words), constrain=False).load()
-    encoder._options.min_new_tokens = words
+    config = VlmConfig(model=str(folder), constrained_decoding=False)
+    encoder = VlmCaptioner(config, CaptionOptions(prompt=PromptConfig(max_new_tokens=words))).load()
+    encoder._generation_config.min_new_tokens = words
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval().to(DEVICE)
     processor = encoder._processor
     text = processor.apply_chat_template(
@@ -218,7 +219,7 @@ def captions(scratch: Path, rounds: int) -> list[dict[str, Any]]:
     def ours() -> None:
         for start in range(0, len(pictures), batch):
             part = pictures[start : start + batch]
-            encoder._ask(part, [prompt] * len(part))
+            encoder._prompt_model(part, [prompt] * len(part))
 
     sides = [
         Side("plain, pictures one by one", plain, len(few), len(few) * words),

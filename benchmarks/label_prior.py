@@ -19,7 +19,9 @@ import torch
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from pipeline_steps.caption.captioners.tagger import IMAGENET, TaggerCaptioner  # noqa: E402
+from pipeline_steps.caption.captioners.base import CaptionOptions  # noqa: E402
+from pipeline_steps.caption.captioners.tagger import TaggerCaptioner, TaggerConfig  # noqa: E402
+from pipeline_steps.caption.lexicon import IMAGENET  # noqa: E402
 from pipeline_steps.core.media_shards import MediaShardReader  # noqa: E402
 from pipeline_steps.core.project_paths import ProjectPaths  # noqa: E402
 from pipeline_steps.core.schemas import IMAGES  # noqa: E402
@@ -37,11 +39,11 @@ def main() -> None:
     layout = ProjectPaths(options.root)
     rows = read_table(layout.catalog / "images.parquet", IMAGES).to_pylist()
     pool = [row["image_id"] for row in rows if not row["holdout"]]
-    media, tagger = MediaShardReader(layout.media), TaggerCaptioner(layout.assets, {}).load()
+    media, tagger = MediaShardReader(layout.media), TaggerCaptioner(TaggerConfig(), CaptionOptions(assets=layout.assets)).load()
     total = np.zeros(1000, np.float64)
     labels: dict[int, str] = {}
     for image_id in pool:
-        for tag in tagger.tags([media.image(image_id)])[0]:
+        for tag in tagger.predict([media.image(image_id)])[0]:
             if tag.vocabulary == IMAGENET:
                 total[tag.index] += tag.probability
                 labels[tag.index] = tag.label

@@ -431,7 +431,7 @@ def test_find_hears_a_dog_and_writes_its_bark(root: Path, assets: Path, tmp_path
     result = sonify(root, "find", str(demo / "images/i-dog-000.webp"), "--json")
     assert result.exit_code == 0, result.output
     found = told(result)
-    assert "dog" in found["events"][0]["sound"]
+    assert "dog" in found["events"][0]["phrase"]
     assert found["sounds"][0]["path"].startswith("s-dog-")
     assert [sound["score"] for sound in found["sounds"]] == sorted((sound["score"] for sound in found["sounds"]), reverse=True)
     samples, rate = soundfile.read(found["wav"])

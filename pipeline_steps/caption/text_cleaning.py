@@ -1,32 +1,34 @@
-"""Hygiene of captions: whoever wrote them, they are data and must not steer a terminal, a table or a page."""
+"""Cleaning of phrases: captions are untrusted text that later appears in terminals, tables and web pages."""
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 
-from pipeline_steps.models.base import SoundEvent
+from pipeline_steps.caption.captioners.base import SoundEvent
 
 
-def clean_phrase(text: str, limit: int) -> str:
-    """`text` in NFC, white space collapsed, no control, format (bidi), surrogate or unassigned characters, cut to `limit`.
+def clean_phrase(text: str, max_chars: int) -> str:
+    """Normalize `text` to NFC with single spaces, without characters of category C, in at most `max_chars` characters.
 
-    A leading `=`, `+`, `-` or `@` is removed: spreadsheets take it for a formula.
+    Category C has control, format (bidirectional), surrogate and unassigned characters. Leading `=`, `+`, `-` and `@` are
+    removed, because spreadsheets interpret them as formulas.
     """
-    normal = unicodedata.normalize("NFC", " ".join(text[: 16 * limit].split()))
+    normal = unicodedata.normalize("NFC", " ".join(text[: 16 * max_chars].split()))
     kept = "".join(character for character in normal if unicodedata.category(character)[0] != "C")
-    return " ".join(kept.split()).lstrip("=+-@ ")[:limit].strip()
+    return " ".join(kept.split()).lstrip("=+-@ ")[:max_chars].strip()
 
 
-def clean_events(events: list[SoundEvent] | tuple[SoundEvent, ...], limit: int) -> list[SoundEvent]:
-    """Events with clean phrases; those whose phrase is empty or said before are left out, numbers are clamped to 0..1."""
+def clean_events(events: Iterable[SoundEvent], max_chars: int) -> list[SoundEvent]:
+    """Clean phrases, drop events with an empty or repeated phrase, and clamp numbers to 0..1."""
     result: list[SoundEvent] = []
-    said: set[str] = set()
+    used: set[str] = set()
     for event in events:
-        sound, source = clean_phrase(event.sound, limit), clean_phrase(event.source, limit)
-        if not sound or sound.casefold() in said:
+        phrase, source = clean_phrase(event.phrase, max_chars), clean_phrase(event.sound_source, max_chars)
+        if not phrase or phrase.casefold() in used:
             continue
-        said.add(sound.casefold())
-        result.append(SoundEvent(sound, source, bool(event.visible), _clamp(event.salience), _clamp(event.confidence)))
+        used.add(phrase.casefold())
+        result.append(SoundEvent(phrase, source, bool(event.visible), _clamp(event.salience), _clamp(event.confidence)))
     return result
 
 

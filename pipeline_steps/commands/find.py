@@ -30,10 +30,9 @@ def caption_image(layout: ProjectPaths, params: dict[str, Any], picture: Path) -
     import numpy as np
     from PIL import Image
 
-    from pipeline_steps.caption.captioners.backends import predict_one
-    from pipeline_steps.caption.captioners.prompt import CaptionFailure
+    from pipeline_steps.caption.captioners.base import CaptionFailure
     from pipeline_steps.caption.config import CaptionConfig
-    from pipeline_steps.caption.stage import build_caption_backend
+    from pipeline_steps.caption.stage import build_captioner
     from pipeline_steps.core.config import parse_section
 
     kind, payload, _ = load_media(layout, picture)
@@ -41,12 +40,13 @@ def caption_image(layout: ProjectPaths, params: dict[str, Any], picture: Path) -
         raise DataError(f"{picture} is a sound", "name a picture; for sounds: sonify draw")
     with Image.open(io.BytesIO(payload), formats=("PNG",)) as image:
         pixels = np.asarray(image.convert("RGB"))
-    looks = build_caption_backend(parse_section(CaptionConfig, "caption", params), layout)
-    looks.load()
-    seen = predict_one(looks, pixels)
-    if isinstance(seen, CaptionFailure):
-        raise DataError(f"{picture} could not be captioned: {seen.code}: {seen.reason}", "try again, or another picture")
-    return looks.compose(seen)
+    captioner = build_captioner(parse_section(CaptionConfig, "caption", params), layout).load()
+    _, prediction = next(captioner.stream([(picture.name, pixels)]))
+    if isinstance(prediction, CaptionFailure):
+        raise DataError(
+            f"{picture} could not be captioned: {prediction.code}: {prediction.reason}", "try again, or another picture"
+        )
+    return captioner.caption(prediction)
 
 
 def rank_audio(layout: ProjectPaths, params: dict[str, Any], events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ def rank_audio(layout: ProjectPaths, params: dict[str, Any], events: list[dict[s
     index, vectors, audio_ids = open_pool_index(layout, config.annoy_search_k)
     chosen = parse_section(EmbedConfig, "embed", params)
     encoder = build_encoder(chosen, layout).load()
-    phrases = [event["sound"] for event in events]
+    phrases = [event["phrase"] for event in events]
     queries = embed_texts(encoder, chosen, layout, phrases)[0]
     if queries.shape[1] != vectors.shape[1]:
         raise DataError("embed in params.yaml is not what the embeddings were made with", "dvc repro retrieve")
@@ -85,7 +85,7 @@ def rank_audio(layout: ProjectPaths, params: dict[str, Any], events: list[dict[s
     found = []
     for place in np.argsort(-scores, kind="stable")[:BEST]:
         row = catalog[audio_ids[rows[place]]]
-        because = events[int(np.argmax(weights * similarity[:, place]))]["sound"]
+        because = events[int(np.argmax(weights * similarity[:, place]))]["phrase"]
         found.append(
             {
                 "audio_id": row["audio_id"],
@@ -136,7 +136,7 @@ def find(
         )
     lines = ["events:"] if reason is None else [f"the pipeline would abstain: {reason}", "guesses:"]
     lines += table(
-        [f"  {e['salience'] * e['confidence']:.3f}", e["sound"], "seen" if e["visible"] else "inferred"] for e in events
+        [f"  {e['salience'] * e['confidence']:.3f}", e["phrase"], "seen" if e["visible"] else "inferred"] for e in events
     )
     lines += ["sounds:"]
     lines += table(

@@ -127,7 +127,8 @@ def load_params(path: Path) -> dict[str, Any]:
 def _refuse_secrets(value: Mapping[Any, Any], where: tuple[str, ...]) -> None:
     for key, inner in value.items():
         name = str(key).lower()
-        if isinstance(inner, str) and inner and any(word in name for word in SECRET_WORDS):
+        names_variable = name.endswith("_env")  # its value is the name of an environment variable
+        if isinstance(inner, str) and inner and not names_variable and any(word in name for word in SECRET_WORDS):
             raise ConfigError(f"{'.'.join((*where, str(key)))} looks like a secret", "pass secrets by environment only")
         if isinstance(inner, Mapping):
             _refuse_secrets(inner, (*where, str(key)))

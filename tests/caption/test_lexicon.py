@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_steps.caption.captioners.tagger import COCO, IMAGENET, Lexicon
-from pipeline_steps.caption.lexicon import COLUMNS, parse_label_prior, parse_lexicon
+from pipeline_steps.caption.lexicon import COCO, COLUMNS, IMAGENET, Lexicon, parse_label_prior, parse_lexicon
 from pipeline_steps.caption.text_cleaning import clean_phrase
 from pipeline_steps.core.errors import DataError
 from pipeline_steps.models.vision.coco_labels import COCO_LABELS
@@ -44,9 +43,9 @@ def test_phrases_are_short_clean_and_told_once(lexicon: Lexicon) -> None:
     for key, sounds in lexicon.items():
         assert len(sounds) <= 5, key
         for entry in sounds:
-            assert entry.sound == clean_phrase(entry.sound, 60).lower(), (key, entry.sound)
-            assert 1 <= len(entry.sound.split()) <= 6, (key, entry.sound)
-            assert entry.source, key
+            assert entry.phrase == clean_phrase(entry.phrase, 60).lower(), (key, entry.phrase)
+            assert 1 <= len(entry.phrase.split()) <= 6, (key, entry.phrase)
+            assert entry.sound_source, key
 
 
 def test_many_things_make_no_sound(lexicon: Lexicon) -> None:
@@ -71,7 +70,7 @@ def test_many_things_make_no_sound(lexicon: Lexicon) -> None:
 )
 def test_what_one_would_hear(lexicon: Lexicon, index: int, sound: str) -> None:
     best = max(lexicon[IMAGENET, index], key=lambda entry: entry.salience * entry.audibility)
-    assert best.sound == sound
+    assert best.phrase == sound
 
 
 @pytest.mark.parametrize("index", [949, 953, 954, 614, 788])  # strawberry, pineapple, banana, kimono, shoe shop

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipeline_steps.caption.captioners.backends import predict_batch
-from pipeline_steps.caption.captioners.prompt import CaptionFailure
+from pipeline_steps.caption.captioners.base import CaptionFailure, predict_batch
 from pipeline_steps.caption.captioners.tagger import LabelScore, TaggerCaptioner
-from pipeline_steps.caption.stage import CaptionConfig, run
+from pipeline_steps.caption.config import CaptionConfig
+from pipeline_steps.caption.stage import run
 from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.project_paths import ProjectPaths
@@ -28,6 +29,10 @@ GOLDEN = {
     "banana-000": None,
     "binoculars-000": None,
 }
+
+
+def tagger(**values: Any) -> CaptionConfig:
+    return CaptionConfig.from_params({"captioner": "tagger", "tagger": values})
 
 
 def tables(layout: ProjectPaths) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -78,16 +83,16 @@ def test_other_networks_are_other_tags(tmp_path: Path, demo: Path, assets: Path)
     layout = ProjectPaths(tmp_path)
     write_catalog(layout, demo, ["bison-000"], [], assets=assets)
     run(CaptionConfig(), layout)
-    assert run(CaptionConfig(models=["efficientnet_lite3", "efficientnet_lite0"]), layout).reused == 1, "the order says nothing"
-    assert run(CaptionConfig(models=["efficientnet_lite0"]), layout).computed == 1, "tags of two networks are not those of one"
+    assert run(tagger(models=["efficientnet_lite3", "efficientnet_lite0"]), layout).reused == 1, "the order says nothing"
+    assert run(tagger(models=["efficientnet_lite0"]), layout).computed == 1, "tags of two networks are not those of one"
     with pytest.raises(ValidationError, match="models"):
-        CaptionConfig(models=[])
+        tagger(models=[])
 
 
 def test_an_empty_pool_stops_the_stage(tmp_path: Path, demo: Path, assets: Path) -> None:
     layout = ProjectPaths(tmp_path)
     write_catalog(layout, demo, [], ["dog-003"], assets=assets)
-    with pytest.raises(DataError, match="picture pool is empty"):
+    with pytest.raises(DataError, match="ingest accepted no image"):
         run(CaptionConfig(), layout)
 
 
@@ -122,7 +127,7 @@ def test_one_bad_picture_costs_itself_alone() -> None:
 @pytest.mark.fault
 def test_more_results_than_pictures_are_no_result() -> None:
     found = predict_batch(lambda images: honest([*images, *images]), PICTURES)
-    assert found == dict.fromkeys("abc", CaptionFailure("CAPTION_FAILED", "2 results for one picture"))
+    assert found == dict.fromkeys("abc", CaptionFailure("CAPTION_FAILED", "2 results for one image"))
 
 
 @pytest.mark.fault
@@ -140,7 +145,7 @@ def test_failures_are_quarantined_up_to_a_share(
 ) -> None:
     layout = ProjectPaths(tmp_path)
     ids = write_catalog(layout, demo, ["bison-000", "banana-000"], [], assets=assets)
-    real = TaggerCaptioner.tags
+    real = TaggerCaptioner.predict
     banana = []
 
     def choking(self: TaggerCaptioner, images: list[ByteArray]) -> list[list[LabelScore]]:
@@ -150,7 +155,7 @@ def test_failures_are_quarantined_up_to_a_share(
             raise ValueError("the model choked")
         return found
 
-    monkeypatch.setattr(TaggerCaptioner, "tags", choking)
+    monkeypatch.setattr(TaggerCaptioner, "predict", choking)
     with pytest.raises(DataError, match="max_failed_fraction"):
         run(CaptionConfig(), layout)
     report = run(CaptionConfig(max_failed_fraction=0.5), layout)

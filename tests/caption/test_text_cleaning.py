@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline_steps.caption.captioners.base import SoundEvent
 from pipeline_steps.caption.text_cleaning import clean_events, clean_phrase
-from pipeline_steps.models.base import SoundEvent
 
 
 @pytest.mark.parametrize(

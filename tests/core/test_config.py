@@ -52,6 +52,7 @@ def test_values_out_of_range(value: object) -> None:
         ("- 1\n", "one section per stage"),
         ("a: &x [1]\nb: [*x, *x]\n", "aliases"),
         ("caption: {api_key: abc}\n", "looks like a secret"),
+        ("caption: {api_key_envs: abc}\n", "looks like a secret"),
         ("x: " + "y" * 1_100_000, "larger than"),
     ],
 )

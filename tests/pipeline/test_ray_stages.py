@@ -40,7 +40,7 @@ def make_project(folder: Path, project: Path, demo: Path, assets: Path, **engine
     write_catalog(layout, demo, PICTURES, SOUNDS, assets=assets)
     params = YAML(typ="safe").load((project / "params.yaml").read_text())
     for stage in ("caption", "embed"):
-        params["caption"]["views"] = ["crop", "pad", "stretch"]  # three times the work: long enough to be disturbed
+        params["caption"]["tagger"]["crops"] = ["crop", "pad", "stretch"]  # three times the work: long enough to be disturbed
         params[stage] |= {"batch_size": BATCH, **copy.deepcopy(engine)}  # one object twice would be a YAML alias
     YAML(typ="safe").dump(params, layout.params)
     return layout

@@ -1,4 +1,4 @@
-"""Requests to an OpenAI-compatible server: limits, retries with jitter, and what counts as the server being away."""
+"""HTTP client of an OpenAI-compatible server: rate limit, retries with jitter, classification of errors."""
 
 from __future__ import annotations
 
@@ -11,32 +11,37 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from time import time
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from pipeline_steps.core.errors import ConfigError, ServiceError
 
+if TYPE_CHECKING:
+    from pipeline_steps.caption.captioners.openai_server import OpenAIServerConfig
+
 Value = TypeVar("Value")
 
-KEY = "caption.endpoint"
+KEY = "caption.openai_server"
 MAX_BODY = 4_000_000
 MAX_WAIT = 60.0
-"""Seconds; a server that asks for a longer pause (Retry-After) gets at most ten times that."""
-RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+"""Maximum random delay in seconds; a pause requested by the server (Retry-After) is limited to ten times that."""
+RETRYABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 
 
 class ServerUnavailableError(Exception):
-    """No usable reply after all attempts: connection, time-out, 429, 5xx, or a body that is not the protocol's."""
+    """No valid reply after all attempts: connection error, timeout, 429, 5xx, or a body that violates the protocol."""
 
 
 class RequestRejectedError(Exception):
-    """The server does not take this request and would not take it again."""
+    """The server rejected the request permanently."""
 
 
 @dataclass
 class _RetryableError(Exception):
+    """One attempt failed; `after` is the pause in seconds that the server requested."""
+
     reason: str
     after: float | None = None
 
@@ -45,59 +50,39 @@ class _RetryableError(Exception):
 
 
 class _ServerUnreachableError(ConfigError):
-    """There is nothing at this address."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerOptions:
-    """Where a server is and how it may be used.
-
-    Attributes:
-        url: up to and with /v1.
-        model: name under which the server serves it.
-        key_variable: environment variable that holds the key; empty: no key is sent.
-        concurrency: requests in flight.
-        requests_per_second: 0 for no limit.
-        timeout_seconds: of one request, from start to end.
-        attempts: of one request.
-        first_wait: seconds, scale of the growing random waits between attempts.
-    """
-
-    url: str
-    model: str
-    key_variable: str = ""
-    concurrency: int = 8
-    requests_per_second: float = 0.0
-    timeout_seconds: float = 120.0
-    attempts: int = 6
-    first_wait: float = 0.5
+    """The server has no such address."""
 
 
 class ChatClient:
-    """An HTTP client for one server; an asynchronous context manager.
+    """HTTP client for one server; an asynchronous context manager.
 
     Raises:
-        ConfigError: on entering, when the environment variable of the key is empty.
+        ConfigError: on entering, if the environment variable of the key is empty.
     """
 
-    def __init__(self, connection: ServerOptions) -> None:
-        self._connection = connection
-        self._next_place = self._paused_until = 0.0
+    first_delay_seconds = 0.5
+    """Scale of the increasing random delays between attempts."""
+
+    def __init__(self, config: OpenAIServerConfig) -> None:
+        self._config = config
+        self._next_start = self._paused_until = 0.0
         self._key = ""
         self._http: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> Self:
-        variable = self._connection.key_variable
+        variable = self._config.api_key_env
         self._key = os.environ.get(variable, "").strip() if variable else ""
         if variable and not self._key:
-            raise ConfigError(f"{KEY}.key_variable: {variable} is not set", f"export {variable}, or set key_variable to ''")
-        count = self._connection.concurrency + 1
+            raise ConfigError(
+                f"{KEY}.api_key_env: environment variable {variable} is not set", f"export {variable}, or set api_key_env to ''"
+            )
+        count = self._config.concurrency + 1
         self._http = httpx.AsyncClient(
-            base_url=self._connection.url.rstrip("/") + "/",
+            base_url=self._config.url.rstrip("/") + "/",
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=self._connection.timeout_seconds,
+            timeout=self._config.timeout_seconds,
             limits=httpx.Limits(max_connections=count, max_keepalive_connections=count),
-            follow_redirects=False,  # a key must not follow a redirect to somebody else
+            follow_redirects=False,  # the key must not be sent to another server
         )
         return self
 
@@ -108,16 +93,17 @@ class ChatClient:
             await self._http.aclose()
 
     async def chat(self, body: dict[str, Any]) -> tuple[str, str]:
-        """Text of the answer and the model's name as the server gives it.
+        """Request a chat completion; returns the text and the model name reported by the server.
 
         Raises:
-            AwayError, RefusedError: as they say.
-            ConfigError: the server refuses key, model or address, so that no other request could do better.
+            ServerUnavailableError: all attempts failed.
+            RequestRejectedError: the server rejected this request.
+            ConfigError: the server rejects key, model or address, so that all requests would fail.
         """
         return await self._retrying(partial(self._chat_once, body))
 
     async def models(self) -> list[str]:
-        """Names of the models served; empty when the server does not tell.
+        """List the names of the served models; empty if the server does not list them.
 
         Raises:
             ServiceError: the server does not answer.
@@ -126,56 +112,56 @@ class ChatClient:
             return await self._retrying(self._models_once)
         except ServerUnavailableError as error:
             raise ServiceError(
-                f"{KEY}.url: {self._connection.url} does not answer: {error}",
+                f"{KEY}.url: {self._config.url} does not answer: {error}",
                 "start the server, or correct the address",
                 transient=True,
             ) from error
 
-    async def is_away(self) -> bool:
-        """Whether the server, asked something harmless, does not answer either."""
+    async def is_unavailable(self) -> bool:
+        """Whether a request for the list of models fails too."""
         try:
             await self._models_once()
         except _RetryableError:
             return True
         except ConfigError:
-            return False  # it answered
+            return False  # the server answered
         return False
 
     async def _retrying(self, call: Callable[[], Awaitable[Value]]) -> Value:
         attempts = AsyncRetrying(
             retry=retry_if_exception_type(_RetryableError),
-            stop=stop_after_attempt(self._connection.attempts),
+            stop=stop_after_attempt(self._config.max_attempts),
             wait=self._wait,
             reraise=True,
         )
         try:
             return await attempts(call)
         except _RetryableError as error:
-            raise ServerUnavailableError(f"{error} ({self._connection.attempts} attempts)") from error
+            raise ServerUnavailableError(f"{error} ({self._config.max_attempts} attempts)") from error
 
     def _wait(self, state: RetryCallState) -> float:
-        """Random and growing, but never before the server allowed it."""
+        """Random, increasing delay, but at least the pause that the server requested."""
         error = state.outcome.exception() if state.outcome else None
-        jitter = wait_random_exponential(multiplier=self._connection.first_wait, max=MAX_WAIT)(state)
+        jitter = wait_random_exponential(multiplier=self.first_delay_seconds, max=MAX_WAIT)(state)
         after = error.after if isinstance(error, _RetryableError) and error.after is not None else 0.0
         return max(jitter, after)
 
-    async def _turn(self) -> None:
-        """Wait for this request's place under the rate limit and for the end of a pause the server asked for."""
+    async def _wait_for_rate_limit(self) -> None:
+        """Wait for the next start that the rate limit allows, and for the end of a pause that the server requested."""
         loop = asyncio.get_running_loop()
-        rate = self._connection.requests_per_second
+        rate = self._config.requests_per_second
         if rate:
-            place = max(loop.time(), self._next_place)
-            self._next_place = place + 1 / rate
-            await asyncio.sleep(max(0.0, place - loop.time()))
+            start = max(loop.time(), self._next_start)
+            self._next_start = start + 1 / rate
+            await asyncio.sleep(max(0.0, start - loop.time()))
         while (rest := self._paused_until - loop.time()) > 0:
             await asyncio.sleep(rest)
 
     async def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         assert self._http is not None
-        await self._turn()
+        await self._wait_for_rate_limit()
         try:
-            async with asyncio.timeout(self._connection.timeout_seconds):  # httpx's own limit is per read
+            async with asyncio.timeout(self._config.timeout_seconds):  # httpx limits each read only
                 async with self._http.stream(method, path, json=body) as reply:
                     payload = b""
                     async for block in reply.aiter_bytes():
@@ -183,42 +169,42 @@ class ChatClient:
                         if len(payload) > MAX_BODY:
                             raise _RetryableError(f"a reply of more than {MAX_BODY} bytes")
         except TimeoutError as error:
-            raise _RetryableError(f"no reply within {self._connection.timeout_seconds:g} s") from error
+            raise _RetryableError(f"no reply within {self._config.timeout_seconds:g} s") from error
         except httpx.HTTPError as error:
             raise _RetryableError(f"{type(error).__name__}: {error}") from error
         except httpx.InvalidURL as error:
             raise ConfigError(f"{KEY}.url: {error}", "write http://host:port/v1") from error
-        self._judge(reply, payload)
+        self._check_status(reply, payload)
         try:
             return json.loads(payload)
         except (ValueError, RecursionError) as error:
-            raise _RetryableError(f"HTTP {reply.status_code} whose body is not JSON: {self._said(payload)}") from error
+            raise _RetryableError(f"HTTP {reply.status_code} whose body is not JSON: {self._excerpt(payload)}") from error
 
-    def _judge(self, reply: httpx.Response, payload: bytes) -> None:
+    def _check_status(self, reply: httpx.Response, payload: bytes) -> None:
         status = reply.status_code
-        if status in RETRIED:
+        if status in RETRYABLE_STATUS:
             after = _retry_after(reply.headers.get("retry-after"))
-            if after:  # everybody waits: more requests would only prolong it
+            if after:  # all requests pause: further ones would prolong the overload
                 self._paused_until = max(self._paused_until, asyncio.get_running_loop().time() + after)
-            raise _RetryableError(f"HTTP {status}: {self._said(payload)}", after)
+            raise _RetryableError(f"HTTP {status}: {self._excerpt(payload)}", after)
         if status in {401, 403}:
-            where = self._connection.key_variable or "no key_variable is set"
-            raise ConfigError(f"{KEY}.key_variable: the server refuses the key ({where}), HTTP {status}", "correct the key")
+            source = self._config.api_key_env or "api_key_env is empty"
+            raise ConfigError(f"{KEY}.api_key_env: the server rejects the key ({source}), HTTP {status}", "correct the key")
         if status == 404 or 300 <= status < 400:
             raise _ServerUnreachableError(
-                f"{KEY}: HTTP {status} at {reply.url.path}: {self._said(payload)}", "correct url (up to /v1) or model"
+                f"{KEY}: HTTP {status} at {reply.url.path}: {self._excerpt(payload)}", "correct url (including /v1) or model"
             )
         if status >= 400:
-            said = self._said(payload)
-            if "response_format" in said or "guided" in said:
-                raise ConfigError(f"{KEY}.guided: the server does not take it: {said}", "try json_object or none")
-            raise RequestRejectedError(f"HTTP {status}: {said}")
+            excerpt = self._excerpt(payload)
+            if "response_format" in excerpt or "guided" in excerpt:
+                raise ConfigError(f"{KEY}.response_format: the server rejects it: {excerpt}", "set it to json_object or none")
+            raise RequestRejectedError(f"HTTP {status}: {excerpt}")
 
     async def _chat_once(self, body: dict[str, Any]) -> tuple[str, str]:
         value = await self._send("POST", "chat/completions", body)
         try:
             text = value["choices"][0]["message"]["content"]
-            model = value.get("model") or self._connection.model
+            model = value.get("model") or self._config.model
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise _RetryableError("a reply that is no chat completion") from error
         if not isinstance(text, str) or not isinstance(model, str):
@@ -235,14 +221,14 @@ class ChatClient:
             [str(item["id"]) for item in listed if isinstance(item, dict) and "id" in item] if isinstance(listed, list) else []
         )
 
-    def _said(self, payload: bytes) -> str:
-        """Beginning of a server's words for a message: one line, without the key."""
+    def _excerpt(self, payload: bytes) -> str:
+        """Beginning of a reply for messages: one line, without the key."""
         text = " ".join(payload[:2000].decode("utf-8", "replace").split())
         return (text.replace(self._key, "***") if self._key else text)[:200]
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header (a number or a date), None when there is none that can be read."""
+    """Parse a Retry-After header (number or date) to seconds; None if it is missing or malformed."""
     if not value:
         return None
     try:

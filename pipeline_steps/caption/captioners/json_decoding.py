@@ -1,25 +1,28 @@
-"""Decoding that can only write JSON of a schema. The grammar engine is llguidance's; here it meets transformers' `generate`."""
+"""Constrained decoding by a JSON schema: llguidance as a logits processor of transformers' `generate`."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
-
-import torch
-from transformers import LogitsProcessor
+from typing import TYPE_CHECKING, Any
 
 from pipeline_steps.core.errors import ConfigError
 
+if TYPE_CHECKING:
+    import torch
+
+KEY = "caption.vlm.constrained_decoding"
+DISABLE = f"set {KEY}: false"
+
 
 class JsonSchemaGrammar:
-    """A schema compiled against a tokenizer; `processor` gives a fresh state for each call of `generate`.
+    """JSON schema compiled for a tokenizer.
 
     Args:
         tokenizer: fast tokenizer of the model.
         schema: JSON schema.
 
     Raises:
-        ConfigError: llguidance is not installed, or cannot work with this tokenizer or schema.
+        ConfigError: llguidance is not installed, or does not support the tokenizer or the schema.
     """
 
     def __init__(self, tokenizer: Any, schema: dict[str, Any]) -> None:
@@ -28,31 +31,31 @@ class JsonSchemaGrammar:
             import llguidance.hf
         except ImportError as error:
             raise ConfigError(
-                "caption.vlm.constrain needs llguidance, which is not installed",
-                "pip install 'seeing-sound[vlm]', or set caption.vlm.constrain: false",
+                f"{KEY} is true, but llguidance is not installed", f"pip install 'seeing-sound[vlm]', or {DISABLE}"
             ) from error
-        # No free white space: a model that likes blanks would fill its answer with them.
+        # Flexible white space is excluded: a model could fill its response with blanks.
         self._grammar = llguidance.LLMatcher.grammar_from_json_schema(
             json.dumps(schema), overrides={"whitespace_flexible": False}
         )
         try:
             self._tokenizer = llguidance.hf.from_tokenizer(tokenizer)
         except ValueError as error:
-            raise ConfigError(f"caption.vlm.constrain: {error}", "set caption.vlm.constrain: false") from error
+            raise ConfigError(f"{KEY}: {error}", DISABLE) from error
         problem = llguidance.LLMatcher.validate_grammar(self._grammar, self._tokenizer)
         if problem:
-            raise ConfigError(f"caption.vlm.constrain: {problem}", "set caption.vlm.constrain: false")
+            raise ConfigError(f"{KEY}: {problem}", DISABLE)
 
-    def processor(self, batch: int) -> LogitsProcessor:
-        """State for one call of `generate` on `batch` prompts."""
+    def processor(self, batch_size: int) -> GrammarLogitsProcessor:
+        """Logits processor for one call of `generate` on `batch_size` prompts."""
         from llguidance import LLMatcher
 
-        return _GrammarLogitsProcessor(
-            [LLMatcher(self._tokenizer, self._grammar) for _ in range(batch)], self._tokenizer.eos_token
-        )
+        matchers = [LLMatcher(self._tokenizer, self._grammar) for _ in range(batch_size)]
+        return GrammarLogitsProcessor(matchers, self._tokenizer.eos_token)
 
 
-class _GrammarLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
+class GrammarLogitsProcessor:
+    """Logits processor (transformers calls it by its signature) that masks all tokens which the grammar does not allow."""
+
     def __init__(self, matchers: list[Any], eos: int) -> None:
         self._matchers = matchers
         self._eos = eos
@@ -60,6 +63,7 @@ class _GrammarLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         import llguidance.torch
+        import torch
 
         if self._mask is None:
             words = (scores.shape[1] + 31) // 32
@@ -68,10 +72,10 @@ class _GrammarLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
             for matcher, token in zip(self._matchers, input_ids[:, -1].tolist(), strict=True):
                 if not matcher.is_stopped():
                     matcher.consume_token(token)
-        self._mask.zero_()  # beyond the tokenizer's vocabulary nothing is allowed
+        self._mask.zero_()  # entries beyond the tokenizer's vocabulary stay masked
         for row, matcher in enumerate(self._matchers):
             if matcher.is_stopped():
-                self._mask[row, self._eos // 32] = _bit(self._eos % 32)
+                self._mask[row, self._eos // 32] = _signed_bit(self._eos % 32)
             else:
                 llguidance.torch.fill_next_token_bitmask(matcher, self._mask, row)
         bits = torch.arange(32, dtype=torch.int32, device=scores.device)
@@ -79,6 +83,6 @@ class _GrammarLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         return scores.masked_fill(allowed.flatten(1)[:, : scores.shape[1]] == 0, float("-inf"))
 
 
-def _bit(place: int) -> int:
-    """2 ** place as a signed 32-bit number."""
+def _signed_bit(place: int) -> int:
+    """2 ** place as a signed 32-bit integer."""
     return (1 << place) - (1 << 32 if place == 31 else 0)

@@ -1,4 +1,4 @@
-"""Captioner `endpoint`: any OpenAI-compatible server (vLLM, SGLang, Ollama) with a vision-language model behind it."""
+"""Captioner `openai_server`: a vision-language model on an OpenAI-compatible server (vLLM, SGLang, Ollama)."""
 
 from __future__ import annotations
 
@@ -6,156 +6,151 @@ import asyncio
 import base64
 import difflib
 import io
-import logging
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self
 
-from pipeline_steps.caption.captioners.base import CaptionResult, EventSelection
-from pipeline_steps.caption.captioners.chat_client import (
-    ChatClient,
-    RequestRejectedError,
-    ServerOptions,
-    ServerUnavailableError,
-)
+from pydantic import Field
+
+from pipeline_steps.caption.captioners.base import CAPTIONERS, CaptionFailure, Name
+from pipeline_steps.caption.captioners.chat_client import KEY, ChatClient, RequestRejectedError, ServerUnavailableError
 from pipeline_steps.caption.captioners.prompt import (
-    PROMPT_VERSION,
-    VERDICT_SCHEMA,
-    CaptionFailure,
+    YES_NO_SCHEMA,
     ResponseParseError,
-    answer_schema,
     caption_prompt,
-    parse_answer,
+    parse_response,
     parse_yes_no,
+    response_schema,
 )
 from pipeline_steps.caption.captioners.vlm_response import (
-    VlmPromptOptions,
+    GenerativeCaptioner,
     VlmResponse,
-    select_events,
     verification_prompts,
     with_verification,
 )
 from pipeline_steps.core.array_types import ByteArray
+from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.errors import ConfigError, ServiceError
-from pipeline_steps.models.base import SoundEvent
-
-log = logging.getLogger(__name__)
-
-KEY = "caption.endpoint"
-Name = TypeVar("Name")
 
 
-class OpenAIServerCaptioner:
-    """`SoundCaptioner` by a server. Answers come as they come; each carries the name of its picture.
+class OpenAIServerConfig(StageConfig):
+    """Group `caption.openai_server`. The key is read from the environment only."""
 
-    Args:
-        connection: address, model, key and limits.
-        families: of the model's vision tower, as the user knows them; no judge may be of one.
-        guided: what the server is asked to keep: json_schema, json_object or none.
-        rules: how an answer becomes a caption.
-        asking: how it is asked.
-    """
+    url: str = Field(
+        default="http://127.0.0.1:8000/v1", pattern=r"^https?://[^\s@]+$", description="address of the server, including /v1"
+    )
+    model: str = Field(default="", max_length=500, description="model name on the server")
+    vision_families: list[str] = Field(
+        default_factory=list, description="families of the model's vision tower, e.g. [clip]; judges of these are rejected"
+    )
+    api_key_env: str = Field(
+        default="", pattern=r"^[A-Za-z0-9_]*$", description="environment variable that contains the key; empty: no key"
+    )
+    response_format: Literal["json_schema", "json_object", "none"] = Field(
+        default="json_schema", description="format that the server is requested to enforce"
+    )
+    concurrency: int = Field(default=8, ge=1, le=1024, description="concurrent requests")
+    requests_per_second: float = Field(default=0.0, ge=0, le=10_000, description="rate limit; 0: no limit")
+    timeout_seconds: float = Field(default=120.0, gt=0, le=3600, description="time limit of one request")
+    max_attempts: int = Field(default=6, ge=1, le=20, description="attempts per request, with increasing delays")
 
-    name = "endpoint"
+
+@CAPTIONERS.register("openai_server")
+class OpenAIServerCaptioner(GenerativeCaptioner):
+    """Captioner from an OpenAI-compatible server; responses arrive in any order, each with the name of its image."""
+
+    config_class = OpenAIServerConfig
+    name = "endpoint"  # former name of this captioner; part of the fingerprint of existing caches
     version = 1
 
-    def __init__(
-        self,
-        connection: ServerOptions,
-        families: Sequence[str] = (),
-        guided: str = "json_schema",
-        rules: EventSelection | None = None,
-        asking: VlmPromptOptions | None = None,
-    ) -> None:
-        self.connection, self.guided = connection, guided
-        self.rules, self.asking = rules or EventSelection(), asking or VlmPromptOptions()
-        self._families = tuple(sorted(set(families)))
+    @classmethod
+    def check_config(cls, config: OpenAIServerConfig, executor: str) -> None:
+        if not config.model:
+            raise ValueError("openai_server.model is empty; captioner 'openai_server' requires the model name on the server")
+        if executor != "local":
+            raise ValueError(
+                f"executor is {executor!r}; captioner 'openai_server' requires 'local', because its limits apply per process"
+            )
 
     @property
     def families(self) -> tuple[str, ...]:
-        """The model's name and the families the user gave."""
-        return tuple(sorted({*self._families, self.connection.model}))
+        """Model name and configured families."""
+        return tuple(sorted({*self.config.vision_families, self.config.model}))
 
     @property
-    def family(self) -> str:
-        """The families in one word."""
-        return "+".join(self.families)
+    def families_complete(self) -> bool:
+        return len(self.families) > 1
 
-    def describe_answers(self) -> dict[str, Any]:
-        """Everything but the picture that shapes an answer, as far as one can know it of a server: not where it stands."""
-        asking = [self.asking.max_events, self.asking.max_new, self.asking.verify]
-        prompt = {"version": PROMPT_VERSION, "text": caption_prompt(self.asking.max_events)}
-        decoding = {"temperature": 0, "guided": self.guided}
-        model = {"name": self.name, "version": self.version, "model": self.connection.model}
-        return {**model, "asking": asking, **decoding, "prompt": prompt}
-
-    def describe(self) -> dict[str, Any]:
-        """`describe_answers`, the family, and the rules that turn an answer into a caption."""
-        rules = [self.rules.max_events, self.rules.min_confidence, self.rules.min_share, self.asking.min_verified]
-        return {**self.describe_answers(), "family": self.family, "rules": rules}
+    def describe_prediction(self) -> dict[str, Any]:
+        # Without the address: the same model may be served elsewhere.
+        decoding = {"temperature": 0, "guided": self.config.response_format}
+        model = {"name": self.name, "version": self.version, "model": self.config.model}
+        return {**model, **decoding, **self.describe_prompt()}
 
     def load(self) -> Self:
-        """Check that the server is there, takes the key and serves the model, as far as it says.
+        """Check that the server is available, accepts the key and serves the model, if it lists its models.
 
         Raises:
-            ConfigError: no key in the environment, the key is refused, or the model is not served.
+            ConfigError: the key is missing or rejected, or the model is not served.
             ServiceError: the server does not answer.
         """
         with asyncio.Runner() as runner:
-            served = runner.run(self._served())
-        if served and self.connection.model not in served:
-            close = difflib.get_close_matches(self.connection.model, served, n=1)
+            served = runner.run(self._served_models())
+        model = self.config.model
+        if served and model not in served:
+            close = difflib.get_close_matches(model, served, n=1)
             raise ConfigError(
-                f"{KEY}.model: the server does not serve {self.connection.model}",
-                f"did you mean {close[0]}?" if close else f"it serves {', '.join(served[:5])}",
+                f"{KEY}.model: the server does not serve {model}",
+                f"did you mean {close[0]}?" if close else f"choose one of {', '.join(served[:5])}",
             )
         return self
 
-    async def _served(self) -> list[str]:
-        async with ChatClient(self.connection) as client:
+    async def _served_models(self) -> list[str]:
+        async with ChatClient(self.config) as client:
             return await client.models()
 
-    def stream(self, pictures: Iterable[tuple[Name, ByteArray]]) -> Iterator[tuple[Name, VlmResponse | CaptionFailure]]:
-        """Answers with the names of their pictures, in order of completion; `concurrency` pictures are on their way at a time.
+    def stream(self, images: Iterable[tuple[Name, ByteArray]]) -> Iterator[tuple[Name, VlmResponse | CaptionFailure]]:
+        """Responses with the names of their images, in order of completion, from `concurrency` concurrent requests.
 
-        A picture that the server fails on while it answers others is that picture's trouble; a server that is away is not.
+        An error is a failure of one image if the server answers for other images; otherwise the server is unavailable.
 
         Raises:
-            ConfigError: the server refuses key, model or address.
-            ServiceError: the server is away; what was yielded stays valid.
+            ConfigError: the server rejects key, model or address.
+            ServiceError: the server is unavailable; results yielded before stay valid.
         """
-        source = iter(pictures)
+        source = iter(images)
         tasks: dict[asyncio.Task[VlmResponse | CaptionFailure], Name] = {}
+        concurrency = self.config.concurrency
         with asyncio.Runner() as runner:
             loop = runner.get_loop()
-            client = ChatClient(self.connection)
+            client = ChatClient(self.config)
             runner.run(client.__aenter__())
             try:
                 exhausted = False
                 answered, unreached = False, 0
                 while True:
-                    while not exhausted and len(tasks) < self.connection.concurrency:
+                    while not exhausted and len(tasks) < concurrency:
                         try:
-                            name, picture = next(source)
+                            name, image = next(source)
                         except StopIteration:
                             exhausted = True
                         else:
-                            tasks[loop.create_task(self._answer(client, picture))] = name
+                            tasks[loop.create_task(self._respond(client, image))] = name
                     if not tasks:
                         break
-                    done, _ = runner.run(_first(list(tasks)))
-                    # What was answered is handed out before an error of a neighbour ends it all.
+                    done, _ = runner.run(_first_completed(list(tasks)))
+                    # Completed responses are yielded before the error of another request is raised.
                     for task in sorted(done, key=lambda task: task.exception() is not None):
                         name = tasks.pop(task)
                         result = task.result()
                         if isinstance(result, CaptionFailure) and result.code == "CAPTION_UNREACHED":
                             unreached += 1
-                            if unreached > self.connection.concurrency:
-                                raise self._away(result.reason)
+                            if unreached > concurrency:
+                                raise self._unavailable_error(result.reason)
                         else:
                             answered, unreached = True, 0
                         yield name, result
                 if unreached and not answered:
-                    raise self._away(result.reason)
+                    raise self._unavailable_error(result.reason)
             finally:
                 for task in tasks:
                     task.cancel()
@@ -163,76 +158,66 @@ class OpenAIServerCaptioner:
                     runner.run(_gather_ignoring_errors(list(tasks)))
                 runner.run(client.__aexit__(None, None, None))
 
-    def look(self, images: Sequence[ByteArray]) -> list[VlmResponse | CaptionFailure]:
-        """Answer to each picture, in their order, or why there is none."""
-        found = dict(self.stream(enumerate(images)))
-        return [found[place] for place in range(len(images))]
+    def predict(self, images: Sequence[ByteArray]) -> list[VlmResponse | CaptionFailure]:
+        results = dict(self.stream(enumerate(images)))
+        return [results[place] for place in range(len(images))]
 
-    def caption(self, images: Sequence[ByteArray]) -> list[list[SoundEvent]]:
-        """Events of each picture, most prominent first; an empty list when it suggests no sound or gave no answer."""
-        answers = self.look(images)
-        return [[] if isinstance(answer, CaptionFailure) else list(self.compose(answer).events) for answer in answers]
-
-    def compose(self, answer: VlmResponse) -> CaptionResult:
-        """The caption of an answer, with this captioner's rules."""
-        return select_events(answer, self.rules, self.asking.min_verified)
-
-    async def _answer(self, client: ChatClient, picture: ByteArray) -> VlmResponse | CaptionFailure:
-        image = {"type": "image_url", "image_url": {"url": _data_url(picture)}}
-        count = self.asking.max_events
-        unreadable = ""
+    async def _respond(self, client: ChatClient, pixels: ByteArray) -> VlmResponse | CaptionFailure:
+        image = {"type": "image_url", "image_url": {"url": _data_url(pixels)}}
+        count, prompt = self.options.selection.max_events, self.options.prompt
+        parse_error = ""
         try:
             for attempt in (1, 2):
-                text, model = await self._say(
-                    client, image, caption_prompt(count, unreadable), answer_schema(count), self.asking.max_new
+                text, model = await self._chat(
+                    client, image, caption_prompt(count, parse_error), response_schema(count), prompt.max_new_tokens
                 )
                 try:
-                    answer = VlmResponse(parse_answer(text, count), model, attempt)
+                    response = VlmResponse(parse_response(text, count), model, attempt)
                 except ResponseParseError as error:
-                    unreadable = str(error)
+                    parse_error = str(error)
                     continue
-                return await self._verified(client, image, answer) if self.asking.verify else answer
-            return CaptionFailure("CAPTION_UNREADABLE", f"{unreadable}, twice; the answer begins: {text[:80]!r}")
+                return await self._verify(client, image, response) if prompt.verify_events else response
+            return CaptionFailure("CAPTION_UNREADABLE", f"{parse_error}, twice; the response begins: {text[:80]!r}")
         except RequestRejectedError as error:
             return CaptionFailure("CAPTION_REFUSED", str(error))
         except ServerUnavailableError as error:
-            if await client.is_away():
-                raise self._away(str(error)) from error
+            if await client.is_unavailable():
+                raise self._unavailable_error(str(error)) from error
             return CaptionFailure("CAPTION_UNREACHED", str(error))
 
-    def _away(self, reason: str) -> ServiceError:
-        action = "start the server and run again; finished pictures are kept"
-        return ServiceError(f"{KEY}.url: {self.connection.url} is away: {reason}", action, transient=True)
+    def _unavailable_error(self, reason: str) -> ServiceError:
+        action = "start the server and run again; finished images are in the cache"
+        return ServiceError(f"{KEY}.url: {self.config.url} is unavailable: {reason}", action, transient=True)
 
-    async def _verified(self, client: ChatClient, image: dict[str, Any], answer: VlmResponse) -> VlmResponse | CaptionFailure:
-        chances: list[float] = []
-        for question in verification_prompts(answer):
-            text, _ = await self._say(client, image, question, VERDICT_SCHEMA, 32)
+    async def _verify(self, client: ChatClient, image: dict[str, Any], response: VlmResponse) -> VlmResponse | CaptionFailure:
+        probabilities: list[float] = []
+        for question in verification_prompts(response):
+            text, _ = await self._chat(client, image, question, YES_NO_SCHEMA, 32)
             try:
-                chances.append(1.0 if parse_yes_no(text) else 0.0)
+                probabilities.append(1.0 if parse_yes_no(text) else 0.0)
             except ResponseParseError as error:
                 return CaptionFailure("CAPTION_UNREADABLE", f"second question: {error}: {text[:80]!r}")
-        return with_verification(answer, chances)
+        return with_verification(response, probabilities)
 
-    async def _say(
-        self, client: ChatClient, image: dict[str, Any], text: str, schema: dict[str, Any], max_new: int
+    async def _chat(
+        self, client: ChatClient, image: dict[str, Any], text: str, schema: dict[str, Any], max_tokens: int
     ) -> tuple[str, str]:
         body: dict[str, Any] = {
-            "model": self.connection.model,
+            "model": self.config.model,
             "messages": [{"role": "user", "content": [image, {"type": "text", "text": text}]}],
-            "max_tokens": max_new,
+            "max_tokens": max_tokens,
             "temperature": 0,
             "seed": 0,
         }
-        if self.guided == "json_schema":
-            described = {"name": "answer", "schema": schema, "strict": True}
-            body["response_format"] = {"type": "json_schema", "json_schema": described}
-        elif self.guided == "json_object":
+        if self.config.response_format == "json_schema":
+            named = {"name": "answer", "schema": schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": named}
+        elif self.config.response_format == "json_object":
             body["response_format"] = {"type": "json_object"}
         return await client.chat(body)
 
 
-async def _first(tasks: list[asyncio.Task[Any]]) -> tuple[set[asyncio.Task[Any]], set[asyncio.Task[Any]]]:
+async def _first_completed(tasks: list[asyncio.Task[Any]]) -> tuple[set[asyncio.Task[Any]], set[asyncio.Task[Any]]]:
     return await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
@@ -240,9 +225,9 @@ async def _gather_ignoring_errors(tasks: list[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _data_url(picture: ByteArray) -> str:
+def _data_url(pixels: ByteArray) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -1,6 +1,6 @@
-"""What a vision-language model is asked, the schema of its answer, and how the answer is read. Pure.
+"""Prompts of vision-language models, the JSON schema of responses, and their parsers. No I/O.
 
-Whatever comes back is data from a stranger: it is bounded, checked against the schema, and never evaluated.
+Responses are untrusted: their length is limited, they are checked against the schema, and they are never evaluated.
 """
 
 from __future__ import annotations
@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
+
+from pydantic import Field
+
+from pipeline_steps.core.config import StageConfig
 
 PROMPT_VERSION = 1
-"""Raise it with every change of a text or of the schema below: it is part of the memo's fingerprint."""
+"""Part of the fingerprint of the cache. Raise it with every change of a prompt or of the schema."""
 
-MAX_ANSWER = 100_000
+MAX_RESPONSE = 100_000
 MAX_PHRASE = 80
 SCALE = 10
 
@@ -36,23 +40,42 @@ Answer with JSON alone, like this: \
 {{"events": [{{"sound": "a dog barking", "source": "dog", "visible": true, "distance": "near", "salience": 8, \
 "likelihood": 9}}]}} or {{"events": []}}"""
 
-_AGAIN = "\n\nYour last answer could not be read ({reason}). Answer again, with the JSON object alone, and keep it short."
+_RETRY = "\n\nYour last answer could not be read ({reason}). Answer again, with the JSON object alone, and keep it short."
 
 _QUESTION = 'Could one hear "{sound}" at the place and moment this picture shows? Answer yes or no.'
 
-VERDICT_SCHEMA: dict[str, Any] = {
+YES_NO_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"heard": {"type": "boolean"}},
     "required": ["heard"],
     "additionalProperties": False,
 }
-"""Answer to the second question, where a server is asked for JSON."""
+"""JSON schema of the response to `verify_prompt`, for servers."""
+
+
+class PromptConfig(StageConfig):
+    """Group `caption.prompt`: prompt options of captioners that use a vision-language model."""
+
+    max_new_tokens: int = Field(default=400, ge=16, le=8192, description="maximum length of a response in tokens")
+    verify_events: bool = Field(default=False, description="ask a second question for each event: could one hear it here?")
+    min_yes_probability: float = Field(
+        default=0.5, ge=0, le=1, description="verified events with a lower probability of yes are dropped"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class PredictedEvent:
-    """One event as a model answered it. `salience` and `likelihood` are 0..1; `verified` is the probability of a yes to the
-    second question, or None when it was not asked."""
+    """Sound event of a response; its fields are columns of cached rows.
+
+    Attributes:
+        sound: acoustic phrase.
+        source: object that makes the sound.
+        visible: whether the image shows the source.
+        near: whether the source is near the viewer.
+        salience: 0..1.
+        likelihood: 0..1.
+        verified: probability of yes to `verify_prompt`; None if events are not verified.
+    """
 
     sound: str
     source: str
@@ -63,41 +86,30 @@ class PredictedEvent:
     verified: float | None = None
 
 
-class CaptionFailure(NamedTuple):
-    """Why a picture has no answer: a code of the quarantine and one line.
-
-    CAPTION_FAILED (the model raised), CAPTION_UNREADABLE (no JSON of the schema, twice), CAPTION_REFUSED (the server does not
-    take the request), CAPTION_UNREACHED (the server failed on this picture each time, and on others not).
-    """
-
-    code: str
-    reason: str
-
-
 class ResponseParseError(ValueError):
-    """An answer that is not JSON of the schema."""
+    """A response that does not match the schema."""
 
 
-def caption_prompt(max_events: int, unreadable: str = "") -> str:
-    """The question about a picture; `unreadable` says what was wrong with the last answer to it."""
-    return _PROMPT.format(count=max_events) + (_AGAIN.format(reason=unreadable[:200]) if unreadable else "")
+def caption_prompt(max_events: int, parse_error: str = "") -> str:
+    """Prompt for the events of an image; `parse_error` is the reason why the previous response was rejected."""
+    return _PROMPT.format(count=max_events) + (_RETRY.format(reason=parse_error[:200]) if parse_error else "")
 
 
-def verify_prompt(sound: str) -> str:
-    """The second question, about one event. Quotes and line breaks of the phrase are taken out: it is a quotation."""
-    return _QUESTION.format(sound=" ".join(sound.replace('"', "'").split())[:MAX_PHRASE])
+def verify_prompt(phrase: str) -> str:
+    """Yes-or-no question about one event; quotes and line breaks are removed, so that the phrase stays a quotation."""
+    return _QUESTION.format(sound=" ".join(phrase.replace('"', "'").split())[:MAX_PHRASE])
 
 
-def answer_schema(max_events: int) -> dict[str, Any]:
-    """JSON schema of the answer, with every length bounded so that constrained decoding always ends."""
-    share = {"type": "integer", "minimum": 0, "maximum": SCALE}
+def response_schema(max_events: int) -> dict[str, Any]:
+    """JSON schema of responses to `caption_prompt`; all lengths are bounded, so that constrained decoding always ends."""
+    scale = {"type": "integer", "minimum": 0, "maximum": SCALE}
     event = {
         "sound": {"type": "string", "minLength": 3, "maxLength": MAX_PHRASE},
         "source": {"type": "string", "minLength": 1, "maxLength": 40},
         "visible": {"type": "boolean"},
         "distance": {"enum": ["near", "far"]},
-        "salience": share,
-        "likelihood": share,
+        "salience": scale,
+        "likelihood": scale,
     }
     item = {"type": "object", "properties": event, "required": list(event), "additionalProperties": False}
     return {
@@ -108,34 +120,33 @@ def answer_schema(max_events: int) -> dict[str, Any]:
     }
 
 
-def parse_answer(text: str, max_events: int) -> tuple[PredictedEvent, ...]:
-    """Events of an answer; JSON within prose or a code fence is found, of a list that was cut short the whole events count.
+def parse_response(text: str, max_events: int) -> tuple[PredictedEvent, ...]:
+    """Parse the events of a response, also within prose or a code fence; a truncated list gives its complete events.
 
     Raises:
-        UnreadableError: no list of events is in the text, or an event breaks the schema.
+        ResponseParseError: there is no list of events, or an event does not match the schema.
     """
-    body = re.sub(r"<think>.*?</think>", "", text[:MAX_ANSWER], flags=re.DOTALL)
-    found = re.search(r'"events"\s*:\s*\[|^\s*(?:```(?:json)?\s*)?\[', body)
-    if not found:
+    body = re.sub(r"<think>.*?</think>", "", text[:MAX_RESPONSE], flags=re.DOTALL)
+    start = re.search(r'"events"\s*:\s*\[|^\s*(?:```(?:json)?\s*)?\[', body)
+    if not start:
         raise ResponseParseError("no JSON list of events")
-    items = _items(body, found.end())
-    return tuple(_heard(item) for item in items[:max_events])
+    return tuple(_parse_event(item) for item in _list_items(body, start.end())[:max_events])
 
 
 def parse_yes_no(text: str) -> bool:
-    """Whether an answer to the second question says yes.
+    """Parse the response to `verify_prompt`; true means yes.
 
     Raises:
-        UnreadableError: it says neither yes nor no.
+        ResponseParseError: the response says neither yes nor no.
     """
-    found = re.search(r"\b(true|false|yes|no)\b", text[:MAX_ANSWER].lower())
+    found = re.search(r"\b(true|false|yes|no)\b", text[:MAX_RESPONSE].lower())
     if not found:
         raise ResponseParseError("neither yes nor no")
     return found.group() in {"true", "yes"}
 
 
-def _items(body: str, position: int) -> list[Any]:
-    """Values of the list that begins at `position`; a list that ends in the middle of its second or a later value is mended."""
+def _list_items(body: str, position: int) -> list[Any]:
+    """Decode the list that begins at `position`; a list truncated after its first value gives the complete values."""
     decoder = json.JSONDecoder()
     items: list[Any] = []
     while True:
@@ -153,7 +164,7 @@ def _items(body: str, position: int) -> list[Any]:
         position += length
 
 
-def _heard(item: Any) -> PredictedEvent:
+def _parse_event(item: Any) -> PredictedEvent:
     if not isinstance(item, dict):
         raise ResponseParseError("an event is not an object")
     sound, source = item.get("sound"), item.get("source", "")
@@ -165,10 +176,11 @@ def _heard(item: Any) -> PredictedEvent:
     if not isinstance(visible, bool):
         raise ResponseParseError("visible is not true or false")
     near = str(item.get("distance", "near")).strip().lower() != "far"
-    return PredictedEvent(sound.strip(), source.strip(), visible, near, _share(item, "salience"), _share(item, "likelihood"))
+    salience, likelihood = _parse_scale(item, "salience"), _parse_scale(item, "likelihood")
+    return PredictedEvent(sound.strip(), source.strip(), visible, near, salience, likelihood)
 
 
-def _share(item: dict[str, Any], name: str) -> float:
+def _parse_scale(item: dict[str, Any], name: str) -> float:
     value = item.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= SCALE:
         raise ResponseParseError(f"{name} is not a number from 0 to {SCALE}")

@@ -1,60 +1,58 @@
-"""The embedded captioner: picture tags, and a hand-reviewed lexicon that says what each tagged thing sounds like.
+"""Captioner `tagger`: image labels of ImageNet classifiers, mapped to sound events by a hand-reviewed lexicon.
 
-A tagger, not a language model: it knows the 1000 ImageNet labels (and, as an option, the 80 COCO objects) and nothing else.
+It is no language model: its vocabulary is the 1000 ImageNet labels and, as an option, the 80 COCO objects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
+import pyarrow as pa
+from pydantic import Field
 
-from pipeline_steps.caption.captioners.base import CaptionResult, EventSelection
+from pipeline_steps.caption.captioners.base import (
+    CAPTIONERS,
+    Captioner,
+    CaptionOptions,
+    CaptionResult,
+    EventSelection,
+    SoundEvent,
+)
+from pipeline_steps.caption.lexicon import COCO, IMAGENET, Lexicon, LexiconEntry, load_label_prior, load_lexicon
 from pipeline_steps.core.array_types import ByteArray, FloatArray
+from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.hashing import fingerprint
-from pipeline_steps.models.base import SoundEvent
-from pipeline_steps.models.vision.efficientnet_lite import EfficientNetLite, EfficientNetLite0, EfficientNetLite3
-from pipeline_steps.models.vision.image_transforms import Framing
-
-IMAGENET = "imagenet"
-COCO = "coco"
-MODELS: dict[str, type[EfficientNetLite]] = {model.name: model for model in (EfficientNetLite0, EfficientNetLite3)}
-"""Taggers of the vocabulary IMAGENET, by name."""
-SILENT_SHARE = 0.5
-"""Probability of silent labels from which an abstaining picture is called silent rather than unclear."""
-
-
-@dataclass(frozen=True, slots=True)
-class LexiconEntry:
-    """One line of the lexicon: a sound that a labelled thing suggests.
-
-    Attributes:
-        sound: short acoustic phrase, e.g. "dog barking".
-        source: what makes it.
-        visible: whether the labelled thing itself makes it (else the scene around it does).
-        salience: 0..1, prominence among the sounds of this thing.
-        audibility: 0..1, how likely one hears it when the thing is there.
-    """
-
-    sound: str
-    source: str
-    visible: bool
-    salience: float
-    audibility: float
-
 
 PRIOR_FLOOR = 1e-3
+SILENT_FRACTION = 0.5
+"""Probability of silent labels from which an abstention has the code NO_SOUND instead of LOW_CONFIDENCE."""
 
-Lexicon = Mapping[tuple[str, int], Sequence[LexiconEntry]]
-"""(vocabulary, label index) -> sounds; an empty sequence says that the thing is silent."""
+
+class TaggerConfig(StageConfig):
+    """Group `caption.tagger`."""
+
+    detectors: list[Literal["ssd"]] = Field(
+        default_factory=list, max_length=1, description="object detectors to add; `ssd` excludes judges of family ssd-mobilenet"
+    )
+    models: list[Literal["efficientnet_lite0", "efficientnet_lite3"]] = Field(
+        ["efficientnet_lite0", "efficientnet_lite3"],
+        min_length=1,
+        max_length=2,
+        description="classifiers whose probabilities are averaged, in any order",
+    )
+    crops: list[Literal["crop", "pad", "stretch"]] = Field(
+        ["crop"], min_length=1, max_length=3, description="square versions of an image whose probabilities are averaged"
+    )
+    min_probability: float = Field(1e-3, gt=0, lt=1, description="labels below this probability are not cached")
+    prior_strength: float = Field(1.0, ge=0, le=1, description="exponent of the correction by the label prior; 0 disables it")
 
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """A label seen in a picture with its probability."""
+    """Label of an image with its probability."""
 
     vocabulary: str
     index: int
@@ -63,15 +61,15 @@ class LabelScore:
 
 
 def discount_label_prior(tags: Sequence[LabelScore], prior: Mapping[int, float], strength: float) -> list[LabelScore]:
-    """Tags with ImageNet probabilities divided by (prior + 0.001) ** strength and scaled back to their sum.
+    """Divide ImageNet probabilities by (prior + 0.001) ** strength and rescale them to their former sum.
 
-    A network that sees a drawing unlike any photograph falls back on a few labels (piggy bank, whistle, nipple), whatever is
-    drawn. How often it says each label over many pictures tells which; no label of a picture is needed for that.
+    On drawings, the classifiers favor a few labels (piggy bank, whistle, nipple) whatever the content. The mean probability of
+    each label over many images identifies these labels without ground truth.
 
     Args:
-        tags: of one picture.
-        prior: mean probability of each ImageNet index; a missing one counts as 0.
-        strength: 0 changes nothing, 1 is Bayes' rule with an even prior instead.
+        tags: labels of one image.
+        prior: mean probability of each ImageNet index; 0 if missing.
+        strength: 0 changes nothing; 1 replaces the prior by a uniform one (Bayes' rule).
     """
     if strength == 0.0:
         return list(tags)
@@ -86,147 +84,137 @@ def discount_label_prior(tags: Sequence[LabelScore], prior: Mapping[int, float],
 
 
 def tags_to_events(tags: Sequence[LabelScore], lexicon: Lexicon) -> list[SoundEvent]:
-    """Every sound that the tags of one picture suggest, by salience x confidence.
+    """Map the labels of an image to all sound events of the lexicon, highest weight first.
 
-    Within a vocabulary whose labels exclude each other (ImageNet's softmax) the probabilities of the labels that share a
-    phrase add up: 118 breeds are one `dog barking`. Between vocabularies, which see independently, confidences combine by
-    noisy-or. With p the label's probability, a its audibility and s its salience for a phrase:
-    confidence = 1 - prod over vocabularies (1 - sum p a), salience = sum(p s) / sum(p).
+    ImageNet labels exclude each other (softmax), so the probabilities of labels with the same phrase are added: 118 breeds
+    become one `dog barking`. Vocabularies are independent, so their confidences are combined by noisy-or. For a phrase with
+    label probabilities p, audibilities a and saliences s: confidence = 1 - prod over vocabularies (1 - sum p a) and
+    salience = sum(p s) / sum(p).
     """
-    said: dict[str, list[tuple[LabelScore, LexiconEntry]]] = {}
+    by_phrase: dict[str, list[tuple[LabelScore, LexiconEntry]]] = {}
     for tag in tags:
         for entry in lexicon.get((tag.vocabulary, tag.index), ()):
-            said.setdefault(entry.sound, []).append((tag, entry))
+            by_phrase.setdefault(entry.phrase, []).append((tag, entry))
     events = []
-    for sound, evidence in said.items():
-        unheard = 1.0
+    for phrase, evidence in by_phrase.items():
+        inaudible = 1.0
         for vocabulary in sorted({tag.vocabulary for tag, _ in evidence}):
-            heard = sum(tag.probability * entry.audibility for tag, entry in evidence if tag.vocabulary == vocabulary)
-            unheard *= 1.0 - min(1.0, heard)
+            audible = sum(tag.probability * entry.audibility for tag, entry in evidence if tag.vocabulary == vocabulary)
+            inaudible *= 1.0 - min(1.0, audible)
         mass = sum(tag.probability for tag, _ in evidence)
         salience = sum(tag.probability * entry.salience for tag, entry in evidence) / mass if mass > 0 else 0.0
-        entry = max(evidence, key=lambda pair: pair[0].probability)[1]  # the likeliest label says what makes the sound
-        events.append(SoundEvent(sound, entry.source, entry.visible, min(1.0, salience), 1.0 - unheard))
-    return sorted(events, key=lambda event: (-event.salience * event.confidence, event.sound))
+        entry = max(evidence, key=lambda pair: pair[0].probability)[1]  # the most probable label determines the source
+        events.append(SoundEvent(phrase, entry.sound_source, entry.visible, min(1.0, salience), 1.0 - inaudible))
+    return sorted(events, key=lambda event: (-event.weight, event.phrase))
 
 
-def select_events(tags: Sequence[LabelScore], lexicon: Lexicon, rules: EventSelection) -> CaptionResult:
-    """Tags of one picture -> its caption: up to `max_events` events, or a reason to abstain and guesses."""
+def select_events(tags: Sequence[LabelScore], lexicon: Lexicon, selection: EventSelection) -> CaptionResult:
+    """Select the events of an image from its labels, or abstain with a reason and guesses."""
     events = tags_to_events(tags, lexicon)
     score = max((event.confidence for event in events), default=0.0)
-    floor = rules.min_share * max((event.salience * event.confidence for event in events), default=0.0)
-    kept = tuple(event for event in events if event.salience * event.confidence >= floor)[: rules.max_events]
-    if kept and score > 0 and score >= rules.min_confidence:
+    min_weight = selection.min_relative_weight * max((event.weight for event in events), default=0.0)
+    kept = tuple(event for event in events if event.weight >= min_weight)[: selection.max_events]
+    if kept and score > 0 and score >= selection.min_confidence:
         return CaptionResult(kept, "", "", score)
     top = ", ".join(f"{tag.label} {tag.probability:.2f}" for tag in sorted(tags, key=lambda tag: -tag.probability)[:3])
     silent = sum(tag.probability for tag in tags if tag.vocabulary == IMAGENET and not lexicon.get((IMAGENET, tag.index)))
-    if silent >= SILENT_SHARE:
+    if silent >= SILENT_FRACTION:
         return CaptionResult((), "NO_SOUND", f"what is seen makes no sound: {top}", score, kept)
-    reason = f"no sound is likely enough (best {score:.2f} of {rules.min_confidence:.2f}): {top}"
+    reason = f"no sound is likely enough (best {score:.2f} of {selection.min_confidence:.2f}): {top}"
     return CaptionResult((), "LOW_CONFIDENCE", reason, score, kept)
 
 
-class TaggerCaptioner:
-    """`SoundCaptioner` from the tags of EfficientNet-Lite networks and a lexicon.
+@CAPTIONERS.register("tagger")
+class TaggerCaptioner(Captioner[list[LabelScore]]):
+    """Captioner from labels of EfficientNet-Lite classifiers and a lexicon. A prediction is the list of labels.
 
     Args:
-        assets: folder written by the `assets` stage.
-        lexicon: what each label sounds like.
-        rules: how tags become events.
-        detectors: further taggers; `ssd` adds SSD-MobileNet-v2's COCO objects (then no judge may be of its family).
-        views: framings of the picture whose probabilities are averaged.
-        models: names in `MODELS` whose probabilities are averaged, in any order.
-        min_probability: tags below it are not kept.
-        prior: how often the tagger says each ImageNet index over many pictures.
-        prior_strength: how far its favourites are discounted, see `without_prior`.
+        config: group `caption.tagger`.
+        options: options of the stage.
+        lexicon: sound events of each label; the default is the lexicon of the package.
+        prior: mean probability of each ImageNet index; the default is the prior of the package.
     """
 
+    config_class = TaggerConfig
     name = "tagger"
     version = 1
+    schema = pa.schema(
+        [
+            pa.field("vocabulary", pa.list_(pa.string())),
+            pa.field("index", pa.list_(pa.int32())),
+            pa.field("label", pa.list_(pa.string())),
+            pa.field("probability", pa.list_(pa.float32())),
+        ]
+    )
 
     def __init__(
         self,
-        assets: Path,
-        lexicon: Lexicon,
-        rules: EventSelection | None = None,
-        detectors: Sequence[str] = (),
-        views: Sequence[Framing] = ("crop",),
-        min_probability: float = 1e-3,
+        config: TaggerConfig,
+        options: CaptionOptions,
+        lexicon: Lexicon | None = None,
         prior: Mapping[int, float] | None = None,
-        prior_strength: float = 0.0,
-        device: str = "cpu",
-        models: Sequence[str] = ("efficientnet_lite0", "efficientnet_lite3"),
     ) -> None:
-        self.lexicon = lexicon
-        self.rules = rules or EventSelection()
-        self.min_probability = min_probability
-        self.prior = dict(prior or {})
-        self.prior_strength = prior_strength
-        self._taggers = [MODELS[model](assets, device, framing=view) for model in sorted(set(models)) for view in views]
-        self._detector: Any = None
-        if "ssd" in detectors:
-            from pipeline_steps.models.vision.ssd_mobilenet_v2 import SsdMobileNetV2
+        from pipeline_steps.models.vision.efficientnet_lite import EfficientNetLite0, EfficientNetLite3
+        from pipeline_steps.models.vision.ssd_mobilenet_v2 import SsdMobileNetV2
 
-            self._detector = SsdMobileNetV2(assets)
+        super().__init__(config, options)
+        self.lexicon = load_lexicon() if lexicon is None else lexicon
+        self.prior = load_label_prior() if prior is None else prior
+        classes = {model.name: model for model in (EfficientNetLite0, EfficientNetLite3)}
+        names, assets = sorted(set(config.models)), options.assets
+        self._classifiers = [classes[name](assets, framing=crop) for name in names for crop in config.crops]
+        self._detectors = [SsdMobileNetV2(assets) for _ in config.detectors]
+        self._models = [*self._classifiers, *self._detectors]
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Families of the models that look at the picture: none of them may judge pictures later."""
-        return tuple(
-            sorted({tagger.family for tagger in self._taggers} | ({self._detector.family} if self._detector else set()))
-        )
-
-    @property
-    def family(self) -> str:
-        """The families in one word."""
-        return "+".join(self.families)
+        return tuple(sorted({model.family for model in self._models}))
 
     def load(self) -> Self:
-        """Read and check the weights; calling it again does nothing."""
-        for tagger in self._taggers:
-            tagger.load()
-        if self._detector is not None:
-            self._detector.load()
+        for model in self._models:
+            model.load()
         return self
 
-    def describe_tags(self) -> dict[str, Any]:
-        """Everything but the picture that shapes the tags (not the lexicon: editing it costs no forward pass)."""
-        models = [tagger.describe() for tagger in self._taggers] + ([self._detector.describe()] if self._detector else [])
-        return {"name": self.name, "version": self.version, "models": models, "min_probability": self.min_probability}
+    def describe_prediction(self) -> dict[str, Any]:
+        # Without the lexicon, which is applied afterwards: after an edit of the lexicon no image is processed again.
+        models = [model.describe() for model in self._models]
+        return {"name": self.name, "version": self.version, "models": models, "min_probability": self.config.min_probability}
 
-    def describe(self) -> dict[str, Any]:
-        """Name, family, version, models, lexicon and rules."""
+    def describe_selection(self) -> dict[str, Any]:
         entries = {
-            f"{vocabulary}/{index}": [[e.sound, e.source, e.visible, e.salience, e.audibility] for e in sounds]
-            for (vocabulary, index), sounds in self.lexicon.items()
+            f"{vocabulary}/{index}": [[e.phrase, e.sound_source, e.visible, e.salience, e.audibility] for e in entries]
+            for (vocabulary, index), entries in self.lexicon.items()
         }
-        rules = [self.rules.max_events, self.rules.min_confidence, self.rules.min_share, self.prior_strength]
         prior = fingerprint({str(index): value for index, value in self.prior.items()})
-        return {**self.describe_tags(), "family": self.family, "lexicon": fingerprint(entries), "prior": prior, "rules": rules}
+        rules = [*super().describe_selection()["rules"], self.config.prior_strength]
+        return {"lexicon": fingerprint(entries), "prior": prior, "rules": rules}
 
-    def tags(self, images: Sequence[ByteArray]) -> list[list[LabelScore]]:
-        """Tags of each picture with a probability of at least `min_probability`, by vocabulary and index."""
+    def predict(self, images: Sequence[ByteArray]) -> list[list[LabelScore]]:
+        """Labels of each image with a probability of at least `min_probability`, by vocabulary and index."""
+        min_probability = self.config.min_probability
         probabilities: FloatArray = np.mean(
-            [tagger.probabilities(images) for tagger in self._taggers], axis=0, dtype=np.float32
+            [classifier.probabilities(images) for classifier in self._classifiers], axis=0, dtype=np.float32
         )
-        labels = [label.split(", ")[0] for label in self._taggers[0].labels]
+        labels = [label.split(", ")[0] for label in self._classifiers[0].labels]
         result = []
         for row in probabilities:
-            seen = np.flatnonzero(row >= self.min_probability)
-            result.append([LabelScore(IMAGENET, int(index), labels[index], float(row[index])) for index in seen])
-        if self._detector is not None:
-            for tags, detections in zip(result, self._detector.detect(images), strict=True):
+            indices = np.flatnonzero(row >= min_probability)
+            result.append([LabelScore(IMAGENET, int(index), labels[index], float(row[index])) for index in indices])
+        for detector in self._detectors:
+            for tags, detections in zip(result, detector.detect(images), strict=True):
                 scores: dict[int, tuple[float, str]] = {}
-                for found in detections:  # several boxes of one kind: the surest one speaks for it
-                    if found.score > scores.get(found.index, (self.min_probability, ""))[0]:
-                        scores[found.index] = (float(found.score), found.label)
+                for detection in detections:  # the best of several boxes of a class counts
+                    if detection.score > scores.get(detection.index, (min_probability, ""))[0]:
+                        scores[detection.index] = (float(detection.score), detection.label)
                 tags.extend(LabelScore(COCO, index, label, score) for index, (score, label) in sorted(scores.items()))
         return result
 
-    def caption(self, images: Sequence[ByteArray]) -> list[list[SoundEvent]]:
-        """Events of each picture, most prominent first; an empty list when it suggests no sound."""
-        return [list(self.compose(tags).events) for tags in self.tags(images)]
+    def to_row(self, prediction: list[LabelScore]) -> dict[str, Any]:
+        return {name: [getattr(tag, name) for tag in prediction] for name in self.schema.names}
 
-    def compose(self, tags: Sequence[LabelScore]) -> CaptionResult:
-        """Tags of one picture -> its caption, with this captioner's prior, lexicon and rules."""
-        return select_events(discount_label_prior(tags, self.prior, self.prior_strength), self.lexicon, self.rules)
+    def from_row(self, row: Mapping[str, Any]) -> list[LabelScore]:
+        return [LabelScore(*values) for values in zip(*(row[name] for name in self.schema.names), strict=True)]
+
+    def caption(self, prediction: list[LabelScore]) -> CaptionResult:
+        tags = discount_label_prior(prediction, self.prior, self.config.prior_strength)
+        return select_events(tags, self.lexicon, self.options.selection)

@@ -1,126 +1,110 @@
-"""Captioner `vlm`: any image-text-to-text model of transformers, asked for sound events as JSON."""
+"""Captioner `vlm`: an image-text-to-text model of transformers, prompted for sound events as JSON."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeVar
 
-import torch
+from pydantic import Field
 
-from pipeline_steps.caption.captioners.base import CaptionResult, EventSelection
-from pipeline_steps.caption.captioners.prompt import (
-    PROMPT_VERSION,
-    CaptionFailure,
-    ResponseParseError,
-    answer_schema,
-    caption_prompt,
-    parse_answer,
-)
+from pipeline_steps.caption.captioners.base import CAPTIONERS, CaptionFailure, CaptionOptions
+from pipeline_steps.caption.captioners.prompt import ResponseParseError, caption_prompt, parse_response, response_schema
 from pipeline_steps.caption.captioners.vlm_processor import load_processor
 from pipeline_steps.caption.captioners.vlm_response import (
-    VlmPromptOptions,
+    GenerativeCaptioner,
     VlmResponse,
-    select_events,
     verification_prompts,
     with_verification,
 )
 from pipeline_steps.core.array_types import ByteArray
+from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError
-from pipeline_steps.models.base import SoundEvent
 from pipeline_steps.models.hub_checkpoint import HubModel, check_checkpoint, resolve_device, resolve_dtype, vision_families
 
 log = logging.getLogger(__name__)
+
+Output = TypeVar("Output")
 
 KEY = "caption.vlm"
 YES = ("yes", "Yes", "YES", " yes", " Yes")
 NO = ("no", "No", "NO", " no", " No")
 
 
-class VlmCaptioner(HubModel):
-    """`SoundCaptioner` by a vision-language model (LLaVA, Qwen-VL, SmolVLM and other families).
+class VlmConfig(StageConfig):
+    """Group `caption.vlm`."""
 
-    Greedy decoding, left padding, weights from safetensors alone, no code of the checkpoint.
+    model: str = Field(default="", max_length=500, description="hub id or local folder")
+    revision: str = Field(
+        default="",
+        max_length=64,
+        description="commit of a hub id (40 hex digits), or sha256 of a folder (64), which is checked if given",
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
+    constrained_decoding: bool = Field(default=True, description="decode by the JSON schema (requires the extra `vlm`)")
 
-    Args:
-        model: hub id or local folder.
-        revision: commit of a hub id; sha256 of a folder, checked when given.
-        rules: how an answer becomes a caption.
-        asking: how it is asked.
-        device: auto, cpu or cuda.
-        precision: auto (bfloat16 on GPU, float32 on CPU), float32, bfloat16 or float16.
-        constrain: whether decoding is bound to the JSON schema.
+
+@CAPTIONERS.register("vlm")
+class VlmCaptioner(GenerativeCaptioner, HubModel):
+    """Captioner from a vision-language model (LLaVA, Qwen-VL, SmolVLM and other families).
+
+    Decoding is greedy with left padding. Weights are read from safetensors only; code of the checkpoint is not executed.
     """
 
+    config_class = VlmConfig
     name = "vlm"
     version = 1
 
-    def __init__(
-        self,
-        model: str,
-        revision: str = "",
-        rules: EventSelection | None = None,
-        asking: VlmPromptOptions | None = None,
-        device: str = "auto",
-        precision: str = "auto",
-        constrain: bool = True,
-    ) -> None:
-        super().__init__(model, revision, KEY)
-        self.rules, self.asking = rules or EventSelection(), asking or VlmPromptOptions()
-        self.constrain = constrain
-        self.device = resolve_device(device, KEY)
-        self.precision = resolve_dtype(precision, self.device)
-        self._config: dict[str, Any] = {}
+    def __init__(self, config: VlmConfig, options: CaptionOptions) -> None:
+        GenerativeCaptioner.__init__(self, config, options)
+        HubModel.__init__(self, config.model, config.revision, KEY, options.root)
+        self.device = resolve_device(config.device, KEY)
+        self.dtype = resolve_dtype(config.dtype, self.device)
+        self._model_config: dict[str, Any] = {}
         self._model: Any = None
         self._processor: Any = None
-        self._constraint: Any = None
-        self._options: Any = None
+        self._grammar: Any = None
+        self._generation_config: Any = None
+
+    @classmethod
+    def check_config(cls, config: VlmConfig, executor: str) -> None:
+        if not config.model:
+            raise ValueError("vlm.model is empty; captioner 'vlm' requires a hub id or a folder")
 
     def _accept(self, folder: Path) -> None:
-        self._config = check_checkpoint(folder)
+        self._model_config = check_checkpoint(folder)
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Families of the model and of its vision tower: none of them may judge pictures later."""
+        """Families of the model and of its vision tower."""
         self.fetch()
-        return vision_families(self._config)
+        return vision_families(self._model_config)
 
-    @property
-    def family(self) -> str:
-        """The families in one word."""
-        return "+".join(self.families)
-
-    def describe_answers(self) -> dict[str, Any]:
-        """Everything but the picture that shapes an answer."""
-        asking = [self.asking.max_events, self.asking.max_new, self.asking.verify]
-        decoding = {"sample": False, "precision": self.precision, "constrain": self.constrain}
-        prompt = {"version": PROMPT_VERSION, "text": caption_prompt(self.asking.max_events)}
-        return {"name": self.name, "version": self.version, **self.identity, "asking": asking, **decoding, "prompt": prompt}
-
-    def describe(self) -> dict[str, Any]:
-        """`describe_answers`, the family, and the rules that turn an answer into a caption."""
-        rules = [self.rules.max_events, self.rules.min_confidence, self.rules.min_share, self.asking.min_verified]
-        return {**self.describe_answers(), "family": self.family, "rules": rules}
+    def describe_prediction(self) -> dict[str, Any]:
+        decoding = {"sample": False, "precision": self.dtype, "constrain": self.config.constrained_decoding}
+        return {"name": self.name, "version": self.version, **self.identity, **decoding, **self.describe_prompt()}
 
     def load(self) -> Self:
-        """Load processor and weights; calling it again does nothing.
+        """Load processor and weights; repeated calls have no effect.
 
         Raises:
-            ConfigError: no image-text-to-text model of a kind that transformers knows.
-            IntegrityError: weights are missing or have another shape than the configuration says.
+            ConfigError: the checkpoint is not an image-text-to-text model that transformers supports.
+            IntegrityError: weights are missing, damaged or have another shape than the configuration.
         """
         if self._model is not None:
             return self
+        import torch
         from safetensors import SafetensorError
         from transformers import AutoModelForImageTextToText, GenerationConfig
 
         folder = self.fetch()
-        self._processor = load_processor(folder, str(self._config.get("model_type")))
+        self._processor = load_processor(folder, str(self._model_config.get("model_type")))
         try:
             model, info = AutoModelForImageTextToText.from_pretrained(
                 folder,
-                dtype=getattr(torch, self.precision),
+                dtype=getattr(torch, self.dtype),
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
@@ -130,102 +114,108 @@ class VlmCaptioner(HubModel):
             raise ConfigError(
                 f"{KEY}.model: {' '.join(str(error).split())[:300]}", "choose an image-text-to-text model of transformers"
             ) from error
-        except (OSError, RuntimeError, SafetensorError) as error:  # the last: a header that lies
+        except (OSError, RuntimeError, SafetensorError) as error:  # SafetensorError: damaged header
             reason = f"{KEY}.model: the weights cannot be loaded: {' '.join(str(error).split())[:300]}"
             raise IntegrityError(reason, "fetch the checkpoint again") from error
-        absent = sorted([*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])])
-        if absent:  # transformers would draw them at random and go on
+        missing = sorted([*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])])
+        if missing:  # transformers would initialize them at random
             raise IntegrityError(
-                f"{KEY}.model: {len(absent)} weights are not in the checkpoint (first: {absent[0]})", "fetch it again"
+                f"{KEY}.model: {len(missing)} weights are not in the checkpoint (first: {missing[0]})", "fetch it again"
             )
         self._model = model.to(self.device).eval()
         tokenizer = self._processor.tokenizer
-        ends = (
-            model.generation_config.eos_token_id if model.generation_config.eos_token_id is not None else tokenizer.eos_token_id
+        eos = model.generation_config.eos_token_id
+        # Sampling settings of the checkpoint are ignored: only settings in the fingerprint may change a response.
+        self._generation_config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=self.options.prompt.max_new_tokens,
+            eos_token_id=eos if eos is not None else tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
-        # A checkpoint's own sampling settings must not leak in: only what is described here shapes an answer.
-        self._options = GenerationConfig(
-            do_sample=False, max_new_tokens=self.asking.max_new, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
-        )
-        if self.constrain:
+        if self.config.constrained_decoding:
             from pipeline_steps.caption.captioners.json_decoding import JsonSchemaGrammar
 
-            self._constraint = JsonSchemaGrammar(tokenizer, answer_schema(self.asking.max_events))
+            self._grammar = JsonSchemaGrammar(tokenizer, response_schema(self.options.selection.max_events))
         return self
 
-    def look(self, images: Sequence[ByteArray]) -> list[VlmResponse | CaptionFailure]:
-        """Answer to each picture, or why there is none. An answer that cannot be read is asked for once more."""
-        results: list[VlmResponse | CaptionFailure] = []
-        for image, text in zip(images, self._ask(images, [caption_prompt(self.asking.max_events)] * len(images)), strict=True):
-            results.append(self._read(image, text))
-        if self.asking.verify:
+    def predict(self, images: Sequence[ByteArray]) -> list[VlmResponse | CaptionFailure]:
+        """Response for each image, or a failure. An image whose response cannot be parsed is prompted once more."""
+        prompt = caption_prompt(self.options.selection.max_events)
+        texts = self._prompt_model(images, [prompt] * len(images))
+        results = [self._parse(image, text) for image, text in zip(images, texts, strict=True)]
+        if self.options.prompt.verify_events:
             self._verify(images, results)
         return results
 
-    def caption(self, images: Sequence[ByteArray]) -> list[list[SoundEvent]]:
-        """Events of each picture, most prominent first; an empty list when it suggests no sound or gave no answer."""
-        answers = self.look(images)
-        return [[] if isinstance(answer, CaptionFailure) else list(self.compose(answer).events) for answer in answers]
-
-    def compose(self, answer: VlmResponse) -> CaptionResult:
-        """The caption of an answer, with this captioner's rules."""
-        return select_events(answer, self.rules, self.asking.min_verified)
-
-    def _read(self, image: ByteArray, text: str) -> VlmResponse | CaptionFailure:
-        count = self.asking.max_events
+    def _parse(self, image: ByteArray, text: str) -> VlmResponse | CaptionFailure:
+        count = self.options.selection.max_events
         try:
-            return VlmResponse(parse_answer(text, count), self.model_name)
+            return VlmResponse(parse_response(text, count), self._model_name)
         except ResponseParseError as error:
-            first = str(error)
-        again = self._ask([image], [caption_prompt(count, first)])[0]
+            retry_prompt = caption_prompt(count, str(error))
+        text = self._prompt_model([image], [retry_prompt])[0]
         try:
-            return VlmResponse(parse_answer(again, count), self.model_name, 2)
+            return VlmResponse(parse_response(text, count), self._model_name, 2)
         except ResponseParseError as error:
-            return CaptionFailure("CAPTION_UNREADABLE", f"{error}, twice; the answer begins: {again[:80]!r}")
+            return CaptionFailure("CAPTION_UNREADABLE", f"{error}, twice; the response begins: {text[:80]!r}")
 
     @property
-    def model_name(self) -> str:
-        """Who answered: hub id and commit, or a folder's digest. Never a path."""
-        return "@".join(self._identity.values())
+    def _model_name(self) -> str:
+        """Hub id and commit, or digest of a folder; never a path."""
+        return "@".join(self.identity.values())
 
     def _verify(self, images: Sequence[ByteArray], results: list[VlmResponse | CaptionFailure]) -> None:
-        asked = [
+        """Add the probabilities of yes to the responses, in place; questions are processed in batches of `len(images)`."""
+        questions = [
             (place, text)
-            for place, it in enumerate(results)
-            if isinstance(it, VlmResponse)
-            for text in verification_prompts(it)
+            for place, result in enumerate(results)
+            if isinstance(result, VlmResponse)
+            for text in verification_prompts(result)
         ]
-        chances: list[float] = []
-        for start in range(0, len(asked), max(1, len(images))):
-            part = asked[start : start + max(1, len(images))]
-            chances += self._halving(self._chances, [images[place] for place, _ in part], [text for _, text in part])
-        given = iter(chances)
-        for place, it in enumerate(results):
-            if isinstance(it, VlmResponse):
-                results[place] = with_verification(it, [next(given) for _ in it.heard])
+        probabilities: list[float] = []
+        for start in range(0, len(questions), max(1, len(images))):
+            batch = questions[start : start + max(1, len(images))]
+            batch_images, texts = [images[place] for place, _ in batch], [text for _, text in batch]
+            probabilities += self._retry_smaller_batches(self._yes_probabilities, batch_images, texts)
+        remaining = iter(probabilities)
+        for place, result in enumerate(results):
+            if isinstance(result, VlmResponse):
+                results[place] = with_verification(result, [next(remaining) for _ in result.events])
 
-    def _ask(self, images: Sequence[ByteArray], texts: Sequence[str]) -> list[str]:
-        return self._halving(self._generate, images, texts)
+    def _prompt_model(self, images: Sequence[ByteArray], texts: Sequence[str]) -> list[str]:
+        return self._retry_smaller_batches(self._generate, images, texts)
 
-    def _halving(self, function: Callable[..., list[Any]], images: Sequence[ByteArray], texts: Sequence[str]) -> list[Any]:
-        """`function(images, texts)`, on halves when the GPU's memory does not hold the whole batch."""
+    def _retry_smaller_batches(
+        self,
+        function: Callable[[Sequence[ByteArray], Sequence[str]], list[Output]],
+        images: Sequence[ByteArray],
+        texts: Sequence[str],
+    ) -> list[Output]:
+        """Call `function(images, texts)`; if the GPU runs out of memory, call it on halves of the batch."""
+        import torch
+
         if not len(images):
             return []
         try:
             results = function(images, texts)
         except torch.OutOfMemoryError as error:
             if len(images) == 1:
-                raise ResourceError("GPU memory does not hold one picture", "choose a smaller model or a larger GPU") from error
+                raise ResourceError(
+                    f"{KEY}: GPU memory is too small for a batch of one image", "choose a smaller model or a larger GPU"
+                ) from error
         else:
-            if len(results) != len(images):  # a shifted caption would be worse than none
-                raise RuntimeError(f"the model gave {len(results)} results for {len(images)} pictures")
+            if len(results) != len(images):  # results could no longer be matched to images
+                raise RuntimeError(f"the model returned {len(results)} results for {len(images)} images")
             return results
         torch.cuda.empty_cache()
         half = len(images) // 2
-        log.warning("GPU memory is short: a batch of %d goes through in halves; lower caption.batch_size", len(images))
-        return self._halving(function, images[:half], texts[:half]) + self._halving(function, images[half:], texts[half:])
+        log.warning("GPU out of memory: a batch of %d images is split in halves; lower caption.batch_size", len(images))
+        return self._retry_smaller_batches(function, images[:half], texts[:half]) + self._retry_smaller_batches(
+            function, images[half:], texts[half:]
+        )
 
-    def _inputs(self, images: Sequence[ByteArray], texts: Sequence[str]) -> Any:
+    def _encode(self, images: Sequence[ByteArray], texts: Sequence[str]) -> Any:
+        import torch
         from PIL import Image
 
         content = [[{"type": "image"}, {"type": "text", "text": text}] for text in texts]
@@ -233,24 +223,29 @@ class VlmCaptioner(HubModel):
             self._processor.apply_chat_template([{"role": "user", "content": part}], add_generation_prompt=True, tokenize=False)
             for part in content
         ]
-        pictures = [[Image.fromarray(image)] for image in images]
-        inputs = self._processor(text=prompts, images=pictures, padding=True, return_tensors="pt")
-        return inputs.to(self.device, dtype=getattr(torch, self.precision))
+        inputs = self._processor(
+            text=prompts, images=[[Image.fromarray(image)] for image in images], padding=True, return_tensors="pt"
+        )
+        return inputs.to(self.device, dtype=getattr(torch, self.dtype))
 
-    @torch.inference_mode()
     def _generate(self, images: Sequence[ByteArray], texts: Sequence[str]) -> list[str]:
-        inputs = self._inputs(images, texts)
-        processors = [self._constraint.processor(len(images))] if self._constraint is not None else []
-        written = self._model.generate(**inputs, generation_config=self._options, logits_processor=processors)
-        answers = written[:, inputs["input_ids"].shape[1] :]
-        return list(self._processor.tokenizer.batch_decode(answers, skip_special_tokens=True))
+        import torch
 
-    @torch.inference_mode()
-    def _chances(self, images: Sequence[ByteArray], texts: Sequence[str]) -> list[float]:
-        """Probability of yes against no as the next word, per picture and question."""
+        with torch.inference_mode():
+            inputs = self._encode(images, texts)
+            processors = [self._grammar.processor(len(images))] if self._grammar is not None else []
+            output = self._model.generate(**inputs, generation_config=self._generation_config, logits_processor=processors)
+        responses = output[:, inputs["input_ids"].shape[1] :]
+        return list(self._processor.tokenizer.batch_decode(responses, skip_special_tokens=True))
+
+    def _yes_probabilities(self, images: Sequence[ByteArray], texts: Sequence[str]) -> list[float]:
+        """Probability of yes, against no, as the next token of each prompt."""
+        import torch
+
         tokenizer = self._processor.tokenizer
-        firsts = [{tokenizer.encode(word, add_special_tokens=False)[0] for word in words} for words in (YES, NO)]
-        yes, no = sorted(firsts[0] - firsts[1]), sorted(firsts[1] - firsts[0])
-        logits = self._model(**self._inputs(images, texts), logits_to_keep=1).logits[:, -1].float()
-        shares = torch.stack([torch.logsumexp(logits[:, words], dim=1) for words in (yes, no)], dim=1)
-        return [float(chance) for chance in shares.softmax(dim=1)[:, 0]]
+        first_tokens = [{tokenizer.encode(word, add_special_tokens=False)[0] for word in words} for words in (YES, NO)]
+        yes, no = sorted(first_tokens[0] - first_tokens[1]), sorted(first_tokens[1] - first_tokens[0])
+        with torch.inference_mode():
+            logits = self._model(**self._encode(images, texts), logits_to_keep=1).logits[:, -1].float()
+            scores = torch.stack([torch.logsumexp(logits[:, words], dim=1) for words in (yes, no)], dim=1)
+        return [float(probability) for probability in scores.softmax(dim=1)[:, 0]]

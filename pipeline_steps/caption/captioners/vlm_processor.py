@@ -1,4 +1,4 @@
-"""A vision-language model's processor for pictures alone, on Pillow: the same pixels with or without torchvision."""
+"""Processor of a vision-language checkpoint for images only, with Pillow: equal pixels with and without torchvision."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 
 from pipeline_steps.core.errors import ConfigError
 
+KEY = "caption.vlm.model"
+
 
 def load_processor(folder: Path, model_type: str) -> Any:
-    """Tokenizer (left padding), Pillow image processor and chat template of a checkpoint, as transformers' own class.
+    """Load tokenizer (left padding), Pillow image processor and chat template as transformers' own processor class.
 
     Raises:
-        ConfigError: transformers knows no processor for it, a package it needs is missing, or there is no chat template.
+        ConfigError: transformers has no processor for the model type, a required package is missing, or the checkpoint has no
+            chat template.
     """
     import transformers
     from transformers import AutoImageProcessor, AutoTokenizer
@@ -21,35 +24,36 @@ def load_processor(folder: Path, model_type: str) -> Any:
     from transformers.processing_utils import ProcessorMixin
 
     name = PROCESSOR_MAPPING_NAMES.get(model_type)
-    found = getattr(transformers, name, None) if name else None
-    if found is None or not issubclass(found, ProcessorMixin):
+    processor_class = getattr(transformers, name, None) if name else None
+    if processor_class is None or not issubclass(processor_class, ProcessorMixin):
         raise ConfigError(
-            f"caption.vlm.model: no processor for model type {model_type!r}", "choose an image-text-to-text model"
+            f"{KEY}: transformers has no processor for model type {model_type!r}", "choose an image-text-to-text model"
         )
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    quiet = logging.getLogger("transformers")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)  # it recommends torchvision here, once for every model it knows
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it recommends torchvision once per model class
     try:
         parts: dict[str, Any] = {
             "image_processor": AutoImageProcessor.from_pretrained(folder, backend="pil", **local),
             "tokenizer": AutoTokenizer.from_pretrained(folder, padding_side="left", **local),
+            "video_processor": _DummyVideoProcessor(),
         }
-        parts["video_processor"] = _DummyVideoProcessor()
-        settings, _ = found.get_processor_dict(folder, local_files_only=True)
-        chosen = _for_pictures(found)
-        processor = chosen.from_args_and_dict([parts[part] for part in chosen.get_attributes()], settings)
+        settings, _ = processor_class.get_processor_dict(folder, local_files_only=True)
+        image_class = _without_video_check(processor_class)
+        processor = image_class.from_args_and_dict([parts[part] for part in image_class.get_attributes()], settings)
     except (ImportError, OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
-            f"caption.vlm.model: its processor cannot be loaded: {' '.join(str(error).split())[:300]}",
-            "install what it names, or use a folder with preprocessor_config.json, tokenizer.json and chat_template.jinja",
+            f"{KEY}: the processor cannot be loaded: {' '.join(str(error).split())[:300]}",
+            "install the package it names, or use a folder with preprocessor_config.json, tokenizer.json and "
+            "chat_template.jinja",
         ) from error
     finally:
-        quiet.setLevel(level)
+        logger.setLevel(level)
     if not getattr(processor, "chat_template", None):
         processor.chat_template = getattr(processor.tokenizer, "chat_template", None)
     if not processor.chat_template:
-        raise ConfigError("caption.vlm.model: the checkpoint has no chat template", "choose an instruction-tuned model")
+        raise ConfigError(f"{KEY}: the checkpoint has no chat template", "choose an instruction-tuned model")
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     processor.tokenizer.padding_side = "left"
@@ -57,16 +61,17 @@ def load_processor(folder: Path, model_type: str) -> Any:
 
 
 class _DummyVideoProcessor(dict[str, Any]):
-    """What a processor may ask of a video processor although it gets no video; a dict, since processors print themselves."""
+    """Attributes that processors read from their video processor; a dict, because processors serialize their parts."""
 
     num_frames = 0
     fps = 0
 
 
-def _for_pictures(found: Any) -> Any:
-    """The processor class, content with a stand-in for its video processor: that one needs torchvision and is never used."""
+def _without_video_check(processor_class: Any) -> Any:
+    """Subclass of a processor that accepts the dummy video processor; the real one requires torchvision."""
 
     def check(self: Any, name: str, argument: Any) -> Any:
-        return None if name == "video_processor" else found.check_argument_for_proper_class(self, name, argument)
+        return None if name == "video_processor" else processor_class.check_argument_for_proper_class(self, name, argument)
 
-    return type(found.__name__, (found,), {"check_argument_for_proper_class": check, "__init__": found.__init__})
+    overrides = {"check_argument_for_proper_class": check, "__init__": processor_class.__init__}
+    return type(processor_class.__name__, (processor_class,), overrides)

@@ -47,14 +47,14 @@ VISION_LANGUAGE = frozenset({"clip", "dinov2"})
 def undeclared_family_warnings(judges: Mapping[str, str], captioner: Mapping[str, Any]) -> list[str]:
     """Sentences about judges that may be of the captioner's family without anybody having said so.
 
-    A server behind `caption.captioner: endpoint` does not tell what its model looks with; `caption.endpoint.families` does.
-    With nothing there but the model's name, a judge that vision-language models look with can be neither cleared nor refused.
+    A captioner on a server cannot name the vision tower of its model: its `families_complete` is false unless its
+    configuration names the families. Then a judge that vision-language models contain can be neither accepted nor rejected.
     """
-    if captioner.get("captioner") != "endpoint" or len(captioner.get("families", ())) > 1:
+    if captioner.get("families_complete", True):
         return []
     return [
-        f"judge {judge} is of family {family}, and nothing says what the model behind the endpoint looks with: "
-        "name it in caption.endpoint.families"
+        f"judge {judge} is of family {family}, and the vision tower of captioner {captioner['captioner']} is not declared: "
+        f"set caption.{captioner['captioner']}.vision_families"
         for judge, family in sorted(judges.items())
         if family in VISION_LANGUAGE
     ]

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from pipeline_steps.__main__ import run_stage
-from pipeline_steps.caption.stage import CaptionConfig, run
+from pipeline_steps.caption.config import CaptionConfig
+from pipeline_steps.caption.stage import build_captioner, run
 from pipeline_steps.core.errors import ServiceError
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import ABSTAINED, EVENTS, QUARANTINE
@@ -30,8 +31,8 @@ NAMES = ["bison-000", "hammer-000", "banana-000", "electric-guitar-000", "apple-
 
 
 def config(server: ChatServer, **update: Any) -> CaptionConfig:
-    limits = {"url": server.url, "model": "tiny-vlm", "attempts": 2, "concurrency": 2, "timeout_seconds": 10.0, **update}
-    return CaptionConfig.model_validate({"captioner": "endpoint", "endpoint": limits, "max_failed_fraction": 0.5})
+    limits = {"url": server.url, "model": "tiny-vlm", "max_attempts": 2, "concurrency": 2, "timeout_seconds": 10.0, **update}
+    return CaptionConfig.from_params({"captioner": "openai_server", "openai_server": limits, "max_failed_fraction": 0.5})
 
 
 def by_picture(ask: Ask) -> Reply:
@@ -57,7 +58,7 @@ def test_a_server_captions_and_the_second_run_asks_nothing(tmp_path: Path, demo:
     codes = {row["code"] for row in read_table(layout.captions / "abstained.parquet", ABSTAINED).to_pylist()}
     assert codes <= {"NO_SOUND"}
     meta = json.loads((layout.captions / "meta.json").read_text())
-    assert (meta["captioner"], meta["families"]) == ("endpoint", ["tiny-vlm"])
+    assert (meta["captioner"], meta["families"]) == ("openai_server", ["tiny-vlm"])
 
 
 @pytest.mark.fault
@@ -78,7 +79,7 @@ def test_one_unreadable_picture_is_quarantined_and_asked_again_next_time(tmp_pat
         again = run(config(server), layout)
     report.check_balance()
     assert report.n_quarantined == 1
-    assert (row["code"], row["decoder"], row["retryable"]) == ("CAPTION_UNREADABLE", "endpoint", True)
+    assert (row["code"], row["decoder"], row["retryable"]) == ("CAPTION_UNREADABLE", "openai_server", True)
     assert (again.computed, again.n_quarantined) == (1, 0)
 
 
@@ -106,8 +107,8 @@ def test_an_outage_is_exit_5_and_costs_nothing_that_was_done(tmp_path: Path, dem
 def write_params(folder: Path, url: str, project: Path) -> None:
     yaml = YAML()
     params = yaml.load((project / "params.yaml").read_text())
-    params["caption"]["captioner"] = "endpoint"
-    params["caption"]["endpoint"].update(url=url, model="tiny-vlm", concurrency=2, attempts=2)
+    params["caption"]["captioner"] = "openai_server"
+    params["caption"]["openai_server"].update(url=url, model="tiny-vlm", concurrency=2, max_attempts=2)
     with (folder / "params.yaml").open("w") as handle:
         yaml.dump(params, handle)
 
@@ -146,15 +147,15 @@ def test_a_model_on_this_machine_captions_in_batches(tmp_path: Path, demo: Path)
     chosen = {
         "captioner": "vlm",
         "vlm": {"model": "models/tiny"},
-        "asking": {"max_new": 300},
+        "prompt": {"max_new_tokens": 300},
         "max_events": 2,
         "min_confidence": 0.0,
     }
-    report = run(CaptionConfig.model_validate({**chosen, "batch_size": 3}), layout)
+    report = run(CaptionConfig.from_params({**chosen, "batch_size": 3}), layout)
     report.check_balance()
     assert (report.n_in, report.n_quarantined, report.computed) == (4, 0, 4)
     before = bytes_below(layout.captions)
-    again = run(CaptionConfig.model_validate({**chosen, "batch_size": 1, "cache_dir": str(tmp_path / "other")}), layout)
+    again = run(CaptionConfig.from_params({**chosen, "batch_size": 1, "cache_dir": str(tmp_path / "other")}), layout)
     assert again.computed == 4
     assert bytes_below(layout.captions) == before, "batches change nothing"
     assert "qwen2_vl" in json.loads((layout.captions / "meta.json").read_text())["families"]
@@ -162,20 +163,16 @@ def test_a_model_on_this_machine_captions_in_batches(tmp_path: Path, demo: Path)
 
 def test_contradictions_are_named() -> None:
     with pytest.raises(ValidationError, match=r"vlm\.model"):
-        CaptionConfig.model_validate({"captioner": "vlm"})
-    with pytest.raises(ValidationError, match=r"endpoint\.model"):
-        CaptionConfig.model_validate({"captioner": "endpoint"})
+        CaptionConfig.from_params({"captioner": "vlm"})
+    with pytest.raises(ValidationError, match=r"openai_server\.model"):
+        CaptionConfig.from_params({"captioner": "openai_server"})
     for url in ("ftp://x/v1", "http://user:password@host/v1"):
         with pytest.raises(ValidationError, match="url"):
-            CaptionConfig.model_validate({"endpoint": {"url": url}})
+            CaptionConfig.from_params({"openai_server": {"url": url}})
 
 
 def test_find_captions_with_the_model_of_the_parameters(tmp_path: Path, demo: Path) -> None:
-    from pipeline_steps.caption.captioners.backends import predict_one
-    from pipeline_steps.caption.stage import build_caption_backend
-
     with ChatServer(lambda ask: Reply(events("a bell ringing"))) as server:
-        looks = build_caption_backend(config(server), ProjectPaths(tmp_path))
-        looks.load()
-        caption = looks.compose(predict_one(looks, np.zeros((8, 8, 3), np.uint8)))
-    assert [event.sound for event in caption.events] == ["a bell ringing"]
+        captioner = build_captioner(config(server), ProjectPaths(tmp_path)).load()
+        caption = captioner.caption(captioner.predict([np.zeros((8, 8, 3), np.uint8)])[0])
+    assert [event.phrase for event in caption.events] == ["a bell ringing"]

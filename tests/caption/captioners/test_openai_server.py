@@ -6,15 +6,16 @@ import random
 import threading
 import time
 from collections import Counter
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline_steps.caption.captioners.chat_client import ServerOptions, _retry_after
-from pipeline_steps.caption.captioners.openai_server import OpenAIServerCaptioner
-from pipeline_steps.caption.captioners.prompt import CaptionFailure
-from pipeline_steps.caption.captioners.vlm_response import VlmPromptOptions, VlmResponse
+from pipeline_steps.caption.captioners.base import CaptionFailure, CaptionOptions
+from pipeline_steps.caption.captioners.chat_client import ChatClient, _retry_after
+from pipeline_steps.caption.captioners.openai_server import OpenAIServerCaptioner, OpenAIServerConfig
+from pipeline_steps.caption.captioners.prompt import PromptConfig
+from pipeline_steps.caption.captioners.vlm_response import VlmResponse
 from pipeline_steps.core.errors import ConfigError, ServiceError
 from tests.factories.chat_server import Ask, ChatServer, Reply, events
 
@@ -25,16 +26,19 @@ def pictures(count: int) -> list[np.ndarray]:
     return [np.full((8, 8, 3), shade, np.uint8) for shade in range(count)]
 
 
-def endpoint(
-    server: ChatServer, asking: VlmPromptOptions | None = None, guided: str = "json_schema", **limits: object
-) -> OpenAIServerCaptioner:
-    connection = ServerOptions(server.url, "tiny-vlm", first_wait=0.01, timeout_seconds=5.0)
-    return OpenAIServerCaptioner(replace(connection, **limits), guided=guided, asking=asking)
+@pytest.fixture(autouse=True)
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ChatClient, "first_delay_seconds", 0.01)
 
 
-def said(answer: VlmResponse | CaptionFailure) -> list[str]:
-    assert isinstance(answer, VlmResponse), answer
-    return [heard.sound for heard in answer.heard]
+def captioner_of(url: str, prompt: dict[str, Any] | None = None, **values: Any) -> OpenAIServerCaptioner:
+    config = OpenAIServerConfig(**{"url": url, "model": "tiny-vlm", "timeout_seconds": 5.0, **values})
+    return OpenAIServerCaptioner(config, CaptionOptions(prompt=PromptConfig(**prompt or {})))
+
+
+def phrases(response: VlmResponse | CaptionFailure) -> list[str]:
+    assert isinstance(response, VlmResponse), response
+    return [event.sound for event in response.events]
 
 
 def test_answers_keep_their_pictures_whatever_the_order_of_completion() -> None:
@@ -44,10 +48,10 @@ def test_answers_keep_their_pictures_whatever_the_order_of_completion() -> None:
         return Reply(events(f"sound {ask.shade}"), wait=shuffled.random() * 0.05)
 
     with ChatServer(answer) as server:
-        captioner = endpoint(server, concurrency=6).load()
-        found = captioner.look(pictures(40))
+        captioner = captioner_of(server.url, concurrency=6).load()
+        found = captioner.predict(pictures(40))
         came = [name for name, _ in captioner.stream(enumerate(pictures(40)))]
-    assert [said(one) for one in found] == [[f"sound {shade}"] for shade in range(40)]
+    assert [phrases(one) for one in found] == [[f"sound {shade}"] for shade in range(40)]
     assert sorted(came) == list(range(40))
     assert came != list(range(40)), "the server shuffles"
     assert 2 <= server.most_in_flight <= 6
@@ -56,8 +60,8 @@ def test_answers_keep_their_pictures_whatever_the_order_of_completion() -> None:
 
 def test_the_request_asks_for_guided_json_and_nothing_random() -> None:
     with ChatServer(lambda ask: Reply(events("a bell ringing"))) as server:
-        endpoint(server).look(pictures(1))
-        endpoint(server, guided="none").look(pictures(1))
+        captioner_of(server.url).predict(pictures(1))
+        captioner_of(server.url, response_format="none").predict(pictures(1))
     first, second = (ask.body for ask in server.asks)
     schema = first["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["events"]["maxItems"] == 5
@@ -83,8 +87,8 @@ def test_cuts_errors_slowness_and_nonsense_are_tried_again() -> None:
         return faults[ask.shade] if seen[ask.shade] == 1 else Reply(events(f"sound {ask.shade}"))
 
     with ChatServer(answer) as server:
-        found = endpoint(server, timeout_seconds=0.4).look(pictures(8))
-    assert [said(one) for one in found] == [[f"sound {shade}"] for shade in range(8)]
+        found = captioner_of(server.url, timeout_seconds=0.4).predict(pictures(8))
+    assert [phrases(one) for one in found] == [[f"sound {shade}"] for shade in range(8)]
     assert set(seen.values()) == {2}
 
 
@@ -97,14 +101,14 @@ def test_a_busy_server_is_left_alone_as_long_as_it_asks() -> None:
         return Reply(status=429, raw=b"slow down", headers={"Retry-After": "0.7"}) if limited else Reply(events("rain falling"))
 
     with ChatServer(answer) as server:
-        found = endpoint(server, concurrency=1).look(pictures(3))
-    assert all(said(one) == ["rain falling"] for one in found)
+        found = captioner_of(server.url, concurrency=1).predict(pictures(3))
+    assert all(phrases(one) == ["rain falling"] for one in found)
     assert server.asks[1].at - server.asks[0].at >= 0.69, "nobody asks before the pause is over"
 
 
 def test_the_rate_limit_spaces_requests() -> None:
     with ChatServer(lambda ask: Reply(events("rain falling"))) as server:
-        endpoint(server, concurrency=8, requests_per_second=25.0).look(pictures(8))
+        captioner_of(server.url, concurrency=8, requests_per_second=25.0).predict(pictures(8))
     times = [ask.at for ask in server.asks]
     assert times[-1] - times[0] >= 7 / 25 * 0.9
 
@@ -117,24 +121,23 @@ def test_an_answer_that_is_no_json_is_asked_for_once_more_and_then_given_up() ->
         return Reply(events("a dog barking") if again else '{"events": [{"sound": ""}]}')
 
     with ChatServer(answer) as server:
-        bad, good = endpoint(server).look(pictures(2))
+        bad, good = captioner_of(server.url).predict(pictures(2))
     assert isinstance(bad, CaptionFailure)
     assert bad.code == "CAPTION_UNREADABLE"
     assert "I hear a dog" in bad.reason
-    assert said(good) == ["a dog barking"]
+    assert phrases(good) == ["a dog barking"]
     assert isinstance(good, VlmResponse)
-    assert good.tries == 2
+    assert good.attempts == 2
     assert len(server.asks) == 4
 
 
 def test_the_empty_list_is_an_answer() -> None:
     with ChatServer(lambda ask: Reply('{"events": []}')) as server:
-        captioner = endpoint(server)
-        (answer,) = captioner.look(pictures(1))
-        assert captioner.caption(pictures(1)) == [[]]
-    assert said(answer) == []
+        captioner = captioner_of(server.url)
+        (answer,) = captioner.predict(pictures(1))
+    assert phrases(answer) == []
     assert isinstance(answer, VlmResponse)
-    assert captioner.compose(answer).code == "NO_SOUND"
+    assert (captioner.caption(answer).events, captioner.caption(answer).code) == ((), "NO_SOUND")
 
 
 def test_the_second_question_is_asked_for_each_event() -> None:
@@ -144,11 +147,11 @@ def test_the_second_question_is_asked_for_each_event() -> None:
         return Reply(events("a dog barking", "a whale singing"))
 
     with ChatServer(answer) as server:
-        captioner = endpoint(server, VlmPromptOptions(verify=True))
-        (found,) = captioner.look(pictures(1))
+        captioner = captioner_of(server.url, {"verify_events": True})
+        (found,) = captioner.predict(pictures(1))
     assert isinstance(found, VlmResponse)
-    assert [heard.verified for heard in found.heard] == [1.0, 0.0]
-    assert [event.sound for event in captioner.compose(found).events] == ["a dog barking"]
+    assert [event.verified for event in found.events] == [1.0, 0.0]
+    assert [event.phrase for event in captioner.caption(found).events] == ["a dog barking"]
 
 
 def test_a_picture_the_server_chokes_on_is_that_pictures_trouble() -> None:
@@ -156,14 +159,14 @@ def test_a_picture_the_server_chokes_on_is_that_pictures_trouble() -> None:
         return Reply(status=500, raw=b"cannot decode") if ask.shade == 2 else Reply(events("wind blowing"))
 
     with ChatServer(answer) as server:
-        found = endpoint(server, attempts=2, concurrency=2).look(pictures(5))
+        found = captioner_of(server.url, max_attempts=2, concurrency=2).predict(pictures(5))
     assert [isinstance(one, CaptionFailure) for one in found] == [False, False, True, False, False]
     assert found[2].code == "CAPTION_UNREACHED"  # type: ignore[union-attr]
 
 
 def test_a_request_the_server_does_not_take_is_not_repeated() -> None:
     with ChatServer(lambda ask: Reply(status=400, raw=b"image too small")) as server:
-        (found,) = endpoint(server).look(pictures(1))
+        (found,) = captioner_of(server.url).predict(pictures(1))
     assert isinstance(found, CaptionFailure)
     assert (found.code, len(server.asks)) == ("CAPTION_REFUSED", 1)
 
@@ -171,9 +174,9 @@ def test_a_request_the_server_does_not_take_is_not_repeated() -> None:
 def test_a_server_that_fails_on_everything_is_away() -> None:
     with (
         ChatServer(lambda ask: Reply(status=502, raw=b"bad gateway")) as server,
-        pytest.raises(ServiceError, match="is away: HTTP 502") as caught,
+        pytest.raises(ServiceError, match="is unavailable: HTTP 502") as caught,
     ):
-        endpoint(server, attempts=2, concurrency=2).look(pictures(3))
+        captioner_of(server.url, max_attempts=2, concurrency=2).predict(pictures(3))
     assert caught.value.transient
     assert caught.value.exit_code == 5
 
@@ -181,7 +184,7 @@ def test_a_server_that_fails_on_everything_is_away() -> None:
 def test_a_server_that_dies_on_the_way_keeps_what_it_answered() -> None:
     got: list[int] = []
     with ChatServer(lambda ask: Reply(events("wind blowing"), wait=0.02)) as server:
-        captioner = endpoint(server, attempts=2, concurrency=2)
+        captioner = captioner_of(server.url, max_attempts=2, concurrency=2)
 
         def listen() -> None:
             for name, answer in captioner.stream(enumerate(pictures(40))):
@@ -191,7 +194,7 @@ def test_a_server_that_dies_on_the_way_keeps_what_it_answered() -> None:
                     threading.Thread(target=server.close).start()
                     time.sleep(0.3)
 
-        with pytest.raises(ServiceError, match="finished pictures are kept"):
+        with pytest.raises(ServiceError, match="finished images are in the cache"):
             listen()
     assert 10 <= len(got) < 40
 
@@ -200,26 +203,26 @@ def test_nobody_at_the_address() -> None:
     with ChatServer(lambda ask: Reply("")) as server:
         pass
     with pytest.raises(ServiceError, match="does not answer") as caught:
-        endpoint(server, attempts=2).load()
+        captioner_of(server.url, max_attempts=2).load()
     assert caught.value.transient
 
 
 def test_another_model_is_served() -> None:
     with ChatServer(lambda ask: Reply("")) as server, pytest.raises(ConfigError, match="did you mean tiny-vlm") as caught:
-        endpoint(server, model="tiny-vml").load()
+        captioner_of(server.url, model="tiny-vml").load()
     assert caught.value.exit_code == 2
     with ChatServer(lambda ask: Reply(""), models=404) as server:
-        endpoint(server, model="anything").load()  # a server need not list what it serves
+        captioner_of(server.url, model="anything").load()  # a server need not list what it serves
 
 
 def test_the_key_comes_from_the_environment_and_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "sk-0123456789abcdef"
     with ChatServer(lambda ask: Reply(status=400, raw=f"bad request by {secret}".encode())) as server:
-        captioner = endpoint(server, key_variable="SONIFY_TEST_KEY")
+        captioner = captioner_of(server.url, api_key_env="SONIFY_TEST_KEY")
         with pytest.raises(ConfigError, match="SONIFY_TEST_KEY is not set"):
-            captioner.look(pictures(1))
+            captioner.predict(pictures(1))
         monkeypatch.setenv("SONIFY_TEST_KEY", secret)
-        (found,) = captioner.look(pictures(1))
+        (found,) = captioner.predict(pictures(1))
     assert server.asks[0].key == f"Bearer {secret}"
     assert isinstance(found, CaptionFailure)
     assert secret not in found.reason
@@ -227,20 +230,20 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(monkeypatch: pyte
     assert secret not in str(captioner.describe())
 
 
-@pytest.mark.parametrize(("status", "words"), [(401, "refuses the key"), (404, "correct url"), (302, "correct url")])
+@pytest.mark.parametrize(("status", "words"), [(401, "rejects the key"), (404, "correct url"), (302, "correct url")])
 def test_what_no_repetition_can_mend_stops_the_stage(status: int, words: str) -> None:
     reply = Reply(status=status, raw=b"no", headers={"Location": "http://127.0.0.1:9/elsewhere"})
     with ChatServer(lambda ask: reply) as server, pytest.raises(ConfigError) as caught:
-        endpoint(server).look(pictures(2))
+        captioner_of(server.url).predict(pictures(2))
     assert words in str(caught.value)
 
 
 def test_a_schema_the_server_does_not_take_names_the_key_to_change() -> None:
     with (
         ChatServer(lambda ask: Reply(status=400, raw=b"unknown field response_format")) as server,
-        pytest.raises(ConfigError, match=r"caption\.endpoint\.guided"),
+        pytest.raises(ConfigError, match=r"caption\.openai_server\.response_format"),
     ):
-        endpoint(server).look(pictures(1))
+        captioner_of(server.url).predict(pictures(1))
 
 
 def test_retry_after_is_read_in_both_forms_and_bounded() -> None:
@@ -252,11 +255,8 @@ def test_retry_after_is_read_in_both_forms_and_bounded() -> None:
 
 
 def test_where_the_server_stands_is_no_part_of_the_fingerprint() -> None:
-    one = OpenAIServerCaptioner(ServerOptions("http://a/v1", "m", concurrency=2))
-    two = OpenAIServerCaptioner(ServerOptions("http://b/v1", "m", concurrency=9))
+    one = captioner_of("http://a/v1", concurrency=2)
+    two = captioner_of("http://b/v1", concurrency=9)
     assert one.describe() == two.describe()
-    assert one.describe_answers() != OpenAIServerCaptioner(ServerOptions("http://a/v1", "other")).describe_answers()
-    assert (
-        one.describe_answers()
-        != OpenAIServerCaptioner(ServerOptions("http://a/v1", "m"), asking=VlmPromptOptions(max_new=50)).describe_answers()
-    )
+    assert one.describe_prediction() != captioner_of("http://a/v1", model="other").describe_prediction()
+    assert one.describe_prediction() != captioner_of("http://a/v1", {"max_new_tokens": 50}).describe_prediction()

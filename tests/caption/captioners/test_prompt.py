@@ -15,19 +15,19 @@ from pipeline_steps.caption.captioners.prompt import (
     PROMPT_VERSION,
     PredictedEvent,
     ResponseParseError,
-    answer_schema,
     caption_prompt,
-    parse_answer,
+    parse_response,
     parse_yes_no,
+    response_schema,
     verify_prompt,
 )
 from pipeline_steps.caption.captioners.vlm_response import (
-    MEMO_SCHEMA,
+    RESPONSE_SCHEMA,
     VlmResponse,
     phrase_with_distance,
     response_to_row,
     row_to_response,
-    select_events,
+    select_response_events,
     with_verification,
 )
 
@@ -39,7 +39,7 @@ def test_a_change_of_the_question_raises_its_version() -> None:
     """Golden: whoever changes a question or the schema changes this hash, and PROMPT_VERSION with it."""
     from pipeline_steps.core.hashing import fingerprint
 
-    asked = [caption_prompt(5), caption_prompt(5, "x"), verify_prompt("x"), answer_schema(5)]
+    asked = [caption_prompt(5), caption_prompt(5, "x"), verify_prompt("x"), response_schema(5)]
     assert (PROMPT_VERSION, fingerprint(asked)) == (1, "fb075690db08f9ca")
 
 
@@ -56,7 +56,7 @@ def test_a_change_of_the_question_raises_its_version() -> None:
     ],
 )
 def test_answers_that_are_read(text: str) -> None:
-    assert parse_answer(text, 5) == (HEARD,)
+    assert parse_response(text, 5) == (HEARD,)
 
 
 @pytest.mark.parametrize(
@@ -71,18 +71,18 @@ def test_answers_that_are_read(text: str) -> None:
 )  # fmt: skip
 def test_answers_that_are_not(text: str) -> None:
     with pytest.raises(ResponseParseError):
-        parse_answer(text, 5)
+        parse_response(text, 5)
 
 
 def test_the_empty_list_is_read_and_too_long_a_list_is_cut() -> None:
-    assert parse_answer('{"events": []}', 5) == ()
-    assert len(parse_answer(json.dumps({"events": [EVENT] * 9}), 4)) == 4
+    assert parse_response('{"events": []}', 5) == ()
+    assert len(parse_response(json.dumps({"events": [EVENT] * 9}), 4)) == 4
 
 
 @given(st.text(max_size=400))
 def test_any_text_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(ResponseParseError):
-        parse_answer('{"events": [' + text, 5)
+        parse_response('{"events": [' + text, 5)
 
 
 @given(st.lists(st.builds(
@@ -95,7 +95,7 @@ def test_what_a_model_writes_by_the_schema_comes_back(events: list[PredictedEven
          "salience": round(e.salience * 10), "likelihood": round(e.likelihood * 10)}
         for e in events
     ]  # fmt: skip
-    read = parse_answer(json.dumps({"events": written}), 5)
+    read = parse_response(json.dumps({"events": written}), 5)
     assert [(e.sound, e.visible, e.near, e.salience, e.likelihood) for e in read] == [
         (e.sound.strip(), e.visible, e.near, e.salience, e.likelihood) for e in events
     ]
@@ -112,18 +112,19 @@ def test_a_remembered_answer_makes_the_caption_of_the_fresh_one(shares: list[tup
     heard = tuple(
         PredictedEvent(f"sound {n}", "", True, True, salience, likely) for n, (salience, likely, _) in enumerate(shares)
     )
-    rules = EventSelection(max_events=5, min_confidence=0.3, min_share=0.6)
+    rules = EventSelection(max_events=5, min_confidence=0.3, min_relative_weight=0.6)
     for answer in (VlmResponse(heard, "m"), with_verification(VlmResponse(heard, "m"), [chance for *_, chance in shares])):
         row = response_to_row(answer)
-        remembered = pa.Table.from_pylist([row], schema=MEMO_SCHEMA).to_pylist()[0]
+        remembered = pa.Table.from_pylist([row], schema=RESPONSE_SCHEMA).to_pylist()[0]
         assert row_to_response(remembered) == row_to_response(row)
-        assert select_events(row_to_response(remembered), rules, 0.5) == select_events(row_to_response(row), rules, 0.5)
+        cached, new = (select_response_events(row_to_response(one), rules, 0.5) for one in (remembered, row))
+        assert cached == new
 
 
 def test_seven_of_ten_remembered_still_reach_a_floor_of_seven_tenths() -> None:
     row = response_to_row(VlmResponse((PredictedEvent("rain", "", True, True, 1.0, 0.7),), "m"))
-    remembered = pa.Table.from_pylist([row], schema=MEMO_SCHEMA).to_pylist()[0]
-    assert select_events(row_to_response(remembered), EventSelection(5, 0.7, 0.1), 0.5).code == ""
+    remembered = pa.Table.from_pylist([row], schema=RESPONSE_SCHEMA).to_pylist()[0]
+    assert select_response_events(row_to_response(remembered), EventSelection(5, 0.7, 0.1), 0.5).code == ""
 
 
 def test_a_phrase_of_another_hand_stays_a_quotation() -> None:
@@ -150,19 +151,19 @@ def test_far_sounds_say_so_once() -> None:
 def test_captions_order_cut_and_abstain() -> None:
     loud = PredictedEvent("engine roaring", "engine", True, True, 1.0, 0.9)
     soft = PredictedEvent("clock ticking", "clock", True, True, 0.2, 0.9)
-    rules = EventSelection(max_events=5, min_confidence=0.3, min_share=0.1)
-    assert [event.sound for event in select_events(VlmResponse((soft, loud), "m"), rules, 0.5).events] == [
+    rules = EventSelection(max_events=5, min_confidence=0.3, min_relative_weight=0.1)
+    assert [event.phrase for event in select_response_events(VlmResponse((soft, loud), "m"), rules, 0.5).events] == [
         "engine roaring",
         "clock ticking",
     ]
-    assert [e.sound for e in select_events(VlmResponse((soft, loud), "m"), EventSelection(1, 0.3, 0.1), 0.5).events] == [
-        "engine roaring"
-    ]
-    assert len(select_events(VlmResponse((soft, loud), "m"), EventSelection(5, 0.3, 0.5), 0.5).events) == 1
-    assert select_events(VlmResponse((), "m"), rules, 0.5).code == "NO_SOUND"
-    unsure = select_events(VlmResponse((PredictedEvent("rain", "", True, True, 1.0, 0.1),), "m"), rules, 0.5)
-    assert (unsure.code, [event.sound for event in unsure.guesses]) == ("LOW_CONFIDENCE", ["rain"])
-    denied = select_events(with_verification(VlmResponse((loud, soft), "m"), [0.1, 0.2]), rules, 0.5)
+    assert [
+        e.phrase for e in select_response_events(VlmResponse((soft, loud), "m"), EventSelection(1, 0.3, 0.1), 0.5).events
+    ] == ["engine roaring"]
+    assert len(select_response_events(VlmResponse((soft, loud), "m"), EventSelection(5, 0.3, 0.5), 0.5).events) == 1
+    assert select_response_events(VlmResponse((), "m"), rules, 0.5).code == "NO_SOUND"
+    unsure = select_response_events(VlmResponse((PredictedEvent("rain", "", True, True, 1.0, 0.1),), "m"), rules, 0.5)
+    assert (unsure.code, [event.phrase for event in unsure.guesses]) == ("LOW_CONFIDENCE", ["rain"])
+    denied = select_response_events(with_verification(VlmResponse((loud, soft), "m"), [0.1, 0.2]), rules, 0.5)
     assert (denied.code, len(denied.guesses)) == ("NOT_VERIFIED", 2)
-    kept = select_events(with_verification(VlmResponse((loud, soft), "m"), [0.1, 0.7]), rules, 0.5)
-    assert [(event.sound, event.confidence) for event in kept.events] == [("clock ticking", 0.7)]
+    kept = select_response_events(with_verification(VlmResponse((loud, soft), "m"), [0.1, 0.7]), rules, 0.5)
+    assert [(event.phrase, event.confidence) for event in kept.events] == [("clock ticking", 0.7)]

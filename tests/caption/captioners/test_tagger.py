@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_steps.caption.captioners.base import EventSelection
+from pipeline_steps.caption.captioners.base import CaptionOptions, EventSelection
 from pipeline_steps.caption.captioners.tagger import (
-    COCO,
-    IMAGENET,
     LabelScore,
-    LexiconEntry,
     TaggerCaptioner,
+    TaggerConfig,
     discount_label_prior,
     select_events,
     tags_to_events,
 )
+from pipeline_steps.caption.lexicon import COCO, IMAGENET, Lexicon, LexiconEntry
 from pipeline_steps.core.hashing import fingerprint
-from pipeline_steps.models.base import SoundCaptioner
 from tests.models.golden_outputs import picture
 
 BARK = LexiconEntry("dog barking", "dog", True, 1.0, 0.8)
@@ -36,13 +35,17 @@ LEXICON = {
 }
 
 
+def captioner(assets: Path, lexicon: Lexicon = LEXICON, **values: Any) -> TaggerCaptioner:
+    return TaggerCaptioner(TaggerConfig(**values), CaptionOptions(assets=assets), lexicon)
+
+
 def tag(index: int, probability: float, vocabulary: str = IMAGENET) -> LabelScore:
     return LabelScore(vocabulary, index, f"label {index}", probability)
 
 
 def test_labels_that_share_a_phrase_add_up() -> None:
     event = tags_to_events([tag(0, 0.3), tag(1, 0.4)], LEXICON)[0]
-    assert event.sound == "dog barking"
+    assert event.phrase == "dog barking"
     assert event.confidence == pytest.approx(0.7 * 0.8)
     assert event.salience == pytest.approx(1.0)
 
@@ -55,7 +58,7 @@ def test_vocabularies_combine_by_noisy_or_and_salience_by_mass() -> None:
 
 def test_several_objects_give_several_events_most_prominent_first() -> None:
     caption = select_events([tag(0, 0.4), tag(3, 0.5)], LEXICON, EventSelection())
-    assert [event.sound for event in caption.events] == ["dog barking", "ocean waves", "dog panting"]
+    assert [event.phrase for event in caption.events] == ["dog barking", "ocean waves", "dog panting"]
     assert [event.visible for event in caption.events] == [True, False, True]
     assert caption.code == ""
 
@@ -67,7 +70,7 @@ def test_silence_and_doubt_are_told_apart_and_name_what_is_seen() -> None:
     doubtful = select_events([tag(0, 0.05), tag(3, 0.04), tag(2, 0.1)], LEXICON, EventSelection())
     assert (doubtful.events, doubtful.code) == ((), "LOW_CONFIDENCE")
     assert "best 0.04 of 0.15" in doubtful.reason
-    assert doubtful.guesses[0].sound == "dog barking", "a person who asks gets the guess"
+    assert doubtful.guesses[0].phrase == "dog barking", "a person who asks gets the guess"
     assert select_events([], LEXICON, EventSelection()).code == "LOW_CONFIDENCE"
 
 
@@ -80,7 +83,7 @@ def test_a_caption_keeps_its_promises(seen: list[LabelScore], least: float, shar
     weights = [event.salience * event.confidence for event in caption.events]
     assert weights == sorted(weights, reverse=True)
     assert len(caption.events) <= most
-    assert len({event.sound for event in caption.events}) == len(caption.events)
+    assert len({event.phrase for event in caption.events}) == len(caption.events)
     assert all(0 <= event.salience <= 1 and 0 <= event.confidence <= 1 for event in (*caption.events, *caption.guesses))
     assert bool(caption.events) != bool(caption.code)
     if caption.events:
@@ -105,10 +108,9 @@ def test_a_favourite_label_is_discounted() -> None:
 
 
 def test_real_pictures(assets: Path, demo: Path) -> None:
-    tagger = TaggerCaptioner(assets, LEXICON).load()
-    assert isinstance(tagger, SoundCaptioner)
+    tagger = captioner(assets).load()
     dog = picture(demo)
-    found = tagger.tags([dog, np.full((64, 48, 3), 255, np.uint8)])
+    found = tagger.predict([dog, np.full((64, 48, 3), 255, np.uint8)])
     assert len(found) == 2
     assert all(tag.probability >= 1e-3 for tag in found[0])
     assert sum(tag.probability for tag in found[0]) == pytest.approx(1.0, abs=0.2)
@@ -116,32 +118,31 @@ def test_real_pictures(assets: Path, demo: Path) -> None:
 
 
 def test_the_detector_is_an_option_that_costs_a_judge(assets: Path, demo: Path) -> None:
-    alone, both = TaggerCaptioner(assets, LEXICON), TaggerCaptioner(assets, LEXICON, detectors=["ssd"]).load()
+    alone, both = captioner(assets), captioner(assets, detectors=["ssd"]).load()
     assert alone.families == ("efficientnet",)
     assert both.families == ("efficientnet", "ssd-mobilenet")
-    assert (COCO, 18) in {(tag.vocabulary, tag.index) for tag in both.tags([picture(demo)])[0]}
-    assert fingerprint(alone.describe_tags()) != fingerprint(both.describe_tags())
+    assert (COCO, 18) in {(tag.vocabulary, tag.index) for tag in both.predict([picture(demo)])[0]}
+    assert fingerprint(alone.describe_prediction()) != fingerprint(both.describe_prediction())
 
 
 def test_networks_are_averaged_in_any_order(assets: Path, demo: Path) -> None:
     small, large = "efficientnet_lite0", "efficientnet_lite3"
     both, turned, alone = (
-        TaggerCaptioner(assets, LEXICON, min_probability=1e-6, models=models).load()
-        for models in ([small, large], [large, small, large], [small])
+        captioner(assets, min_probability=1e-6, models=models).load()
+        for models in ([small, large], [large, small], [small])
     )
     dog = [picture(demo)]
-    assert both.tags(dog) == turned.tags(dog)
-    assert fingerprint(both.describe_tags()) == fingerprint(turned.describe_tags())
-    assert fingerprint(both.describe_tags()) != fingerprint(alone.describe_tags())
+    assert both.predict(dog) == turned.predict(dog)
+    assert fingerprint(both.describe_prediction()) == fingerprint(turned.describe_prediction())
+    assert fingerprint(both.describe_prediction()) != fingerprint(alone.describe_prediction())
+    assert captioner(assets, min_probability=1e-6, models=[small, small]).describe() == alone.describe()
     assert both.families == ("efficientnet",)
-    single = [
-        TaggerCaptioner(assets, LEXICON, min_probability=1e-6, models=[one]).load().tags(dog)[0] for one in (small, large)
-    ]
-    mass = [sum(tag.probability for tag in tags if tag.index in range(151, 269)) for tags in (both.tags(dog)[0], *single)]
+    single = [captioner(assets, min_probability=1e-6, models=[one]).load().predict(dog)[0] for one in (small, large)]
+    mass = [sum(tag.probability for tag in tags if tag.index in range(151, 269)) for tags in (both.predict(dog)[0], *single)]
     assert mass[0] == pytest.approx((mass[1] + mass[2]) / 2, abs=1e-3)
 
 
 def test_the_lexicon_shapes_captions_but_not_tags(assets: Path) -> None:
-    one, other = TaggerCaptioner(assets, LEXICON), TaggerCaptioner(assets, {**LEXICON, (IMAGENET, 2): (WAVES,)})
-    assert fingerprint(one.describe_tags()) == fingerprint(other.describe_tags())
+    one, other = captioner(assets), captioner(assets, {**LEXICON, (IMAGENET, 2): (WAVES,)})
+    assert fingerprint(one.describe_prediction()) == fingerprint(other.describe_prediction())
     assert fingerprint(one.describe()) != fingerprint(other.describe())

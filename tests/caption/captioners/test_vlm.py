@@ -11,13 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline_steps.caption.captioners.prompt import CaptionFailure, caption_prompt
-from pipeline_steps.caption.captioners.vlm import VlmCaptioner
-from pipeline_steps.caption.captioners.vlm_response import VlmPromptOptions, VlmResponse
+from pipeline_steps.caption.captioners.base import CaptionFailure, CaptionOptions, EventSelection
+from pipeline_steps.caption.captioners.prompt import PromptConfig, caption_prompt
+from pipeline_steps.caption.captioners.vlm import VlmCaptioner, VlmConfig
+from pipeline_steps.caption.captioners.vlm_response import VlmResponse
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError, ServiceError
 from tests.factories.checkpoints.vlm import FAMILIES
 
-ASKING = VlmPromptOptions(max_events=2, max_new=240, verify=True)
+OPTIONS = CaptionOptions(EventSelection(max_events=2), PromptConfig(max_new_tokens=240, verify_events=True))
+
+
+def captioner_of(model: Path | str, revision: str = "", options: CaptionOptions | None = None, **values: Any) -> VlmCaptioner:
+    return VlmCaptioner(VlmConfig(model=str(model), revision=revision, **values), options or CaptionOptions())
+
+
+def prompting(**values: Any) -> CaptionOptions:
+    return CaptionOptions(prompt=PromptConfig(**values))
 
 
 def pictures(count: int = 3) -> list[np.ndarray]:
@@ -40,34 +49,34 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_family_answers_by_the_schema_and_a_batch_is_its_pictures(folders: dict[str, Path], name: str) -> None:
-    captioner = VlmCaptioner(str(folders[name]), asking=ASKING).load()
-    together = captioner.look(pictures())
+    captioner = captioner_of(folders[name], options=OPTIONS).load()
+    together = captioner.predict(pictures())
     assert all(isinstance(answer, VlmResponse) for answer in together), "constrained decoding cannot miss the schema"
-    assert together == [captioner.look([picture])[0] for picture in pictures()], "left padding changes nothing"
-    assert together == captioner.look(pictures()), "greedy"
+    assert together == [captioner.predict([picture])[0] for picture in pictures()], "left padding changes nothing"
+    assert together == captioner.predict(pictures()), "greedy"
     for answer in together:
         assert isinstance(answer, VlmResponse)
-        assert answer.tries == 1
-        assert len(answer.heard) <= 2
-        assert all(heard.verified is not None and 0 <= heard.verified <= 1 for heard in answer.heard)
+        assert answer.attempts == 1
+        assert len(answer.events) <= 2
+        assert all(heard.verified is not None and 0 <= heard.verified <= 1 for heard in answer.events)
         assert answer.model == captioner.describe()["sha256"]
 
 
 def test_some_random_model_lists_events(folders: dict[str, Path]) -> None:
     """Else the test above would only ever see the empty list."""
-    captioner = VlmCaptioner(str(folders["qwen2_vl"]), asking=ASKING).load()
-    assert any(answer.heard for answer in captioner.look(pictures()) if isinstance(answer, VlmResponse))
+    captioner = captioner_of(folders["qwen2_vl"], options=OPTIONS).load()
+    assert any(answer.events for answer in captioner.predict(pictures()) if isinstance(answer, VlmResponse))
 
 
 def test_families_name_the_vision_tower(folders: dict[str, Path]) -> None:
-    assert "clip" in VlmCaptioner(str(folders["llava"])).families
-    assert "siglip" in VlmCaptioner(str(folders["smolvlm"])).families
-    assert "qwen2_vl" in VlmCaptioner(str(folders["qwen2_vl"])).families
+    assert "clip" in captioner_of(folders["llava"]).families
+    assert "siglip" in captioner_of(folders["smolvlm"]).families
+    assert "qwen2_vl" in captioner_of(folders["qwen2_vl"]).families
 
 
 @pytest.mark.fault
 def test_without_constraint_random_words_are_asked_twice_and_given_up(folders: dict[str, Path]) -> None:
-    captioner = VlmCaptioner(str(folders["llava"]), asking=VlmPromptOptions(max_new=16), constrain=False).load()
+    captioner = captioner_of(folders["llava"], options=prompting(max_new_tokens=16), constrained_decoding=False).load()
     asked: list[str] = []
     real = captioner._generate
 
@@ -76,7 +85,7 @@ def test_without_constraint_random_words_are_asked_twice_and_given_up(folders: d
         return real(images, texts)
 
     captioner._generate = listening  # type: ignore[method-assign]
-    answers = captioner.look(pictures(2))
+    answers = captioner.predict(pictures(2))
     assert [answer.code for answer in answers if isinstance(answer, CaptionFailure)] == ["CAPTION_UNREADABLE"] * 2
     assert asked[:2] == [caption_prompt(5)] * 2
     assert len(asked) == 4
@@ -85,17 +94,17 @@ def test_without_constraint_random_words_are_asked_twice_and_given_up(folders: d
 
 @pytest.mark.fault
 def test_a_model_that_gives_fewer_results_shifts_nothing(folders: dict[str, Path]) -> None:
-    captioner = VlmCaptioner(str(folders["llava"])).load()
+    captioner = captioner_of(folders["llava"]).load()
     real = captioner._generate
     captioner._generate = lambda images, texts: real(images, texts)[1:]  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError, match="2 results for 3 pictures"):
-        captioner.look(pictures())
+    with pytest.raises(RuntimeError, match="2 results for 3 images"):
+        captioner.predict(pictures())
 
 
 @pytest.mark.fault
 def test_short_gpu_memory_halves_the_batch(folders: dict[str, Path]) -> None:
-    captioner = VlmCaptioner(str(folders["llava"]), asking=VlmPromptOptions(max_new=200)).load()
-    wanted = captioner.look(pictures())
+    captioner = captioner_of(folders["llava"], options=prompting(max_new_tokens=200)).load()
+    wanted = captioner.predict(pictures())
     real = captioner._generate
     sizes: list[int] = []
 
@@ -106,15 +115,15 @@ def test_short_gpu_memory_halves_the_batch(folders: dict[str, Path]) -> None:
         return real(images, texts)
 
     captioner._generate = small  # type: ignore[method-assign]
-    assert captioner.look(pictures()) == wanted
+    assert captioner.predict(pictures()) == wanted
     assert sizes == [3, 1, 2, 1, 1]
 
     def none(images: Any, texts: Any) -> list[str]:
         raise torch.OutOfMemoryError("out of memory")
 
     captioner._generate = none  # type: ignore[method-assign]
-    with pytest.raises(ResourceError, match="one picture"):
-        captioner.look(pictures(1))
+    with pytest.raises(ResourceError, match="one image"):
+        captioner.predict(pictures(1))
 
 
 def copy(folders: dict[str, Path], name: str, target: Path) -> Path:
@@ -127,20 +136,20 @@ def change(path: Path, **values: Any) -> None:
 
 def test_the_fingerprint_knows_weights_prompt_and_decoding_but_not_the_place(folders: dict[str, Path], tmp_path: Path) -> None:
     moved = copy(folders, "llava", tmp_path)
-    first = VlmCaptioner(str(folders["llava"])).describe_answers()
-    assert VlmCaptioner(str(moved)).describe_answers() == first
-    assert str(moved) not in json.dumps(VlmCaptioner(str(moved)).describe())
-    assert VlmCaptioner(str(moved), precision="bfloat16").describe_answers() != first
-    assert VlmCaptioner(str(moved), constrain=False).describe_answers() != first
-    assert VlmCaptioner(str(moved), asking=VlmPromptOptions(max_new=99)).describe_answers() != first
-    assert VlmCaptioner(str(moved), asking=VlmPromptOptions(min_verified=0.9)).describe_answers() == first, "judged afterwards"
-    VlmCaptioner(str(moved), first["sha256"]).fetch()
+    first = captioner_of(folders["llava"]).describe_prediction()
+    assert captioner_of(moved).describe_prediction() == first
+    assert str(moved) not in json.dumps(captioner_of(moved).describe())
+    assert captioner_of(moved, dtype="bfloat16").describe_prediction() != first
+    assert captioner_of(moved, constrained_decoding=False).describe_prediction() != first
+    assert captioner_of(moved, options=prompting(max_new_tokens=99)).describe_prediction() != first
+    assert captioner_of(moved, options=prompting(min_yes_probability=0.9)).describe_prediction() == first, "judged afterwards"
+    captioner_of(moved, first["sha256"]).fetch()
     weights = bytearray((moved / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (moved / "model.safetensors").write_bytes(weights)
-    assert VlmCaptioner(str(moved)).describe_answers() != first
+    assert captioner_of(moved).describe_prediction() != first
     with pytest.raises(IntegrityError, match="pinned is"):
-        VlmCaptioner(str(moved), first["sha256"]).fetch()
+        captioner_of(moved, first["sha256"]).fetch()
 
 
 @pytest.mark.fault
@@ -154,7 +163,7 @@ def test_a_checkpoint_that_brings_code_is_refused(
     (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Model: pass\n")
     change(folder / file, **key)
     with pytest.raises(IntegrityError, match="nothing was imported") as caught:
-        VlmCaptioner(str(folder)).load()
+        captioner_of(folder).load()
     assert caught.value.exit_code == 6
     assert not marker.exists()
 
@@ -164,7 +173,7 @@ def test_pickled_missing_and_cut_weights_are_refused(folders: dict[str, Path], t
     folder = copy(folders, "llava", tmp_path)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(IntegrityError, match="no safetensors"):
-        VlmCaptioner(str(folder)).load()
+        captioner_of(folder).load()
     from safetensors.torch import load_file, save_file
 
     weights = load_file(folder / "pytorch_model.bin")
@@ -173,10 +182,10 @@ def test_pickled_missing_and_cut_weights_are_refused(folders: dict[str, Path], t
         {name: value for name, value in weights.items() if name != dropped}, folder / "model.safetensors", {"format": "pt"}
     )
     with pytest.raises(IntegrityError, match="1 weights are not in the checkpoint"):
-        VlmCaptioner(str(folder)).load()
+        captioner_of(folder).load()
     (folder / "model.safetensors").write_bytes((folder / "pytorch_model.bin").read_bytes()[:-100])
     with pytest.raises(IntegrityError, match="weights"):
-        VlmCaptioner(str(folder)).load()
+        captioner_of(folder).load()
 
 
 @pytest.mark.fault
@@ -184,10 +193,10 @@ def test_what_is_no_image_text_to_text_model_is_a_wrong_configuration(folders: d
     folder = copy(folders, "llava", tmp_path)
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ConfigError, match="no chat template"):
-        VlmCaptioner(str(folder)).load()
+        captioner_of(folder).load()
     change(folder / "config.json", model_type="bert")
     with pytest.raises(ConfigError):
-        VlmCaptioner(str(folder)).load()
+        captioner_of(folder).load()
 
 
 @pytest.mark.fault
@@ -195,9 +204,9 @@ def test_a_hub_id_needs_a_pinned_commit_and_a_hub(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="not a commit"):
-        VlmCaptioner("owner/model", "main").fetch()
+        captioner_of("owner/model", "main").fetch()
     with pytest.raises(ConfigError, match="neither a folder nor a hub id"):
-        VlmCaptioner(str(tmp_path / "nothing")).fetch()
+        captioner_of(tmp_path / "nothing").fetch()
     with pytest.raises(ServiceError, match="cannot be fetched") as caught:
-        VlmCaptioner("owner/model", "0" * 40).fetch()
+        captioner_of("owner/model", "0" * 40).fetch()
     assert caught.value.transient

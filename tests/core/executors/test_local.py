@@ -120,8 +120,8 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], words: 
 
 
 def test_a_server_is_asked_from_one_process() -> None:
-    with pytest.raises(ValidationError, match="needs engine local"):
-        CaptionConfig(captioner="endpoint", endpoint={"model": "x"}, executor="ray")
+    with pytest.raises(ValidationError, match="requires 'local'"):
+        CaptionConfig.from_params({"captioner": "openai_server", "openai_server": {"model": "x"}, "executor": "ray"})
 
 
 @pytest.mark.fault

@@ -98,12 +98,14 @@ def test_clip_does_not_judge_what_clip_captioned_or_draws_by(world: World, confi
 
 def test_an_endpoint_that_does_not_say_what_it_looks_with_is_pointed_out() -> None:
     judges = {"clip": "clip", "inception": "inception", "aisfx": "aisfx"}
-    silent = undeclared_family_warnings(judges, {"captioner": "endpoint", "families": ["some-vlm"]})
+    silent = undeclared_family_warnings(
+        judges, {"captioner": "openai_server", "families": ["some-vlm"], "families_complete": False}
+    )
     assert silent == [
-        "judge clip is of family clip, and nothing says what the model behind the endpoint looks with: "
-        "name it in caption.endpoint.families"
+        "judge clip is of family clip, and the vision tower of captioner openai_server is not declared: "
+        "set caption.openai_server.vision_families"
     ]
-    assert undeclared_family_warnings(judges, {"captioner": "endpoint", "families": ["siglip", "some-vlm"]}) == []
+    assert undeclared_family_warnings(judges, {"captioner": "openai_server", "families_complete": True}) == []
     assert undeclared_family_warnings(judges, {"captioner": "tagger", "families": ["efficientnet"]}) == []
 
 
