@@ -128,8 +128,7 @@ def test_the_detector_is_an_option_that_costs_a_judge(assets: Path, demo: Path) 
 def test_networks_are_averaged_in_any_order(assets: Path, demo: Path) -> None:
     small, large = "efficientnet_lite0", "efficientnet_lite3"
     both, turned, alone = (
-        captioner(assets, min_probability=1e-6, models=models).load()
-        for models in ([small, large], [large, small], [small])
+        captioner(assets, min_probability=1e-6, models=models).load() for models in ([small, large], [large, small], [small])
     )
     dog = [picture(demo)]
     assert both.predict(dog) == turned.predict(dog)
