@@ -40,11 +40,11 @@ from pipeline_steps.core.project_paths import ProjectPaths  # noqa: E402
 from pipeline_steps.core.seeding import seeded_rng  # noqa: E402
 from pipeline_steps.embed.config import EmbedConfig  # noqa: E402
 from pipeline_steps.embed.stage import build_encoder  # noqa: E402
-from pipeline_steps.ingest.catalog import CandidateFile  # noqa: E402
+from pipeline_steps.ingest.candidates import CandidateFile  # noqa: E402
 from pipeline_steps.ingest.config import IngestConfig  # noqa: E402
 from pipeline_steps.ingest.decoding.decode import decode  # noqa: E402
 from pipeline_steps.ingest.sources.file_walk import inspect_file  # noqa: E402
-from pipeline_steps.ingest.stage import make_job  # noqa: E402
+from pipeline_steps.ingest.stage import build_decode_job  # noqa: E402
 from pipeline_steps.models.base import SoundEvent  # noqa: E402
 from pipeline_steps.models.text_audio.yamnet_minilm import YamnetMiniLMEncoder, softmax_over_tags  # noqa: E402
 from pipeline_steps.retrieve.index.exact import ExactIndex  # noqa: E402
@@ -76,15 +76,15 @@ def manifest(folder: Path, split: str) -> list[Row]:
 def decoded(folder: Path, row: Row) -> tuple[str, bytes] | None:
     """(content id, normalised payload) of a file as the ingest stage makes it; None when it is refused."""
     config = IngestConfig()
-    file = inspect_file(folder, row["file"], None, config.picture.max_file_mb * 1e6, walked=False)
+    file = inspect_file(folder, row["file"], None, config.image.max_file_mb * 1e6, walked=False)
     if not isinstance(file, CandidateFile):
         print(f"refused: {row['file']}: {file}", file=sys.stderr)
         return None
-    result = decode(make_job(config, folder, file))
+    result = decode(build_decode_job(config, folder, file))
     if result["code"]:
         print(f"refused: {row['file']}: {result['code']}", file=sys.stderr)
         return None
-    return file.item, result["payload"]
+    return file.item_id, result["payload"]
 
 
 def read_sounds(

@@ -28,7 +28,7 @@ from pipeline_steps.ingest.config import IngestConfig
 from pipeline_steps.ingest.decoding.decode import PRELOAD, decode
 from pipeline_steps.ingest.reason_codes import CODES
 from pipeline_steps.ingest.sources.file_walk import inspect_file
-from pipeline_steps.ingest.stage import make_job
+from pipeline_steps.ingest.stage import build_decode_job
 from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool
 from tests.faults.corpus import CASES, OK, build
 from tests.faults.hostile_decoders import peak_mb
@@ -51,9 +51,9 @@ def table(root: Path, workers: WorkerPool) -> list[dict[str, Any]]:
     rows = []
     for case in CASES:
         start = time.perf_counter()
-        found = inspect_file(root, case.name, None, IngestConfig().picture.max_file_mb * 1e6, walked=False)
+        found = inspect_file(root, case.name, None, IngestConfig().image.max_file_mb * 1e6, walked=False)
         if isinstance(found, CandidateFile):
-            _, answer = next(iter(workers.map([("", make_job(IngestConfig(), root, found))])))
+            _, answer = next(iter(workers.map([("", build_decode_job(IngestConfig(), root, found))])))
         else:
             assert isinstance(found, RejectedFile)
             answer = {"code": found.code, "seconds": time.perf_counter() - start}
@@ -97,7 +97,7 @@ def mutations(root: Path, folder: Path, count: int) -> tuple[Counter[str], float
             path.write_bytes(mutate(source.read_bytes(), generator))
             found = inspect_file(folder, path.name, None, 1e8, walked=False)
             if isinstance(found, CandidateFile):
-                yield path.name, make_job(IngestConfig(), folder, found)
+                yield path.name, build_decode_job(IngestConfig(), folder, found)
             else:
                 assert isinstance(found, RejectedFile)
                 codes[found.code] += 1
