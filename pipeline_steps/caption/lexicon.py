@@ -57,9 +57,9 @@ def parse_label_prior(text: str, where: str = "label_prior.csv") -> dict[int, fl
         try:
             prior[int(row["index"])] = _share(row["prior"])
         except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{where}, line {number}: {error}", "make it again: python benchmarks/label_prior.py") from error
+            raise DataError(f"{where}, line {number}: {error}", "make it again: python scripts/make_label_prior.py") from error
     if sum(prior.values()) > 1.0 + 1e-3:
-        raise DataError(f"{where}: priors sum to {sum(prior.values()):.3f}", "make it again: python benchmarks/label_prior.py")
+        raise DataError(f"{where}: priors sum to {sum(prior.values()):.3f}", "make it again: python scripts/make_label_prior.py")
     return prior
 
 
