@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from pipeline_steps.core.hashing import ID_LENGTH
@@ -28,11 +28,11 @@ class ArchiveMember(NamedTuple):
 class CandidateFile:
     """File or archive member that was opened and hashed, with its metadata.
 
-    `relative` is the path below the root without links; `display_path` is the name as printable text.
+    `relative` is the file below the root, without links; `path` is the name as printable text.
     """
 
     relative: str
-    display_path: str
+    path: str
     sha256: str
     bytes: int
     kind: str
@@ -58,7 +58,7 @@ class CandidateFile:
 class RejectedFile:
     """Candidate that does not enter the catalog, with the reason code."""
 
-    display_path: str
+    path: str
     kind: str
     code: str
     reason: str
@@ -73,37 +73,18 @@ class RejectedFile:
     def row(self) -> dict[str, Any]:
         """Row of the quarantine table."""
         code = CODES[self.code]
-        return {
-            "item_id": self.item_id,
-            "kind": self.kind,
-            "path": self.display_path,
-            "bytes": self.bytes,
-            "stage": "ingest",
-            "code": self.code,
-            "reason": self.reason,
-            "decoder": self.decoder,
-            "action": code.action,
-            "retryable": code.retryable,
-        }
+        return {**asdict(self), "stage": "ingest", "action": code.action, "retryable": code.retryable}
 
 
 @dataclass
 class DiscoveryResult:
-    """Candidates and rejected files below a root.
-
-    Attributes:
-        files: candidates to decode.
-        rejected: candidates rejected before decoding.
-        skipped_files: extension -> number of files that are not candidates.
-        filtered_rows: metadata rows that match neither `pool` nor `holdout`.
-        layouts: folder -> data set layout it was read as.
-    """
+    """Candidates to decode and candidates that were rejected before decoding."""
 
     files: list[CandidateFile] = field(default_factory=list)
     rejected: list[RejectedFile] = field(default_factory=list)
-    skipped_files: Counter[str] = field(default_factory=Counter)
-    filtered_rows: int = 0
-    layouts: dict[str, str] = field(default_factory=dict)
+    skipped_files: Counter[str] = field(default_factory=Counter)  # extension -> files that are no candidates
+    filtered_rows: int = 0  # metadata rows in neither `pool` nor `holdout`
+    layouts: dict[str, str] = field(default_factory=dict)  # folder -> data set layout
 
     @property
     def count(self) -> int:

@@ -23,7 +23,7 @@ def check_id_collisions(files: Iterable[CandidateFile]) -> None:
         other = by_id.setdefault(file.item_id, file)
         if other.sha256 != file.sha256:
             raise DataError(
-                f"{other.display_path} and {file.display_path}: both have the id {file.item_id}, but their contents differ",
+                f"{other.path} and {file.path}: both have the id {file.item_id}, but their contents differ",
                 "remove one of them; nothing was written",
             )
 
@@ -31,7 +31,7 @@ def check_id_collisions(files: Iterable[CandidateFile]) -> None:
 def group_by_content(files: Iterable[CandidateFile]) -> dict[str, list[CandidateFile]]:
     """Group files by id; each list is sorted by path."""
     items: dict[str, list[CandidateFile]] = {}
-    for file in sorted(files, key=lambda file: file.display_path):
+    for file in sorted(files, key=lambda file: file.path):
         items.setdefault(file.item_id, []).append(file)
     return items
 
@@ -77,8 +77,8 @@ def catalog_rows(
             {
                 f"{kind}_id": item,
                 "sha256": files[0].sha256,
-                "path": files[0].display_path,
-                "sources": [file.display_path for file in files],
+                "path": files[0].path,
+                "sources": [file.path for file in files],
                 "bytes": files[0].bytes,
                 "normalizations": sorted(normalizations),
                 "license": _combine_licenses(file.license for file in files),
@@ -133,9 +133,7 @@ def check_pools(
         rejected: rejected candidates.
         max_failed_fraction: largest allowed fraction of dropped files; abstentions do not count.
     """
-    details: dict[str, object] = {
-        "examples": [f"{item.display_path}: {item.code}: {item.reason}" for item in rejected[:MAX_EXAMPLES]]
-    }
+    details: dict[str, object] = {"examples": [f"{item.path}: {item.code}: {item.reason}" for item in rejected[:MAX_EXAMPLES]]}
     action = "list each file with: sonify check ROOT"
     for kind in ("image", "audio"):
         if all(row["holdout"] for row in rows[kind]):

@@ -11,6 +11,7 @@ from pipeline_steps.core.config import StageConfig
 Filter = dict[str, str | list[str]]
 """Column -> value, or values, of the rows to select. All columns must match."""
 
+
 POOL: Filter = {"split": "pool"}
 HOLDOUT: Filter = {"split": "gold"}
 

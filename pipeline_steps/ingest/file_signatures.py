@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 from pipeline_steps.ingest.reason_codes import RejectedItemError
@@ -35,15 +36,10 @@ _KINDS: dict[str, Kind] = {
 }
 
 _ALLOWED: tuple[tuple[bytes, Kind, str], ...] = (
-    (b"\xff\xd8\xff", "image", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "image", "PNG"),
-    (b"GIF87a", "image", "GIF"),
-    (b"GIF89a", "image", "GIF"),
-    (b"II*\x00", "image", "TIFF"),
-    (b"MM\x00*", "image", "TIFF"),
-    (b"fLaC", "audio", "FLAC"),
+    (b"\xff\xd8\xff", "image", "JPEG"), (b"\x89PNG\r\n\x1a\n", "image", "PNG"), (b"GIF87a", "image", "GIF"),
+    (b"GIF89a", "image", "GIF"), (b"II*\x00", "image", "TIFF"), (b"MM\x00*", "image", "TIFF"), (b"fLaC", "audio", "FLAC"),
     (b"OggS", "audio", "OGG"),
-)
+)  # fmt: skip
 _ALLOWED_CONTAINERS: dict[tuple[bytes, bytes], tuple[Kind, str]] = {
     (b"RIFF", b"WEBP"): ("image", "WEBP"),
     (b"RIFF", b"WAVE"): ("audio", "WAV"),
@@ -55,40 +51,16 @@ _ALLOWED_CONTAINERS: dict[tuple[bytes, bytes], tuple[Kind, str]] = {
 
 _BMP_HEADER_SIZES = frozenset(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
 _UNSUPPORTED: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"%PDF", "PDF"),
-    (0, b"8BPS", "PSD"),
-    (0, b"%!PS", "EPS"),
-    (0, b"\xc5\xd0\xd3\xc6", "EPS"),
-    (0, b"SIMPLE  =", "FITS"),
-    (0, b"gd2\x00", "GD"),
-    (0, b"\x00\x00\x00\x0cjP  ", "JPEG2000"),
-    (0, b"\xff\x4f\xff\x51", "JPEG2000"),
-    (0, b"\x00\x00\x01\x00", "ICO"),
-    (0, b"icns", "ICNS"),
-    (0, b"DDS ", "DDS"),
-    (0, b"gimp xcf", "XCF"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (0, b"\x76\x2f\x31\x01", "OpenEXR"),
-    (0, b"\x1aE\xdf\xa3", "Matroska"),
-    (0, b"RF64", "RF64"),
-    (0, b"riff", "W64"),
-    (0, b"caff", "CAF"),
-    (0, b".snd", "AU"),
-    (0, b"MThd", "MIDI"),
-    (0, b"0&\xb2u", "ASF"),
-    (0, b"#!AMR", "AMR"),
-    (0, b"MAC ", "Monkey's Audio"),
-    (0, b"wvpk", "WavPack"),
-    (0, b"PK\x03\x04", "ZIP"),
-    (0, b"\x1f\x8b", "gzip"),
-    (0, b"7z\xbc\xaf\x27\x1c", "7z"),
-    (0, b"\xfd7zXZ\x00", "xz"),
-    (0, b"BZh", "bzip2"),
-    (0, b"Rar!", "RAR"),
-    (0, b"\x28\xb5\x2f\xfd", "zstd"),
-    (4, b"ftyp", "ISO media (MP4, HEIC, AVIF)"),
+    (0, b"%PDF", "PDF"), (0, b"8BPS", "PSD"), (0, b"%!PS", "EPS"), (0, b"\xc5\xd0\xd3\xc6", "EPS"), (0, b"SIMPLE  =", "FITS"),
+    (0, b"gd2\x00", "GD"), (0, b"\x00\x00\x00\x0cjP  ", "JPEG2000"), (0, b"\xff\x4f\xff\x51", "JPEG2000"),
+    (0, b"\x00\x00\x01\x00", "ICO"), (0, b"icns", "ICNS"), (0, b"DDS ", "DDS"), (0, b"gimp xcf", "XCF"),
+    (0, b"\xff\x0a", "JPEG XL"), (0, b"\x76\x2f\x31\x01", "OpenEXR"), (0, b"\x1aE\xdf\xa3", "Matroska"), (0, b"RF64", "RF64"),
+    (0, b"riff", "W64"), (0, b"caff", "CAF"), (0, b".snd", "AU"), (0, b"MThd", "MIDI"), (0, b"0&\xb2u", "ASF"),
+    (0, b"#!AMR", "AMR"), (0, b"MAC ", "Monkey's Audio"), (0, b"wvpk", "WavPack"), (0, b"PK\x03\x04", "ZIP"),
+    (0, b"\x1f\x8b", "gzip"), (0, b"7z\xbc\xaf\x27\x1c", "7z"), (0, b"\xfd7zXZ\x00", "xz"), (0, b"BZh", "bzip2"),
+    (0, b"Rar!", "RAR"), (0, b"\x28\xb5\x2f\xfd", "zstd"), (4, b"ftyp", "ISO media (MP4, HEIC, AVIF)"),
     (257, b"ustar", "tar"),
-)
+)  # fmt: skip
 
 
 class FileSignature(NamedTuple):
@@ -172,16 +144,17 @@ def is_candidate(name: str, head: bytes) -> bool:
     return found.verdict == "allowed" and (found.format != "MP3" or not extension(name) or head.startswith(b"ID3"))
 
 
-def check_format(name: str, head: bytes, size: int) -> tuple[Kind, str]:
+def check_format(name: str, head: bytes, size: int, max_image_bytes: float = math.inf) -> tuple[Kind, str]:
     """Kind and format by which to decode a file.
 
     Args:
         name: its path; only the extension is used.
         head: first bytes of the content.
         size: bytes of the whole file.
+        max_image_bytes: larger images are rejected.
 
     Raises:
-        RejectedItemError: EMPTY_FILE, AUD_EMPTY, FORMAT_NOT_ALLOWED, NOT_AN_IMAGE or AUD_CORRUPT, without decoding.
+        RejectedItemError: EMPTY_FILE, AUD_EMPTY, FORMAT_NOT_ALLOWED, NOT_AN_IMAGE, AUD_CORRUPT or FILE_TOO_LARGE.
     """
     kind = kind_from_extension(name)
     suffix = extension(name)
@@ -189,13 +162,13 @@ def check_format(name: str, head: bytes, size: int) -> tuple[Kind, str]:
         raise RejectedItemError("AUD_EMPTY" if kind == "audio" else "EMPTY_FILE", "the file has no bytes")
     found = detect_format(head)
     if found.verdict == "allowed":
+        if found.kind == "image" and size > max_image_bytes:
+            raise RejectedItemError("FILE_TOO_LARGE", f"{size / 1e6:.1f} MB, limit {max_image_bytes / 1e6:g} MB")
         return found.kind, found.format
     if found.verdict == "unsupported":
         raise RejectedItemError("FORMAT_NOT_ALLOWED", f"content is {found.format}; convert it to an allowed format")
     if suffix in UNSUPPORTED_EXTENSIONS:
-        raise RejectedItemError(
-            "FORMAT_NOT_ALLOWED", f".{suffix} is not an allowed format (content: {found.format}); convert it"
-        )
+        raise RejectedItemError("FORMAT_NOT_ALLOWED", f".{suffix} is not allowed (content: {found.format}); convert it")
     if kind == "image":
         raise RejectedItemError("NOT_AN_IMAGE", f"named .{suffix}, content is {found.format}")
     if suffix == "mp3":  # MP3 has no signature and frames may begin anywhere, so the decoder must decide

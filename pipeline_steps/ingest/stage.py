@@ -103,8 +103,9 @@ def dry_run(folder: Path, config: IngestConfig | None = None) -> DryRunResult:
         folder: any folder.
         config: limits and, if it names one, a metadata table inside `folder`; by default the default limits and all files.
     """
+    config = config or IngestConfig(metadata=None, pool=None, holdout=None)
     report = StageReport(STAGE)
-    outcome = _decode_all(config or IngestConfig(metadata=None, pool=None, holdout=None), folder, report, None)
+    outcome = _decode_all(config, folder, report, _ShardCaches(config, None))
     return DryRunResult(outcome.rows["image"], outcome.rows["audio"], [item.row() for item in outcome.rejected], report)
 
 
@@ -139,41 +140,76 @@ class _IngestOutcome:
 
 
 class _ShardCaches:
-    """One result cache per kind and shard, so that writing a shard loads only the payloads of that shard."""
+    """Result caches, one per kind and shard prefix, with buffered writes. A dry run (`url` None) reads and writes nothing.
 
-    def __init__(self, config: IngestConfig, url: str) -> None:
+    Separate caches let `_write` load the payloads of one shard at a time.
+    """
+
+    def __init__(self, config: IngestConfig, url: str | None) -> None:
         self._url = url
         self._digits = config.shard_prefix_digits
         self._fingerprints = {kind: f"{kind}-{fingerprint(_fingerprint_parts(config, kind))}" for kind in EXTENSION}
-
-    def prefix(self, item: str) -> str:
-        """Shard prefix of an item."""
-        return item[: self._digits]
+        self._buffer: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+        self._items = self._bytes = 0
+        self._since = 0.0
 
     def partition(self, items: Mapping[str, list[CandidateFile]]) -> dict[tuple[str, str], list[str]]:
         """(kind, prefix) -> ids, all sorted."""
         shards: dict[tuple[str, str], list[str]] = {}
         for kind, item in sorted((files[0].kind, item) for item, files in items.items()):
-            shards.setdefault((kind, self.prefix(item)), []).append(item)
+            shards.setdefault((kind, item[: self._digits]), []).append(item)
         return shards
 
-    def open(self, kind: str, prefix: str) -> ResultCache:
-        return ResultCache(self._url, STAGE, f"{self._fingerprints[kind]}/{prefix}", CACHE_SCHEMAS[kind])
+    def _open(self, kind: str, prefix: str) -> ResultCache:
+        return ResultCache(str(self._url), STAGE, f"{self._fingerprints[kind]}/{prefix}", CACHE_SCHEMAS[kind])
+
+    def load(self, items: Mapping[str, list[CandidateFile]]) -> dict[str, dict[str, Any]]:
+        """Cached results without their payloads."""
+        results: dict[str, dict[str, Any]] = {}
+        for (kind, prefix), members in self.partition(items if self._url is not None else {}).items():
+            columns = [name for name in CACHE_SCHEMAS[kind].names if name != "payload"]
+            results.update(self._open(kind, prefix).load(members, columns))
+        return results
+
+    def load_payloads(self, kind: str, prefix: str, members: list[str]) -> dict[str, bytes]:
+        """Payloads of a shard's items."""
+        cached = self._open(kind, prefix).load(members)
+        if missing := [item for item in members if item not in cached]:
+            raise IntegrityError(f"result cache: no payload of {missing[0]}", "run the stage again to decode it")
+        return {item: cached[item]["payload"] for item in members}
+
+    def add(self, kind: str, item: str, result: dict[str, Any]) -> None:
+        """Buffer a result and write the buffer if it is large or old. Results with a retryable code are not cached."""
+        if self._url is None or (result["code"] and CODES[result["code"]].retryable):
+            return
+        if not self._items:
+            self._since = time.monotonic()
+        self._buffer.setdefault((kind, item[: self._digits]), {})[item] = result
+        self._items += 1
+        self._bytes += len(result.get("payload") or b"")
+        late = time.monotonic() - self._since > FLUSH_SECONDS
+        if late or self._items >= FLUSH_ITEMS or self._bytes >= FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the buffered results."""
+        for shard, rows in self._buffer.items():
+            self._open(*shard).append(rows)
+        self._buffer.clear()
+        self._items = self._bytes = 0
 
 
 def _fingerprint_parts(config: IngestConfig, kind: str) -> dict[str, Any]:
     """All inputs of a decoding result of a kind other than the bytes."""
-    limits = _image_limits(config) if kind == "image" else _audio_limits(config)
-    return {"version": VERSION, "libraries": {name: version(name) for name in LIBRARIES[kind]}, "parameters": limits._asdict()}
+    libraries = {name: version(name) for name in LIBRARIES[kind]}
+    return {"version": VERSION, "libraries": libraries, "parameters": _decode_limits(config, kind)._asdict()}
 
 
-def _image_limits(config: IngestConfig) -> ImageLimits:
-    image = config.image
+def _decode_limits(config: IngestConfig, kind: str) -> ImageLimits | AudioLimits:
+    image, audio = config.image, config.audio
+    if kind == "audio":
+        return AudioLimits(audio.min_seconds, audio.max_seconds, audio.min_lufs)
     return ImageLimits(image.max_side, image.min_side, image.max_aspect, int(image.max_megapixels * 1_000_000), image.animated)
-
-
-def _audio_limits(config: IngestConfig) -> AudioLimits:
-    return AudioLimits(config.audio.min_seconds, config.audio.max_seconds, config.audio.min_lufs)
 
 
 def _worker_limits(config: IngestConfig, jobs: int = 1) -> WorkerLimits:
@@ -185,15 +221,15 @@ def _worker_limits(config: IngestConfig, jobs: int = 1) -> WorkerLimits:
 
 def build_decode_job(config: IngestConfig, root: Path, file: CandidateFile) -> DecodeJob:
     """Decoding job for a file below `root`."""
-    limits = (_image_limits(config), _audio_limits(config))
-    return DecodeJob(str(root.resolve()), file.relative, file.sha256, file.kind, file.format, *limits, file.member)
+    limits = _decode_limits(config, file.kind)
+    return DecodeJob(str(root.resolve()), file.relative, file.sha256, file.format, limits, file.member)
 
 
 def _decoder_versions(kind: str) -> str:
     return ", ".join(f"{name} {version(name)}" for name in DECODERS.get(kind, ()))
 
 
-def _decode_all(config: IngestConfig, root: Path, report: StageReport, caches: _ShardCaches | None) -> _IngestOutcome:
+def _decode_all(config: IngestConfig, root: Path, report: StageReport, caches: _ShardCaches) -> _IngestOutcome:
     """Discover, hash and decode all files, and fill the report. Cached results are reused."""
     if not root.is_dir():
         raise ConfigError(f"ingest.root: {root} is not a folder", "name the folder that contains your images and audio")
@@ -207,8 +243,8 @@ def _decode_all(config: IngestConfig, root: Path, report: StageReport, caches: _
         code, reason = results[item]["code"], results[item]["reason"]
         if code:
             decoder = _decoder_versions(files[0].kind)
-            rejected += [RejectedFile(file.display_path, file.kind, code, reason, file.bytes, item, decoder) for file in files]
-    rejected.sort(key=lambda item: (item.kind, item.display_path, item.item_id))
+            rejected += [RejectedFile(file.path, file.kind, code, reason, file.bytes, item, decoder) for file in files]
+    rejected.sort(key=lambda item: (item.kind, item.path, item.item_id))
     rows = {}
     for kind, phash_distance in (("image", config.image.phash_distance), ("audio", -1)):
         accepted = {item: files for item, files in items.items() if files[0].kind == kind and not results[item]["code"]}
@@ -226,61 +262,27 @@ def _decode_all(config: IngestConfig, root: Path, report: StageReport, caches: _
 
 
 def _results(
-    root: Path, config: IngestConfig, items: Mapping[str, list[CandidateFile]], report: StageReport, caches: _ShardCaches | None
+    root: Path, config: IngestConfig, items: Mapping[str, list[CandidateFile]], report: StageReport, caches: _ShardCaches
 ) -> dict[str, dict[str, Any]]:
     """Decoding result of each item without its payload. New results are cached as they arrive, so a killed run can resume."""
-    results: dict[str, dict[str, Any]] = {}
-    if caches is not None:
-        for (kind, prefix), members in caches.partition(items).items():
-            columns = [name for name in CACHE_SCHEMAS[kind].names if name != "payload"]
-            results.update(caches.open(kind, prefix).load(members, columns))
+    results = caches.load(items)
     report.reused = len(results)
     order = sorted(items.keys() - results.keys(), key=lambda item: (items[item][0].kind, _read_order(items[item][0]), item))
     report.computed = len(order)
-    writer = _CacheWriter(caches)
     jobs = ((item, build_decode_job(config, root, items[item][0])) for item in order)
     try:
         with WorkerPool(_worker_limits(config, len(order)), decode, PRELOAD) as workers:
             for item, result in _progress(workers.map(jobs), len(order)):
-                writer.add(items[item][0].kind, item, result)
+                caches.add(items[item][0].kind, item, result)
                 results[item] = {name: value for name, value in result.items() if name != "payload"}
     finally:  # also when interrupted
-        writer.flush()
+        caches.flush()
     return results
 
 
 def _read_order(file: CandidateFile) -> tuple[str, int, int]:
     """Sort key that keeps the rows of a table together, so that each row group is read once."""
     return (file.relative, file.member.group, file.member.row) if file.member else ("", 0, 0)
-
-
-class _CacheWriter:
-    """Buffer of results to be cached. Results with a retryable code are not cached."""
-
-    def __init__(self, caches: _ShardCaches | None) -> None:
-        self._caches = caches
-        self._shards: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-        self._items = self._bytes = 0
-        self._since = 0.0
-
-    def add(self, kind: str, item: str, result: dict[str, Any]) -> None:
-        if self._caches is None or (result["code"] and CODES[result["code"]].retryable):
-            return
-        if not self._items:
-            self._since = time.monotonic()
-        self._shards.setdefault((kind, self._caches.prefix(item)), {})[item] = result
-        self._items += 1
-        self._bytes += len(result.get("payload") or b"")
-        late = time.monotonic() - self._since > FLUSH_SECONDS
-        if late or self._items >= FLUSH_ITEMS or self._bytes >= FLUSH_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._caches is not None:
-            for shard, rows in self._shards.items():
-                self._caches.open(*shard).append(rows)
-        self._shards.clear()
-        self._items = self._bytes = 0
 
 
 def _progress(results: Iterable[Any], total: int) -> Iterator[Any]:
@@ -304,12 +306,7 @@ def _write(config: IngestConfig, layout: ProjectPaths, outcome: _IngestOutcome, 
     for kind, extension in EXTENSION.items():
         accepted = {row[f"{kind}_id"]: outcome.items[row[f"{kind}_id"]] for row in outcome.rows[kind]}
         for (_, prefix), members in caches.partition(accepted).items():
-            cached = caches.open(kind, prefix).load(members)
-            if missing := [item for item in members if item not in cached]:
-                raise IntegrityError(
-                    f"result cache: the payload of {missing[0]} is missing", "run the stage again to decode it"
-                )
-            payloads = {item: cached[item]["payload"] for item in members}
+            payloads = caches.load_payloads(kind, prefix, members)
             index += write_shards(layout.media, kind, payloads, extension, config.shard_prefix_digits)
     shards = {row["shard"] for row in index}
     for path in layout.media.glob("*.tar"):

@@ -85,7 +85,7 @@ def apply_takedowns(root: Path, result: DiscoveryResult) -> None:
         return
     listed = parse_takedowns(text)
     result.rejected += [
-        RejectedFile(file.display_path, file.kind, "FORGOTTEN", f"listed in {NAME}", file.bytes, file.item_id)
+        RejectedFile(file.path, file.kind, "FORGOTTEN", f"listed in {NAME}", file.bytes, file.item_id)
         for file in result.files
         if file.item_id in listed
     ]

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -40,12 +41,8 @@ class WorkerPool:
     """Context manager for processes that run `function` on jobs. They start with the first job.
 
     A job that fails with its process gets a result with a code: DECODER_TIMEOUT when it was killed, DECODER_CRASH when the
-    process died, DECODER_MEMORY when it exceeded its memory. Other jobs continue, and the process is replaced.
-
-    Args:
-        limits: of the pool and of each process.
-        function: importable function, called with one job.
-        preload: modules that each process imports before its memory is limited.
+    process died, DECODER_MEMORY when it exceeded its memory. Other jobs continue, and the process is replaced. Processes
+    import the modules `preload` before their memory is limited.
     """
 
     def __init__(self, limits: WorkerLimits, function: Callable[[Any], Any], preload: Sequence[str] = ()) -> None:
@@ -69,16 +66,6 @@ class WorkerPool:
             else:
                 os.environ[name] = value
 
-    def _start(self) -> ProcessPool:
-        if self._pool is None:
-            self._pool = ProcessPool(
-                max_workers=self._limits.workers,
-                initializer=apply_process_limits,
-                initargs=(self._limits.memory_bytes, self._preload),
-                context=multiprocessing.get_context("spawn"),
-            )
-        return self._pool
-
     def _stop(self) -> None:
         if self._pool is not None:
             self._pool.stop()
@@ -94,15 +81,9 @@ class WorkerPool:
         source = iter(jobs)
         pending: dict[Future[Any], tuple[str, Any, int]] = {}
         queue_size = self._limits.workers * QUEUE_PER_WORKER
-        exhausted = False
         while True:
-            while not exhausted and len(pending) < queue_size:
-                try:
-                    key, job = next(source)
-                except StopIteration:
-                    exhausted = True
-                else:
-                    pending[self._submit(job)] = (key, job, 1)
+            for key, job in islice(source, queue_size - len(pending)):
+                pending[self._submit(job)] = (key, job, 1)
             if not pending:
                 return
             done, _ = wait(pending, return_when=FIRST_COMPLETED)
@@ -123,7 +104,14 @@ class WorkerPool:
                 yield key, result
 
     def _submit(self, job: Any) -> Future[Any]:
-        future: Future[Any] = self._start().schedule(self._function, args=(job,), timeout=self._limits.timeout_seconds)
+        if self._pool is None:
+            self._pool = ProcessPool(
+                max_workers=self._limits.workers,
+                initializer=apply_process_limits,
+                initargs=(self._limits.memory_bytes, self._preload),
+                context=multiprocessing.get_context("spawn"),
+            )
+        future: Future[Any] = self._pool.schedule(self._function, args=(job,), timeout=self._limits.timeout_seconds)
         return future
 
     def _result(self, future: Future[Any]) -> Any:

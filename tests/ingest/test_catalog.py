@@ -40,9 +40,7 @@ def test_every_file_is_in_exactly_one_row(contents: list[tuple[int, bool, str | 
     items = group_by_content(files)
     rows = catalog_rows("image", items, {f.item_id: measured(c) for f, (c, _, _) in zip(files, contents, strict=True)}, 4)
     table = to_table(IMAGES, rows)
-    assert sorted(source for sources in table["sources"].to_pylist() for source in sources) == sorted(
-        f.display_path for f in files
-    )
+    assert sorted(source for sources in table["sources"].to_pylist() for source in sources) == sorted(f.path for f in files)
     by_id = {row["image_id"]: row for row in rows}
     for one in files:
         row = by_id[one.item_id]

@@ -97,7 +97,16 @@ def normalize_audio(handle: BinaryIO, form: str, limits: AudioLimits) -> dict[st
     if frames < limits.min_seconds * rate:
         raise RejectedItemError("AUD_TOO_SHORT", f"{frames / rate:.3f} s, limit {limits.min_seconds:g} s")
     mono = decoded.mono if rate == SAMPLE_RATE else soxr.resample(decoded.mono, rate, SAMPLE_RATE, quality="HQ")
-    return _measure(mono, name, rate, channels, decoded, limits, normalizations)
+    if decoded.clipping_ratio > CLIPPING_THRESHOLD:
+        normalizations.add("CLIPPED")
+    return {
+        "format": name,
+        "sample_rate": rate,
+        "channels": channels,
+        "clipping_ratio": decoded.clipping_ratio,
+        **_measure(mono, limits, normalizations),
+        "normalizations": sorted(normalizations),
+    }
 
 
 def _read(file: soundfile.SoundFile, limits: AudioLimits, channel: int | None = None) -> DecodedAudio:
@@ -137,15 +146,7 @@ def _fix_antiphase(
     return _read(file, limits, int(np.argmax(decoded.channel_power)))
 
 
-def _measure(
-    mono: FloatArray,
-    form: str,
-    rate: int,
-    channels: int,
-    decoded: DecodedAudio,
-    limits: AudioLimits,
-    normalizations: set[str],
-) -> dict[str, Any]:
+def _measure(mono: FloatArray, limits: AudioLimits, normalizations: set[str]) -> dict[str, Any]:
     """Scale, measure and encode mono samples at 48 kHz."""
     peak = float(np.abs(mono).max())
     if not math.isfinite(peak):
@@ -162,20 +163,13 @@ def _measure(
         raise RejectedItemError("AUD_SILENT", f"{level}, limit {limits.min_lufs:g} LUFS; never amplified")
     if needs_tiling(len(mono), SAMPLE_RATE):
         normalizations.add("LOUDNESS_TILED")
-    if decoded.clipping_ratio > CLIPPING_THRESHOLD:
-        normalizations.add("CLIPPED")
     samples = np.rint(mono.astype(np.float64) * 32768.0).clip(-32768, 32767).astype(np.int16)
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return {
         "payload": buffer.getvalue(),
-        "format": form,
-        "sample_rate": rate,
-        "channels": channels,
         "duration_s": len(samples) / SAMPLE_RATE,
         "lufs": loudness,
         "peak_dbfs": peak_dbfs(mono),
         "silence_ratio": silence_ratio(mono, SAMPLE_RATE),
-        "clipping_ratio": decoded.clipping_ratio,
-        "normalizations": sorted(normalizations),
     }

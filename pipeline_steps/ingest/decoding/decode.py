@@ -25,10 +25,8 @@ class DecodeJob(NamedTuple):
     root: str
     relative: str
     sha256: str
-    kind: str
     format: str
-    image: ImageLimits
-    audio: AudioLimits
+    limits: ImageLimits | AudioLimits
     member: ArchiveMember | None = None
 
 
@@ -43,10 +41,10 @@ def decode(job: DecodeJob) -> dict[str, Any]:
             handle = file if job.member is None else open_member(file, job.member, job.relative)
             if digest_file(handle).sha256 != job.sha256:
                 raise RejectedItemError("FILE_CHANGED", "the bytes changed between hashing and decoding; run again")
-            if job.kind == "image":
-                row = normalize_image(handle.read(), job.format, job.image)
+            if isinstance(job.limits, ImageLimits):
+                row = normalize_image(handle.read(), job.format, job.limits)
             else:
-                row = normalize_audio(handle, job.format, job.audio)
+                row = normalize_audio(handle, job.format, job.limits)
     except (RejectedItemError, UnsafePathError) as error:
         return {"code": error.code, "reason": error.reason}
     except OSError as error:

@@ -61,21 +61,15 @@ def normalize_image(payload: bytes, form: str, limits: ImageLimits) -> dict[str,
         count = _PIXELS.search(str(error))  # Pillow's message names a limit twice as large
         size = count.group(1) if count else "too many"
         raise RejectedItemError("IMG_BOMB", f"{size} px, limit {limits.max_pixels} px") from error
-    except RejectedItemError:
+    except (RejectedItemError, MemoryError):
         raise
-    except MemoryError:
-        raise
-    except UnidentifiedImageError as error:
-        if truncation:
-            reason = f"{form}: {truncation.missing} bytes missing; {truncation.reason}"
-            raise RejectedItemError("IMG_TRUNCATED", reason) from error
-        raise RejectedItemError("IMG_CORRUPT", f"no readable {form} header") from error
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, KeyError and others
         text = f"{type(error).__name__}: {error}"
         if truncation or _TRUNCATED.search(text):
             reason = f"{truncation.missing} or more bytes missing; {truncation.reason}" if truncation else "the data end early"
             raise RejectedItemError("IMG_TRUNCATED", f"{form}: {reason} ({text})") from error
-        raise RejectedItemError("IMG_CORRUPT", f"{form}: {text}") from error
+        text = f"no readable {form} header" if isinstance(error, UnidentifiedImageError) else f"{form}: {text}"
+        raise RejectedItemError("IMG_CORRUPT", text) from error
 
 
 def _normalize(image: Image.Image, form: str, limits: ImageLimits) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Only headers are read. No declared size is allocated, and every step moves forwa
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
 from pipeline_steps.core.safe_paths import file_size
@@ -27,21 +28,15 @@ def find_truncation(handle: BinaryIO, form: str) -> Truncation | None:
 
     The position of `handle` is 0 afterwards.
     """
+    checks: dict[str, Callable[[BinaryIO, str], Truncation | None]] = {
+        "WAV": _chunks, "AIFF": _chunks, "OGG": _ogg, "WEBP": _declared_size, "BMP": _declared_size, "PNG": _png,
+        "JPEG": _end_marker, "GIF": _end_marker,
+    }  # fmt: skip
+    if form not in checks:
+        return None
     handle.seek(0)
     try:
-        if form in {"WAV", "AIFF"}:
-            return _chunks(handle, form)
-        if form == "OGG":
-            return _ogg(handle)
-        if form == "WEBP":
-            return _declared_size(handle, 4, "<I", 8)
-        if form == "BMP":
-            return _declared_size(handle, 2, "<I", 0)
-        if form == "PNG":
-            return _png(handle)
-        if form in {"JPEG", "GIF"}:
-            return _end_marker(handle, form)
-        return None
+        return checks[form](handle, form)
     finally:
         handle.seek(0)
 
@@ -70,7 +65,7 @@ def _chunks(handle: BinaryIO, form: str) -> Truncation | None:
     return None
 
 
-def _ogg(handle: BinaryIO) -> Truncation | None:
+def _ogg(handle: BinaryIO, form: str) -> Truncation | None:
     """Ogg: check that every page is complete and each logical stream has its last page (RFC 3533, flag 4)."""
     size = file_size(handle)
     position = 0
@@ -97,18 +92,18 @@ def _ogg(handle: BinaryIO) -> Truncation | None:
     return None
 
 
-def _declared_size(handle: BinaryIO, offset: int, form: str, extra: int) -> Truncation | None:
-    """Container that declares its size in one field."""
+def _declared_size(handle: BinaryIO, form: str) -> Truncation | None:
+    """WEBP and BMP: compare the size that the header declares with the file."""
     size = file_size(handle)
-    handle.seek(offset)
-    field = handle.read(4)
-    declared = struct.unpack(form, field)[0] + extra if len(field) == 4 else 0
+    offset, extra = (4, 8) if form == "WEBP" else (2, 0)
+    field = handle.read(12)[offset : offset + 4]
+    declared = int.from_bytes(field, "little") + extra if len(field) == 4 else 0
     if declared > size:
         return Truncation(declared - size, False, f"the header declares {declared} bytes, {size} are present")
     return None
 
 
-def _png(handle: BinaryIO) -> Truncation | None:
+def _png(handle: BinaryIO, form: str) -> Truncation | None:
     """PNG: follow the chunks up to IEND."""
     size = file_size(handle)
     position = 8

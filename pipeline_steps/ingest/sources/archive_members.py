@@ -38,12 +38,7 @@ class TableRecord(NamedTuple):
 
 
 def open_member(handle: BinaryIO, member: ArchiveMember, archive: str) -> BinaryIO:
-    """Bytes of a member as an open file.
-
-    Args:
-        handle: the open archive.
-        member: location from the listing.
-        archive: sha256 or name of the archive; key of the row-group cache.
+    """Bytes of a member as an open file; `archive` is the name of the open archive `handle`.
 
     Raises:
         RejectedItemError: FILE_CHANGED when the location does not exist any more.
@@ -55,14 +50,13 @@ def open_member(handle: BinaryIO, member: ArchiveMember, archive: str) -> Binary
         return io.BytesIO(handle.read(member.size))
     key = (archive, member.group, member.column)
     if key not in _row_groups:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
             _row_groups[key] = pq.ParquetFile(handle).read_row_group(member.group, columns=[member.column])
-        except (pa.ArrowInvalid, OSError) as error:
+        except (ValueError, OSError) as error:  # pyarrow.ArrowInvalid is a ValueError
             raise RejectedItemError("FILE_CHANGED", f"row group {member.group} cannot be read: {error}") from error
-        while len(_row_groups) > CACHED_ROW_GROUPS:
+        if len(_row_groups) > CACHED_ROW_GROUPS:
             _row_groups.popitem(last=False)
     return io.BytesIO(_cell_bytes(_row_groups[key].column(0)[member.row].as_py())[0] or b"")
 

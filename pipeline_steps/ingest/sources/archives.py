@@ -32,7 +32,7 @@ from pipeline_steps.ingest.sources.archive_members import (
     parquet_records,
     tar_members,
 )
-from pipeline_steps.ingest.sources.dataset_layouts import infer_split
+from pipeline_steps.ingest.sources.dataset_layouts import infer_split, read_dataset_license
 from pipeline_steps.ingest.sources.metadata_table import RowFilter, matches_filter
 
 LICENSE = ("license", "licence", "license_url", "licence_url", "license_name")
@@ -49,11 +49,11 @@ Payload = MemberPayload | RejectedItemError | None
 
 
 class ArchiveJob(NamedTuple):
-    """Archive to list in a worker. `license` is that of the whole data set; `pool` and `holdout` filter by `split`."""
+    """Archive to list in a worker. `cards` may name the license of the data set; `pool` and `holdout` filter by `split`."""
 
     root: str
     relative: str
-    license: str | None
+    cards: tuple[str, ...]
     pool: RowFilter | None
     holdout: RowFilter | None
     max_image_bytes: float
@@ -80,6 +80,7 @@ def list_archive(job: ArchiveJob) -> dict[str, Any]:
     labels: list[dict[str, str]] = []
     filtered = 0
     displayed = display_path(job.relative)
+    license = read_dataset_license(job.root, job.cards)
     try:
         with open_regular_file(Path(job.root), job.relative) as handle:
             for sample in _samples(handle, job):
@@ -89,7 +90,7 @@ def list_archive(job: ArchiveJob) -> dict[str, Any]:
                     filtered += 1
                     continue
                 for name, payload in sample.payloads.items():
-                    found = _candidate(job, name, payload, sample.metadata, holdout)
+                    found = _candidate(job, name, payload, sample.metadata, holdout, license)
                     if isinstance(found, RejectedFile):
                         rejected.append(found)
                         continue
@@ -98,7 +99,7 @@ def list_archive(job: ArchiveJob) -> dict[str, Any]:
                         label = _first_non_empty(sample.metadata, LABEL) or ""
                         kind = "image" if found.kind == "image" else "sound"
                         pair = f"{job.relative}/{sample.key}" if len(sample.payloads) > 1 else ""
-                        labels.append({"kind": kind, "file": found.display_path, "label": label, "split": split, "pair": pair})
+                        labels.append({"kind": kind, "file": found.path, "label": label, "split": split, "pair": pair})
     except (RejectedItemError, UnsafePathError) as error:
         rejected.append(RejectedFile(displayed, "unknown", error.code, error.reason))
     except OSError as error:
@@ -107,7 +108,7 @@ def list_archive(job: ArchiveJob) -> dict[str, Any]:
 
 
 def _candidate(
-    job: ArchiveJob, inner: str, payload: Payload, metadata: Mapping[str, Any], holdout: bool
+    job: ArchiveJob, inner: str, payload: Payload, metadata: Mapping[str, Any], holdout: bool, license: str | None
 ) -> CandidateFile | RejectedFile:
     name = f"{job.relative}/{inner}"
     displayed = display_path(name)
@@ -120,15 +121,12 @@ def _candidate(
     try:
         check_encoding(name)
         validate_relative_path(inner)
-        kind, form = check_format(member.name, content[:512], len(content))
-        if kind == "image" and len(content) > job.max_image_bytes:
-            size, limit = len(content) / 1e6, job.max_image_bytes / 1e6
-            raise RejectedItemError("FILE_TOO_LARGE", f"{size:.1f} MB, limit {limit:g} MB")
+        kind, form = check_format(member.name, content[:512], len(content), job.max_image_bytes)
     except (RejectedItemError, UnsafePathError) as error:
         return RejectedFile(displayed, kind_from_extension(name), error.code, error.reason, len(content), digest[:ID_LENGTH])
     return CandidateFile(
         job.relative, displayed, digest, len(content), kind, form,
-        spdx_id(_first_non_empty(metadata, LICENSE)) or job.license,
+        spdx_id(_first_non_empty(metadata, LICENSE)) or license,
         _first_non_empty(metadata, AUTHOR), _first_non_empty(metadata, SOURCE), _first_non_empty(metadata, GROUP),
         holdout, member,
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Data set layouts: detection by file names, and the rows of their tables. Tables are read in decoding processes.
 
-A row holds file, license, author, source, group and split. Label and pair leave the process for ground truth only.
+A row holds file, license, author, source, group, split, label and pair. Label and pair are used for ground truth only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from pipeline_steps.core.safe_paths import UnsafePathError, open_regular_file, resolve, validate_relative_path
 from pipeline_steps.ingest.file_signatures import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, extension
 from pipeline_steps.ingest.license_ids import spdx_id
+from pipeline_steps.ingest.sources.metadata_table import MetadataQuery, filter_rows
 
 Row = dict[str, str | None]
 
@@ -47,28 +48,20 @@ class DatasetFolderJob(NamedTuple):
     prefix: str
     layout: str
     names: tuple[str, ...]
-    labels: bool = False
+    query: MetadataQuery | None
 
 
-class DatasetCardJob(NamedTuple):
-    """Data set cards to read in a worker."""
-
-    root: str
-    names: tuple[str, ...]
-
-
-def read_dataset_license(job: DatasetCardJob) -> dict[str, Any]:
-    """{"license": SPDX id or None} from `license` of dataset_info.json, else of the card's YAML head; runs in a worker."""
-    for card in CARD_FILES:
-        for name in (name for name in job.names if name.rsplit("/", 1)[-1] == card):
-            try:
-                text = _read(job.root, name, MAX_CARD_BYTES).decode("utf-8", "replace")
-                license = _yaml_license(text) if card == "README.md" else _json_license(text)
-            except (ValueError, RecursionError, UnsafePathError, OSError):
-                continue
-            if license:
-                return {"license": license}
-    return {"license": None}
+def read_dataset_license(root: str, cards: Sequence[str]) -> str | None:
+    """SPDX id of a data set from `license` of dataset_info.json, else of the card's YAML head; runs in a worker."""
+    for name in sorted(cards, key=lambda name: CARD_FILES.index(name.rsplit("/", 1)[-1])):
+        try:
+            text = _read(root, name, MAX_CARD_BYTES).decode("utf-8", "replace")
+            license = _yaml_license(text) if name.endswith("README.md") else _json_license(text)
+        except (ValueError, RecursionError, UnsafePathError, OSError):
+            continue
+        if license:
+            return license
+    return None
 
 
 def _read(root: str, name: str, limit: int = -1) -> bytes:
@@ -126,7 +119,8 @@ def read_dataset_folder(job: DatasetFolderJob) -> dict[str, Any]:
     """Rows of a data set folder; runs in a worker.
 
     Returns:
-        {"rows": [...]}, or {"error": text} for unusable tables. Rows have labels and pairs only if the job asks for them.
+        {"rows": [MetadataRow...], "filtered": rows in neither filter}; without a query {"rows": [Row...]}, with labels and
+        pairs; or {"error": text} for unusable tables.
     """
     reader = {"fsd50k": _fsd50k, "esc50": _esc50, "audioset": _audioset, "coco": _coco}[job.layout]
     try:
@@ -135,10 +129,10 @@ def read_dataset_folder(job: DatasetFolderJob) -> dict[str, Any]:
         return {"error": f"{job.prefix}: layout {job.layout}: {type(error).__name__}: {error}"}
     for row in rows:
         row["file"] = f"{job.prefix}{row['file']}"
-        if not job.labels:
-            row.pop("label", None)
-            row.pop("pair", None)
-    return {"rows": rows}
+    if job.query is None:
+        return {"rows": rows}
+    selected, filtered = filter_rows(({name: value or "" for name, value in row.items()} for row in rows), job.query)
+    return {"rows": selected, "filtered": filtered}
 
 
 class _DatasetFolder:
@@ -146,8 +140,8 @@ class _DatasetFolder:
 
     def __init__(self, job: DatasetFolderJob) -> None:
         self._job = job
-        self.labels = job.labels
-        self.names = [name[len(job.prefix) :] for name in job.names]
+        self.labels = job.query is None
+        self.names = [name.removeprefix(job.prefix) for name in job.names]
 
     def matching(self, pattern: str) -> list[str]:
         return sorted(name for name in self.names if re.fullmatch(pattern, name))
@@ -156,8 +150,8 @@ class _DatasetFolder:
         return _read(self._job.root, f"{self._job.prefix}{name}").decode("utf-8-sig")
 
     def table(self, name: str) -> Iterator[dict[str, str]]:
-        reader = csv.DictReader(io.StringIO(self.read(name)), strict=True)
-        yield from ({key: value or "" for key, value in row.items() if key is not None} for row in reader)
+        for row in csv.DictReader(io.StringIO(self.read(name)), strict=True):
+            yield {key: value or "" for key, value in row.items() if key is not None}
 
 
 def _fsd50k(folder: _DatasetFolder) -> Iterator[Row]:
@@ -165,9 +159,8 @@ def _fsd50k(folder: _DatasetFolder) -> Iterator[Row]:
     for part in ("dev", "eval"):
         if not folder.matching(rf"FSD50K\.ground_truth/{part}\.csv") or not folder.matching(rf"FSD50K\.{part}_audio/.*"):
             continue  # this part was not downloaded
-        infos: Mapping[str, Any] = {}
-        for name in folder.matching(rf"FSD50K\.metadata/{part}_clips_info_FSD50K\.json"):
-            infos = json.loads(folder.read(name))
+        name = f"FSD50K.metadata/{part}_clips_info_FSD50K.json"
+        infos: Mapping[str, Any] = json.loads(folder.read(name)) if name in folder.names else {}
         for row in folder.table(f"FSD50K.ground_truth/{part}.csv"):
             info = infos.get(row["fname"]) or {}
             uploader = str(info.get("uploader") or "") or None
@@ -192,11 +185,8 @@ def _esc50(folder: _DatasetFolder) -> Iterator[Row]:
 
     The data set is licensed for non-commercial use; its subset ESC-10 is CC BY.
     """
-    credits: dict[str, re.Match[str]] = {}
-    for name in folder.matching(r"LICENSE(\.txt)?"):
-        for line in folder.read(name).splitlines():
-            if match := _ESC50_CLIP.match(line):
-                credits[match["clip"]] = match
+    lines = [line for name in folder.matching(r"LICENSE(\.txt)?") for line in folder.read(name).splitlines()]
+    credits = {match["clip"]: match for match in map(_ESC50_CLIP.match, lines) if match}
     for row in folder.table(_ESC50_TABLE):
         stem = row["filename"].rsplit(".", 1)[0].rsplit("-", 1)[0]  # 1-100032-A-0.wav: fold, recording, take, class
         credit = credits.get(stem)

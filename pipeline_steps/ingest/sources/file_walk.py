@@ -104,17 +104,10 @@ def _walk(root: Path, result: DiscoveryResult, skip: tuple[str, ...]) -> Iterato
 def inspect_file(
     root: Path, name: str, row: MetadataRow | None, max_image_bytes: float, walked: bool
 ) -> CandidateFile | RejectedFile | str:
-    """Open, hash and check one file.
-
-    Args:
-        root: folder that the path may not leave.
-        name: path below `root`.
-        row: its metadata; the path is then untrusted.
-        max_image_bytes: larger image files are rejected.
-        walked: the name comes from a walk, so files other than media are skipped.
+    """Open, hash and check one file, described by a metadata row or found by a walk.
 
     Returns:
-        The candidate, the rejected file, or for a skipped file its extension.
+        The candidate, the rejected file, or the extension of a file that a walk skips because it is no media.
     """
     displayed = display_path(name)
     item_id = ""
@@ -128,9 +121,7 @@ def inspect_file(
             handle.seek(0)
             digest = digest_file(handle)
         item_id, size = digest.sha256[:ID_LENGTH], digest.size
-        kind, form = check_format(name, digest.head, size)
-        if kind == "image" and size > max_image_bytes:
-            raise RejectedItemError("FILE_TOO_LARGE", f"{size / 1e6:.1f} MB, limit {max_image_bytes / 1e6:g} MB")
+        kind, form = check_format(name, digest.head, size, max_image_bytes)
     except (UnsafePathError, RejectedItemError) as error:
         return RejectedFile(displayed, kind_from_extension(name), error.code, error.reason, size, item_id)
     except OSError as error:

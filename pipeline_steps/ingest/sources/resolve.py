@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline_steps.core.errors import ConfigError, DataError
 from pipeline_steps.core.safe_paths import UnsafePathError, display_path, resolve, validate_relative_path, walk_untrusted
@@ -19,19 +19,16 @@ from pipeline_steps.ingest.sources.archives import ArchiveJob, list_archive
 from pipeline_steps.ingest.sources.dataset_layouts import (
     ARCHIVE_EXTENSIONS,
     CARD_FILES,
-    DatasetCardJob,
     DatasetFolderJob,
     Row,
     detect_layouts,
     read_dataset_folder,
-    read_dataset_license,
 )
 from pipeline_steps.ingest.sources.file_walk import discover_files, extension_label
 from pipeline_steps.ingest.sources.metadata_table import (
     MetadataQuery,
     MetadataTableJob,
     RowFilter,
-    filter_rows,
     read_metadata_table,
 )
 from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool, core_count, run_in_process
@@ -86,10 +83,10 @@ def collect_ground_truth(config: IngestConfig, root: Path) -> list[dict[str, str
     rows: list[dict[str, str]] = []
     for dataset in find_datasets(root):
         if dataset.layout not in ARCHIVE_EXTENSIONS:
-            rows += [_ground_truth_row(row) for row in _read_dataset_rows(config, root, dataset, labels=True)]
+            rows += [_ground_truth_row(row) for row in _read_dataset(config, root, dataset, None)["rows"]]
             continue
         jobs = [
-            (name, ArchiveJob(str(root.resolve()), resolve(root, name), None, None, None, math.inf, labels=True))
+            (name, ArchiveJob(str(root.resolve()), resolve(root, name), (), None, None, math.inf, labels=True))
             for name in dataset.names
             if extension(name) in ARCHIVE_EXTENSIONS[dataset.layout]
         ]
@@ -110,28 +107,29 @@ def _ground_truth_row(row: Row) -> dict[str, str]:
     return {"kind": kind, **{name: row.get(name) or "" for name in ("file", "label", "split", "pair")}}
 
 
-def _read_dataset_rows(config: IngestConfig, root: Path, dataset: Dataset, labels: bool = False) -> list[Row]:
-    job = DatasetFolderJob(str(root.resolve()), *dataset, labels)
-    answer = run_in_process(table_limits(config), read_dataset_folder, job)
+def _read_dataset(config: IngestConfig, root: Path, dataset: Dataset, query: MetadataQuery | None) -> dict[str, Any]:
+    job = DatasetFolderJob(str(root.resolve()), *dataset, query)
+    answer: dict[str, Any] = run_in_process(table_limits(config), read_dataset_folder, job)
     if "rows" not in answer:
         raise DataError(str(answer.get("error") or answer.get("reason")), "fix the table, or set ingest.layout")
-    rows: list[Row] = answer["rows"]
-    return rows
+    return answer
 
 
 def _from_dataset_folder(config: IngestConfig, root: Path, dataset: Dataset) -> DiscoveryResult:
     """Files of a data set that its tables describe."""
     query = MetadataQuery("file", "license", "author", ("source",), ("group",), *_split_filters(config))
-    rows = ({name: value or "" for name, value in row.items()} for row in _read_dataset_rows(config, root, dataset))
-    selected, filtered = filter_rows(rows, query)
-    result = discover_files(root, selected, config.image.max_file_bytes)
-    result.filtered_rows = filtered
+    return _listed_files(config, root, _read_dataset(config, root, dataset, query))
+
+
+def _listed_files(config: IngestConfig, root: Path, answer: dict[str, Any]) -> DiscoveryResult:
+    result = discover_files(root, answer["rows"], config.image.max_file_bytes)
+    result.filtered_rows = answer["filtered"]
     return result
 
 
 def _from_archives(config: IngestConfig, root: Path, dataset: Dataset) -> DiscoveryResult:
     """Media in the archives or tables of a data set."""
-    license = _dataset_license(config, root, dataset)
+    cards = tuple(name for name in dataset.names if name.rsplit("/", 1)[-1] in CARD_FILES)
     filters = _split_filters(config)
     result = DiscoveryResult()
     jobs = []
@@ -145,7 +143,7 @@ def _from_archives(config: IngestConfig, root: Path, dataset: Dataset) -> Discov
         except UnsafePathError as error:
             result.rejected.append(RejectedFile(display_path(name), "unknown", error.code, error.reason))
             continue
-        jobs.append((name, ArchiveJob(str(root.resolve()), relative, license, *filters, config.image.max_file_bytes)))
+        jobs.append((name, ArchiveJob(str(root.resolve()), relative, cards, *filters, config.image.max_file_bytes)))
     if not jobs:
         raise DataError(
             f"ingest.layout: {root}/{dataset.prefix} holds no {' or '.join(extensions)} file", "correct ingest.layout"
@@ -159,18 +157,8 @@ def _from_archives(config: IngestConfig, root: Path, dataset: Dataset) -> Discov
             result.files += answer["files"]
             result.rejected += answer["rejected"]
             result.filtered_rows += answer["filtered"]
-    result.files.sort(key=lambda file: file.display_path)
+    result.files.sort(key=lambda file: file.path)
     return result
-
-
-def _dataset_license(config: IngestConfig, root: Path, dataset: Dataset) -> str | None:
-    """License of a whole data set, from its card or its dataset_info.json."""
-    cards = tuple(name for name in dataset.names if name.rsplit("/", 1)[-1] in CARD_FILES)
-    if not cards:
-        return None
-    answer = run_in_process(table_limits(config), read_dataset_license, DatasetCardJob(str(root.resolve()), cards))
-    license = answer.get("license")
-    return str(license) if license else None
 
 
 def _split_filters(config: IngestConfig) -> tuple[RowFilter | None, RowFilter | None]:
@@ -202,9 +190,7 @@ def _from_metadata(config: IngestConfig, root: Path) -> DiscoveryResult:
     answer = run_in_process(table_limits(config), read_metadata_table, job, preload)
     if "rows" not in answer:
         raise DataError(f"{config.metadata}: {answer.get('error') or answer.get('reason')}", "fix the table or ingest.columns")
-    result = discover_files(root, answer["rows"], config.image.max_file_bytes)
-    result.filtered_rows = answer["filtered"]
-    return result
+    return _listed_files(config, root, answer)
 
 
 def _as_tuple(values: str | list[str] | None) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from pipeline_steps.ingest.config import DecoderLimitsConfig, IngestConfig
 from pipeline_steps.ingest.license_ids import spdx_id
 from pipeline_steps.ingest.sources.archives import ArchiveJob, list_archive
 from pipeline_steps.ingest.sources.dataset_layouts import DatasetFolderJob, detect_layout, detect_layouts, read_dataset_folder
+from pipeline_steps.ingest.sources.metadata_table import MetadataQuery
 from pipeline_steps.ingest.sources.resolve import collect_candidates
 from tests.factories import dataset_layouts as layouts
 
@@ -32,8 +33,8 @@ class Candidates:
 
     def __init__(self, folder: Path, **update: Any) -> None:
         self.found = collect_candidates(CONFIG.model_copy(update=update), folder)
-        self.files = {file.display_path: file for file in self.found.files}
-        self.rejected = {item.display_path: item.code for item in self.found.rejected}
+        self.files = {file.path: file for file in self.found.files}
+        self.rejected = {item.path: item.code for item in self.found.rejected}
         self.images = {name: file for name, file in self.files.items() if file.kind == "image"}
         self.audio = {name: file for name, file in self.files.items() if file.kind == "audio"}
 
@@ -126,7 +127,7 @@ def test_datasets_folders(tmp_path: Path, make: Callable[[Path], None]) -> None:
     train = [file for _, file in sorted(found.audio.items()) if not file.holdout]
     assert [row.license for row in train] == ["CC-BY-4.0", "CC-BY-SA-4.0", "CC0-1.0"], "the set's license fills the gaps"
     assert [row.author for row in train] == ["Eve", "Eve", None]
-    assert train[0].display_path.endswith("00000000/audio/0.wav")
+    assert train[0].path.endswith("00000000/audio/0.wav")
     assert not found.contain("bell")
 
 
@@ -193,7 +194,7 @@ def test_loose_media_beside_an_archive_have_no_layout() -> None:
 
 
 def job(folder: Path, name: str) -> ArchiveJob:
-    return ArchiveJob(str(folder), name, None, None, None, 1e8)
+    return ArchiveJob(str(folder), name, (), None, None, 1e8)
 
 
 @pytest.mark.fault
@@ -217,8 +218,8 @@ def test_members_of_a_hostile_tar_are_rejected_separately(tmp_path: Path) -> Non
         device.type = tarfile.CHRTYPE
         archive.addfile(device)
     answer = list_archive(job(tmp_path, "x.tar"))
-    assert [file.display_path for file in answer["files"]] == ["x.tar/ok.png"]
-    assert {item.display_path: item.code for item in answer["rejected"]} == {
+    assert [file.path for file in answer["files"]] == ["x.tar/ok.png"]
+    assert {item.path: item.code for item in answer["rejected"]} == {
         "x.tar/../up.png": "PATH_UNSAFE", "x.tar//abs.png": "PATH_UNSAFE", "x.tar/ok.png": "ARCHIVE_DUPLICATE",
         "x.tar/evil.jpg": "FORMAT_NOT_ALLOWED", "x.tar/link.png": "NOT_A_FILE", "x.tar/dev.wav": "NOT_A_FILE",
     }  # fmt: skip
@@ -254,11 +255,9 @@ def test_damaged_tar_is_rejected_and_keeps_earlier_members(
     raw = (tmp_path / "train-000000.tar").read_bytes()
     layouts.put(tmp_path / "x.tar", damage(raw, raw.index(b"000001.jpg")))
     answer = list_archive(job(tmp_path, "x.tar"))
-    assert {file.display_path for file in answer["files"]} >= {"x.tar/000000.jpg", "x.tar/000000.flac"}
+    assert {file.path for file in answer["files"]} >= {"x.tar/000000.jpg", "x.tar/000000.flac"}
     (rejected,) = answer["rejected"]
-    assert (rejected.display_path, rejected.code, reason in rejected.reason) == ("x.tar", "ARCHIVE_CORRUPT", True), (
-        rejected.reason
-    )
+    assert (rejected.path, rejected.code, reason in rejected.reason) == ("x.tar", "ARCHIVE_CORRUPT", True), rejected.reason
 
 
 @pytest.mark.fault
@@ -293,7 +292,7 @@ def test_arrow_batch_without_bytes_is_not_embedded(tmp_path: Path, kind: pa.Data
         for batch in ([layouts.image(1)], [None, None], [], [b""], [None, layouts.image(2)]):
             writer.write_batch(pa.record_batch([pa.array([value(payload) for payload in batch], kind)], schema=schema))
     answer = list_archive(job(tmp_path, "x.arrow"))
-    assert [file.display_path.split("/")[1] for file in answer["files"]] == ["00000000", "00000005"]
+    assert [file.path.split("/")[1] for file in answer["files"]] == ["00000000", "00000005"]
     codes = ["NOT_EMBEDDED", "NOT_EMBEDDED", "EMPTY_FILE", "NOT_EMBEDDED"]
     assert [item.code for item in answer["rejected"]] == codes
 
@@ -301,9 +300,12 @@ def test_arrow_batch_without_bytes_is_not_embedded(tmp_path: Path, kind: pa.Data
 def test_labels_are_returned_only_for_ground_truth(tmp_path: Path) -> None:
     layouts.esc50(tmp_path)
     names = ("meta/esc50.csv", "LICENSE")
-    plain = read_dataset_folder(DatasetFolderJob(str(tmp_path), "", "esc50", names))["rows"]
-    labelled = read_dataset_folder(DatasetFolderJob(str(tmp_path), "", "esc50", names, labels=True))["rows"]
-    assert not any("label" in row or "pair" in row for row in plain)
+    query = MetadataQuery("file", "license", "author", ("source",), ("group",), None, None)
+    plain = read_dataset_folder(DatasetFolderJob(str(tmp_path), "", "esc50", names, query))["rows"]
+    labelled = read_dataset_folder(DatasetFolderJob(str(tmp_path), "", "esc50", names, None))["rows"]
+    assert len(plain) == len(labelled)
+    assert not {"label", "pair"} & {field for row in plain for field in row._fields}
+    assert not {"dog", "sea_waves"} & {value for row in plain for value in row}
     assert {row["label"] for row in labelled} == {"dog", "sea_waves"}
 
 
