@@ -1,4 +1,4 @@
-"""File to CLAP vector, and text to CLAP vector, against the plain transformers loop: `python benchmarks/clap_throughput.py`.
+"""File to CLAP vector, and text to CLAP vector, against the plain transformers loop: `python -m benchmarks.clap_throughput`.
 
 The checkpoint has the published shape (HTSAT-tiny, RoBERTa-base) and random weights, made on the spot, so speed and equality
 are real and retrieval quality is not judged; `--checkpoint FOLDER` takes real weights. Both sides read the same files and run
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import sys
 import tempfile
 import time
 import warnings
@@ -36,8 +35,6 @@ arguments = parser.parse_args()
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = str(arguments.threads)
 warnings.filterwarnings("ignore")
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/encoders")]
 
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402

@@ -1,7 +1,7 @@
 """`kill -9` of a flow run, of DVC or of a stage at random moments; then the schedule goes on. What is left, and is it right?
 
-    python benchmarks/flow_kills.py                 # the tiny project of tests/flows, about 5 minutes
-    python benchmarks/flow_kills.py --demo          # the real pipeline on the demo data at reduced size, about an hour
+    python -m benchmarks.flow_kills                 # the tiny project of tests/flows, about 5 minutes
+    python -m benchmarks.flow_kills --demo          # the real pipeline on the demo data at reduced size, about an hour
 
 An undisturbed run gives the outs to compare with. Then runs are started one after the other, as a schedule does, and one of
 their processes is killed at a random moment, until that has happened `--kills` times; a run that ends in peace is compared, and
@@ -23,17 +23,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+from ruamel.yaml import YAML
+
+from benchmarks.servers import free_port
+from flows.git_worktree import last_run_branch, read_committed
+from flows.serve import prefect_server, prepare_environment
+from flows.workspace_lock import workspace_lock
+from tests.flows import dvc_project
+
 PROJECT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(PROJECT))
-
-import psutil  # noqa: E402
-from ruamel.yaml import YAML  # noqa: E402
-
-from benchmarks.flow_overhead import free_port  # noqa: E402
-from flows.git_worktree import last_run_branch, read_committed  # noqa: E402
-from flows.serve import prefect_server, prepare_environment  # noqa: E402
-from flows.workspace_lock import workspace_lock  # noqa: E402
-from tests.flows import dvc_project  # noqa: E402
 
 FLOW = """
 import sys

@@ -1,6 +1,6 @@
 """What Prefect costs: a `reproduce` run that finds nothing to do beside plain `dvc repro`, all stages, interleaved.
 
-    python benchmarks/flow_overhead.py [--rounds 5]
+    python -m benchmarks.flow_overhead [--rounds 5]
 
 Works on a clone of the repository at HEAD that shares the DVC cache, with a Prefect server of its own on a free port. Bar: the
 flow run takes less than 25 s longer than `dvc repro` on 2 cores. Whole processes are timed: imports, plan, states, artifacts.
@@ -17,13 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.servers import free_port
+from flows.dvc_graph import read_graph, share_cache
+from flows.serve import prefect_server, prepare_environment
+
 PROJECT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(PROJECT))
-
-from servers import free_port  # noqa: E402
-
-from flows.dvc_graph import read_graph, share_cache  # noqa: E402
-from flows.serve import prefect_server, prepare_environment  # noqa: E402
 
 FLOW = """
 import json, sys

@@ -1,6 +1,6 @@
 """The matrix step of a Frechet distance: ours beside scipy's matrix square root.
 
-    python benchmarks/frechet.py [--dimension 2048] [--rows 3000] [--rounds 1]
+    python -m benchmarks.frechet [--dimension 2048] [--rows 3000] [--rounds 1]
 
 One thread, processor seconds, in turns, best of the rounds. Both start from the same two sets of features. Ours makes one
 covariance on the way and is timed whole; the two covariances that the square root needs are timed apart, so that both ratios,
@@ -14,14 +14,10 @@ import os
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import argparse
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 from scipy.linalg import sqrtm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline_steps.evaluate.metrics.distribution import frechet_distance
 

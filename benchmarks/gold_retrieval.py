@@ -1,6 +1,6 @@
 """Picture -> sound retrieval on gold pairs, with plain baselines and oracles under the same protocol.
 
-    python benchmarks/gold_retrieval.py --gold DIR --pool DIR [--json OUT] [--development]
+    python -m benchmarks.gold_retrieval --gold DIR --pool DIR [--json OUT] [--development]
 
 Each folder holds a `manifest.csv` with the columns id, kind (image | sound), file, label, split (gold | pool) and pair. Queries
 are the gold pictures of --gold, candidates the gold sounds of --gold and the pool sounds of --pool. Files are decoded as
@@ -28,28 +28,27 @@ import soundfile
 import torch
 from PIL import Image
 
-PROJECT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(PROJECT))
+from pipeline_steps.caption.captioners.base import SoundEvent
+from pipeline_steps.caption.captioners.tagger import LabelScore
+from pipeline_steps.caption.config import CaptionConfig
+from pipeline_steps.caption.lexicon import COCO, IMAGENET
+from pipeline_steps.caption.stage import build_captioner
+from pipeline_steps.core.array_types import FloatArray
+from pipeline_steps.core.l2_normalize import l2_normalize
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.seeding import seeded_rng
+from pipeline_steps.embed.config import EmbedConfig
+from pipeline_steps.embed.stage import build_encoder
+from pipeline_steps.ingest.candidates import CandidateFile
+from pipeline_steps.ingest.config import IngestConfig
+from pipeline_steps.ingest.decoding.decode import decode
+from pipeline_steps.ingest.sources.file_walk import inspect_file
+from pipeline_steps.ingest.stage import build_decode_job
+from pipeline_steps.models.text_audio.yamnet_minilm import YamnetMiniLMEncoder, softmax_over_tags
+from pipeline_steps.retrieve.index.exact import ExactIndex
+from pipeline_steps.retrieve.ranking import hub_report, rank_neighbours
 
-from pipeline_steps.caption.captioners.base import SoundEvent  # noqa: E402
-from pipeline_steps.caption.captioners.tagger import LabelScore  # noqa: E402
-from pipeline_steps.caption.config import CaptionConfig  # noqa: E402
-from pipeline_steps.caption.lexicon import COCO, IMAGENET  # noqa: E402
-from pipeline_steps.caption.stage import build_captioner  # noqa: E402
-from pipeline_steps.core.array_types import FloatArray  # noqa: E402
-from pipeline_steps.core.l2_normalize import l2_normalize  # noqa: E402
-from pipeline_steps.core.project_paths import ProjectPaths  # noqa: E402
-from pipeline_steps.core.seeding import seeded_rng  # noqa: E402
-from pipeline_steps.embed.config import EmbedConfig  # noqa: E402
-from pipeline_steps.embed.stage import build_encoder  # noqa: E402
-from pipeline_steps.ingest.catalog import CandidateFile  # noqa: E402
-from pipeline_steps.ingest.config import IngestConfig  # noqa: E402
-from pipeline_steps.ingest.decoding.decode import decode  # noqa: E402
-from pipeline_steps.ingest.sources.file_walk import inspect_file  # noqa: E402
-from pipeline_steps.ingest.stage import make_job  # noqa: E402
-from pipeline_steps.models.text_audio.yamnet_minilm import YamnetMiniLMEncoder, softmax_over_tags  # noqa: E402
-from pipeline_steps.retrieve.index.exact import ExactIndex  # noqa: E402
-from pipeline_steps.retrieve.ranking import hub_report, rank_neighbours  # noqa: E402
+PROJECT = Path(__file__).resolve().parents[1]
 
 RECALL_AT = (1, 5, 10)
 PLAIN_TAGS = 5
@@ -77,15 +76,15 @@ def manifest(folder: Path, split: str) -> list[Row]:
 def decoded(folder: Path, row: Row) -> tuple[str, bytes] | None:
     """(content id, normalised payload) of a file as the ingest stage makes it; None when it is refused."""
     config = IngestConfig()
-    file = inspect_file(folder, row["file"], None, config.picture.max_file_mb * 1e6, walked=False)
+    file = inspect_file(folder, row["file"], None, config.image.max_file_mb * 1e6, walked=False)
     if not isinstance(file, CandidateFile):
         print(f"refused: {row['file']}: {file}", file=sys.stderr)
         return None
-    result = decode(make_job(config, folder, file))
+    result = decode(build_decode_job(config, folder, file))
     if result["code"]:
         print(f"refused: {row['file']}: {result['code']}", file=sys.stderr)
         return None
-    return file.item, result["payload"]
+    return file.item_id, result["payload"]
 
 
 def read_sounds(

@@ -1,6 +1,6 @@
 """CLAP, AST, captioning and sampling, the plain loop beside ours.
 
-Usage: python benchmarks/gpu_pipeline.py [--parts clap ast captions sampling] [--rounds 3] [--json FILE]
+Usage: python -m benchmarks.gpu_pipeline [--parts clap ast captions sampling] [--rounds 3] [--json FILE]
 
 On a GPU the networks have their published shapes: CLAP htsat-unfused (HTSAT-tiny, RoBERTa-base), AST base (12 layers of 768),
 LLaVA of CLIP ViT-L/14-336 and a 1.1-billion Llama, U-Net and autoencoder of Stable Diffusion 1.5, our model as `train` makes
@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -32,8 +31,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/encoders")]
 warnings.filterwarnings("ignore")
 
 import diffusers

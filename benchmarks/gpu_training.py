@@ -1,6 +1,6 @@
 """Training on one accelerator: images/s, MFU, peak memory and waiting, ours beside a plain diffusers loop, in one run.
 
-Usage: python benchmarks/gpu_training.py [--models scratch,sd15] [--steps 20] [--rounds 3] [--reduced] [--json FILE] [--root .]
+Usage: python -m benchmarks.gpu_training [--models scratch,sd15] [--steps 20] [--rounds 3] [--reduced] [--json FILE] [--root .]
 
 Two models with random weights (speed does not depend on them):
 
@@ -21,7 +21,6 @@ over the card's published dense bf16 peak. Peak memory is what the side itself h
 Waiting: share of the time in which the device had no work because of data (`train.loading`).
 On a machine with no GPU the models are narrow, the numbers test the script and say nothing of a GPU; the output says so.
 """
-# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -33,7 +32,6 @@ import math
 import os
 import re
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -41,9 +39,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-PROJECT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(PROJECT))
 
 import diffusers
 import torch
@@ -56,6 +51,8 @@ from pipeline_steps.train.config import TrainConfig
 from pipeline_steps.train.data import TrainingBatch
 from pipeline_steps.train.lightning_module import DiffusionModule
 from pipeline_steps.train.prefetch import Prefetcher, TimedLoader, map_tensors
+
+PROJECT = Path(__file__).resolve().parents[1]
 
 PEAK_TFLOPS = {
     "B200": 2250.0,

@@ -1,10 +1,9 @@
-"""The fault corpus through the real decoder: result, time and peak memory per file, then random mutations.
+"""Decode the fault corpus and random mutations of it: result, time and peak memory per file.
 
-Usage: python benchmarks/ingest_faults.py [--mutations 10000] [--json FILE]
+Usage: python -m benchmarks.ingest_faults [--mutations 10000] [--json FILE]
 
-Exit code 1 when any file is not accepted or quarantined as the fault matrix says.
+Exits with code 1 if a result differs from the fault matrix.
 """
-# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -19,16 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(PROJECT), str(PROJECT / "tests/faults")]
-
 from pipeline_steps.core.safe_paths import display_path
-from pipeline_steps.ingest.catalog import CandidateFile, RejectedFile
+from pipeline_steps.ingest.candidates import CandidateFile, RejectedFile
 from pipeline_steps.ingest.config import IngestConfig
 from pipeline_steps.ingest.decoding.decode import PRELOAD, decode
 from pipeline_steps.ingest.reason_codes import CODES
 from pipeline_steps.ingest.sources.file_walk import inspect_file
-from pipeline_steps.ingest.stage import make_job
+from pipeline_steps.ingest.stage import build_decode_job
 from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool
 from tests.faults.corpus import CASES, OK, build
 from tests.faults.hostile_decoders import peak_mb
@@ -39,8 +35,8 @@ SEED_ROWS = {"A4", "A7", "A9", "A10", "B5", "B6", "B11"}
 
 
 def timed(job: Any) -> dict[str, Any]:
-    """The real decoder with its seconds and this process's largest resident size."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, so each file has its own
+    """Result of the real decoder, with its seconds and the peak resident size of this process."""
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak, so that each file has its own
     start = time.perf_counter()
     answer = decode(job)
     return {**answer, "seconds": time.perf_counter() - start, "peak_mb": peak_mb()}
@@ -51,9 +47,9 @@ def table(root: Path, workers: WorkerPool) -> list[dict[str, Any]]:
     rows = []
     for case in CASES:
         start = time.perf_counter()
-        found = inspect_file(root, case.name, None, IngestConfig().picture.max_file_mb * 1e6, walked=False)
+        found = inspect_file(root, case.name, None, IngestConfig().image.max_file_bytes, walked=False)
         if isinstance(found, CandidateFile):
-            _, answer = next(iter(workers.map([("", make_job(IngestConfig(), root, found))])))
+            _, answer = next(iter(workers.map([("", build_decode_job(IngestConfig(), root, found))])))
         else:
             assert isinstance(found, RejectedFile)
             answer = {"code": found.code, "seconds": time.perf_counter() - start}
@@ -65,7 +61,7 @@ def table(root: Path, workers: WorkerPool) -> list[dict[str, Any]]:
 
 
 def mutate(payload: bytes, generator: random.Random) -> bytes:
-    """A few bytes changed, removed, doubled or cut off; headers are hit most."""
+    """Copy with a few bytes changed or removed, or truncated, mostly in the header."""
     mutated = bytearray(payload)
     for _ in range(generator.randint(1, 12)):
         reach = min(len(mutated), generator.choice([64, 512, len(mutated)]))
@@ -83,11 +79,9 @@ def mutate(payload: bytes, generator: random.Random) -> bytes:
 
 
 def mutations(root: Path, folder: Path, count: int) -> tuple[Counter[str], float, int]:
-    """Codes over `count` mutated files, seconds, and answers that are neither accepted nor a known code."""
+    """Counts of result codes over `count` mutated files, seconds, and the number of results with an unknown code."""
     generator = random.Random(SEED)
-    good = [
-        root / case.name for case in CASES if case.expected == OK and case.row in {"A4", "A7", "A9", "A10", "B5", "B6", "B11"}
-    ]
+    good = [root / case.name for case in CASES if case.expected == OK and case.row in SEED_ROWS]
     codes: Counter[str] = Counter()
 
     def jobs() -> Iterator[tuple[str, Any]]:
@@ -97,7 +91,7 @@ def mutations(root: Path, folder: Path, count: int) -> tuple[Counter[str], float
             path.write_bytes(mutate(source.read_bytes(), generator))
             found = inspect_file(folder, path.name, None, 1e8, walked=False)
             if isinstance(found, CandidateFile):
-                yield path.name, make_job(IngestConfig(), folder, found)
+                yield path.name, build_decode_job(IngestConfig(), folder, found)
             else:
                 assert isinstance(found, RejectedFile)
                 codes[found.code] += 1
@@ -122,10 +116,10 @@ def main() -> int:
             rows = table(root, workers)
         print(f"{'row':4} {'file':40} {'expected':19} {'result':19} {'s':>7} {'MB':>5}")
         for row in rows:
-            mark = "" if row["ok"] else "  <-- differs"
+            flag = "" if row["ok"] else "  <-- differs"
             peak = "-" if row["peak_mb"] is None else row["peak_mb"]
             print(
-                f"{row['row']:4} {row['file']:40} {row['expected']:19} {row['result']:19} {row['seconds']:7.3f} {peak:>5}{mark}"
+                f"{row['row']:4} {row['file']:40} {row['expected']:19} {row['result']:19} {row['seconds']:7.3f} {peak:>5}{flag}"
             )
         mutated = Path(name) / "mutated"
         mutated.mkdir()
@@ -133,7 +127,7 @@ def main() -> int:
     wrong = sum(not row["ok"] for row in rows)
     peaks = [row["peak_mb"] for row in rows if row["peak_mb"]]
     print(f"\n{len(rows)} files, {wrong} differ from the matrix; peak of a decoding process {max(peaks)} MB")
-    print(f"{sum(codes.values())} mutated files in {seconds:.1f} s, {unknown} without a known answer:")
+    print(f"{sum(codes.values())} mutated files in {seconds:.1f} s, {unknown} with an unknown code:")
     for code, count in codes.most_common():
         print(f"  {code:20} {count}")
     if arguments.json:

@@ -1,4 +1,4 @@
-"""Do int8 vectors keep the neighbours of float32? On a small CLAP tower trained here: `python benchmarks/int8_agreement.py`.
+"""Do int8 vectors keep the neighbours of float32? On a small CLAP tower trained here: `python -m benchmarks.int8_agreement`.
 
 Published weights are not at hand everywhere, and with random ones all sounds lie within a degree of each other, so that no
 neighbour means anything. So a tower of the true architecture and small size is trained for a few minutes to tell the demo's
@@ -10,7 +10,6 @@ costs published weights is for `benchmarks/clap_throughput.py --checkpoint FOLDE
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
@@ -18,16 +17,14 @@ import numpy as np
 import soundfile
 import soxr
 import torch
+from transformers import ClapModel
+
+from pipeline_steps.audio.log_mel import ClapFeatureConfig, clap_log_mel, split_windows
+from pipeline_steps.embed.int8_check import neighbour_agreement
+from pipeline_steps.models.text_audio.clap import ClapEncoder
+from tests.factories.checkpoints.clap import clap_checkpoint, clap_config, roberta_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/encoders")]
-
-from transformers import ClapModel  # noqa: E402
-
-from pipeline_steps.audio.log_mel import ClapFeatureConfig, clap_log_mel, split_windows  # noqa: E402
-from pipeline_steps.embed.int8_check import neighbour_agreement  # noqa: E402
-from pipeline_steps.models.text_audio.clap import ClapEncoder  # noqa: E402
-from tests.factories.checkpoints.clap import clap_checkpoint, clap_config, roberta_tokenizer  # noqa: E402
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=180, help="of training, 20 sounds each")

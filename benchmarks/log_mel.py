@@ -1,14 +1,13 @@
-"""Log-mel front-ends of CLAP and AST against transformers' own extractors: `python benchmarks/log_mel.py`.
+"""Rate of the log-mel features of CLAP and AST, compared with transformers' extractors: `python -m benchmarks.log_mel`.
 
-Both sides run in turn on the same sounds of the demo set, on one core (`--threads 1`) or with the threads each would take.
-Rates are windows per processor-second, so that other load does not count; wall-clock rates stand beside them.
+Both sides run in turn on the same clips of the demo set, on one core (`--threads 1`) or with their default threads. Rates are
+windows per processor second, which other load does not affect, and windows per second.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -17,13 +16,12 @@ from pathlib import Path
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--windows", type=int, default=8, help="windows per round")
 parser.add_argument("--rounds", type=int, default=7)
-parser.add_argument("--threads", type=int, default=1, help="0: what each side takes by itself")
+parser.add_argument("--threads", type=int, default=1, help="0: default of each side")
 arguments = parser.parse_args()
 if arguments.threads:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(arguments.threads)
 warnings.filterwarnings("ignore")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
@@ -45,8 +43,8 @@ CLAP, AST = ClapFeatureConfig(), AstFeatureConfig()
 DEMO = Path(__file__).resolve().parents[1] / "data/demo/sounds"
 
 
-def sounds(count: int, length: int) -> list[np.ndarray]:
-    """Windows of recorded sounds; the first is a pure tone, the hardest case for single precision."""
+def clip_windows(count: int, length: int) -> list[np.ndarray]:
+    """Windows of recorded clips; the first is a pure tone, the hardest case for single precision."""
     files = sorted(DEMO.glob("*.ogg"))
     files = files[:: max(1, len(files) // (count - 1))][: count - 1]
     tone = (0.9 * np.sin(np.arange(length) * 0.13)).astype(np.float32)
@@ -78,7 +76,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     threads = torch.get_num_threads()
     print(f"{os.cpu_count()} cores, load {load:.1f}, {threads} torch threads, {arguments.windows} windows a round\n")
-    windows = sounds(arguments.windows, CLAP.samples)
+    windows = clip_windows(arguments.windows, CLAP.samples)
     extractor = ClapFeatureExtractor(truncation="rand_trunc", padding="repeat")
 
     def clap(window: np.ndarray) -> np.ndarray:
@@ -90,7 +88,7 @@ def main() -> None:
         lambda: np.stack([extractor(w, sampling_rate=48_000, return_tensors="np")["input_features"][0, 0] for w in windows]),
         lambda: np.stack(map_threads(clap, windows, threads)),
     )
-    shorter = sounds(arguments.windows, AST.samples)
+    shorter = clip_windows(arguments.windows, AST.samples)
     fbank = ASTFeatureExtractor()
 
     def ast(window: np.ndarray) -> np.ndarray:

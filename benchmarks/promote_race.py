@@ -1,6 +1,6 @@
 """Two promoters at once, 20 rounds: how many champions, audit lines and refusals does each round leave?
 
-    python benchmarks/promote_race.py [--store sqlite] [--store postgresql] [--store server] [--rounds 20]
+    python -m benchmarks.promote_race [--store sqlite] [--store postgresql] [--store server] [--rounds 20]
 
 Two processes propose, meet at a barrier and promote in the same moment: in even rounds two different challengers, in odd
 ones the same. Every round must leave one new line in the ledger, the alias on the version that the line names, and one
@@ -27,8 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from servers import free_port, mlflow_server
-
+from benchmarks.servers import free_port, mlflow_server
 from pipeline_steps.core.project_paths import ProjectPaths
 
 GATE = "promotion:\n  improve:\n    - {metric: test/win_rate_toy}\n"

@@ -1,9 +1,9 @@
-"""What a re-run with nothing new costs where the memo holds a million results.
+"""Time and memory of reading a million cached results, as a run without new items does.
 
-    python benchmarks/result_cache.py [--items 1000000] [--part 64] [--dimension 521] [--folder DIR]
+    python -m benchmarks.result_cache [--items 1000000] [--part 64] [--dimension 521] [--folder DIR]
 
-Writes results as `embed` does, a part per batch, then asks for all of them in a fresh process, as a re-run does, and prints
-seconds, processor seconds and peak memory of that process. Nothing is interpreted: this is the memo alone.
+Writes results like `embed`, one part per batch, then reads all of them in a new process and prints its seconds, processor
+seconds and peak memory. Only the result cache is measured.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from pipeline_steps.core.result_cache import ResultCache
 
 VECTOR = pa.schema([pa.field("vector", pa.list_(pa.float32()))])
 
 
-def names(items: int) -> list[str]:
+def keys_of(items: int) -> list[str]:
     return [f"{number * 2654435761 % 2**32:08x}{number:024x}" for number in range(items)]
 
 
 def fill(folder: str, items: int, part: int, dimension: int) -> None:
-    store, random, keys = ResultCache(folder, "embed-audio", "rehearsal", VECTOR), np.random.default_rng(0), names(items)
+    store, random, keys = ResultCache(folder, "embed-audio", "rehearsal", VECTOR), np.random.default_rng(0), keys_of(items)
     for start in range(0, items, part):
         some = keys[start : start + part]
         rows = random.random((len(some), dimension), dtype=np.float32)
@@ -43,11 +41,11 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--part", type=int, default=64, help="results per part: embed.batch_size")
     parser.add_argument("--dimension", type=int, default=521)
-    parser.add_argument("--folder", help="where the memo is, or is made")
+    parser.add_argument("--folder", help="folder of the cache; filled if it is empty")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        found = ResultCache(arguments.folder, "embed-audio", "rehearsal", VECTOR).vectors(names(arguments.items))
+        found = ResultCache(arguments.folder, "embed-audio", "rehearsal", VECTOR).vectors(keys_of(arguments.items))
         assert len(found) == arguments.items
         return
     with tempfile.TemporaryDirectory() as temporary:
@@ -61,9 +59,9 @@ def main() -> None:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            sys.exit(f"the re-run ended with code {process.returncode}")
+            sys.exit(f"the child process exited with code {process.returncode}")
         print(
-            f"{arguments.items} known results, {arguments.part} a part: {time.perf_counter() - begin:.1f} s, "
+            f"{arguments.items} cached results, {arguments.part} per part: {time.perf_counter() - begin:.1f} s, "
             f"{usage.ru_utime + usage.ru_stime:.1f} cpu s, {usage.ru_maxrss / 2**20:.2f} GB, load {os.getloadavg()[0]:.1f}"
         )
 

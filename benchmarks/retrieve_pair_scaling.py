@@ -1,6 +1,6 @@
 """A rehearsal of `retrieve` and `pair` at 10 thousand, 100 thousand and a million pictures and sounds.
 
-    python benchmarks/retrieve_pair_scaling.py [--items 10000 100000 1000000] [--folder DIR] [--trees 0] [--keep]
+    python -m benchmarks.retrieve_pair_scaling [--items 10000 100000 1000000] [--folder DIR] [--trees 0] [--keep]
 
 The catalog is made up, the stages are the real ones, each in a process of its own. Sounds are unit vectors in 512 dimensions
 drawn from a thousand topics of unequal size (Zipf) that share a low-rank spread; texts, one for four pictures, come from the
@@ -24,8 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline_steps.core.atomic import write_json
 from pipeline_steps.core.hashing import sha256_file

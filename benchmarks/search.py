@@ -1,6 +1,6 @@
 """Exact and batched nearest-neighbour search beside the libraries that people use for it.
 
-    python benchmarks/search.py [--items 100000 1000000] [--queries 2000] [--batch 20000] [--set clustered structureless]
+    python -m benchmarks.search [--items 100000 1000000] [--queries 2000] [--batch 20000] [--set clustered structureless]
                                 [--peers flat ivf hnswlib annoy usearch] [--rounds 3]
 
 Vectors have 512 dimensions and unit length; the clustered set has a thousand topics of unequal size and a modality gap between
@@ -16,20 +16,15 @@ import os
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
-
-from million import DIMENSION, World, unit  # noqa: E402
-
-from pipeline_steps.retrieve.index.base import recall_at  # noqa: E402
-from pipeline_steps.retrieve.index.exact import ExactIndex  # noqa: E402
-from pipeline_steps.retrieve.index.ivf import IVFIndex  # noqa: E402
+from benchmarks.retrieve_pair_scaling import DIMENSION, World, unit
+from pipeline_steps.retrieve.index.base import recall_at
+from pipeline_steps.retrieve.index.exact import ExactIndex
+from pipeline_steps.retrieve.index.ivf import IVFIndex
 
 K = 10
 Search = Callable[[np.ndarray], np.ndarray]

@@ -1,25 +1,22 @@
-"""Reading media shards through the offset index, beside the webdataset package on the same tar files.
+"""Rate of reading media shards by the offset index, compared with webdataset on the same tar files.
 
-    python benchmarks/shards.py [--samples 1500] [--rounds 5]
+    python -m benchmarks.shards [--samples 1500] [--rounds 5]
 
-Samples are a picture of 30 kB and a sound of 200 kB of random bytes, in shards as ingest writes them. Every reader gives the
-bytes of all of them, page cache warm, one thread, in turns; rates are the best of the rounds, in processor seconds. webdataset
-compares no hash; ours compares each item with its hash the first time it is read, unless told not to.
+A sample is an image of 30 kB and a clip of 200 kB of random bytes, in shards as ingest writes them. Readers return all bytes
+in turn, in one thread, with a warm page cache. Rates are the best of the rounds, in processor seconds. webdataset does not
+verify hashes. `MediaShardReader` verifies each item when it is first read, unless `verify` is False.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline_steps.core.hashing import item_id
 from pipeline_steps.core.media_shards import MediaShardReader, write_index, write_shards
@@ -52,16 +49,16 @@ def compare(folder: Path, samples: int, rounds: int) -> None:
     def through_index(reader: MediaShardReader) -> int:
         return sum(len(reader.payload(item)) for item in ids)
 
-    trusting, seen = MediaShardReader(folder, verify=False), MediaShardReader(folder)
-    through_index(seen)
+    unverified, verified = MediaShardReader(folder, verify=False), MediaShardReader(folder)
+    through_index(verified)
     begin = time.process_time()
     MediaShardReader(folder)
     opened = time.process_time() - begin
     methods: dict[str, Callable[[], int]] = {
         "webdataset": through_webdataset,
-        "ours, hashes not compared": lambda: through_index(trusting),
-        "ours, hashes compared before": lambda: through_index(seen),
-        "ours, first reading, compared": lambda: through_index(MediaShardReader(folder)),
+        "index, not verified": lambda: through_index(unverified),
+        "index, verified before": lambda: through_index(verified),
+        "index, first read, verified": lambda: through_index(MediaShardReader(folder)),
     }
     seconds = {name: float("inf") for name in methods}
     for _ in range(rounds):
@@ -73,8 +70,8 @@ def compare(folder: Path, samples: int, rounds: int) -> None:
     print(f"{samples} samples of 230 kB in {len(tars)} shards, load {os.getloadavg()[0]:.1f}")
     print(f"opening the index: {opened * 1e3:.1f} ms")
     print(f"{'reader':30} {'samples/s':>10} {'MB/s':>8} {'x webdataset':>13}")
-    for name, took in seconds.items():
-        print(f"{name:30} {samples / took:10.0f} {samples * 0.23 / took:8.0f} {seconds['webdataset'] / took:13.1f}")
+    for name, duration in seconds.items():
+        print(f"{name:30} {samples / duration:10.0f} {samples * 0.23 / duration:8.0f} {seconds['webdataset'] / duration:13.1f}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What tracking costs a training when the store is well, dead, broken, slow or back in the middle of the run.
 
-    python benchmarks/tracking_overhead.py [--repeats 5] [--steps 150]     a real training, in turns with one without tracking
-    python benchmarks/tracking_overhead.py --loop                          time of a step in a loop that does little else
+    python -m benchmarks.tracking_overhead [--repeats 5] [--steps 150]     a real training, in turns with one without tracking
+    python -m benchmarks.tracking_overhead --loop                          time of a step in a loop that does little else
 
 The training is this project's own (params.yaml, shrunk, one thread) on this project's data: run `dvc repro pair` first. Each
 case is run in turn with `off`; printed are ratios of training time (without the bounded wait at the end) and of processor
@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from servers import free_port, mlflow_server
 
+from benchmarks.servers import free_port, mlflow_server
 from pipeline_steps import tracking
 from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.project_paths import ProjectPaths

@@ -1,6 +1,6 @@
 """Training recipes side by side at their own budgets: CPU seconds, peak memory, codec error, KID, agreement, drawing speed.
 
-Usage: python benchmarks/training.py [--root .] [--recipes default,codec-tiny,...] [--keep DIR] [--threads 1] [--json FILE]
+Usage: python -m benchmarks.training [--root .] [--recipes default,codec-tiny,...] [--keep DIR] [--threads 1] [--json FILE]
 
 Each recipe changes some keys of section `train` of the project's params.yaml and is trained in a child process on the
 project's own pairs, in a folder of its own with its own memo. Measured on the pairs of split `test`, four drawings a sound:
@@ -10,7 +10,6 @@ project's own pairs, in a folder of its own with its own memo. Measured on the p
   sound group, in centred cosine of SSD-MobileNet features; 0.5 is chance. The full protocol is in stage `evaluate`;
 - s/100: CPU seconds to draw 100 pictures.
 """
-# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -27,13 +26,12 @@ from typing import Any
 
 import numpy as np
 
-PROJECT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(PROJECT))
-
 from pipeline_steps.core.media_shards import MediaShardReader
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import PAIRS
 from pipeline_steps.core.tables import read_table
+
+PROJECT = Path(__file__).resolve().parents[1]
 
 COMPOSE = {"steps": 1500, "batch_size": 128, "learning_rate": 1e-3}
 REFINE = {"steps": 200, "batch_size": 16, "learning_rate": 1e-3}

@@ -13,7 +13,7 @@ from pipeline_steps.core.errors import DataError
 COLUMNS = ("vocabulary", "index", "label", "sound", "source", "visible", "salience", "audibility")
 IMAGENET = "imagenet"
 COCO = "coco"
-REBUILD_PRIOR = "rebuild it: python benchmarks/label_prior.py"
+REBUILD_PRIOR = "rebuild it: python scripts/make_label_prior.py"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ def check(
     """Decode every file of DIR as ingest would: what would be taken, what quarantined, and why. Exit 3 if ingest would stop."""
     from pipeline_steps.core.config import load_params, parse_section
     from pipeline_steps.ingest.config import IngestConfig
-    from pipeline_steps.ingest.stage import check as decode
+    from pipeline_steps.ingest.stage import dry_run as decode
 
     layout = layout_of(context)
     if not folder.is_dir():

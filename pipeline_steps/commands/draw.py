@@ -52,12 +52,12 @@ def load_media(layout: ProjectPaths, path: Path) -> tuple[str, bytes, dict[str, 
     """Kind, normalised payload and measurements of a file that a person names."""
     from pipeline_steps.core.config import load_params, parse_section
     from pipeline_steps.ingest.config import IngestConfig
-    from pipeline_steps.ingest.stage import normalise_file
+    from pipeline_steps.ingest.stage import normalize_file
 
     if not path.is_file():
         raise ConfigError(f"{path} is not a file", "name a picture or sound file")
     config = parse_section(IngestConfig, "ingest", load_params(layout.params)) if layout.params.is_file() else IngestConfig()
-    _, kind, payload, measured = normalise_file(path, config)
+    _, kind, payload, measured = normalize_file(path, config)
     return kind, payload, measured
 
 

@@ -69,7 +69,7 @@ class DeletionPlan:
 def forget(
     context: typer.Context,
     what: Annotated[str, typer.Argument(metavar="ITEM", help="Id (or its beginning) of a picture or sound, or its path.")],
-    reason: Annotated[str, typer.Option(help="Why; is written into forgotten.csv.")] = "take-down",
+    reason: Annotated[str, typer.Option(help="Why; is written into takedowns.csv.")] = "take-down",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     as_json: JsonFlag = False,

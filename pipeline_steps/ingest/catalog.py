@@ -1,215 +1,160 @@
-"""Files and decoding results -> rows of the catalog and of the quarantine, and the balance between them. Pure."""
+"""Catalog rows from candidates and decoding results, their summary, and checks of the pools. No I/O."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline_steps.core.errors import DataError
-from pipeline_steps.core.hashing import ID_LENGTH
+from pipeline_steps.ingest.candidates import CandidateFile, RejectedFile
 from pipeline_steps.ingest.duplicate_groups import assign_duplicate_groups
-from pipeline_steps.ingest.file_signatures import wrong_extension
-from pipeline_steps.ingest.reason_codes import CODES
+from pipeline_steps.ingest.file_signatures import has_wrong_extension
 
-TOP = 5
-EXAMPLES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class CandidateFile:
-    """One candidate that was opened and hashed, with what the metadata table says of it."""
-
-    relative: str
-    shown: str
-    sha256: str
-    bytes: int
-    kind: str
-    format: str
-    license: str | None = None
-    author: str | None = None
-    source: str | None = None
-    group: str | None = None
-    holdout: bool = False
-    member: ArchiveMember | None = None  # where it lies in `relative`, if that is an archive or a table
-
-    @property
-    def name(self) -> str:
-        """The name whose extension counts."""
-        return self.member.name if self.member else self.relative
-
-    @property
-    def item(self) -> str:
-        return self.sha256[:ID_LENGTH]
+MAX_CODES = 5
+MAX_EXAMPLES = 20
 
 
-@dataclass(frozen=True, slots=True)
-class RejectedFile:
-    """One candidate that was not taken."""
-
-    shown: str
-    kind: str
-    code: str
-    reason: str
-    bytes: int = 0
-    item: str = ""
-    decoder: str = ""
-
-    @property
-    def abstained(self) -> bool:
-        return CODES[self.code].action == "abstained"
-
-    def row(self) -> dict[str, Any]:
-        """Row of the quarantine table."""
-        meaning = CODES[self.code]
-        return {
-            "item_id": self.item,
-            "kind": self.kind,
-            "path": self.shown,
-            "bytes": self.bytes,
-            "stage": "ingest",
-            "code": self.code,
-            "reason": self.reason,
-            "decoder": self.decoder,
-            "action": meaning.action,
-            "retryable": meaning.retryable,
-        }
-
-
-def check_identity(files: Iterable[CandidateFile]) -> None:
-    """Raise DataError when two contents would share an id (a collision of 128 bits of sha256)."""
-    seen: dict[str, CandidateFile] = {}
+def check_id_collisions(files: Iterable[CandidateFile]) -> None:
+    """Raise DataError when two contents have the same id (the first 128 bits of sha256)."""
+    by_id: dict[str, CandidateFile] = {}
     for file in files:
-        other = seen.setdefault(file.item, file)
+        other = by_id.setdefault(file.item_id, file)
         if other.sha256 != file.sha256:
             raise DataError(
-                f"{other.shown} and {file.shown} share the id {file.item} and differ in content",
+                f"{other.path} and {file.path}: both have the id {file.item_id}, but their contents differ",
                 "remove one of them; nothing was written",
             )
 
 
 def group_by_content(files: Iterable[CandidateFile]) -> dict[str, list[CandidateFile]]:
-    """Files by id, each list sorted by path."""
+    """Group files by id; each list is sorted by path."""
     items: dict[str, list[CandidateFile]] = {}
-    for file in sorted(files, key=lambda file: file.shown):
-        items.setdefault(file.item, []).append(file)
+    for file in sorted(files, key=lambda file: file.path):
+        items.setdefault(file.item_id, []).append(file)
     return items
 
 
-def _joined(values: Iterable[str | None], separator: str) -> str | None:
-    known = sorted({value for value in values if value})
-    return separator.join(known) or None
+def _join_distinct(values: Iterable[str | None], separator: str) -> str | None:
+    return separator.join(sorted({value for value in values if value})) or None
 
 
 def _combine_licenses(licenses: Iterable[str | None]) -> str | None:
-    """SPDX expression under which every one of these licenses binds; AND is stronger than OR, so a choice gets brackets."""
-    known = {license for license in licenses if license}
-    return _joined((f"({one})" if len(known) > 1 and re.search(r"\bOR\b", one) else one for one in known), " AND ")
+    """SPDX expression that requires all licenses. AND binds more tightly than OR, so a choice is put in brackets."""
+    distinct = {license for license in licenses if license}
+    return _join_distinct((f"({one})" if len(distinct) > 1 and re.search(r"\bOR\b", one) else one for one in distinct), " AND ")
 
 
 def catalog_rows(
-    kind: str, items: Mapping[str, Sequence[CandidateFile]], results: Mapping[str, Mapping[str, Any]], distance: int
+    kind: str, items: Mapping[str, Sequence[CandidateFile]], results: Mapping[str, Mapping[str, Any]], phash_distance: int
 ) -> list[dict[str, Any]]:
-    """Rows of `images` or `audio` for the accepted items of a kind.
+    """Rows of `images` or `audio` for the accepted items of one kind, one row per content.
 
-    One row per content: every path that holds it is kept in `sources`; licenses that differ are joined by AND (all of them
-    bind; one that offers a choice stands in brackets), authors and sources by "; ". Content that is held out anywhere is held
-    out everywhere.
+    `sources` lists every path with the content. Different licenses are joined by AND, authors and sources by "; ". Content
+    that is held out under one path is held out under all.
 
     Args:
         kind: image or audio.
         items: id -> its files, sorted by path.
-        results: id -> measurements of the decoder, with `code` None.
-        distance: perceptual-hash bits within which pictures group; -1 for none.
+        results: id -> measurements of the decoder.
+        phash_distance: images whose perceptual hashes differ in at most so many bits form a group; -1 disables this.
     """
     ids = sorted(items)
     keys: list[tuple[int, Hashable]] = [
         (index, file.group) for index, item in enumerate(ids) for file in items[item] if file.group is not None
     ]
     hashes = [results[item]["phash"] for item in ids] if kind == "image" else None
-    groups = assign_duplicate_groups(ids, keys, hashes, distance)
+    groups = assign_duplicate_groups(ids, keys, hashes, phash_distance)
     rows: list[dict[str, Any]] = []
     for item, group in zip(ids, groups, strict=True):
         files = items[item]
-        measured = {name: value for name, value in results[item].items() if name not in {"code", "reason", "payload"}}
-        repaired = set(measured.pop("normalizations"))
-        if any(wrong_extension(file.name, measured["format"]) for file in files):
-            repaired.add("WRONG_EXTENSION")
+        measurements = {name: value for name, value in results[item].items() if name not in {"code", "reason", "payload"}}
+        normalizations = set(measurements.pop("normalizations"))
+        if any(has_wrong_extension(file.name, measurements["format"]) for file in files):
+            normalizations.add("WRONG_EXTENSION")
         rows.append(
             {
                 f"{kind}_id": item,
                 "sha256": files[0].sha256,
-                "path": files[0].shown,
-                "sources": [file.shown for file in files],
+                "path": files[0].path,
+                "sources": [file.path for file in files],
                 "bytes": files[0].bytes,
-                "normalizations": sorted(repaired),
+                "normalizations": sorted(normalizations),
                 "license": _combine_licenses(file.license for file in files),
-                "author": _joined((file.author for file in files), "; "),
-                "source": _joined((file.source for file in files), "; "),
+                "author": _join_distinct((file.author for file in files), "; "),
+                "source": _join_distinct((file.source for file in files), "; "),
                 "group_id": group,
                 "holdout": any(file.holdout for file in files),
-                **measured,
+                **measurements,
             }
         )
     return rows
 
 
-def most_common_codes(refused: Iterable[RejectedFile]) -> str:
-    """The most frequent codes with their counts, for one line."""
-    counts = Counter(item.code for item in refused)
-    return ", ".join(f"{code} {count}" for code, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:TOP])
+def summarize(rows: Mapping[str, Sequence[Mapping[str, Any]]], rejected: Iterable[RejectedFile]) -> dict[str, Any]:
+    """Metrics of the report from catalog rows by kind and the rejected files."""
+    both = [row for kind in rows for row in rows[kind]]
+    per_kind = {
+        name: {
+            "items": len(rows[kind]),
+            "pool": sum(not row["holdout"] for row in rows[kind]),
+            "holdout": sum(row["holdout"] for row in rows[kind]),
+            "groups": len({row["group_id"] for row in rows[kind]}),
+            "pool_items_near_holdout": count_pool_items_near_holdout(rows[kind]),
+        }
+        for kind, name in (("image", "images"), ("audio", "sounds"))
+    }
+    return {
+        **per_kind,
+        "duplicate_files": sum(len(row["sources"]) - 1 for row in both),
+        "codes": dict(sorted(Counter(item.code for item in rejected).items())),
+        "normalizations": dict(sorted(Counter(code for row in both for code in row["normalizations"]).items())),
+        "audio_hours": round(sum(row["duration_s"] for row in rows["audio"]) / 3600, 4),
+    }
+
+
+def most_common_codes(rejected: Iterable[RejectedFile]) -> str:
+    """The most frequent reason codes with their counts, as one line."""
+    counts = Counter(item.code for item in rejected)
+    return ", ".join(
+        f"{code} {count}" for code, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:MAX_CODES]
+    )
 
 
 def check_pools(
-    rows: Mapping[str, Sequence[Mapping[str, Any]]], n_in: int, refused: Sequence[RejectedFile], most: float
+    rows: Mapping[str, Sequence[Mapping[str, Any]]], n_in: int, rejected: Sequence[RejectedFile], max_failed_fraction: float
 ) -> None:
-    """Raise DataError when a pool is empty or too much of the input is bad.
+    """Raise DataError when a pool is empty or too many files failed.
 
     Args:
         rows: kind -> catalog rows.
-        n_in: files that went in.
-        refused: what was not taken.
-        most: largest bearable share of dropped files; abstentions do not count.
+        n_in: number of candidates.
+        rejected: rejected candidates.
+        max_failed_fraction: largest allowed fraction of dropped files; abstentions do not count.
     """
-    examples = [f"{item.shown}: {item.code}: {item.reason}" for item in refused[:EXAMPLES]]
-    look = "look at each file with: sonify check ROOT"
-    for kind, name in (("image", "picture"), ("audio", "sound")):
-        if not any(not row["holdout"] for row in rows[kind]):
-            mine = [item for item in refused if item.kind in {kind, "unknown"}]
-            why = f"{len(mine)} quarantined (top: {most_common_codes(mine)})" if mine else "no such file was found"
+    details: dict[str, object] = {"examples": [f"{item.path}: {item.code}: {item.reason}" for item in rejected[:MAX_EXAMPLES]]}
+    action = "list each file with: sonify check ROOT"
+    for kind in ("image", "audio"):
+        if all(row["holdout"] for row in rows[kind]):
+            of_kind = [item for item in rejected if item.kind in {kind, "unknown"}]
+            reason = f"{len(of_kind)} quarantined (top: {most_common_codes(of_kind)})" if of_kind else "no such file was found"
             raise DataError(
-                f"the {name} pool is empty after ingest: {why}",
-                look if mine else "check ingest.root, ingest.metadata and ingest.pool",
-                details={"examples": examples},
+                f"the {kind} pool is empty after ingest: {reason}",
+                action if of_kind else "correct ingest.root, ingest.metadata or ingest.pool",
+                details=details,
             )
-    dropped = [item for item in refused if not item.abstained]
-    if n_in and len(dropped) > most * n_in:
+    dropped = [item for item in rejected if not item.abstained]
+    if n_in and len(dropped) > max_failed_fraction * n_in:
         raise DataError(
-            f"{len(dropped)} of {n_in} files are bad ({len(dropped) / n_in:.1%}, limit {most:.1%}; "
+            f"{len(dropped)} of {n_in} files failed ({len(dropped) / n_in:.1%}, limit {max_failed_fraction:.1%}; "
             f"top: {most_common_codes(dropped)})",
-            f"{look}; mend or remove them, or raise ingest.max_failed_fraction",
-            details={"examples": examples},
+            f"{action}; fix or remove them, or raise ingest.max_failed_fraction",
+            details=details,
         )
 
 
-def crossing_groups(rows: Iterable[Mapping[str, Any]]) -> int:
-    """Number of pool items in a group that also holds a held-out item."""
-    rows = list(rows)
-    held = {row["group_id"] for row in rows if row["holdout"]}
-    return sum(1 for row in rows if not row["holdout"] and row["group_id"] in held)
-
-
-class ArchiveMember(NamedTuple):
-    """Where an item lies in its file: bytes [offset, offset + size), or a row of a column in a row group of Parquet.
-
-    `name` is the path that its parts would have if they were files; only its extension counts.
-    """
-
-    name: str
-    offset: int = 0
-    size: int = 0
-    column: str = ""
-    group: int = -1
-    row: int = -1
+def count_pool_items_near_holdout(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Number of pool items whose group also contains a held-out item."""
+    held_out = {row["group_id"] for row in rows if row["holdout"]}
+    return sum(not row["holdout"] and row["group_id"] in held_out for row in rows)

@@ -1,4 +1,4 @@
-"""Reason codes of the quarantine: what each means, whether trying again may help, and what becomes of the item."""
+"""Reason codes of the quarantine, and codes of the normalizations applied to accepted items."""
 
 from __future__ import annotations
 
@@ -7,71 +7,71 @@ from typing import NamedTuple
 
 
 class ReasonCode(NamedTuple):
-    """One line of the table of codes."""
+    """Row of the reason-code table. `retryable`: another run may give another result, so it is not cached."""
 
-    text: str
+    description: str
     action: str = "dropped"
     retryable: bool = False
 
 
 CODES: dict[str, ReasonCode] = {
-    "ARCHIVE_CORRUPT": ReasonCode("a tar, Arrow or Parquet file that cannot be read to its end; what came before is kept"),
-    "ARCHIVE_DUPLICATE": ReasonCode("the archive holds the same name before"),
-    "ARCHIVE_NO_MEDIA": ReasonCode("a table without a column of pictures or sounds"),
-    "EMPTY_FILE": ReasonCode("the file has no bytes"),
-    "FILE_CHANGED": ReasonCode("the bytes changed between hashing and decoding", retryable=True),
-    "FILE_MISSING": ReasonCode("the metadata table names a file that is not there", retryable=True),
-    "NOT_EMBEDDED": ReasonCode("a row of a table without the bytes of its picture or sound; nothing is downloaded"),
-    "FILE_TOO_LARGE": ReasonCode("a picture file larger than picture.max_file_mb"),
-    "FILE_UNREADABLE": ReasonCode("the file cannot be opened or read", retryable=True),
-    "FORGOTTEN": ReasonCode("taken down: forgotten.csv lists this content", action="abstained"),
-    "FORMAT_NOT_ALLOWED": ReasonCode("a format outside the allow-list; no decoder was called"),
-    "NOT_A_FILE": ReasonCode("a folder, pipe, socket, device or circle of links"),
-    "PATH_ENCODING": ReasonCode("the file name is not UTF-8"),
-    "PATH_UNSAFE": ReasonCode("the path leads out of the root; nothing was opened"),
-    "DECODER_CRASH": ReasonCode("the decoding process died", retryable=True),
-    "DECODER_MEMORY": ReasonCode("decoding wanted more memory than limits.memory_mb", retryable=True),
-    "DECODER_TIMEOUT": ReasonCode("decoding took longer than limits.timeout_seconds and was killed", retryable=True),
-    "NOT_AN_IMAGE": ReasonCode("named like a picture, but the content is none"),
-    "IMG_ANIMATED": ReasonCode("several frames, and picture.animated is 'refuse'"),
-    "IMG_ASPECT": ReasonCode("longer side over shorter side above picture.max_aspect"),
-    "IMG_BOMB": ReasonCode("more pixels than picture.max_megapixels; judged from the header"),
-    "IMG_CORRUPT": ReasonCode("the decoder refused the picture"),
-    "IMG_MODE": ReasonCode("a pixel type with no stated way to 8-bit RGB (32-bit samples)"),
-    "IMG_TOO_SMALL": ReasonCode("shorter side below picture.min_side"),
-    "IMG_TRUNCATED": ReasonCode("the file ends before the picture does"),
-    "AUD_CORRUPT": ReasonCode("the decoder refused the sound, or its header is impossible"),
+    "ARCHIVE_CORRUPT": ReasonCode("tar, Arrow or Parquet file that cannot be read to its end; earlier members are kept"),
+    "ARCHIVE_DUPLICATE": ReasonCode("archive member whose name occurred before"),
+    "ARCHIVE_NO_MEDIA": ReasonCode("table without a column of images or audio"),
+    "EMPTY_FILE": ReasonCode("file without bytes"),
+    "FILE_CHANGED": ReasonCode("bytes changed between hashing and decoding", retryable=True),
+    "FILE_MISSING": ReasonCode("file of the metadata table that does not exist", retryable=True),
+    "NOT_EMBEDDED": ReasonCode("table row without embedded bytes; nothing is downloaded"),
+    "FILE_TOO_LARGE": ReasonCode("image file larger than ingest.image.max_file_mb"),
+    "FILE_UNREADABLE": ReasonCode("file that cannot be opened or read", retryable=True),
+    "FORGOTTEN": ReasonCode("content listed in takedowns.csv", action="abstained"),
+    "FORMAT_NOT_ALLOWED": ReasonCode("format that is not allowed; no decoder was called"),
+    "NOT_A_FILE": ReasonCode("folder, pipe, socket, device or circular link"),
+    "PATH_ENCODING": ReasonCode("file name that is not UTF-8"),
+    "PATH_UNSAFE": ReasonCode("path that leads out of the root; it was not opened"),
+    "DECODER_CRASH": ReasonCode("decoding process died", retryable=True),
+    "DECODER_MEMORY": ReasonCode("decoding needed more memory than ingest.decoder.memory_mb", retryable=True),
+    "DECODER_TIMEOUT": ReasonCode("decoding took longer than ingest.decoder.timeout_seconds", retryable=True),
+    "NOT_AN_IMAGE": ReasonCode("image extension, but no image content"),
+    "IMG_ANIMATED": ReasonCode("several frames, and ingest.image.animated is 'refuse'"),
+    "IMG_ASPECT": ReasonCode("aspect ratio above ingest.image.max_aspect"),
+    "IMG_BOMB": ReasonCode("more pixels than ingest.image.max_megapixels, by the header"),
+    "IMG_CORRUPT": ReasonCode("image that the decoder cannot read"),
+    "IMG_MODE": ReasonCode("pixel type without a defined conversion to 8-bit RGB (32-bit samples)"),
+    "IMG_TOO_SMALL": ReasonCode("shorter side below ingest.image.min_side"),
+    "IMG_TRUNCATED": ReasonCode("file that ends before the image does"),
+    "AUD_CORRUPT": ReasonCode("audio that the decoder cannot read, or an impossible header"),
     "AUD_EMPTY": ReasonCode("no bytes, or no samples"),
-    "AUD_HEADER_LIES": ReasonCode("the header claims more data than the file can hold"),
+    "AUD_HEADER_LIES": ReasonCode("header that declares more data than the file can contain"),
     "AUD_NONFINITE": ReasonCode("samples that are NaN or infinite"),
-    "AUD_SILENT": ReasonCode("silent, constant, or below sound.silence_lufs", action="abstained"),
-    "AUD_TOO_LONG": ReasonCode("longer than sound.max_seconds"),
-    "AUD_TOO_SHORT": ReasonCode("shorter than sound.min_seconds"),
-    "AUD_TRUNCATED": ReasonCode("the file ends before the sound does"),
+    "AUD_SILENT": ReasonCode("silent, constant, or not above ingest.audio.min_lufs", action="abstained"),
+    "AUD_TOO_LONG": ReasonCode("longer than ingest.audio.max_seconds"),
+    "AUD_TOO_SHORT": ReasonCode("shorter than ingest.audio.min_seconds"),
+    "AUD_TRUNCATED": ReasonCode("file that ends before the audio does"),
 }
 
-REPAIRS: dict[str, str] = {
-    "ALPHA_OVER_WHITE": "transparency was laid over white",
-    "CMYK_TO_RGB": "four inks turned into RGB",
-    "DEPTH_16": "16-bit samples rescaled to 8 bit, not clipped",
-    "EXIF_IGNORED": "unreadable EXIF data; taken as upright",
-    "FIRST_FRAME": "several frames; the first was taken",
-    "ICC_APPLIED": "colours taken to sRGB through the embedded profile",
-    "ICC_IGNORED": "the embedded colour profile could not be used",
-    "ORIENTED": "turned or mirrored as EXIF says",
-    "PALETTE_TO_RGB": "palette colours turned into RGB",
-    "ANTIPHASE": "channels cancelled each other; the loudest one was taken",
-    "CLIPPED": "more than 20 % of the samples stand at full scale",
-    "DOWNMIX": "mono made as the mean of all channels",
+NORMALIZATIONS: dict[str, str] = {
+    "ALPHA_OVER_WHITE": "transparency was composited over white",
+    "CMYK_TO_RGB": "CMYK was converted to RGB",
+    "DEPTH_16": "16-bit samples were rescaled to 8 bit, not clipped",
+    "EXIF_IGNORED": "unreadable EXIF data; the image was taken as upright",
+    "FIRST_FRAME": "several frames; the first was used",
+    "ICC_APPLIED": "colors were converted to sRGB with the embedded profile",
+    "ICC_IGNORED": "the embedded color profile could not be used",
+    "ORIENTED": "rotated or mirrored according to EXIF",
+    "PALETTE_TO_RGB": "palette colors were converted to RGB",
+    "ANTIPHASE": "channels cancelled each other; the loudest one was used",
+    "CLIPPED": "more than 20 % of the samples are at full scale",
+    "DOWNMIX": "mono is the mean of all channels",
     "LOUDNESS_TILED": "shorter than one loudness block (0.4 s): measured on repetitions",
-    "PEAK_GUARD": "scaled down because samples went beyond full scale",
-    "WRONG_EXTENSION": "the name says another format than the content",
+    "PEAK_GUARD": "scaled down because samples exceeded full scale",
+    "WRONG_EXTENSION": "the extension names another format than the content has",
 }
 
 
 @dataclass
 class RejectedItemError(Exception):
-    """An item that is not taken: a code of `CODES` and a reason that names the limit or the library's message."""
+    """Rejection of an item: a code of `CODES` and a reason that names the limit or the library's message."""
 
     code: str
     reason: str

@@ -1,6 +1,6 @@
-"""Stage `ingest`: untrusted files in, catalog and normalised media shards out. The only stage that opens raw files.
+"""Stage `ingest`: untrusted files in, catalog and normalized media shards out. The only stage that opens raw files.
 
-The parent hashes bytes and compares signatures; whatever parses content runs in killable child processes (`workers`).
+The parent process hashes bytes and compares signatures. Content is parsed in killable child processes (`worker_pool`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,62 +25,54 @@ from pipeline_steps.core.result_cache import ResultCache
 from pipeline_steps.core.schemas import AUDIO, IMAGES, QUARANTINE
 from pipeline_steps.core.stage_report import StageReport
 from pipeline_steps.core.tables import write_table
-from pipeline_steps.ingest.catalog import (
-    CandidateFile,
-    RejectedFile,
-    catalog_rows,
-    check_identity,
-    check_pools,
-    crossing_groups,
-    group_by_content,
-)
+from pipeline_steps.ingest.candidates import CandidateFile, RejectedFile
+from pipeline_steps.ingest.catalog import catalog_rows, check_id_collisions, check_pools, group_by_content, summarize
 from pipeline_steps.ingest.config import IngestConfig
 from pipeline_steps.ingest.decoding.audio import AudioLimits
 from pipeline_steps.ingest.decoding.decode import PRELOAD, VERSION, DecodeJob, decode
 from pipeline_steps.ingest.decoding.image import ImageLimits
 from pipeline_steps.ingest.reason_codes import CODES
-from pipeline_steps.ingest.sources.file_walk import DiscoveryResult, inspect_file
+from pipeline_steps.ingest.sources.file_walk import inspect_file
 from pipeline_steps.ingest.sources.resolve import collect_candidates
 from pipeline_steps.ingest.takedowns import apply_takedowns
-from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool, core_count
+from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool, core_count, run_in_process
 
-__all__ = ["DryRunResult", "IngestConfig", "check", "normalise_file", "run"]
+__all__ = ["DryRunResult", "IngestConfig", "dry_run", "normalize_file", "run"]
 
 log = logging.getLogger(__name__)
 
 STAGE = "ingest"
 EXTENSION = {"image": "png", "audio": "flac"}
-CONTRACT = {"image": IMAGES, "audio": AUDIO}
 DECODERS = {"image": ("pillow",), "audio": ("soundfile", "soxr")}
 LIBRARIES = {"image": ("pillow", "imagehash", "numpy", "scipy"), "audio": ("soundfile", "soxr", "pyloudnorm", "numpy", "scipy")}
 
-JOBS_PER_START = 16
-"""A process starts in the time in which it decodes some twenty files."""
+JOBS_PER_WORKER = 16
+"""Least number of jobs for which another process is started: a start takes as long as some twenty jobs."""
 
 FLUSH_ITEMS = 64
 FLUSH_SECONDS = 2.0
 FLUSH_BYTES = 64_000_000
 
-_COMMON = [
+_COMMON_FIELDS = [
     pa.field("code", pa.string()),
     pa.field("reason", pa.string()),
     pa.field("payload", pa.binary()),
     pa.field("format", pa.string()),
     pa.field("normalizations", pa.list_(pa.string())),
 ]
-_MEASURED = {
-    "image": ("width", "height", "num_frames", "phash"),
-    "audio": ("sample_rate", "channels", "duration_s", "lufs", "peak_dbfs", "silence_ratio", "clipping_ratio"),
+_MEASUREMENTS = {
+    "image": (IMAGES, ("width", "height", "num_frames", "phash")),
+    "audio": (AUDIO, ("sample_rate", "channels", "duration_s", "lufs", "peak_dbfs", "silence_ratio", "clipping_ratio")),
 }
-MEMO_SCHEMA = {
-    kind: pa.schema([*_COMMON, *(CONTRACT[kind].schema.field(name).with_nullable(True) for name in names)])
-    for kind, names in _MEASURED.items()
+CACHE_SCHEMAS = {
+    kind: pa.schema([*_COMMON_FIELDS, *(contract.schema.field(name).with_nullable(True) for name in names)])
+    for kind, (contract, names) in _MEASUREMENTS.items()
 }
 
 
 @dataclass(frozen=True)
 class DryRunResult:
-    """What `check` found: catalog rows of both kinds, quarantine rows, and the balanced report."""
+    """Catalog rows of both kinds, quarantine rows, and the balanced report."""
 
     images: list[dict[str, Any]]
     audio: list[dict[str, Any]]
@@ -93,213 +84,107 @@ def run(config: IngestConfig, layout: ProjectPaths) -> StageReport:
     """Ingest `config.root` into `layout.catalog` and `layout.media`.
 
     Raises:
-        ConfigError: the root or the metadata table is not there.
-        DataError: an unusable table, an empty pool, or more bad files than `max_failed_fraction`; nothing is written then.
+        ConfigError: the root or the metadata table does not exist.
+        DataError: an unusable table, an empty pool, or more failed files than `max_failed_fraction`. Nothing is written then.
         ResourceError: decoding processes cannot be started.
     """
     report = StageReport(STAGE)
-    memos = _ShardCaches(config, str(layout.result_cache))
-    outcome = _decode_all(config, layout.root / config.root, report, memos)
-    check_pools(outcome.rows, report.n_in, outcome.refused, config.max_failed_fraction)
-    _write(config, layout, outcome, memos)
+    caches = _ShardCaches(config, str(layout.result_cache))
+    outcome = _decode_all(config, layout.root / config.root, report, caches)
+    check_pools(outcome.rows, report.n_in, outcome.rejected, config.max_failed_fraction)
+    _write(config, layout, outcome, caches)
     return report
 
 
-def check(folder: Path, config: IngestConfig | None = None) -> DryRunResult:
-    """Decode everything below `folder` exactly as `run` would, and write nothing.
+def dry_run(folder: Path, config: IngestConfig | None = None) -> DryRunResult:
+    """Decode all files below `folder` as `run` does, without reading the cache or writing anything.
 
     Args:
-        folder: any folder tree.
-        config: limits and, if it names one, a metadata table inside `folder`; default limits and a plain walk otherwise.
+        folder: any folder.
+        config: limits and, if it names one, a metadata table inside `folder`; by default the default limits and all files.
     """
     config = config or IngestConfig(metadata=None, pool=None, holdout=None)
     report = StageReport(STAGE)
-    outcome = _decode_all(config, folder, report, None)
-    quarantine = [item.row() for item in outcome.refused]
-    return DryRunResult(outcome.rows["image"], outcome.rows["audio"], quarantine, report)
+    outcome = _decode_all(config, folder, report, _ShardCaches(config, None))
+    return DryRunResult(outcome.rows["image"], outcome.rows["audio"], [item.row() for item in outcome.rejected], report)
 
 
-def normalise_file(path: Path, config: IngestConfig | None = None) -> tuple[str, str, bytes, dict[str, Any]]:
-    """One user-given file -> (id, kind, normalised payload, measurements), decoded in a child process.
+def normalize_file(path: Path, config: IngestConfig | None = None) -> tuple[str, str, bytes, dict[str, Any]]:
+    """Decode one file in a child process and return (id, kind, normalized payload, measurements).
 
-    The payload is what `core.media` stores: PNG, or mono 48 kHz FLAC.
+    The payload has the format of the media shards: PNG, or mono 48 kHz FLAC.
 
     Raises:
-        DataError: the file is not taken; the reason holds the code.
+        DataError: the file is rejected; the reason contains the code.
     """
     config = config or IngestConfig()
-    path = Path(os.path.realpath(path))  # a person named it, so links may lead anywhere
-    file = inspect_file(path.parent, path.name, None, config.picture.max_file_mb * 1e6, walked=False)
+    path = Path(os.path.realpath(path))  # the user named the file, so its links may leave any folder
+    file = inspect_file(path.parent, path.name, None, config.image.max_file_bytes, walked=False)
     if isinstance(file, str):
         raise DataError(f"{path}: not a media file", "choose another file")
     if isinstance(file, RejectedFile):
         raise DataError(f"{path}: {file.code}: {file.reason}", "choose another file")
-    with _workers(config, 1) as workers:
-        _, result = next(iter(workers.map([(file.item, make_job(config, path.parent, file))])))
+    result = run_in_process(_worker_limits(config), decode, build_decode_job(config, path.parent, file), PRELOAD)
     if result["code"]:
         raise DataError(f"{path}: {result['code']}: {result['reason']}", "choose another file")
-    return file.item, file.kind, result.pop("payload"), result
+    return file.item_id, file.kind, result.pop("payload"), result
 
 
 @dataclass
 class _IngestOutcome:
+    """Files by id, catalog rows by kind, and rejected files."""
+
     items: dict[str, list[CandidateFile]]
     rows: dict[str, list[dict[str, Any]]]
-    refused: list[RejectedFile]
+    rejected: list[RejectedFile]
 
 
 class _ShardCaches:
-    """One memo per kind and shard bucket, so that writing a shard loads that bucket's payloads alone."""
+    """Result caches, one per kind and shard prefix, with buffered writes. A dry run (`url` None) reads and writes nothing.
 
-    def __init__(self, config: IngestConfig, url: str) -> None:
+    Separate caches let `_write` load the payloads of one shard at a time.
+    """
+
+    def __init__(self, config: IngestConfig, url: str | None) -> None:
         self._url = url
-        self._prefix = config.shard_prefix
-        self._fingerprints = {kind: f"{kind}-{fingerprint(_description(config, kind))}" for kind in EXTENSION}
-
-    def bucket(self, item: str) -> str:
-        return item[: self._prefix]
-
-    def buckets(self, items: Mapping[str, list[CandidateFile]]) -> dict[tuple[str, str], list[str]]:
-        """(kind, bucket) -> ids, all sorted."""
-        found: dict[tuple[str, str], list[str]] = {}
-        for item in sorted(items, key=lambda item: (items[item][0].kind, item)):
-            found.setdefault((items[item][0].kind, self.bucket(item)), []).append(item)
-        return found
-
-    def of(self, kind: str, bucket: str) -> ResultCache:
-        return ResultCache(self._url, STAGE, f"{self._fingerprints[kind]}/{bucket}", MEMO_SCHEMA[kind])
-
-
-def _description(config: IngestConfig, kind: str) -> dict[str, Any]:
-    """Everything but the bytes that shapes a decoding result of a kind."""
-    parameters = _picture_limits(config)._asdict() if kind == "image" else _sound_limits(config)._asdict()
-    return {"version": VERSION, "libraries": {name: version(name) for name in LIBRARIES[kind]}, "parameters": parameters}
-
-
-def _picture_limits(config: IngestConfig) -> ImageLimits:
-    picture = config.picture
-    pixels = int(picture.max_megapixels * 1_000_000)
-    return ImageLimits(picture.side, picture.min_side, picture.max_aspect, pixels, picture.animated)
-
-
-def _sound_limits(config: IngestConfig) -> AudioLimits:
-    sound = config.sound
-    return AudioLimits(sound.min_seconds, sound.max_seconds, sound.silence_lufs)
-
-
-def _workers(config: IngestConfig, jobs: int) -> WorkerPool:
-    """Decoding processes: no more than pay for their start with `jobs` to do."""
-    count = min(config.limits.workers or core_count(), max(1, -(-jobs // JOBS_PER_START)))
-    limits = config.limits
-    return WorkerPool(WorkerLimits(count, limits.timeout_seconds, limits.memory_mb * 1_000_000), decode, PRELOAD)
-
-
-def make_job(config: IngestConfig, root: Path, file: CandidateFile) -> DecodeJob:
-    """What a decoding process needs to know of one file below `root`."""
-    limits = (_picture_limits(config), _sound_limits(config))
-    return DecodeJob(str(root.resolve()), file.relative, file.sha256, file.kind, file.format, *limits, file.member)
-
-
-def _decoder_name(kind: str) -> str:
-    return ", ".join(f"{name} {version(name)}" for name in DECODERS.get(kind, ()))
-
-
-def _decode_all(config: IngestConfig, root: Path, report: StageReport, memos: _ShardCaches | None) -> _IngestOutcome:
-    """Find, hash, decode and balance; fills `report`. Results come from `memos` where they are known."""
-    if not root.is_dir():
-        raise ConfigError(f"ingest.root: {root} is not a folder", "name the folder that holds your pictures and sounds")
-    found, ignored, layouts = collect_candidates(config, root)
-    apply_takedowns(root, found)
-    check_identity(found.files)
-    items = group_by_content(found.files)
-    results = _results(root, config, items, report, memos)
-    refused = list(found.refused)
-    for item, files in items.items():
-        result = results[item]
-        if result["code"]:
-            name = _decoder_name(files[0].kind)
-            refused += [
-                RejectedFile(file.shown, file.kind, result["code"], result["reason"], file.bytes, item, name) for file in files
-            ]
-    refused.sort(key=lambda item: (item.kind, item.shown, item.item))
-    rows = {}
-    for kind, distance in (("image", config.picture.near_duplicate_bits), ("audio", -1)):
-        accepted = {item: files for item, files in items.items() if files[0].kind == kind and not results[item]["code"]}
-        rows[kind] = catalog_rows(kind, accepted, results, distance)
-    report.n_in = found.count
-    report.n_ok = sum(len(row["sources"]) for kind in rows for row in rows[kind])
-    report.n_abstained = sum(item.abstained for item in refused)
-    report.n_quarantined = len(refused) - report.n_abstained
-    report.check_balance()
-    report.metrics.update(_metrics(rows, refused, found), rows_ignored=ignored)
-    if layouts:
-        report.metrics["layouts"] = layouts
-    return _IngestOutcome(items, rows, refused)
-
-
-def _metrics(rows: Mapping[str, list[dict[str, Any]]], refused: list[RejectedFile], found: DiscoveryResult) -> dict[str, Any]:
-    both = [row for kind in rows for row in rows[kind]]
-    metrics: dict[str, Any] = {}
-    for kind, name in (("image", "images"), ("audio", "sounds")):
-        metrics[name] = {
-            "items": len(rows[kind]),
-            "pool": sum(not row["holdout"] for row in rows[kind]),
-            "holdout": sum(row["holdout"] for row in rows[kind]),
-            "groups": len({row["group_id"] for row in rows[kind]}),
-            "pool_items_near_holdout": crossing_groups(rows[kind]),
-        }
-    metrics["duplicate_files"] = sum(len(row["sources"]) - 1 for row in both)
-    metrics["codes"] = dict(sorted(Counter(item.code for item in refused).items()))
-    metrics["normalizations"] = dict(sorted(Counter(code for row in both for code in row["normalizations"]).items()))
-    metrics["passed_over"] = dict(sorted(found.passed_over.items()))
-    metrics["audio_hours"] = round(sum(row["duration_s"] for row in rows["audio"]) / 3600, 4)
-    return metrics
-
-
-def _results(
-    root: Path, config: IngestConfig, items: Mapping[str, list[CandidateFile]], report: StageReport, memos: _ShardCaches | None
-) -> dict[str, dict[str, Any]]:
-    """Result of each item without its payload. New ones go to the memo as they come, so that a killed run resumes."""
-    results: dict[str, dict[str, Any]] = {}
-    if memos is not None:
-        for (kind, bucket), members in memos.buckets(items).items():
-            columns = [name for name in MEMO_SCHEMA[kind].names if name != "payload"]
-            results.update(memos.of(kind, bucket).load(members, columns))
-    report.reused = len(results)
-    order = sorted(items.keys() - results.keys(), key=lambda item: (items[item][0].kind, _place(items[item][0]), item))
-    report.computed = len(order)
-    pending = _CacheWriter(memos)
-    jobs = ((item, make_job(config, root, items[item][0])) for item in order)
-    try:
-        with _workers(config, len(order)) as workers:
-            for item, result in _progress(workers.map(jobs), len(order)):
-                pending.add(items[item][0].kind, item, result)
-                results[item] = {name: value for name, value in result.items() if name != "payload"}
-    finally:  # also when interrupted
-        pending.flush()
-    return results
-
-
-def _place(file: CandidateFile) -> tuple[str, int, int]:
-    """Neighbours in a table are decoded one after the other, so that a row group is read once; loose files go by id."""
-    return (file.relative, file.member.group, file.member.row) if file.member else ("", 0, 0)
-
-
-class _CacheWriter:
-    """Results on their way to the memo. Those that another try may change are not kept."""
-
-    def __init__(self, memos: _ShardCaches | None) -> None:
-        self._memos = memos
-        self._rows: dict[str, dict[str, dict[str, Any]]] = {}
+        self._digits = config.shard_prefix_digits
+        self._fingerprints = {kind: f"{kind}-{fingerprint(_fingerprint_parts(config, kind))}" for kind in EXTENSION}
+        self._buffer: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         self._items = self._bytes = 0
         self._since = 0.0
 
+    def partition(self, items: Mapping[str, list[CandidateFile]]) -> dict[tuple[str, str], list[str]]:
+        """(kind, prefix) -> ids, all sorted."""
+        shards: dict[tuple[str, str], list[str]] = {}
+        for kind, item in sorted((files[0].kind, item) for item, files in items.items()):
+            shards.setdefault((kind, item[: self._digits]), []).append(item)
+        return shards
+
+    def _open(self, kind: str, prefix: str) -> ResultCache:
+        return ResultCache(str(self._url), STAGE, f"{self._fingerprints[kind]}/{prefix}", CACHE_SCHEMAS[kind])
+
+    def load(self, items: Mapping[str, list[CandidateFile]]) -> dict[str, dict[str, Any]]:
+        """Cached results without their payloads."""
+        results: dict[str, dict[str, Any]] = {}
+        for (kind, prefix), members in self.partition(items if self._url is not None else {}).items():
+            columns = [name for name in CACHE_SCHEMAS[kind].names if name != "payload"]
+            results.update(self._open(kind, prefix).load(members, columns))
+        return results
+
+    def load_payloads(self, kind: str, prefix: str, members: list[str]) -> dict[str, bytes]:
+        """Payloads of a shard's items."""
+        cached = self._open(kind, prefix).load(members)
+        if missing := [item for item in members if item not in cached]:
+            raise IntegrityError(f"result cache: no payload of {missing[0]}", "run the stage again to decode it")
+        return {item: cached[item]["payload"] for item in members}
+
     def add(self, kind: str, item: str, result: dict[str, Any]) -> None:
-        if self._memos is None or (result["code"] and CODES[result["code"]].retryable):
+        """Buffer a result and write the buffer if it is large or old. Results with a retryable code are not cached."""
+        if self._url is None or (result["code"] and CODES[result["code"]].retryable):
             return
         if not self._items:
             self._since = time.monotonic()
-        self._rows.setdefault(kind, {})[item] = result
+        self._buffer.setdefault((kind, item[: self._digits]), {})[item] = result
         self._items += 1
         self._bytes += len(result.get("payload") or b"")
         late = time.monotonic() - self._since > FLUSH_SECONDS
@@ -307,17 +192,101 @@ class _CacheWriter:
             self.flush()
 
     def flush(self) -> None:
-        if self._memos is not None:
-            for kind, rows in self._rows.items():
-                for bucket in sorted({self._memos.bucket(item) for item in rows}):
-                    mine = {item: row for item, row in rows.items() if self._memos.bucket(item) == bucket}
-                    self._memos.of(kind, bucket).append(mine)
-        self._rows.clear()
+        """Write the buffered results."""
+        for shard, rows in self._buffer.items():
+            self._open(*shard).append(rows)
+        self._buffer.clear()
         self._items = self._bytes = 0
 
 
+def _fingerprint_parts(config: IngestConfig, kind: str) -> dict[str, Any]:
+    """All inputs of a decoding result of a kind other than the bytes."""
+    libraries = {name: version(name) for name in LIBRARIES[kind]}
+    return {"version": VERSION, "libraries": libraries, "parameters": _decode_limits(config, kind)._asdict()}
+
+
+def _decode_limits(config: IngestConfig, kind: str) -> ImageLimits | AudioLimits:
+    image, audio = config.image, config.audio
+    if kind == "audio":
+        return AudioLimits(audio.min_seconds, audio.max_seconds, audio.min_lufs)
+    return ImageLimits(image.max_side, image.min_side, image.max_aspect, int(image.max_megapixels * 1_000_000), image.animated)
+
+
+def _worker_limits(config: IngestConfig, jobs: int = 1) -> WorkerLimits:
+    """Limits of the decoding processes, with no more of them than are worth their start for `jobs`."""
+    decoder = config.decoder
+    count = min(decoder.workers or core_count(), max(1, -(-jobs // JOBS_PER_WORKER)))
+    return WorkerLimits(count, decoder.timeout_seconds, decoder.memory_mb * 1_000_000)
+
+
+def build_decode_job(config: IngestConfig, root: Path, file: CandidateFile) -> DecodeJob:
+    """Decoding job for a file below `root`."""
+    limits = _decode_limits(config, file.kind)
+    return DecodeJob(str(root.resolve()), file.relative, file.sha256, file.format, limits, file.member)
+
+
+def _decoder_versions(kind: str) -> str:
+    return ", ".join(f"{name} {version(name)}" for name in DECODERS.get(kind, ()))
+
+
+def _decode_all(config: IngestConfig, root: Path, report: StageReport, caches: _ShardCaches) -> _IngestOutcome:
+    """Discover, hash and decode all files, and fill the report. Cached results are reused."""
+    if not root.is_dir():
+        raise ConfigError(f"ingest.root: {root} is not a folder", "name the folder that contains your images and audio")
+    found = collect_candidates(config, root)
+    apply_takedowns(root, found)
+    check_id_collisions(found.files)
+    items = group_by_content(found.files)
+    results = _results(root, config, items, report, caches)
+    rejected = list(found.rejected)
+    for item, files in items.items():
+        code, reason = results[item]["code"], results[item]["reason"]
+        if code:
+            decoder = _decoder_versions(files[0].kind)
+            rejected += [RejectedFile(file.path, file.kind, code, reason, file.bytes, item, decoder) for file in files]
+    rejected.sort(key=lambda item: (item.kind, item.path, item.item_id))
+    rows = {}
+    for kind, phash_distance in (("image", config.image.phash_distance), ("audio", -1)):
+        accepted = {item: files for item, files in items.items() if files[0].kind == kind and not results[item]["code"]}
+        rows[kind] = catalog_rows(kind, accepted, results, phash_distance)
+    report.n_in = found.count
+    report.n_ok = sum(len(row["sources"]) for kind in rows for row in rows[kind])
+    report.n_abstained = sum(item.abstained for item in rejected)
+    report.n_quarantined = len(rejected) - report.n_abstained
+    report.check_balance()
+    report.metrics.update(summarize(rows, rejected))
+    report.metrics.update(skipped_files=dict(sorted(found.skipped_files.items())), filtered_rows=found.filtered_rows)
+    if found.layouts:
+        report.metrics["layouts"] = found.layouts
+    return _IngestOutcome(items, rows, rejected)
+
+
+def _results(
+    root: Path, config: IngestConfig, items: Mapping[str, list[CandidateFile]], report: StageReport, caches: _ShardCaches
+) -> dict[str, dict[str, Any]]:
+    """Decoding result of each item without its payload. New results are cached as they arrive, so a killed run can resume."""
+    results = caches.load(items)
+    report.reused = len(results)
+    order = sorted(items.keys() - results.keys(), key=lambda item: (items[item][0].kind, _read_order(items[item][0]), item))
+    report.computed = len(order)
+    jobs = ((item, build_decode_job(config, root, items[item][0])) for item in order)
+    try:
+        with WorkerPool(_worker_limits(config, len(order)), decode, PRELOAD) as workers:
+            for item, result in _progress(workers.map(jobs), len(order)):
+                caches.add(items[item][0].kind, item, result)
+                results[item] = {name: value for name, value in result.items() if name != "payload"}
+    finally:  # also when interrupted
+        caches.flush()
+    return results
+
+
+def _read_order(file: CandidateFile) -> tuple[str, int, int]:
+    """Sort key that keeps the rows of a table together, so that each row group is read once."""
+    return (file.relative, file.member.group, file.member.row) if file.member else ("", 0, 0)
+
+
 def _progress(results: Iterable[Any], total: int) -> Iterator[Any]:
-    """The same results, with a bar on the terminal where there is one, else a line for every hundred."""
+    """Yield the results, with a progress bar on a terminal and a log line per hundred elsewhere."""
     if not sys.stderr.isatty() or not total:
         for number, result in enumerate(results, 1):
             if number % 100 == 0 or number == total:
@@ -330,24 +299,20 @@ def _progress(results: Iterable[Any], total: int) -> Iterator[Any]:
     yield from track(results, "decoding", total=total, console=Console(stderr=True), transient=True)
 
 
-def _write(config: IngestConfig, layout: ProjectPaths, outcome: _IngestOutcome, memos: _ShardCaches) -> None:
-    """Shards, tables, and the index last: without it no reader takes the shards for complete."""
+def _write(config: IngestConfig, layout: ProjectPaths, outcome: _IngestOutcome, caches: _ShardCaches) -> None:
+    """Write shards, tables, and the index last: readers treat shards without an index as incomplete."""
     (layout.media / INDEX).unlink(missing_ok=True)
-    rows: list[dict[str, Any]] = []
+    index: list[dict[str, Any]] = []
     for kind, extension in EXTENSION.items():
         accepted = {row[f"{kind}_id"]: outcome.items[row[f"{kind}_id"]] for row in outcome.rows[kind]}
-        for (_, bucket), members in memos.buckets(accepted).items():
-            known = memos.of(kind, bucket).load(members)
-            lost = [item for item in members if item not in known]
-            if lost:
-                raise IntegrityError(f"the memo lost the payload of {lost[0]}", "run the stage again: it will be decoded anew")
-            payloads = {item: known[item]["payload"] for item in members}
-            rows += write_shards(layout.media, kind, payloads, extension, config.shard_prefix)
-    shards = {row["shard"] for row in rows}
-    for stale in layout.media.glob("*.tar"):
-        if stale.name not in shards:
-            stale.unlink()
+        for (_, prefix), members in caches.partition(accepted).items():
+            payloads = caches.load_payloads(kind, prefix, members)
+            index += write_shards(layout.media, kind, payloads, extension, config.shard_prefix_digits)
+    shards = {row["shard"] for row in index}
+    for path in layout.media.glob("*.tar"):
+        if path.name not in shards:
+            path.unlink()
     write_table(layout.catalog / "images.parquet", IMAGES, outcome.rows["image"])
     write_table(layout.catalog / "audio.parquet", AUDIO, outcome.rows["audio"])
-    write_table(layout.catalog / "quarantine.parquet", QUARANTINE, [item.row() for item in outcome.refused])
-    write_index(layout.media, rows)
+    write_table(layout.catalog / "quarantine.parquet", QUARANTINE, [item.row() for item in outcome.rejected])
+    write_index(layout.media, index)

@@ -1,4 +1,4 @@
-"""A pool of killable decoding processes: one bad file costs one file, never the run."""
+"""Pool of killable decoding processes. A bad file costs its own result, not the run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -17,14 +18,14 @@ from pipeline_steps.core.errors import ResourceError
 from pipeline_steps.core.process_limits import apply_process_limits
 
 QUEUE_PER_WORKER = 4
-ATTEMPTS = 3
-"""Starts of a pool whose processes all die at once, before the machine is blamed."""
+MAX_STARTS = 3
+"""Starts of a pool whose processes all die at once, before the stage fails."""
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class WorkerLimits(NamedTuple):
-    """Of one decoding process."""
+    """Number of processes, and the time per job and address space of each."""
 
     workers: int
     timeout_seconds: float
@@ -32,26 +33,27 @@ class WorkerLimits(NamedTuple):
 
 
 def core_count() -> int:
-    """Cores this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class WorkerPool:
-    """Processes that run `function` on jobs; a context manager. Processes are started at the first job.
+    """Context manager for processes that run `function` on jobs. They start with the first job.
 
-    A job that hangs is killed and answered with DECODER_TIMEOUT, one that dies with DECODER_CRASH, one that wants too much
-    memory with DECODER_MEMORY; its neighbours are not touched and the process is replaced.
+    A job that fails with its process gets a result with a code: DECODER_TIMEOUT when it was killed, DECODER_CRASH when the
+    process died, DECODER_MEMORY when it exceeded its memory. Other jobs continue, and the process is replaced. Processes
+    import the modules `preload` before their memory is limited.
     """
 
-    def __init__(self, bounds: WorkerLimits, function: Callable[[Any], Any], preload: Sequence[str] = ()) -> None:
-        self._bounds = bounds
+    def __init__(self, limits: WorkerLimits, function: Callable[[Any], Any], preload: Sequence[str] = ()) -> None:
+        self._limits = limits
         self._function = function
         self._preload = tuple(preload)
         self._pool: ProcessPool | None = None
         self._environment: dict[str, str | None] = {}
 
     def __enter__(self) -> WorkerPool:
-        # One thread a process: the pool is the parallelism, and each BLAS thread would reserve address space.
+        # One thread per process: the pool is the parallelism, and each BLAS thread would reserve address space.
         self._environment = {name: os.environ.get(name) for name in THREAD_VARIABLES}
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
         return self
@@ -64,16 +66,6 @@ class WorkerPool:
             else:
                 os.environ[name] = value
 
-    def _start(self) -> ProcessPool:
-        if self._pool is None:
-            self._pool = ProcessPool(
-                max_workers=self._bounds.workers,
-                initializer=apply_process_limits,
-                initargs=(self._bounds.memory_bytes, self._preload),
-                context=multiprocessing.get_context("spawn"),
-            )
-        return self._pool
-
     def _stop(self) -> None:
         if self._pool is not None:
             self._pool.stop()
@@ -81,56 +73,54 @@ class WorkerPool:
             self._pool = None
 
     def map(self, jobs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-        """Yield (key, answer) for each (key, job) in order of completion; few jobs wait in the queue at any time.
+        """Yield (key, result) for each (key, job) in order of completion. Jobs are read as the queue empties.
 
         Raises:
-            ResourceError: decoding processes cannot be started at all.
+            ResourceError: decoding processes cannot be started.
         """
         source = iter(jobs)
-        waiting: dict[Future[Any], tuple[str, Any, int]] = {}
-        limit = self._bounds.workers * QUEUE_PER_WORKER
-        exhausted = False
+        pending: dict[Future[Any], tuple[str, Any, int]] = {}
+        queue_size = self._limits.workers * QUEUE_PER_WORKER
         while True:
-            while not exhausted and len(waiting) < limit:
-                try:
-                    key, job = next(source)
-                except StopIteration:
-                    exhausted = True
-                else:
-                    waiting[self._submit(job)] = (key, job, 1)
-            if not waiting:
+            for key, job in islice(source, queue_size - len(pending)):
+                pending[self._submit(job)] = (key, job, 1)
+            if not pending:
                 return
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
-                if future not in waiting:  # moved to a new pool while this batch was looked at
-                    continue
-                key, job, attempt = waiting.pop(future)
+                key, job, starts = pending.pop(future)
                 try:
-                    answer = self._answer(future)
+                    result = self._result(future)
                 except BrokenProcessPool as error:
-                    if attempt >= ATTEMPTS:
+                    if starts >= MAX_STARTS:
                         raise ResourceError(
-                            f"decoding processes die at the start: {error}",
-                            "raise ingest.limits.memory_mb or lower ingest.limits.workers",
+                            f"decoding processes die when they start: {error}",
+                            "raise ingest.decoder.memory_mb or lower ingest.decoder.workers",
                         ) from error
                     self._stop()
-                    lost = [(key, job, attempt), *waiting.values()]
-                    waiting = {self._submit(job): (key, job, attempt + 1) for key, job, attempt in lost}
-                    break
-                yield key, answer
+                    lost = [(key, job, starts), *pending.values()]
+                    pending = {self._submit(job): (key, job, starts + 1) for key, job, starts in lost}
+                    break  # the other futures of `done` belong to the stopped pool
+                yield key, result
 
     def _submit(self, job: Any) -> Future[Any]:
-        future: Future[Any] = self._start().schedule(self._function, args=(job,), timeout=self._bounds.timeout_seconds)
+        if self._pool is None:
+            self._pool = ProcessPool(
+                max_workers=self._limits.workers,
+                initializer=apply_process_limits,
+                initargs=(self._limits.memory_bytes, self._preload),
+                context=multiprocessing.get_context("spawn"),
+            )
+        future: Future[Any] = self._pool.schedule(self._function, args=(job,), timeout=self._limits.timeout_seconds)
         return future
 
-    def _answer(self, future: Future[Any]) -> Any:
-        megabytes = self._bounds.memory_bytes // 1_000_000
+    def _result(self, future: Future[Any]) -> Any:
         try:
             return future.result()
         except TimeoutError:
-            return {"code": "DECODER_TIMEOUT", "reason": f"killed after {self._bounds.timeout_seconds:g} s"}
+            return {"code": "DECODER_TIMEOUT", "reason": f"killed after {self._limits.timeout_seconds:g} s"}
         except MemoryError:
-            return {"code": "DECODER_MEMORY", "reason": f"more than {megabytes} MB wanted"}
+            return {"code": "DECODER_MEMORY", "reason": f"more than {self._limits.memory_bytes // 1_000_000} MB needed"}
         except ProcessExpired as error:
             code = int(error.exitcode or 0)
             if code == -signal.SIGKILL:
@@ -139,5 +129,11 @@ class WorkerPool:
             return {"code": "DECODER_CRASH", "reason": f"the decoding process died ({name})"}
         except BrokenProcessPool:
             raise
-        except Exception as error:  # a defect of the decoder's wrapper is one file's trouble as well
+        except Exception as error:  # a defect of the decoder's wrapper concerns one file too
             return {"code": "DECODER_CRASH", "reason": f"{type(error).__name__}: {error}"}
+
+
+def run_in_process(limits: WorkerLimits, function: Callable[[Any], Any], job: Any, preload: Sequence[str] = ()) -> Any:
+    """Result of `function(job)`, computed in one decoding process with the same limits and failure codes."""
+    with WorkerPool(limits._replace(workers=1), function, preload) as workers:
+        return next(workers.map([("", job)]))[1]

@@ -68,10 +68,10 @@ def test_everything_of_the_item_goes_and_nothing_else(
     assert memos["caption"].load([item, other]) == {other: {"value": 2}}
     assert memos["train"].load(["0123456789abcdef"]) == {}
     assert memos["evaluate-sound"].load(["0123456789abcdef", ids["s-cow-000"]]) == {ids["s-cow-000"]: {"value": 5}}
-    assert takedowns.parse_takedowns((raw / "forgotten.csv").read_text()) == {item}
+    assert takedowns.parse_takedowns((raw / "takedowns.csv").read_text()) == {item}
     again = told(sonify("forget", item, "--yes", "--json"))
     assert (again["files"], again["shard"]) == ([], None)
-    assert (raw / "forgotten.csv").read_text().count(item) == 1
+    assert (raw / "takedowns.csv").read_text().count(item) == 1
 
 
 def test_kept_worktrees_of_failed_runs_are_named(pool: ProjectPaths, sonify: Sonify, ids: dict[str, str]) -> None:
@@ -86,13 +86,13 @@ def test_kept_worktrees_of_failed_runs_are_named(pool: ProjectPaths, sonify: Son
 
 def test_ingest_refuses_it_whatever_it_is_called(pool: ProjectPaths, sonify: Sonify, ids: dict[str, str]) -> None:
     from pipeline_steps.ingest.config import IngestConfig
-    from pipeline_steps.ingest.stage import check
+    from pipeline_steps.ingest.stage import dry_run
 
     raw = pool.root / "data/demo"
     payload = (raw / "i-dog-000.webp").read_bytes()
     assert sonify("forget", "i-dog-000.webp", "--yes").exit_code == 0
     (raw / "new-name.webp").write_bytes(payload)
-    found = check(raw, IngestConfig(metadata=None, pool=None, holdout=None))
+    found = dry_run(raw, IngestConfig(metadata=None, pool=None, holdout=None))
     (row,) = found.quarantine
     assert (row["code"], row["path"], row["action"]) == ("FORGOTTEN", "new-name.webp", "abstained")
     assert ids["i-dog-000"] not in {row["image_id"] for row in found.images}
@@ -107,7 +107,7 @@ def test_it_asks_and_takes_no_for_an_answer(pool: ProjectPaths, ids: dict[str, s
     result = CliRunner().invoke(app, ["--project", str(pool.root), "forget", ids["s-cow-000"]], input="n\n")
     assert result.exit_code == 1
     assert (pool.root / "data/demo/s-cow-000.ogg").exists()
-    assert not (pool.root / "data/demo/forgotten.csv").exists()
+    assert not (pool.root / "data/demo/takedowns.csv").exists()
     assert CliRunner().invoke(app, ["--project", str(pool.root), "forget", ids["s-cow-000"], "--json"]).exit_code == 2
 
 
@@ -179,17 +179,17 @@ def test_a_list_behind_a_link_stops_ingest_and_forget(pool: ProjectPaths, sonify
     """Take-downs of a list that has gone must not be undone, nor the link be replaced by a new list."""
     from pipeline_steps.core.errors import DataError
     from pipeline_steps.ingest.config import IngestConfig
-    from pipeline_steps.ingest.stage import check
+    from pipeline_steps.ingest.stage import dry_run
 
     raw = pool.root / "data/demo"
     (pool.root / "list.csv").write_text(takedowns.append_rows("", [("a" * 32, "image", "t", "")]))
-    (raw / "forgotten.csv").symlink_to(Path("../..") / target)
-    with pytest.raises(DataError, match=r"forgotten\.csv cannot be read: a link"):
-        check(raw, IngestConfig(metadata=None, pool=None, holdout=None))
+    (raw / "takedowns.csv").symlink_to(Path("../..") / target)
+    with pytest.raises(DataError, match=r"takedowns\.csv: cannot be read: a link"):
+        dry_run(raw, IngestConfig(metadata=None, pool=None, holdout=None))
     refused = sonify("forget", "i-dog-000.webp", "--yes")
     assert refused.exit_code == 3
     assert (raw / "i-dog-000.webp").exists()
-    assert (raw / "forgotten.csv").is_symlink()
+    assert (raw / "takedowns.csv").is_symlink()
 
 
 @pytest.mark.fault
@@ -197,6 +197,6 @@ def test_a_folder_is_no_list(tmp_path: Path) -> None:
     from pipeline_steps.core.errors import DataError
 
     assert takedowns.load_takedowns(tmp_path) is None
-    (tmp_path / "forgotten.csv").mkdir()
+    (tmp_path / "takedowns.csv").mkdir()
     with pytest.raises(DataError, match="a folder, not a plain file"):
         takedowns.load_takedowns(tmp_path)

@@ -1,4 +1,4 @@
-"""Catalog and media of a few demo files, as the ingest stage writes them, without its child processes."""
+"""Catalog and media shards of demo files, as stage ingest writes them, without child processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_catalog(
     holdout: Sequence[str] = (),
     assets: Path | None = None,
 ) -> dict[str, str]:
-    """Write catalog and shards of demo items named like "dog-000"; returns ids by file stem ("i-dog-000")."""
+    """Write catalog and shards of demo items (names such as "dog-000"); returns ids by file stem ("i-dog-000")."""
     ids: dict[str, str] = {}
     rows: dict[str, list[dict[str, Any]]] = {"image": [], "audio": []}
     payloads: dict[str, dict[str, bytes]] = {"image": {}, "audio": {}}
@@ -50,9 +50,9 @@ def write_catalog(
             "holdout": stem in holdout,
         }
         if kind == "image":
-            with Image.open(path) as picture:
-                picture.convert("RGB").save(buffer, "PNG")
-                size = {"width": picture.width, "height": picture.height}
+            with Image.open(path) as image:
+                image.convert("RGB").save(buffer, "PNG")
+                size = {"width": image.width, "height": image.height}
             rows[kind].append({"image_id": ids[stem], **common, **size, "num_frames": 1, "phash": "0" * 16})
         else:
             samples, rate = soundfile.read(path, dtype="float32")

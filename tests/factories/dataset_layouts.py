@@ -1,4 +1,4 @@
-"""Tiny folders in the layouts of well-known data sets, with real pictures and sounds in them."""
+"""Small folders in the layouts of well-known data sets, with real images and audio."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import soundfile
 from PIL import Image
 
 
-def picture(seed: int, form: str = "JPEG") -> bytes:
-    """An encoded picture, another one for each seed."""
+def image(seed: int, form: str = "JPEG") -> bytes:
+    """Encoded image that depends on the seed."""
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(0, 255, (6, 8, 3), np.uint8)).resize((64, 48))
     buffer = io.BytesIO()
@@ -25,8 +25,8 @@ def picture(seed: int, form: str = "JPEG") -> bytes:
     return buffer.getvalue()
 
 
-def sound(seed: int, form: str = "WAV") -> bytes:
-    """An encoded sound of half a second, another one for each seed."""
+def audio(seed: int, form: str = "WAV") -> bytes:
+    """Encoded clip of half a second that depends on the seed."""
     random = np.random.default_rng(1000 + seed)
     buffer = io.BytesIO()
     soundfile.write(buffer, 0.1 * random.standard_normal(8000), 16_000, format=form)
@@ -61,8 +61,8 @@ def fsd50k(root: Path) -> None:
     late = {"37199": clip | {"license": "http://creativecommons.org/licenses/by-nc/3.0/", "uploader": "cid"}}
     put(root / "FSD50K.metadata/eval_clips_info_FSD50K.json", json.dumps(late))
     for index, name in enumerate(("64760", "16399", "16400")):
-        put(root / f"FSD50K.dev_audio/{name}.wav", sound(index))
-    put(root / "FSD50K.eval_audio/37199.wav", sound(9))
+        put(root / f"FSD50K.dev_audio/{name}.wav", audio(index))
+    put(root / "FSD50K.eval_audio/37199.wav", audio(9))
 
 
 def esc50(root: Path) -> None:
@@ -75,7 +75,7 @@ def esc50(root: Path) -> None:
     ]
     table(root / "meta/esc50.csv", header, rows)
     for index, row in enumerate(rows):
-        put(root / f"audio/{row[0]}", sound(20 + index))
+        put(root / f"audio/{row[0]}", audio(20 + index))
     put(
         root / "LICENSE",
         "# ESC-50\n101 - Dog:\n- [1-100032-A.ogg]: clip derived from rose (bark).wav "
@@ -91,9 +91,9 @@ def vggsound(root: Path) -> None:
     ]
     table(root / "vggsound.csv", [], rows)
     for video, start, seed in (("--0PQM4-hqg", "000030", 30), ("--0PQM4-hqg", "000090", 31), ("abcdefghijk", "000002", 32)):
-        put(root / f"audio/{video}_{start}.flac", sound(seed, "FLAC"))
-        put(root / f"frames/{video}_{start}.jpg", picture(seed))
-    put(root / "audio/unknownvide_000001.flac", sound(33, "FLAC"))
+        put(root / f"audio/{video}_{start}.flac", audio(seed, "FLAC"))
+        put(root / f"frames/{video}_{start}.jpg", image(seed))
+    put(root / "audio/unknownvide_000001.flac", audio(33, "FLAC"))
 
 
 def audioset(root: Path) -> None:
@@ -102,7 +102,7 @@ def audioset(root: Path) -> None:
         "# Segments csv\n# num_ytids=1\n# YTID, start_seconds, end_seconds, positive_labels\n"
         '--4gqARaEJE, 0.000, 10.000, "/m/068hy,/m/07q6cd_"\n',
     )
-    put(root / "eval/Y--4gqARaEJE.wav", sound(40))
+    put(root / "eval/Y--4gqARaEJE.wav", audio(40))
 
 
 def coco(root: Path) -> None:
@@ -122,8 +122,8 @@ def coco(root: Path) -> None:
         root / "annotations/instances_train2017.json",
         json.dumps(content | {"images": [{"id": 1, "file_name": "1.jpg", "license": 1}]}),
     )
-    put(root / "val2017/000000000009.jpg", picture(50))
-    put(root / "val2017/000000000025.jpg", picture(51))
+    put(root / "val2017/000000000009.jpg", image(50))
+    put(root / "val2017/000000000025.jpg", image(51))
 
 
 def tar(path: Path, members: list[tuple[str, bytes]]) -> None:
@@ -136,14 +136,14 @@ def tar(path: Path, members: list[tuple[str, bytes]]) -> None:
 
 
 def webdataset(root: Path) -> None:
-    about = {"license": "CC BY 4.0", "author": "Dee", "url": "https://example.org/1", "caption": "secret words"}
+    metadata = {"license": "CC BY 4.0", "author": "Dee", "url": "https://example.org/1", "caption": "secret words"}
     first = [
-        ("000000.jpg", picture(60)), ("000000.flac", sound(60, "FLAC")), ("000000.json", json.dumps(about).encode()),
+        ("000000.jpg", image(60)), ("000000.flac", audio(60, "FLAC")), ("000000.json", json.dumps(metadata).encode()),
         ("000000.cls", b"dog"),
-        ("000001.jpg", picture(61)), ("000001.flac", sound(61, "FLAC")), ("000001.txt", b"secret words"),
+        ("000001.jpg", image(61)), ("000001.flac", audio(61, "FLAC")), ("000001.txt", b"secret words"),
     ]  # fmt: skip
     tar(root / "train-000000.tar", first)
-    tar(root / "test-000000.tar", [("a/000002.png", picture(62, "PNG")), ("a/000002.wav", sound(62))])
+    tar(root / "test-000000.tar", [("a/000002.png", image(62, "PNG")), ("a/000002.wav", audio(62))])
 
 
 def _media_struct() -> pa.DataType:
@@ -154,8 +154,8 @@ def _rows(start: int) -> pa.Table:
     count = 3
     return pa.table(
         {
-            "image": pa.array([{"bytes": picture(start + i), "path": f"{i}.jpg"} for i in range(count)], _media_struct()),
-            "audio": pa.array([{"bytes": sound(start + i), "path": f"{i}.wav"} for i in range(count)], _media_struct()),
+            "image": pa.array([{"bytes": image(start + i), "path": f"{i}.jpg"} for i in range(count)], _media_struct()),
+            "audio": pa.array([{"bytes": audio(start + i), "path": f"{i}.wav"} for i in range(count)], _media_struct()),
             "label": pa.array(["dog", "rain", "bell"]),
             "license": pa.array(["cc-by-4.0", None, "cc0"]),
             "creator": pa.array(["Eve", "Eve", None]),
@@ -164,7 +164,7 @@ def _rows(start: int) -> pa.Table:
 
 
 def datasets_parquet(root: Path) -> None:
-    """As a clone of a hub repository: README with a license, data/SPLIT-*.parquet."""
+    """Clone of a hub repository: README with a license, data/SPLIT-*.parquet."""
     put(root / "README.md", "---\nlanguage: en\nlicense: cc-by-sa-4.0\n---\n# set\n")
     (root / "data").mkdir(parents=True)
     pq.write_table(_rows(70), root / "data/train-00000-of-00001.parquet", row_group_size=2)
@@ -172,7 +172,7 @@ def datasets_parquet(root: Path) -> None:
 
 
 def datasets_arrow(root: Path) -> None:
-    """As `save_to_disk` of a dictionary of splits writes it: Arrow streams."""
+    """Output of `save_to_disk` for a dictionary of splits: Arrow streams."""
     put(root / "dataset_dict.json", json.dumps({"splits": ["train", "test"]}))
     for split, start in (("train", 90), ("test", 95)):
         folder = root / split
@@ -184,13 +184,13 @@ def datasets_arrow(root: Path) -> None:
 
 
 def cc_parquet(root: Path) -> None:
-    """As img2dataset writes it with output_format=parquet; one row was not downloaded."""
+    """Output of img2dataset with output_format=parquet; one row was not downloaded."""
     rows = pa.table(
         {
             "url": [f"https://example.org/{i}.jpg" for i in range(3)],
             "caption": ["secret words"] * 3,
             "status": ["success", "success", "failed_to_download"],
-            "jpg": pa.array([picture(100), picture(101), None], pa.binary()),
+            "jpg": pa.array([image(100), image(101), None], pa.binary()),
         }
     )
     root.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Decoder functions for tests: they run inside the decoding processes in place of the real one."""
+"""Decoder functions for tests, run in workers in place of the real one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline_steps.ingest.decoding.decode import DecodeJob, decode
 
 
 def misbehave(task: str) -> dict[str, Any]:
-    """Do what `task` says."""
+    """Misbehave in the way that `task` names."""
     if task == "hang":
         time.sleep(3600)
     if task == "crash":
@@ -34,18 +34,16 @@ def misbehave(task: str) -> dict[str, Any]:
 
 
 def measured(job: DecodeJob) -> dict[str, Any]:
-    """The real decoder, and the largest resident size of this process so far in MB."""
-    answer = dict(decode(job))
-    answer["peak_mb"] = peak_mb()
-    return answer
+    """Result of the real decoder, with the peak resident size of this process in MB."""
+    return {**decode(job), "peak_mb": peak_mb()}
 
 
 def peak_mb() -> float:
-    """Largest resident size of this process so far in MB. getrusage would answer the parent's: exec does not reset it."""
+    """Peak resident size of this process in MB. getrusage would return the parent's, because exec does not reset it."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
-def never(job: object) -> dict[str, Any]:
-    """Answers every file with a code no real decoder gives for it, which proves that it was called."""
+def always_crash(job: object) -> dict[str, Any]:
+    """Return a code that no real decoder returns, which shows that a decoder was called."""
     return {"code": "DECODER_CRASH", "reason": "the decoder was called"}

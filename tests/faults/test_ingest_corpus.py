@@ -1,4 +1,4 @@
-"""Rows A, B and C of the fault matrix: the stage is run on the corpus once, then each file is looked up."""
+"""Rows A, B and C of the fault matrix: one run of the stage on the corpus, and the result of each file."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from pipeline_steps.ingest import stage
 from pipeline_steps.ingest.config import DecoderLimitsConfig, IngestConfig
 from pipeline_steps.ingest.reason_codes import CODES
 from tests.faults.corpus import CASES, OK, Case, build, gradient, put
-from tests.faults.hostile_decoders import never
+from tests.faults.hostile_decoders import always_crash
 
 pytestmark = pytest.mark.fault
 OPEN = IngestConfig(
-    metadata=None, pool=None, holdout=None, max_failed_fraction=1.0, root="root", limits=DecoderLimitsConfig(workers=2)
+    metadata=None, pool=None, holdout=None, max_failed_fraction=1.0, root="root", decoder=DecoderLimitsConfig(workers=2)
 )
 
 
@@ -37,18 +37,18 @@ class Run:
     folder: Path
     report: StageReport
     accepted: dict[str, dict[str, Any]]
-    refused: dict[str, dict[str, Any]]
+    rejected: dict[str, dict[str, Any]]
     before: dict[str, str]
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Name -> kind or hash of everything below a folder, links not followed."""
-    seen = {}
+    """Name -> mode or hash of everything below a folder; links are not followed."""
+    found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder)).encode("utf-8", "surrogateescape").hex()
         plain = path.is_file() and not path.is_symlink()
-        seen[name] = hashlib.sha256(path.read_bytes()).hexdigest() if plain else str(path.lstat().st_mode)
-    return seen
+        found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if plain else str(path.lstat().st_mode)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -69,35 +69,35 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_row_of_the_matrix(run: Run, case: Case) -> None:
     name = display_path(case.name)
     if case.expected == OK:
-        assert name not in run.refused, run.refused[name]
+        assert name not in run.rejected, run.rejected[name]
         row = run.accepted[name]
-        assert set(case.repaired) <= set(row["normalizations"])
+        assert set(case.normalizations) <= set(row["normalizations"])
         for column, value in case.row_values:
             assert row[column] == value, column
     else:
         assert name not in run.accepted
-        row = run.refused[name]
+        row = run.rejected[name]
         assert row["code"] == case.expected, row
         assert case.reason in row["reason"]
         assert row["action"] == CODES[case.expected].action
 
 
-def test_balance_and_nothing_else_changed(run: Run) -> None:
-    assert run.report.n_in == len(CASES) == len(run.accepted) + len(run.refused)
+def test_counts_balance_and_inputs_are_unchanged(run: Run) -> None:
+    assert run.report.n_in == len(CASES) == len(run.accepted) + len(run.rejected)
     assert run.report.n_abstained == sum(case.expected == "AUD_SILENT" for case in CASES)
-    assert run.report.metrics["passed_over"] == {".txt": 1}
+    assert run.report.metrics["skipped_files"] == {".txt": 1}
     after = snapshot(run.folder)
     assert {name: after.get(name) for name in run.before} == run.before
     added = {bytes.fromhex(name).decode().split("/")[0] for name in after.keys() - run.before.keys()}
     assert added == {"data", ".cache", "reports"}
 
 
-def test_c2_names_survive_a_csv(run: Run) -> None:
+def test_c2_names_round_trip_through_csv(run: Run) -> None:
     buffer = io.StringIO()
     csv.writer(buffer).writerows([[path, "x"] for path in run.accepted])
     buffer.seek(0)
     assert [row[0] for row in csv.reader(buffer)] == list(run.accepted)
-    assert all(path.isprintable() for path in [*run.accepted, *run.refused])
+    assert all(path.isprintable() for path in [*run.accepted, *run.rejected])
 
 
 def test_c5_and_c7_one_item_per_content(run: Run) -> None:
@@ -108,56 +108,54 @@ def test_c5_and_c7_one_item_per_content(run: Run) -> None:
 
 def test_a7_golden_pixels(run: Run) -> None:
     reader = MediaShardReader(run.folder / "data/media")
-    seen = reader.image(run.accepted["rgba.png"]["image_id"]).astype(float)
+    pixels = reader.image(run.accepted["rgba.png"]["image_id"]).astype(float)
     alpha = np.tile(np.linspace(0, 255, 96).astype(np.uint8), (64, 1))[..., None] / 255
-    assert np.abs(seen - (gradient() * alpha + 255 * (1 - alpha))).max() <= 1.5
-    seen = reader.image(run.accepted["grey-alpha.png"]["image_id"]).astype(float)
+    assert np.abs(pixels - (gradient() * alpha + 255 * (1 - alpha))).max() <= 1.5
+    pixels = reader.image(run.accepted["grey-alpha.png"]["image_id"]).astype(float)
     expected = gradient()[..., :1] * (128 / 255) + 255 * (127 / 255)
-    assert np.abs(seen - expected).max() <= 1.5
+    assert np.abs(pixels - expected).max() <= 1.5
 
 
 def test_a8_deep_grey_is_rescaled(run: Run) -> None:
-    seen = MediaShardReader(run.folder / "data/media").image(run.accepted["deep-grey.png"]["image_id"])
-    assert np.array_equal(seen, np.repeat(gradient()[..., 2:], 3, axis=2))
+    pixels = MediaShardReader(run.folder / "data/media").image(run.accepted["deep-grey.png"]["image_id"])
+    assert np.array_equal(pixels, np.repeat(gradient()[..., 2:], 3, axis=2))
 
 
-def test_a10_turned_and_stripped(run: Run) -> None:
+def test_a10_orientation_applied_and_metadata_removed(run: Run) -> None:
     payload = MediaShardReader(run.folder / "data/media").payload(run.accepted["turned.jpg"]["image_id"])
     assert b"secret" not in payload
-    with Image.open(io.BytesIO(payload)) as picture:
-        assert picture.size == (64, 96)
-        assert not picture.info
-        seen = np.asarray(picture).astype(float)
-    turned = np.rot90(gradient(), -1).astype(float)  # orientation 6: turn clockwise
-    assert np.abs(seen - turned).mean() < 5
+    with Image.open(io.BytesIO(payload)) as image:
+        assert image.size == (64, 96)
+        assert not image.info
+        pixels = np.asarray(image).astype(float)
+    upright = np.rot90(gradient(), -1).astype(float)  # orientation 6: rotate clockwise
+    assert np.abs(pixels - upright).mean() < 5
 
 
-def test_a11_the_decoder_is_never_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a11_no_decoder_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "root"
     root.mkdir()
     cases = [case for case in CASES if case.row == "A11"]
     for case in cases:
         case.make(root / case.name)
-    monkeypatch.setattr(stage, "decode", never)
-    result = stage.check(root, OPEN)
+    monkeypatch.setattr(stage, "decode", always_crash)
+    result = stage.dry_run(root, OPEN)
     assert sorted(row["code"] for row in result.quarantine) == ["FORMAT_NOT_ALLOWED"] * len(cases)
     put(root / "control.png", (root / "paper.pdf").read_bytes().replace(b"%PDF-1.7\n", b"\x89PNG\r\n\x1a\n"))
-    assert "DECODER_CRASH" in {row["code"] for row in stage.check(root, OPEN).quarantine}
+    assert "DECODER_CRASH" in {row["code"] for row in stage.dry_run(root, OPEN).quarantine}
 
 
 def test_c9_empty_pools_and_all_quarantined(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
-    with pytest.raises(DataError, match="picture pool is empty after ingest: no such file was found"):
+    with pytest.raises(DataError, match="image pool is empty after ingest: no such file was found"):
         stage.run(OPEN, ProjectPaths(tmp_path))
     for number in range(12):
         (root / f"{number}.jpg").write_bytes(b"<html>")
-    with pytest.raises(
-        DataError, match=r"picture pool is empty after ingest: 12 quarantined \(top: NOT_AN_IMAGE 12\)"
-    ) as error:
+    with pytest.raises(DataError, match=r"image pool is empty after ingest: 12 quarantined \(top: NOT_AN_IMAGE 12\)") as error:
         stage.run(OPEN, ProjectPaths(tmp_path))
     assert error.value.exit_code == 3
     next(case for case in CASES if case.name == "Case.png").make(root / "good.png")
-    with pytest.raises(DataError, match="sound pool is empty"):
+    with pytest.raises(DataError, match="audio pool is empty"):
         stage.run(OPEN, ProjectPaths(tmp_path))
     assert not (tmp_path / "data").exists()

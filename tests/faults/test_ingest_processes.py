@@ -1,4 +1,4 @@
-"""Rows A6, A13, B8 and B12: decoding processes that hang, die, eat memory; mutated files; memory bounds."""
+"""Rows A6, A13, B8 and B12: decoding processes that hang, die or exhaust memory; mutated files; memory limits."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from soundfile import write
 
-from pipeline_steps.ingest.catalog import CandidateFile
+from pipeline_steps.ingest.candidates import CandidateFile
 from pipeline_steps.ingest.config import IngestConfig
 from pipeline_steps.ingest.decoding.decode import PRELOAD, DecodeJob, decode
 from pipeline_steps.ingest.reason_codes import CODES
 from pipeline_steps.ingest.sources.file_walk import inspect_file
-from pipeline_steps.ingest.stage import make_job
+from pipeline_steps.ingest.stage import build_decode_job
 from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool
 from tests.faults.corpus import CASES, bit_png, encoded, gradient, noise, three_hours, tone
 from tests.faults.hostile_decoders import measured, misbehave
@@ -30,10 +30,10 @@ MEMORY = 2_048_000_000
 def job(path: Path) -> DecodeJob:
     file = inspect_file(path.parent, path.name, None, 1e9, walked=False)
     assert isinstance(file, CandidateFile), file
-    return make_job(IngestConfig(), path.parent, file)
+    return build_decode_job(IngestConfig(), path.parent, file)
 
 
-def test_a13_only_the_bad_item_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a13_only_the_bad_job_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "written"
     monkeypatch.setenv("HOSTILE_TARGET", str(target))
     tasks = ["fine-1", "hang", "fine-2", "crash", "abort", "fine-3", "eat", "leave", "fine-4", "raise", "write", "fine-5"]
@@ -47,11 +47,11 @@ def test_a13_only_the_bad_item_is_lost(tmp_path: Path, monkeypatch: pytest.Monke
         assert answers[task]["code"] == "DECODER_CRASH", answers[task]
     assert "SIGSEGV" in answers["crash"]["reason"]
     assert "SIGABRT" in answers["abort"]["reason"]
-    assert not target.exists() or target.stat().st_size == 0  # a decoding process cannot write files
+    assert not target.exists() or target.stat().st_size == 0  # a worker cannot write files
     assert time.monotonic() - start < 60
 
 
-def test_a6_and_b8_memory_of_the_process(tmp_path: Path) -> None:
+def test_a6_and_b8_memory_is_bounded(tmp_path: Path) -> None:
     bit_png(20_000)(tmp_path / "bomb-1-bit.png")
     bit_png(12_000)(tmp_path / "bomb-144.png")
     three_hours(tmp_path / "long.flac")
@@ -61,8 +61,8 @@ def test_a6_and_b8_memory_of_the_process(tmp_path: Path) -> None:
     assert max(answer["peak_mb"] for answer in answers.values()) < 300
 
 
-def test_b8_a_long_sound_is_streamed(tmp_path: Path) -> None:
-    """Three hours accepted up to the last second of the limit would be held; here the limit is met while reading."""
+def test_b8_long_audio_is_read_in_blocks(tmp_path: Path) -> None:
+    """The file does not declare its length, so the limit is reached while reading."""
     next(case for case in CASES if case.name == "unknown-length.flac").make(tmp_path / "unknown.flac")
     with WorkerPool(WorkerLimits(1, 60, MEMORY), measured, PRELOAD) as workers:
         _, answer = next(iter(workers.map([("unknown", job(tmp_path / "unknown.flac"))])))
@@ -71,9 +71,9 @@ def test_b8_a_long_sound_is_streamed(tmp_path: Path) -> None:
 
 
 def seeds() -> dict[str, bytes]:
-    """Twenty whole files of every allowed format and several subtypes."""
+    """Twenty complete files of all allowed formats and several subtypes."""
 
-    def sound(form: str, subtype: str | None, number: int) -> bytes:
+    def clip(form: str, subtype: str | None, number: int) -> bytes:
         buffer = io.BytesIO()
         write(buffer, tone(0.3) if number % 2 else noise(0.3, seed=number), 48_000, format=form, subtype=subtype)
         return buffer.getvalue()
@@ -89,7 +89,7 @@ def seeds() -> dict[str, bytes]:
     files["p9.tiff"] = encoded(small, "TIFF", compression="tiff_lzw")
     forms = [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "ULAW"), ("WAV", "PCM_24"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24"),
              ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None), ("AIFF", "PCM_16")]  # fmt: skip
-    files |= {f"s{number}.{form.lower()}": sound(form, subtype, number) for number, (form, subtype) in enumerate(forms)}
+    files |= {f"s{number}.{form.lower()}": clip(form, subtype, number) for number, (form, subtype) in enumerate(forms)}
     return files
 
 
@@ -105,7 +105,7 @@ def workers() -> Iterator[WorkerPool]:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> tuple[str, bytes]:
-    """One of the seed files with bytes changed, removed, doubled or cut off; headers are hit most."""
+    """Seed file with bytes changed, removed, repeated or truncated, mostly in the header."""
     name = draw(st.sampled_from(sorted(SEEDS)))
     payload = bytearray(SEEDS[name])
     for _ in range(draw(st.integers(1, 12))):
@@ -131,7 +131,7 @@ def mutated(draw: st.DrawFn) -> tuple[str, bytes]:
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES <= 100)
 @given(case=mutated())
-def test_b12_mutated_files_are_taken_or_quarantined(
+def test_b12_mutated_files_are_accepted_or_quarantined(
     case: tuple[str, bytes], workers: WorkerPool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     name, payload = case
@@ -143,7 +143,7 @@ def test_b12_mutated_files_are_taken_or_quarantined(
         assert not isinstance(file, str)
         assert file.code in CODES
         return
-    _, answer = next(iter(workers.map([(file.item, make_job(IngestConfig(), folder, file))])))
+    _, answer = next(iter(workers.map([(file.item_id, build_decode_job(IngestConfig(), folder, file))])))
     if answer["code"] is None:
         assert answer["payload"]
     else:

@@ -8,9 +8,9 @@ from pipeline_steps.ingest.file_signatures import (
     check_format,
     detect_format,
     extension,
+    has_wrong_extension,
     is_candidate,
-    kind_of_name,
-    wrong_extension,
+    kind_from_extension,
 )
 from pipeline_steps.ingest.reason_codes import CODES, RejectedItemError
 
@@ -33,7 +33,7 @@ def test_allowed_formats(head: bytes) -> None:
 @pytest.mark.parametrize(
     "head", [b"%PDF-1", b"8BPS", b"%!PS", b"SIMPLE  =", b"PK\x03\x04", b"\x00\x00\x00\x18ftypheic", bytes(257) + b"ustar"]
 )
-def test_foreign_formats_are_refused_whatever_their_name(head: bytes) -> None:
+def test_unsupported_formats_are_rejected_under_any_name(head: bytes) -> None:
     for name in ("x.jpg", "x.wav", "x"):
         with pytest.raises(RejectedItemError) as error:
             check_format(name, head, 1000)
@@ -41,7 +41,7 @@ def test_foreign_formats_are_refused_whatever_their_name(head: bytes) -> None:
 
 
 @given(st.text(max_size=20), st.binary(max_size=600))
-def test_any_head_is_admitted_or_refused_with_a_code(name: str, head: bytes) -> None:
+def test_any_content_is_accepted_or_rejected_with_a_code(name: str, head: bytes) -> None:
     try:
         answer = check_format(name, head, len(head))[0]
     except RejectedItemError as error:
@@ -49,26 +49,26 @@ def test_any_head_is_admitted_or_refused_with_a_code(name: str, head: bytes) -> 
     assert answer in {"image", "audio", *CODES}
 
 
-def test_walking_passes_over_what_lies_beside_the_media() -> None:
+def test_other_files_are_no_candidates() -> None:
     assert not is_candidate("LICENSE", b"Apache License")
-    assert not is_candidate("notes.txt", b"\xff\xfe\x68\x00i\x00")  # UTF-16 looks like an MPEG frame
+    assert not is_candidate("notes.txt", b"\xff\xfe\x68\x00i\x00")  # UTF-16 starts like an MPEG frame
     assert not is_candidate("table.csv", b"a,b\n")
     assert is_candidate("unnamed", b"\x89PNG\r\n\x1a\n")
     assert is_candidate("x.JPG", b"<html>")
     assert is_candidate("x.psd", b"")
 
 
-def test_names() -> None:
+def test_extensions() -> None:
     assert extension("a.b/c.JPG") == "jpg"
     assert extension("a.b/c") == ""
-    assert kind_of_name("x.opus") == "audio"
-    assert kind_of_name("x.heic") == "image"
-    assert kind_of_name("x.zip") == "unknown"
-    assert wrong_extension("x.jpg", "PNG")
-    assert not wrong_extension("x.opus", "OGG/Opus")
-    assert not wrong_extension("x.dat", "PNG")
+    assert kind_from_extension("x.opus") == "audio"
+    assert kind_from_extension("x.heic") == "image"
+    assert kind_from_extension("x.zip") == "unknown"
+    assert has_wrong_extension("x.jpg", "PNG")
+    assert not has_wrong_extension("x.opus", "OGG/Opus")
+    assert not has_wrong_extension("x.dat", "PNG")
 
 
-def test_a_code_outside_the_table_is_a_defect() -> None:
+def test_unknown_reason_code() -> None:
     with pytest.raises(ValueError, match="unknown quarantine code"):
         RejectedItemError("NO_SUCH_CODE", "")

@@ -1,4 +1,4 @@
-"""The stage on real demo files: what it costs again, what it writes, what a kill leaves behind."""
+"""Stage ingest on demo files: outs, cached results, errors, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from pipeline_steps.core.tables import read_table
 from pipeline_steps.ingest import stage
 from pipeline_steps.ingest.config import DecoderLimitsConfig, ImageConfig, IngestConfig
 
-CONFIG = IngestConfig(root="pool", limits=DecoderLimitsConfig(workers=2))
-PICTURES, SOUNDS = 14, 6
+CONFIG = IngestConfig(root="pool", decoder=DecoderLimitsConfig(workers=2))
+NUM_IMAGES, NUM_CLIPS = 14, 6
 
 
-def sample(demo: Path, folder: Path, pictures: int, sounds: int) -> Path:
-    """A project folder with the first files of the demo pool and one gold pair; returns the manifest."""
+def make_pool(demo: Path, folder: Path, images: int, clips: int) -> Path:
+    """Copy the first files of the demo pool and one gold pair into a project folder; returns the manifest."""
     pool = folder / "pool"
     shutil.rmtree(pool, ignore_errors=True)
     with (demo / "manifest.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
-    wanted = {("image", "pool"): pictures, ("sound", "pool"): sounds, ("image", "gold"): 1, ("sound", "gold"): 1}
+    remaining = {("image", "pool"): images, ("sound", "pool"): clips, ("image", "gold"): 1, ("sound", "gold"): 1}
     chosen = []
     for row in rows:
         key = (row["kind"], row["split"])
-        if wanted.get(key, 0):
-            wanted[key] -= 1
+        if remaining.get(key, 0):
+            remaining[key] -= 1
             chosen.append(row)
             target = pool / row["file"]
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,12 +55,13 @@ def write_manifest(path: Path, rows: list[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
-def manifest(path: Path) -> list[dict[str, str]]:
+def read_manifest(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as handle:
         return list(csv.DictReader(handle))
 
 
 def outs(folder: Path) -> dict[str, str]:
+    """Path -> sha256 of the outs in a project folder."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for part in ("data/catalog", "data/media")
@@ -71,7 +72,7 @@ def outs(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def project_folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ingest")
-    sample(demo, folder, PICTURES, SOUNDS)
+    make_pool(demo, folder, NUM_IMAGES, NUM_CLIPS)
     report = stage.run(CONFIG, ProjectPaths(folder))
     assert (report.n_in, report.n_ok, report.computed, report.reused) == (22, 22, 22, 0)
     return folder
@@ -83,7 +84,7 @@ def copy(project_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def test_the_second_run_computes_nothing_and_writes_the_same_bytes(copy: Path) -> None:
+def test_second_run_uses_the_cache_and_writes_the_same_bytes(copy: Path) -> None:
     before = outs(copy)
     shutil.rmtree(copy / "data")
     report = stage.run(CONFIG, ProjectPaths(copy))
@@ -91,15 +92,15 @@ def test_the_second_run_computes_nothing_and_writes_the_same_bytes(copy: Path) -
     assert outs(copy) == before
 
 
-def test_one_new_picture_costs_one_decode_and_one_shard(copy: Path) -> None:
+def test_new_image_is_one_decode_and_one_changed_shard(copy: Path) -> None:
     before = outs(copy)
-    rows = manifest(copy / "pool/manifest.csv")
+    rows = read_manifest(copy / "pool/manifest.csv")
     Image.fromarray(np.random.default_rng(3).integers(0, 255, (50, 60, 3), np.uint8)).save(copy / "pool/new.png")
     write_manifest(
         copy / "pool/manifest.csv", [*rows, rows[0] | {"file": "new.png", "kind": "image", "split": "pool", "source": "new"}]
     )
     report = stage.run(CONFIG, ProjectPaths(copy))
-    assert (report.computed, report.reused, report.metrics["images"]["items"]) == (1, 22, PICTURES + 2)
+    assert (report.computed, report.reused, report.metrics["images"]["items"]) == (1, 22, NUM_IMAGES + 2)
     after = outs(copy)
     changed = {name for name in after if before.get(name) != after[name]}
     assert len(changed & {name for name in after if name.endswith(".tar")}) == 1
@@ -109,28 +110,28 @@ def test_one_new_picture_costs_one_decode_and_one_shard(copy: Path) -> None:
     }
 
 
-def test_a_removed_item_takes_its_shard_along(copy: Path) -> None:
-    for row in manifest(copy / "pool/manifest.csv"):
+def test_shard_of_a_removed_item_is_deleted(copy: Path) -> None:
+    for row in read_manifest(copy / "pool/manifest.csv"):
         if row["kind"] == "image" and row["split"] == "pool":
             last = row["file"]
-    rows = [row for row in manifest(copy / "pool/manifest.csv") if row["file"] != last]
+    rows = [row for row in read_manifest(copy / "pool/manifest.csv") if row["file"] != last]
     write_manifest(copy / "pool/manifest.csv", rows)
     stage.run(CONFIG, ProjectPaths(copy))
     reader = MediaShardReader(copy / "data/media")
     shards = {path.name for path in (copy / "data/media").glob("*.tar")}
     assert shards == {f"{kind}-{item[0]}.tar" for kind in ("image", "audio") for item in reader.ids(kind)}
-    assert len(reader.ids("image")) == PICTURES
+    assert len(reader.ids("image")) == NUM_IMAGES
 
 
-def test_a_picture_parameter_does_not_decode_sounds_again(copy: Path) -> None:
-    report = stage.run(CONFIG.model_copy(update={"picture": ImageConfig(side=64)}), ProjectPaths(copy))
-    assert (report.computed, report.reused) == (PICTURES + 1, SOUNDS + 1)
+def test_image_parameter_does_not_invalidate_audio(copy: Path) -> None:
+    report = stage.run(CONFIG.model_copy(update={"image": ImageConfig(max_side=64)}), ProjectPaths(copy))
+    assert (report.computed, report.reused) == (NUM_IMAGES + 1, NUM_CLIPS + 1)
 
 
-def test_outs_meet_their_contracts_and_decode(project_folder: Path) -> None:
+def test_outs_match_their_schemas_and_decode(project_folder: Path) -> None:
     images = read_table(project_folder / "data/catalog/images.parquet", IMAGES).to_pylist()
     audio = read_table(project_folder / "data/catalog/audio.parquet", AUDIO).to_pylist()
-    assert (len(images), len(audio)) == (PICTURES + 1, SOUNDS + 1)
+    assert (len(images), len(audio)) == (NUM_IMAGES + 1, NUM_CLIPS + 1)
     assert sum(row["holdout"] for row in images) == sum(row["holdout"] for row in audio) == 1
     assert all(row["license"] and row["author"] and "/" in row["source"] for row in images + audio)
     reader = MediaShardReader(project_folder / "data/media")
@@ -144,7 +145,7 @@ def test_outs_meet_their_contracts_and_decode(project_folder: Path) -> None:
 
 def test_ground_truth_columns_are_never_read(copy: Path) -> None:
     before = outs(copy)
-    rows = manifest(copy / "pool/manifest.csv")
+    rows = read_manifest(copy / "pool/manifest.csv")
     write_manifest(
         copy / "pool/manifest.csv",
         [row | {"label": "x", "caption": "y", "group": "z", "pair": "w", "id": "v"} for row in rows],
@@ -154,7 +155,7 @@ def test_ground_truth_columns_are_never_read(copy: Path) -> None:
 
 
 def test_c3_hostile_paths_of_a_table(copy: Path) -> None:
-    rows = manifest(copy / "pool/manifest.csv")
+    rows = read_manifest(copy / "pool/manifest.csv")
     (copy / "pool/out.png").symlink_to("../../secret.png")
     (copy.parent / "secret.png").write_bytes(b"secret")
     hostile = ["../../secret.png", "/etc/passwd", "~/x.png", "..\\x.png", "out.png", "a/../../x.png"]
@@ -164,31 +165,31 @@ def test_c3_hostile_paths_of_a_table(copy: Path) -> None:
     assert report.n_in == 22 + 7
 
 
-def test_too_many_bad_files_stop_the_stage_and_write_nothing(copy: Path) -> None:
+def test_too_many_failed_files_stop_the_stage_and_write_nothing(copy: Path) -> None:
     before = outs(copy)
-    rows = manifest(copy / "pool/manifest.csv")
+    rows = read_manifest(copy / "pool/manifest.csv")
     (copy / "pool/page.jpg").write_bytes(b"<html>")
     write_manifest(copy / "pool/manifest.csv", rows + [rows[0] | {"file": name} for name in ("page.jpg", "gone.png")])
     with pytest.raises(
-        DataError, match=r"2 of 24 files are bad \(8.3%, limit 5.0%; top: FILE_MISSING 1, NOT_AN_IMAGE 1\)"
+        DataError, match=r"2 of 24 files failed \(8.3%, limit 5.0%; top: FILE_MISSING 1, NOT_AN_IMAGE 1\)"
     ) as error:
         stage.run(CONFIG, ProjectPaths(copy))
     assert len(error.value.details["examples"]) == 2  # type: ignore[arg-type]
     assert outs(copy) == before
 
 
-def test_content_that_is_held_out_anywhere_leaves_the_pool(copy: Path) -> None:
-    rows = manifest(copy / "pool/manifest.csv")
+def test_content_held_out_under_one_path_leaves_the_pool(copy: Path) -> None:
+    rows = read_manifest(copy / "pool/manifest.csv")
     gold = next(row for row in rows if row["split"] == "gold" and row["kind"] == "image")
     shutil.copyfile(copy / "pool" / gold["file"], copy / "pool/again.webp")
     write_manifest(copy / "pool/manifest.csv", [*rows, rows[0] | {"file": "again.webp", "split": "pool"}])
     report = stage.run(CONFIG, ProjectPaths(copy))
     assert report.n_ok == 23
     assert report.metrics["duplicate_files"] == 1
-    assert report.metrics["images"]["pool"] == PICTURES
+    assert report.metrics["images"]["pool"] == NUM_IMAGES
 
 
-def test_a_damaged_memo_part_is_computed_again(copy: Path) -> None:
+def test_damaged_cache_part_is_computed_again(copy: Path) -> None:
     before = outs(copy)
     part = min((copy / ".cache/items").rglob("*.parquet"))
     part.write_bytes(part.read_bytes()[:-7])
@@ -199,45 +200,46 @@ def test_a_damaged_memo_part_is_computed_again(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"root": "nowhere"}, "ingest.root"),
         ({"metadata": "nowhere.csv"}, "ingest.metadata: nowhere.csv: no such file"),
         ({"metadata": "../manifest.csv"}, "climbs"),
     ],
 )
-def test_configuration_that_names_nothing(copy: Path, change: dict, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_missing_root_or_table(copy: Path, change: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         stage.run(CONFIG.model_copy(update=change), ProjectPaths(copy))
 
 
-def test_a_table_without_a_configured_column(copy: Path) -> None:
+def test_table_without_a_configured_column(copy: Path) -> None:
     columns = CONFIG.columns.model_copy(update={"license": "license"})
     with pytest.raises(DataError, match=r"manifest\.csv: no column 'license'; did you mean 'licence'"):
         stage.run(CONFIG.model_copy(update={"columns": columns}), ProjectPaths(copy))
 
 
-def test_check_writes_nothing(copy: Path) -> None:
+def test_dry_run_writes_nothing(copy: Path) -> None:
     before = sorted(path for path in copy.rglob("*"))
     (copy / "pool/bad.png").write_bytes(b"nothing")
-    result = stage.check(copy / "pool")
-    assert (len(result.images), len(result.audio)) == (PICTURES + 1, SOUNDS + 1)
+    result = stage.dry_run(copy / "pool")
+    assert (len(result.images), len(result.audio)) == (NUM_IMAGES + 1, NUM_CLIPS + 1)
     assert [row["code"] for row in result.quarantine] == ["NOT_AN_IMAGE"]
-    assert result.report.metrics["passed_over"] == {".csv": 1}
+    assert result.report.metrics["skipped_files"] == {".csv": 1}
     assert sorted(path for path in copy.rglob("*")) == sorted([*before, copy / "pool/bad.png"])
 
 
-def test_one_file_alone(copy: Path) -> None:
+def test_normalize_file(copy: Path) -> None:
     row = read_table(copy / "data/catalog/audio.parquet", AUDIO).to_pylist()[0]
     (copy / "linked").symlink_to(copy / "pool" / row["path"])
-    item, kind, payload, measured = stage.normalise_file(copy / "linked")
+    item, kind, payload, measured = stage.normalize_file(copy / "linked")
     assert (item, kind, measured["duration_s"]) == (row["audio_id"], "audio", row["duration_s"])
     assert payload == MediaShardReader(copy / "data/media").payload(item)
     with pytest.raises(DataError, match="FILE_MISSING"):
-        stage.normalise_file(copy / "gone.wav")
+        stage.normalize_file(copy / "gone.wav")
 
 
 def children(process: int) -> list[int]:
+    """PIDs of the children of a process."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -250,11 +252,11 @@ def children(process: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-def test_killed_and_started_again(demo: Path, tmp_path: Path, project: Path) -> None:
-    """kill -9 in the middle; the next run takes up what was done and ends with the outs of an undisturbed run."""
+def test_resume_after_kill(demo: Path, tmp_path: Path, project: Path) -> None:
+    """A run after `kill -9` reuses cached results and gives the outs of an uninterrupted run."""
     folder = tmp_path / "killed"
-    sample(demo, folder, 110, 20)
-    (folder / "params.yaml").write_text("ingest: {root: pool, limits: {workers: 2}}\n")
+    make_pool(demo, folder, 110, 20)
+    (folder / "params.yaml").write_text("ingest: {root: pool, decoder: {workers: 2}}\n")
     command = [sys.executable, "-m", "pipeline_steps", "ingest"]
     environment = os.environ | {"PYTHONPATH": str(project)}
     with (folder / "log").open("wb") as log:
@@ -268,7 +270,7 @@ def test_killed_and_started_again(demo: Path, tmp_path: Path, project: Path) -> 
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert workers
-    assert not (folder / "data").exists(), "killed too late: the outs are there"
+    assert not (folder / "data").exists(), "killed too late: the outs exist"
     while any(Path(f"/proc/{worker}").exists() for worker in workers):  # they die with their parent
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -276,14 +278,14 @@ def test_killed_and_started_again(demo: Path, tmp_path: Path, project: Path) -> 
     assert resumed.reused > 0
     assert resumed.computed > 0
     assert resumed.computed + resumed.reused == 132
-    calm = tmp_path / "calm"
-    calm.mkdir()
-    shutil.copytree(folder / "pool", calm / "pool")
-    assert stage.run(CONFIG, ProjectPaths(calm)).computed == 132
-    assert outs(calm) == outs(folder)
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    shutil.copytree(folder / "pool", fresh / "pool")
+    assert stage.run(CONFIG, ProjectPaths(fresh)).computed == 132
+    assert outs(fresh) == outs(folder)
 
 
-def test_the_parent_stays_light(project: Path) -> None:
+def test_stage_module_imports_no_heavy_packages(project: Path) -> None:
     code = (
         "import sys, pipeline_steps.ingest.stage; print([m for m in ('torch', 'transformers', 'mlflow') if m in sys.modules])"
     )

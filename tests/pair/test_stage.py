@@ -129,7 +129,7 @@ def test_a_copy_of_a_gold_picture_stops_the_stage_whatever_the_groups_say(world:
     run(settings(), layout)
     paired = pairs_of(layout)[0]["image_id"]
     row = next(row for row in world.images if row["image_id"] == paired)
-    row["phash"] = f"{int(gold['phash'], 16) ^ 0b101:016x}"  # ingest did not group: metadata, near_duplicate_bits: -1
+    row["phash"] = f"{int(gold['phash'], 16) ^ 0b101:016x}"  # ingest did not group: metadata, phash_distance: -1
     world.write()
     with pytest.raises(DataError, match="near-duplicate picture") as caught:
         run(settings(), layout)

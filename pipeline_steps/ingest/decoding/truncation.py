@@ -1,77 +1,72 @@
-"""Is a file as long as its own structure says? Decoders read a cut WAV or Ogg without a word, so this is asked first.
+"""Detection of truncated files by the lengths in their structure. Decoders read a truncated WAV or Ogg without an error.
 
-Only lengths are read: chunk headers are hopped over, no declared size is ever allocated, every hop goes forward.
+Only headers are read. No declared size is allocated, and every step moves forward.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
 from pipeline_steps.core.safe_paths import file_size
 
 STREAMING = 0x7F00_0000
-"""Declared sizes from here on are what recorders write before they know the length (about 2 or 4 GB)."""
+"""Least size that recorders declare before the length is known (about 2 or 4 GB)."""
 
 
 class Truncation(NamedTuple):
-    """What is missing: `lies` when the header cannot have been true of this file, otherwise the file was cut."""
+    """Bytes missing from a file. `impossible_header`: the header never described this file; otherwise the file was cut."""
 
     missing: int
-    lies: bool
-    text: str
+    impossible_header: bool
+    reason: str
 
 
 def find_truncation(handle: BinaryIO, form: str) -> Truncation | None:
-    """What the structure of a WAV, AIFF, OGG, WEBP, PNG, GIF, BMP or JPEG file says is missing; None when it is whole.
+    """Find out whether a WAV, AIFF, OGG, WEBP, PNG, GIF, BMP or JPEG file is truncated; None if it is complete.
 
-    The position returns to 0.
+    The position of `handle` is 0 afterwards.
     """
+    checks: dict[str, Callable[[BinaryIO, str], Truncation | None]] = {
+        "WAV": _chunks, "AIFF": _chunks, "OGG": _ogg, "WEBP": _declared_size, "BMP": _declared_size, "PNG": _png,
+        "JPEG": _end_marker, "GIF": _end_marker,
+    }  # fmt: skip
+    if form not in checks:
+        return None
     handle.seek(0)
     try:
-        if form in {"WAV", "AIFF"}:
-            return _chunks(handle, form)
-        if form == "OGG":
-            return _ogg(handle)
-        if form == "WEBP":
-            return _whole(handle, 4, "<I", 8)
-        if form == "BMP":
-            return _whole(handle, 2, "<I", 0)
-        if form == "PNG":
-            return _png(handle)
-        if form in {"JPEG", "GIF"}:
-            return _end_marker(handle, form)
-        return None
+        return checks[form](handle, form)
     finally:
         handle.seek(0)
 
 
 def _chunks(handle: BinaryIO, form: str) -> Truncation | None:
-    """RIFF/WAVE and FORM/AIFF: does the sound chunk fit into the file?"""
+    """RIFF/WAVE and FORM/AIFF: compare the size of the audio chunk with the file."""
     size = file_size(handle)
     head = handle.read(12)
     if len(head) < 12:
         return None
     order = ">" if head[:4] in {b"FORM", b"RIFX"} else "<"
     outer = struct.unpack(f"{order}I", head[4:8])[0] + 8
-    wanted = b"data" if form == "WAV" else b"SSND"
+    audio_chunk = b"data" if form == "WAV" else b"SSND"
     position = 12
     while position + 8 <= size:
         handle.seek(position)
         name, declared = struct.unpack(f"{order}4sI", handle.read(8))
         available = size - position - 8
-        if declared > available and name != wanted:
-            return None  # cut before the sound begins: the decoder will say so
+        if declared > available and name != audio_chunk:
+            return None  # cut before the audio begins: the decoder reports it
         if declared > available:
-            lies = outer <= size or (declared >= STREAMING and declared > 2 * available)
-            text = f"chunk {wanted.decode()!r} declares {declared} bytes, {available} are there"
-            return Truncation(declared - available, lies, text)
+            impossible = outer <= size or (declared >= STREAMING and declared > 2 * available)
+            reason = f"chunk {audio_chunk.decode()!r} declares {declared} bytes, {available} are present"
+            return Truncation(declared - available, impossible, reason)
         position += 8 + declared + (declared & 1)
     return None
 
 
-def _ogg(handle: BinaryIO) -> Truncation | None:
-    """Ogg: every page is whole and each logical stream has its last page (RFC 3533, flag 4)."""
+def _ogg(handle: BinaryIO, form: str) -> Truncation | None:
+    """Ogg: check that every page is complete and each logical stream has its last page (RFC 3533, flag 4)."""
     size = file_size(handle)
     position = 0
     open_streams: set[bytes] = set()
@@ -81,7 +76,7 @@ def _ogg(handle: BinaryIO) -> Truncation | None:
         if len(head) < 27:
             return Truncation(27 - len(head), False, "the last Ogg page header is cut")
         if head[:4] != b"OggS":
-            return None  # rubbish between pages is the decoder's business
+            return None  # other data between pages: left to the decoder
         segments = handle.read(head[26])
         length = 27 + head[26] + sum(segments)
         if len(segments) < head[26] or position + length > size:
@@ -97,18 +92,19 @@ def _ogg(handle: BinaryIO) -> Truncation | None:
     return None
 
 
-def _whole(handle: BinaryIO, offset: int, form: str, extra: int) -> Truncation | None:
-    """A container that declares its whole size in one field."""
+def _declared_size(handle: BinaryIO, form: str) -> Truncation | None:
+    """WEBP and BMP: compare the size that the header declares with the file."""
     size = file_size(handle)
-    handle.seek(offset)
-    field = handle.read(4)
-    declared = struct.unpack(form, field)[0] + extra if len(field) == 4 else 0
+    offset, extra = (4, 8) if form == "WEBP" else (2, 0)
+    field = handle.read(12)[offset : offset + 4]
+    declared = int.from_bytes(field, "little") + extra if len(field) == 4 else 0
     if declared > size:
-        return Truncation(declared - size, False, f"the header declares {declared} bytes, {size} are there")
+        return Truncation(declared - size, False, f"the header declares {declared} bytes, {size} are present")
     return None
 
 
-def _png(handle: BinaryIO) -> Truncation | None:
+def _png(handle: BinaryIO, form: str) -> Truncation | None:
+    """PNG: follow the chunks up to IEND."""
     size = file_size(handle)
     position = 8
     while position + 8 <= size:
@@ -122,7 +118,7 @@ def _png(handle: BinaryIO) -> Truncation | None:
 
 
 def _end_marker(handle: BinaryIO, form: str) -> Truncation | None:
-    """JPEG ends with FF D9, somewhere in the last 4 kB since cameras append trailers; GIF with 3B, zeros may follow."""
+    """JPEG: FF D9 within the last 4 kB, because cameras append trailers. GIF: 3B, optionally followed by zeros."""
     marker = b"\xff\xd9" if form == "JPEG" else b"\x3b"
     size = file_size(handle)
     handle.seek(max(0, size - 4096))

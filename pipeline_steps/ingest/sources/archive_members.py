@@ -1,4 +1,4 @@
-"""Media inside one file: members of a tar, values of an Arrow or Parquet column. Listed and taken out in decoding processes."""
+"""Media inside one file: members of a tar, cells of an Arrow or Parquet column. Runs in decoding processes."""
 
 from __future__ import annotations
 
@@ -10,35 +10,38 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from pipeline_steps.core.safe_paths import BLOCK, file_size
-from pipeline_steps.ingest.catalog import ArchiveMember
+from pipeline_steps.ingest.candidates import ArchiveMember
 from pipeline_steps.ingest.reason_codes import RejectedItemError
 
-SIDE_CAR = 1_000_000
-"""Bytes of a JSON, text or class member that are read at most."""
+MAX_SIDECAR_BYTES = 1_000_000
+"""JSON, text and class members above this size are ignored."""
 
-CACHED_GROUPS = 2
-"""Row groups of Parquet kept by a decoding process: items of one group come one after the other."""
+CACHED_ROW_GROUPS = 2
+"""Parquet row groups kept by a process. Items of one group are decoded one after the other."""
 
-_groups: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
+_row_groups: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
 
 
 class MemberPayload(NamedTuple):
-    """A member with its bytes, as a listing sees it."""
+    """Archive member with its bytes."""
 
     member: ArchiveMember
     payload: bytes
 
 
-def open_member(handle: BinaryIO, member: ArchiveMember, archive: str) -> BinaryIO:
-    """The bytes of a member as an open file.
+class TableRecord(NamedTuple):
+    """Row of a table: its number, its metadata columns, and the payload of each media column (None without bytes)."""
 
-    Args:
-        handle: the open archive.
-        member: from a listing.
-        archive: sha256 or name of the archive, key of the cache of row groups.
+    number: int
+    values: dict[str, Any]
+    payloads: dict[str, MemberPayload | None]
+
+
+def open_member(handle: BinaryIO, member: ArchiveMember, archive: str) -> BinaryIO:
+    """Bytes of a member as an open file; `archive` is the name of the open archive `handle`.
 
     Raises:
-        RejectedError: FILE_CHANGED when the place is not there any more.
+        RejectedItemError: FILE_CHANGED when the location does not exist any more.
     """
     if member.group < 0:
         if member.offset + member.size > file_size(handle):
@@ -46,69 +49,66 @@ def open_member(handle: BinaryIO, member: ArchiveMember, archive: str) -> Binary
         handle.seek(member.offset)
         return io.BytesIO(handle.read(member.size))
     key = (archive, member.group, member.column)
-    if key not in _groups:
-        import pyarrow as pa
+    if key not in _row_groups:
         import pyarrow.parquet as pq
 
         try:
-            _groups[key] = pq.ParquetFile(handle).read_row_group(member.group, columns=[member.column])
-        except (pa.ArrowInvalid, OSError) as error:
+            _row_groups[key] = pq.ParquetFile(handle).read_row_group(member.group, columns=[member.column])
+        except (ValueError, OSError) as error:  # pyarrow.ArrowInvalid is a ValueError
             raise RejectedItemError("FILE_CHANGED", f"row group {member.group} cannot be read: {error}") from error
-        while len(_groups) > CACHED_GROUPS:
-            _groups.popitem(last=False)
-    value = _groups[key].column(0)[member.row].as_py()
-    payload = value.get("bytes") if isinstance(value, dict) else value
-    return io.BytesIO(payload or b"")
+        if len(_row_groups) > CACHED_ROW_GROUPS:
+            _row_groups.popitem(last=False)
+    return io.BytesIO(_cell_bytes(_row_groups[key].column(0)[member.row].as_py())[0] or b"")
 
 
 def tar_members(handle: BinaryIO) -> Iterator[tuple[str, MemberPayload | RejectedItemError]]:
-    """(name, part or reason) of every plain member of an uncompressed tar. Nothing is unpacked to disk.
+    """(name, payload or rejection) of every regular member of an uncompressed tar. Nothing is unpacked to disk.
 
-    A tar without its end marker (a block of zeros, and zeros alone after it) is refused after its last readable member, even
-    if it ends on a member boundary: one whose writer left the marker out looks like one that was cut there.
+    A tar without its end marker (a block of zeros, followed by zeros only) is rejected after its last readable member. A
+    writer that omits the marker cannot be distinguished from a file that was cut at a member boundary.
 
     Raises:
-        RejectedError: ARCHIVE_CORRUPT for what is no tar, or one that is cut or damaged.
+        RejectedItemError: ARCHIVE_CORRUPT when the file is no tar, truncated or damaged.
     """
     size = file_size(handle)
-    seen: set[str] = set()
+    names: set[str] = set()
     try:
         with tarfile.TarFile(fileobj=handle) as archive:
             for info in archive:
                 if info.isdir():
                     continue
                 if not info.isreg() or info.issparse():
-                    kind = "a link" if info.issym() or info.islnk() else "no plain file"
+                    kind = "a link" if info.issym() or info.islnk() else "no regular file"
                     yield info.name, RejectedItemError("NOT_A_FILE", f"the member is {kind}; it was not opened")
                 elif info.offset_data + info.size > size:
                     yield info.name, RejectedItemError("ARCHIVE_CORRUPT", "the archive ends before this member does")
                     return
-                elif info.name in seen:
-                    yield info.name, RejectedItemError("ARCHIVE_DUPLICATE", "the archive holds this name before")
+                elif info.name in names:
+                    yield info.name, RejectedItemError("ARCHIVE_DUPLICATE", "the archive contains this name before")
                 else:
-                    seen.add(info.name)
-                    here = handle.tell()
+                    names.add(info.name)
+                    position = handle.tell()
                     handle.seek(info.offset_data)
                     payload = handle.read(info.size)
-                    handle.seek(here)
+                    handle.seek(position)
                     yield info.name, MemberPayload(ArchiveMember(info.name, info.offset_data, info.size), payload)
             _check_end(handle, archive.offset)
     except (tarfile.TarError, ValueError, EOFError) as error:
-        raise RejectedItemError("ARCHIVE_CORRUPT", f"not a whole tar file: {error}") from error
+        raise RejectedItemError("ARCHIVE_CORRUPT", f"not a complete tar file: {error}") from error
 
 
 def _check_end(handle: BinaryIO, offset: int) -> None:
-    """`tarfile` stops without a word at a header that it cannot read: refuse what stands at `offset` unless it is the end."""
+    """Raise ARCHIVE_CORRUPT unless the end marker is at `offset`: `tarfile` stops silently at an unreadable header."""
     handle.seek(offset)
     block = handle.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
-        raise RejectedItemError("ARCHIVE_CORRUPT", f"the tar ends at byte {offset} without its end marker; it may be cut there")
+        raise RejectedItemError("ARCHIVE_CORRUPT", f"the tar ends at byte {offset} without its end marker; it may be truncated")
     if any(block):
-        raise RejectedItemError("ARCHIVE_CORRUPT", f"the header at byte {offset} is damaged; what follows was not read")
+        raise RejectedItemError("ARCHIVE_CORRUPT", f"the header at byte {offset} is damaged; the rest was not read")
     while block := handle.read(BLOCK):
         if block.count(0) != len(block):
             raise RejectedItemError(
-                "ARCHIVE_CORRUPT", f"the tar goes on after its end marker at byte {offset}; that was not read"
+                "ARCHIVE_CORRUPT", f"the tar continues after its end marker at byte {offset}; the rest was not read"
             )
 
 
@@ -116,102 +116,95 @@ MEDIA_COLUMNS = frozenset(
     ("image", "images", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "audio", "audio_bytes", "sound", "flac",
      "wav", "mp3", "ogg", "opus", "content", "data")
 )  # fmt: skip
-"""Names under which a plain binary column is taken for media. Columns of {bytes, path} are, whatever their name."""
+"""Names of binary columns that are read as media. Columns of {bytes, path} are media under any name."""
 
 
-def media_columns(schema: Any) -> list[str]:
-    """Columns of an Arrow schema that hold encoded pictures or sounds."""
-    import pyarrow as pa
-
-    found = []
-    for field in schema:
-        kind = field.type
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            inner = kind.field("bytes").type
-            if pa.types.is_binary(inner) or pa.types.is_large_binary(inner):
-                found.append(field.name)
-        elif (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)) and field.name.lower() in MEDIA_COLUMNS:
-            found.append(field.name)
-    return found
-
-
-class TableRecord(NamedTuple):
-    """One row of a table: its number, its other columns, and per media column the part, or None where no bytes are embedded."""
-
-    number: int
-    values: dict[str, Any]
-    parts: dict[str, MemberPayload | None]
-
-
-def parquet_records(handle: BinaryIO, others: frozenset[str]) -> Iterator[TableRecord]:
-    """Rows of a Parquet file; of the columns that are no media only `others` are read.
+def _media_columns(schema: Any) -> list[str]:
+    """Columns of an Arrow schema that contain encoded images or audio.
 
     Raises:
-        RejectedError: ARCHIVE_CORRUPT for an unreadable file, ARCHIVE_NO_MEDIA for one without a column of media.
+        RejectedItemError: ARCHIVE_NO_MEDIA when there is none.
+    """
+    import pyarrow as pa
+
+    def is_binary(kind: Any) -> bool:
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    names = []
+    for field in schema:
+        kind = field.type
+        if pa.types.is_struct(kind):
+            media = kind.get_field_index("bytes") >= 0 and is_binary(kind.field("bytes").type)
+        else:
+            media = is_binary(kind) and field.name.lower() in MEDIA_COLUMNS
+        if media:
+            names.append(field.name)
+    if not names:
+        raise RejectedItemError("ARCHIVE_NO_MEDIA", f"no column of images or audio; it has {', '.join(schema.names)[:200]}")
+    return names
+
+
+def parquet_records(handle: BinaryIO, metadata: frozenset[str]) -> Iterator[TableRecord]:
+    """Rows of a Parquet file; of the columns without media only those named in `metadata` are read.
+
+    Raises:
+        RejectedItemError: ARCHIVE_CORRUPT for an unreadable file, ARCHIVE_NO_MEDIA without a column of media.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(handle)
-        media = _media_or_refuse(file.schema_arrow)
-        names = [*media, *(name for name in file.schema_arrow.names if name.lower() in others and name not in media)]
+        media = _media_columns(file.schema_arrow)
+        names = [*media, *(name for name in file.schema_arrow.names if name.lower() in metadata and name not in media)]
         number = 0
         for group in range(file.num_row_groups):
             for row, values in enumerate(file.read_row_group(group, columns=names).to_pylist()):
-                parts: dict[str, MemberPayload | None] = {}
+                payloads: dict[str, MemberPayload | None] = {}
                 for name in media:
-                    payload, inner = _bytes_of(values.pop(name))
-                    member = ArchiveMember(inner, 0, len(payload or b""), name, group, row)
-                    parts[name] = None if payload is None else MemberPayload(member, payload)
-                yield TableRecord(number, values, parts)
+                    payload, path = _cell_bytes(values.pop(name))
+                    member = ArchiveMember(path, 0, len(payload or b""), name, group, row)
+                    payloads[name] = None if payload is None else MemberPayload(member, payload)
+                yield TableRecord(number, values, payloads)
                 number += 1
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise RejectedItemError("ARCHIVE_CORRUPT", f"not a readable Parquet file: {error}") from error
 
 
-def arrow_records(handle: BinaryIO, others: frozenset[str]) -> Iterator[TableRecord]:
-    """Rows of an uncompressed Arrow file (stream or file format), as `datasets` saves them; parts are places in the file.
-
-    Raises:
-        RejectedError: ARCHIVE_CORRUPT for an unreadable or compressed file, ARCHIVE_NO_MEDIA as for Parquet.
-    """
-    import pyarrow as pa
-
-    try:
-        whole = pa.py_buffer(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
-        reader: Any = pa.ipc.open_file(whole) if bytes(whole[:6]) == b"ARROW1" else pa.ipc.open_stream(whole)
-        media = _media_or_refuse(reader.schema)
-        batches = (
-            (reader.get_batch(index) for index in range(reader.num_record_batches)) if hasattr(reader, "get_batch") else reader
-        )
-        number = 0
-        for batch in batches:
-            kept = [name for name in batch.schema.names if name.lower() in others and name not in media]
-            rows = batch.select(kept).to_pylist() if kept else [{} for _ in range(batch.num_rows)]
-            columns = {name: _parts(batch.column(name), name, whole) for name in media}
-            for row, values in enumerate(rows):
-                yield TableRecord(number, values, {name: parts[row] for name, parts in columns.items()})
-                number += 1
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, ValueError) as error:
-        raise RejectedItemError("ARCHIVE_CORRUPT", f"not a readable Arrow file: {error}") from error
-
-
-def _media_or_refuse(schema: Any) -> list[str]:
-    media = media_columns(schema)
-    if not media:
-        raise RejectedItemError("ARCHIVE_NO_MEDIA", f"no column of pictures or sounds; it has {', '.join(schema.names)[:200]}")
-    return media
-
-
-def _bytes_of(value: Any) -> tuple[bytes | None, str]:
+def _cell_bytes(value: Any) -> tuple[bytes | None, str]:
+    """Bytes and path of a cell in a media column."""
     if isinstance(value, dict):
         return value.get("bytes"), str(value.get("path") or "")
     return value, ""
 
 
-def _parts(column: Any, name: str, whole: Any) -> list[MemberPayload | None]:
-    """Each value of a batch's column as a place in the mapped file: Arrow keeps the bytes of a column end to end."""
+def arrow_records(handle: BinaryIO, metadata: frozenset[str]) -> Iterator[TableRecord]:
+    """Rows of an uncompressed Arrow file (stream or file format), as `datasets` saves them. Members are byte ranges.
+
+    Raises:
+        RejectedItemError: ARCHIVE_CORRUPT for an unreadable or compressed file, ARCHIVE_NO_MEDIA as for Parquet.
+    """
+    import pyarrow as pa
+
+    try:
+        buffer = pa.py_buffer(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+        reader: Any = pa.ipc.open_file(buffer) if bytes(buffer[:6]) == b"ARROW1" else pa.ipc.open_stream(buffer)
+        media = _media_columns(reader.schema)
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if hasattr(reader, "get_batch") else reader
+        number = 0
+        for batch in batches:
+            names = [name for name in batch.schema.names if name.lower() in metadata and name not in media]
+            rows = batch.select(names).to_pylist() if names else [{} for _ in range(batch.num_rows)]
+            columns = {name: _column_payloads(batch.column(name), name, buffer) for name in media}
+            for row, values in enumerate(rows):
+                yield TableRecord(number, values, {name: payloads[row] for name, payloads in columns.items()})
+                number += 1
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, ValueError) as error:
+        raise RejectedItemError("ARCHIVE_CORRUPT", f"not a readable Arrow file: {error}") from error
+
+
+def _column_payloads(column: Any, name: str, buffer: Any) -> list[MemberPayload | None]:
+    """Cells of a record batch's column as byte ranges of the mapped file. Arrow stores a column's bytes contiguously."""
     import numpy as np
     import pyarrow as pa
 
@@ -221,15 +214,14 @@ def _parts(column: Any, name: str, whole: Any) -> list[MemberPayload | None]:
     _, ends, data = values.buffers()
     width = np.int64 if pa.types.is_large_binary(values.type) else np.int32
     offsets = np.frombuffer(ends, width)[values.offset : values.offset + len(values) + 1].astype(np.int64)
-    # A batch without a byte of media has no place in the file for them: Arrow gives it an empty buffer of its own.
+    # A batch without media bytes has no location in the file: Arrow gives it an empty buffer of its own.
     empty = data is None or not len(values) or offsets.min() == offsets.max()
-    start = 0 if empty else data.address - whole.address
-    if not empty and not 0 <= start + int(offsets.min()) <= start + int(offsets.max()) <= whole.size:
+    start = 0 if empty else data.address - buffer.address
+    if not empty and not 0 <= start + int(offsets.min()) <= start + int(offsets.max()) <= buffer.size:
         raise RejectedItemError("ARCHIVE_CORRUPT", "the Arrow file is compressed; save it without compression")
-    there = [bool(a and b) for a, b in zip(column.is_valid().to_pylist(), values.is_valid().to_pylist(), strict=True)]
-    parts: list[MemberPayload | None] = []
-    for row, valid in enumerate(there):
+    payloads: list[MemberPayload | None] = []
+    for row, valid in enumerate(zip(column.is_valid().to_pylist(), values.is_valid().to_pylist(), strict=True)):
         first, size = start + int(offsets[row]), int(offsets[row + 1] - offsets[row])
         member = ArchiveMember(str(paths[row] or ""), first, size, name)
-        parts.append(MemberPayload(member, whole.slice(first, size).to_pybytes()) if valid and size >= 0 else None)
-    return parts
+        payloads.append(MemberPayload(member, buffer.slice(first, size).to_pybytes()) if all(valid) and size >= 0 else None)
+    return payloads

@@ -1,13 +1,13 @@
-"""Archives and tables full of media -> candidates for the catalog. Runs in decoding processes, one archive at a time."""
+"""Candidates from archives and tables that contain media. Runs in decoding processes, one archive at a time."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from pipeline_steps.core.hashing import sha256_bytes
+from pipeline_steps.core.hashing import ID_LENGTH, sha256_bytes
 from pipeline_steps.core.safe_paths import (
     UnsafePathError,
     check_encoding,
@@ -15,13 +15,25 @@ from pipeline_steps.core.safe_paths import (
     open_regular_file,
     validate_relative_path,
 )
-from pipeline_steps.ingest.catalog import ArchiveMember, CandidateFile, RejectedFile
-from pipeline_steps.ingest.file_signatures import check_format, extension, has_media_name, is_candidate, kind_of_name
-from pipeline_steps.ingest.license_ids import spdx
+from pipeline_steps.ingest.candidates import CandidateFile, RejectedFile
+from pipeline_steps.ingest.file_signatures import (
+    check_format,
+    extension,
+    has_media_extension,
+    is_candidate,
+    kind_from_extension,
+)
+from pipeline_steps.ingest.license_ids import spdx_id
 from pipeline_steps.ingest.reason_codes import RejectedItemError
-from pipeline_steps.ingest.sources.archive_members import SIDE_CAR, MemberPayload, arrow_records, parquet_records, tar_members
-from pipeline_steps.ingest.sources.dataset_layouts import infer_split
-from pipeline_steps.ingest.sources.metadata_table import matches_filter
+from pipeline_steps.ingest.sources.archive_members import (
+    MAX_SIDECAR_BYTES,
+    MemberPayload,
+    arrow_records,
+    parquet_records,
+    tar_members,
+)
+from pipeline_steps.ingest.sources.dataset_layouts import infer_split, read_dataset_license
+from pipeline_steps.ingest.sources.metadata_table import RowFilter, matches_filter
 
 LICENSE = ("license", "licence", "license_url", "licence_url", "license_name")
 AUTHOR = ("author", "creator", "uploader", "artist", "photographer", "credit")
@@ -29,149 +41,148 @@ SOURCE = ("source", "url", "image_url", "audio_url", "source_url")
 GROUP = ("group", "group_id", "recording", "recording_id", "src_file", "ytid", "video_id", "youtube_id")
 SPLIT = ("split", "subset", "fold")
 LABEL = ("label", "labels", "category", "class", "caption", "text", "cls", "txt")
-ABOUT = frozenset((*LICENSE, *AUTHOR, *SOURCE, *GROUP, *SPLIT))
+METADATA_KEYS = frozenset((*LICENSE, *AUTHOR, *SOURCE, *GROUP, *SPLIT))
+LABEL_KEYS = METADATA_KEYS | frozenset(LABEL)
+
+Payload = MemberPayload | RejectedItemError | None
+"""Member with its bytes, the reason why it was rejected, or None for a table cell without bytes."""
 
 
 class ArchiveJob(NamedTuple):
-    """An archive to list. `license` is that of the whole data set; `pool` and `holdout` are filters on `split`."""
+    """Archive to list in a worker. `cards` may name the license of the data set; `pool` and `holdout` filter by `split`."""
 
     root: str
     relative: str
-    license: str | None
-    pool: dict[str, tuple[str, ...]] | None
-    holdout: dict[str, tuple[str, ...]] | None
-    max_picture_bytes: float
+    cards: tuple[str, ...]
+    pool: RowFilter | None
+    holdout: RowFilter | None
+    max_image_bytes: float
     labels: bool = False
 
 
 class _Sample(NamedTuple):
+    """Media of one sample (name -> payload) and the metadata that applies to all of them."""
+
     key: str
-    about: Mapping[str, Any]
-    parts: dict[str, MemberPayload | RejectedItemError | None]
+    metadata: Mapping[str, Any]
+    payloads: dict[str, Payload]
 
 
 def list_archive(job: ArchiveJob) -> dict[str, Any]:
-    """Candidates of one archive; runs in a decoding process.
+    """Candidates of one archive; runs in a worker.
 
     Returns:
-        {"files": [File...], "refused": [Refused...], "ignored": rows in neither filter, "labels": rows of ground truth}.
-        An archive that breaks off is refused by itself; what came before it is kept.
+        {"files": [CandidateFile...], "rejected": [RejectedFile...], "filtered": samples in neither filter, "labels": rows of
+        ground truth}. A truncated archive is rejected itself, and its members before the damage are kept.
     """
     files: list[CandidateFile] = []
-    refused: list[RejectedFile] = []
+    rejected: list[RejectedFile] = []
     labels: list[dict[str, str]] = []
-    ignored = 0
-    shown = display_path(job.relative)
+    filtered = 0
+    displayed = display_path(job.relative)
+    license = read_dataset_license(job.root, job.cards)
     try:
         with open_regular_file(Path(job.root), job.relative) as handle:
             for sample in _samples(handle, job):
-                split = _first_non_empty(sample.about, SPLIT) or infer_split(job.relative)
+                split = _first_non_empty(sample.metadata, SPLIT) or infer_split(job.relative)
                 holdout = matches_filter({"split": split}, job.holdout)
                 if not holdout and job.pool is not None and not matches_filter({"split": split}, job.pool):
-                    ignored += 1
+                    filtered += 1
                     continue
-                for name, part in sample.parts.items():
-                    found = _candidate(job, name, part, sample.about, holdout)
-                    (files if isinstance(found, CandidateFile) else refused).append(found)  # type: ignore[arg-type]
-                    if job.labels and isinstance(found, CandidateFile):
-                        label = _first_non_empty(sample.about, LABEL) or ""
+                for name, payload in sample.payloads.items():
+                    found = _candidate(job, name, payload, sample.metadata, holdout, license)
+                    if isinstance(found, RejectedFile):
+                        rejected.append(found)
+                        continue
+                    files.append(found)
+                    if job.labels:
+                        label = _first_non_empty(sample.metadata, LABEL) or ""
                         kind = "image" if found.kind == "image" else "sound"
-                        pair = f"{job.relative}/{sample.key}" if len(sample.parts) > 1 else ""
-                        labels.append({"kind": kind, "file": found.shown, "label": label, "split": split, "pair": pair})
-    except RejectedItemError as error:
-        refused.append(RejectedFile(shown, "unknown", error.code, error.reason))
-    except UnsafePathError as error:
-        refused.append(RejectedFile(shown, "unknown", error.code, error.reason))
+                        pair = f"{job.relative}/{sample.key}" if len(sample.payloads) > 1 else ""
+                        labels.append({"kind": kind, "file": found.path, "label": label, "split": split, "pair": pair})
+    except (RejectedItemError, UnsafePathError) as error:
+        rejected.append(RejectedFile(displayed, "unknown", error.code, error.reason))
     except OSError as error:
-        refused.append(RejectedFile(shown, "unknown", "FILE_UNREADABLE", f"reading failed: {error.strerror or error}"))
-    return {"files": files, "refused": refused, "ignored": ignored, "labels": labels}
+        rejected.append(RejectedFile(displayed, "unknown", "FILE_UNREADABLE", f"reading failed: {error.strerror or error}"))
+    return {"files": files, "rejected": rejected, "filtered": filtered, "labels": labels}
 
 
 def _candidate(
-    job: ArchiveJob, inner: str, part: MemberPayload | RejectedItemError | None, about: Mapping[str, Any], holdout: bool
+    job: ArchiveJob, inner: str, payload: Payload, metadata: Mapping[str, Any], holdout: bool, license: str | None
 ) -> CandidateFile | RejectedFile:
     name = f"{job.relative}/{inner}"
-    shown = display_path(name)
-    if part is None:
-        return RejectedFile(shown, "unknown", "NOT_EMBEDDED", "the row holds no bytes; nothing is downloaded")
-    if isinstance(part, RejectedItemError):
-        return RejectedFile(shown, kind_of_name(name), part.code, part.reason)
-    digest = sha256_bytes(part.payload)
+    displayed = display_path(name)
+    if payload is None:
+        return RejectedFile(displayed, "unknown", "NOT_EMBEDDED", "the row holds no bytes; nothing is downloaded")
+    if isinstance(payload, RejectedItemError):
+        return RejectedFile(displayed, kind_from_extension(name), payload.code, payload.reason)
+    member, content = payload
+    digest = sha256_bytes(content)
     try:
         check_encoding(name)
         validate_relative_path(inner)
-        kind, form = check_format(part.member.name, part.payload[:512], len(part.payload))
-        if kind == "image" and len(part.payload) > job.max_picture_bytes:
-            size, limit = len(part.payload) / 1e6, job.max_picture_bytes / 1e6
-            raise RejectedItemError("FILE_TOO_LARGE", f"{size:.1f} MB, limit {limit:g} MB")
+        kind, form = check_format(member.name, content[:512], len(content), job.max_image_bytes)
     except (RejectedItemError, UnsafePathError) as error:
-        return RejectedFile(shown, kind_of_name(name), error.code, error.reason, len(part.payload), digest[:32])
+        return RejectedFile(displayed, kind_from_extension(name), error.code, error.reason, len(content), digest[:ID_LENGTH])
     return CandidateFile(
-        job.relative, shown, digest, len(part.payload), kind, form,
-        spdx(_first_non_empty(about, LICENSE)) or job.license,
-        _first_non_empty(about, AUTHOR), _first_non_empty(about, SOURCE), _first_non_empty(about, GROUP),
-        holdout, part.member,
+        job.relative, displayed, digest, len(content), kind, form,
+        spdx_id(_first_non_empty(metadata, LICENSE)) or license,
+        _first_non_empty(metadata, AUTHOR), _first_non_empty(metadata, SOURCE), _first_non_empty(metadata, GROUP),
+        holdout, member,
     )  # fmt: skip
 
 
-def _samples(handle: Any, job: ArchiveJob) -> Iterator[_Sample]:
+def _samples(handle: BinaryIO, job: ArchiveJob) -> Iterator[_Sample]:
     suffix = extension(job.relative)
     if suffix == "tar":
         yield from _tar_samples(handle, job.labels)
         return
-    others = frozenset(ABOUT | frozenset(LABEL)) if job.labels else ABOUT
     read = arrow_records if suffix == "arrow" else parquet_records
-    for record in read(handle, others):
-        about = {name.lower(): value for name, value in record.values.items()}
-        parts: dict[str, MemberPayload | RejectedItemError | None] = {}
-        for column, part in record.parts.items():
-            inner = part.member.name.rsplit("/", 1)[-1] if part else ""
-            parts[f"{record.number:08d}/{column}{'/' + inner if inner else ''}"] = part
-        yield _Sample(f"{record.number:08d}", about, parts)
+    for record in read(handle, LABEL_KEYS if job.labels else METADATA_KEYS):
+        key = f"{record.number:08d}"
+        payloads: dict[str, Payload] = {}
+        for column, payload in record.payloads.items():
+            base = payload.member.name.rsplit("/", 1)[-1] if payload else ""
+            payloads[f"{key}/{column}{'/' + base if base else ''}"] = payload
+        yield _Sample(key, {name.lower(): value for name, value in record.values.items()}, payloads)
 
 
-def _tar_samples(handle: Any, labels: bool) -> Iterator[_Sample]:
-    """Samples of a WebDataset tar: members that share the name up to the first dot of its last part, one after the other."""
-    current = ""
-    about: dict[str, Any] = {}
-    parts: dict[str, MemberPayload | RejectedItemError | None] = {}
-
-    def sample() -> _Sample:
-        return _Sample(current, dict(about), dict(parts))
-
+def _tar_samples(handle: BinaryIO, labels: bool) -> Iterator[_Sample]:
+    """Samples of a WebDataset tar: consecutive members with the same path up to the first dot of the file name."""
+    sample = _Sample("", {}, {})
     try:
         for name, found in tar_members(handle):
             folder, _, base = name.rpartition("/")
             key = f"{folder}/{base.split('.', 1)[0]}" if folder else base.split(".", 1)[0]
-            if key != current:
-                if parts:
-                    yield sample()
-                current, about, parts = key, {}, {}
+            if key != sample.key:
+                if sample.payloads:
+                    yield sample
+                sample = _Sample(key, {}, {})
             if isinstance(found, RejectedItemError):
-                parts[name] = found
-            elif has_media_name(name) or is_candidate(name, found.payload[:512]):
-                parts[name] = found._replace(member=ArchiveMember(base, found.member.offset, found.member.size))
+                sample.payloads[name] = found
+            elif has_media_extension(name) or is_candidate(name, found.payload[:512]):
+                sample.payloads[name] = found._replace(member=found.member._replace(name=base))
             else:
-                about.update(_side_car(name, found.payload, labels))
+                sample = sample._replace(metadata={**sample.metadata, **_read_sidecar(name, found.payload, labels)})
     except RejectedItemError:
-        if parts:
-            yield sample()
+        if sample.payloads:
+            yield sample
         raise
-    if parts:
-        yield sample()
+    if sample.payloads:
+        yield sample
 
 
-def _side_car(name: str, payload: bytes, labels: bool) -> dict[str, Any]:
-    """What a text beside the media says: a JSON object's known keys; label and caption only for ground truth."""
+def _read_sidecar(name: str, payload: bytes, labels: bool) -> dict[str, Any]:
+    """Metadata from a text member: the known keys of a JSON object; labels and captions only for ground truth."""
     suffix = extension(name)
-    if len(payload) > SIDE_CAR:
+    if len(payload) > MAX_SIDECAR_BYTES:
         return {}
     try:
         if suffix == "json":
             value = json.loads(payload)
-            wanted = ABOUT | frozenset(LABEL) if labels else ABOUT
+            keys = LABEL_KEYS if labels else METADATA_KEYS
             return (
-                {key.lower(): inner for key, inner in value.items() if key.lower() in wanted} if isinstance(value, dict) else {}
+                {key.lower(): inner for key, inner in value.items() if key.lower() in keys} if isinstance(value, dict) else {}
             )
         if labels and suffix in {"cls", "txt", "caption", "label"}:
             return {"label": payload.decode("utf-8").strip()}
@@ -180,10 +191,10 @@ def _side_car(name: str, payload: bytes, labels: bool) -> dict[str, Any]:
     return {}
 
 
-def _first_non_empty(about: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    """The first of the named values that says something, as one line."""
+def _first_non_empty(metadata: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    """First of the named values that is not empty, as one line."""
     for name in names:
-        value = about.get(name)
+        value = metadata.get(name)
         if isinstance(value, (str, int)) and not isinstance(value, bool) and str(value).strip():
             return " ".join(str(value).split())[:500]
     return None

@@ -1,6 +1,6 @@
-"""Folder layouts of others: which one it is, and what their tables say of the files. The tables are read in decoding processes.
+"""Data set layouts: detection by file names, and the rows of their tables. Tables are read in decoding processes.
 
-A row says: file, license, author, source, group, split; and label and pair, which leave the process only for ground truth.
+A row holds file, license, author, source, group, split, label and pair. Label and pair are used for ground truth only.
 """
 
 from __future__ import annotations
@@ -14,15 +14,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline_steps.core.safe_paths import UnsafePathError, open_regular_file, resolve, validate_relative_path
-from pipeline_steps.ingest.file_signatures import PICTURE_EXTENSIONS, SOUND_EXTENSIONS, extension
-from pipeline_steps.ingest.license_ids import spdx
+from pipeline_steps.ingest.file_signatures import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, extension
+from pipeline_steps.ingest.license_ids import spdx_id
+from pipeline_steps.ingest.sources.metadata_table import MetadataQuery, filter_rows
 
 Row = dict[str, str | None]
 
-PACKED = {"webdataset": ("tar",), "datasets": ("arrow", "parquet"), "parquet": ("parquet",)}
-"""Layouts whose media lie inside other files, and the extensions of those."""
+ARCHIVE_EXTENSIONS = {"webdataset": ("tar",), "datasets": ("arrow", "parquet"), "parquet": ("parquet",)}
+"""Extensions of the archives of each layout whose media are inside archives."""
 
-MAX_CARD = 4_000_000
+CARD_FILES = ("dataset_info.json", "README.md")
+"""Files of a data set that may name its license, in order of precedence."""
+
+MAX_CARD_BYTES = 4_000_000
+
+_FSD50K_TABLE = r"FSD50K\.ground_truth/(dev|eval)\.csv"
+_ESC50_TABLE = "meta/esc50.csv"
+_AUDIOSET_TABLE = r"(vggsound\w*|\w+_segments)\.csv"
+_COCO_KINDS = ("image_info", "captions", "person_keypoints", "instances")
+_COCO_TABLE = rf"annotations/({'|'.join(_COCO_KINDS)})_\w+\.json"
+_TABLES = {"fsd50k": _FSD50K_TABLE, "esc50": re.escape(_ESC50_TABLE), "coco": _COCO_TABLE, "audioset": _AUDIOSET_TABLE}
+"""Layout -> pattern of the tables by which it is detected."""
 
 _SPLIT = re.compile(
     r"(?:^|[/._-])(train|training|validation|valid|val|dev|test|eval|balanced_train|unbalanced_train)(?=[-_./0-9])"
@@ -30,93 +42,85 @@ _SPLIT = re.compile(
 
 
 class DatasetFolderJob(NamedTuple):
-    """A folder in a foreign layout, to be read inside a decoding process. `names` are the files below it, with `prefix`."""
+    """Data set folder to read in a worker. `names` are the files below it, with `prefix`."""
 
     root: str
     prefix: str
     layout: str
     names: tuple[str, ...]
-    labels: bool = False
+    query: MetadataQuery | None
 
 
-CARDS = ("dataset_info.json", "README.md")
-"""Files beside a data set's tables that may name its license."""
+def read_dataset_license(root: str, cards: Sequence[str]) -> str | None:
+    """SPDX id of a data set from `license` of dataset_info.json, else of the card's YAML head; runs in a worker."""
+    for name in sorted(cards, key=lambda name: CARD_FILES.index(name.rsplit("/", 1)[-1])):
+        try:
+            text = _read(root, name, MAX_CARD_BYTES).decode("utf-8", "replace")
+            license = _yaml_license(text) if name.endswith("README.md") else _json_license(text)
+        except (ValueError, RecursionError, UnsafePathError, OSError):
+            continue
+        if license:
+            return license
+    return None
 
 
-class DatasetCardJob(NamedTuple):
-    """Cards to be read inside a decoding process."""
-
-    root: str
-    names: tuple[str, ...]
+def _read(root: str, name: str, limit: int = -1) -> bytes:
+    with open_regular_file(Path(root), resolve(Path(root), validate_relative_path(name))) as handle:
+        return handle.read(limit)
 
 
-def read_license(job: DatasetCardJob) -> dict[str, Any]:
-    """{"license": SPDX id or None} of a data set: `license` of dataset_info.json, else of the card's YAML head."""
-    for wanted in CARDS:
-        for name in (name for name in job.names if name.rsplit("/", 1)[-1] == wanted):
-            try:
-                with open_regular_file(Path(job.root), resolve(Path(job.root), validate_relative_path(name))) as handle:
-                    text = handle.read(MAX_CARD).decode("utf-8", "replace")
-                if wanted == "README.md":
-                    match = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-                    found = re.search(r"^license:\s*(?:-\s*)?[\"']?([\w.+-]+)", match.group(1), re.MULTILINE) if match else None
-                    license = spdx(found.group(1)) if found else None
-                else:
-                    content = json.loads(text)
-                    license = spdx(content.get("license")) if isinstance(content, dict) else None
-            except (ValueError, RecursionError, UnsafePathError, OSError):
-                continue
-            if license:
-                return {"license": license}
-    return {"license": None}
+def _yaml_license(text: str) -> str | None:
+    head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    found = re.search(r"^license:\s*(?:-\s*)?[\"']?([\w.+-]+)", head.group(1), re.MULTILINE) if head else None
+    return spdx_id(found.group(1)) if found else None
+
+
+def _json_license(text: str) -> str | None:
+    content = json.loads(text)
+    return spdx_id(content.get("license")) if isinstance(content, dict) else None
 
 
 def detect_layout(names: Sequence[str]) -> str | None:
-    """Layout of a folder from the names of the files below it; None when it is none that is known."""
-    known = set(names)
-    if any(re.fullmatch(r"FSD50K\.ground_truth/(dev|eval)\.csv", name) for name in names):
-        return "fsd50k"
-    if "meta/esc50.csv" in known:
-        return "esc50"
-    if any(re.fullmatch(r"annotations/(instances|captions|image_info|person_keypoints)_\w+\.json", name) for name in names):
-        return "coco"
-    if any(re.fullmatch(r"(vggsound\w*|\w+_segments)\.csv", name) for name in names):
-        return "audioset"
-    if any(extension(name) in PICTURE_EXTENSIONS or extension(name) in SOUND_EXTENSIONS for name in names):
-        return None  # loose media: a tar or a table beside them is not what this folder is
-    ends = {extension(name) for name in names}
-    if "tar" in ends:
+    """Layout of a folder by the names of the files below it, or None."""
+    for layout, pattern in _TABLES.items():
+        if any(re.fullmatch(pattern, name) for name in names):
+            return layout
+    extensions = {extension(name) for name in names}
+    if extensions & (IMAGE_EXTENSIONS.keys() | AUDIO_EXTENSIONS.keys()):
+        return None  # a folder of loose media; archives beside them do not define it
+    if "tar" in extensions:
         return "webdataset"
-    if "arrow" in ends or ("parquet" in ends and any(re.search(r"-\d{5}-of-\d{5}\.parquet$", name) for name in names)):
+    if "arrow" in extensions or any(re.search(r"-\d{5}-of-\d{5}\.parquet$", name) for name in names):
         return "datasets"
-    return "parquet" if "parquet" in ends else None
+    return "parquet" if "parquet" in extensions else None
 
 
 def detect_layouts(names: Sequence[str]) -> dict[str, str]:
     """Prefix ("" or "folder/") -> layout: of the root if it has one, else of each folder directly below it that has one."""
-    whole = detect_layout(names)
-    if whole:
-        return {"": whole}
-    below: dict[str, list[str]] = {}
+    layout = detect_layout(names)
+    if layout:
+        return {"": layout}
+    folders: dict[str, list[str]] = {}
     for name in names:
-        if "/" in name:
-            top, inner = name.split("/", 1)
-            below.setdefault(f"{top}/", []).append(inner)
-    found = {prefix: detect_layout(inner) for prefix, inner in below.items()}
+        top, separator, inner = name.partition("/")
+        if separator:
+            folders.setdefault(f"{top}/", []).append(inner)
+    found = {prefix: detect_layout(inner) for prefix, inner in folders.items()}
     return {prefix: layout for prefix, layout in sorted(found.items()) if layout}
 
 
 def infer_split(name: str) -> str:
-    """The split that a path names (train, val, test ...), or "" when it names none."""
+    """Split that a path names (train, val, test ...), or an empty string."""
     found = _SPLIT.findall(name.lower())
     return str(found[-1]) if found else ""
 
 
-def read_folder(job: DatasetFolderJob) -> dict[str, Any]:
-    """Rows of a folder; runs in a decoding process.
+def read_dataset_folder(job: DatasetFolderJob) -> dict[str, Any]:
+    """Rows of a data set folder; runs in a worker.
 
     Returns:
-        {"rows": [...]} or {"error": text} for tables that cannot be used. Labels and pairs only if the job asks for them.
+        {"rows": [MetadataRow...], "filtered": rows in neither filter}; without a query {"rows": [Row...]}, with labels and
+        pairs; or {"error": text} for unusable tables.
     """
     reader = {"fsd50k": _fsd50k, "esc50": _esc50, "audioset": _audioset, "coco": _coco}[job.layout]
     try:
@@ -125,48 +129,44 @@ def read_folder(job: DatasetFolderJob) -> dict[str, Any]:
         return {"error": f"{job.prefix}: layout {job.layout}: {type(error).__name__}: {error}"}
     for row in rows:
         row["file"] = f"{job.prefix}{row['file']}"
-        if not job.labels:
-            row.pop("label", None)
-            row.pop("pair", None)
-    return {"rows": rows}
+    if job.query is None:
+        return {"rows": rows}
+    selected, filtered = filter_rows(({name: value or "" for name, value in row.items()} for row in rows), job.query)
+    return {"rows": selected, "filtered": filtered}
 
 
 class _DatasetFolder:
+    """Names and tables of a data set folder, relative to the folder."""
+
     def __init__(self, job: DatasetFolderJob) -> None:
         self._job = job
-        self.labels = job.labels
-        self.names = [name[len(job.prefix) :] for name in job.names]
+        self.labels = job.query is None
+        self.names = [name.removeprefix(job.prefix) for name in job.names]
 
     def matching(self, pattern: str) -> list[str]:
         return sorted(name for name in self.names if re.fullmatch(pattern, name))
 
-    def media(self) -> Iterator[str]:
-        yield from (name for name in self.names if extension(name) in PICTURE_EXTENSIONS | SOUND_EXTENSIONS)
-
     def read(self, name: str) -> str:
-        root = Path(self._job.root)
-        with open_regular_file(root, resolve(root, validate_relative_path(f"{self._job.prefix}{name}"))) as handle:
-            return handle.read().decode("utf-8-sig")
+        return _read(self._job.root, f"{self._job.prefix}{name}").decode("utf-8-sig")
 
     def table(self, name: str) -> Iterator[dict[str, str]]:
-        reader = csv.DictReader(io.StringIO(self.read(name)), strict=True)
-        yield from ({key: value or "" for key, value in row.items() if key is not None} for row in reader)
+        for row in csv.DictReader(io.StringIO(self.read(name)), strict=True):
+            yield {key: value or "" for key, value in row.items() if key is not None}
 
 
 def _fsd50k(folder: _DatasetFolder) -> Iterator[Row]:
-    """FSD50K 1.0: ground_truth/{dev,eval}.csv, metadata/*_clips_info_FSD50K.json with license and uploader of each clip."""
+    """FSD50K 1.0: clips of ground_truth/{dev,eval}.csv, license and uploader from metadata/*_clips_info_FSD50K.json."""
     for part in ("dev", "eval"):
         if not folder.matching(rf"FSD50K\.ground_truth/{part}\.csv") or not folder.matching(rf"FSD50K\.{part}_audio/.*"):
-            continue  # a part that was not downloaded
-        infos: Mapping[str, Any] = {}
-        for name in folder.matching(rf"FSD50K\.metadata/{part}_clips_info_FSD50K\.json"):
-            infos = json.loads(folder.read(name))
+            continue  # this part was not downloaded
+        name = f"FSD50K.metadata/{part}_clips_info_FSD50K.json"
+        infos: Mapping[str, Any] = json.loads(folder.read(name)) if name in folder.names else {}
         for row in folder.table(f"FSD50K.ground_truth/{part}.csv"):
             info = infos.get(row["fname"]) or {}
             uploader = str(info.get("uploader") or "") or None
             yield {
                 "file": f"FSD50K.{part}_audio/{row['fname']}.wav",
-                "license": spdx(info.get("license")),
+                "license": spdx_id(info.get("license")),
                 "author": uploader,
                 "source": f"https://freesound.org/s/{row['fname']}/",
                 "group": f"freesound uploader {uploader}" if uploader else None,
@@ -181,19 +181,19 @@ _ESC50_CLIP = re.compile(
 
 
 def _esc50(folder: _DatasetFolder) -> Iterator[Row]:
-    """ESC-50: meta/esc50.csv; `src_file` is the recording; LICENSE attributes each clip. As a data set it is non-commercial."""
-    credits: dict[str, re.Match[str]] = {}
-    for name in folder.matching(r"LICENSE(\.txt)?"):
-        for line in folder.read(name).splitlines():
-            if match := _ESC50_CLIP.match(line):
-                credits[match["clip"]] = match
-    for row in folder.table("meta/esc50.csv"):
+    """ESC-50: meta/esc50.csv, where `src_file` is the recording; LICENSE names the author of each clip.
+
+    The data set is licensed for non-commercial use; its subset ESC-10 is CC BY.
+    """
+    lines = [line for name in folder.matching(r"LICENSE(\.txt)?") for line in folder.read(name).splitlines()]
+    credits = {match["clip"]: match for match in map(_ESC50_CLIP.match, lines) if match}
+    for row in folder.table(_ESC50_TABLE):
         stem = row["filename"].rsplit(".", 1)[0].rsplit("-", 1)[0]  # 1-100032-A-0.wav: fold, recording, take, class
         credit = credits.get(stem)
-        ten = row.get("esc10", "").strip().lower() == "true"
+        esc10 = row.get("esc10", "").strip().lower() == "true"
         yield {
             "file": f"audio/{row['filename']}",
-            "license": "CC-BY-3.0" if ten else "CC-BY-NC-3.0",
+            "license": "CC-BY-3.0" if esc10 else "CC-BY-NC-3.0",
             "author": credit["author"] if credit else None,
             "source": credit["url"] if credit else f"https://freesound.org/s/{row['src_file']}/",
             "group": f"freesound {row['src_file']}",
@@ -208,12 +208,13 @@ _CLIP = re.compile(r"(?:Y)?(?P<video>[\w-]{11})(?:[_.](?P<start>\d+)(?:\.\d+)?(?
 def _audioset(folder: _DatasetFolder) -> Iterator[Row]:
     """VGGSound (video, start, label, split; no header) and AudioSet segments (# comments; video, start, end, labels).
 
-    Clips of one video are one recording. Rows whose clip is not there are left out: videos vanish. The license of a video is
-    not in these tables, so it stays unknown.
+    All clips of a video have the same group. Rows without a clip are left out, because videos disappear from the site. The
+    tables do not contain licenses.
     """
+    media = IMAGE_EXTENSIONS.keys() | AUDIO_EXTENSIONS.keys()
     rows: dict[tuple[str, int], tuple[str, str]] = {}
     videos: dict[str, tuple[str, str]] = {}
-    for name in folder.matching(r"(vggsound\w*|\w+_segments)\.csv"):
+    for name in folder.matching(_AUDIOSET_TABLE):
         lines = (line for line in folder.read(name).splitlines() if line.strip() and not line.startswith("#"))
         for fields in csv.reader(lines, skipinitialspace=True):
             if fields[0].strip().lower() in {"ytid", "youtube_id", "video"}:
@@ -222,10 +223,10 @@ def _audioset(folder: _DatasetFolder) -> Iterator[Row]:
             label = fields[3] if segments else fields[2]
             split = name.removesuffix("_segments.csv") if segments else fields[3] if len(fields) > 3 else infer_split(name)
             rows[fields[0], int(float(fields[1]))] = videos[fields[0]] = (label, split)
-    for file in folder.media():
+    for file in folder.names:
         stem = file.rsplit("/", 1)[-1].rsplit(".", 1)[0]
         match = _CLIP.fullmatch(stem)
-        if not match or match["video"] not in videos:
+        if extension(file) not in media or not match or match["video"] not in videos:
             continue
         video, start = match["video"], match["start"]
         seconds = int(start) if start else 0
@@ -243,32 +244,29 @@ def _audioset(folder: _DatasetFolder) -> Iterator[Row]:
 
 
 def _coco(folder: _DatasetFolder) -> Iterator[Row]:
-    """COCO: annotations/*_SPLIT.json name the pictures and their licenses; pictures lie in SPLIT/ or images/SPLIT/.
+    """COCO: annotations/*_SPLIT.json name the images and their licenses; images are in SPLIT/, images/SPLIT/ or images/.
 
-    Of several annotation files of a split the lightest is read; `instances` where labels are asked for. A split of which no
-    picture is there was not downloaded and is left out.
+    Of several annotation files of a split the smallest kind is read, or `instances` if the job asks for labels. A split
+    without any image was not downloaded and is left out.
     """
-    kinds = ("image_info", "captions", "person_keypoints", "instances")
     files: dict[str, list[str]] = {}
-    for name in folder.matching(rf"annotations/({'|'.join(kinds)})_\w+\.json"):
+    for name in folder.matching(_COCO_TABLE):
         files.setdefault(name.removesuffix(".json").rsplit("_", 1)[-1], []).append(name)
-    known = set(folder.names)
-    order = kinds[::-1] if folder.labels else kinds
+    present = set(folder.names)
+    order = _COCO_KINDS[::-1] if folder.labels else _COCO_KINDS
     for split, names in sorted(files.items()):
         if not folder.matching(rf"(images/)?{re.escape(split)}/.*") and not folder.matching(r"images/[^/]+"):
             continue
-        chosen = min(names, key=lambda name: next(place for place, kind in enumerate(order) if f"/{kind}_" in name))
+        chosen = min(names, key=lambda name: next(rank for rank, kind in enumerate(order) if f"/{kind}_" in name))
         content = json.loads(folder.read(chosen))
         licenses = {entry["id"]: entry.get("url") or entry.get("name") for entry in content.get("licenses", [])}
         labels = _coco_labels(content) if folder.labels else {}
         for image in content["images"]:
             file = str(image["file_name"])
-            path = next(
-                (place for place in (f"{split}/{file}", f"images/{split}/{file}", f"images/{file}") if place in known), None
-            )
+            paths = (f"{split}/{file}", f"images/{split}/{file}", f"images/{file}")
             yield {
-                "file": path or f"{split}/{file}",
-                "license": spdx(licenses.get(image.get("license"))),
+                "file": next((path for path in paths if path in present), paths[0]),
+                "license": spdx_id(licenses.get(image.get("license"))),
                 "author": None,
                 "source": image.get("flickr_url") or image.get("coco_url"),
                 "group": None,
@@ -278,6 +276,7 @@ def _coco(folder: _DatasetFolder) -> Iterator[Row]:
 
 
 def _coco_labels(content: dict[str, Any]) -> dict[Any, set[str]]:
+    """Image id -> names of the categories annotated in it."""
     names = {entry["id"]: entry["name"] for entry in content.get("categories", [])}
     found: dict[Any, set[str]] = {}
     for entry in content.get("annotations", []):

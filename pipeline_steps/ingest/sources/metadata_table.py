@@ -1,4 +1,4 @@
-"""The metadata table: which files, under which license, in which group. Only configured columns are taken from it."""
+"""Metadata table: file, license, author, source and group of each item. Only configured columns are read."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from typing import BinaryIO, NamedTuple
 
 from pipeline_steps.core.safe_paths import open_regular_file
 
-Filter = Mapping[str, str | Sequence[str]]
+RowFilter = dict[str, tuple[str, ...]]
+"""Column -> values of the rows to select. All columns must match."""
+
 MAX_FIELD = 1 << 20
-SEPARATOR = "\x1f"
+GROUP_SEPARATOR = "\x1f"
 
 
 class MetadataQuery(NamedTuple):
-    """Columns to take: a name, several to join, or None."""
+    """Columns and filters to read. Several columns are joined."""
 
     file: str
     license: str | None
     author: str | None
     source: tuple[str, ...]
     group: tuple[str, ...]
-    pool: dict[str, tuple[str, ...]] | None
-    holdout: dict[str, tuple[str, ...]] | None
+    pool: RowFilter | None
+    holdout: RowFilter | None
 
     def columns(self) -> list[str]:
-        """Every column that is read, without repetition."""
+        """Distinct names of all columns to read."""
         names = [self.file, *(name for name in (self.license, self.author) if name), *self.source, *self.group]
         for rows in (self.pool, self.holdout):
             names.extend(rows or {})
@@ -36,7 +38,7 @@ class MetadataQuery(NamedTuple):
 
 
 class MetadataRow(NamedTuple):
-    """One row of the table that is in the pool or held out. `line` counts rows from 1, without the header."""
+    """Row in the pool or held out. `line` counts rows from 1, without the header."""
 
     file: str
     license: str | None
@@ -48,88 +50,86 @@ class MetadataRow(NamedTuple):
 
 
 class MetadataTableJob(NamedTuple):
-    """A table to read inside a decoding process."""
+    """Metadata table to read in a worker."""
 
     root: str
     relative: str
-    wanted: MetadataQuery
+    query: MetadataQuery
 
 
 def read_metadata_table(job: MetadataTableJob) -> dict[str, object]:
-    """Read a CSV (UTF-8, header line) or Parquet table; runs in a decoding process.
+    """Read a CSV (UTF-8, header line) or Parquet table; runs in a worker.
 
     Returns:
-        {"rows": [Listed...], "ignored": rows in neither filter} or {"error": text} for a table that cannot be used.
+        {"rows": [MetadataRow...], "filtered": rows in neither filter}, or {"error": text} for an unusable table.
     """
     with open_regular_file(Path(job.root), job.relative) as handle:
         try:
-            columns = job.wanted.columns()
-            reader = _parquet_rows if job.relative.lower().endswith((".parquet", ".pq")) else _csv_rows
-            rows, ignored = filter_rows(reader(handle, columns), job.wanted)
-        except (ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors, UnicodeDecodeError is one too
+            read = _parquet_rows if job.relative.lower().endswith((".parquet", ".pq")) else _csv_rows
+            rows, filtered = filter_rows(read(handle, job.query.columns()), job.query)
+        except (ValueError, csv.Error) as error:  # pyarrow's errors and UnicodeDecodeError are ValueErrors
             return {"error": f"{type(error).__name__}: {error}" if type(error) is not ValueError else str(error)}
-    return {"rows": rows, "ignored": ignored}
+    return {"rows": rows, "filtered": filtered}
 
 
-def _missing(column: str, known: Sequence[str]) -> ValueError:
-    close = difflib.get_close_matches(column, known, n=1)
-    return ValueError(f"no column {column!r}" + (f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}"))
+def _check_columns(columns: Sequence[str], names: Sequence[str]) -> None:
+    for column in columns:
+        if column not in names:
+            close = difflib.get_close_matches(column, names, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(names)}"
+            raise ValueError(f"no column {column!r}{hint}")
 
 
 def _csv_rows(handle: BinaryIO, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     csv.field_size_limit(MAX_FIELD)
     reader = csv.reader(io.TextIOWrapper(handle, encoding="utf-8-sig", newline=""), strict=True)
     header = next(reader, [])
-    for column in columns:
-        if column not in header:
-            raise _missing(column, header)
-    places = [(column, header.index(column)) for column in columns]
+    _check_columns(columns, header)
+    indices = [(column, header.index(column)) for column in columns]
     for number, row in enumerate(reader, 1):
         if not row:
             continue
         if len(row) != len(header):
             raise ValueError(f"row {number} has {len(row)} fields, the header has {len(header)}")
-        yield {column: row[place] for column, place in places}
+        yield {column: row[index] for column, index in indices}
 
 
 def _parquet_rows(handle: BinaryIO, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     import pyarrow.parquet as pq
 
     table = pq.ParquetFile(handle)
-    for column in columns:
-        if column not in table.schema_arrow.names:
-            raise _missing(column, table.schema_arrow.names)
+    _check_columns(columns, table.schema_arrow.names)
     for batch in table.iter_batches(columns=list(columns)):
         for row in batch.to_pylist():
             yield {name: "" if value is None else str(value) for name, value in row.items()}
 
 
-def matches_filter(row: Mapping[str, str], rows: Mapping[str, tuple[str, ...]] | None) -> bool:
-    """Whether a row has one of the wanted values in every column of the filter."""
+def matches_filter(row: Mapping[str, str], rows: RowFilter | None) -> bool:
+    """Whether a row has one of the filter's values in every column of the filter."""
     return rows is not None and all(row[column] in values for column, values in rows.items())
 
 
-def filter_rows(rows: Iterable[Mapping[str, str]], wanted: MetadataQuery) -> tuple[list[MetadataRow], int]:
-    """Rows of the pool or held out, and the number of the others. A row in both filters is held out."""
-    taken: list[MetadataRow] = []
-    ignored = 0
+def filter_rows(rows: Iterable[Mapping[str, str]], query: MetadataQuery) -> tuple[list[MetadataRow], int]:
+    """Rows in the pool or held out, and the number of the others. A row in both filters is held out."""
+    selected: list[MetadataRow] = []
+    filtered = 0
     for line, row in enumerate(rows, 1):
-        holdout = matches_filter(row, wanted.holdout)
-        if not holdout and wanted.pool is not None and not matches_filter(row, wanted.pool):
-            ignored += 1
+        holdout = matches_filter(row, query.holdout)
+        if not holdout and query.pool is not None and not matches_filter(row, query.pool):
+            filtered += 1
             continue
-        taken.append(
+        selected.append(
             MetadataRow(
-                file=row[wanted.file],
-                license=(row[wanted.license].strip() or None) if wanted.license else None,
-                author=(row[wanted.author].strip() or None) if wanted.author else None,
-                source=_join(row, wanted.source, "/"),
-                group=_join(row, wanted.group, SEPARATOR),
+                file=row[query.file],
+                license=(row[query.license].strip() or None) if query.license else None,
+                author=(row[query.author].strip() or None) if query.author else None,
+                source=_join(row, query.source, "/"),
+                group=_join(row, query.group, GROUP_SEPARATOR),
                 holdout=holdout,
                 line=line,
             )
         )
-    return taken, ignored
+    return selected, filtered
 
 
 def _join(row: Mapping[str, str], columns: Sequence[str], separator: str) -> str | None:

@@ -8,10 +8,10 @@ import soundfile
 
 from pipeline_steps.core import media_shards
 from pipeline_steps.ingest.decoding import audio
-from pipeline_steps.ingest.decoding.audio import AudioLimits, normalise_sound
+from pipeline_steps.ingest.decoding.audio import AudioLimits, normalize_audio
 from pipeline_steps.ingest.reason_codes import RejectedItemError
 
-LIMITS = AudioLimits(min_seconds=0.1, max_seconds=10, silence_lufs=-70)
+LIMITS = AudioLimits(min_seconds=0.1, max_seconds=10, min_lufs=-70)
 
 
 def sine(seconds: float, rate: int, frequency: float, gain: float = 0.5) -> np.ndarray:
@@ -24,7 +24,7 @@ def decoded(
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate, format=form, subtype=subtype)
     buffer.seek(0)
-    row = normalise_sound(buffer, form, LIMITS._replace(**changes))
+    row = normalize_audio(buffer, form, LIMITS._replace(**changes))
     stored, stored_rate = soundfile.read(io.BytesIO(row["payload"]))
     assert stored_rate == media_shards.SAMPLE_RATE == audio.SAMPLE_RATE
     assert stored.ndim == 1
@@ -43,7 +43,7 @@ def test_resampling_keeps_the_frequency(rate: int) -> None:
 
 @pytest.mark.parametrize("frequency", [25_000, 30_000, 40_000, 60_000, 90_000])
 def test_no_alias_above_minus_80_db(frequency: float) -> None:
-    """What 48 kHz cannot hold must vanish: a weak in-band tone keeps the sound from being silent."""
+    """Frequencies above the band must be removed; a weak in-band tone keeps the clip from being silent."""
     rate = 192_000
     mixture = sine(1, rate, frequency, 0.5) + sine(1, rate, 1000, 0.05)
     _, stored = decoded(mixture, rate)
@@ -62,21 +62,21 @@ def test_mono_is_the_mean_of_all_channels() -> None:
     assert row["channels"] == 2
 
 
-def test_channels_that_cancel_are_not_lost() -> None:
+def test_loudest_channel_replaces_a_cancelled_mix() -> None:
     wave = sine(1, 48_000, 300, 0.5)
     row, stored = decoded(np.stack([0.9 * wave, wave, -wave, -0.9 * wave], 1))
     assert row["normalizations"] == ["ANTIPHASE", "DOWNMIX"]
     assert np.abs(stored - wave).max() < 2**-15
 
 
-def test_peak_guard_scales_and_says_so() -> None:
+def test_peak_guard() -> None:
     row, stored = decoded(sine(1, 48_000, 300, 4.0))
     assert "PEAK_GUARD" in row["normalizations"]
     assert np.abs(stored - sine(1, 48_000, 300, 1.0)).max() < 2**-14
     assert row["peak_dbfs"] == pytest.approx(0, abs=0.01)
 
 
-def test_quiet_sounds_are_never_amplified() -> None:
+def test_quiet_audio_is_not_amplified() -> None:
     row, stored = decoded(sine(2, 48_000, 1000, 0.01))
     assert np.abs(stored).max() == pytest.approx(0.01, rel=0.01)
     assert row["lufs"] == pytest.approx(-43, abs=0.3)
@@ -92,7 +92,7 @@ def test_measurements() -> None:
     assert row["duration_s"] == 2.0
 
 
-def test_the_same_file_gives_the_same_bytes() -> None:
+def test_output_is_deterministic() -> None:
     samples = np.random.default_rng(0).uniform(-0.3, 0.3, 30_000)
     assert decoded(samples, 44_100)[0] == decoded(samples, 44_100)[0]
 
@@ -113,13 +113,13 @@ def test_limits(samples: np.ndarray, code: str) -> None:
     assert error.value.code == code
 
 
-def test_the_silence_limit_is_a_parameter() -> None:
+def test_min_lufs() -> None:
     with pytest.raises(RejectedItemError, match="limit -40 LUFS"):
-        decoded(sine(1, 48_000, 1000, 0.01), silence_lufs=-40)
+        decoded(sine(1, 48_000, 1000, 0.01), min_lufs=-40)
 
 
 def test_golden_output() -> None:
-    """Raise decode.VERSION when this changes: the memo would answer with the old form otherwise."""
+    """Raise decode.VERSION when this changes; otherwise the cache returns the old form."""
     from pipeline_steps.ingest.decoding.decode import VERSION
 
     row, stored = decoded(np.stack([sine(1, 44_100, 440), sine(1, 44_100, 660, 0.3)], 1), 44_100, subtype="PCM_16")

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from pipeline_steps.ingest.decoding.image import ImageLimits, normalise_picture
+from pipeline_steps.ingest.decoding.image import ImageLimits, normalize_image
 from pipeline_steps.ingest.reason_codes import RejectedItemError
 
-LIMITS = ImageLimits(side=64, min_side=8, max_aspect=10, max_pixels=1_000_000, animated="first")
+LIMITS = ImageLimits(max_side=64, min_side=8, max_aspect=10, max_pixels=1_000_000, animated="first")
 
 
 def smooth(width: int, height: int) -> np.ndarray:
@@ -26,52 +26,52 @@ def encoded(array: np.ndarray, form: str = "PNG", **options: object) -> bytes:
 
 
 def pixels(row: dict) -> np.ndarray:
-    with Image.open(io.BytesIO(row["payload"])) as picture:
-        assert picture.format == "PNG"
-        assert picture.mode == "RGB"
-        assert not picture.info
-        return np.asarray(picture)
+    with Image.open(io.BytesIO(row["payload"])) as image:
+        assert image.format == "PNG"
+        assert image.mode == "RGB"
+        assert not image.info
+        return np.asarray(image)
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(8, 300), st.integers(8, 300))
-def test_side_is_bounded_and_never_enlarged(width: int, height: int) -> None:
+def test_max_side_is_never_enlarged(width: int, height: int) -> None:
     limits = LIMITS._replace(max_aspect=100)
-    row = normalise_picture(encoded(smooth(width, height)), "PNG", limits)
-    seen = pixels(row)
-    assert max(seen.shape[:2]) == min(64, max(width, height))
+    row = normalize_image(encoded(smooth(width, height)), "PNG", limits)
+    result = pixels(row)
+    assert max(result.shape[:2]) == min(64, max(width, height))
     assert (row["width"], row["height"]) == (width, height)
     if max(width, height) <= 64:
-        assert np.array_equal(seen, smooth(width, height))
+        assert np.array_equal(result, smooth(width, height))
 
 
-def test_shrinking_is_an_average_not_a_sample() -> None:
-    """A one-pixel chessboard must become grey: nearest-neighbour or undersized filters would alias."""
+def test_downscaling_does_not_alias() -> None:
+    """A one-pixel checkerboard must become gray; nearest-neighbor or undersized filters would alias."""
     board = ((np.indices((512, 512)).sum(0) % 2) * 255).astype(np.uint8)
-    seen = pixels(normalise_picture(encoded(np.repeat(board[..., None], 3, 2)), "PNG", LIMITS))
-    assert np.abs(seen.astype(int) - 127).max() <= 3
+    result = pixels(normalize_image(encoded(np.repeat(board[..., None], 3, 2)), "PNG", LIMITS))
+    assert np.abs(result.astype(int) - 127).max() <= 3
 
 
-def test_reduced_jpeg_decoding_looks_like_full_decoding() -> None:
+def test_reduced_jpeg_decoding_matches_full_decoding() -> None:
     array = smooth(1200, 800)
-    reduced = pixels(normalise_picture(encoded(array, "JPEG", quality=95), "JPEG", LIMITS)).astype(int)
+    reduced = pixels(normalize_image(encoded(array, "JPEG", quality=95), "JPEG", LIMITS)).astype(int)
     full = np.asarray(Image.fromarray(array).resize((64, 43), Image.Resampling.LANCZOS)).astype(int)
     assert np.abs(reduced - full).mean() < 1.5
 
 
-def test_transparent_colours_do_not_bleed_when_shrunk() -> None:
+def test_transparent_colors_do_not_bleed_when_downscaled() -> None:
     array = np.zeros((256, 256, 4), np.uint8)
     array[..., 0] = 255  # fully transparent red on the left, opaque blue on the right
     array[:, 128:] = (0, 0, 255, 255)
-    seen = pixels(normalise_picture(encoded(array), "PNG", LIMITS)).astype(int)
-    assert np.array_equal(seen[10, 5], [255, 255, 255])
-    assert np.array_equal(seen[10, 60], [0, 0, 255])
-    assert (seen[..., 0] <= seen[..., 2]).all(), "no red may appear"
+    result = pixels(normalize_image(encoded(array), "PNG", LIMITS)).astype(int)
+    assert np.array_equal(result[10, 5], [255, 255, 255])
+    assert np.array_equal(result[10, 60], [0, 0, 255])
+    assert (result[..., 0] <= result[..., 2]).all(), "no red may appear"
 
 
-def test_opaque_alpha_is_no_repair() -> None:
+def test_opaque_alpha_is_no_normalization() -> None:
     array = np.dstack([smooth(20, 20), np.full((20, 20), 255, np.uint8)])
-    row = normalise_picture(encoded(array), "PNG", LIMITS)
+    row = normalize_image(encoded(array), "PNG", LIMITS)
     assert row["normalizations"] == []
     assert np.array_equal(pixels(row), smooth(20, 20))
 
@@ -81,7 +81,7 @@ def test_orientation(orientation: int) -> None:
     exif = Image.Exif()
     exif[274] = orientation
     array = smooth(60, 40)
-    row = normalise_picture(encoded(array, "PNG", exif=exif.tobytes()), "PNG", LIMITS)
+    row = normalize_image(encoded(array, "PNG", exif=exif.tobytes()), "PNG", LIMITS)
     turns = {1: array, 2: array[:, ::-1], 3: array[::-1, ::-1], 4: array[::-1], 5: array.swapaxes(0, 1),
              6: np.rot90(array, -1), 7: np.rot90(array.swapaxes(0, 1), 2), 8: np.rot90(array)}  # fmt: skip
     assert np.array_equal(pixels(row), turns[orientation])
@@ -89,16 +89,15 @@ def test_orientation(orientation: int) -> None:
     assert ("ORIENTED" in row["normalizations"]) == (orientation > 1)
 
 
-def test_an_embedded_profile_is_applied() -> None:
-    """A profile that swaps nothing but gamma must change mid grey and leave black and white."""
-    # A Lab-free RGB profile other than sRGB: take sRGB's bytes under another description.
+def test_embedded_profile_is_applied() -> None:
+    """The bytes of sRGB under another description are a profile that must be applied, with an equal result."""
     plain = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     renamed = plain.replace("sRGB".encode("utf-16-be"), "xxxx".encode("utf-16-be"))
     assert renamed != plain
-    row = normalise_picture(encoded(smooth(40, 40), icc_profile=renamed), "PNG", LIMITS)
+    row = normalize_image(encoded(smooth(40, 40), icc_profile=renamed), "PNG", LIMITS)
     assert row["normalizations"] == ["ICC_APPLIED"]
     assert np.abs(pixels(row).astype(int) - smooth(40, 40)).max() <= 1
-    assert normalise_picture(encoded(smooth(40, 40), icc_profile=plain), "PNG", LIMITS)["normalizations"] == []
+    assert normalize_image(encoded(smooth(40, 40), icc_profile=plain), "PNG", LIMITS)["normalizations"] == []
 
 
 @pytest.mark.parametrize(
@@ -112,39 +111,44 @@ def test_an_embedded_profile_is_applied() -> None:
 )
 def test_limits(array: np.ndarray, code: str) -> None:
     with pytest.raises(RejectedItemError) as error:
-        normalise_picture(encoded(array), "PNG", LIMITS)
+        normalize_image(encoded(array), "PNG", LIMITS)
     assert error.value.code == code
 
 
-def test_32_bit_samples_have_no_stated_white() -> None:
+def test_32_bit_samples_are_rejected() -> None:
     with pytest.raises(RejectedItemError) as error:
-        normalise_picture(encoded(np.full((20, 20), 0.5, np.float32), "TIFF"), "TIFF", LIMITS)
+        normalize_image(encoded(np.full((20, 20), 0.5, np.float32), "TIFF"), "TIFF", LIMITS)
     assert error.value.code == "IMG_MODE"
 
 
-def test_frames_may_be_refused() -> None:
+def test_animated_refuse() -> None:
     buffer = io.BytesIO()
     frames = [Image.fromarray(smooth(20, 20 + step)).resize((20, 20)) for step in range(3)]
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
     with pytest.raises(RejectedItemError) as error:
-        normalise_picture(buffer.getvalue(), "GIF", LIMITS._replace(animated="refuse"))
+        normalize_image(buffer.getvalue(), "GIF", LIMITS._replace(animated="refuse"))
     assert error.value.code == "IMG_ANIMATED"
 
 
-def test_pillow_is_given_one_format_alone() -> None:
+def test_pillow_opens_only_the_format_of_the_signature() -> None:
     """The bytes of a PCX under the signature of a PNG must not reach Pillow's PCX plugin."""
     with pytest.raises(RejectedItemError) as error:
-        normalise_picture(b"\x0a\x05\x01\x08" + bytes(200), "PNG", LIMITS)
+        normalize_image(b"\x0a\x05\x01\x08" + bytes(200), "PNG", LIMITS)
     assert error.value.code in {"IMG_CORRUPT", "IMG_TRUNCATED"}
 
 
 def test_golden_output() -> None:
-    """Raise decode.VERSION when this changes: the memo would answer with the old form otherwise."""
+    """Raise decode.VERSION when this changes; otherwise the cache returns the old form."""
     from pipeline_steps.ingest.decoding.decode import VERSION
 
-    row = normalise_picture(encoded(smooth(300, 200)), "PNG", LIMITS)
-    seen = pixels(row)
-    assert (VERSION, row["phash"], int(seen.astype(np.int64).sum()), seen.shape) == (1, GOLDEN_HASH, GOLDEN_SUM, (43, 64, 3))
+    row = normalize_image(encoded(smooth(300, 200)), "PNG", LIMITS)
+    result = pixels(row)
+    assert (VERSION, row["phash"], int(result.astype(np.int64).sum()), result.shape) == (
+        1,
+        GOLDEN_HASH,
+        GOLDEN_SUM,
+        (43, 64, 3),
+    )
 
 
 GOLDEN_HASH = "884712667953ed67"

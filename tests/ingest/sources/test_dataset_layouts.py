@@ -1,4 +1,4 @@
-"""Data sets in the layouts of others, each a tiny folder built here: what is taken, and what stays out."""
+"""Data sets in known layouts: candidates, metadata, labels, and hostile archives."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ from pipeline_steps.core.media_shards import MediaShardReader
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.ingest import stage
 from pipeline_steps.ingest.config import DecoderLimitsConfig, IngestConfig
-from pipeline_steps.ingest.license_ids import spdx
+from pipeline_steps.ingest.license_ids import spdx_id
 from pipeline_steps.ingest.sources.archives import ArchiveJob, list_archive
-from pipeline_steps.ingest.sources.dataset_layouts import DatasetFolderJob, detect_layout, detect_layouts, read_folder
+from pipeline_steps.ingest.sources.dataset_layouts import DatasetFolderJob, detect_layout, detect_layouts, read_dataset_folder
+from pipeline_steps.ingest.sources.metadata_table import MetadataQuery
 from pipeline_steps.ingest.sources.resolve import collect_candidates
-from tests.factories import dataset_layouts as made
+from tests.factories import dataset_layouts as layouts
 
 CONFIG = IngestConfig(
-    root="pool", metadata=None, pool=None, holdout=None, limits=DecoderLimitsConfig(workers=1), max_failed_fraction=0.5
+    root="pool", metadata=None, pool=None, holdout=None, decoder=DecoderLimitsConfig(workers=1), max_failed_fraction=0.5
 )
 
 
-class Got:
-    """What a layout gives, before anything is decoded."""
+class Candidates:
+    """Candidates of a folder, before decoding."""
 
     def __init__(self, folder: Path, **update: Any) -> None:
-        self.found, self.ignored, self.layouts = collect_candidates(CONFIG.model_copy(update=update), folder)
-        self.files = {file.shown: file for file in self.found.files}
-        self.refused = {item.shown: item.code for item in self.found.refused}
+        self.found = collect_candidates(CONFIG.model_copy(update=update), folder)
+        self.files = {file.path: file for file in self.found.files}
+        self.rejected = {item.path: item.code for item in self.found.rejected}
         self.images = {name: file for name, file in self.files.items() if file.kind == "image"}
         self.audio = {name: file for name, file in self.files.items() if file.kind == "audio"}
 
-    def says(self, word: str) -> bool:
-        return word in repr((self.found, self.ignored, self.layouts))
+    def contain(self, word: str) -> bool:
+        return word in repr(self.found)
 
 
 def test_fsd50k(tmp_path: Path) -> None:
-    made.fsd50k(tmp_path)
-    found = Got(tmp_path, holdout={"split": ["eval"]})
+    layouts.fsd50k(tmp_path)
+    found = Candidates(tmp_path, holdout={"split": ["eval"]})
     rows = found.audio
-    assert found.layouts == {".": "fsd50k"}
+    assert found.found.layouts == {".": "fsd50k"}
     assert {path: row.license for path, row in rows.items()} == {
         "FSD50K.dev_audio/64760.wav": "CC-BY-3.0",
         "FSD50K.dev_audio/16399.wav": "CC0-1.0",
@@ -56,13 +57,13 @@ def test_fsd50k(tmp_path: Path) -> None:
     assert rows["FSD50K.dev_audio/16399.wav"].group == rows["FSD50K.dev_audio/16400.wav"].group, "one uploader"
     assert len({row.group for row in rows.values()}) == 3
     assert [path for path, row in rows.items() if row.holdout] == ["FSD50K.eval_audio/37199.wav"]
-    assert not found.says("secret")
-    assert not found.says("Bark"), "labels stay out"
+    assert not found.contain("secret")
+    assert not found.contain("Bark"), "labels are not read"
 
 
 def test_esc50(tmp_path: Path) -> None:
-    made.esc50(tmp_path)
-    found = Got(tmp_path, holdout={"split": ["5"]})
+    layouts.esc50(tmp_path)
+    found = Candidates(tmp_path, holdout={"split": ["5"]})
     rows = found.audio
     assert len(rows) == 4
     first = rows["audio/1-100032-A-0.wav"]
@@ -71,81 +72,81 @@ def test_esc50(tmp_path: Path) -> None:
     assert rows["audio/5-9032-A-11.wav"].license == "CC-BY-NC-3.0"
     assert rows["audio/5-9032-A-11.wav"].holdout
     assert rows["audio/1-59513-A-0.wav"].group == rows["audio/2-59513-B-0.wav"].group, "takes of one recording"
-    assert not found.says("sea_waves")
+    assert not found.contain("sea_waves")
 
 
-def test_vggsound_clips_of_one_video_are_one_recording(tmp_path: Path) -> None:
-    made.vggsound(tmp_path)
-    found = Got(tmp_path)
-    sounds, frames = found.audio, found.images
-    assert len(sounds) == len(frames) == 3, "a clip without a row stays out, and a row without a clip is no fault"
-    assert sounds["audio/--0PQM4-hqg_000030.flac"].group == sounds["audio/--0PQM4-hqg_000090.flac"].group
-    assert sounds["audio/abcdefghijk_000002.flac"].source == "https://www.youtube.com/watch?v=abcdefghijk"
-    assert sounds["audio/abcdefghijk_000002.flac"].license is None
-    assert found.refused == {}
-    tests = Got(tmp_path, pool={"split": "test"})
-    assert (len(tests.audio), tests.ignored) == (1, 4)
+def test_vggsound_clips_of_one_video_are_one_group(tmp_path: Path) -> None:
+    layouts.vggsound(tmp_path)
+    found = Candidates(tmp_path)
+    clips, frames = found.audio, found.images
+    assert len(clips) == len(frames) == 3, "clips without a row and rows without a clip are left out"
+    assert clips["audio/--0PQM4-hqg_000030.flac"].group == clips["audio/--0PQM4-hqg_000090.flac"].group
+    assert clips["audio/abcdefghijk_000002.flac"].source == "https://www.youtube.com/watch?v=abcdefghijk"
+    assert clips["audio/abcdefghijk_000002.flac"].license is None
+    assert found.rejected == {}
+    test = Candidates(tmp_path, pool={"split": "test"})
+    assert (len(test.audio), test.found.filtered_rows) == (1, 4)
 
 
 def test_audioset_segments(tmp_path: Path) -> None:
-    made.audioset(tmp_path)
-    (row,) = Got(tmp_path, holdout={"split": "eval"}).audio.values()
+    layouts.audioset(tmp_path)
+    (row,) = Candidates(tmp_path, holdout={"split": "eval"}).audio.values()
     assert row.source == "https://www.youtube.com/watch?v=--4gqARaEJE"
     assert row.holdout
 
 
 def test_coco(tmp_path: Path) -> None:
-    made.coco(tmp_path)
-    found = Got(tmp_path)
+    layouts.coco(tmp_path)
+    found = Candidates(tmp_path)
     rows = found.images
     assert {path: row.license for path, row in rows.items()} == {
         "val2017/000000000009.jpg": "CC-BY-NC-SA-2.0",
         "val2017/000000000025.jpg": "LicenseRef-Flickr-Commons",
     }
     assert rows["val2017/000000000025.jpg"].source == "http://images.cocodataset.org/25.jpg"
-    assert found.refused == {}, "train2017 was not downloaded"
+    assert found.rejected == {}, "train2017 was not downloaded"
 
 
 def test_webdataset(tmp_path: Path) -> None:
-    made.webdataset(tmp_path)
-    found = Got(tmp_path, holdout={"split": "test"})
+    layouts.webdataset(tmp_path)
+    found = Candidates(tmp_path, holdout={"split": "test"})
     images, audio = found.images, found.audio
     assert set(images) == {"train-000000.tar/000000.jpg", "train-000000.tar/000001.jpg", "test-000000.tar/a/000002.png"}
     first = audio["train-000000.tar/000000.flac"]
     assert (first.license, first.author, first.source) == ("CC-BY-4.0", "Dee", "https://example.org/1")
     assert audio["train-000000.tar/000001.flac"].license is None
     assert [path for path, row in images.items() if row.holdout] == ["test-000000.tar/a/000002.png"]
-    assert not found.says("secret")
+    assert not found.contain("secret")
 
 
-@pytest.mark.parametrize("make", [made.datasets_parquet, made.datasets_arrow])
+@pytest.mark.parametrize("make", [layouts.datasets_parquet, layouts.datasets_arrow])
 def test_datasets_folders(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path)
-    found = Got(tmp_path, holdout={"split": "test"})
+    found = Candidates(tmp_path, holdout={"split": "test"})
     assert (len(found.images), len(found.audio)) == (6, 6)
     train = [file for _, file in sorted(found.audio.items()) if not file.holdout]
     assert [row.license for row in train] == ["CC-BY-4.0", "CC-BY-SA-4.0", "CC0-1.0"], "the set's license fills the gaps"
     assert [row.author for row in train] == ["Eve", "Eve", None]
-    assert train[0].shown.endswith("00000000/audio/0.wav")
-    assert not found.says("bell")
+    assert train[0].path.endswith("00000000/audio/0.wav")
+    assert not found.contain("bell")
 
 
-def test_cc_parquet_downloads_nothing_and_says_so(tmp_path: Path) -> None:
-    made.cc_parquet(tmp_path)
-    found = Got(tmp_path)
-    assert found.layouts == {".": "parquet"}
+def test_cc_parquet_row_without_bytes_is_not_embedded(tmp_path: Path) -> None:
+    layouts.cc_parquet(tmp_path)
+    found = Candidates(tmp_path)
+    assert found.found.layouts == {".": "parquet"}
     assert {row.source for row in found.images.values()} == {"https://example.org/0.jpg", "https://example.org/1.jpg"}
-    assert found.refused == {"00000.parquet/00000002/jpg": "NOT_EMBEDDED"}
-    assert not found.says("secret")
+    assert found.rejected == {"00000.parquet/00000002/jpg": "NOT_EMBEDDED"}
+    assert not found.contain("secret")
 
 
-def test_pictures_of_one_set_and_sounds_of_another_make_a_catalog(tmp_path: Path) -> None:
-    made.coco(tmp_path / "pool/pictures")
-    made.webdataset(tmp_path / "pool/shards")
-    made.esc50(tmp_path / "pool/sounds")
-    made.datasets_parquet(tmp_path / "pool/tables")
-    made.datasets_arrow(tmp_path / "pool/arrows")
-    made.put(tmp_path / "pool/own/mine.png", made.picture(7, "PNG"))
+def test_catalog_of_several_data_sets(tmp_path: Path) -> None:
+    layouts.coco(tmp_path / "pool/pictures")
+    layouts.webdataset(tmp_path / "pool/shards")
+    layouts.esc50(tmp_path / "pool/sounds")
+    layouts.datasets_parquet(tmp_path / "pool/tables")
+    layouts.datasets_arrow(tmp_path / "pool/arrows")
+    layouts.put(tmp_path / "pool/own/mine.png", layouts.image(7, "PNG"))
     report = stage.run(CONFIG, ProjectPaths(tmp_path))
     assert report.metrics["layouts"] == {
         "arrows": "datasets", "pictures": "coco", "shards": "webdataset", "sounds": "esc50", "tables": "datasets",
@@ -160,51 +161,51 @@ def test_pictures_of_one_set_and_sounds_of_another_make_a_catalog(tmp_path: Path
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_metadata_table_or_the_word_files_keeps_the_old_ways(tmp_path: Path) -> None:
-    made.esc50(tmp_path)
-    plain = Got(tmp_path, layout="files")
+def test_layouts_files_and_table(tmp_path: Path) -> None:
+    layouts.esc50(tmp_path)
+    plain = Candidates(tmp_path, layout="files")
     assert len(plain.audio) == 4
     assert all(file.license is None for file in plain.audio.values())
-    assert plain.layouts == {}
+    assert plain.found.layouts == {}
     columns = {"file": "filename", "license": None, "author": None, "source": None, "group": None}
-    listed = Got(tmp_path, metadata="meta/esc50.csv", columns=CONFIG.columns.model_copy(update=columns))
-    assert set(listed.refused.values()) == {"FILE_MISSING"}, "the table alone says where files are"
+    listed = Candidates(tmp_path, metadata="meta/esc50.csv", columns=CONFIG.columns.model_copy(update=columns))
+    assert set(listed.rejected.values()) == {"FILE_MISSING"}, "only the table names files"
     with pytest.raises(ConfigError, match=r"ingest\.metadata is null"):
-        Got(tmp_path, layout="table")
-    with pytest.raises(ConfigError, match="split alone"):
-        Got(tmp_path, pool={"fold": "1"})
+        Candidates(tmp_path, layout="table")
+    with pytest.raises(ConfigError, match="filter by `split` only"):
+        Candidates(tmp_path, pool={"fold": "1"})
 
 
-def test_a_named_layout_that_is_not_there(tmp_path: Path) -> None:
-    made.put(tmp_path / "a.png", made.picture(1, "PNG"))
+def test_named_layout_without_its_files(tmp_path: Path) -> None:
+    layouts.put(tmp_path / "a.png", layouts.image(1, "PNG"))
     with pytest.raises(DataError, match="holds no tar file"):
-        Got(tmp_path, layout="webdataset")
+        Candidates(tmp_path, layout="webdataset")
     with pytest.raises(DataError, match="layout esc50"):
-        Got(tmp_path, layout="esc50")
+        Candidates(tmp_path, layout="esc50")
 
 
-def test_loose_media_beside_an_archive_are_no_layout() -> None:
+def test_loose_media_beside_an_archive_have_no_layout() -> None:
     assert detect_layout(["a.jpg", "old.tar"]) is None
     assert detect_layout(["a/000.tar", "a/001.tar", "readme.txt"]) == "webdataset"
     assert detect_layouts(["x/a.jpg", "y/meta/esc50.csv", "z.txt"]) == {"y/": "esc50"}
 
 
-# Archives of strangers.
+# Hostile archives.
 
 
 def job(folder: Path, name: str) -> ArchiveJob:
-    return ArchiveJob(str(folder), name, None, None, None, 1e8)
+    return ArchiveJob(str(folder), name, (), None, None, 1e8)
 
 
 @pytest.mark.fault
-def test_members_of_a_hostile_tar_are_refused_one_by_one(tmp_path: Path) -> None:
+def test_members_of_a_hostile_tar_are_rejected_separately(tmp_path: Path) -> None:
     import io
     import tarfile
 
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         names = ["ok.png", "../up.png", "/abs.png", "ok.png"]
         for name, payload in [
-            *((name, made.picture(seed, "PNG")) for seed, name in enumerate(names)),
+            *((name, layouts.image(seed, "PNG")) for seed, name in enumerate(names)),
             ("evil.jpg", b"%PDF-1.4"),
         ]:
             info = tarfile.TarInfo(name)
@@ -217,22 +218,22 @@ def test_members_of_a_hostile_tar_are_refused_one_by_one(tmp_path: Path) -> None
         device.type = tarfile.CHRTYPE
         archive.addfile(device)
     answer = list_archive(job(tmp_path, "x.tar"))
-    assert [file.shown for file in answer["files"]] == ["x.tar/ok.png"]
-    assert {item.shown: item.code for item in answer["refused"]} == {
+    assert [file.path for file in answer["files"]] == ["x.tar/ok.png"]
+    assert {item.path: item.code for item in answer["rejected"]} == {
         "x.tar/../up.png": "PATH_UNSAFE", "x.tar//abs.png": "PATH_UNSAFE", "x.tar/ok.png": "ARCHIVE_DUPLICATE",
         "x.tar/evil.jpg": "FORMAT_NOT_ALLOWED", "x.tar/link.png": "NOT_A_FILE", "x.tar/dev.wav": "NOT_A_FILE",
     }  # fmt: skip
 
 
 @pytest.mark.fault
-def test_a_cut_tar_keeps_what_came_before(tmp_path: Path) -> None:
-    made.webdataset(tmp_path)
+def test_truncated_tar_keeps_earlier_members(tmp_path: Path) -> None:
+    layouts.webdataset(tmp_path)
     whole = (tmp_path / "train-000000.tar").read_bytes()
     second = whole.index(b"000001.flac")
-    made.put(tmp_path / "cut.tar", whole[: second + 2000])
+    layouts.put(tmp_path / "cut.tar", whole[: second + 2000])
     answer = list_archive(job(tmp_path, "cut.tar"))
     assert len(answer["files"]) == 3
-    assert {item.code for item in answer["refused"]} == {"ARCHIVE_CORRUPT"}
+    assert {item.code for item in answer["rejected"]} == {"ARCHIVE_CORRUPT"}
 
 
 @pytest.mark.fault
@@ -242,100 +243,103 @@ def test_a_cut_tar_keeps_what_came_before(tmp_path: Path) -> None:
         (lambda raw, at: raw[: at + 150] + bytes([raw[at + 150] ^ 1]) + raw[at + 151 :], "the header at byte"),
         (lambda raw, at: raw[: at + 200], "without its end marker"),
         (lambda raw, at: raw[:at], "without its end marker"),
-        (lambda raw, at: raw[:at] + bytes(512) + raw[at + 512 :], "goes on after its end marker"),
-        (lambda raw, at: raw + raw, "goes on after its end marker"),
+        (lambda raw, at: raw[:at] + bytes(512) + raw[at + 512 :], "continues after its end marker"),
+        (lambda raw, at: raw + raw, "continues after its end marker"),
     ],
     ids=["one bit of a header", "cut in a header", "cut between members", "a header of zeros", "two tars"],
 )
-def test_a_damaged_tar_says_so_and_keeps_what_came_before(
+def test_damaged_tar_is_rejected_and_keeps_earlier_members(
     tmp_path: Path, damage: Callable[[bytes, int], bytes], reason: str
 ) -> None:
-    made.webdataset(tmp_path)
+    layouts.webdataset(tmp_path)
     raw = (tmp_path / "train-000000.tar").read_bytes()
-    made.put(tmp_path / "x.tar", damage(raw, raw.index(b"000001.jpg")))
+    layouts.put(tmp_path / "x.tar", damage(raw, raw.index(b"000001.jpg")))
     answer = list_archive(job(tmp_path, "x.tar"))
-    assert {file.shown for file in answer["files"]} >= {"x.tar/000000.jpg", "x.tar/000000.flac"}
-    (refused,) = answer["refused"]
-    assert (refused.shown, refused.code, reason in refused.reason) == ("x.tar", "ARCHIVE_CORRUPT", True), refused.reason
+    assert {file.path for file in answer["files"]} >= {"x.tar/000000.jpg", "x.tar/000000.flac"}
+    (rejected,) = answer["rejected"]
+    assert (rejected.path, rejected.code, reason in rejected.reason) == ("x.tar", "ARCHIVE_CORRUPT", True), rejected.reason
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("name", ["x.tar", "x.parquet", "x.arrow"])
-def test_rubbish_is_a_corrupt_archive(tmp_path: Path, name: str) -> None:
-    made.put(tmp_path / name, b"\x1f\x8b rubbish " * 300)
+def test_other_content_is_a_corrupt_archive(tmp_path: Path, name: str) -> None:
+    layouts.put(tmp_path / name, b"\x1f\x8b rubbish " * 300)
     answer = list_archive(job(tmp_path, name))
     assert answer["files"] == []
-    assert [item.code for item in answer["refused"]] == ["ARCHIVE_CORRUPT"]
+    assert [item.code for item in answer["rejected"]] == ["ARCHIVE_CORRUPT"]
 
 
 @pytest.mark.fault
-def test_tables_without_media_or_with_compression_name_the_reason(tmp_path: Path) -> None:
+def test_table_without_media_and_compressed_table(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "t.parquet")
-    (refused,) = list_archive(job(tmp_path, "t.parquet"))["refused"]
-    assert (refused.code, "it has text" in refused.reason) == ("ARCHIVE_NO_MEDIA", True)
-    rows = pa.table({"jpg": pa.array([made.picture(1)], pa.binary())})
+    (rejected,) = list_archive(job(tmp_path, "t.parquet"))["rejected"]
+    assert (rejected.code, "it has text" in rejected.reason) == ("ARCHIVE_NO_MEDIA", True)
+    rows = pa.table({"jpg": pa.array([layouts.image(1)], pa.binary())})
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with pa.OSFile(str(tmp_path / "z.arrow"), "wb") as sink, pa.ipc.new_stream(sink, rows.schema, options=options) as writer:
         writer.write_table(rows)
-    (refused,) = list_archive(job(tmp_path, "z.arrow"))["refused"]
-    assert "compressed" in refused.reason
+    (rejected,) = list_archive(job(tmp_path, "z.arrow"))["rejected"]
+    assert "compressed" in rejected.reason
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.struct([("bytes", pa.binary()), ("path", pa.string())])])
-def test_an_arrow_batch_without_bytes_is_not_embedded_and_the_next_ones_stay(tmp_path: Path, kind: pa.DataType) -> None:
+def test_arrow_batch_without_bytes_is_not_embedded(tmp_path: Path, kind: pa.DataType) -> None:
     def value(payload: bytes | None) -> Any:
         return {"bytes": payload, "path": "a.png"} if pa.types.is_struct(kind) else payload
 
     schema = pa.schema([("image", kind)])
     with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for batch in ([made.picture(1)], [None, None], [], [b""], [None, made.picture(2)]):
+        for batch in ([layouts.image(1)], [None, None], [], [b""], [None, layouts.image(2)]):
             writer.write_batch(pa.record_batch([pa.array([value(payload) for payload in batch], kind)], schema=schema))
     answer = list_archive(job(tmp_path, "x.arrow"))
-    assert [file.shown.split("/")[1] for file in answer["files"]] == ["00000000", "00000005"]
+    assert [file.path.split("/")[1] for file in answer["files"]] == ["00000000", "00000005"]
     codes = ["NOT_EMBEDDED", "NOT_EMBEDDED", "EMPTY_FILE", "NOT_EMBEDDED"]
-    assert [item.code for item in answer["refused"]] == codes
+    assert [item.code for item in answer["rejected"]] == codes
 
 
-def test_labels_leave_the_process_only_for_ground_truth(tmp_path: Path) -> None:
-    made.esc50(tmp_path)
+def test_labels_are_returned_only_for_ground_truth(tmp_path: Path) -> None:
+    layouts.esc50(tmp_path)
     names = ("meta/esc50.csv", "LICENSE")
-    silent = read_folder(DatasetFolderJob(str(tmp_path), "", "esc50", names))["rows"]
-    told = read_folder(DatasetFolderJob(str(tmp_path), "", "esc50", names, labels=True))["rows"]
-    assert not any("label" in row or "pair" in row for row in silent)
-    assert {row["label"] for row in told} == {"dog", "sea_waves"}
+    query = MetadataQuery("file", "license", "author", ("source",), ("group",), None, None)
+    plain = read_dataset_folder(DatasetFolderJob(str(tmp_path), "", "esc50", names, query))["rows"]
+    labelled = read_dataset_folder(DatasetFolderJob(str(tmp_path), "", "esc50", names, None))["rows"]
+    assert len(plain) == len(labelled)
+    assert not {"label", "pair"} & {field for row in plain for field in row._fields}
+    assert not {"dog", "sea_waves"} & {value for row in plain for value in row}
+    assert {row["label"] for row in labelled} == {"dog", "sea_waves"}
 
 
-def test_check_says_what_it_read(tmp_path: Path) -> None:
+def test_check_command_reports_layouts(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     from pipeline_steps.cli import app
 
-    made.audioset(tmp_path / "set")
-    made.cc_parquet(tmp_path / "web")
+    layouts.audioset(tmp_path / "set")
+    layouts.cc_parquet(tmp_path / "web")
     done = CliRunner().invoke(app, ["-C", str(tmp_path), "check", str(tmp_path), "--json"])
-    told = json.loads(done.output)
-    assert told["layouts"] == {"set": "audioset", "web": "parquet"}
-    assert (told["pictures"], told["sounds"], told["codes"]) == (2, 1, {"NOT_EMBEDDED": 1})
+    report = json.loads(done.output)
+    assert report["layouts"] == {"set": "audioset", "web": "parquet"}
+    assert (report["pictures"], report["sounds"], report["codes"]) == (2, 1, {"NOT_EMBEDDED": 1})
 
 
-def test_the_labels_command_writes_what_evaluate_reads(tmp_path: Path) -> None:
+def test_labels_command_writes_the_table_of_evaluate(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     from pipeline_steps.cli import app
     from pipeline_steps.evaluate.ground_truth import match, parse_manifest
 
     pool, out = tmp_path / "pool", tmp_path / "labels.csv"
-    made.webdataset(pool / "shards")
-    made.esc50(pool / "sounds")
-    refused = CliRunner().invoke(app, ["labels", str(pool), "--out", str(pool / "labels.csv")])
-    assert refused.exit_code == 2
+    layouts.webdataset(pool / "shards")
+    layouts.esc50(pool / "sounds")
+    rejected = CliRunner().invoke(app, ["labels", str(pool), "--out", str(pool / "labels.csv")])
+    assert rejected.exit_code == 2
     done = CliRunner().invoke(app, ["labels", str(pool), "--out", str(out), "--gold", "train"])
     assert done.exit_code == 0, done.output
     rows = parse_manifest(out.read_text(), "labels.csv")
     assert {row["label"] for row in rows} == {"dog", "sea_waves", "secret words", ""}
-    files = Got(pool).files
-    images = [{"image_id": file.item, "sources": [name]} for name, file in files.items() if file.kind == "image"]
-    audio = [{"audio_id": file.item, "sources": [name]} for name, file in files.items() if file.kind == "audio"]
+    files = Candidates(pool).files
+    images = [{"image_id": file.item_id, "sources": [name]} for name, file in files.items() if file.kind == "image"]
+    audio = [{"audio_id": file.item_id, "sources": [name]} for name, file in files.items() if file.kind == "audio"]
     truth = match(rows, images, audio)
     assert truth.unmatched == 0
     assert [pair.label for pair in truth.pairs] == ["dog", "secret words"]
@@ -356,15 +360,15 @@ def test_the_labels_command_writes_what_evaluate_reads(tmp_path: Path) -> None:
     ],
 )
 def test_spdx(text: object, wanted: str | None) -> None:
-    assert spdx(text) == wanted
+    assert spdx_id(text) == wanted
 
 
-def test_pairing_knows_public_domain_as_ingest_and_the_demo_spell_it() -> None:
+def test_public_domain_is_spelled_equally_in_ingest_and_pair() -> None:
     from pipeline_steps.pair.release.dataset_card import license_url
     from pipeline_steps.pair.release.license_terms import terms
 
     for text in ("Public Domain", "https://creativecommons.org/publicdomain/mark/1.0/", "LicenseRef-Public-Domain"):
-        license = spdx(text)
+        license = spdx_id(text)
         assert license == "LicenseRef-Public-Domain"
         assert (terms(license).publishable, terms(license).obligations) == (True, set())
         assert license_url(license).startswith("https://")

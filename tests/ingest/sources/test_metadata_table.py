@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline_steps.core.errors import DataError
-from pipeline_steps.ingest.sources.file_walk import unique_files
+from pipeline_steps.ingest.sources.file_walk import unique_rows
 from pipeline_steps.ingest.sources.metadata_table import (
     MetadataQuery,
     MetadataRow,
@@ -18,49 +18,49 @@ from pipeline_steps.ingest.sources.metadata_table import (
     read_metadata_table,
 )
 
-WANTED = MetadataQuery(
+QUERY = MetadataQuery(
     "file", "license", None, ("package", "source"), ("package", "source"), {"split": ("pool",)}, {"split": ("gold",)}
 )
 HEADER = "id,file,label,license,package,source,split\n"
 
 
-def read(folder: Path, text: str | bytes, wanted: MetadataQuery = WANTED) -> dict:
+def read(folder: Path, text: str | bytes, query: MetadataQuery = QUERY) -> dict:
     (folder / "table.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_metadata_table(MetadataTableJob(str(folder), "table.csv", wanted))
+    return read_metadata_table(MetadataTableJob(str(folder), "table.csv", query))
 
 
-def test_rows_of_the_pool_and_held_out(tmp_path: Path) -> None:
+def test_pool_and_holdout_filters(tmp_path: Path) -> None:
     text = HEADER + "1,a.png,dog,MIT,p,s,pool\n2,b.wav,dog,,p,,gold\n3,c.wav,cat,MIT,,,other\n\n"
     assert read(tmp_path, text) == {
         "rows": [
             MetadataRow("a.png", "MIT", None, "p/s", "p\x1fs", False, 1),
             MetadataRow("b.wav", None, None, "p/", "p\x1f", True, 2),
         ],
-        "ignored": 1,
+        "filtered": 1,
     }
 
 
-def test_only_configured_columns_are_asked_for() -> None:
+def test_only_configured_columns_are_read() -> None:
     class Strict(dict):
         def __getitem__(self, key: str) -> str:
-            assert key in WANTED.columns()
+            assert key in QUERY.columns()
             return "pool"
 
-    rows, _ = filter_rows([Strict()], WANTED)
+    rows, _ = filter_rows([Strict()], QUERY)
     assert len(rows) == 1
-    assert not {"label", "caption", "id"} & set(WANTED.columns())
+    assert not {"label", "caption", "id"} & set(QUERY.columns())
 
 
-def test_no_pool_filter_takes_the_rest(tmp_path: Path) -> None:
+def test_without_pool_filter_all_rows_are_read(tmp_path: Path) -> None:
     text = HEADER + "1,a.png,dog,MIT,p,s,pool\n2,b.wav,dog,,p,t,gold\n3,c.wav,cat,MIT,,,other\n"
-    answer = read(tmp_path, text, WANTED._replace(pool=None))
+    answer = read(tmp_path, text, QUERY._replace(pool=None))
     assert [(row.file, row.holdout, row.group) for row in answer["rows"]] == [
         ("a.png", False, "p\x1fs"), ("b.wav", True, "p\x1ft"), ("c.wav", False, None),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("file,license,package,sourc,split\n", "no column 'source'; did you mean 'sourc'?"),
         ("", "no column 'file'"),
@@ -70,8 +70,8 @@ def test_no_pool_filter_takes_the_rest(tmp_path: Path) -> None:
         (HEADER + "1," + "x" * 2_000_000 + ",,,,,\n", "field larger"),
     ],
 )
-def test_a_table_that_cannot_be_used_says_why(tmp_path: Path, text: str | bytes, said: str) -> None:
-    assert said in read(tmp_path, text)["error"]
+def test_error_of_an_unusable_table(tmp_path: Path, text: str | bytes, message: str) -> None:
+    assert message in read(tmp_path, text)["error"]
 
 
 def test_parquet_tables(tmp_path: Path) -> None:
@@ -79,20 +79,20 @@ def test_parquet_tables(tmp_path: Path) -> None:
         {name: ["x", None] for name in HEADER.strip().split(",")} | {"split": ["pool", "pool"], "file": ["a", "b"]}
     )
     pq.write_table(table, tmp_path / "table.parquet")
-    answer = read_metadata_table(MetadataTableJob(str(tmp_path), "table.parquet", WANTED))
+    answer = read_metadata_table(MetadataTableJob(str(tmp_path), "table.parquet", QUERY))
     assert [(row.file, row.license, row.source) for row in answer["rows"]] == [("a", "x", "x/x"), ("b", None, None)]
     (tmp_path / "table.parquet").write_bytes(b"PAR1 not really PAR1")
-    assert "error" in read_metadata_table(MetadataTableJob(str(tmp_path), "table.parquet", WANTED))
+    assert "error" in read_metadata_table(MetadataTableJob(str(tmp_path), "table.parquet", QUERY))
 
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_table_or_an_error(tmp_path_factory: pytest.TempPathFactory, text: bytes) -> None:
     answer = read(tmp_path_factory.getbasetemp(), b"file,license,package,source,split\n" + text)
-    assert set(answer) in ({"rows", "ignored"}, {"error"})
+    assert set(answer) in ({"rows", "filtered"}, {"error"})
 
 
-def test_c6_one_file_described_twice() -> None:
+def test_c6_rows_that_describe_one_file_twice() -> None:
     first = MetadataRow("a.png", "MIT", None, None, None, False, 1)
-    assert unique_files([first, first._replace(line=9)]) == [first]
+    assert unique_rows([first, first._replace(line=9)]) == [first]
     with pytest.raises(DataError, match=r"rows 1 and 4 .* a\.png and differ in license, holdout"):
-        unique_files([first, first._replace(license="CC0-1.0", holdout=True, line=4)])
+        unique_rows([first, first._replace(license="CC0-1.0", holdout=True, line=4)])

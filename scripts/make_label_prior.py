@@ -1,37 +1,35 @@
-"""Make `pipeline_steps/caption/label_prior.csv`: how often the tagger says each label over the pool pictures.
+"""Write `pipeline_steps/caption/label_prior.csv`: the mean probability of each label of the tagger over the pool images.
 
-    python benchmarks/label_prior.py [--root DIR]
+    python scripts/make_label_prior.py [--root DIR]
 
-Reads catalog, media and weights of the project in DIR; the tagger has its default models. Held-out pictures and labels take no
-part.
+Reads catalog, media and weights of the project in DIR and uses the default models of the tagger. Held-out images and labels
+are not used.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from pipeline_steps.caption.captioners.base import CaptionOptions
+from pipeline_steps.caption.captioners.tagger import TaggerCaptioner, TaggerConfig
+from pipeline_steps.caption.lexicon import IMAGENET
+from pipeline_steps.core.media_shards import MediaShardReader
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.schemas import IMAGES
+from pipeline_steps.core.tables import read_table
+
 PROJECT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(PROJECT))
 
-from pipeline_steps.caption.captioners.base import CaptionOptions  # noqa: E402
-from pipeline_steps.caption.captioners.tagger import TaggerCaptioner, TaggerConfig  # noqa: E402
-from pipeline_steps.caption.lexicon import IMAGENET  # noqa: E402
-from pipeline_steps.core.media_shards import MediaShardReader  # noqa: E402
-from pipeline_steps.core.project_paths import ProjectPaths  # noqa: E402
-from pipeline_steps.core.schemas import IMAGES  # noqa: E402
-from pipeline_steps.core.tables import read_table  # noqa: E402
-
-LEAST = 5e-6
+MIN_PRIOR = 5e-6
 
 
 def main() -> None:
-    """Write the mean probability of each label; those below 5e-6 are left out and count as 0."""
+    """Write the mean probability of each label; smaller ones than `MIN_PRIOR` are left out and count as 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--root", type=Path, default=PROJECT)
     options = parser.parse_args()
@@ -51,9 +49,9 @@ def main() -> None:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(["index", "label", "prior"])
         for index, value in enumerate(total / len(pool)):
-            if value >= LEAST:
+            if value >= MIN_PRIOR:
                 writer.writerow([index, labels[index], f"{value:.6f}"])
-    print(f"prior of {len(pool)} pictures written")
+    print(f"label prior of {len(pool)} images written")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The demo data: every file has a manifest row, every row a file and a license whose text lies beside it."""
+"""Demo data: every file has a manifest row, every row a file and a license with its text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def rows(demo: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
-def test_every_license_of_the_manifest_has_its_text(demo: Path) -> None:
+def test_every_license_has_its_text(demo: Path) -> None:
     used = {row["licence"] for row in rows(demo)}
     texts = {path.stem: path.read_text(encoding="utf-8") for path in (demo / "LICENSES").glob("*.txt")}
     assert set(texts) == used
@@ -36,7 +36,7 @@ def test_files_and_rows_are_the_same_set(demo: Path) -> None:
     assert sorted(found) == sorted(listed)
 
 
-def test_every_work_may_be_shared_and_names_its_author(demo: Path) -> None:
+def test_every_work_is_publishable_and_has_an_author(demo: Path) -> None:
     for row in rows(demo):
         assert terms(row["licence"]).publishable, row["file"]
         assert row["author"], row["file"]
@@ -44,7 +44,7 @@ def test_every_work_may_be_shared_and_names_its_author(demo: Path) -> None:
         assert row["package_version"], row["file"]
 
 
-def test_the_readme_keeps_the_programs_license_away(demo: Path) -> None:
+def test_readme_excludes_the_data_from_the_program_license(demo: Path) -> None:
     text = (demo / "README.md").read_text(encoding="utf-8")
     assert "Apache-2.0" in text
     assert "does not cover" in text

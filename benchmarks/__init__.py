@@ -1,0 +1,1 @@
+"""Benchmarks. Run them from the project root as `python -m benchmarks.NAME`."""
