@@ -51,24 +51,6 @@ class SoundCaptioner(PretrainedModel, Protocol):
 
 
 @runtime_checkable
-class TextAudioEncoder(PretrainedModel, Protocol):
-    """Texts and sounds -> unit rows of one space."""
-
-    @property
-    def dimension(self) -> int:
-        """Numbers in a vector."""
-        ...
-
-    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
-        """Unit rows [N, dimension]."""
-        ...
-
-    def encode_sounds(self, sounds: Sequence[FloatArray]) -> FloatArray:
-        """Unit rows [N, dimension] of mono 48 kHz sounds."""
-        ...
-
-
-@runtime_checkable
 class AudioTokenizer(PretrainedModel, Protocol):
     """A sound -> tokens for cross-attention."""
 
