@@ -14,7 +14,7 @@ NAMES = ("clap", "laion_clap", "yamnet_minilm")
 
 
 def test_registered_encoders_are_complete() -> None:
-    assert TEXT_AUDIO_ENCODERS.names() == NAMES
+    assert set(TEXT_AUDIO_ENCODERS.names()) >= set(NAMES)
     for name in NAMES:
         encoder = TEXT_AUDIO_ENCODERS.get(name)
         assert not getattr(encoder, "__abstractmethods__", None)
