@@ -44,7 +44,7 @@ import transformers  # noqa: E402
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel  # noqa: E402
 
 from pipeline_steps.core.l2_normalize import l2_normalize  # noqa: E402
-from pipeline_steps.embed.int8_check import neighbour_agreement  # noqa: E402
+from pipeline_steps.embed.int8_check import neighbor_agreement  # noqa: E402
 from pipeline_steps.models.text_audio.clap import ClapEncoder  # noqa: E402
 from tests.factories.checkpoints.clap import TEXTS, clap_checkpoint  # noqa: E402
 
@@ -85,11 +85,11 @@ def read(file: Path) -> np.ndarray:
 def compare(encoders: dict[str, ClapEncoder], pool: list[Path]) -> None:
     """What the guard measures on the pool: the first backend's neighbours against those of the others."""
     sounds = [read(file) for file in pool]
-    vectors = {name: encoder.encode_sounds(sounds) for name, encoder in encoders.items()}
+    vectors = {name: encoder.encode_audio(sounds) for name, encoder in encoders.items()}
     base = next(iter(vectors))
     middle = vectors[base].mean(0)
     for name in list(vectors)[1:]:
-        found = ", ".join(f"{key} {value:.4f}" for key, value in neighbour_agreement(vectors[base], vectors[name]).items())
+        found = ", ".join(f"{key} {value:.4f}" for key, value in neighbor_agreement(vectors[base], vectors[name]).items())
         apart = (l2_normalize(vectors[base] - middle) * l2_normalize(vectors[name] - middle)).sum(1).mean()
         print(f"agreement of {name} with {base}: {found}, cosine about the pool's mean {apart:.4f}")
     others = (vectors[base] @ vectors[base].T)[~np.eye(len(pool), dtype=bool)]
@@ -105,7 +105,7 @@ def ask_for_gold(encoders: dict[str, ClapEncoder], folder: Path, pool: list[Path
     sounds = [read(file) for file in [*gold, *(file for file in pool if file.read_bytes() not in known)]]
     base: np.ndarray | None = None
     for name, encoder in encoders.items():
-        scores = encoder.encode_texts([row["label"].replace("_", " ") for row in rows]) @ encoder.encode_sounds(sounds).T
+        scores = encoder.encode_texts([row["label"].replace("_", " ") for row in rows]) @ encoder.encode_audio(sounds).T
         hits = np.array([(score > score[place]).sum() < 10 for place, score in enumerate(scores)], float)
         base = hits if base is None else base
         print(f"gold: {name:16} R@10 {hits.mean():.4f} of {len(rows)}, loss {100 * (base.mean() - hits.mean()):+.2f} points")
@@ -141,7 +141,7 @@ def main() -> None:
 
         encoders = {backend: ClapEncoder(str(folder), backend=backend).load() for backend in arguments.backends}
         ours = {
-            f"clap, {name}": lambda encoder=encoder: encoder.encode_sounds([read(file) for file in files])
+            f"clap, {name}": lambda encoder=encoder: encoder.encode_audio([read(file) for file in files])
             for name, encoder in encoders.items()
         }
         if files:

@@ -45,8 +45,9 @@ from pipeline_steps.ingest.decoding.decode import decode
 from pipeline_steps.ingest.sources.file_walk import inspect_file
 from pipeline_steps.ingest.stage import build_decode_job
 from pipeline_steps.models.text_audio.yamnet_minilm import YamnetMiniLMEncoder, softmax_over_tags
+from pipeline_steps.retrieve.config import HubnessCorrectionConfig
 from pipeline_steps.retrieve.index.exact import ExactIndex
-from pipeline_steps.retrieve.ranking import hub_report, rank_neighbours
+from pipeline_steps.retrieve.ranking import hubness_report, rank_neighbors
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -109,8 +110,8 @@ def read_sounds(
                 labels.append(set())
                 pool.append(False)
                 samples = soundfile.read(io.BytesIO(item[1]), dtype="float32")[0]
-                posteriors.append(bridge.posteriors(samples))
-                plain_posteriors.append(plain.posteriors(samples))
+                posteriors.append(bridge.prepare_audio(samples))
+                plain_posteriors.append(plain.prepare_audio(samples))
             place = found[item[0]]
             labels[place].add(row["label"])
             pool[place] = pool[place] or is_pool
@@ -194,10 +195,10 @@ def development(bridge: YamnetMiniLMEncoder, plain: YamnetMiniLMEncoder, candida
     posteriors, plain_posteriors = candidates.posteriors[rows], candidates.plain_posteriors[rows]
     named = YamnetMiniLMEncoder(bridge.yamnet.assets, phrase_weight=0.0, temperature=bridge.temperature).load()
     scores: dict[str, FloatArray] = {
-        "plain bridge": plain.encode_texts(texts) @ plain.sounds_from_posteriors(plain_posteriors).T,
+        "plain bridge": plain.encode_texts(texts) @ plain.audio_vectors(plain_posteriors).T,
         "quick try: softmax 0.05, log posterior / prior": quick_try(bridge, texts, plain_posteriors, plain_posteriors.mean(0)),
-        "ours without hand-written phrases": named.encode_texts(texts) @ named.sounds_from_posteriors(posteriors).T,
-        "ours": bridge.encode_texts(texts) @ bridge.sounds_from_posteriors(posteriors).T,
+        "ours without hand-written phrases": named.encode_texts(texts) @ named.audio_vectors(posteriors).T,
+        "ours": bridge.encode_texts(texts) @ bridge.audio_vectors(posteriors).T,
     }
     report: dict[str, Any] = {"space": {}, "hubs": {}}
     print(f"\nDevelopment: {len(texts)} labels as texts -> {len(rows)} pool sounds")
@@ -206,14 +207,15 @@ def development(bridge: YamnetMiniLMEncoder, plain: YamnetMiniLMEncoder, candida
         precision = float(np.mean([average_precision(row, wanted) for row, wanted in zip(score, relevant, strict=True)]))
         report["space"][name] = {"R@1": float((ranks <= 1).mean()), "R@10": float((ranks <= 10).mean()), "mAP": precision}
         print(f"  {name:48s} R@1 {(ranks <= 1).mean():.3f}  R@10 {(ranks <= 10).mean():.3f}  mAP {precision:.3f}")
-    vectors, sounds = bridge.encode_texts(texts), bridge.sounds_from_posteriors(posteriors)
+    vectors, sounds = bridge.encode_texts(texts), bridge.audio_vectors(posteriors)
     plain_rows = ExactIndex(sounds).search(vectors, 10)[0]
     for name, method, beta in (("none", "none", 1.0), ("csls", "csls", 1.0), ("dis 5", "dis", 5.0), ("dis 20", "dis", 20.0)):
-        found = rank_neighbours(ExactIndex(sounds), vectors, sounds, len(rows), method, 20, beta, 2000, 0).rows  # type: ignore[arg-type]
+        correction = HubnessCorrectionConfig.model_validate({"method": method, "k": 20, "beta": beta})
+        found = rank_neighbors(ExactIndex(sounds), vectors, sounds, len(rows), correction, 2000, 0).rows
         hits = [wanted[row] for row, wanted in zip(found, relevant, strict=True)]
         top = float(np.mean([hit[0] for hit in hits]))
         ten = float(np.mean([hit[:10].any() for hit in hits]))
-        after = hub_report(plain_rows, found, len(rows))["after"]
+        after = hubness_report(plain_rows, found, len(rows))["corrected"]
         report["hubs"][name] = {"R@1": top, "R@10": ten, **after}
         print(f"  damping {name:8s} R@1 {top:.3f}  R@10 {ten:.3f}  {after}")
     return report
@@ -239,7 +241,7 @@ def main() -> int:
     layout = ProjectPaths(options.root)
 
     bridge = build_encoder(EmbedConfig(), layout).load()
-    plain = YamnetMiniLMEncoder(layout.assets, recipe="plain", loudness_power=0.0).load()
+    plain = YamnetMiniLMEncoder(layout.assets, text_pooling="plain", loudness_power=0.0).load()
     gold_rows = manifest(options.gold, "gold")
     pictures = [row for row in gold_rows if row["kind"] == "image" and row["pair"]]
     gold_sounds = [row for row in gold_rows if row["kind"] == "sound"]
@@ -247,8 +249,8 @@ def main() -> int:
     folders = [(options.gold, gold_sounds, False), (options.pool, pool_sounds, True)]
     candidates, pair_rows = read_sounds(bridge, plain, folders)
     images = read_pictures(options.gold, pictures)
-    sound_vectors = bridge.sounds_from_posteriors(candidates.posteriors)
-    plain_vectors = plain.sounds_from_posteriors(candidates.plain_posteriors)
+    sound_vectors = bridge.audio_vectors(candidates.posteriors)
+    plain_vectors = plain.audio_vectors(candidates.plain_posteriors)
     labels = [row["label"] for row in pictures]
 
     captioner = build_captioner(CaptionConfig(), layout).load()

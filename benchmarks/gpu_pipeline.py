@@ -140,7 +140,7 @@ def clap(scratch: Path, rounds: int) -> list[dict[str, Any]]:
 
     def ours(chosen: list[Path] = files) -> np.ndarray:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return encoder.encode_prepared(list(pool.map(lambda file: encoder.prepare(read(file)), chosen)))
+            return encoder.audio_rows(list(pool.map(lambda file: encoder.prepare_audio(read(file)), chosen)))
 
     wanted, made = plain(), ours(few)
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)

@@ -167,9 +167,9 @@ def sample_shards(layout: ProjectPaths, images: pa.Array, sounds: pa.Array, rand
 def retrieve(layout: ProjectPaths, trees: int) -> dict[str, object]:
     from pipeline_steps.retrieve.stage import RetrieveConfig, run
 
-    report = run(RetrieveConfig(annoy_trees=trees), layout)
+    report = run(RetrieveConfig.from_params({"annoy": {"trees": trees}}), layout)
     report.check_balance()
-    return {name: report.metrics.get(name) for name in ("search", "cluster", "cluster_among_texts", "annoy_recall_at_10")}
+    return {name: report.metrics.get(name) for name in ("index", "ivf", "ivf_among_texts", "annoy_recall_at_10")}
 
 
 def pair(layout: ProjectPaths) -> dict[str, object]:

@@ -122,7 +122,7 @@ def compare(kind: str, n: int, arguments: argparse.Namespace) -> None:
     made = [
         measured("matrix product", lambda: product(items), few),
         measured("ours, exact", lambda: lambda some: exact.search(some, K)[0], few),
-        measured("ours, cluster", cells, arguments.batch),
+        measured("ours, ivf", cells, arguments.batch),
     ]
     titles = {"flat": "faiss IndexFlatIP", "ivf": "faiss IVF, 32 probes", "hnswlib": "hnswlib, ef 100",
               "annoy": "annoy, 50 000 nodes", "usearch": "usearch, f16"}  # fmt: skip

@@ -424,7 +424,14 @@ def test_find_hears_a_dog_and_writes_its_bark(root: Path, assets: Path, tmp_path
     layout.assets.symlink_to(assets)
     section = {"root": str(pool), "metadata": None, "pool": None, "holdout": None}
     layout.params.write_text(
-        json.dumps({"ingest": section, "caption": {}, "embed": {"recipe": "plain"}, "retrieve": {"recall_floor": 0.0}})
+        json.dumps(
+            {
+                "ingest": section,
+                "caption": {},
+                "embed": {"yamnet_minilm": {"text_pooling": "plain"}},
+                "retrieve": {"annoy": {"min_recall": 0.0}},
+            }
+        )
     )
     for stage in ("ingest", "caption", "embed", "retrieve"):
         run_stage(stage, layout)

@@ -68,7 +68,7 @@ def rank_audio(layout: ProjectPaths, params: dict[str, Any], events: list[dict[s
     from pipeline_steps.retrieve.stage import open_pool_index
 
     config = parse_section(RetrieveConfig, "retrieve", params)
-    index, vectors, audio_ids = open_pool_index(layout, config.annoy_search_k)
+    index, vectors, audio_ids = open_pool_index(layout, config)
     chosen = parse_section(EmbedConfig, "embed", params)
     encoder = build_encoder(chosen, layout).load()
     phrases = [event["phrase"] for event in events]

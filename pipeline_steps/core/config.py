@@ -65,8 +65,13 @@ class StageConfig(BaseModel):
         return model
 
     def implementation_config(self, name: str) -> Any:
-        """Configuration of the implementation `name`; None if it has none."""
-        return getattr(self, name, None)
+        """Configuration of the implementation `name`, its default if the section has no such group; None if it has none."""
+        group = getattr(self, name, None)
+        if isinstance(group, StageConfig):
+            return group
+        registries = [registry for registry in self.registries.values() if name in registry]
+        models = [getattr(registry.get(name), "config_class", None) for registry in registries]
+        return next((model() for model in models if model is not None), None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A model made by `with_groups` has no importable name: pickle stores its base and its values.

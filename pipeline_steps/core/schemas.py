@@ -135,8 +135,8 @@ AUDIO_IDS = TableSchema(
     ("row",),
 )
 
-NEIGHBOURS = TableSchema(
-    "neighbours",
+NEIGHBORS = TableSchema(
+    "neighbors",
     pa.schema(
         [
             _field("text_id", pa.string()),

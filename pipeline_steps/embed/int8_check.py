@@ -1,4 +1,4 @@
-"""May 8-bit vectors stand for float32 ones? Measured on the pool's own sounds before they are used, and never with labels."""
+"""Agreement of 8-bit and float32 audio vectors, measured on clips of the pool without labels."""
 
 from __future__ import annotations
 
@@ -7,45 +7,49 @@ from typing import Any
 
 import numpy as np
 
-from pipeline_steps.core.array_types import FloatArray
+from pipeline_steps.core.array_types import FloatArray, IntArray
 
-SAMPLE = 256
-"""Sounds of a pool that are embedded both ways, at most."""
-FEWEST = 40
-"""Below so many sounds ten neighbours say little, and there is no time to be saved either."""
-NEIGHBOURS = 10
+MAX_CLIPS = 256
+"""Largest number of clips that are encoded both ways."""
+MIN_CLIPS = 40
+"""Smallest number of clips to compare: with fewer, the ten nearest are too large a part, and 8 bits save no time."""
+NEIGHBORS = 10
 
 
 def calibration_sample(audio_ids: Sequence[str]) -> list[str]:
-    """The sounds to measure on. Ids are hashes of content: their order is random, and a new sound displaces one at most."""
-    return sorted(audio_ids)[:SAMPLE]
+    """Clips to compare: the `MAX_CLIPS` smallest ids.
+
+    Ids are content hashes, so this is a random sample, and a new clip replaces at most one of them.
+    """
+    return sorted(audio_ids)[:MAX_CLIPS]
 
 
-def neighbour_agreement(exact: FloatArray, quick: FloatArray) -> dict[str, Any]:
-    """How well the rows of `quick` [N, D] stand for those of `exact` [N, D], both of unit length, N above 10.
+def neighbor_agreement(exact: FloatArray, quantized: FloatArray) -> dict[str, Any]:
+    """Agreement of the nearest neighbors by `quantized` [N, D] and by `exact` [N, D], unit rows, N above 10.
 
-    Texts stay in float32, so the float32 rows ask here as well: each of them ranks all other sounds, once by their rows of
-    `exact`, once by those of `quick`. A network that turns all its vectors alike keeps its own neighbours and is still found.
+    Texts stay in float32, so the queries are the float32 rows: each of them ranks all other clips, once by their rows of
+    `exact` and once by those of `quantized`. A network that rotates all vectors alike keeps the neighbors among its own rows,
+    and is detected nevertheless.
 
     Returns:
-        recall_at_10: share of queries whose nearest sound is among their ten nearest by `quick`: the recall@10 of one
-            right answer, as on gold pairs. shared_at_10: share of the ten nearest that are the same by both.
-            cosine_mean, cosine_min: of a sound's two vectors.
+        recall_at_10: fraction of queries whose nearest clip is among their ten nearest by `quantized`: the recall@10 of one
+            correct answer, as on labeled pairs. shared_at_10: fraction of the ten nearest that both have in common.
+            cosine_mean, cosine_min: of the two vectors of a clip.
     """
-    right = _nearest(exact @ exact.T)
-    found = _nearest(exact @ quick.T)
-    cosines = (exact.astype(np.float64) * quick).sum(1)
-    shared = [len(np.intersect1d(one, other)) / NEIGHBOURS for one, other in zip(right, found, strict=True)]
+    expected = _nearest(exact @ exact.T)
+    found = _nearest(exact @ quantized.T)
+    cosines = (exact.astype(np.float64) * quantized).sum(1)
+    shared = [len(np.intersect1d(one, other)) / NEIGHBORS for one, other in zip(expected, found, strict=True)]
     return {
         "sounds": len(exact),
-        "recall_at_10": float(np.mean((found == right[:, :1]).any(1))),
+        "recall_at_10": float(np.mean((found == expected[:, :1]).any(1))),
         "shared_at_10": float(np.mean(shared)),
         "cosine_mean": float(cosines.mean()),
         "cosine_min": float(cosines.min()),
     }
 
 
-def _nearest(scores: FloatArray) -> np.ndarray:
-    """The ten best others [N, 10] of each row of [N, N]; among equals the first."""
+def _nearest(scores: FloatArray) -> IntArray:
+    """The ten best other columns [N, 10] of each row of [N, N]; of equal scores the first."""
     others = np.where(np.eye(len(scores), dtype=bool), -np.inf, scores)
-    return np.argsort(-others, axis=1, kind="stable")[:, :NEIGHBOURS]
+    return np.argsort(-others, axis=1, kind="stable")[:, :NEIGHBORS]

@@ -29,7 +29,7 @@ from pipeline_steps.core.schemas import (
     AUDIO_IDS,
     EVENTS,
     IMAGES,
-    NEIGHBOURS,
+    NEIGHBORS,
     PAIRS,
     QUARANTINE,
     TEXT_IDS,
@@ -48,7 +48,7 @@ from pipeline_steps.evaluate.evaluation_plan import (
 )
 from pipeline_steps.evaluate.generation import ImageGenerator, render
 from pipeline_steps.evaluate.ground_truth import GroundTruth, match, parse_manifest
-from pipeline_steps.evaluate.judges.feature_extractors import VECTOR, CacheFactory, build_audio_judge, build_image_judge
+from pipeline_steps.evaluate.judges.feature_extractors import VECTOR, build_audio_judge, build_image_judge
 from pipeline_steps.evaluate.judges.hub_vision_model import HubImageFeatureExtractor
 from pipeline_steps.evaluate.judges.independence import check_judge_independence, families_in, undeclared_family_warnings
 from pipeline_steps.evaluate.judges.whitened_space import MIN_REFERENCE
@@ -142,7 +142,7 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, source: ImageGenerato
             "enlarge the pool",
         )
     known = EvaluationContext(truth.labels, image_groups, trained, reference, item_texts(agenda, tables.pairs, tables.events))
-    retrieval, ranks = _retrieval(config, layout, open_memo, inputs, agenda, audio_groups)
+    retrieval, ranks = _retrieval(config, layout, inputs, agenda, audio_groups)
     assessment = run_evaluation(config, agenda, known, source, media, eyes, ears, open_memo)
     report.computed, report.reused = assessment.computed, assessment.reused
     evaluation: Row = {**assessment.evaluation, "protocol": _protocol(config, source, inputs, shared)}
@@ -216,7 +216,7 @@ def read_inputs(config: EvaluateConfig, layout: ProjectPaths, model_families: fr
     }
     return EvaluationInputs(
         tables,
-        read(layout.retrieval / "neighbours.parquet", NEIGHBOURS),
+        read(layout.retrieval / "neighbors.parquet", NEIGHBORS),
         _json(layout.pairs / "stats.json"),
         truth,
         took_part,
@@ -257,7 +257,6 @@ def write_report(folder: Path, files: Mapping[str, bytes]) -> None:
 def _retrieval(
     config: EvaluateConfig,
     layout: ProjectPaths,
-    open_memo: CacheFactory,
     inputs: EvaluationInputs,
     agenda: EvaluationPlan,
     audio_groups: Mapping[str, str],
@@ -276,7 +275,8 @@ def _retrieval(
         events.setdefault(event["image_id"], []).append(event)
     labels = sorted({pair.label for pair in inputs.truth.pairs if pair.label is not None})
     probe = text_rows[0]["phrase"] if text_rows else None
-    vectors = label_vectors(layout, open_memo, meta, labels, probe, texts[0]) if labels and probe is not None else None
+    cache_url = config.cache_dir or str(layout.result_cache)
+    vectors = label_vectors(layout, cache_url, meta, labels, probe, texts[0]) if labels and probe is not None else None
     found = gold_retrieval(
         inputs.truth.pairs,
         space,

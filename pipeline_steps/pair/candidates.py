@@ -1,4 +1,4 @@
-"""What each picture could sound like: its events' neighbours, calibrated, weighed and joined into one list per picture."""
+"""What each picture could sound like: its events' neighbors, calibrated, weighed and joined into one list per picture."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ KEY_SPAN = 2**62
 """Largest sort key that is packed into one integer."""
 
 CHUNK = 20_000
-"""Events expanded at a time: bounds the memory at events x neighbours of one chunk."""
+"""Events expanded at a time: bounds the memory at events x neighbors of one chunk."""
 
 
 @dataclass(frozen=True, slots=True)
-class NeighbourArrays:
-    """Rows of the neighbour table as arrays, ordered by text then rank: rows of text t are `starts[t]:starts[t + 1]`."""
+class NeighborArrays:
+    """Rows of the neighbor table as arrays, ordered by text then rank: rows of text t are `starts[t]:starts[t + 1]`."""
 
     starts: IntArray
     sound: IntArray
@@ -42,7 +42,7 @@ class EventArrays:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Edges picture -> sound, ordered by picture and falling value; `event` and `row` say which event and neighbour won."""
+    """Edges picture -> sound, ordered by picture and falling value; `event` and `row` say which event and neighbor won."""
 
     picture: IntArray
     sound: IntArray
@@ -91,10 +91,10 @@ def event_weight(salience: DoubleArray, confidence: DoubleArray, emphasis: float
     return np.asarray(np.clip(salience * confidence, 1e-6, 1.0) ** emphasis)
 
 
-def normalize_scores(neighbours: NeighbourArrays, admissible: npt.NDArray[np.bool_]) -> DoubleArray:
+def normalize_scores(neighbors: NeighborArrays, admissible: npt.NDArray[np.bool_]) -> DoubleArray:
     """Damped scores in units of their standard deviation above the lowest admissible one; at least `FLOOR`."""
-    result = np.full(len(neighbours.damped), FLOOR)
-    damped = neighbours.damped[admissible]
+    result = np.full(len(neighbors.damped), FLOOR)
+    damped = neighbors.damped[admissible]
     if len(damped):
         result[admissible] = np.maximum((damped - damped.min()) / max(float(damped.std()), 1e-9), FLOOR)
     return result
@@ -102,7 +102,7 @@ def normalize_scores(neighbours: NeighbourArrays, admissible: npt.NDArray[np.boo
 
 def build_candidates(
     events: EventArrays,
-    neighbours: NeighbourArrays,
+    neighbors: NeighborArrays,
     value: DoubleArray,
     admissible: npt.NDArray[np.bool_],
     combine: str,
@@ -111,7 +111,7 @@ def build_candidates(
     """Value of every (picture, sound): over the picture's events, the largest weight x value ("max") or
     sum(weight x value) / sum(weight) ("mean", where an event that does not list the sound counts 0); best `keep` a picture.
 
-    Inadmissible neighbour rows are no candidates. The winning event is the one that contributes most, the earlier in a tie.
+    Inadmissible neighbor rows are no candidates. The winning event is the one that contributes most, the earlier in a tie.
     """
     parts: list[Candidates] = []
     at = 0
@@ -119,7 +119,7 @@ def build_candidates(
         end = min(at + CHUNK, len(events.picture))
         while end < len(events.picture) and events.picture[end] == events.picture[end - 1]:
             end += 1
-        parts.append(_join_chunk(events, at, end, neighbours, value, admissible, combine, keep))
+        parts.append(_join_chunk(events, at, end, neighbors, value, admissible, combine, keep))
         at = end
     if not parts:
         empty = np.zeros(0, dtype=np.int64)
@@ -131,19 +131,19 @@ def _join_chunk(
     events: EventArrays,
     at: int,
     end: int,
-    neighbours: NeighbourArrays,
+    neighbors: NeighborArrays,
     value: DoubleArray,
     admissible: npt.NDArray[np.bool_],
     combine: str,
     keep: int,
 ) -> Candidates:
     text = events.text[at:end]
-    lengths = neighbours.starts[text + 1] - neighbours.starts[text]
+    lengths = neighbors.starts[text + 1] - neighbors.starts[text]
     event = np.repeat(np.arange(at, end), lengths)
     bounds = np.concatenate([[0], np.cumsum(lengths)])
-    row = np.arange(bounds[-1]) - np.repeat(bounds[:-1] - neighbours.starts[text], lengths)
+    row = np.arange(bounds[-1]) - np.repeat(bounds[:-1] - neighbors.starts[text], lengths)
     event, row = event[admissible[row]], row[admissible[row]]
-    picture, sound = events.picture[event], neighbours.sound[row]
+    picture, sound = events.picture[event], neighbors.sound[row]
     contribution = events.weight[event] * value[row]
     if combine == "max":
         begins, best = _largest(event, picture, sound, contribution)

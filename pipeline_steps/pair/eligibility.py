@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline_steps.core.errors import DataError
-from pipeline_steps.pair.candidates import EventArrays, NeighbourArrays, event_weight
+from pipeline_steps.pair.candidates import EventArrays, NeighborArrays, event_weight
 from pipeline_steps.pair.duplicate_groups import merge, near_duplicates
 from pipeline_steps.pair.release.license_terms import terms
 
@@ -42,7 +42,7 @@ class EligibleImages:
 
 
 def license_allowed(license: str | None, rule: str) -> bool:
-    """Does the `licenses` rule of the configuration let this license into pairs?"""
+    """Does the `license_policy` of the configuration let this license into pairs?"""
     if rule == "any":
         return True
     found = terms(license)
@@ -73,7 +73,7 @@ def eligible_audio(catalog: Sequence[Row], vectors: Vectors, cosine: float, rule
     if not admitted:
         raise DataError(
             f"no sound may be paired: {len(rows)} in the catalog, excluded {dict(excluded)}, the rest is held out",
-            "check data/catalog/audio.parquet, pair.licenses and pair.audio_duplicate_cosine",
+            "check data/catalog/audio.parquet, pair.license_policy and pair.audio_duplicate_cosine",
         )
     return EligibleAudio(
         [rows[index]["audio_id"] for index in admitted],
@@ -95,14 +95,14 @@ def eligible_images(catalog: Sequence[Row], with_events: set[str], rule: str) ->
         if row["group_id"] in kept_back:
             refused[name] = ("HOLDOUT_GROUP", "a near duplicate of this picture is kept for evaluation")
         elif not license_allowed(row["license"], rule):
-            refused[name] = ("LICENSE", f"license {row['license']!r} is not admitted by pair.licenses = {rule}")
+            refused[name] = ("LICENSE", f"license {row['license']!r} is not admitted by pair.license_policy = {rule}")
         else:
             rows[name] = row
     return EligibleImages(list(rows), [row["group_id"] for row in rows.values()], rows, refused)
 
 
-def neighbour_arrays(table: pa.Table, sounds: EligibleAudio) -> tuple[NeighbourArrays, dict[str, int]]:
-    """Rows of the neighbour table whose sound is admitted, as arrays, and the index of each text id."""
+def neighbor_arrays(table: pa.Table, sounds: EligibleAudio) -> tuple[NeighborArrays, dict[str, int]]:
+    """Rows of the neighbor table whose sound is admitted, as arrays, and the index of each text id."""
     sound = _positions(table["audio_id"], sounds.ids)
     names = sorted(pc.unique(table["text_id"]).to_pylist())
     texts = {name: index for index, name in enumerate(names)}
@@ -111,7 +111,7 @@ def neighbour_arrays(table: pa.Table, sounds: EligibleAudio) -> tuple[NeighbourA
     keep = keep[np.lexsort((table["rank"].to_numpy()[keep], text[keep]))]
     starts = np.searchsorted(text[keep], np.arange(len(names) + 1)).astype(np.int64)
     numbers = {name: table[name].to_numpy().astype(np.float64)[keep] for name in ("score", "z_score", "corrected_score")}
-    return NeighbourArrays(starts, sound[keep], numbers["score"], numbers["z_score"], numbers["corrected_score"]), texts
+    return NeighborArrays(starts, sound[keep], numbers["score"], numbers["z_score"], numbers["corrected_score"]), texts
 
 
 def event_arrays(

@@ -17,7 +17,7 @@ from pipeline_steps.pair.assignment import Assignment, Edges, solve_assignment
 from pipeline_steps.pair.candidates import (
     Candidates,
     EventArrays,
-    NeighbourArrays,
+    NeighborArrays,
     build_candidates,
     normalize_scores,
     rank_within,
@@ -29,7 +29,7 @@ from pipeline_steps.pair.eligibility import (
     eligible_audio,
     eligible_images,
     event_arrays,
-    neighbour_arrays,
+    neighbor_arrays,
 )
 from pipeline_steps.pair.release.license_terms import strictest
 from pipeline_steps.pair.reuse_stats import entropy_bits, reuse_metrics
@@ -48,7 +48,7 @@ class PairingInputs:
     images: Sequence[Mapping[str, Any]]
     audio: Sequence[Mapping[str, Any]]
     events: pa.Table
-    neighbours: pa.Table
+    neighbors: pa.Table
     vectors: Mapping[str, npt.NDArray[np.float32]]
     null_z: float
 
@@ -64,26 +64,26 @@ class PairingResult:
 
 def pair_images_with_audio(inputs: PairingInputs, config: PairConfig) -> PairingResult:
     """Pair pictures with pool sounds. Every picture with events that is not held out ends in `pairs` or in `abstained`."""
-    sounds = eligible_audio(inputs.audio, inputs.vectors, config.audio_duplicate_cosine, config.licenses)
-    pictures = eligible_images(inputs.images, set(inputs.events["image_id"].to_pylist()), config.licenses)
-    neighbours, texts = neighbour_arrays(inputs.neighbours, sounds)
-    events, phrases = event_arrays(inputs.events, pictures, texts, config.min_confidence, config.event_emphasis)
-    admissible = neighbours.z >= inputs.null_z
-    value = normalize_scores(neighbours, admissible)
-    candidates = build_candidates(events, neighbours, value, admissible, config.combine, config.candidates)
-    sound_split, picture_split = _splits(candidates, events, neighbours, admissible, sounds, pictures, config)
+    sounds = eligible_audio(inputs.audio, inputs.vectors, config.audio_duplicate_cosine, config.license_policy)
+    pictures = eligible_images(inputs.images, set(inputs.events["image_id"].to_pylist()), config.license_policy)
+    neighbors, texts = neighbor_arrays(inputs.neighbors, sounds)
+    events, phrases = event_arrays(inputs.events, pictures, texts, config.min_confidence, config.event_weight_exponent)
+    admissible = neighbors.z >= inputs.null_z
+    value = normalize_scores(neighbors, admissible)
+    candidates = build_candidates(events, neighbors, value, admissible, config.event_pooling, config.num_candidates)
+    sound_split, picture_split = _splits(candidates, events, neighbors, admissible, sounds, pictures, config)
     inside = candidates.where(picture_split[candidates.picture] == sound_split[candidates.sound])
     solved = _assign(inside, sounds, len(pictures.ids), config)
     pairs = [
-        _pair(edge, inside, pictures, sounds, phrases, neighbours, SPLITS[int(picture_split[inside.picture[edge]])], config)
+        _pair(edge, inside, pictures, sounds, phrases, neighbors, SPLITS[int(picture_split[inside.picture[edge]])], config)
         for edge in solved.edge[solved.edge >= 0].tolist()
     ]
-    abstained = _abstentions(pictures, events, neighbours, candidates, inside, solved, inputs.null_z)
-    greedy = _greedy(events, neighbours)
+    abstained = _abstentions(pictures, events, neighbors, candidates, inside, solved, inputs.null_z)
+    greedy = _greedy(events, neighbors)
     chosen = inside.sound[solved.edge[solved.edge >= 0]]
     n = sum(not row["holdout"] for row in inputs.images)
     metrics: dict[str, Any] = {
-        "null_z": round(inputs.null_z, 6) if np.isfinite(inputs.null_z) else None,
+        "z_threshold": round(inputs.null_z, 6) if np.isfinite(inputs.null_z) else None,
         "pool_sounds": len(sounds.ids),
         "sound_groups": len(set(sounds.groups)),
         "sounds_excluded": sounds.excluded,
@@ -91,11 +91,11 @@ def pair_images_with_audio(inputs: PairingInputs, config: PairConfig) -> Pairing
         "solver": solved.solver,
         "total_value": round(solved.total, 6),
         "value_gap_bound": round(solved.gap, 6),
-        "greedy": reuse_metrics(greedy, len(sounds.ids), n),
-        "balanced": reuse_metrics(chosen, len(sounds.ids), n),
-        "sound_entropy_bits": round(entropy_bits(pair["tracks"][0]["phrase"] for pair in pairs), 4),
+        "top1_baseline": reuse_metrics(greedy, len(sounds.ids), n),
+        "assignment": reuse_metrics(chosen, len(sounds.ids), n),
+        "audio_entropy_bits": round(entropy_bits(pair["tracks"][0]["phrase"] for pair in pairs), 4),
         "abstained_by_code": dict(sorted(Counter(row["code"] for row in abstained).items())),
-        "kept_first_choice": round(_first_choice(candidates, inside, solved), 6),
+        "first_choice_ratio": round(_first_choice(candidates, inside, solved), 6),
     }
     return PairingResult(pairs, abstained, metrics)
 
@@ -103,7 +103,7 @@ def pair_images_with_audio(inputs: PairingInputs, config: PairConfig) -> Pairing
 def _splits(
     candidates: Candidates,
     events: EventArrays,
-    neighbours: NeighbourArrays,
+    neighbors: NeighborArrays,
     admissible: BoolArray,
     sounds: EligibleAudio,
     pictures: EligibleImages,
@@ -111,8 +111,8 @@ def _splits(
 ) -> tuple[IntArray, IntArray]:
     """Index into SPLITS of every sound [A] and every picture [P]; sound groups first, then picture groups."""
     names = sorted(set(sounds.groups))
-    heard_as = _kinds(neighbours, admissible, sounds)
-    by_group = sound_splits(names, heard_as, config.seed, config.sound_test_share, config.sound_val_share)
+    heard_as = _kinds(neighbors, admissible, sounds)
+    by_group = sound_splits(names, heard_as, config.seed, config.splits.audio.test, config.splits.audio.val)
     sound_split = np.array([SPLITS.index(by_group[group]) for group in sounds.groups], dtype=np.int64)
     best: dict[str, dict[str, float]] = {group: {} for group in sorted(set(pictures.groups))}
     key = candidates.picture * len(SPLITS) + sound_split[candidates.sound]
@@ -125,19 +125,19 @@ def _splits(
     for edge in np.flatnonzero(rank_within(candidates.picture) == 0).tolist():
         text = str(events.text[candidates.event[edge]])
         kinds.setdefault(pictures.groups[int(candidates.picture[edge])], set()).add(text)
-    shares = (config.image_test_share, config.image_val_share)
-    by_picture = image_splits(best, kinds, config.seed, *shares, config.split_margin)
+    shares = (config.splits.image.test, config.splits.image.val)
+    by_picture = image_splits(best, kinds, config.seed, *shares, config.min_relative_value_in_split)
     return sound_split, np.array([SPLITS.index(by_picture[group]) for group in pictures.groups], dtype=np.int64)
 
 
-def _kinds(neighbours: NeighbourArrays, admissible: BoolArray, sounds: EligibleAudio) -> dict[str, set[str]]:
+def _kinds(neighbors: NeighborArrays, admissible: BoolArray, sounds: EligibleAudio) -> dict[str, set[str]]:
     """Kinds of each sound group: the texts that list one of its sounds among their first `KIND_RANKS` above the null."""
-    text = np.repeat(np.arange(len(neighbours.starts) - 1), np.diff(neighbours.starts))
+    text = np.repeat(np.arange(len(neighbors.starts) - 1), np.diff(neighbors.starts))
     rows = np.flatnonzero(admissible)
-    rows = rows[np.lexsort((-neighbours.damped[rows], text[rows]))]
+    rows = rows[np.lexsort((-neighbors.damped[rows], text[rows]))]
     kinds: dict[str, set[str]] = {}
     for row in rows[rank_within(text[rows]) < KIND_RANKS].tolist():
-        kinds.setdefault(sounds.groups[int(neighbours.sound[row])], set()).add(str(text[row]))
+        kinds.setdefault(sounds.groups[int(neighbors.sound[row])], set()).add(str(text[row]))
     return kinds
 
 
@@ -149,19 +149,19 @@ def _assign(inside: Candidates, sounds: EligibleAudio, n_pictures: int, config: 
     order = np.lexsort((inside.sound, -inside.value, key))
     edge = np.sort(order[rank_within(key[order]) == 0])
     edges = Edges(inside.picture[edge], group[edge], inside.value[edge], n_pictures, len(names))
-    solved = solve_assignment(edges, config.max_reuse, config.exact_edges, config.auction_epsilon)
+    solved = solve_assignment(edges, config.max_reuse, config.exact_solver_max_edges, config.auction_epsilon)
     chosen = np.where(solved.edge >= 0, edge[solved.edge] if len(edge) else -1, -1)
     return Assignment(chosen, solved.total, solved.gap, solved.solver)
 
 
-def _greedy(events: EventArrays, neighbours: NeighbourArrays) -> IntArray:
+def _greedy(events: EventArrays, neighbors: NeighborArrays) -> IntArray:
     """Plain top-1: the sound with the highest undamped score for each picture's first event; no calibration, no cap."""
     text = events.text[rank_within(events.picture) == 0]
-    text = text[neighbours.starts[text + 1] > neighbours.starts[text]]
+    text = text[neighbors.starts[text + 1] > neighbors.starts[text]]
     return np.array(
         [
-            neighbours.sound[start + int(np.argmax(neighbours.score[start:end]))]
-            for start, end in zip(neighbours.starts[text].tolist(), neighbours.starts[text + 1].tolist(), strict=True)
+            neighbors.sound[start + int(np.argmax(neighbors.score[start:end]))]
+            for start, end in zip(neighbors.starts[text].tolist(), neighbors.starts[text + 1].tolist(), strict=True)
         ],
         dtype=np.int64,
     )
@@ -182,7 +182,7 @@ def _pair(
     pictures: EligibleImages,
     sounds: EligibleAudio,
     phrases: Sequence[str],
-    neighbours: NeighbourArrays,
+    neighbors: NeighborArrays,
     split: str,
     config: PairConfig,
 ) -> Row:
@@ -194,8 +194,8 @@ def _pair(
         "pair_id": text_id(f"{image['image_id']}:{audio['audio_id']}"),
         "image_id": image["image_id"],
         "tracks": [{"audio_id": audio["audio_id"], "phrase": phrases[int(inside.event[edge])], "gain_db": gain}],
-        "score": float(neighbours.damped[row]),
-        "z_score": float(neighbours.z[row]),
+        "score": float(neighbors.damped[row]),
+        "z_score": float(neighbors.z[row]),
         "license": strictest((image["license"], audio["license"])),
         "image_license": image["license"],
         "audio_license": audio["license"],
@@ -215,7 +215,7 @@ def loudness_gain_db(lufs: float, target: float | None, bound: float) -> float:
 def _abstentions(
     pictures: EligibleImages,
     events: EventArrays,
-    neighbours: NeighbourArrays,
+    neighbors: NeighborArrays,
     candidates: Candidates,
     inside: Candidates,
     solved: Assignment,
@@ -224,9 +224,9 @@ def _abstentions(
     """One row for every picture without a pair: why, and the best z it had."""
     n = len(pictures.ids)
     best_z = np.full(n, -np.inf)
-    top = np.full(max(len(neighbours.starts) - 1, 0), -np.inf)
-    text = np.repeat(np.arange(len(top)), np.diff(neighbours.starts))
-    np.maximum.at(top, text, neighbours.z)
+    top = np.full(max(len(neighbors.starts) - 1, 0), -np.inf)
+    text = np.repeat(np.arange(len(top)), np.diff(neighbors.starts))
+    np.maximum.at(top, text, neighbors.z)
     np.maximum.at(best_z, events.picture, top[events.text])
     has_event = np.bincount(events.picture, minlength=n) > 0
     has_candidate = np.bincount(candidates.picture, minlength=n) > 0

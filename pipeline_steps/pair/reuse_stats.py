@@ -17,7 +17,7 @@ def reuse_metrics(chosen: IntArray, n_sounds: int, n_pictures: int) -> dict[str,
     uses = np.bincount(chosen, minlength=n_sounds)
     return {
         "coverage": round(len(chosen) / n_pictures, 6) if n_pictures else 0.0,
-        "pool_share": round(float((uses > 0).mean()), 6) if n_sounds else 0.0,
+        "audio_coverage": round(float((uses > 0).mean()), 6) if n_sounds else 0.0,
         "max_reuse": int(uses.max()) if n_sounds else 0,
         "gini": round(gini(uses), 6),
         "k_occurrence_skewness": round(skewness(uses), 6),

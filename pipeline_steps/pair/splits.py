@@ -1,7 +1,7 @@
 """Which side of the experiment a group is on. Chosen by the hash of the group, before anything is matched.
 
 Pairs are only made inside a split, so neither a picture group nor a sound group can cross. A hash decides alone, so a new
-item moves nobody: the exceptions are the two repairs below, which depend on an item's own neighbours and on nothing else.
+item moves nobody: the exceptions are the two repairs below, which depend on an item's own neighbors and on nothing else.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stage `pair`: events + neighbours -> one sound for each picture, or the reason why it gets none."""
+"""Stage `pair`: events + neighbors -> one sound for each picture, or the reason why it gets none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline_steps.core.atomic import write_json, write_text
 from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.hashing import sha256_file
 from pipeline_steps.core.project_paths import ProjectPaths
-from pipeline_steps.core.schemas import ABSTAINED, AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBOURS, PAIRS, QUARANTINE, TEXT_IDS
+from pipeline_steps.core.schemas import ABSTAINED, AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBORS, PAIRS, QUARANTINE, TEXT_IDS
 from pipeline_steps.core.stage_report import StageReport
 from pipeline_steps.core.tables import read_table, write_table
 from pipeline_steps.pair.candidates import null_threshold
@@ -43,7 +43,7 @@ def run(config: PairConfig, layout: ProjectPaths) -> StageReport:
     with tracking.run("pair", layout, config, inputs=inputs) as tracker:
         report = build_pairs(config, layout)
         numbers = {
-            **report.metrics["balanced"],
+            **report.metrics["assignment"],
             "pairs": report.n_ok,
             "abstained": report.n_abstained,
             **report.metrics["splits"],
@@ -73,8 +73,8 @@ def build_pairs(config: PairConfig, layout: ProjectPaths) -> StageReport:
     before = _upstream_abstentions(layout, pool)
     vectors, null_z = _embeddings(layout, config, {row["audio_id"] for row in audio if not row["holdout"]})
     events = read_table(layout.captions / "events.parquet", EVENTS)
-    neighbours = read_table(layout.retrieval / "neighbours.parquet", NEIGHBOURS)
-    plan = pair_images_with_audio(PairingInputs(images, audio, events, neighbours, vectors, null_z), config)
+    neighbors = read_table(layout.retrieval / "neighbors.parquet", NEIGHBORS)
+    plan = pair_images_with_audio(PairingInputs(images, audio, events, neighbors, vectors, null_z), config)
     _fill_report(report, pool, before, plan)
     if not plan.pairs:
         codes = Counter({**plan.metrics["abstained_by_code"]}) + Counter(code for code, _ in before.values())
@@ -86,7 +86,7 @@ def build_pairs(config: PairConfig, layout: ProjectPaths) -> StageReport:
         {row["image_id"]: row["phash"] for row in images},
         vectors,
         _held_out(images, "image_id") | _held_out(audio, "audio_id"),
-        config.image_duplicate_bits,
+        config.image_phash_distance,
         config.audio_duplicate_cosine,
     )
     leaks.refuse()
@@ -103,7 +103,7 @@ def build_pairs(config: PairConfig, layout: ProjectPaths) -> StageReport:
         "splits": {split: counts.get(split, 0) for split in SPLITS},
         "empty_splits": [split for split in SPLITS if not counts.get(split)],
         "leaks": leaks.counts(),
-        "test_phrases_heard": round(train_phrase_overlap(plan.pairs, "test"), 6),
+        "test_phrase_overlap": round(train_phrase_overlap(plan.pairs, "test"), 6),
     }
     report.metrics = stats
     if stats["empty_splits"]:

@@ -17,10 +17,6 @@ def test_every_column_is_documented(contract: schemas.TableSchema) -> None:
     assert not missing, f"{contract.name}: {missing}"
 
 
-def test_the_default_preset_is_the_checked_in_parameters() -> None:
-    assert (PROJECT / "presets/embedded.yaml").read_text() == (PROJECT / "params.yaml").read_text()
-
-
 def test_readme_names_the_two_commands_and_its_links_exist() -> None:
     import re
 

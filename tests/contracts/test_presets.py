@@ -1,4 +1,4 @@
-"""Presets: each is whole and valid, and names every model of the hub by a commit that cannot move."""
+"""Presets: each is a valid overlay, and names every model of the hub by a commit that cannot move."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
-from pipeline_steps.core.config import config_class, load_params, parse_section
+from pipeline_steps.core.config import load_params
+from pipeline_steps.core.presets import flatten, load_overlay, merge, preset_names, validate_params
 
 PROJECT = Path(__file__).resolve().parents[2]
-PRESETS = sorted((PROJECT / "presets").glob("*.yaml"))
+PARAMS = load_params(PROJECT / "params.yaml")
 
 
-def keys(node: Any, path: str = "") -> set[str]:
-    """Every key, with the keys above it."""
-    if not isinstance(node, dict):
-        return {path}
-    return {found for name, value in node.items() for found in keys(value, f"{path}.{name}")} | {path}
+def with_preset(name: str) -> dict[str, Any]:
+    """Parameters of the project with a preset."""
+    params = load_params(PROJECT / "params.yaml")
+    merge(params, load_overlay(PROJECT, name))
+    return params
 
 
 def checkpoints(node: Any, path: str = "") -> dict[str, tuple[str, str]]:
@@ -32,26 +33,38 @@ def checkpoints(node: Any, path: str = "") -> dict[str, tuple[str, str]]:
     return found
 
 
-def test_the_presets_that_the_documentation_names_are_there() -> None:
-    assert {path.stem for path in PRESETS} == {"embedded", "full", "full-ray"}
-    assert (PROJECT / "params.yaml").read_bytes() == (PROJECT / "presets/embedded.yaml").read_bytes()
+def test_the_presets_that_the_documentation_names_exist() -> None:
+    assert preset_names(PROJECT) == ("embedded", "full", "full-ray")
 
 
-@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_is_valid_and_differs_in_values_alone(path: Path) -> None:
-    params = load_params(path)
-    for section in params:
-        config = config_class(section)
-        assert parse_section(config, section, params)
-    embedded = load_params(PROJECT / "presets/embedded.yaml")
-    assert keys(params) == keys(embedded)
-    assert list(params) == list(embedded)
+@pytest.mark.parametrize("name", preset_names(PROJECT))
+def test_a_preset_is_valid_and_sets_known_keys(name: str) -> None:
+    params = with_preset(name)
+    validate_params(params, "")
+    known = dict(flatten(PARAMS))
+    unknown = [key for key, _ in flatten(load_overlay(PROJECT, name)) if key not in known]
+    assert not unknown, f"params.yaml writes out every key: {unknown}"
+
+
+@pytest.mark.parametrize("name", ["full", "full-ray"])
+def test_a_preset_lists_only_what_differs(name: str) -> None:
+    known = dict(flatten(PARAMS))
+    same = [key for key, value in flatten(load_overlay(PROJECT, name)) if known[key] == value]
+    assert not same
+
+
+def test_embedded_undoes_every_other_preset() -> None:
+    assert with_preset("embedded") == PARAMS
+    for name in preset_names(PROJECT):
+        params = with_preset(name)
+        merge(params, load_overlay(PROJECT, "embedded"))
+        assert params == PARAMS, name
 
 
 def test_full_names_pinned_models_for_every_role() -> None:
-    found = checkpoints(load_params(PROJECT / "presets/full.yaml"))
-    roles = {".caption.vlm", ".embed.clap", ".train.sound.ast", ".train.backbone", ".evaluate.checkpoints.dinov2"}
-    assert set(found) == roles
+    found = checkpoints(load_overlay(PROJECT, "full"))
+    assert {path.split(".")[1] for path in found} == {"caption", "embed", "train", "evaluate"}
+    assert len(found) == 5
     for model, revision in found.values():
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", model), model
         assert re.fullmatch(r"[0-9a-f]{40}", revision), (model, revision)
@@ -62,7 +75,7 @@ def test_full_names_pinned_models_for_every_role() -> None:
 
 
 def test_full_ray_is_full_on_a_cluster() -> None:
-    full, ray = (load_params(PROJECT / f"presets/{name}.yaml") for name in ("full", "full-ray"))
+    full, ray = with_preset("full"), with_preset("full-ray")
     for section in ("caption", "embed"):
         assert ray[section].pop("executor") == "ray"
         assert full[section].pop("executor") == "local"

@@ -14,7 +14,7 @@ import pytest
 from pipeline_steps.core.l2_normalize import l2_normalize
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.embed.config import EmbedConfig
-from pipeline_steps.embed.int8_check import FEWEST, SAMPLE, calibration_sample, neighbour_agreement
+from pipeline_steps.embed.int8_check import MAX_CLIPS, MIN_CLIPS, calibration_sample, neighbor_agreement
 from pipeline_steps.embed.stage import run
 from tests.embed.test_stage import write_events
 from tests.factories.catalog import bytes_below, write_catalog
@@ -26,7 +26,7 @@ import json, sys
 from pathlib import Path
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.embed.stage import EmbedConfig, run
-report = run(EmbedConfig.model_validate_json(sys.argv[1]), ProjectPaths(Path.cwd()))
+report = run(EmbedConfig.from_params(json.loads(sys.argv[1])), ProjectPaths(Path.cwd()))
 print(json.dumps([report.computed, report.metrics["int8"]]))
 """
 """In a process of its own: in this one another test may have imported Ray without a token."""
@@ -35,14 +35,14 @@ ROWS = l2_normalize(RANDOM.standard_normal((200, 16)).astype(np.float32))
 
 
 def test_equal_vectors_agree_wholly() -> None:
-    found = neighbour_agreement(ROWS, ROWS.copy())
+    found = neighbor_agreement(ROWS, ROWS.copy())
     assert (found["sounds"], found["recall_at_10"], found["shared_at_10"]) == (200, 1.0, 1.0)
     assert found["cosine_min"] == pytest.approx(1.0, abs=1e-6)
 
 
 def test_noise_costs_recall_little_by_little() -> None:
     noise = RANDOM.standard_normal(ROWS.shape).astype(np.float32)
-    found = [neighbour_agreement(ROWS, l2_normalize(ROWS + size * noise)) for size in (0.01, 0.1, 1.0)]
+    found = [neighbor_agreement(ROWS, l2_normalize(ROWS + size * noise)) for size in (0.01, 0.1, 1.0)]
     for name in ("recall_at_10", "shared_at_10", "cosine_mean", "cosine_min"):
         values = [row[name] for row in found]
         assert values == sorted(values, reverse=True)
@@ -54,13 +54,13 @@ def test_vectors_turned_all_alike_are_found_out() -> None:
     turn = np.linalg.qr(np.random.default_rng(1).standard_normal((16, 16)))[0].astype(np.float32)
     turned = ROWS @ turn
     np.testing.assert_allclose(turned @ turned.T, ROWS @ ROWS.T, atol=1e-5)  # among themselves nothing has changed
-    assert neighbour_agreement(ROWS, turned)["recall_at_10"] < 0.5
+    assert neighbor_agreement(ROWS, turned)["recall_at_10"] < 0.5
 
 
 def test_the_sample_is_stable_under_a_new_sound() -> None:
     ids = [f"{number:032x}" for number in RANDOM.permutation(1000)]
     chosen = calibration_sample(ids)
-    assert len(chosen) == SAMPLE
+    assert len(chosen) == MAX_CLIPS
     assert calibration_sample(ids[::-1]) == chosen
     assert len(set(calibration_sample([*ids, "0" * 31 + "g"])) - set(chosen)) <= 1
     assert calibration_sample(ids[:3]) == sorted(ids[:3])
@@ -74,15 +74,15 @@ def pool(layout: ProjectPaths, demo: Path, assets: Path, count: int) -> None:
 
 
 def settings(memo: Path, floor: float = 0.99, backend: str = "openvino-int8", **engine: Any) -> EmbedConfig:
-    clap = {"model": "checkpoint", "backend": backend, "int8_recall_floor": floor}
-    return EmbedConfig(encoder="clap", clap=clap, cache_dir=str(memo), **engine)
+    clap = {"model": "checkpoint", "backend": backend, "min_int8_recall": floor}
+    return EmbedConfig.from_params({"encoder": "clap", "clap": clap, "cache_dir": str(memo), **engine})
 
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory, demo: Path, assets: Path) -> ProjectPaths:
     pytest.importorskip("nncf")
     made = ProjectPaths(tmp_path_factory.mktemp("int8"))
-    pool(made, demo, assets, FEWEST)
+    pool(made, demo, assets, MIN_CLIPS)
     write_events(made, {"a" * 32: "a dog barking"})
     clap_checkpoint(made.root / "checkpoint")
     return made
@@ -97,15 +97,15 @@ def test_int8_is_used_where_its_recall_reaches_the_floor_and_else_float32(
         passed = run(settings(memo, floor=0.0), layout)
     assert "int8 is used: recall@10" in caplog.text
     told = passed.metrics["int8"]
-    assert (told["used"], told["sounds"], told["floor"]) == (True, FEWEST, 0.0)
+    assert (told["used"], told["sounds"], told["floor"]) == (True, MIN_CLIPS, 0.0)
     assert 0 < told["recall_at_10"] < 0.99, "a network of random weights hardly tells sounds apart"
     assert told["cosine_mean"] > 0.999
-    assert (passed.computed, passed.reused) == (FEWEST + 1, 0)
+    assert (passed.computed, passed.reused) == (MIN_CLIPS + 1, 0)
     quick = bytes_below(layout.embeddings)
     assert json.loads(quick["meta.json"])["parameters"]["backend"] == "openvino-int8"
 
     again = run(settings(memo, floor=0.0), layout)
-    assert (again.computed, again.reused, again.metrics["int8"]) == (0, FEWEST + 1, told)
+    assert (again.computed, again.reused, again.metrics["int8"]) == (0, MIN_CLIPS + 1, told)
     assert bytes_below(layout.embeddings) == quick
 
     caplog.clear()
@@ -119,9 +119,9 @@ def test_int8_is_used_where_its_recall_reaches_the_floor_and_else_float32(
     assert bytes_below(layout.embeddings) == exact, "as if nobody had asked for int8"
     assert "int8" not in plain.metrics
 
-    pool(layout, demo, assets, FEWEST + 1)
+    pool(layout, demo, assets, MIN_CLIPS + 1)
     grown = run(settings(memo, floor=0.0), layout)
-    assert (grown.computed, grown.metrics["int8"]["sounds"]) == (1, FEWEST + 1), "one more sound costs one more vector"
+    assert (grown.computed, grown.metrics["int8"]["sounds"]) == (1, MIN_CLIPS + 1), "one more sound costs one more vector"
     parts = list((memo / "embed-int8").rglob("*.parquet"))
     assert len(parts) == 1, "the network was quantised once"
 
@@ -129,13 +129,13 @@ def test_int8_is_used_where_its_recall_reaches_the_floor_and_else_float32(
 @pytest.mark.full
 @pytest.mark.timeout(600)
 def test_the_actors_of_a_cluster_hear_with_one_network(layout: ProjectPaths, demo: Path, assets: Path, tmp_path: Path) -> None:
-    pool(layout, demo, assets, FEWEST)
+    pool(layout, demo, assets, MIN_CLIPS)
     told = run(settings(tmp_path / "local", floor=0.0), layout).metrics["int8"]
     made = bytes_below(layout.embeddings)
     shutil.rmtree(layout.embeddings)
     spread = settings(tmp_path / "spread", floor=0.0, executor="ray", ray={"min_actors": 2, "max_actors": 2})
     answer = finished(driver(["-c", RUN, spread.model_dump_json()], layout.root)).splitlines()[-1]
-    assert json.loads(answer) == [FEWEST + 1, told]
+    assert json.loads(answer) == [MIN_CLIPS + 1, told]
     assert bytes_below(layout.embeddings) == made
     assert len(list((tmp_path / "spread/embed-int8").rglob("*.parquet"))) == 1, "the network was quantised once"
 
@@ -145,7 +145,7 @@ def test_a_pool_too_small_to_judge_is_embedded_in_float32(
 ) -> None:
     pool(layout, demo, assets, 3)
     report = run(settings(tmp_path / "memo", floor=0.0), layout)
-    assert "3 sounds are too few" in caplog.text
-    assert report.metrics["int8"] == {"used": False, "reason": "fewer than 40 sounds to judge by", "floor": 0.0, "sounds": 3}
+    assert "3 clips are too few" in caplog.text
+    assert report.metrics["int8"] == {"used": False, "reason": "fewer than 40 clips to compare", "floor": 0.0, "sounds": 3}
     assert json.loads((layout.embeddings / "meta.json").read_text())["parameters"]["backend"] == "openvino"
     assert not (tmp_path / "memo/embed-int8").exists()

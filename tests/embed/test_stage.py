@@ -91,7 +91,7 @@ def test_rows_are_unit_vectors_that_know_what_they_are(layout: ProjectPaths, mem
     meta = json.loads((layout.embeddings / "meta.json").read_text())
     assert (meta["texts"], meta["sounds"], meta["dimension"]) == (2, 4, texts.shape[1])
     assert meta["families"] == ["minilm", "yamnet"]
-    rebuilt = YamnetMiniLMEncoder(layout.assets, **meta["parameters"])
+    rebuilt = YamnetMiniLMEncoder.from_parameters(meta["parameters"], layout)
     assert rebuilt.dimension == meta["dimension"], "the parameters make the encoder again"
 
 
@@ -100,7 +100,7 @@ def test_rows_are_unit_vectors_that_know_what_they_are(layout: ProjectPaths, mem
 def test_useless_vectors_are_quarantined(
     layout: ProjectPaths, own_memo: str, monkeypatch: pytest.MonkeyPatch, value: float, code: str
 ) -> None:
-    real = YamnetMiniLMEncoder.posteriors
+    real = YamnetMiniLMEncoder.prepare_audio
     calls: list[int] = []
 
     def damaged(self: YamnetMiniLMEncoder, samples: np.ndarray) -> np.ndarray:
@@ -108,7 +108,7 @@ def test_useless_vectors_are_quarantined(
         found = real(self, samples)
         return np.full_like(found, value) if len(calls) == 1 else found
 
-    monkeypatch.setattr(YamnetMiniLMEncoder, "posteriors", damaged)
+    monkeypatch.setattr(YamnetMiniLMEncoder, "prepare_audio", damaged)
     with pytest.raises(DataError, match="max_failed_fraction"):
         run(EmbedConfig(cache_dir=own_memo), layout)
     shutil.rmtree(Path(own_memo) / "embed-audio")

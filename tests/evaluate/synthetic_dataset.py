@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline_steps.core.hashing import item_id, sha256_bytes, text_id
 from pipeline_steps.core.media_shards import write_index, write_shards
 from pipeline_steps.core.project_paths import ProjectPaths
-from pipeline_steps.core.schemas import ABSTAINED, AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBOURS, PAIRS, QUARANTINE, TEXT_IDS
+from pipeline_steps.core.schemas import ABSTAINED, AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBORS, PAIRS, QUARANTINE, TEXT_IDS
 from pipeline_steps.core.tables import write_table
 from pipeline_steps.evaluate.config import EvaluateConfig
 
@@ -132,7 +132,7 @@ class World:
         ids = [{"row": place, "audio_id": row["audio_id"]} for place, row in enumerate(rows)]
         write_table(layout.embeddings / "audio_ids.parquet", AUDIO_IDS, ids)
         near = {"score": 0.5, "z_score": 2.0, "corrected_score": 0.4, "rank": 0, "audio_id": pairs[0]["tracks"][0]["audio_id"]}
-        write_table(layout.retrieval / "neighbours.parquet", NEIGHBOURS, [{"text_id": key, **near} for key in text_ids])
+        write_table(layout.retrieval / "neighbors.parquet", NEIGHBORS, [{"text_id": key, **near} for key in text_ids])
 
 
 class Painter:

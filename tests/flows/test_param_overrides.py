@@ -34,17 +34,17 @@ def test_nothing_asked_leaves_every_byte(root: Path) -> None:
 def test_values_are_set_and_told(root: Path) -> None:
     before = loaded(root)
     changes = write_params(
-        root, RunRequest(overrides=("train.optimiser.refine.steps=7", "ingest.metadata=null", "pair.combine=mean"))
+        root, RunRequest(overrides=("train.optimiser.refine.steps=7", "ingest.metadata=null", "pair.event_pooling=mean"))
     )
     assert sorted(changes) == [
         "ingest.metadata: manifest.csv -> None",
-        "pair.combine: max -> mean",
+        "pair.event_pooling: max -> mean",
         "train.optimiser.refine.steps: 200 -> 7",
     ]
     after = loaded(root)
     after["train"]["optimiser"]["refine"]["steps"] = 200  # type: ignore[index]
     after["ingest"]["metadata"] = "manifest.csv"  # type: ignore[index]
-    after["pair"]["combine"] = "max"  # type: ignore[index]
+    after["pair"]["event_pooling"] = "max"  # type: ignore[index]
     assert after == before, "nothing else has changed"
 
 

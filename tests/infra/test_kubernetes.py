@@ -200,7 +200,7 @@ def test_ray_job_names_settings_that_the_stage_has() -> None:
 
     text = (FOLDER / "rayjob-embed.yaml").read_text()
     section = YAML(typ="safe").load("\n".join(re.findall(r"^#   (\w.*)$", text, re.MULTILINE)))
-    config = EmbedConfig.model_validate(section)
+    config = EmbedConfig.from_params(section)
     assert (config.executor, config.ray.address) == ("ray", "auto")
     (job,) = documents("rayjob-embed.yaml")
     (worker,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]

@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline_steps.core.hashing import item_id, sha256_bytes, text_id
 from pipeline_steps.core.media_shards import write_index, write_shards
 from pipeline_steps.core.project_paths import ProjectPaths
-from pipeline_steps.core.schemas import ABSTAINED, AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBOURS, QUARANTINE, TEXT_IDS
+from pipeline_steps.core.schemas import ABSTAINED, AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBORS, QUARANTINE, TEXT_IDS
 from pipeline_steps.core.tables import write_table
 from pipeline_steps.pair.stage import PairConfig
 
@@ -23,7 +23,7 @@ LICENSES = ("CC0-1.0", "MIT", "CC-BY-4.0", "GPL-2.0-or-later")
 
 def config(**changes: Any) -> PairConfig:
     """The stage's defaults, adapted to a world whose null is normal and which can spare few sounds for the test."""
-    return PairConfig(**{"null_quantile": 0.9, "sound_test_share": 0.18, "image_test_share": 0.35, **changes})
+    return PairConfig(**{"null_quantile": 0.9, "splits": {"audio": {"test": 0.18}, "image": {"test": 0.35}}, **changes})
 
 
 @dataclass
@@ -117,7 +117,7 @@ class World:
             for row, phrase in enumerate(phrases)
             for rank, column in enumerate(np.argsort(-score[row], kind="stable")[:k].tolist())
         ]
-        write_table(layout.retrieval / "neighbours.parquet", NEIGHBOURS, found)
+        write_table(layout.retrieval / "neighbors.parquet", NEIGHBORS, found)
         index = write_shards(layout.media, "image", {r["image_id"]: self.payloads[r["image_id"]] for r in self.images}, "png")
         index += write_shards(layout.media, "audio", {r["audio_id"]: self.payloads[r["audio_id"]] for r in self.audio}, "flac")
         write_index(layout.media, index)

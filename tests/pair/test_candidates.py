@@ -11,7 +11,7 @@ from pipeline_steps.core.statistics import gini, skewness
 from pipeline_steps.pair import candidates
 from pipeline_steps.pair.candidates import (
     EventArrays,
-    NeighbourArrays,
+    NeighborArrays,
     build_candidates,
     event_weight,
     normalize_scores,
@@ -21,15 +21,15 @@ from pipeline_steps.pair.candidates import (
 from pipeline_steps.pair.reuse_stats import entropy_bits, reuse_metrics
 
 
-def make(texts: int = 12, sounds: int = 30, k: int = 8, pictures: int = 20) -> tuple[EventArrays, NeighbourArrays]:
+def make(texts: int = 12, sounds: int = 30, k: int = 8, pictures: int = 20) -> tuple[EventArrays, NeighborArrays]:
     random = np.random.default_rng(5)
     sound = np.concatenate([random.choice(sounds, k, replace=False) for _ in range(texts)])
     z = random.normal(2, 2, texts * k)
-    neighbours = NeighbourArrays(np.arange(texts + 1) * k, sound, z, z, z + 0.1 * random.standard_normal(texts * k))
+    neighbors = NeighborArrays(np.arange(texts + 1) * k, sound, z, z, z + 0.1 * random.standard_normal(texts * k))
     counts = random.integers(1, 4, pictures)
     picture = np.repeat(np.arange(pictures), counts)
     text = np.concatenate([random.choice(texts, count, replace=False) for count in counts])
-    return EventArrays(picture, text, random.uniform(0.1, 1, len(picture))), neighbours
+    return EventArrays(picture, text, random.uniform(0.1, 1, len(picture))), neighbors
 
 
 @pytest.mark.parametrize("combine", ["max", "mean"])
@@ -37,15 +37,15 @@ def make(texts: int = 12, sounds: int = 30, k: int = 8, pictures: int = 20) -> t
 def test_join_is_the_plain_loop(combine: str, chunk: int, span: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "CHUNK", chunk)
     monkeypatch.setattr(candidates, "KEY_SPAN", span)
-    events, neighbours = make()
-    admissible = neighbours.z >= 1.5
-    value = normalize_scores(neighbours, admissible)
-    found = build_candidates(events, neighbours, value, admissible, combine, 5)
+    events, neighbors = make()
+    admissible = neighbors.z >= 1.5
+    value = normalize_scores(neighbors, admissible)
+    found = build_candidates(events, neighbors, value, admissible, combine, 5)
     expected: dict[int, dict[int, list[tuple[float, int, int]]]] = defaultdict(lambda: defaultdict(list))
     for event, (picture, text) in enumerate(zip(events.picture, events.text, strict=True)):
-        for row in range(neighbours.starts[text], neighbours.starts[text + 1]):
+        for row in range(neighbors.starts[text], neighbors.starts[text + 1]):
             if admissible[row]:
-                expected[picture][neighbours.sound[row]].append((events.weight[event] * value[row], event, row))
+                expected[picture][neighbors.sound[row]].append((events.weight[event] * value[row], event, row))
     total = np.bincount(events.picture, weights=events.weight)
     for picture, options in expected.items():
         own = found.where(found.picture == picture)
@@ -61,9 +61,9 @@ def test_join_is_the_plain_loop(combine: str, chunk: int, span: int, monkeypatch
 
 
 def test_nothing_admissible_gives_no_candidates() -> None:
-    events, neighbours = make()
-    nobody = np.zeros(len(neighbours.z), dtype=bool)
-    assert len(build_candidates(events, neighbours, normalize_scores(neighbours, nobody), nobody, "max", 5)) == 0
+    events, neighbors = make()
+    nobody = np.zeros(len(neighbors.z), dtype=bool)
+    assert len(build_candidates(events, neighbors, normalize_scores(neighbors, nobody), nobody, "max", 5)) == 0
 
 
 def test_a_surer_event_counts_more() -> None:
@@ -99,5 +99,5 @@ def test_measures_of_balance() -> None:
     assert entropy_bits([]) == 0
     found = reuse_metrics(np.array([0, 0, 0, 1]), n_sounds=4, n_pictures=8)
     assert found["coverage"] == 0.5
-    assert found["pool_share"] == 0.5
+    assert found["audio_coverage"] == 0.5
     assert found["max_reuse"] == 3

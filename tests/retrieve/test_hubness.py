@@ -8,17 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline_steps.core.statistics import gini, skewness
+from pipeline_steps.retrieve.config import HubnessCorrectionConfig
 from pipeline_steps.retrieve.hubness import (
     calibrate,
     csls,
-    csls_neighbourhood_mean,
+    csls_neighborhood_mean,
     dynamic_inverted_softmax,
-    item_log_normalisers,
+    item_log_normalizers,
     k_occurrence,
 )
 from pipeline_steps.retrieve.index.exact import ExactIndex
 from pipeline_steps.retrieve.index.top_k import top_k
-from pipeline_steps.retrieve.ranking import hub_report, rank_neighbours
+from pipeline_steps.retrieve.ranking import hubness_report, rank_neighbors
 
 WORLDS = st.tuples(st.integers(0, 2**31), st.integers(2, 9), st.integers(2, 9), st.integers(1, 6))
 
@@ -33,8 +34,8 @@ def test_csls_is_equation_7(world: tuple[int, int, int, int]) -> None:
     seed, n_queries, n_items, k = world
     queries, items = unit(seed, n_queries), unit(seed + 1, n_items)
     scores = queries @ items.T
-    query_means = csls_neighbourhood_mean(top_k(scores, k)[1], k)
-    item_means = csls_neighbourhood_mean(top_k(scores.T, k)[1], k)
+    query_means = csls_neighborhood_mean(top_k(scores, k)[1], k)
+    item_means = csls_neighborhood_mean(top_k(scores.T, k)[1], k)
     got = csls(scores, query_means, np.tile(item_means, (n_queries, 1)))
     for q in range(n_queries):
         for a in range(n_items):
@@ -47,7 +48,7 @@ def test_csls_is_equation_7(world: tuple[int, int, int, int]) -> None:
 def test_inverted_softmax_ranks_as_published(world: tuple[int, int, int, int], beta: float) -> None:
     seed, n_queries, n_items, _ = world
     scores = (unit(seed, n_queries) @ unit(seed + 1, n_items).T).astype(np.float64)
-    normalisers = np.tile(item_log_normalisers(scores.astype(np.float32), beta), (n_queries, 1))
+    normalisers = np.tile(item_log_normalizers(scores.astype(np.float32), beta), (n_queries, 1))
     active = np.arange(n_queries) % 2 == 0
     got = dynamic_inverted_softmax(scores.astype(np.float32), normalisers, active, beta)
     published = np.log(np.exp(beta * scores) / np.exp(beta * scores).sum(axis=0)) / beta
@@ -57,7 +58,7 @@ def test_inverted_softmax_ranks_as_published(world: tuple[int, int, int, int], b
 
 
 def test_large_beta_does_not_overflow() -> None:
-    assert np.isfinite(item_log_normalisers(np.ones((3, 2), np.float32), 1000.0)).all()
+    assert np.isfinite(item_log_normalizers(np.ones((3, 2), np.float32), 1000.0)).all()
 
 
 @given(st.lists(st.integers(0, 50), min_size=2, max_size=30))
@@ -88,15 +89,16 @@ def test_calibration_is_a_z_score() -> None:
 def test_ranking_keeps_its_promises(world: tuple[int, int, int, int], method: str) -> None:
     seed, n_texts, n_sounds, k = world
     texts, sounds = unit(seed, n_texts), unit(seed + 1, n_sounds)
-    ranked = rank_neighbours(ExactIndex(sounds), texts, sounds, k, method, 3, 5.0, 100, 0)
+    correction = HubnessCorrectionConfig.model_validate({"method": method, "k": 3})
+    ranked = rank_neighbors(ExactIndex(sounds), texts, sounds, k, correction, 100, 0)
     assert ranked.rows.shape == (n_texts, min(k, n_sounds))
-    assert (np.diff(ranked.damped, axis=1) <= 0).all()
+    assert (np.diff(ranked.corrected_score, axis=1) <= 0).all()
     assert all(len(set(row)) == len(row) for row in ranked.rows.tolist())
-    np.testing.assert_allclose(np.take_along_axis(texts @ sounds.T, ranked.rows, 1), ranked.scores, atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(texts @ sounds.T, ranked.rows, 1), ranked.score, atol=1e-5)
     if method == "none":
-        np.testing.assert_array_equal(ranked.damped, ranked.scores)
-    again = rank_neighbours(ExactIndex(sounds), texts, sounds, k, method, 3, 5.0, 100, 0)
-    assert again.damped.tobytes() == ranked.damped.tobytes()
+        np.testing.assert_array_equal(ranked.corrected_score, ranked.score)
+    again = rank_neighbors(ExactIndex(sounds), texts, sounds, k, correction, 100, 0)
+    assert again.corrected_score.tobytes() == ranked.corrected_score.tobytes()
 
 
 def test_damping_spreads_a_planted_hub() -> None:
@@ -107,8 +109,8 @@ def test_damping_spreads_a_planted_hub() -> None:
     texts = texts + 0.4 * sounds[7] + 0.01 * random.normal(size=texts.shape)
     texts = (texts / np.linalg.norm(texts, axis=1, keepdims=True)).astype(np.float32)
     before = ExactIndex(sounds).search(texts, 10)[0]
-    after = rank_neighbours(ExactIndex(sounds), texts, sounds, 10, "csls", 10, 5.0, 100, 0).rows
-    report = hub_report(before, after, len(sounds))
-    assert report["after"]["max_occurrence"] < report["before"]["max_occurrence"]
-    assert report["after"]["gini"] < report["before"]["gini"]
-    assert report["after"]["k_occurrence_skewness"] < report["before"]["k_occurrence_skewness"]
+    after = rank_neighbors(ExactIndex(sounds), texts, sounds, 10, HubnessCorrectionConfig(k=10), 100, 0).rows
+    report = hubness_report(before, after, len(sounds))
+    assert report["corrected"]["max_k_occurrence"] < report["raw"]["max_k_occurrence"]
+    assert report["corrected"]["gini"] < report["raw"]["gini"]
+    assert report["corrected"]["k_occurrence_skewness"] < report["raw"]["k_occurrence_skewness"]

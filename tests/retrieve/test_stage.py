@@ -14,7 +14,7 @@ from pipeline_steps.core.atomic import write_bytes, write_json
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
 from pipeline_steps.core.hashing import sha256_bytes, text_id
 from pipeline_steps.core.project_paths import ProjectPaths
-from pipeline_steps.core.schemas import AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBOURS, TEXT_IDS
+from pipeline_steps.core.schemas import AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBORS, TEXT_IDS
 from pipeline_steps.core.tables import read_table, write_table
 from pipeline_steps.retrieve.stage import RetrieveConfig, open_pool_index, run
 
@@ -91,9 +91,9 @@ def make(folder: Path, n_texts: int = 12, n_sounds: int = 40, held_sounds: int =
 
 def test_neighbours_are_the_best_pool_sounds_of_pool_texts(tmp_path: Path) -> None:
     layout = make(tmp_path)
-    report = run(RetrieveConfig(k=7, damping="none"), layout)
+    report = run(RetrieveConfig(k=7, hubness_correction={"method": "none"}), layout)
     report.check_balance()
-    rows = read_table(layout.retrieval / "neighbours.parquet", NEIGHBOURS).to_pylist()
+    rows = read_table(layout.retrieval / "neighbors.parquet", NEIGHBORS).to_pylist()
     held_texts = {text_id("sound 10"), text_id("sound 11")}
     assert {row["text_id"] for row in rows}.isdisjoint(held_texts)
     assert len(rows) == 10 * 7
@@ -106,18 +106,18 @@ def test_neighbours_are_the_best_pool_sounds_of_pool_texts(tmp_path: Path) -> No
         z = (own - own.mean()) / own.std()
         np.testing.assert_allclose([row["z_score"] for row in mine], np.sort(z)[::-1][:7], atol=1e-3)
     assert report.metrics["annoy_recall_at_10"] >= 0.95
-    assert report.metrics["hubs"]["before"] == report.metrics["hubs"]["after"]
+    assert report.metrics["hubness"]["raw"] == report.metrics["hubness"]["corrected"]
 
 
-@pytest.mark.parametrize("search", ["auto", "exact", "cluster", "annoy"])
-def test_the_same_input_gives_the_same_bytes(tmp_path: Path, search: str) -> None:
+@pytest.mark.parametrize("index", ["auto", "exact", "ivf", "annoy"])
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path, index: str) -> None:
     outs = []
     for name in ("a", "b"):
         layout = make(tmp_path / name)
-        run(RetrieveConfig(search=search), layout)
+        run(RetrieveConfig(index=index), layout)
         outs.append({path.name: path.read_bytes() for path in layout.retrieval.iterdir()})
     assert outs[0] == outs[1]
-    assert set(outs[0]) == {"neighbours.parquet", "index.ann", "index.json"}
+    assert set(outs[0]) == {"neighbors.parquet", "index.ann", "index.json"}
 
 
 @pytest.mark.fault
@@ -126,9 +126,9 @@ def test_k_above_the_pool_works_with_a_warning(tmp_path: Path, caplog: pytest.Lo
     layout = make(tmp_path, n_sounds=n_sounds, held_sounds=0)
     with caplog.at_level(logging.WARNING):
         run(RetrieveConfig(k=50), layout)
-    rows = read_table(layout.retrieval / "neighbours.parquet", NEIGHBOURS).to_pylist()
+    rows = read_table(layout.retrieval / "neighbors.parquet", NEIGHBORS).to_pylist()
     assert len(rows) == 10 * n_sounds
-    assert "all of them are neighbours" in caplog.text
+    assert "all of them are neighbors" in caplog.text
     assert all(np.isfinite([row["z_score"], row["corrected_score"]]).all() for row in rows)
 
 
@@ -144,21 +144,21 @@ def test_an_empty_side_stops_the_stage(tmp_path: Path, held_sounds: int, held_im
 @pytest.mark.fault
 def test_recall_below_the_floor_stops_the_stage(tmp_path: Path) -> None:
     layout = make(tmp_path, n_sounds=400)
-    with pytest.raises(DataError, match=r"recall@10 .*recall_floor 0.99") as failure:
-        run(RetrieveConfig(annoy_trees=1, annoy_search_k=1, recall_floor=0.99), layout)
+    with pytest.raises(DataError, match=r"recall@10 .*annoy.min_recall 0.99") as failure:
+        run(RetrieveConfig.from_params({"annoy": {"trees": 1, "search_k": 1, "min_recall": 0.99}}), layout)
     assert failure.value.exit_code == 3
-    assert "annoy_search_k (now 1)" in failure.value.action
+    assert "annoy.search_k (now 1)" in failure.value.action
 
 
 @pytest.mark.fault
 def test_an_index_of_other_embeddings_is_refused(tmp_path: Path) -> None:
     layout = make(tmp_path)
     run(RetrieveConfig(), layout)
-    index, vectors, ids = open_pool_index(layout, 5000)
+    index, vectors, ids = open_pool_index(layout, RetrieveConfig())
     assert index.n_items == len(vectors) == len(ids) == 35
     write_vectors(layout, unit(1, 12), unit(2, 40), fingerprint="another revision")
     with pytest.raises(IntegrityError, match="fingerprint of the index is") as failure:
-        open_pool_index(layout, 5000)
+        open_pool_index(layout, RetrieveConfig())
     assert failure.value.exit_code == 6
 
 
@@ -185,33 +185,33 @@ def test_damaged_embeddings_are_refused(tmp_path: Path, damage: str) -> None:
 
 def test_cluster_finds_what_exact_finds_and_says_how(tmp_path: Path) -> None:
     tables = []
-    for search in ("exact", "cluster"):
-        layout = make(tmp_path / search, n_sounds=600)
-        report = run(RetrieveConfig(search=search, k=5, annoy_trees=0), layout)
-        tables.append(read_table(layout.retrieval / "neighbours.parquet", NEIGHBOURS))
-    found = report.metrics["cluster"]
-    assert report.metrics["search"] == "cluster"
+    for index in ("exact", "ivf"):
+        layout = make(tmp_path / index, n_sounds=600)
+        report = run(RetrieveConfig.from_params({"index": index, "k": 5, "annoy": {"trees": 0}}), layout)
+        tables.append(read_table(layout.retrieval / "neighbors.parquet", NEIGHBORS))
+    found = report.metrics["ivf"]
+    assert report.metrics["index"] == "ivf"
     assert found["recall"] >= 0.97
     assert found["sample"] == 10
-    assert report.metrics["cluster_among_texts"]["cells"] > 1
+    assert report.metrics["ivf_among_texts"]["cells"] > 1
     assert tables[0]["audio_id"] == tables[1]["audio_id"], "made-up vectors have no structure: both are exact"
 
 
 def test_without_trees_there_is_no_index_and_questions_scan(tmp_path: Path) -> None:
     layout = make(tmp_path)
     run(RetrieveConfig(), layout)
-    report = run(RetrieveConfig(annoy_trees=0), layout)
-    assert [path.name for path in layout.retrieval.iterdir()] == ["neighbours.parquet"], "the index of the run before is gone"
+    report = run(RetrieveConfig.from_params({"annoy": {"trees": 0}}), layout)
+    assert [path.name for path in layout.retrieval.iterdir()] == ["neighbors.parquet"], "the index of the run before is gone"
     assert report.metrics["annoy_recall_at_10"] is None
-    index, vectors, ids = open_pool_index(layout, 5000)
+    index, vectors, ids = open_pool_index(layout, RetrieveConfig())
     assert index.n_items == len(vectors) == len(ids) == 35
     assert index.search(vectors[3:4], 1)[0].tolist() == [[3]]
 
 
 @pytest.mark.fault
 def test_annoy_without_trees_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="annoy_trees is 0"):
-        run(RetrieveConfig(search="annoy", annoy_trees=0), make(tmp_path))
+    with pytest.raises(ConfigError, match=r"annoy\.trees is 0"):
+        run(RetrieveConfig.from_params({"index": "annoy", "annoy": {"trees": 0}}), make(tmp_path))
 
 
 @pytest.mark.fault
@@ -221,4 +221,4 @@ def test_half_an_index_is_refused(tmp_path: Path, lost: str) -> None:
     run(RetrieveConfig(), layout)
     (layout.retrieval / lost).unlink()
     with pytest.raises(IntegrityError):
-        open_pool_index(layout, 5000)
+        open_pool_index(layout, RetrieveConfig())

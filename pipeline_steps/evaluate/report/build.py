@@ -266,7 +266,7 @@ def _facts(tables: StageTables, statistics: Row) -> list[dict[str, str]]:
                 f"{sum(int(n) for n in leaks.values())} ({', '.join(f'{k} {v}' for k, v in leaks.items())})",
             ),
         )
-    for key, name in (("greedy", "re-use if each picture took its first choice"), ("balanced", "re-use as assigned")):
+    for key, name in (("top1_baseline", "re-use if each picture took its first choice"), ("assignment", "re-use as assigned")):
         found = statistics.get(key)
         if isinstance(found, Mapping) and {"max_reuse", "gini"} <= set(found):
             facts.append((name, f"a sound at most {found['max_reuse']} times, Gini {found['gini']:.2f}"))

@@ -1,8 +1,8 @@
-"""Text-audio space `laion`: an original checkpoint of laion-clap, run by the code of that package.
+"""Text-audio encoder `laion_clap`: an original checkpoint of laion-clap, run by the code of that package.
 
-The package forces numpy < 2 and imports torchvision, which it does not declare, so it lives in an environment of its own
-(extra `laion`). Windows, repetition of short sounds and batches are the same as for `clap`; nothing is downloaded, nothing
-unpickled freely. For everyday use convert the checkpoint (`laion_convert`) and take `clap`: same vectors, one environment.
+The package requires numpy < 2 and imports torchvision, which it does not declare, so it needs an environment of its own (extra
+`laion`). Windows, repetition of short clips and batches are those of `clap`. Nothing is downloaded, and no pickle may run code.
+For everyday use convert the checkpoint (`convert_laion_clap`) and select `clap`: the vectors agree, and one environment serves.
 """
 
 from __future__ import annotations
@@ -10,92 +10,127 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
+from pydantic import Field
 
-from pipeline_steps.audio.log_mel import clap_log_mel
+from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.errors import ConfigError, IntegrityError
 from pipeline_steps.core.hashing import sha256_file
-from pipeline_steps.models.text_audio.clap import ClapEncoder
-from pipeline_steps.models.text_audio.convert_laion_clap import (
-    DROPPED,
-    LOWEST_HZ,
-    ClapArchitecture,
-    Weights,
-    infer_architecture,
-    load_text_config,
-    read_laion,
-)
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.models.text_audio.base import TEXT_AUDIO_ENCODERS
+from pipeline_steps.models.text_audio.clap import ClapEncoder, Device
 
-KEY = "embed.laion"
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline_steps.models.text_audio.convert_laion_clap import ClapArchitecture, Weights
+
 ACTION = (
-    "in an environment of its own: pip install 'seeing-sound[laion]'; or convert the checkpoint and take embed.encoder clap"
+    "in an environment of its own: pip install 'seeing-sound[laion]'; or convert the checkpoint and set embed.encoder to clap"
 )
 
 
 def clap_module(name: str) -> Any:
-    """A module of laion-clap's networks. The package itself is not imported: it would want its training tools as well.
+    """A module of laion-clap's networks. The package itself is not imported, because it imports its training tools.
 
     Raises:
         ConfigError: the package, or something it imports, is not installed.
     """
     spec = importlib.util.find_spec("laion_clap")
     if spec is None or spec.origin is None:
-        raise ConfigError("embed.encoder laion: the package laion-clap is not installed", ACTION)
+        raise ConfigError("embed.encoder laion_clap: the package laion-clap is not installed", ACTION)
     folder = str(Path(spec.origin).parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)  # laion-clap imports its own parts as top-level `clap_module`
     try:
         return importlib.import_module(f"clap_module.{name}")
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"embed.encoder laion: laion-clap cannot be imported: {error}", ACTION) from error
+        raise ConfigError(f"embed.encoder laion_clap: laion-clap cannot be imported: {error}", ACTION) from error
 
 
+class LaionClapEncoderConfig(StageConfig):
+    """Group `embed.laion_clap`."""
+
+    checkpoint: str = Field(default="", max_length=500, description="laion-clap's .pt file")
+    sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$", description="of that file, checked when given")
+    text_model_dir: str = Field(default="", max_length=500, description="folder with RoBERTa's configuration and vocabulary")
+    device: Device = "auto"
+
+
+@TEXT_AUDIO_ENCODERS.register("laion_clap")
 class LaionClapEncoder(ClapEncoder):
-    """`TextAudioEncoder` over laion-clap's networks (HTSAT and RoBERTa).
+    """Text-audio encoder over laion-clap's networks (HTSAT and RoBERTa).
 
     Args:
         checkpoint: laion-clap's .pt file.
         sha256: of that file, checked when given.
-        text: folder with RoBERTa's `config.json` and vocabulary.
+        text_model_dir: folder with RoBERTa's `config.json` and vocabulary.
         device: auto, cpu or cuda.
         root: folder that relative paths start from.
     """
 
     name = "laion"
     version = 1
+    config_class = LaionClapEncoderConfig
 
-    def __init__(self, checkpoint: str, sha256: str = "", text: str = "", device: str = "auto", root: Path = Path()) -> None:
+    def __init__(
+        self, checkpoint: str, sha256: str = "", text_model_dir: str = "", device: str = "auto", root: Path = Path()
+    ) -> None:
         super().__init__(checkpoint, sha256, device, "float32", "torch", root)
-        self.text = text
-        self._shape: ClapArchitecture | None = None
+        self.text_model_dir = text_model_dir
+        self._architecture: ClapArchitecture | None = None
+
+    @classmethod
+    def from_config(cls, config: Any, layout: ProjectPaths) -> Self:
+        return cls(**config.model_dump(), root=layout.root)
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        if not (config.checkpoint and config.text_model_dir):
+            raise ValueError(
+                "encoder laion_clap needs laion_clap.checkpoint, a .pt file, and laion_clap.text_model_dir, a folder"
+            )
+
+    @classmethod
+    def float32_config(cls, config: Any) -> None:
+        return None
 
     def fetch(self) -> Path:
-        """The checkpoint's place; its weights are read to learn their shape. Calling it again does nothing."""
+        """Path of the checkpoint; its weights are read to infer the architecture. A second call does nothing."""
+        from pipeline_steps.models.text_audio.convert_laion_clap import infer_architecture
+
         path = self.root / self.model
-        if self._shape is None:
-            weights = self._weights(path)
-            self._shape = infer_architecture(weights)
-            self.front_end = self._shape.front_end
-            self._config = {"projection_dim": self._shape.dimension}
+        if self._architecture is None:
+            self._architecture = infer_architecture(self._weights(path))
+            self.front_end = self._architecture.front_end
+            self._config = {"projection_dim": self._architecture.dimension}
             self._identity = {"sha256": sha256_file(path)}
         return path
 
     def _weights(self, path: Path) -> Weights:
-        load_text_config(self.root / self.text)
+        from pipeline_steps.models.text_audio.convert_laion_clap import load_text_config, read_laion
+
+        load_text_config(self.root / self.text_model_dir)
         return read_laion(path, self.revision)
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What the constructor needs to make this space again; files outside the project are not written down."""
-        if Path(self.model).is_absolute() or Path(self.text).is_absolute():
+        """Recorded arguments of the constructor; empty for files outside the project, whose paths are not recorded."""
+        if Path(self.model).is_absolute() or Path(self.text_model_dir).is_absolute():
             return {}
-        return {"checkpoint": self.model, "sha256": self.revision, "text": self.text}
+        return {"checkpoint": self.model, "sha256": self.revision, "text": self.text_model_dir}
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any], layout: ProjectPaths) -> Self | None:
+        if not parameters:
+            return None
+        return cls(parameters["checkpoint"], parameters["sha256"], parameters["text"], root=layout.root)
 
     def load(self) -> Self:
-        """Build laion-clap's network and give it the weights; calling it again does nothing.
+        """Build laion-clap's network and load the weights; a second call does nothing.
 
         Raises:
             ConfigError: laion-clap is not installed.
@@ -107,15 +142,17 @@ class LaionClapEncoder(ClapEncoder):
             model = clap_module("model")
             weights = self._weights(self.fetch())
             self._tokenizer = AutoTokenizer.from_pretrained(
-                self.root / self.text, trust_remote_code=False, local_files_only=True, model_type="roberta"
+                self.root / self.text_model_dir, trust_remote_code=False, local_files_only=True, model_type="roberta"
             )
             self._network = self._build(model, weights).to(self.device).eval()
-            self._sounds = self._forward_windows
+            self._audio_forward = self._forward_windows
         return self
 
     def _build(self, model: Any, weights: Weights) -> Any:
-        """laion-clap's CLAP with its own HTSAT, and RoBERTa made from its settings (the package would ask a hub)."""
+        """laion-clap's CLAP with its own HTSAT, and RoBERTa built from its settings (the package would download it)."""
         from transformers import RobertaConfig, RobertaModel
+
+        from pipeline_steps.models.text_audio.convert_laion_clap import DROPPED, LOWEST_HZ, infer_architecture, load_text_config
 
         shape = infer_architecture(weights)
         audio = model.CLAPAudioCfp("HTSAT", "tiny", 48_000, 1024, 1024, 480, int(LOWEST_HZ), 14_000, 527, 64, 480_000)
@@ -124,28 +161,30 @@ class LaionClapEncoder(ClapEncoder):
             embed_dim=shape.width, depths=list(shape.depths), num_heads=list(shape.heads), window_size=shape.window,
             config=audio, enable_fusion=shape.fused, fusion_type=fusion,
         )  # fmt: skip
-        settings = RobertaConfig.from_dict(load_text_config(self.root / self.text))
+        settings = RobertaConfig.from_dict(load_text_config(self.root / self.text_model_dir))
         empty = model.CLAPTextCfg(77, 1, settings.hidden_size, 1, 1, "transformer")
         features = branch.num_features
         network = model.CLAP(features, audio, empty, False, shape.fused, fusion, shape.dimension)
         network.audio_branch, network.text_branch, network.text_branch_type = branch, RobertaModel(settings), "roberta"
         del network.token_embedding, network.positional_embedding, network.ln_final
         missing, unexpected = network.load_state_dict(weights, strict=False)
-        odd = [name for name in (*missing, *unexpected) if not DROPPED.match(name)]  # those shape no vector
+        odd = [name for name in (*missing, *unexpected) if not DROPPED.match(name)]  # dropped weights shape no vector
         if odd:
             raise IntegrityError(f"{self.model}: {len(odd)} weights do not fit laion-clap's network (first: {odd[0]})")
         return network
 
-    @torch.inference_mode()
     def _embed_windows(self, windows: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        from pipeline_steps.audio.log_mel import clap_log_mel
+
         windows = windows.to(self.device)
         sample = {"waveform": windows, "longer": torch.zeros(len(windows), 1, dtype=torch.bool, device=windows.device)}
         if self.front_end.scale == "htk":
             sample["mel_fusion"] = clap_log_mel(windows, self.front_end)[:, None].repeat(1, 4, 1, 1)
-        heard = self._network.audio_branch(sample, device=windows.device)["embedding"]
-        return torch.nn.functional.normalize(self._network.audio_projection(heard), dim=-1)
+        embedded = self._network.audio_branch(sample, device=windows.device)["embedding"]
+        return torch.nn.functional.normalize(self._network.audio_projection(embedded), dim=-1)
 
-    @torch.inference_mode()
     def _embed_texts(self, ids: torch.Tensor) -> torch.Tensor:
         ids = ids.to(self.device)
         data = {"input_ids": ids, "attention_mask": (ids != self._tokenizer.pad_token_id).long()}

@@ -27,6 +27,19 @@ INSTALL = "pip install 'seeing-sound[openvino]'"
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
+class ClapAudioTower(torch.nn.Module):
+    """Part of a ClapModel that maps log-mel windows [N, 1, frames, bands] to unit vectors, as one function to compile."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        longer = torch.zeros(features.shape[0], 1, dtype=torch.bool)
+        pooled: torch.Tensor = self.network.get_audio_features(input_features=features, is_longer=longer).pooler_output
+        return pooled
+
+
 def compile_model(network: torch.nn.Module, example: torch.Tensor, threads: int) -> Forward:
     """A function equal to `network` up to rounding, for inputs shaped like `example`; one core a call, callable from threads.
 

@@ -1,7 +1,8 @@
-"""Annoy behind the `NearestNeighbours` protocol, and the side-car that is checked before Annoy maps a file.
+"""Vector index `annoy`: random projection trees, for single interactive queries, kept in a checked file.
 
-Annoy maps whatever it is given: its only guard is a file size that is a multiple of its node size, so a damaged file can
-kill the process. Hence the side-car (hash, dimension, metric, count, seed, fingerprint), and a first load in a child process.
+Annoy maps a file after checking only that its size is a multiple of the node size, so a damaged file can kill the process. A
+metadata file (hash, dimension, metric, count, seed, fingerprint) is therefore checked first, and a child process loads the
+index before this one does.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from annoy import AnnoyIndex as NativeIndex
+from pydantic import Field
 
 from pipeline_steps.core.array_types import FloatArray, IntArray
-from pipeline_steps.core.errors import IntegrityError
+from pipeline_steps.core.config import StageConfig
+from pipeline_steps.core.errors import ConfigError, IntegrityError
 from pipeline_steps.core.hashing import sha256_file
+from pipeline_steps.retrieve.index.base import INDEXES, IndexSettings, VectorIndex
 
 METRIC: Literal["dot"] = "dot"
-CURE = "run: dvc repro --force retrieve"
+ACTION = "run: dvc repro --force retrieve"
 PROBE_SECONDS = 120
 PROBE = """
 import sys
@@ -41,7 +45,7 @@ for item in range(0, n_items, step):
 
 @dataclass(frozen=True, slots=True)
 class IndexMetadata:
-    """What is known of an index file: checked before the file is opened."""
+    """Metadata of an index file, checked before the file is opened."""
 
     sha256: str
     bytes: int
@@ -53,106 +57,144 @@ class IndexMetadata:
     fingerprint: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain form for JSON."""
+        """Dictionary for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
-        """Read the plain form.
+        """Metadata from a dictionary.
 
         Raises:
-            IntegrityError: a key is missing, unknown or of another type.
+            IntegrityError: a key is missing or unknown, or a value has another type.
         """
         kinds = {"sha256": str, "metric": str, "fingerprint": str}
         names = list(cls.__dataclass_fields__)
         if not isinstance(value, Mapping) or sorted(value) != sorted(names):
-            raise IntegrityError(f"the index's side-car must hold {', '.join(names)}", CURE)
+            raise IntegrityError(f"index.json: the keys must be {', '.join(names)}", ACTION)
         for name in names:
             if type(value[name]) is not kinds.get(name, int):
-                raise IntegrityError(f"the index's side-car: {name} is {value[name]!r}", CURE)
+                raise IntegrityError(f"index.json: {name} is {value[name]!r}", ACTION)
         return cls(**value)
 
 
-def build(items: FloatArray, trees: int, seed: int, path: Path, fingerprint: str) -> IndexMetadata:
-    """Build an index of unit rows [N, D] into `path`; ids are 0..N-1, and the same input gives the same bytes.
+def _build_native(items: FloatArray, trees: int, seed: int) -> NativeIndex:
+    """Annoy's index of unit rows [N, D] with ids 0..N-1.
 
-    `n_jobs=1` because a parallel build differs from run to run even when seeded.
+    `n_jobs=1`, because a parallel build differs from run to run even with a seed.
     """
-    n_items, dimension = items.shape
-    index = NativeIndex(dimension, METRIC)
+    index = NativeIndex(items.shape[1], METRIC)
     index.set_seed(seed)
     for row, vector in enumerate(items.tolist()):
         index.add_item(row, vector)
     index.build(trees, n_jobs=1)
-    index.save(str(path))
+    return index
+
+
+def write_index(items: FloatArray, trees: int, seed: int, path: Path, fingerprint: str) -> IndexMetadata:
+    """Write an index of unit rows [N, D] to `path`; the same input gives the same bytes."""
+    n_items, dimension = items.shape
+    _build_native(items, trees, seed).save(str(path))
     return IndexMetadata(sha256_file(path), path.stat().st_size, dimension, METRIC, n_items, trees, seed, fingerprint)
 
 
-def validate_index(side_car: IndexMetadata, path: Path, dimension: int, n_items: int, fingerprint: str) -> None:
-    """Refuse a file that is not what the side-car says, or a side-car that is not of these embeddings.
+def validate_index(metadata: IndexMetadata, path: Path, dimension: int, n_items: int, fingerprint: str) -> None:
+    """Check that the metadata describe the file and that they belong to these embeddings.
 
     Raises:
-        IntegrityError: fingerprint, dimension, metric, count, size or hash differ; both values are printed.
+        IntegrityError: fingerprint, dimension, metric, count, size or hash differ; the message has both values.
     """
     expected = {"fingerprint": fingerprint, "dimension": dimension, "metric": METRIC, "n_items": n_items}
     for name, value in expected.items():
-        if getattr(side_car, name) != value:
-            raise IntegrityError(f"{path}: {name} of the index is {getattr(side_car, name)}, the embeddings have {value}", CURE)
+        if getattr(metadata, name) != value:
+            own = getattr(metadata, name)
+            raise IntegrityError(f"{path}: {name} of the index is {own}, the embeddings have {value}", ACTION)
     if not path.is_file():
-        raise IntegrityError(f"{path} is missing", CURE)
+        raise IntegrityError(f"{path} is missing", ACTION)
     found: dict[str, object] = {"bytes": path.stat().st_size}
-    if found["bytes"] == side_car.bytes:
+    if found["bytes"] == metadata.bytes:
         found["sha256"] = sha256_file(path)
     for name, value in found.items():
-        if getattr(side_car, name) != value:
-            raise IntegrityError(f"{path}: {name} is {value}, the side-car says {getattr(side_car, name)}", CURE)
+        if getattr(metadata, name) != value:
+            raise IntegrityError(f"{path}: {name} is {value}, index.json says {getattr(metadata, name)}", ACTION)
 
 
-def probe_in_subprocess(side_car: IndexMetadata, path: Path) -> None:
-    """Load and query the file in a child process, which may die in place of this one.
+def probe_in_subprocess(metadata: IndexMetadata, path: Path) -> None:
+    """Load and query the file in a child process, which a damaged file may kill.
 
     Raises:
-        IntegrityError: INDEX_CRASH, the child was killed, hung or found rows that are not there.
+        IntegrityError: INDEX_CRASH, the child was killed, did not finish, or found rows outside the index.
     """
-    command = [sys.executable, "-c", PROBE, str(side_car.dimension), side_car.metric, str(side_car.n_items), str(path)]
+    command = [sys.executable, "-c", PROBE, str(metadata.dimension), metadata.metric, str(metadata.n_items), str(path)]
     try:
         done = subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise IntegrityError(f"INDEX_CRASH: {path} hangs when queried", CURE) from error
+        raise IntegrityError(f"INDEX_CRASH: {path}: a query does not finish", ACTION) from error
     if done.returncode:
         how = f"signal {-done.returncode}" if done.returncode < 0 else f"code {done.returncode}"
-        raise IntegrityError(f"INDEX_CRASH: a child process that queried {path} ended with {how}", CURE)
+        raise IntegrityError(f"INDEX_CRASH: a child process that queried {path} ended with {how}", ACTION)
 
 
-class AnnoyIndex:
-    """Approximate neighbours from a checked index file: memory-mapped, meant for single interactive queries.
+class AnnoyIndexConfig(StageConfig):
+    """Group `retrieve.annoy`."""
+
+    trees: int = Field(100, ge=0, le=2000, description="trees of the index for single queries; 0: none is built")
+    search_k: int = Field(20_000, ge=1, le=100_000_000, description="nodes that Annoy inspects per query")
+    min_recall: float = Field(0.95, ge=0, le=1, description="recall@10 against exact search; the stage fails below it")
+
+
+@INDEXES.register("annoy")
+class AnnoyIndex(VectorIndex):
+    """Approximate index by Annoy.
 
     Args:
-        side_car: read from the file beside the index.
-        path: the index.
-        search_k: nodes inspected per query; -1 is Annoy's default, far too low for text -> sound.
-        dimension, n_items, fingerprint: of the embeddings the index must belong to.
-
-    Raises:
-        IntegrityError: see `check` and `probe`.
+        native: Annoy's index.
+        search_k: nodes inspected per query; -1 is Annoy's default, which is far too low for text -> audio.
     """
 
-    def __init__(
-        self, side_car: IndexMetadata, path: Path, search_k: int, dimension: int, n_items: int, fingerprint: str
-    ) -> None:
-        validate_index(side_car, path, dimension, n_items, fingerprint)
-        probe_in_subprocess(side_car, path)
-        self._index = NativeIndex(side_car.dimension, METRIC)
-        self._index.load(str(path))
+    config_class = AnnoyIndexConfig
+
+    def __init__(self, native: NativeIndex, search_k: int) -> None:
+        self._index = native
         self._search_k = search_k
-        self._n_items = side_car.n_items
+        self._n_items: int = native.get_n_items()
+
+    @classmethod
+    def build(cls, items: FloatArray, queries: FloatArray, config: AnnoyIndexConfig, settings: IndexSettings) -> Self:
+        """Index in memory.
+
+        Raises:
+            ConfigError: the configuration has no trees.
+        """
+        if not config.trees:
+            raise ConfigError(
+                "retrieve.annoy.trees is 0, and retrieve.index is annoy", "raise it, or set retrieve.index to auto"
+            )
+        return cls(_build_native(items, config.trees, settings.seed), config.search_k)
+
+    @classmethod
+    def open(cls, metadata: IndexMetadata, path: Path, search_k: int, dimension: int, n_items: int, fingerprint: str) -> Self:
+        """Index from a memory-mapped file, after every check.
+
+        Args:
+            metadata: read from the file beside the index.
+            path: the index.
+            search_k: nodes inspected per query.
+            dimension, n_items, fingerprint: of the embeddings that the index must belong to.
+
+        Raises:
+            IntegrityError: see `validate_index` and `probe_in_subprocess`.
+        """
+        validate_index(metadata, path, dimension, n_items, fingerprint)
+        probe_in_subprocess(metadata, path)
+        native = NativeIndex(metadata.dimension, METRIC)
+        native.load(str(path))
+        return cls(native, search_k)
 
     @property
     def n_items(self) -> int:
         return self._n_items
 
     def search(self, queries: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
-        """See `NearestNeighbours.search`; a query for which Annoy finds fewer is filled up with row -1 and score -inf."""
         k = min(k, self._n_items)
         rows = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)

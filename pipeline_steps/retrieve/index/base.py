@@ -1,29 +1,78 @@
-"""Protocol of a vector index, and recall of one index against another."""
+"""Vector indexes: base class, registry, and recall of one index against another."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from pipeline_steps.core.array_types import FloatArray, IntArray
+from pipeline_steps.core.config import StageConfig
+from pipeline_steps.core.registry import Registry
 
 
-class VectorIndex(Protocol):
-    """Items by inner product with queries."""
+@dataclass(frozen=True, slots=True)
+class IndexSettings:
+    """Settings of the stage that apply to every index.
+
+    Attributes:
+        seed: of everything random.
+        query_batch_size: queries per matrix product.
+        recall_sample_size: largest number of queries on which an index measures its recall.
+    """
+
+    seed: int = 0
+    query_batch_size: int = 1024
+    recall_sample_size: int = 500
+
+
+class VectorIndex(ABC):
+    """Index of unit rows that is searched by inner product.
+
+    Attributes:
+        config_class: model of the configuration group; None for an index without parameters.
+        indexes_texts: whether CSLS uses an index of this kind over the texts too; otherwise it searches them exactly.
+    """
+
+    config_class: ClassVar[type[StageConfig] | None] = None
+    indexes_texts: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def build(cls, items: FloatArray, queries: FloatArray, config: Any, settings: IndexSettings) -> Self:
+        """Index of `items` [N, D] for queries like `queries` [Q, D].
+
+        Args:
+            items: unit rows; may be memory-mapped.
+            queries: the queries that will be searched, for an index that adapts to them.
+            config: the index's configuration group, an instance of `config_class`.
+            settings: settings of the stage.
+        """
 
     @property
+    @abstractmethod
     def n_items(self) -> int:
-        """How many items can be found."""
-        ...
+        """Number of items."""
 
+    @abstractmethod
     def search(self, queries: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
-        """Rows [Q, k'] of the best items of each query [Q, D] and their scores, best first; k' = min(k, n_items)."""
-        ...
+        """Rows [Q, k'] of the best items of each query [Q, D] and their scores, best first; k' = min(k, n_items).
+
+        Row -1 with score -inf fills the places of a query for which fewer items are found.
+        """
+
+    def metrics(self) -> dict[str, float]:
+        """Figures about the index for the report."""
+        return {}
+
+
+INDEXES: Registry[type[VectorIndex]] = Registry("vector index", "pipeline_steps.retrieve.index")
 
 
 def recall_at(found: IntArray, exact: IntArray, k: int) -> float:
-    """Share of the exact k nearest that `found` holds among its first k, averaged over queries."""
+    """Fraction of the exact k nearest that are among the first k of `found`, averaged over queries."""
     k = min(k, exact.shape[1])
     if not len(exact) or not k:
         return 1.0

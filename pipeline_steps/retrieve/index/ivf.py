@@ -1,43 +1,50 @@
-"""Batched search through cells: queries are turned into lists per cell, and each cell costs one matrix product for all the
-queries that probe it. Scores are exact; only which items are scored is a choice, and that choice is measured.
+"""Vector index `ivf`: k-means cells, of which each query probes the nearest.
 
-A tree or a graph answers one query at a time and waits for memory; this reads each cell once and computes at the speed of
-the matrix product, which is why it wins for millions of queries and not for one.
+Queries are grouped by cell, and each cell costs one matrix product for all the queries that probe it. Scores are exact; only
+the choice of scored items is approximate, and its recall is measured. Each cell is read once per batch of queries, so this
+index is faster than trees or graphs for many queries and slower for one.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Self
 
 import numpy as np
+from pydantic import Field
 
 from pipeline_steps.core.array_types import FloatArray, IntArray
-from pipeline_steps.retrieve.index.base import recall_at
+from pipeline_steps.core.config import StageConfig
+from pipeline_steps.core.seeding import seeded_rng
+from pipeline_steps.retrieve.index.base import INDEXES, IndexSettings, VectorIndex, recall_at
 from pipeline_steps.retrieve.index.exact import BLOCK, ExactIndex
 from pipeline_steps.retrieve.index.kmeans import KMeansCells, fit_cells
 from pipeline_steps.retrieve.index.top_k import RunningTopK
 
+log = logging.getLogger(__name__)
+
 QUERY_BATCH = 65_536
-"""Queries whose best scores are held at a time; the items are read once for each such batch."""
+"""Queries whose best scores are held at a time. The items are read once per batch."""
 
 QUERY_BLOCK = 4096
 
-EXACT_SHARE = 0.25
-"""Share of all items above which scoring cell by cell is given up for the plain scan: it would cost about as much."""
+MAX_SCANNED_FRACTION = 0.25
+"""Fraction of scored items above which the index falls back to exact search, which costs about as much."""
 
 MEASURED_K = 10
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeSelection:
-    """How cells are probed, and what a sample of queries says of it.
+    """Number of probed cells, with the recall that a sample of queries reaches.
 
     Attributes:
-        probes: nearest cells scored per query; 0 means all items are scored (exact search).
+        probes: nearest cells scored per query; 0 means that all items are scored (exact search).
         recall: recall@10 of the sample with these probes.
-        scanned: share of the items that is scored for a query of the sample, on average.
-        cells, sample: how many of each.
+        scanned: mean fraction of the items that is scored for a query of the sample.
+        cells, sample: number of cells, number of queries of the sample.
     """
 
     probes: int
@@ -47,36 +54,66 @@ class ProbeSelection:
     sample: int
 
 
-class IVFIndex:
-    """Neighbours through k-means cells, with as few probes as reach a measured recall; else it falls back to exact search.
+class IVFIndexConfig(StageConfig):
+    """Group `retrieve.ivf`."""
+
+    min_recall: float = Field(0.97, gt=0, lt=1, description="recall@10 on a sample of texts that sets the number of probes")
+
+
+@INDEXES.register("ivf")
+class IVFIndex(VectorIndex):
+    """Inverted-file index with the fewest probes that reach a measured recall; falls back to exact search.
 
     Args:
         items: unit rows [N, D]; may be memory-mapped.
-        sample: queries [S, D] that are answered exactly to choose the probes.
-        target: recall@10 that the lower end of the sample's interval (two standard errors) must reach.
+        sample: queries [S, D] that are searched exactly to choose the number of probes.
+        min_recall: recall@10 that the lower end of the sample's interval (two standard errors) must reach.
         seed: of k-means.
-        block: queries per product where search is exact.
+        query_batch_size: queries per matrix product of an exact search.
     """
 
-    def __init__(self, items: FloatArray, sample: FloatArray, target: float, seed: int, block: int = 1024) -> None:
+    config_class = IVFIndexConfig
+    indexes_texts = True
+
+    def __init__(
+        self, items: FloatArray, sample: FloatArray, min_recall: float, seed: int, query_batch_size: int = 1024
+    ) -> None:
         self._items = items
-        self._exact = ExactIndex(items, block)
+        self._exact = ExactIndex(items, query_batch_size)
         self._cells = fit_cells(items, seed)
         truth = self._exact.search(sample, MEASURED_K)[0]
-        probes, scanned = choose_probes(self._cells, sample, truth, target)
-        if scanned > EXACT_SHARE:
+        probes, scanned = choose_probes(self._cells, sample, truth, min_recall)
+        if scanned > MAX_SCANNED_FRACTION:
             self.probing = ProbeSelection(0, 1.0, 1.0, len(self._cells), len(sample))
             return
         self.probing = ProbeSelection(probes, 0.0, scanned, len(self._cells), len(sample))
         recall = recall_at(self.search(sample, MEASURED_K)[0], truth, MEASURED_K)
         self.probing = ProbeSelection(probes, recall, scanned, len(self._cells), len(sample))
 
+    @classmethod
+    def build(cls, items: FloatArray, queries: FloatArray, config: IVFIndexConfig, settings: IndexSettings) -> Self:
+        """Index with the probes that a seeded sample of `queries` needs."""
+        order = seeded_rng(settings.seed, "retrieve", "probes").permutation(len(queries))
+        sample = np.ascontiguousarray(queries[np.sort(order[: settings.recall_sample_size])])
+        index = cls(items, sample, config.min_recall, settings.seed, settings.query_batch_size)
+        found = index.probing
+        if found.probes:
+            log.info(
+                "%d items in %d cells, %d probed: recall@10 %.4f on %d queries, %.1f %% scored",
+                len(items), found.cells, found.probes, found.recall, found.sample, 100 * found.scanned,
+            )  # fmt: skip
+        else:
+            log.info("cells do not help among these %d items: the search is exact", len(items))
+        return index
+
+    def metrics(self) -> dict[str, float]:
+        return {name: round(value, 4) for name, value in asdict(self.probing).items()}
+
     @property
     def n_items(self) -> int:
         return len(self._items)
 
     def search(self, queries: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
-        """See `NearestNeighbours.search`; where the probed cells hold fewer than k items, row -1 and score -inf fill up."""
         if not self.probing.probes:
             return self._exact.search(queries, k)
         k = min(k, self.n_items)
@@ -90,16 +127,16 @@ class IVFIndex:
     def _batch(self, queries: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
         best = RunningTopK(len(queries), k)
         probes = probed_cells(self._cells, queries, self.probing.probes)
-        # The nearest cell of every query first: it sets a floor that few scores of the other cells pass.
+        # The nearest cell of every query is scored first: it sets a floor that few scores of the other cells exceed.
         for some in (probes[:, :1], probes[:, 1:]):
-            for cell, asking in _by_cell(some, len(self._cells)):
+            for cell, members in _by_cell(some, len(self._cells)):
                 inside = self._cells.order[self._cells.starts[cell] : self._cells.starts[cell + 1]]
                 for at in range(0, len(inside), BLOCK):
                     chosen = inside[at : at + BLOCK]
                     vectors = self._items[chosen].T
-                    for first in range(0, len(asking), QUERY_BLOCK):
-                        own = asking[first : first + QUERY_BLOCK]
-                        best.offer(own, queries[own] @ vectors, chosen)
+                    for first in range(0, len(members), QUERY_BLOCK):
+                        own = members[first : first + QUERY_BLOCK]
+                        best.update(own, queries[own] @ vectors, chosen)
         rows, scores = best.result()
         order = np.lexsort((rows, -scores), axis=1)
         return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
@@ -116,14 +153,14 @@ def probed_cells(cells: KMeansCells, queries: FloatArray, probes: int) -> IntArr
     return found
 
 
-def choose_probes(cells: KMeansCells, sample: FloatArray, truth: IntArray, target: float) -> tuple[int, float]:
-    """The fewest probes with which the sample's recall reaches `target` by two standard errors, and the share then scored.
+def choose_probes(cells: KMeansCells, sample: FloatArray, truth: IntArray, min_recall: float) -> tuple[int, float]:
+    """Fewest probes with which the sample's recall exceeds `min_recall` by two standard errors, and the fraction then scored.
 
-    A neighbour is found as soon as its cell is probed, so the place of its cell in the query's order of cells gives the recall
-    of every number of probes at once.
+    A neighbor is found if its cell is probed, so the rank of its cell in the query's order of cells gives the recall for every
+    number of probes at once.
 
     Args:
-        truth: exact neighbours [S, k] of the sample [S, D].
+        truth: exact neighbors [S, k] of the sample [S, D].
     """
     if not len(sample):
         return len(cells), 1.0
@@ -131,17 +168,17 @@ def choose_probes(cells: KMeansCells, sample: FloatArray, truth: IntArray, targe
     order = np.argsort(-scores, axis=1, kind="stable")
     place = np.empty_like(order)
     np.put_along_axis(place, order, np.arange(len(cells))[None, :], 1)
-    wanted = np.take_along_axis(place, cells.cell_of[truth].astype(np.int64), 1)
-    found = np.stack([np.bincount(row, minlength=len(cells)) for row in wanted]).cumsum(axis=1) / truth.shape[1]
+    ranks = np.take_along_axis(place, cells.cell_of[truth].astype(np.int64), 1)
+    found = np.stack([np.bincount(row, minlength=len(cells)) for row in ranks]).cumsum(axis=1) / truth.shape[1]
     lower = found.mean(axis=0) - 2 * found.std(axis=0) / np.sqrt(len(sample))
-    probes = int(np.argmax(lower >= target)) + 1 if lower[-1] >= target else len(cells)
+    probes = int(np.argmax(lower >= min_recall)) + 1 if lower[-1] >= min_recall else len(cells)
     sizes = np.diff(cells.starts)
     scanned = float(sizes[order[:, :probes]].sum(axis=1).mean() / sizes.sum())
     return probes, scanned
 
 
 def _by_cell(probes: IntArray, n_cells: int) -> Iterator[tuple[int, IntArray]]:
-    """(cell, its queries in rising order) of every cell that occurs in probes [Q, p]."""
+    """(cell, its queries in ascending order) for every cell that occurs in probes [Q, p]."""
     flat = probes.reshape(-1)
     order = np.argsort(flat, kind="stable")
     bounds = np.searchsorted(flat[order], np.arange(n_cells + 1))

@@ -1,4 +1,4 @@
-"""K-means cells over unit vectors: spherical, seeded, the same bytes for the same input."""
+"""Spherical k-means over unit vectors: seeded, the same input gives the same bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline_steps.core.seeding import seeded_rng
 
 ROUNDS = 6
 TRAINING_ROWS = 40
-"""Items per cell that k-means looks at."""
+"""Items per cell that k-means is fitted to."""
 
 BLOCK = 16_384
 
@@ -31,13 +31,15 @@ class KMeansCells:
 
 
 def cell_count(n_items: int) -> int:
-    """How many cells: the power of two nearest to twice the root of the items. More find the same with fewer items scored,
-    but each query is compared with all centroids, and each centroid has to be made."""
+    """Number of cells: the power of two nearest to twice the square root of the number of items.
+
+    With more cells fewer items are scored for the same recall, but each query is compared with more centroids.
+    """
     return min(n_items, int(2 ** round(1 + np.log2(max(n_items, 1)) / 2)))
 
 
 def fit_cells(items: FloatArray, seed: int) -> KMeansCells:
-    """Cells of items [N, D]: spherical k-means (Dhillon and Modha 2001) on a sample, then every item to its centroid."""
+    """Cells of items [N, D]: spherical k-means (Dhillon and Modha 2001) on a sample, then assignment of every item."""
     count = cell_count(len(items))
     random = seeded_rng(seed, "retrieve", "cells")
     chosen = np.sort(random.permutation(len(items))[: count * TRAINING_ROWS])
@@ -51,7 +53,7 @@ def fit_cells(items: FloatArray, seed: int) -> KMeansCells:
 
 
 def nearest_cell(rows: FloatArray, centroids: FloatArray) -> tuple[IntArray, FloatArray]:
-    """For each row [N, D] the centroid with the largest inner product, and that product."""
+    """Centroid with the largest inner product for each row [N, D], and that product."""
     cell = np.empty(len(rows), np.int64)
     score = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), BLOCK):
@@ -62,7 +64,7 @@ def nearest_cell(rows: FloatArray, centroids: FloatArray) -> tuple[IntArray, Flo
 
 
 def _update(sample: FloatArray, centroids: FloatArray) -> FloatArray:
-    """One round of Lloyd: unit means of the cells; an empty cell restarts at a row that is far from its own centroid."""
+    """One iteration of Lloyd: unit means of the cells. An empty cell restarts at a row that is far from its own centroid."""
     cell, score = nearest_cell(sample, centroids)
     order = np.argsort(cell, kind="stable")
     sizes = np.bincount(cell, minlength=len(centroids))

@@ -1,5 +1,8 @@
-"""The k best scores of many queries, kept while scores arrive block by block: what makes a scan cost little more than its
-matrix product. A score is looked at closely only if it beats its query's k-th best so far, and few do."""
+"""Top-k of many queries, exact or running over blocks of scores.
+
+A running top-k sorts only the scores that exceed their query's k-th best so far, so a scan costs little more than its matrix
+product.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,21 @@ from pipeline_steps.core.array_types import FloatArray, IntArray
 
 
 class RunningTopK:
-    """Running top-k of `n_queries` queries over items that are offered in blocks.
+    """Running top-k of `n_queries` queries over items that arrive in blocks.
 
-    Of equal scores the one offered first stays, so a scan in rising item order gives ties to the smaller item.
+    Of equal scores the first one stays, so a scan in ascending item order gives ties to the smaller item.
     """
 
     def __init__(self, n_queries: int, k: int) -> None:
         self._k = k
-        self._width = k + max(64, k)  # room for arrivals between two sorts
+        self._width = k + max(64, k)  # space for new scores between two sorts
         self._scores = np.full((n_queries, self._width), -np.inf, np.float32)
         self._items = np.full((n_queries, self._width), -1, np.int64)
         self._filled = np.zeros(n_queries, np.int64)
         self._floor = np.full(n_queries, -np.inf, np.float32)
 
-    def offer(self, queries: IntArray, scores: FloatArray, items: IntArray) -> None:
-        """Take in scores [m, n] of `queries` [m] (each at most once) with `items` [n]."""
+    def update(self, queries: IntArray, scores: FloatArray, items: IntArray) -> None:
+        """Add scores [m, n] of `queries` [m] (each at most once) with `items` [n]."""
         n = scores.shape[1]
         floor = self._floor[queries]
         if n > self._width - self._k:
@@ -36,7 +39,7 @@ class RunningTopK:
         counts = np.bincount(owner, minlength=len(queries))
         full = np.flatnonzero(self._filled[queries] + counts > self._width)
         if len(full):
-            self._settle(queries[full])
+            self._compact(queries[full])
             keep = scores.reshape(-1)[flat] > np.maximum(floor, self._floor[queries])[owner]
             counts = np.bincount(owner[keep], minlength=len(queries))
             full = np.flatnonzero(self._filled[queries] + counts > self._width)
@@ -53,23 +56,23 @@ class RunningTopK:
         self._filled[queries] += counts
 
     def result(self) -> tuple[IntArray, FloatArray]:
-        """Items [n_queries, k] and their scores, best first; item -1 and score -inf where fewer were offered."""
+        """Items [n_queries, k] and their scores, best first; item -1 and score -inf where there are fewer items."""
         for start in range(0, len(self._filled), 16_384):
-            self._settle(np.arange(start, min(start + 16_384, len(self._filled))))
+            self._compact(np.arange(start, min(start + 16_384, len(self._filled))))
         return self._items[:, : self._k].copy(), self._scores[:, : self._k].copy()
 
     def _take_best(self, queries: IntArray, scores: FloatArray, items: IntArray) -> None:
-        """Take the k best of a block at once, for queries that would take too many of it."""
-        self._settle(queries)
+        """Add only the k best of a block, for queries that would add too many of it."""
+        self._compact(queries)
         columns, values = top_k(scores, self._k)
         slot = self._filled[queries][:, None] + np.arange(columns.shape[1])
         self._scores[queries[:, None], slot] = values
         self._items[queries[:, None], slot] = items[columns]
         self._filled[queries] += columns.shape[1]
-        self._settle(queries)
+        self._compact(queries)
 
-    def _settle(self, queries: IntArray) -> None:
-        """Sort what these queries hold and forget all but the k best."""
+    def _compact(self, queries: IntArray) -> None:
+        """Sort the scores of these queries and drop all but the k best."""
         scores, items = self._scores[queries], self._items[queries]
         order = np.argsort(-scores, axis=1, kind="stable")[:, : self._k]
         best = np.take_along_axis(scores, order, 1)
@@ -82,7 +85,7 @@ class RunningTopK:
 
 
 def top_k(scores: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
-    """Columns and values of the k largest of each row, largest first; ties go to the smaller column, always.
+    """Columns and values of the k largest of each row, largest first; ties go to the smaller column.
 
     Args:
         scores: [Q, N], finite.

@@ -113,8 +113,8 @@ def model_tags(layout: ProjectPaths, folder: Path) -> dict[str, str]:
     """
     tags: dict[str, str] = {}
     statistics = _read_json(layout.pairs / "stats.json")
-    wanted = {"pairs": statistics.get("pairs"), "max_reuse": _inner(statistics, "balanced", "max_reuse")}
-    wanted |= {name: _inner(statistics, "balanced", name) for name in ("coverage", "gini")}
+    wanted = {"pairs": statistics.get("pairs"), "max_reuse": _inner(statistics, "assignment", "max_reuse")}
+    wanted |= {name: _inner(statistics, "assignment", name) for name in ("coverage", "gini")}
     wanted |= {split: _inner(statistics, "splits", split) for split in ("train", "val", "test")}
     leaks = statistics.get("leaks")
     wanted["leaks"] = sum(leaks.values()) if isinstance(leaks, dict) else None

@@ -10,10 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline_steps.core.errors import IntegrityError
-from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.core.project_paths import ProjectPaths
-from pipeline_steps.core.result_cache import ResultCache
-from pipeline_steps.evaluate.judges.feature_extractors import VECTOR
 from pipeline_steps.evaluate.retrieval.label_oracle import label_vectors
 from pipeline_steps.models.text_audio.clap import ClapEncoder
 from tests.factories.checkpoints.clap import TEXTS, clap_checkpoint
@@ -23,11 +20,7 @@ LABELS = ["dog", "sea waves"]
 
 def ask(root: Path, meta: dict[str, Any], expected: np.ndarray) -> dict[str, np.ndarray] | None:
     layout = ProjectPaths(root)
-
-    def open_memo(stage: str, description: Any) -> ResultCache:
-        return ResultCache(str(layout.result_cache), stage, fingerprint(description), VECTOR)
-
-    return label_vectors(layout, open_memo, meta, LABELS, TEXTS[0], expected)
+    return label_vectors(layout, str(layout.result_cache), meta, LABELS, TEXTS[0], expected)
 
 
 @pytest.fixture(scope="module")

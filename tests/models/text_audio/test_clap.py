@@ -12,8 +12,8 @@ import torch
 
 from pipeline_steps.audio.log_mel import split_windows
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError
-from pipeline_steps.models.base import TextAudioEncoder
 from pipeline_steps.models.hub_checkpoint import folder_digest
+from pipeline_steps.models.text_audio.base import TextAudioEncoder
 from pipeline_steps.models.text_audio.clap import ClapEncoder
 from tests.factories.checkpoints.clap import TEXTS, clap_checkpoint
 
@@ -51,7 +51,7 @@ def theirs(folder: Path, sound: np.ndarray) -> np.ndarray:
 def test_vectors_are_those_of_transformers(folders: dict[str, Path], kind: str) -> None:
     encoder = ClapEncoder(str(folders[kind])).load()
     assert isinstance(encoder, TextAudioEncoder)
-    vectors = encoder.encode_sounds([SHORT, WINDOW])
+    vectors = encoder.encode_audio([SHORT, WINDOW])
     for vector, sound in zip(vectors, (SHORT, WINDOW), strict=True):
         assert np.abs(vector - theirs(folders[kind], sound)).max() < 1e-5
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-3, "they tell the sounds apart"
@@ -60,20 +60,20 @@ def test_vectors_are_those_of_transformers(folders: dict[str, Path], kind: str) 
 def test_a_long_sound_is_the_mean_of_fixed_windows(folders: dict[str, Path], clap: ClapEncoder) -> None:
     mean = np.mean([theirs(folders["plain"], window) for window in split_windows(LONG, 480_000)], axis=0)
     expected = mean / np.linalg.norm(mean)
-    np.testing.assert_allclose(clap.encode_sounds([LONG])[0], expected, atol=1e-5)
+    np.testing.assert_allclose(clap.encode_audio([LONG])[0], expected, atol=1e-5)
 
 
 def test_the_same_item_gives_the_same_bytes(clap: ClapEncoder) -> None:
     before = torch.get_num_threads()
-    sounds, texts = clap.encode_sounds(SOUNDS), clap.encode_texts(TEXTS * 5)
+    sounds, texts = clap.encode_audio(SOUNDS), clap.encode_texts(TEXTS * 5)
     for row, sound in enumerate(SOUNDS):
-        assert np.array_equal(clap.encode_sounds([sound])[0], sounds[row]), "alone or in company"
+        assert np.array_equal(clap.encode_audio([sound])[0], sounds[row]), "alone or in company"
     for row, text in enumerate(TEXTS):
         assert np.array_equal(clap.encode_texts([text])[0], texts[row])
         assert np.array_equal(texts[row], texts[row + 2 * len(TEXTS)])
     try:
         torch.set_num_threads(3)
-        assert np.array_equal(clap.encode_sounds(SOUNDS[::-1])[::-1], sounds), "on any number of cores, in any order"
+        assert np.array_equal(clap.encode_audio(SOUNDS[::-1])[::-1], sounds), "on any number of cores, in any order"
         assert np.array_equal(clap.encode_texts(TEXTS), texts[: len(TEXTS)])
     finally:
         torch.set_num_threads(before)
@@ -91,14 +91,14 @@ def test_texts_are_those_of_transformers_and_long_ones_are_cut(folders: dict[str
             expected = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output[0].numpy()
         assert np.abs(vector - expected).max() < 1e-5
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
-    assert clap.encode_texts([]).shape == clap.encode_sounds([]).shape == (0, clap.dimension)
+    assert clap.encode_texts([]).shape == clap.encode_audio([]).shape == (0, clap.dimension)
 
 
 def test_openvino_gives_the_same_vectors(folders: dict[str, Path], clap: ClapEncoder) -> None:
     pytest.importorskip("openvino")
     fast = ClapEncoder(str(folders["plain"]), backend="openvino").load()
-    assert np.abs(fast.encode_sounds(SOUNDS) - clap.encode_sounds(SOUNDS)).max() < 1e-5
-    assert fast.describe_sounds() != clap.describe_sounds()
+    assert np.abs(fast.encode_audio(SOUNDS) - clap.encode_audio(SOUNDS)).max() < 1e-5
+    assert fast.describe_audio() != clap.describe_audio()
     assert fast.describe_texts() == clap.describe_texts()
 
 
@@ -164,7 +164,7 @@ def test_settings_that_cannot_be_met_are_named(clap: ClapEncoder) -> None:
     with pytest.raises(ConfigError, match="not a commit"):
         ClapEncoder("owner/name", "main").fetch()
     with pytest.raises(ValueError, match="finite mono"):
-        clap.prepare(np.array([0.0, np.nan], np.float32))
+        clap.prepare_audio(np.array([0.0, np.nan], np.float32))
     if not torch.cuda.is_available():
         with pytest.raises(ResourceError, match="no GPU"):
             ClapEncoder("owner/name", device="cuda")

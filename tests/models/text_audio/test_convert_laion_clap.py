@@ -40,7 +40,7 @@ def test_a_converted_checkpoint_is_used_like_any_other(tmp_path: Path, text: Pat
     encoder = ClapEncoder(str(folder)).load()
     assert encoder.front_end == infer_architecture(read_laion(checkpoint)).front_end
     assert (encoder.front_end.low, encoder.front_end.scale) == (50, "htk" if fused else "slaney")
-    texts, sounds = encoder.encode_texts(TEXTS), encoder.encode_sounds([np.sin(np.arange(9000) / 5).astype(np.float32)])
+    texts, sounds = encoder.encode_texts(TEXTS), encoder.encode_audio([np.sin(np.arange(9000) / 5).astype(np.float32)])
     assert texts.shape == (5, 24)
     assert sounds.shape == (1, 24)
     assert not list(folder.glob("*.pt")), "nothing pickled is left"
@@ -136,7 +136,7 @@ def test_command(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 @pytest.mark.skipif(importlib.util.find_spec("laion_clap") is not None, reason="laion-clap is installed")
 def test_without_the_package_the_way_out_is_named(tmp_path: Path, text: Path) -> None:
-    encoder = LaionClapEncoder(str(laion_checkpoint(tmp_path / "laion.pt")), text=str(text))
+    encoder = LaionClapEncoder(str(laion_checkpoint(tmp_path / "laion.pt")), text_model_dir=str(text))
     assert encoder.dimension == 24
     with pytest.raises(ConfigError, match="laion-clap is not installed") as caught:
         encoder.load()

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 def test_same_weights_same_vectors(tmp_path: Path, fused: bool) -> None:
     text = text_folder(tmp_path / "text")
     checkpoint = laion_checkpoint(tmp_path / "laion.pt", fused)
-    original = LaionClapEncoder(str(checkpoint), text=str(text)).load()
+    original = LaionClapEncoder(str(checkpoint), text_model_dir=str(text)).load()
     converted = ClapEncoder(str(convert(checkpoint, text, tmp_path / "converted"))).load()
     random = np.random.default_rng(0)
     time = np.arange(1_200_000) / 48_000
@@ -32,7 +32,7 @@ def test_same_weights_same_vectors(tmp_path: Path, fused: bool) -> None:
         (0.5 * np.sin(2 * np.pi * 440 * time[:480_000])).astype(np.float32),
         (0.2 * random.standard_normal(len(time)) * np.exp(-time)).astype(np.float32),
     ]
-    heard, expected = converted.encode_sounds(sounds), original.encode_sounds(sounds)
+    heard, expected = converted.encode_audio(sounds), original.encode_audio(sounds)
     assert np.abs(heard - expected).max() < 1e-4
     assert np.abs(heard[0] - heard[1]).max() > 1e-3, "the vectors tell sounds apart"
     read, expected = converted.encode_texts(TEXTS), original.encode_texts(TEXTS)

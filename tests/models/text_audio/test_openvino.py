@@ -39,10 +39,10 @@ def test_vectors_are_near_those_of_float32_and_the_same_each_time(folder: Path, 
     for _ in range(2):
         encoder = ClapEncoder(str(folder), backend="openvino-int8").load()
         encoder.adopt_int8_network(network)
-        vectors.append(encoder.encode_sounds(SOUNDS))
-        assert np.array_equal(encoder.encode_sounds(SOUNDS[1:2])[0], vectors[-1][1]), "alone or in company"
+        vectors.append(encoder.encode_audio(SOUNDS))
+        assert np.array_equal(encoder.encode_audio(SOUNDS[1:2])[0], vectors[-1][1]), "alone or in company"
     assert np.array_equal(*vectors)
-    expected = exact.encode_sounds(SOUNDS)
+    expected = exact.encode_audio(SOUNDS)
     assert (expected * vectors[0]).sum(1).min() > 0.999
     assert np.abs(expected - vectors[0]).max() > 1e-5, "it is another network"
     assert np.array_equal(encoder.encode_texts(TEXTS), exact.encode_texts(TEXTS)), "texts stay as they are"
@@ -63,7 +63,7 @@ def test_weights_are_stored_in_a_byte_each(folder: Path, network: bytes) -> None
 
 def test_marks_tell_the_vectors_apart(folder: Path) -> None:
     sides = {backend: ClapEncoder(str(folder), backend=backend) for backend in ("torch", "openvino", "openvino-int8")}
-    marks = [side.describe_sounds() for side in sides.values()]
+    marks = [side.describe_audio() for side in sides.values()]
     assert all(one != other for place, one in enumerate(marks) for other in marks[:place])
     assert sides["openvino-int8"].describe_texts() == sides["torch"].describe_texts()
 
@@ -73,7 +73,7 @@ def test_without_nncf_the_extra_is_named(folder: Path, monkeypatch: pytest.Monke
     encoder = ClapEncoder(str(folder), backend="openvino-int8").load()
     assert len(encoder.encode_texts(TEXTS)) == len(TEXTS), "texts need no quantised network"
     with pytest.raises(ConfigError, match=r"nncf.*not installed") as caught:
-        encoder.encode_sounds(SOUNDS[:1])
+        encoder.encode_audio(SOUNDS[:1])
     assert "seeing-sound[openvino]" in str(caught.value.action)
 
 
@@ -110,5 +110,5 @@ pathlib.Path({str(tmp_path / "network")!r}).write_bytes(made)
     vectors = []
     for block in (network, (tmp_path / "network").read_bytes()):
         encoder.adopt_int8_network(block)
-        vectors.append(encoder.encode_sounds(SOUNDS[:2]))
+        vectors.append(encoder.encode_audio(SOUNDS[:2]))
     assert np.array_equal(*vectors)

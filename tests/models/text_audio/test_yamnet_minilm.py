@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.models.audio.yamnet import HOP_SAMPLES, MIN_SAMPLES
-from pipeline_steps.models.base import TextAudioEncoder
+from pipeline_steps.models.text_audio.base import TextAudioEncoder
 from pipeline_steps.models.text_audio.yamnet_minilm import (
     LOUDEST,
     QUIETEST,
@@ -107,11 +107,11 @@ def test_hand_written_phrases_belong_to_tags(bridge: YamnetMiniLMEncoder) -> Non
 
 def test_it_is_a_text_audio_encoder_with_unit_rows(bridge: YamnetMiniLMEncoder, demo: Path) -> None:
     assert isinstance(bridge, TextAudioEncoder)
-    texts, sounds = bridge.encode_texts(["dog barking", "a bell"]), bridge.encode_sounds([sound(demo)])
+    texts, sounds = bridge.encode_texts(["dog barking", "a bell"]), bridge.encode_audio([sound(demo)])
     assert texts.shape == (2, TAGS)
     assert sounds.shape == (1, TAGS)
     np.testing.assert_allclose(np.linalg.norm(np.concatenate([texts, sounds]), axis=1), 1.0, atol=1e-5)
-    assert bridge.encode_texts([]).shape == bridge.encode_sounds([]).shape == (0, TAGS)
+    assert bridge.encode_texts([]).shape == bridge.encode_audio([]).shape == (0, TAGS)
 
 
 @pytest.mark.parametrize(
@@ -126,21 +126,21 @@ def test_it_is_a_text_audio_encoder_with_unit_rows(bridge: YamnetMiniLMEncoder, 
 )
 def test_a_sound_is_nearest_to_what_it_is(bridge: YamnetMiniLMEncoder, demo: Path, name: str, phrase: str) -> None:
     phrases = ["dog barking", "sheep bleating", "train passing by", "trumpet playing", "cow mooing", "rain falling"]
-    scores = bridge.encode_texts(phrases) @ bridge.encode_sounds([sound(demo, name)])[0]
+    scores = bridge.encode_texts(phrases) @ bridge.encode_audio([sound(demo, name)])[0]
     assert phrases[int(np.argmax(scores))] == phrase
 
 
 def test_the_same_sound_gives_the_same_bytes_however_quiet(bridge: YamnetMiniLMEncoder, demo: Path) -> None:
     samples = sound(demo)
-    assert bridge.posteriors(samples).tobytes() == bridge.posteriors(samples.copy()).tobytes()
-    quiet, quieter = bridge.encode_sounds([samples * 1e-2, samples * 1e-3])
+    assert bridge.prepare_audio(samples).tobytes() == bridge.prepare_audio(samples.copy()).tobytes()
+    quiet, quieter = bridge.encode_audio([samples * 1e-2, samples * 1e-3])
     np.testing.assert_allclose(quiet, quieter, atol=1e-3)
 
 
 def test_outputs_are_those_of_this_version(bridge: YamnetMiniLMEncoder, demo: Path) -> None:
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     assert YamnetMiniLMEncoder.version == golden["version"], "version was raised: rewrite golden_yamnet_minilm.json"
-    got = {"text": bridge.encode_texts(["dog barking"])[0], "sound": bridge.encode_sounds([sound(demo)])[0]}
+    got = {"text": bridge.encode_texts(["dog barking"])[0], "sound": bridge.encode_audio([sound(demo)])[0]}
     for name, values in got.items():
         np.testing.assert_allclose(digest(values), golden[name], rtol=1e-3, atol=1e-4, err_msg=f"{name} changed: raise version")
 
@@ -148,7 +148,7 @@ def test_outputs_are_those_of_this_version(bridge: YamnetMiniLMEncoder, demo: Pa
 def test_every_parameter_is_in_the_fingerprint(assets: Path) -> None:
     variants = [
         YamnetMiniLMEncoder(assets),
-        YamnetMiniLMEncoder(assets, recipe="plain"),
+        YamnetMiniLMEncoder(assets, text_pooling="plain"),
         YamnetMiniLMEncoder(assets, temperature=0.05),
         YamnetMiniLMEncoder(assets, phrase_weight=0.0),
         YamnetMiniLMEncoder(assets, loudness_power=0.0),

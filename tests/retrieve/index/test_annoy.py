@@ -10,10 +10,11 @@ import pytest
 
 from pipeline_steps.core.errors import IntegrityError
 from pipeline_steps.core.hashing import sha256_file
-from pipeline_steps.retrieve.index.annoy import AnnoyIndex, IndexMetadata, build, validate_index
+from pipeline_steps.retrieve.config import HubnessCorrectionConfig
+from pipeline_steps.retrieve.index.annoy import AnnoyIndex, IndexMetadata, validate_index, write_index
 from pipeline_steps.retrieve.index.base import recall_at
 from pipeline_steps.retrieve.index.exact import ExactIndex
-from pipeline_steps.retrieve.ranking import hub_report, rank_neighbours
+from pipeline_steps.retrieve.ranking import hubness_report, rank_neighbors
 
 N, D = 300, 16
 
@@ -27,16 +28,16 @@ def items() -> np.ndarray:
 @pytest.fixture
 def index(items: np.ndarray, tmp_path: Path) -> tuple[Path, IndexMetadata]:
     path = tmp_path / "index.ann"
-    return path, build(items, 20, 7, path, "space")
+    return path, write_index(items, 20, 7, path, "space")
 
 
-def open_it(path: Path, side_car: IndexMetadata, **changes: object) -> AnnoyIndex:
+def open_it(path: Path, metadata: IndexMetadata, **changes: object) -> AnnoyIndex:
     expected: dict[str, object] = {"dimension": D, "n_items": N, "fingerprint": "space", **changes}
-    return AnnoyIndex(side_car, path, 5000, **expected)  # type: ignore[arg-type]
+    return AnnoyIndex.open(metadata, path, 5000, **expected)  # type: ignore[arg-type]
 
 
-def forged(path: Path, side_car: IndexMetadata) -> IndexMetadata:
-    return dataclasses.replace(side_car, sha256=sha256_file(path), bytes=path.stat().st_size)
+def forged(path: Path, metadata: IndexMetadata) -> IndexMetadata:
+    return dataclasses.replace(metadata, sha256=sha256_file(path), bytes=path.stat().st_size)
 
 
 def test_it_finds_what_exact_search_finds(index: tuple[Path, IndexMetadata], items: np.ndarray) -> None:
@@ -57,28 +58,29 @@ def test_k_above_n_gives_n(index: tuple[Path, IndexMetadata], items: np.ndarray)
 def test_what_annoy_does_not_find_is_ranked_last_and_counted_for_nobody(
     index: tuple[Path, IndexMetadata], items: np.ndarray, method: str
 ) -> None:
-    path, side_car = index
-    poor = AnnoyIndex(side_car, path, 1, D, N, "space")
+    path, metadata = index
+    poor = AnnoyIndex.open(metadata, path, 1, D, N, "space")
     assert (poor.search(items[:5], 200)[0] == -1).any(), "the search is poor enough for this test"
-    ranked = rank_neighbours(poor, items[:5], items, 100, method, 3, 5.0, 50, 0)  # type: ignore[arg-type]
-    for row, damped in zip(ranked.rows, ranked.damped, strict=True):
+    correction = HubnessCorrectionConfig.model_validate({"method": method, "k": 3})
+    ranked = rank_neighbors(poor, items[:5], items, 100, correction, 50, 0)
+    for row, damped in zip(ranked.rows, ranked.corrected_score, strict=True):
         found = row >= 0
         assert found[0]
         assert (np.diff(found.astype(int)) <= 0).all()
         assert np.isfinite(damped[found]).all()
-    assert hub_report(ranked.rows, ranked.rows, N)["after"]["max_occurrence"] <= 5
+    assert hubness_report(ranked.rows, ranked.rows, N)["corrected"]["max_k_occurrence"] <= 5
 
 
 def test_the_same_input_gives_the_same_bytes(index: tuple[Path, IndexMetadata], items: np.ndarray, tmp_path: Path) -> None:
-    path, side_car = index
-    assert build(items, 20, 7, tmp_path / "again.ann", "space") == side_car
+    path, metadata = index
+    assert write_index(items, 20, 7, tmp_path / "again.ann", "space") == metadata
     assert (tmp_path / "again.ann").read_bytes() == path.read_bytes()
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("damage", ["truncated", "random", "zeros", "missing"])
 def test_a_damaged_file_is_refused_before_it_is_opened(index: tuple[Path, IndexMetadata], damage: str) -> None:
-    path, side_car = index
+    path, metadata = index
     payload = path.read_bytes()
     changed = {
         "truncated": payload[: len(payload) // 2],
@@ -89,14 +91,14 @@ def test_a_damaged_file_is_refused_before_it_is_opened(index: tuple[Path, IndexM
         path.unlink()
     else:
         path.write_bytes(changed[damage])
-    with pytest.raises(IntegrityError, match=r"side-car says|missing"):
-        open_it(path, side_car)
+    with pytest.raises(IntegrityError, match=r"index\.json says|missing"):
+        open_it(path, metadata)
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("damage", ["pointers", "zeros"])
-def test_a_forged_side_car_costs_a_child_and_no_more(index: tuple[Path, IndexMetadata], damage: str) -> None:
-    path, side_car = index
+def test_a_forged_metadata_costs_a_child_and_no_more(index: tuple[Path, IndexMetadata], damage: str) -> None:
+    path, metadata = index
     payload = bytearray(path.read_bytes())
     if damage == "zeros":
         payload = bytearray(len(payload))
@@ -106,7 +108,7 @@ def test_a_forged_side_car_costs_a_child_and_no_more(index: tuple[Path, IndexMet
             payload[offset : offset + 4] = (0x7FFFFF00).to_bytes(4, "little")
     path.write_bytes(bytes(payload))
     with pytest.raises(IntegrityError, match="INDEX_CRASH"):
-        open_it(path, forged(path, side_car))
+        open_it(path, forged(path, metadata))
 
 
 @pytest.mark.fault
@@ -114,21 +116,21 @@ def test_a_forged_side_car_costs_a_child_and_no_more(index: tuple[Path, IndexMet
 def test_an_index_of_other_embeddings_is_refused_and_both_values_are_shown(
     index: tuple[Path, IndexMetadata], key: str, value: object
 ) -> None:
-    path, side_car = index
+    path, metadata = index
     with pytest.raises(IntegrityError) as failure:
-        open_it(path, side_car, **{key: value})
+        open_it(path, metadata, **{key: value})
     assert str(value) in str(failure.value)
-    assert str(getattr(side_car, key)) in str(failure.value)
+    assert str(getattr(metadata, key)) in str(failure.value)
 
 
 def test_another_metric_is_refused(index: tuple[Path, IndexMetadata]) -> None:
-    path, side_car = index
+    path, metadata = index
     with pytest.raises(IntegrityError, match="metric"):
-        validate_index(dataclasses.replace(side_car, metric="angular"), path, D, N, "space")
+        validate_index(dataclasses.replace(metadata, metric="angular"), path, D, N, "space")
 
 
 @pytest.mark.parametrize("change", [{"sha256": 5}, {"n_items": "many"}, {"surprise": 1}, {"seed": None}, {"dimension": True}])
-def test_a_damaged_side_car_is_refused(index: tuple[Path, IndexMetadata], change: dict[str, object]) -> None:
-    with pytest.raises(IntegrityError, match="side-car"):
+def test_a_damaged_metadata_is_refused(index: tuple[Path, IndexMetadata], change: dict[str, object]) -> None:
+    with pytest.raises(IntegrityError, match=r"index\.json"):
         IndexMetadata.from_dict({**index[1].as_dict(), **change})
     assert IndexMetadata.from_dict(index[1].as_dict()) == index[1]

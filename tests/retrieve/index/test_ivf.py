@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_steps.core.errors import ResourceError
-from pipeline_steps.retrieve.index import exact, factory
-from pipeline_steps.retrieve.index.base import recall_at
+from pipeline_steps.retrieve.index import auto, exact
+from pipeline_steps.retrieve.index.auto import resolve_index
+from pipeline_steps.retrieve.index.base import INDEXES, IndexSettings, recall_at
 from pipeline_steps.retrieve.index.exact import ExactIndex
-from pipeline_steps.retrieve.index.factory import build_index, resolve_backend
 from pipeline_steps.retrieve.index.ivf import IVFIndex, choose_probes, probed_cells
 from pipeline_steps.retrieve.index.kmeans import cell_count, fit_cells
 from pipeline_steps.retrieve.index.top_k import RunningTopK, top_k
@@ -40,7 +40,7 @@ def test_running_best_is_the_top_k_of_all_that_was_offered(seed: int, n: int, it
     best, at, turn = RunningTopK(n, k), 0, 0
     while at < items:
         end = min(items, at + steps[turn % len(steps)])
-        best.offer(np.arange(n), scores[:, at:end], np.arange(at, end))
+        best.update(np.arange(n), scores[:, at:end], np.arange(at, end))
         at, turn = end, turn + 1
     rows, values = best.result()
     wanted_rows, wanted = top_k(scores, k)
@@ -56,7 +56,7 @@ def test_queries_may_come_in_any_part() -> None:
     best = RunningTopK(7, 5)
     for query in (3, 0, 6, 1, 5, 2, 4):
         for at in range(0, 300, 50):
-            best.offer(np.array([query]), scores[query : query + 1, at : at + 50], np.arange(at, at + 50))
+            best.update(np.array([query]), scores[query : query + 1, at : at + 50], np.arange(at, at + 50))
     np.testing.assert_array_equal(best.result()[0], top_k(scores, 5)[0])
 
 
@@ -160,19 +160,21 @@ def test_the_rule_of_auto(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(True)
         return False
 
-    monkeypatch.setattr(factory, "cuda_found", absent)
-    assert resolve_backend(1000, 1000) == "exact"
+    monkeypatch.setattr(auto, "cuda_found", absent)
+    assert resolve_index(1000, 1000) == "exact"
     assert not asked, "small pools never look for a GPU: their outs are the same on any machine"
-    assert resolve_backend(20_000, 60_000) == "exact"
-    assert resolve_backend(250_000, 1_000_000) == "cluster"
-    monkeypatch.setattr(factory, "cuda_found", lambda: True)
-    assert resolve_backend(250_000, 1_000_000) == "gpu"
+    assert resolve_index(20_000, 60_000) == "exact"
+    assert resolve_index(250_000, 1_000_000) == "ivf"
+    monkeypatch.setattr(auto, "cuda_found", lambda: True)
+    assert resolve_index(250_000, 1_000_000) == "torch"
 
 
-@pytest.mark.parametrize("kind", ["exact", "cluster"])
-def test_every_kind_finds_the_nearest(kind: str) -> None:
+@pytest.mark.parametrize("name", ["exact", "ivf", "annoy"])
+def test_every_index_finds_the_nearest(name: str) -> None:
     items, queries = clustered(2000, 9), clustered(60, 10)
-    found = build_index(kind, items, queries, 0.97, 60, 0, 32)
+    index_class = INDEXES.get(name)
+    config = index_class.config_class() if index_class.config_class else None
+    found = index_class.build(items, queries, config, IndexSettings(0, 32, 60))
     assert found.n_items == 2000
     assert recall_at(found.search(queries, 10)[0], ExactIndex(items).search(queries, 10)[0], 10) > 0.95
 
@@ -196,5 +198,5 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
         assert TorchExactIndex(clustered(5, 0)).n_items == 5
         return
     with pytest.raises(ResourceError, match="no CUDA device") as failure:
-        build_index("gpu", clustered(5, 0), clustered(2, 1), 0.9, 2, 0, 8)
+        INDEXES.get("torch").build(clustered(5, 0), clustered(2, 1), None, IndexSettings())
     assert failure.value.exit_code == 4
