@@ -28,7 +28,7 @@ from flows.git_worktree import (
     safe_name,
 )
 from flows.promote import decide_promotion, final_state
-from flows.run_summary import RunSummary, keep_report, show_links, show_metrics, show_stages
+from flows.run_summary import RunSummary, publish_report, show_links, show_metrics, show_stages
 from flows.stage_task import ignore_api_errors, stage_task
 from flows.workspace_lock import workspace_lock
 from pipeline_steps.core.errors import DataError
@@ -174,7 +174,7 @@ def publish_results(
         changes = "\n".join(workspace.changes) or "parameters as committed"
         message = f"Run {name}\n\n{plan_text(plan)}\n\n{changes}\n\nFlow-run: {run_id or 'none'}\nFrom: {workspace.commit}\n"
         branch = commit_results(workspace, name, message, [each.node for each in plan])
-    report = keep_report(workspace, name)
+    report = publish_report(workspace, name)
     show_links(workspace, run_id, done, plan, report)
     summary = RunSummary({each.name: each.outcome for each in done}, branch, report)
     get_run_logger().info("%s", summary)

@@ -117,7 +117,7 @@ def _proposal_fingerprint(proposal: PromotionProposal) -> str:
     """Key of the question: an answer counts for what was shown, so other facts make another question."""
     champion = proposal.champion.version if proposal.champion else None
     shown = repr((champion, proposal.challenger.version, proposal.challenger.md5, proposal.runs, proposal.gate.passed))
-    return f"decision-{proposal.seen}-{proposal.challenger.version}-{sha256_bytes(shown.encode())[:12]}"
+    return f"decision-{proposal.num_events}-{proposal.challenger.version}-{sha256_bytes(shown.encode())[:12]}"
 
 
 def _request_approval(text: str, key: str, timeout_hours: float) -> PromotionDecision:

@@ -61,7 +61,7 @@ def show_metrics(workspace: RunWorkspace, plan: Sequence[PlannedStage]) -> None:
     ignore_api_errors(lambda: create_markdown_artifact(text, key="metrics", description="Metrics against the last run"))
 
 
-def keep_report(workspace: RunWorkspace, name: str) -> str | None:
+def publish_report(workspace: RunWorkspace, name: str) -> str | None:
     """Keep the report beyond the worktree (hard links) and return its address; None when there is none."""
     source = ProjectPaths(workspace.root).reports
     if not (source / "index.html").is_file():
@@ -94,10 +94,10 @@ def show_links(
     outcomes = {each.name: each.outcome for each in done}
     if not set(outcomes.values()) & {RAN, RESTORED}:
         return
-    ignore_api_errors(lambda: _show_tracked(workspace, flow_run_id, outcomes, plan))
+    ignore_api_errors(lambda: _show_mlflow_runs(workspace, flow_run_id, outcomes, plan))
 
 
-def _show_tracked(workspace: RunWorkspace, flow_run_id: str, outcomes: Mapping[str, str], plan: Sequence[PlannedStage]) -> None:
+def _show_mlflow_runs(workspace: RunWorkspace, flow_run_id: str, outcomes: Mapping[str, str], plan: Sequence[PlannedStage]) -> None:
     from pipeline_steps.tracking.registry.run_links import runs_for_flow, runs_for_outputs
     from pipeline_steps.tracking.settings import read_settings
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from flows.dvc_subprocess import LEASH, terminate_process_group
+from flows.dvc_subprocess import PROCESS_GUARD, terminate_process_group
 from flows.git_worktree import find_project
 from pipeline_steps.core.errors import ServiceError, StageError
 
@@ -97,7 +97,7 @@ def prefect_server(project: Path, port: int) -> Iterator[str]:
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     with log.open("ab") as output:
         server = subprocess.Popen(
-            [sys.executable, "-I", str(LEASH), *command],
+            [sys.executable, "-I", str(PROCESS_GUARD), *command],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,

@@ -99,7 +99,7 @@ def run_stage(planned: PlannedStage, workspace: RunWorkspace, force: bool) -> St
             workspace.root,
             force=force,
             timeout_s=node.timeout_s,
-            environment={**workspace.environment(), "PIPELINE_FLOW_RUN_ID": str(flow_run.get_id() or "")},
+            environment={**workspace.environment(), "SONIFY_FLOW_RUN_ID": str(flow_run.get_id() or "")},
             on_line=on_line,
             on_start=lambda group: update_lock_record(workspace.project, group=group, folder=str(workspace.root)),
         )

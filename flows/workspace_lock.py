@@ -63,7 +63,7 @@ def workspace_lock(
             lock.acquire(timeout=0)
             break
         except Timeout:
-            holder = _worded(read_record(project))
+            holder = _describe_holder(read_record(project))
             if time.monotonic() >= deadline:
                 raise LockedError(
                     f"{holder} is at work in {project}", "start this one when it has ended, or cancel it"
@@ -89,7 +89,7 @@ def update_lock_record(project: Path, **values: Any) -> None:
     write_json(record_path(project), {**(read_record(project) or {}), **values})
 
 
-def _worded(record: Mapping[str, Any] | None) -> str:
+def _describe_holder(record: Mapping[str, Any] | None) -> str:
     if record is None:
         return "another run"
     return f"run {record.get('name', '?')} (PID {record.get('pid', '?')} on {record.get('host', '?')})"

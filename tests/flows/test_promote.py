@@ -15,7 +15,7 @@ import pytest
 from pipeline_steps.core.errors import LockedError, ServiceError
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.tracking.registry.model_registry import ModelVersionInfo
-from pipeline_steps.tracking.registry.promotion import PromotionProposal, PromotionRecord
+from pipeline_steps.tracking.registry.promotion import PromotionProposal, PromotionEvent
 from pipeline_steps.tracking.registry.promotion_gate import GateResult
 
 OLD = ModelVersionInfo("1", "a" * 32 + ".dir", None)
@@ -33,9 +33,9 @@ class Registry:
     def propose(self, _layout: ProjectPaths) -> PromotionProposal:
         return self.proposal
 
-    def promote(self, proposal: PromotionProposal, *, actor: str, reason: str, override: bool = False) -> PromotionRecord:
+    def promote(self, proposal: PromotionProposal, *, actor: str, reason: str, override: bool = False) -> PromotionEvent:
         self.calls.append(("promote", actor, reason, override))
-        return PromotionRecord(1, "promote", proposal.challenger.version, "1", actor, reason, "", "")
+        return PromotionEvent(1, "promote", proposal.challenger.version, "1", actor, reason, "", "")
 
     def reject(self, _proposal: PromotionProposal, *, actor: str, reason: str) -> None:
         self.calls.append(("reject", actor, reason, False))
@@ -148,7 +148,7 @@ class TestDeployed:
         assert run.answer(decision="approve", reason="I looked at version 2", name="Ada") == "ACCEPT"
         assert run.start().name == "Suspended", "another challenger is another question"
         assert registry.calls == []
-        registry.proposal = replace(registry.proposal, seen=1)  # somebody decided meanwhile
+        registry.proposal = replace(registry.proposal, num_events=1)  # somebody decided meanwhile
         assert run.answer(decision="approve", reason="I looked at version 3", name="Ada") == "ACCEPT"
         assert run.start().name == "Suspended"
         assert registry.calls == []
@@ -181,7 +181,7 @@ class TestDeployed:
         assert registry.calls == [("promote", "Ada", "still better", False)]
 
 
-def away(*_: object, **__: object) -> PromotionRecord:
+def away(*_: object, **__: object) -> PromotionEvent:
     raise ServiceError("MLflow does not answer", "try again")
 
 
@@ -247,7 +247,7 @@ class TestDecisions:
         registry = Registry(True)
         install(monkeypatch, registry)
 
-        def lost(*_: object, **__: object) -> PromotionRecord:
+        def lost(*_: object, **__: object) -> PromotionEvent:
             raise LockedError("Eve decided a moment ago", "look again")
 
         monkeypatch.setattr("flows.promote.make_champion", lost)

@@ -399,6 +399,6 @@ def _artifact_folder(name: str) -> str:
 def _copy_code(target: Path) -> None:
     """Copy the packages that the served model imports: no stages, commands or flows."""
     package = Path(__file__).resolve().parents[2]
-    for name in ("core", "audio", "models", "diffusion", "tracking"):
+    for name in ("core", "audio", "models", "diffusion"):
         shutil.copytree(package / name, target / package.name / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(package / "__init__.py", target / package.name / "__init__.py")
