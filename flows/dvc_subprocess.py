@@ -44,7 +44,7 @@ class StageOutcome:
 
 
 class StageFailedError(StageError):
-    """A stage failed. Reason, kind, exit code and `transient` are those of the stage; `tail` holds the last lines of its log."""
+    """A stage failed. Reason, kind, exit code and `transient` are the stage's; `tail` holds the last lines of its log."""
 
     def __init__(self, stage: str, cause: StageError, tail: tuple[str, ...]) -> None:
         super().__init__(f"{stage}: {cause.reason}", cause.action, cause.transient, cause.details)

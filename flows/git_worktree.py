@@ -1,8 +1,8 @@
 """Git worktree of a run: an isolated workspace that uses the project's caches.
 
 A worktree below `.runs/worktrees/` is checked out at a commit, and its `params.yaml` is changed by preset and overrides. It
-uses the project's DVC cache, the result cache and wheels (`.cache`), and the training checkpoints and tracking queues (`.runs`).
-Results are committed on the branch `runs/NAME`.
+uses the project's DVC cache, the result cache and wheels (`.cache`), and the checkpoints and tracking queues (`.runs`). Results
+are committed on the branch `runs/NAME`.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def flow_run_page(browser: Browser, env: ServiceEnvironment, run_id: str, pictur
     page = logged_in(browser, env)
     page.goto(f"{env.prefect_api.removesuffix('/api')}/runs/flow-run/{run_id}")
     page.get_by_text("Artifacts", exact=True).click()
-    for words in ("What this run does, and why", "Durations and reuse, by stage", "Metrics against the last run"):
+    for words in ("Plan of this run", "Durations and cache hits by stage", "Metrics compared with the last run"):
         page.get_by_text(words).first.wait_for()
     keep(page, pictures, "prefect-run")
     page.mouse.move(700, 700)

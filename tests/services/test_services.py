@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from flows.automations import HEARTBEAT_S, MISSED
+from flows.automations import HEARTBEAT_S, MAX_MISSED
 from infra import backup, passwords, services
 from infra.topology import DEMO, MLFLOW, POSTGRES, PREFECT, WORKER, ServiceEnvironment, ServiceSpec, programs
 from tests.services import access_checks, browser_checks
@@ -192,7 +192,7 @@ def program(env: ServiceEnvironment, name: str) -> ServiceSpec:
 
 def two_runs_at_once(prefect: Prefect, env: ServiceEnvironment) -> None:
     """The same deployment and another one wait in the queue, a shell is refused; the long run is not taken for dead."""
-    long = prefect.start("reproduce/reproduce", overrides=["model.seed=5", f"model.pause={HEARTBEAT_S * (MISSED + 1)}"])
+    long = prefect.start("reproduce/reproduce", overrides=["model.seed=5", f"model.pause={HEARTBEAT_S * (MAX_MISSED + 1)}"])
     wait_for("the stage to work", lambda: prefect.said(long, "model: did 1 of 8"), 240)
     changes = ["model.seed=6", "model.pause=0.5"]
     same = prefect.start("reproduce/reproduce", overrides=changes)
@@ -208,7 +208,7 @@ def two_runs_at_once(prefect: Prefect, env: ServiceEnvironment) -> None:
         assert run["state"]["type"] == "COMPLETED", run["state"]["message"]
     times = sorted((datetime.fromisoformat(run["start_time"]), datetime.fromisoformat(run["end_time"])) for run in ended)
     assert all(end <= start for (_, end), (start, _) in pairwise(times)), "one after the other"
-    assert times[0][1] - times[0][0] > timedelta(seconds=HEARTBEAT_S * MISSED), "long enough to be marked, had it been silent"
+    assert times[0][1] - times[0][0] > timedelta(seconds=HEARTBEAT_S * MAX_MISSED), "long enough to be marked, had it been silent"
     waited = call(env.project, "git", "show", f"runs/{ended[1]['name']}:dvc.lock")
     assert outs(waited) == outs(undisturbed(env, changes))
     assert call(env.project, "git", "status", "--porcelain") == ""
@@ -256,7 +256,7 @@ def abandoned_run_is_found(prefect: Prefect, env: ServiceEnvironment) -> None:
         process.send_signal(signal.SIGKILL)
     assert prefect.state(killed) == "RUNNING"
     wait_for("the automation", lambda: prefect.state(killed) == "CRASHED", 300)
-    assert prefect.run(killed)["state"]["message"] == f"No heartbeat for {HEARTBEAT_S * MISSED} s."
+    assert prefect.run(killed)["state"]["message"] == f"No heartbeat for {HEARTBEAT_S * MAX_MISSED} s."
     wait_for("another worker", lambda: services.is_healthy(env, program(env, WORKER)), 90)
 
 
