@@ -60,8 +60,9 @@ def race(store: str, uri: str, root: Path, rounds: int) -> bool:
     layout = ProjectPaths(root)
     fill(layout, 2 * rounds + 1)
 
-    from pipeline_steps.tracking.registry.model_registry import CHAMPION, ModelRegistry
+    from pipeline_steps.tracking.registry.model_registry import ModelRegistry
     from pipeline_steps.tracking.registry.promotion import history, promote, propose
+    from pipeline_steps.tracking.settings import CHAMPION
 
     promote(propose(layout, "1"), actor="setup", reason="the first champion")
     context = multiprocessing.get_context("spawn")

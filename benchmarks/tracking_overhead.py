@@ -29,7 +29,7 @@ from benchmarks.servers import free_port, mlflow_server
 from pipeline_steps import tracking
 from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.project_paths import ProjectPaths
-from pipeline_steps.tracking.client.offline_queue import all_spools
+from pipeline_steps.tracking.client.offline_queue import all_queues
 
 SERVER = """
 import http.server, sys, time, urllib.error, urllib.request
@@ -149,7 +149,7 @@ def train_once(root: Path, environment: dict[str, str]) -> dict[str, float]:
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    found["left"] = sum(spool.unsent() for spool in all_spools(ProjectPaths(root)))
+    found["left"] = sum(queue.unsent() for queue in all_queues(ProjectPaths(root)))
     return found
 
 
@@ -237,7 +237,7 @@ def main() -> None:
             with store(case) as environment, contextlib.redirect_stderr(io.StringIO()):
                 os.environ.update({"SONIFY_TRACKING": "on", **environment})
                 seconds, spent, wait = train(ProjectPaths(root), options.steps, options.size)
-            left = sum(spool.unsent() for spool in all_spools(ProjectPaths(root)))
+            left = sum(queue.unsent() for queue in all_queues(ProjectPaths(root)))
             numbers = [*np.percentile(seconds, [50, 99]), *np.percentile(spent, [50, 99])]
             cells = " | ".join(f"{number * 1e3:.2f}" for number in numbers)
             print(f"| {case} | {cells} | {wait:.1f} | {left} |", flush=True)

@@ -1,4 +1,4 @@
-"""Text of the artifacts: plan, durations and reuse, metrics against the last run, failure. Pure functions."""
+"""Text and tables of artifacts: plan, durations and cache hits, compared metrics. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from flows.dvc_graph import PlannedStage
+from flows.dvc_subprocess import RAN, StageOutcome
 from flows.log_progress import duration
 from pipeline_steps.core.escape import escape_markdown
 from pipeline_steps.core.presets import flatten
@@ -20,21 +21,21 @@ TIMING_KEYS = ("seconds", "items_per_second", "n_in", "n_ok", "n_abstained", "n_
 
 
 def fenced(lines: Iterable[str]) -> str:
-    """Lines as a code block they cannot close."""
+    """Lines as a Markdown code block whose fence does not occur in them."""
     text = "\n".join(lines)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
     return f"{fence}text\n{text}\n{fence}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table."""
+    """Markdown table with escaped cells."""
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     lines += ["| " + " | ".join(escape_markdown(value) for value in row) + " |" for row in rows]
     return "\n".join(lines)
 
 
 def plan_rows(plan: Sequence[PlannedStage]) -> list[dict[str, Any]]:
-    """The plan, one row a stage."""
+    """Rows of the plan, one per stage."""
     return [
         {"stage": escape_markdown(each.node.name), "runs": "yes" if each.runs else "", "why": escape_markdown(each.why)}
         for each in plan
@@ -42,26 +43,26 @@ def plan_rows(plan: Sequence[PlannedStage]) -> list[dict[str, Any]]:
 
 
 def plan_text(plan: Sequence[PlannedStage]) -> str:
-    """The plan as aligned lines."""
+    """Plan as aligned lines."""
     width = max((len(each.node.name) for each in plan), default=0)
     return "\n".join(f"{'>' if each.runs else ' '} {each.node.name:<{width}}  {each.why}" for each in plan)
 
 
 def stage_rows(
-    plan: Sequence[PlannedStage], done: Mapping[str, tuple[str, float]], reports: Mapping[str, Mapping[str, Any]]
+    plan: Sequence[PlannedStage], done: Mapping[str, StageOutcome], reports: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Durations and reuse, one row a stage; `done` holds (outcome, seconds) by stage, `reports` its own report."""
+    """Durations, item counts and cache hits, one row per stage; `done` and `reports` are keyed by stage."""
     rows = []
     for each in plan:
         name = each.node.name
-        outcome, seconds = done.get(name, ("not run", 0.0))
+        stage = done.get(name, StageOutcome(name, "not run", 0.0))
         report = reports.get(name, {})
-        ran = outcome == "ran"
+        ran = stage.outcome == RAN
         rows.append(
             {
                 "stage": escape_markdown(name),
-                "outcome": outcome,
-                "time": duration(seconds) if seconds else "",
+                "outcome": stage.outcome,
+                "time": duration(stage.seconds) if stage.seconds else "",
                 "items": report.get("n_in", ""),
                 "computed": report.get("computed", "") if ran else "",
                 "reused": report.get("reused", "") if ran else "",
@@ -74,22 +75,21 @@ def stage_rows(
 
 
 def numbers(text: str | None) -> dict[str, float]:
-    """Finite numbers of a JSON metrics file by dotted key; empty when there is no such file or it is not an object."""
+    """Finite numbers of a JSON metrics file by dotted key; empty if the text is None or not a JSON object."""
     try:
         value = json.loads(text or "{}")
     except ValueError:
         return {}
-    flat = dict(flatten(value)) if isinstance(value, dict) else {}
     return {
         key: float(number)
-        for key, number in flat.items()
+        for key, number in flatten(value if isinstance(value, dict) else {})
         if isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
     }
 
 
 @dataclass(frozen=True, slots=True)
 class MetricDelta:
-    """One metric that differs: before, now (None: it is not there), and the interval it has now."""
+    """Metric that differs: old and new value (None: missing) and interval of the new value."""
 
     name: str
     old: float | None
@@ -98,9 +98,9 @@ class MetricDelta:
 
 
 def metrics_diff(old: Mapping[str, str | None], new: Mapping[str, str | None]) -> list[MetricDelta]:
-    """Metrics that differ, by file; durations and balances stand in another table.
+    """Metrics that differ, by file; durations and item counts are left out.
 
-    A number reported as `{value, low, high, n, ...}` is one row: its value, with low and high as its interval.
+    A metric `{value, low, high, n, ...}` is one row: its value with the interval from low to high.
     """
     rows = []
     for path in new:
@@ -119,7 +119,7 @@ def metrics_diff(old: Mapping[str, str | None], new: Mapping[str, str | None]) -
 
 
 def metrics_text(rows: Sequence[MetricDelta], against: str) -> str:
-    """The diff as Markdown."""
+    """Differing metrics as Markdown."""
     if not rows:
         return f"No metric differs from {escape_markdown(against)}."
     shown = [

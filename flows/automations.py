@@ -1,4 +1,4 @@
-"""What the server does by itself: a run that has shown no sign of life is marked as crashed. `python -m flows.automations`."""
+"""Automation that marks runs without a heartbeat as crashed: `python -m flows.automations`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from prefect.events.schemas.events import ResourceSpecification
 
 NAME = "Runs without a heartbeat are crashed"
 HEARTBEAT_S = 30
-"""Prefect's smallest interval; the flows' environment sets it (PREFECT_FLOWS_HEARTBEAT_FREQUENCY)."""
-MISSED = 3
-"""Heartbeats that must be missing: one may be late on a loaded machine."""
+"""Prefect's smallest interval, set by PREFECT_FLOWS_HEARTBEAT_FREQUENCY."""
+MAX_MISSED = 3
+"""Missing heartbeats after which a run is marked; one may be late on a loaded machine."""
 
-QUIET = ("Completed", "Failed", "Cancelled", "Crashed", "Paused", "Suspended", "Scheduled", "Late", "AwaitingRetry", "Pending")
-"""States in which no heartbeat is owed."""
+STATES_WITHOUT_HEARTBEAT = (
+    *("Completed", "Failed", "Cancelled", "Crashed", "Paused", "Suspended", "Scheduled", "Late", "AwaitingRetry", "Pending"),
+)
 
 
-def zombie_automation(heartbeat_s: int = HEARTBEAT_S) -> Automation:
-    """After a heartbeat another one, or the news that the run has ended or waits, must come within three intervals."""
-    expected = {"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{state}" for state in QUIET)}
-    text = f"No heartbeat for {heartbeat_s * MISSED} s."
+def zombie_flow_automation(heartbeat_s: int = HEARTBEAT_S) -> Automation:
+    """Automation that expects another heartbeat or a state without heartbeat within three intervals."""
+    expected = {"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{state}" for state in STATES_WITHOUT_HEARTBEAT)}
+    text = f"No heartbeat for {heartbeat_s * MAX_MISSED} s."
     return Automation(
         name=NAME,
-        description="kill -9 of a process, a machine that went away: nobody is left to say so.",
+        description="Marks runs whose process or machine was killed and cannot report it.",
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},
             expect=expected,
@@ -35,22 +36,22 @@ def zombie_automation(heartbeat_s: int = HEARTBEAT_S) -> Automation:
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=timedelta(seconds=heartbeat_s * MISSED),
+            within=timedelta(seconds=heartbeat_s * MAX_MISSED),
         ),
         actions=[ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, message=text, force=False)],
     )
 
 
 def ensure_automation(heartbeat_s: int = HEARTBEAT_S) -> str:
-    """Make or refresh the automation on the server; returns `created` or `updated`."""
-    wanted = zombie_automation(heartbeat_s)
+    """Create or update the automation on the server; returns `created` or `updated`."""
+    automation = zombie_flow_automation(heartbeat_s)
     try:
-        known = cast(Automation, Automation.read(name=NAME))
+        existing = cast(Automation, Automation.read(name=NAME))
     except ValueError:
-        wanted.create()
+        automation.create()
         return "created"
-    wanted.id = known.id
-    wanted.update()
+    automation.id = existing.id
+    automation.update()
     return "updated"
 
 

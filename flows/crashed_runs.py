@@ -1,4 +1,4 @@
-"""Runs whose process died: they must not stay Running. The next run that gets the workspace says what became of the last."""
+"""Marks flow runs whose process died as crashed. The next run in the workspace finds them."""
 
 from __future__ import annotations
 
@@ -16,36 +16,39 @@ from flows.stage_task import ignore_api_errors
 from flows.workspace_lock import workspace_lock
 from pipeline_steps.core.errors import LockedError
 
-MESSAGE = "The process of this run died; the next run in its workspace found it."
+MESSAGE = "The process of this run died; the next run in its workspace detected it."
 
 
-def mark_dead_run_crashed(left: Mapping[str, Any] | None, say: Callable[[str], None], own: str = "") -> None:
-    """Mark the run in a record left behind, and its tasks, as crashed; `left` is what `lock.hold` yields.
+def mark_dead_run_crashed(record: Mapping[str, Any] | None, log: Callable[[str], None], own_id: str = "") -> None:
+    """Mark the run of a record and its tasks as crashed.
 
-    `own` is the id of the run that asks: when somebody starts a dead run again (*Retry*), the record names the one that is at
-    work now, and only the tasks of its former attempt are dead.
+    Args:
+        record: record that `workspace_lock` yields; None: nothing to do.
+        log: called with one line about the run.
+        own_id: id of the calling run. A crashed run that is retried has the id of its record; then only the tasks of its
+            earlier attempt are marked.
     """
-    if left is None:
+    if record is None:
         return
-    say(f"run {left.get('name', '?')} (PID {left.get('pid', '?')}) died in this workspace; what it had finished is kept")
+    log(f"run {record.get('name', '?')} (PID {record.get('pid', '?')}) crashed in this workspace; finished stages are kept")
     try:
-        run_id = UUID(str(left.get("flow_run_id", "")))
+        run_id = UUID(str(record.get("flow_run_id", "")))
     except ValueError:
         return
-    ignore_api_errors(lambda: mark_crashed(run_id, tasks_alone=str(run_id) == own))
+    ignore_api_errors(lambda: mark_crashed(run_id, only_tasks=str(run_id) == own_id))
 
 
 def mark_dead_runs_crashed(project: Path) -> None:
-    """The same when no run is at work: called when the flows are served again."""
-    with suppress(LockedError), workspace_lock(project, {"name": "serve", "flow_run_id": ""}, 0.0) as left:
-        mark_dead_run_crashed(left, print)
+    """Mark a crashed run when the flows are served, unless another run is active."""
+    with suppress(LockedError), workspace_lock(project, {"name": "serve", "flow_run_id": ""}, 0.0) as record:
+        mark_dead_run_crashed(record, print)
 
 
-def mark_crashed(run_id: UUID, *, tasks_alone: bool) -> None:
-    """Crashed, unless the run has ended; the same for its task runs."""
+def mark_crashed(run_id: UUID, *, only_tasks: bool) -> None:
+    """Set the state of a run and its task runs to crashed, unless they have ended."""
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(run_id)
-        if not tasks_alone and run.state is not None and not run.state.is_final():
+        if not only_tasks and run.state is not None and not run.state.is_final():
             client.set_flow_run_state(run_id, Crashed(message=MESSAGE), force=True)
         tasks = client.read_task_runs(
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])), task_run_filter=TaskRunFilter()

@@ -1,7 +1,7 @@
-"""The graph, read from DVC: frozen stage nodes in topological order, and a plan that says why each of them will run.
+"""Stage graph of `dvc.yaml` and the plan of a run, read with DVC's Python API.
 
-`dvc.yaml` is the only place where the graph is written down; this is the only module that opens DVC's Python API (internal
-names, hence one file and `dvc<4`). Stages themselves are run by the `dvc` command (`run_stage.py`).
+This is the only module that uses DVC's Python API, which is internal (hence `dvc<4`). The `dvc` command runs the stages
+(`dvc_subprocess.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 from pipeline_steps.core.errors import ConfigError, DataError, LockedError
 from pipeline_steps.core.presets import flatten
 
-SHOWN = 3
-"""Changed keys named in one reason; the rest is counted."""
+MAX_CHANGES = 3
+"""Changed parameters listed in one reason; the others are counted."""
+MAX_VALUE_LENGTH = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,11 @@ class StageNode:
     """One stage of `dvc.yaml`. Paths are relative to the project folder.
 
     Attributes:
-        params: sections (or keys) of `params.yaml` the stage reads.
-        outs: everything the stage writes, metrics included.
-        uncached: the outs that git carries and DVC's cache does not (`cache: false`).
-        upstream: names of the stages whose outs it reads.
-        meta: hints for whoever runs the stage (`retries`, `timeout_s`, `tags`, `flow`); they invalidate nothing.
+        params: sections (or keys) of `params.yaml` that the stage reads.
+        outs: everything that the stage writes, including metrics.
+        uncached: outs that are tracked by git instead of DVC's cache (`cache: false`).
+        upstream: names of the stages whose outs the stage reads.
+        meta: execution hints (`retries`, `timeout_s`, `tags`, `flow`); a change does not make the stage stale.
     """
 
     name: str
@@ -47,40 +48,40 @@ class StageNode:
 
     @property
     def retries(self) -> int:
-        """Attempts after the first, spent on transient failures alone."""
+        """Number of retries after transient failures."""
         return int(self.meta.get("retries", 0))
 
     @property
     def timeout_s(self) -> float | None:
-        """Longest time one attempt may take, in seconds; None: no limit."""
+        """Time limit of one attempt in seconds; None: no limit."""
         return float(self.meta["timeout_s"]) if "timeout_s" in self.meta else None
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Labels of the task in the UI."""
+        """Tags of the Prefect task."""
         return tuple(str(tag) for tag in self.meta.get("tags", ()))
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
-    """A stage and why it will run; without reasons there is nothing to do."""
+    """A stage with the reasons to run it; no reasons: the stage is up to date."""
 
     node: StageNode
     reasons: tuple[str, ...]
 
     @property
     def runs(self) -> bool:
-        """True when the stage will be given to DVC."""
+        """Whether the stage will be run."""
         return bool(self.reasons)
 
     @property
     def why(self) -> str:
-        """The reasons as one line."""
+        """Reasons as one line."""
         return "; ".join(self.reasons) or "nothing to do"
 
 
 def read_graph(root: Path) -> tuple[StageNode, ...]:
-    """Stages of the project at `root` in topological order (the order of `dvc.yaml` among equals).
+    """Stages of the project at `root` in topological order.
 
     Raises:
         ConfigError: there is no `dvc.yaml`, or DVC cannot read it.
@@ -91,24 +92,24 @@ def read_graph(root: Path) -> tuple[StageNode, ...]:
 
 
 def make_plan(root: Path, stages: Iterable[str] = (), *, force: bool = False) -> tuple[PlannedStage, ...]:
-    """What a run of `stages` (default: all) and everything before them would do, and why.
+    """Plan a run of `stages` (default: all) and the stages that they depend on.
 
     Args:
-        root: the folder that holds `dvc.yaml`.
-        stages: targets; what they depend on is part of the plan.
-        force: the targets run even when nothing has changed.
+        root: folder with `dvc.yaml`.
+        stages: names of the target stages.
+        force: run the targets even if nothing has changed.
 
     Raises:
-        ConfigError: no such stage, or DVC cannot read the project.
-        DataError: a source (a dep that no stage writes) is missing.
-        LockedError: another DVC is at work in this folder.
+        ConfigError: a stage does not exist, or DVC cannot read the project.
+        DataError: a source (a dependency that no stage writes) is missing.
+        LockedError: another DVC process holds the lock of this folder.
     """
     targets = tuple(stages)
     with _open(root) as repo:
         found = _pipeline_stages(repo)
         nodes = {name: _node(repo, found[name]) for name in _order(repo, found)}
         if unknown := [name for name in targets if name not in nodes]:
-            raise ConfigError(f"there is no stage {unknown[0]!r}", f"stages: {', '.join(nodes)}")
+            raise ConfigError(f"there is no stage {unknown[0]!r}", f"use one of {', '.join(nodes)}")
         wanted = with_upstream(tuple(nodes.values()), targets or tuple(nodes))
         forced = set(targets or nodes) if force else set[str]()
         written = {out for node in nodes.values() for out in node.outs}
@@ -124,14 +125,14 @@ def make_plan(root: Path, stages: Iterable[str] = (), *, force: bool = False) ->
 
 
 def with_upstream(nodes: Sequence[StageNode], targets: Iterable[str]) -> tuple[StageNode, ...]:
-    """The targets and all they depend on, in the order of `nodes`."""
-    known = {node.name: node for node in nodes}
+    """Targets and all stages that they depend on, in the order of `nodes`."""
+    by_name = {node.name: node for node in nodes}
     wanted, todo = set[str](), list(targets)
     while todo:
         name = todo.pop()
         if name not in wanted:
             wanted.add(name)
-            todo += known[name].upstream
+            todo += by_name[name].upstream
     return tuple(node for node in nodes if node.name in wanted)
 
 
@@ -139,7 +140,7 @@ def stages_of_flow(nodes: Iterable[StageNode], group: str) -> tuple[str, ...]:
     """Names of the stages whose `meta.flow` is `group`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such stage.
     """
     names = tuple(node.name for node in nodes if node.meta.get("flow") == group)
     if not names:
@@ -148,9 +149,9 @@ def stages_of_flow(nodes: Iterable[StageNode], group: str) -> tuple[str, ...]:
 
 
 def modified_dvc_sources(root: Path) -> dict[str, str]:
-    """Data tracked by a `.dvc` file whose bytes differ from it: path -> what changed.
+    """Path -> kind of change of data that differs from its `.dvc` file.
 
-    `dvc repro --single-item` skips those pseudo-stages, and would record bytes that no cache holds.
+    `dvc repro --single-item` does not check these files and would record data that no cache has.
     """
     with _open(root) as repo:
         sources = [stage for stage in repo.index.stages if not getattr(stage, "name", None)]
@@ -164,19 +165,17 @@ def _open(root: Path) -> Any:
     from dvc.utils.strictyaml import YAMLSyntaxError
 
     if not (root / "dvc.yaml").is_file():
-        raise ConfigError(f"{root} holds no dvc.yaml", "go to the project folder")
+        raise ConfigError(f"{root} contains no dvc.yaml", "change to the project folder")
     try:
         repo = Repo(str(root))
         _ = repo.index.graph
         return repo
     except (DvcException, YAMLSyntaxError) as error:
-        raise ConfigError(
-            f"DVC cannot read {root}: {_one_line(error)}", "mend what it names; sonify doctor checks more"
-        ) from error
+        raise ConfigError(f"DVC cannot read {root}: {_one_line(error)}", "fix the named file, or run: sonify doctor") from error
 
 
 def share_cache(project: Path, root: Path) -> None:
-    """Give the worktree `root` the DVC cache of `project`: outs are links into it; DVC's own state stays inside `root`."""
+    """Configure the worktree `root` to use the DVC cache of `project`; DVC's other state stays inside `root`."""
     from dvc.config import Config
     from dvc.repo import Repo
 
@@ -189,7 +188,7 @@ def share_cache(project: Path, root: Path) -> None:
 
 @contextmanager
 def _locked(repo: Any) -> Iterator[None]:
-    """DVC's own lock, which its status asks for; patience is 3 s."""
+    """Hold DVC's lock, which `status` needs; DVC waits 3 s for it."""
     from dvc.lock import LockError
 
     try:
@@ -197,12 +196,12 @@ def _locked(repo: Any) -> Iterator[None]:
             yield
     except LockError as error:
         raise LockedError(
-            f"another dvc is at work in {repo.root_dir}: {_one_line(error)}", "wait for it, or stop it"
+            f"another DVC process uses {repo.root_dir}: {_one_line(error)}", "wait until it ends, or stop it"
         ) from error
 
 
 def _pipeline_stages(repo: Any) -> dict[str, Any]:
-    """Stages that have a name; `.dvc` files are stages without one."""
+    """Stages of `dvc.yaml`; `.dvc` files are stages without a name."""
     return {stage.name: stage for stage in repo.index.stages if getattr(stage, "name", None)}
 
 
@@ -238,20 +237,18 @@ def _node(repo: Any, stage: Any) -> StageNode:
 
 
 def _relative(repo: Any, path: str) -> str:
-    """`path` below the project; a path elsewhere stays absolute."""
+    """`path` relative to the project; a path outside stays absolute."""
     relative = os.path.relpath(path, repo.root_dir)
     return path if relative.startswith("..") else Path(relative).as_posix()
 
 
 def _reasons(repo: Any, stage: Any, node: StageNode, written: set[str]) -> list[str]:
-    """DVC's status of one stage in words; `written` are the outs of all stages."""
+    """DVC's status of a stage as reasons; `written` are the outs of all stages."""
     if stage.frozen:
         return []
     for dep in node.deps:
-        if not (Path(repo.root_dir) / dep).exists() and not _below(dep, written):
-            raise DataError(
-                f"{node.name} reads {dep}, which does not exist", "put it there, or correct the path in params.yaml"
-            )
+        if not (Path(repo.root_dir) / dep).exists() and not overlaps(dep, written):
+            raise DataError(f"{node.name} reads {dep}, which does not exist", "create it, or correct the path in params.yaml")
     if not any(dep.hash_info for dep in stage.deps) and not any(out.hash_info for out in stage.outs):
         return ["never run"]
     reasons: list[str] = []
@@ -260,43 +257,44 @@ def _reasons(repo: Any, stage: Any, node: StageNode, written: set[str]) -> list[
             reasons.append({"changed checksum": "changed command", "always changed": "always runs"}.get(part, part))
         else:
             for kind, entries in part.items():
-                for path, what in entries.items():
-                    if isinstance(what, dict):
-                        reasons += _changed_params(stage, path, what)
+                for path, change in entries.items():
+                    if isinstance(change, dict):
+                        reasons.append(_changed_params(stage, path, change))
                     else:
-                        reasons.append(_worded(kind, path, what))
+                        reasons.append(_changed_path("out" if kind == "changed outs" else "dep", path, change))
     return reasons
 
 
-def _below(path: str, outs: set[str]) -> bool:
+def overlaps(path: str, outs: set[str]) -> bool:
+    """Whether `path` is one of `outs`, inside one of them, or contains one of them."""
     return any(path == out or Path(out) in Path(path).parents or Path(path) in Path(out).parents for out in outs)
 
 
-def _worded(kind: str, path: str, what: str) -> str:
-    if kind == "changed outs":
-        words = {"deleted": f"missing out {path}", "not in cache": f"out {path} is not in the cache"}
-        return words.get(what, f"changed out {path}")
-    return {"deleted": f"missing dep {path}", "new": f"new dep {path}"}.get(what, f"changed dep {path}")
+def _changed_path(kind: str, path: str, change: str) -> str:
+    if change == "not in cache":
+        return f"{kind} {path} is not in the cache"
+    adjective = {"deleted": "missing", "new": "new"}.get(change, "changed")
+    return f"{adjective} {kind} {path}"
 
 
-def _changed_params(stage: Any, path: str, changed: Mapping[str, Any]) -> list[str]:
-    """One reason that names the first few changed keys: `changed parameter a.b 200 -> 20`."""
+def _changed_params(stage: Any, path: str, changed: Mapping[str, Any]) -> str:
+    """Reason that lists the first changed parameters: `changed parameter a.b 200 -> 20`."""
     dep = next(dep for dep in stage.deps if str(dep) == path)
     old, new = dict(flatten(dep.hash_info.value or {})), dict(flatten(dep.read_params(flatten=False)))
     keys = [key for key in dict.fromkeys([*new, *old]) if any(key == name or key.startswith(f"{name}.") for name in changed)]
-    told = [
-        f"{key} {_value(old.get(key, 'unset'))} -> {_value(new.get(key, 'unset'))}"
+    changes = [
+        f"{key} {_shortened(old.get(key, 'unset'))} -> {_shortened(new.get(key, 'unset'))}"
         for key in keys
         if old.get(key, KeyError) != new.get(key, KeyError)
     ]
-    more = f", and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
-    word = "parameter" if len(told) == 1 else "parameters"
-    return [f"changed {word} {', '.join(told[:SHOWN] or changed)}{more}"]
+    more = f", and {len(changes) - MAX_CHANGES} more" if len(changes) > MAX_CHANGES else ""
+    noun = "parameter" if len(changes) == 1 else "parameters"
+    return f"changed {noun} {', '.join(changes[:MAX_CHANGES] or changed)}{more}"
 
 
-def _value(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = str(value) or "''"
-    return text if len(text) <= 40 else text[:37] + "..."
+    return text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 3] + "..."
 
 
 def _one_line(error: BaseException) -> str:

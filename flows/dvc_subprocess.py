@@ -1,6 +1,6 @@
-"""One stage as a process tree: `dvc --wait-for-lock repro --single-item NAME` on a leash; its lines, its failure.
+"""Runs one stage with `dvc --wait-for-lock repro --single-item NAME` as a guarded process group.
 
-No prefect here: the same code runs without a server.
+Does not import prefect.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from typing import IO
 
 from pipeline_steps.core.errors import ERROR_FILE, LockedError, ResourceError, StageError, load_error_file
 
-LEASH = Path(__file__).with_name("process_guard.py")
+PROCESS_GUARD = Path(__file__).with_name("process_guard.py")
 TAIL_LINES = 40
 GRACE_S = 10.0
-"""Seconds a process tree has between SIGTERM and SIGKILL."""
-TICK_S = 1.0
+"""Seconds between SIGTERM and SIGKILL."""
+POLL_S = 1.0
 
 HINTS = ("To track the changes with git", "git add ", "To enable auto staging", "dvc config core.autostage", "Use `dvc push`")
-"""What DVC tells a person after every stage; publishing is the flow's business."""
+"""Hints that DVC prints after every stage. They are dropped: the flow commits the results."""
 
 RAN, RESTORED, UNCHANGED = "ran", "restored from DVC's cache", "unchanged"
 
 
 @dataclass(frozen=True, slots=True)
 class StageOutcome:
-    """What became of one stage: `ran`, `restored from DVC's cache` or `unchanged`, and after how many seconds."""
+    """Outcome of one stage (`ran`, `restored from DVC's cache` or `unchanged`) and its duration in seconds."""
 
     name: str
     outcome: str
@@ -44,7 +44,7 @@ class StageOutcome:
 
 
 class StageFailedError(StageError):
-    """A stage that failed: its own one line, kind, exit code and whether it is transient, with the last lines of its log."""
+    """A stage failed. Reason, kind, exit code and `transient` are the stage's; `tail` holds the last lines of its log."""
 
     def __init__(self, stage: str, cause: StageError, tail: tuple[str, ...]) -> None:
         super().__init__(f"{stage}: {cause.reason}", cause.action, cause.transient, cause.details)
@@ -62,23 +62,23 @@ def run_dvc_stage(
     on_line: Callable[[str], None] = print,
     on_start: Callable[[int], None] = lambda group: None,
 ) -> StageOutcome:
-    """Bring one stage up to date, waiting for DVC's lock if another DVC plans or commits.
+    """Bring one stage up to date; waits while another DVC process holds the lock.
+
+    The process group is ended before the function returns or raises, also on a signal or a cancellation.
 
     Args:
         name: stage of `dvc.yaml`.
-        root: the folder that holds it.
-        force: run it even when nothing has changed.
-        timeout_s: after that the whole process tree is ended.
-        environment: added to this process' own.
-        on_line: gets every line of output as it comes.
-        on_start: gets the id of the process group.
+        root: folder with `dvc.yaml`.
+        force: run the stage even if nothing has changed.
+        timeout_s: time limit in seconds; None: no limit.
+        environment: environment variables in addition to those of this process.
+        on_line: called with every line of output.
+        on_start: called with the id of the process group.
 
     Raises:
-        StageFailedError: the stage failed, or took too long. Whatever else ends the wait (a signal, a cancellation) ends the
-            process tree first.
+        StageFailedError: the stage failed or exceeded the time limit.
     """
     (root / ERROR_FILE).unlink(missing_ok=True)
-    # No terminal behind the pipe: DVC's progress bars would be thousands of lines.
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), name]
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     outcome, started = UNCHANGED, time.monotonic()
@@ -86,8 +86,8 @@ def run_dvc_stage(
         on_start(process.pid)
         for line in _lines(process, None if timeout_s is None else started + timeout_s):
             if line is None:
-                slow = ResourceError(f"took longer than {timeout_s:g} s", "raise timeout_s in its meta (dvc.yaml)")
-                raise StageFailedError(name, slow, tuple(tail))
+                timeout = ResourceError(f"took longer than {timeout_s:g} s", "raise timeout_s in its meta (dvc.yaml)")
+                raise StageFailedError(name, timeout, tuple(tail))
             outcome = _outcome(line) or outcome
             if line.strip().startswith(HINTS):
                 continue
@@ -101,24 +101,24 @@ def run_dvc_stage(
 
 
 def load_stage_error(root: Path, stage: str, tail: tuple[str, ...], code: int) -> StageError:
-    """Why a stage failed: what it wrote to `error.json`, else what DVC's output says (DVC turns every exit code into 255)."""
+    """Error of a failed stage from its `error.json`, else from DVC's output (DVC exits with 255 for every failure)."""
     error = load_error_file(root)
-    return _guess(tail, code) if error is None or error.stage not in ("", stage) else error
+    return _error_from_output(tail, code) if error is None or error.stage not in ("", stage) else error
 
 
-def _guess(tail: tuple[str, ...], code: int) -> StageError:
+def _error_from_output(tail: tuple[str, ...], code: int) -> StageError:
     text = "\n".join(tail)
     if "is busy, it is being blocked by" in text or "Unable to acquire lock" in text:
-        return LockedError("another dvc is at work on the same files", "wait for it, or stop it")
+        return LockedError("another DVC process uses the same files", "wait until it ends, or stop it")
     killed = re.search(r"exited with -(\d+)|exited with (1[2-9]\d)\b", text)
     if killed or code < 0 or code > 128:
         number = int(killed[1] or int(killed[2]) - 128) if killed else (-code if code < 0 else code - 128)
         with suppress(ValueError):
             name = signal.Signals(number).name
-            return ResourceError(f"was ended by {name}", "if nobody did that, memory ran out; run again: what is done is kept")
+            return ResourceError(f"was ended by {name}", "check free memory, then run again: finished work is kept")
     errors = [line for line in tail if line.startswith("ERROR")]
-    said = (errors or [line for line in tail if line.strip()] or [f"dvc ended with {code}"])[-1 if not errors else 0]
-    return StageError(said.removeprefix("ERROR:").strip()[:500], "see the last lines of its log")
+    line = (errors or [line for line in tail if line.strip()] or [f"dvc ended with {code}"])[-1 if not errors else 0]
+    return StageError(line.removeprefix("ERROR:").strip()[:500], "see the last lines of its log")
 
 
 def _outcome(line: str) -> str | None:
@@ -131,9 +131,9 @@ def _outcome(line: str) -> str | None:
 
 @contextmanager
 def _process_tree(command: list[str], cwd: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the command in its own process group, on a leash; leaving the block ends whatever of the group is still there."""
+    """Start the command in its own process group under the guard; the group is ended at the end of the block."""
     process = subprocess.Popen(
-        [sys.executable, "-I", str(LEASH), *command],
+        [sys.executable, "-I", str(PROCESS_GUARD), *command],
         cwd=cwd,
         env=dict(environment),
         stdin=subprocess.PIPE,
@@ -154,7 +154,7 @@ def _process_tree(command: list[str], cwd: Path, environment: Mapping[str, str])
 
 
 def terminate_process_group(group: int, grace_s: float = GRACE_S) -> None:
-    """SIGTERM to a process group, SIGKILL to what of it is left after `grace_s`."""
+    """Send SIGTERM to a process group, and SIGKILL after at most `grace_s` seconds."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGTERM)
         deadline = time.monotonic() + grace_s
@@ -164,7 +164,7 @@ def terminate_process_group(group: int, grace_s: float = GRACE_S) -> None:
 
 
 def _group_is_alive(group: int) -> bool:
-    """Whether the group has members besides zombies and the leash, which ends when its command has."""
+    """Whether the group has members other than zombies and the guard, which exits after its command."""
     import psutil
 
     for process in psutil.process_iter():
@@ -175,19 +175,19 @@ def _group_is_alive(group: int) -> bool:
 
 
 def _lines(process: subprocess.Popen[bytes], deadline: float | None) -> Iterator[str | None]:
-    """Lines of output until the process ends; None when the deadline has passed.
+    """Yield lines of output until the process exits; None when the deadline has passed.
 
-    A thread reads, so that this one, which gets the signals, is never stuck in a read. Output that a stray grandchild keeps
-    open does not hold it up: once the process has ended, what has been read is all.
+    A thread reads, because this thread receives the signals and must not block in a read. Reading stops shortly after the exit
+    of the process, even if a grandchild keeps the pipe open.
     """
-    found: queue.Queue[str | None] = queue.Queue()
+    lines: queue.Queue[str | None] = queue.Queue()
     if process.stdout is None:
         raise RuntimeError("the process was started without a pipe")
-    threading.Thread(target=_read, args=(process.stdout, found), daemon=True).start()
-    ended_at: float | None = None
+    threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
+    exited_at: float | None = None
     while True:
         try:
-            line = found.get(timeout=TICK_S)
+            line = lines.get(timeout=POLL_S)
         except queue.Empty:
             line = ""
         else:
@@ -199,15 +199,15 @@ def _lines(process: subprocess.Popen[bytes], deadline: float | None) -> Iterator
             if deadline is not None and now > deadline:
                 yield None
         else:
-            ended_at = ended_at or now
-            if found.empty() and now - ended_at > TICK_S:
+            exited_at = exited_at or now
+            if lines.empty() and now - exited_at > POLL_S:
                 return
 
 
-def _read(stream: IO[bytes], found: queue.Queue[str | None]) -> None:
-    with suppress(OSError, ValueError):  # closed under the reader when the wait is given up
+def _read(stream: IO[bytes], lines: queue.Queue[str | None]) -> None:
+    with suppress(OSError, ValueError):  # the stream may be closed during the read
         for raw in stream:
             for line in raw.decode("utf-8", "replace").replace("\r", "\n").split("\n"):
                 if line.strip():
-                    found.put(line.rstrip())
-    found.put(None)
+                    lines.put(line.rstrip())
+    lines.put(None)

@@ -1,4 +1,4 @@
-"""The forms of the UI: flat pydantic models; stages and presets are choices read from the project."""
+"""Parameters of the flows: flat pydantic models, shown as forms in Prefect's UI."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AS_COMMITTED = "as committed"
 
 
 def _choices(name: str, values: tuple[str, ...]) -> Any:
-    """An enumeration the form shows as a list to choose from; free text where the project is not at hand."""
+    """Enumeration, shown as a list of choices in the form; free text if the project is not available."""
     return enum.StrEnum(name, {value: value for value in values}) if values else str
 
 
@@ -42,58 +42,56 @@ class _StageChoice(_Form):
     stages: list[Stage] = Field(
         default_factory=list,
         title="Stages",
-        description="Stages to bring up to date, with all they depend on; none chosen: all.",
+        description="Stages to run, with the stages that they depend on; empty: all.",
     )
 
 
 class RunParameters(_Form):
-    """What a run does. Everything left as it is: bring the committed state up to date."""
+    """Parameters of a run. The defaults bring the committed state up to date."""
 
     preset: Preset = Field(
         default=Preset(AS_COMMITTED),
         title="Preset",
-        description="Parameters to start from: params.yaml as committed, or a file of presets/.",
+        description="Overlay of presets/ for params.yaml, or params.yaml as committed.",
     )
     overrides: list[str] = Field(
         default_factory=list,
         title="Parameter overrides",
-        description="One KEY=VALUE a line on top of the preset, for this run alone: section.key=value.",
+        description="One section.key=value per line. Applied after the preset, for this run only.",
     )
-    seed: int = Field(
-        default=-1, ge=-1, title="Seed", description="Put into every parameter named seed; -1 leaves them as they are."
-    )
-    force: bool = Field(default=False, title="Force", description="Run the stages even when nothing has changed.")
+    seed: int = Field(default=-1, ge=-1, title="Seed", description="Value of every parameter named seed; -1: unchanged.")
+    force: bool = Field(default=False, title="Force", description="Run the stages even if nothing has changed.")
     revision: str = Field(
         default="HEAD",
         min_length=1,
         pattern=r"^[A-Za-z0-9_./@^~{}-]+$",
         title="Revision",
-        description="Git revision to run: HEAD, a commit, or a run branch (runs/NAME) to go on from its results.",
+        description="Git revision to run: HEAD, a commit, or a run branch (runs/NAME) to continue from its results.",
     )
     wait_minutes: int = Field(
-        default=60, ge=0, le=10_080, title="Wait", description="Minutes to wait for another run in this workspace to end."
+        default=60, ge=0, le=10_080, title="Wait", description="Longest wait for another run in this workspace, in minutes."
     )
 
     @field_validator("revision")
     @classmethod
     def _no_option(cls, value: str) -> str:
         if value.startswith("-"):
-            raise ValueError("a revision does not begin with a dash")
+            raise ValueError("a revision must not begin with a dash")
         return value
 
     def request(self) -> RunRequest:
-        """The part that concerns parameters."""
+        """Requested parameters of the stages."""
         preset = "" if str(self.preset) == AS_COMMITTED else str(self.preset)
         overrides = tuple(line.strip() for line in self.overrides if line.strip())
         return RunRequest(preset, overrides, None if self.seed < 0 else self.seed, self.revision)
 
 
 class ReproduceParameters(RunParameters, _StageChoice):
-    """A run of chosen stages."""
+    """Parameters of flow `reproduce`."""
 
 
 class PromotionMode(enum.StrEnum):
-    """Who decides about a challenger."""
+    """How a promotion is decided."""
 
     manual = "manual"
     auto = "auto"
@@ -101,23 +99,23 @@ class PromotionMode(enum.StrEnum):
 
 
 class PromoteParameters(_Form):
-    """How champion and challenger are decided."""
+    """Parameters of flow `promote`."""
 
     mode: PromotionMode = Field(
         default=PromotionMode.manual,
         title="Mode",
-        description="manual: the run pauses and asks; auto: the gate decides; dry-run: only the comparison.",
+        description="manual: the run pauses for approval; auto: the gate decides; dry-run: only compare.",
     )
     timeout_hours: float = Field(
-        default=72.0, gt=0, le=720, title="Time-out", description="Hours to wait for an answer; after that nothing changes."
+        default=72.0, gt=0, le=720, title="Timeout", description="Hours to wait for approval; after that nothing changes."
     )
 
 
 class NightlyParameters(RunParameters):
-    """Everything, then the promotion."""
+    """Parameters of flow `nightly`."""
 
     promotion: PromotionMode = Field(
         default=PromotionMode.manual,
         title="Promotion",
-        description="manual: a promotion run is started that pauses and asks; auto: the gate decides; dry-run: only report.",
+        description="manual: start a promotion run that pauses for approval; auto: the gate decides; dry-run: only compare.",
     )

@@ -1,4 +1,4 @@
-"""Progress read from what a stage prints: `captioned 320 of 1700 new pictures`, `step 182/1700`. No protocol of our own."""
+"""Progress of a stage parsed from its log lines, such as `step 182/1700` or `captioned 320 of 1700 images`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _COUNT = re.compile(r"(?<![\w./:-])(\d+)(?: of |/)(\d+)(?![\w./:-]|\.\d)")
 
 @dataclass(frozen=True, slots=True)
 class ProgressUpdate:
-    """How far a stage is: items done, of how many, per second, seconds left (None until a rate is known)."""
+    """Progress of a stage: items done, total, items per second and remaining seconds (None before the second line)."""
 
     what: str
     done: int
@@ -22,7 +22,7 @@ class ProgressUpdate:
 
     @property
     def percent(self) -> float:
-        """Share done, 0 to 100."""
+        """Percentage done, 0 to 100."""
         return 100.0 * self.done / self.total
 
     def __str__(self) -> str:
@@ -33,15 +33,15 @@ class ProgressUpdate:
 
 
 class ProgressParser:
-    """Follows the counts in a stage's lines. A count with another total or other words begins a new series."""
+    """Parses counts in log lines. A count with another total or other words begins a new series."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._series = ("", 0)
         self._first = (0, 0.0)
 
-    def read(self, line: str) -> ProgressUpdate | None:
-        """The reading in this line, or None when it holds no count."""
+    def parse(self, line: str) -> ProgressUpdate | None:
+        """Progress in this line; None if it contains no count."""
         found = _COUNT.search(line)
         if found is None:
             return None
@@ -60,7 +60,7 @@ class ProgressParser:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 4.2 s, 3 min 20 s, 2 h 05 min."""
+    """Format seconds: 4.2 s, 3 min 20 s, 2 h 05 min."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

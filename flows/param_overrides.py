@@ -1,8 +1,9 @@
-"""Parameters of one run: a preset, single values on top, a seed; checked by the stages' configs before anything runs."""
+"""Parameters of one run: preset, overrides and seed, validated by the configuration of the stages."""
 
 from __future__ import annotations
 
 import difflib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,17 @@ from typing import Any
 from pipeline_steps.core.atomic import write_text
 from pipeline_steps.core.config import load_params
 from pipeline_steps.core.errors import ConfigError
-from pipeline_steps.core.presets import changed_values, load_overlay, merge, render_params, validate_params
+from pipeline_steps.core.presets import changed_values, load_overlay, render_params, validate_params
 
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What a run asks of its parameters.
+    """Requested parameters of a run.
 
     Attributes:
-        preset: file of `presets/` to start from; empty: `params.yaml` as committed.
-        overrides: `KEY=VALUE` lines, dotted key, YAML value.
-        seed: put into every key named `seed`; None leaves them.
+        preset: name of a preset in `presets/`; empty: none.
+        overrides: `KEY=VALUE` lines with a dotted key and a YAML value.
+        seed: value of every parameter named `seed`; None: unchanged.
         revision: git revision to run.
     """
 
@@ -32,31 +33,45 @@ class RunRequest:
 
     @property
     def changes_params(self) -> bool:
-        """Whether `params.yaml` may differ from the committed one."""
+        """Whether the request may change `params.yaml`."""
         return bool(self.preset or self.overrides or self.seed is not None)
 
 
 def write_params(root: Path, request: RunRequest) -> list[str]:
-    """Make `root/params.yaml` what the request asks for; returns one line `key: old -> new` for each change.
+    """Write the requested parameters to `root/params.yaml`; returns one line `key: old -> new` for each change.
 
     Raises:
-        ConfigError: unknown preset, key or section ("did you mean"), a value the stage's config refuses, something secret.
+        ConfigError: a preset, section or key does not exist, or the configuration of a stage refuses a value.
     """
     path = root / "params.yaml"
     if not path.is_file() and not request.changes_params:
         return []
-    old, params = load_params(path), load_params(path)
+    old = load_params(path)
+    text = path.read_text(encoding="utf-8")
     if request.preset:
-        merge(params, load_overlay(root, request.preset))
+        text = render_params(text, load_overlay(root, request.preset))
+    if request.overrides or request.seed is not None:
+        text = _override(text, request)
+    if request.changes_params:
+        write_text(path, text)
+    new = load_params(path)
+    validate_params(new, "correct the overrides of this run")
+    return changed_values(old, new)
+
+
+def _override(text: str, request: RunRequest) -> str:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.width = 4096
+    params = yaml.load(text)
     for line in request.overrides:
         _set(params, *_parse(line))
     if request.seed is not None:
         _set_seed(params, request.seed)
-    if request.changes_params:
-        write_text(path, render_params(path.read_text(encoding="utf-8"), params))
-    new = load_params(path)
-    validate_params(new, "correct the overrides of this run")
-    return changed_values(old, new)
+    buffer = io.StringIO()
+    yaml.dump(params, buffer)
+    return buffer.getvalue()
 
 
 def _parse(line: str) -> tuple[list[str], Any]:
@@ -65,18 +80,20 @@ def _parse(line: str) -> tuple[list[str], Any]:
 
     key, sign, value = line.partition("=")
     if not sign or not key.strip():
-        raise ConfigError(f"override {line!r} is not KEY=VALUE", "write it like section.key=value")
+        raise ConfigError(f"override {line!r} is not KEY=VALUE", "write section.key=value")
     try:
         return key.strip().split("."), YAML(typ="safe", pure=True).load(value) if value.strip() else ""
     except YAMLError as error:
-        raise ConfigError(f"override {key.strip()}: {value!r} is not a YAML value", "quote it") from error
+        raise ConfigError(f"override {key.strip()}: {value!r} is not a YAML value", "quote the value") from error
 
 
 def _set(params: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    """Set a dotted key. The section must exist; the stage's config judges what is below it."""
+    """Set a dotted key. The section must exist; the configuration of its stage validates the keys below it."""
     if keys[0] not in params or len(keys) < 2:
+        close = difflib.get_close_matches(keys[0], list(params), n=1)
+        action = f"did you mean {close[0]}?" if close else f"use one of {', '.join(params)}"
         name = ".".join(keys)
-        raise ConfigError(f"{name} is unknown" if len(keys) > 1 else f"{name} is a whole section", _hint(keys[0], list(params)))
+        raise ConfigError(f"{name} is unknown" if len(keys) > 1 else f"{name} is a whole section", action)
     node: Any = params
     for number, key in enumerate(keys[:-1], 1):
         node = node.setdefault(key, {}) if isinstance(node, dict) else None
@@ -92,8 +109,3 @@ def _set_seed(params: Any, seed: int) -> None:
                 params[key] = seed
             else:
                 _set_seed(value, seed)
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known) or 'none'}"

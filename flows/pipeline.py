@@ -1,4 +1,4 @@
-"""The flows that run stages: reproduce, refresh_data, train_and_evaluate, nightly. Which: DVC's graph and `meta.flow`."""
+"""Flows that run stages: reproduce, refresh-data, train-and-evaluate, nightly. `meta.flow` in dvc.yaml selects the stages."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ from flows.git_worktree import (
     safe_name,
 )
 from flows.promote import decide_promotion, final_state
-from flows.run_summary import RunSummary, keep_report, show_links, show_metrics, show_stages
+from flows.run_summary import RunSummary, publish_report, show_links, show_metrics, show_stages
 from flows.stage_task import ignore_api_errors, stage_task
 from flows.workspace_lock import workspace_lock
 from pipeline_steps.core.errors import DataError
 
 DATA, MODEL = "data", "model"
-"""Values of `meta.flow` in dvc.yaml: stages that make the pairs, and stages that make and judge the model."""
+"""Values of `meta.flow` in dvc.yaml: stages that build the pairs, and stages that train and evaluate the model."""
 
 Targets = Callable[[Sequence[StageNode]], tuple[str, ...]]
 
 
-@flow(name="reproduce", description="Bring the pipeline (or chosen stages) up to date: plan, stages in order, summary.")
+@flow(name="reproduce", description="Bring the pipeline or selected stages up to date.")
 def reproduce(parameters: ReproduceParameters = ReproduceParameters()) -> State[None]:  # noqa: B008 - a frozen model
-    """Every stage that has a reason to run, in DVC's order."""
+    """Run every stage that is not up to date, in DVC's order."""
     stages = tuple(str(stage) for stage in parameters.stages)
     return final_state(lambda: str(run_pipeline(parameters, lambda nodes: stages)))
 
 
-@flow(name="refresh-data", description="Bring the data up to date, from the raw pools to the pairs.")
+@flow(name="refresh-data", description="Bring the data up to date, from the raw files to the pairs.")
 def refresh_data(parameters: RunParameters = RunParameters()) -> State[None]:  # noqa: B008 - a frozen model
-    """The stages of dvc.yaml with `meta: {flow: data}`."""
+    """Run the stages of dvc.yaml with `meta: {flow: data}`."""
     return final_state(lambda: str(run_pipeline(parameters, lambda nodes: stages_of_flow(nodes, DATA))))
 
 
-@flow(name="train-and-evaluate", description="Train and judge a model on the data as it is; stale data stops the run.")
+@flow(name="train-and-evaluate", description="Train and evaluate a model on the current data; fails if the data is stale.")
 def train_and_evaluate(parameters: RunParameters = RunParameters()) -> State[None]:  # noqa: B008 - a frozen model
-    """The stages of dvc.yaml with `meta: {flow: model}`; those before them must be up to date."""
-    return final_state(lambda: str(run_pipeline(parameters, lambda nodes: stages_of_flow(nodes, MODEL), alone=True)))
+    """Run the stages of dvc.yaml with `meta: {flow: model}`; the stages that they depend on must be up to date."""
+    return final_state(lambda: str(run_pipeline(parameters, lambda nodes: stages_of_flow(nodes, MODEL), only_targets=True)))
 
 
-@flow(name="nightly", description="All of it: data, model, report, then the promotion.")
+@flow(name="nightly", description="Bring the whole pipeline up to date, then start the promotion.")
 def nightly(parameters: NightlyParameters = NightlyParameters()) -> State[None]:  # noqa: B008 - a frozen model
-    """Every stage that has a reason to run, then champion against challenger."""
+    """Run every stage that is not up to date, then decide the promotion."""
 
     def work() -> str:
         summary = run_pipeline(parameters, lambda nodes: ())
@@ -69,61 +69,60 @@ def nightly(parameters: NightlyParameters = NightlyParameters()) -> State[None]:
     return final_state(work)
 
 
-def run_pipeline(parameters: RunParameters, targets: Targets, *, alone: bool = False) -> RunSummary:
-    """Plan and run in a workspace of its own.
+def run_pipeline(parameters: RunParameters, targets: Targets, *, only_targets: bool = False) -> RunSummary:
+    """Plan and run stages in an isolated workspace.
 
     Args:
-        parameters: see the form.
-        targets: names of the stages to bring up to date, from the graph; none: all.
-        alone: what the targets depend on must be up to date already.
+        parameters: parameters of the flow run.
+        targets: function from the graph to the names of the target stages; an empty tuple: all stages.
+        only_targets: the stages that the targets depend on must be up to date.
 
     Raises:
-        StageError: with the exit code of `pipeline_steps.core.errors`.
+        StageError: the run failed.
     """
     project, log = find_project(), get_run_logger()
     name, run_id = safe_name(flow_run.get_name() or "run"), str(flow_run.get_id() or "")
-    with workspace_lock(project, {"name": name, "flow_run_id": run_id}, parameters.wait_minutes * 60.0, log.info) as left:
-        mark_dead_run_crashed(left, log.warning, own=run_id)
+    holder, wait_s = {"name": name, "flow_run_id": run_id}, parameters.wait_minutes * 60.0
+    with workspace_lock(project, holder, wait_s, log.info) as crashed:
+        mark_dead_run_crashed(crashed, log.warning, own_id=run_id)
         if _is_plain_request(project, parameters):
-            here = RunWorkspace(project, project)
             plan = make_plan(project, targets(read_graph(project)))
             if not any(each.runs for each in plan):
-                return _run(here, plan, targets, parameters, alone, name, run_id)
+                return _run(RunWorkspace(project, project), plan, targets, parameters, only_targets, name, run_id)
         with open_workspace(project, name, parameters.request()) as workspace:
             log.info("%s%s", workspace.root, f" at {workspace.commit[:12]}" if workspace.commit else "")
             for change in workspace.changes:
                 log.info("parameter %s", change)
             if workspace.isolated and not is_clean(project):
-                log.warning("the working tree has changes that are not committed: they are not part of this run")
+                log.warning("the working tree has uncommitted changes; they are not part of this run")
             check_sources(workspace)
             plan = make_plan(workspace.root, targets(read_graph(workspace.root)), force=parameters.force)
-            return _run(workspace, plan, targets, parameters, alone, name, run_id)
+            return _run(workspace, plan, targets, parameters, only_targets, name, run_id)
 
 
 def _is_plain_request(project: Path, parameters: RunParameters) -> bool:
-    """Whether the run is about the working tree as it stands; if that is up to date as well, no worktree need be made."""
+    """Whether the run uses the working tree without any change; it needs no worktree if the tree is up to date."""
     request = parameters.request()
-    if parameters.force or request.changes_params or request.revision != "HEAD" or not has_git(project):
-        return False
-    return is_clean(project)
+    changed = parameters.force or request.changes_params or request.revision != "HEAD"
+    return not changed and has_git(project) and is_clean(project)
 
 
 @task(name="check sources", task_run_name="check sources", cache_policy=NO_CACHE, persist_result=False)
 def check_sources(workspace: RunWorkspace) -> None:
-    """Bring the recorded outs into the workspace; data behind a `.dvc` file must be what the file says.
+    """Restore the outs of `dvc.lock` in the workspace and check data tracked by `.dvc` files.
 
     Raises:
-        DataError: it is not: DVC would record bytes that its cache does not hold.
+        DataError: the data differs from its `.dvc` file; DVC would record data that its cache does not have.
     """
     log = get_run_logger()
     if workspace.isolated:
         missing = restore_outs(workspace)
         if missing:
-            log.warning("not everything recorded is in the cache; its stages will run again: %s", missing)
+            log.warning("outs are missing in DVC's cache, so their stages run again: %s", missing)
     changed = modified_dvc_sources(workspace.root)
     if changed:
-        path, what = next(iter(changed.items()))
-        raise DataError(f"{path} is {what}, but its .dvc file was not updated", f"dvc add {path}, and commit the .dvc file")
+        path, change = next(iter(changed.items()))
+        raise DataError(f"{path} is {change}, but its .dvc file was not updated", f"dvc add {path}, and commit the .dvc file")
 
 
 def _run(
@@ -131,24 +130,24 @@ def _run(
     plan: Sequence[PlannedStage],
     targets: Targets,
     parameters: RunParameters,
-    alone: bool,
+    only_targets: bool,
     name: str,
     run_id: str,
 ) -> RunSummary:
     log = get_run_logger()
     log.info("plan:\n%s", plan_text(plan))
-    ignore_api_errors(lambda: create_table_artifact(plan_rows(plan), key="plan", description="What this run does, and why"))
-    chosen = targets([each.node for each in plan]) or tuple(each.node.name for each in plan)
-    if alone and (stale := [each for each in plan if each.runs and each.node.name not in chosen]):
+    ignore_api_errors(lambda: create_table_artifact(plan_rows(plan), key="plan", description="Plan of this run"))
+    selected = targets([each.node for each in plan]) or tuple(each.node.name for each in plan)
+    if only_targets and (stale := [each for each in plan if each.runs and each.node.name not in selected]):
         raise DataError(
-            f"{stale[0].node.name} is not up to date ({stale[0].why}), and this flow takes the data as it is",
-            "run refresh-data and give its branch as the revision, or run reproduce",
+            f"{stale[0].node.name} is not up to date ({stale[0].why}), and this flow does not run it",
+            "run refresh-data and set its branch as the revision, or run reproduce",
         )
     done: list[StageOutcome] = []
-    states: dict[str, State[StageOutcome]] = {}  # what the arrows of the UI are drawn from
+    states: dict[str, State[StageOutcome]] = {}  # dependencies shown in the UI
     try:
         for each in plan:
-            force = parameters.force and each.node.name in chosen
+            force = parameters.force and each.node.name in selected
             states[each.node.name] = state = stage_task(each)(
                 each,
                 workspace,
@@ -165,7 +164,7 @@ def _run(
 def publish_results(
     workspace: RunWorkspace, plan: Sequence[PlannedStage], done: Sequence[StageOutcome], name: str, run_id: str
 ) -> RunSummary:
-    """Show what came out, and commit it on a run branch."""
+    """Create the artifacts of the results and commit them on a run branch."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if any(each.runs for each in plan):
         show_metrics(workspace, plan)
@@ -174,7 +173,7 @@ def publish_results(
         changes = "\n".join(workspace.changes) or "parameters as committed"
         message = f"Run {name}\n\n{plan_text(plan)}\n\n{changes}\n\nFlow-run: {run_id or 'none'}\nFrom: {workspace.commit}\n"
         branch = commit_results(workspace, name, message, [each.node for each in plan])
-    report = keep_report(workspace, name)
+    report = publish_report(workspace, name)
     show_links(workspace, run_id, done, plan, report)
     summary = RunSummary({each.name: each.outcome for each in done}, branch, report)
     get_run_logger().info("%s", summary)

@@ -1,7 +1,7 @@
-"""A child that never outlives its starter, not even after `kill -9`: `python leash.py COMMAND ...`, stdin a pipe from it.
+"""Process guard: ends a process group when its parent dies. `python process_guard.py COMMAND ...`, stdin is a pipe.
 
-The kernel closes the pipe when the starter dies, however it dies; then the whole process group (this process leads it) gets
-SIGTERM, and SIGKILL a little later. Exits with the command's code. Standard library only: it starts in milliseconds.
+The kernel closes the pipe when the parent dies, also after `kill -9`. The guard leads the process group; it then sends SIGTERM
+to the group, and SIGKILL after a grace period. It exits with the command's exit code. Standard library only, for a fast start.
 """
 
 import os
@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 GRACE_S = 10.0
-"""Seconds between SIGTERM and SIGKILL: enough for a stage to write its checkpoint marker and `error.json`."""
+"""Seconds between SIGTERM and SIGKILL, in which a stage writes its checkpoint and `error.json`."""
 
 
 def is_last_in_group() -> bool:
-    """Whether nobody else of this process group is alive (Linux; elsewhere False, and the full grace is waited)."""
+    """Whether no other process of this group is alive. Always False without `/proc`, so the full grace period passes."""
     me, found = os.getpid(), False
     for entry in Path("/proc").glob("[0-9]*/stat"):
         if entry.parent.name == str(me):
@@ -33,8 +33,8 @@ def is_last_in_group() -> bool:
 
 
 def kill_group_on_parent_exit(stopping: threading.Event) -> None:
-    """Wait until the starter's end of the pipe is closed, then end the group, this process included."""
-    while os.read(0, 4096):  # not sys.stdin: its lock would be held when the interpreter ends
+    """Wait until the parent's end of the pipe is closed, then end the process group including this process."""
+    while os.read(0, 4096):  # not sys.stdin: its lock would be held at the exit of the interpreter
         pass
     stopping.set()
     os.killpg(0, signal.SIGTERM)
@@ -45,15 +45,15 @@ def kill_group_on_parent_exit(stopping: threading.Event) -> None:
 
 
 def main(command: list[str]) -> int:
-    """Run the command on the leash."""
-    for number in (signal.SIGTERM, signal.SIGINT):  # meant for the command; it decides when to end
+    """Run the command; returns its exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # the command handles them
         signal.signal(number, lambda *_: None)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     stopping = threading.Event()
     stopper = threading.Thread(target=kill_group_on_parent_exit, args=(stopping,), daemon=True)
     stopper.start()
     code = child.wait()
-    if stopping.is_set():  # the command is gone, but perhaps not what it had started
+    if stopping.is_set():  # the command has exited, but its children may not have
         stopper.join()
     return code if code >= 0 else 128 - code
 

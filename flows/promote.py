@@ -1,4 +1,4 @@
-"""Champion against challenger: a person decides in the UI, or the gate does, or nobody and it is only reported."""
+"""Flow `promote`: compare challenger and champion, then promote by approval, automatically, or not at all (dry run)."""
 
 from __future__ import annotations
 
@@ -34,27 +34,25 @@ from pipeline_steps.tracking.settings import redact
 
 DEPLOYMENT = "promote/promote"
 POLL_S = 5
-DELIVERY_TRIES = 12
+MAX_SYNC_ATTEMPTS = 12
 
 
 class PromotionDecision(RunInput):
-    """The form a paused promotion shows."""
+    """Form of a paused promotion."""
 
     decision: Literal["approve", "reject"] = Field(description="approve: the challenger becomes champion.")
-    reason: str = Field(min_length=3, max_length=500, description="Why; it is written into the audit.")
-    name: str = Field(min_length=1, max_length=100, description="Who decides.")
+    reason: str = Field(min_length=3, max_length=500, description="Reason, recorded in the promotion log.")
+    name: str = Field(min_length=1, max_length=100, description="Your name, recorded in the promotion log.")
 
 
-@flow(
-    name="promote", description="Champion against challenger: asks (manual), lets the gate decide (auto), or reports (dry-run)."
-)
+@flow(name="promote", description="Compare challenger and champion, then promote by approval, by the gate, or not (dry run).")
 def promote(parameters: PromoteParameters = PromoteParameters()) -> State[None]:  # noqa: B008 - a frozen model
-    """Decide about the challenger. Time-out and rejection leave the champion as it was."""
+    """Decide the promotion of the challenger. After a timeout or a rejection the champion stays."""
     return final_state(lambda: decide_promotion(parameters.mode, wait_here=True, timeout_hours=parameters.timeout_hours))
 
 
 def final_state(work: Callable[[], str]) -> State[None]:
-    """The final state of a flow: what its work returned, or the one line of the error it ended with, without a trace."""
+    """Final state of a flow: the message that `work` returns, or the one-line error without a traceback."""
     try:
         return Completed(message=work())
     except StageError as error:
@@ -66,22 +64,22 @@ def final_state(work: Callable[[], str]) -> State[None]:
 
 
 def decide_promotion(mode: PromotionMode, *, wait_here: bool, timeout_hours: float = 72.0) -> str:
-    """Decide, or see to it that somebody is asked; returns what became of it.
+    """Decide the promotion or request an approval; returns a message with the result.
 
     Args:
-        mode: who decides.
-        wait_here: in manual mode, pause this run; else start the deployment `promote`, which pauses in its own run.
-        timeout_hours: how long to wait for an answer.
+        mode: how the promotion is decided.
+        wait_here: in manual mode, pause this run; else start the deployment `promote`, which pauses its own run.
+        timeout_hours: longest wait for an approval.
 
     Raises:
-        StageError: no challenger, no evaluation, MLflow away, somebody else decided meanwhile.
+        StageError: there is no challenger or evaluation, MLflow is unavailable, or another decision was made meanwhile.
     """
     log = get_run_logger()
     layout = ProjectPaths(find_project())
     _flush_tracking(layout)
     proposal = propose(layout)
     text = describe(proposal)
-    ignore_api_errors(lambda: create_markdown_artifact(text, key="promotion", description="Champion against challenger"))
+    ignore_api_errors(lambda: create_markdown_artifact(text, key="promotion", description="Challenger compared with champion"))
     challenger = f"version {proposal.challenger.version}"
     if proposal.champion is not None and proposal.champion.version == proposal.challenger.version:
         return f"{challenger} is the champion already"
@@ -93,54 +91,54 @@ def decide_promotion(mode: PromotionMode, *, wait_here: bool, timeout_hours: flo
         if not proposal.gate.passed:
             return f"{challenger} is not promoted: {verdict}; the champion stays"
         record = make_champion(proposal, actor="gate", reason=f"{verdict} (auto)")
-        return f"version {record.version} is champion now (line {record.line} of the ledger)"
+        return f"version {record.version} is champion now (entry {record.number} of the promotion log)"
     if not proposal.gate.comparable:
-        return f"{challenger} cannot be compared with the champion, so there is nothing to decide; the champion stays"
+        return f"{challenger} cannot be compared with the champion; the champion stays"
     if not wait_here:
         return _start_approval_run(challenger)
     return _apply(proposal, _request_approval(text, _proposal_fingerprint(proposal), timeout_hours))
 
 
 def _flush_tracking(layout: ProjectPaths) -> None:
-    """Stages write to a spool and do not wait for MLflow for long: what they left, the new version among it, is sent now."""
+    """Upload entries that stages left in the offline queues; the new model version may be among them."""
     problems: dict[str, str] = {}
-    for _ in range(DELIVERY_TRIES):
+    for _ in range(MAX_SYNC_ATTEMPTS):
         problems = sync(layout)
         if BUSY not in problems.values():
             break
         time.sleep(POLL_S)
     if problems:
-        get_run_logger().warning("not all that was tracked has reached MLflow: %s", redact(next(iter(problems.values()))))
+        get_run_logger().warning("tracking entries were not uploaded to MLflow: %s", redact(next(iter(problems.values()))))
 
 
 def _proposal_fingerprint(proposal: PromotionProposal) -> str:
-    """Key of the question: an answer counts for what was shown, so other facts make another question."""
+    """Key of an approval request. It changes with the proposal, so that an answer only applies to what was shown."""
     champion = proposal.champion.version if proposal.champion else None
     shown = repr((champion, proposal.challenger.version, proposal.challenger.md5, proposal.runs, proposal.gate.passed))
-    return f"decision-{proposal.seen}-{proposal.challenger.version}-{sha256_bytes(shown.encode())[:12]}"
+    return f"decision-{proposal.num_events}-{proposal.challenger.version}-{sha256_bytes(shown.encode())[:12]}"
 
 
 def _request_approval(text: str, key: str, timeout_hours: float) -> PromotionDecision:
-    """Pause and ask. A deployed run is suspended: its process ends, and the answer starts it again from the top.
+    """Pause the run for an approval. A deployed run is suspended: its process ends and the answer starts it again.
 
-    Prefect keeps the answer under `key`. A run that comes back and finds another model, evaluation or line of the ledger
-    asks with another key, and is suspended again.
+    Prefect stores the answer under `key`. A resumed run that finds another model, evaluation or entry in the promotion log uses
+    another key and is suspended again.
     """
     form = PromotionDecision.with_initial_data(description=text)
     seconds = max(1, int(timeout_hours * 3600))
     if deployment.get_id():
-        _drop_old_answer(key)
+        _delete_old_answer(key)
         return suspend_flow_run(wait_for_input=form, timeout=seconds, key=key)
     return pause_flow_run(wait_for_input=form, timeout=seconds, poll_interval=POLL_S, key=key)
 
 
-def _drop_old_answer(key: str) -> None:
-    """A run that failed and is started again (*Retry*) asks anew, and Prefect refuses a second answer under the same key."""
+def _delete_old_answer(key: str) -> None:
+    """Delete the answer of a failed attempt; Prefect refuses a second answer under the same key after *Retry*."""
     with get_client(sync_client=True) as client:
         run_id = UUID(str(flow_run.get_id()))
         if key not in (client.read_flow_run(run_id).empirical_policy.pause_keys or ()):
             answer = keyset_from_paused_state(Suspended(pause_key=key))["response"]
-            with suppress(PrefectHTTPStatusError):  # there is none
+            with suppress(PrefectHTTPStatusError):  # no answer exists
                 client.delete_flow_run_input(run_id, answer)
 
 
@@ -150,7 +148,7 @@ def _apply(proposal: PromotionProposal, answer: PromotionDecision) -> str:
         reject(proposal, actor=answer.name, reason=answer.reason)
         return f"version {version} was rejected by {answer.name}: {answer.reason}; the champion stays"
     record = make_champion(proposal, actor=answer.name, reason=answer.reason, override=not proposal.gate.passed)
-    return f"version {record.version} is champion now, approved by {record.actor} (line {record.line} of the ledger)"
+    return f"version {record.version} is champion now, approved by {record.actor} (entry {record.number} of the promotion log)"
 
 
 def _start_approval_run(challenger: str) -> str:
@@ -159,26 +157,26 @@ def _start_approval_run(challenger: str) -> str:
         run = cast(FlowRun, run_deployment(DEPLOYMENT, parameters=asked, timeout=0, as_subflow=False))
     except ObjectNotFound as error:
         raise ConfigError(
-            f"{challenger} awaits a decision, but there is no deployment {DEPLOYMENT}", "serve it: python -m flows.serve"
+            f"{challenger} awaits approval, but there is no deployment {DEPLOYMENT}", "run: python -m flows.serve"
         ) from error
-    return f"{challenger} awaits a decision in run {run.name}"
+    return f"{challenger} awaits approval in run {run.name}"
 
 
 def describe(proposal: PromotionProposal) -> str:
-    """The comparison as Markdown, for the artifact and for the form."""
+    """Comparison as Markdown, for the artifact and the approval form."""
     champion = proposal.champion
     lines = [
-        f"**Challenger**: {_named(proposal.challenger)}",
+        f"**Challenger**: {_version_link(proposal.challenger)}",
         "",
-        f"**Champion**: {_named(champion) if champion else 'none'}",
+        f"**Champion**: {_version_link(champion) if champion else 'none'}",
         "",
         proposal.gate.markdown(),
     ]
     if champion is not None and not proposal.gate.passed:
-        lines += ["", "The gate is not passed: to approve is to override it, and the audit will say so."]
+        lines += ["", "The gate is not passed. An approval overrides it and is recorded as an override."]
     return "\n".join(lines)
 
 
-def _named(version: ModelVersionInfo) -> str:
+def _version_link(version: ModelVersionInfo) -> str:
     text = f"version {escape_markdown(version.version)} ({escape_markdown(version.md5)})"
     return f"[{text}]({version.url})" if version.url else text

@@ -1,4 +1,4 @@
-"""The reports of runs as web pages on this machine: `/runs/NAME/` and `/current/`. Read-only, no listings, loopback alone."""
+"""HTTP server for reports: `/runs/NAME/` and `/current/`. Read-only, no directory listings, loopback only."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LOCAL_NAMES = {"127.0.0.1", "localhost", "[::1]"}
 
 
 class ReportHandler(http.server.SimpleHTTPRequestHandler):
-    """Files below two folders of the project."""
+    """Serves files of two folders of the project."""
 
     def __init__(self, *arguments: object, project: Path) -> None:
         self._folders = {"runs": project / REPORTS, "current": ProjectPaths(project).reports}
         super().__init__(*arguments, directory=str(project))  # type: ignore[arg-type]
 
     def translate_path(self, path: str) -> str:
-        """The file a URL means; a path that leaves the folder means one that does not exist."""
+        """File of a URL; a path outside the folders becomes a file that does not exist."""
         parts = [part for part in unquote(urlsplit(path).path).split("/") if part]
         folder = self._folders.get(parts[0]) if parts else None
         if folder is None:
@@ -33,11 +33,11 @@ class ReportHandler(http.server.SimpleHTTPRequestHandler):
         return str(target) if target.resolve().is_relative_to(folder.resolve()) else "/nonexistent"
 
     def list_directory(self, path: object) -> None:
-        """No listings."""
+        """Refuse directory listings."""
         self.send_error(HTTPStatus.NOT_FOUND)
 
     def parse_request(self) -> bool:
-        """Refuse requests for another host name: a page elsewhere must not read reports through the browser."""
+        """Refuse requests for other host names, so that a foreign page cannot read reports through the browser."""
         if not super().parse_request():
             return False
         name = self.headers.get("Host", "").rsplit(":", 1)[0]
@@ -47,20 +47,20 @@ class ReportHandler(http.server.SimpleHTTPRequestHandler):
         return True
 
     def end_headers(self) -> None:
-        """Reports are looked at, not executed elsewhere."""
+        """Add headers against content sniffing and caching."""
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cache-Control", "no-cache")
         super().end_headers()
 
     def log_message(self, *arguments: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 def serve_reports(project: Path, port: int) -> http.server.ThreadingHTTPServer:
-    """Start answering in a thread of its own; `shutdown()` ends it. Port 0 takes a free one.
+    """Start the server in a thread; `shutdown()` stops it. Port 0 selects a free port.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is in use.
     """
     server = http.server.ThreadingHTTPServer((HOST, port), partial(ReportHandler, project=project))
     threading.Thread(target=server.serve_forever, daemon=True, name="reports").start()

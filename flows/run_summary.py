@@ -1,11 +1,12 @@
-"""What a run shows when it ends: durations and reuse, metrics against the last run, links. Kept where a browser finds it."""
+"""Artifacts at the end of a run: durations and cache hits, metrics compared with the last run, report, links to MLflow."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,99 +29,93 @@ REPORTS = ".runs/reports"
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """How a run ended: outcome by stage, the branch its results are on (None: nothing new), where its report is."""
+    """Outcome by stage, branch with the results (None: nothing changed) and address of the report (None: no report)."""
 
     outcomes: Mapping[str, str]
     branch: str | None
     report: str | None
 
     def __str__(self) -> str:
-        counts = {what: list(self.outcomes.values()).count(what) for what in dict.fromkeys(self.outcomes.values())}
-        said = ", ".join(f"{count} {what}" for what, count in counts.items()) or "nothing to do"
-        return f"{said}; results on branch {self.branch}" if self.branch else said
+        text = ", ".join(f"{count} {outcome}" for outcome, count in Counter(self.outcomes.values()).items()) or "nothing to do"
+        return f"{text}; results on branch {self.branch}" if self.branch else text
 
 
 def show_stages(workspace: RunWorkspace, plan: Sequence[PlannedStage], done: Sequence[StageOutcome]) -> None:
-    """Durations, balance and reuse of every stage."""
-    times = {each.name: (each.outcome, each.seconds) for each in done}
-    reports = {each.node.name: _report(workspace.root, each) for each in plan}
-    rows = stage_rows(plan, times, reports)
-    ignore_api_errors(lambda: create_table_artifact(rows, key="stages", description="Durations and reuse, by stage"))
+    """Create the table of durations, item counts and cache hits of every stage."""
+    reports = {each.node.name: _stage_report(workspace.root, each) for each in plan}
+    rows = stage_rows(plan, {each.name: each for each in done}, reports)
+    ignore_api_errors(lambda: create_table_artifact(rows, key="stages", description="Durations and cache hits by stage"))
 
 
 def show_metrics(workspace: RunWorkspace, plan: Sequence[PlannedStage]) -> None:
-    """Every metric beside that of the last run that left results (else of the commit the run began with)."""
+    """Create the table of metrics compared with the newest run branch, or with the run's commit if there is none."""
     if not has_git(workspace.project):
         return
     last = last_run_branch(workspace.project)
-    against = last or workspace.commit or "HEAD"
-    paths = [path for each in reversed(plan) for path in each.node.metrics]  # what is judged last is asked for first
-    old = {path: read_committed(workspace.project, against, path) for path in paths}
+    baseline = last or workspace.commit or "HEAD"
+    paths = [path for each in reversed(plan) for path in each.node.metrics]  # metrics of the last stage first
+    old = {path: read_committed(workspace.project, baseline, path) for path in paths}
     new = {path: _text(workspace.root / path) for path in paths}
-    text = metrics_text(metrics_diff(old, new), last or f"the commit this run began with ({against[:12]})")
-    ignore_api_errors(lambda: create_markdown_artifact(text, key="metrics", description="Metrics against the last run"))
+    text = metrics_text(metrics_diff(old, new), last or f"the commit of this run ({baseline[:12]})")
+    ignore_api_errors(lambda: create_markdown_artifact(text, key="metrics", description="Metrics compared with the last run"))
 
 
-def keep_report(workspace: RunWorkspace, name: str) -> str | None:
-    """Keep the report beyond the worktree (hard links) and return its address; None when there is none."""
+def publish_report(workspace: RunWorkspace, name: str) -> str | None:
+    """Copy the report out of the worktree (hard links) and return its address; None if there is no report."""
     source = ProjectPaths(workspace.root).reports
     if not (source / "index.html").is_file():
         return None
     if not workspace.isolated:
         return f"{report_base()}/current/index.html"
-    kept = workspace.project / REPORTS
-    target = kept / name
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target, copy_function=link_or_copy)
-    by_age = sorted(kept.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    folder = workspace.project / REPORTS
+    shutil.rmtree(folder / name, ignore_errors=True)
+    shutil.copytree(source, folder / name, copy_function=link_or_copy)
+    by_age = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
     for old in by_age[KEPT_REPORTS:]:
         shutil.rmtree(old, ignore_errors=True)
     return f"{report_base()}/runs/{name}/index.html"
 
 
 def report_base() -> str:
-    """Where `flows/report_server.py` (part of `python -m flows.serve`) answers: SONIFY_REPORTS_URL."""
+    """Base URL of the report server: SONIFY_REPORTS_URL or the default of `python -m flows.serve`."""
     return os.environ.get("SONIFY_REPORTS_URL", "http://127.0.0.1:4201").rstrip("/")
 
 
 def show_links(
     workspace: RunWorkspace, flow_run_id: str, done: Sequence[StageOutcome], plan: Sequence[PlannedStage], report: str | None
 ) -> None:
-    """Links to the report and to the MLflow runs: those of this flow run, and those that once made what was restored."""
+    """Create links to the report and to the MLflow runs of this flow run and of restored models."""
     if report:
         ignore_api_errors(
-            lambda: create_link_artifact(report, link_text="Report", key="report", description="The report of this run")
+            lambda: create_link_artifact(report, link_text="Report", key="report", description="Report of this run")
         )
     outcomes = {each.name: each.outcome for each in done}
     if not set(outcomes.values()) & {RAN, RESTORED}:
         return
-    ignore_api_errors(lambda: _show_tracked(workspace, flow_run_id, outcomes, plan))
+    restored = {out for each in plan if outcomes.get(each.node.name) == RESTORED for out in each.node.outs}
+    ignore_api_errors(lambda: _show_mlflow_runs(workspace, flow_run_id, restored))
 
 
-def _show_tracked(workspace: RunWorkspace, flow_run_id: str, outcomes: Mapping[str, str], plan: Sequence[PlannedStage]) -> None:
+def _show_mlflow_runs(workspace: RunWorkspace, flow_run_id: str, restored: Collection[str]) -> None:
     from pipeline_steps.tracking.registry.run_links import runs_for_flow, runs_for_outputs
     from pipeline_steps.tracking.settings import read_settings
 
     layout = ProjectPaths(workspace.project)
     settings = read_settings(layout)
-    local = settings.uri.startswith("sqlite:///") and not Path(settings.uri.removeprefix("sqlite:///")).is_file()
-    if settings.mode == "off" or local:
-        return  # nothing was tracked, and MLflow would make an empty database
-    restored = {out for each in plan if outcomes.get(each.node.name) == RESTORED for out in each.node.outs}
+    missing = settings.uri.startswith("sqlite:///") and not Path(settings.uri.removeprefix("sqlite:///")).is_file()
+    if settings.mode == "off" or missing:
+        return  # nothing was tracked, and MLflow would create an empty database
     locked = lock_outs(read_lock(workspace.root / "dvc.lock"))
     rows = [(run, "this run") for run in runs_for_flow(layout, flow_run_id)] if flow_run_id else []
-    rows += [
-        (run, "an earlier run, restored")
-        for run in runs_for_outputs(layout, [locked[out] for out in restored if out in locked])
-    ]
+    rows += [(run, "an earlier run") for run in runs_for_outputs(layout, [locked[out] for out in restored if out in locked])]
     if rows:
         lines = table(("stage", "state", "made by"), [(run.stage or run.name, run.status, made) for run, made in rows])
         links = "\n".join(f"- [{escape_markdown(run.stage or run.name)}]({run.url})" for run, _ in rows)
-        create_markdown_artifact(f"{lines}\n\n{links}", key="mlflow", description="MLflow runs of this run")
+        create_markdown_artifact(f"{lines}\n\n{links}", key="mlflow", description="MLflow runs")
 
 
-def _report(root: Path, each: PlannedStage) -> dict[str, Any]:
-    """The first metrics file of a stage that holds a balance."""
+def _stage_report(root: Path, each: PlannedStage) -> dict[str, Any]:
+    """First metrics file of a stage with item counts; empty if there is none."""
     for path in each.node.metrics:
         try:
             value = json.loads(_text(root / path) or "")

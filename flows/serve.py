@@ -1,6 +1,6 @@
-"""`python -m flows.serve`: every flow as a deployment with its schedule, the UI, and the reports, on this machine.
+"""Serves all flows on this machine: deployments with their schedule, Prefect's UI and reports. `python -m flows.serve`
 
-Uses the server of PREFECT_API_URL; without one it starts a server of its own on 127.0.0.1:4200. Ctrl+C ends all of it.
+Uses the server of PREFECT_API_URL, or starts a server on 127.0.0.1:4200. Ctrl+C stops everything.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from flows.dvc_subprocess import LEASH, terminate_process_group
+from flows.dvc_subprocess import PROCESS_GUARD, terminate_process_group
 from flows.git_worktree import find_project
 from pipeline_steps.core.errors import ServiceError, StageError
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 SERVER_START_S = 180.0
 NIGHTLY_CRON = "0 2 * * *"
-RUNS_AT_ONCE = 4
-"""Processes. Stages run for one flow at a time in a workspace and the others wait; a promotion need not."""
+MAX_CONCURRENT_RUNS = 4
+"""Flow runs at the same time. Only one of them runs stages (workspace lock); promotions can run beside it."""
 
 
 def prepare_environment(project: Path) -> None:
-    """What Prefect must find before it is imported; whatever is set already stays."""
+    """Set environment variables for Prefect, before its import; variables that are set stay unchanged."""
     defaults = {
         "PREFECT_HOME": str(project / ".runs/prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -46,7 +46,7 @@ def prepare_environment(project: Path) -> None:
 
 
 def deployments(project: Path, schedule: bool = True) -> list[RunnerDeployment]:
-    """All deployments, each at most once at a time; a second run of one waits in the queue."""
+    """All deployments; a deployment has one run at a time, further runs wait in the queue."""
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.deployments.runner import RunnerDeployment
     from prefect.schedules import Cron
@@ -77,14 +77,14 @@ def deployments(project: Path, schedule: bool = True) -> list[RunnerDeployment]:
 
 @contextmanager
 def prefect_server(project: Path, port: int) -> Iterator[str]:
-    """Address of the API: PREFECT_API_URL if it is set, else a server started here and ended with this process.
+    """Yield the address of the API: PREFECT_API_URL, or a server that is started here and stopped at the end.
 
     Raises:
-        ServiceError: it does not answer.
+        ServiceError: the API does not answer.
     """
     configured = os.environ.get("PREFECT_API_URL", "")
     if configured:
-        _await(configured, 10.0)
+        _wait_for_api(configured, 10.0)
         yield configured
         return
     api = f"http://{HOST}:{port}/api"
@@ -97,28 +97,30 @@ def prefect_server(project: Path, port: int) -> Iterator[str]:
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     with log.open("ab") as output:
         server = subprocess.Popen(
-            [sys.executable, "-I", str(LEASH), *command],
+            [sys.executable, "-I", str(PROCESS_GUARD), *command],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
     try:
-        _await(api, SERVER_START_S, server, log)
+        _wait_for_api(api, SERVER_START_S, server, log)
         yield api
     finally:
         terminate_process_group(server.pid)
         server.wait()
 
 
-def _await(api: str, seconds: float, server: subprocess.Popen[bytes] | None = None, log: Path | None = None) -> None:
+def _wait_for_api(api: str, seconds: float, server: subprocess.Popen[bytes] | None = None, log: Path | None = None) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and (server is None or server.poll() is None):
         if _answers(api):
             return
         time.sleep(0.5)
-    where = f"; see {log}" if log else ""
-    raise ServiceError(f"Prefect's API at {api} does not answer{where}", "start it, or run without it: dvc repro")
+    raise ServiceError(
+        f"Prefect's API at {api} does not answer",
+        f"see {log}" if log else "start the server, or run without Prefect: dvc repro",
+    )
 
 
 def _answers(api: str) -> bool:
@@ -130,10 +132,10 @@ def _answers(api: str) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until stopped."""
+    """Serve until stopped; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m flows.serve", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--port", type=int, default=4200, help="of Prefect's server and UI, when one is started")
-    parser.add_argument("--no-schedule", action="store_true", help="no nightly run")
+    parser.add_argument("--port", type=int, default=4200, help="port of Prefect's server and UI, if one is started")
+    parser.add_argument("--no-schedule", action="store_true", help="do not schedule the nightly run")
     options = parser.parse_args(arguments)
     try:
         project = find_project()
@@ -163,9 +165,9 @@ def _serve(project: Path, api: str, schedule: bool) -> None:
         reports = serve_reports(project, urlsplit(report_base()).port or 80)
     except OSError:
         reports = serve_reports(project, 0)
-    os.environ["SONIFY_REPORTS_URL"] = f"http://{HOST}:{reports.server_address[1]}"  # the runs' processes inherit it
+    os.environ["SONIFY_REPORTS_URL"] = f"http://{HOST}:{reports.server_address[1]}"  # inherited by the processes of runs
     print(f"UI: {api.removesuffix('/api')}   reports: {report_base()}", flush=True)
-    serve(*deployments(project, schedule), pause_on_shutdown=False, limit=RUNS_AT_ONCE)
+    serve(*deployments(project, schedule), pause_on_shutdown=False, limit=MAX_CONCURRENT_RUNS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One Prefect task a stage: DVC runs it; Prefect shows its log, its progress, and why it failed."""
+"""Prefect task of a stage: runs it with DVC and shows its log, progress and failure."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from pipeline_steps.tracking.settings import redact
 PROGRESS_EVERY_S = 3.0
 SLOW_S = 10.0
 PAUSE_S = 120.0
-"""After an update that took longer than SLOW_S there is none for so long: lines and time limits come first."""
+"""Pause of progress updates after one that took longer than SLOW_S, because it blocks the log and the time limit."""
 RETRY_DELAY_S = 10
 
 
 def artifact_key(*parts: str) -> str:
-    """An artifact key: lower-case letters, digits, dashes."""
+    """Artifact key of lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
 def ignore_api_errors(show: Callable[[], Any]) -> Any:
-    """What is shown never stops what is done: when Prefect's API is away, the artifact is left out and the log says so."""
+    """Call `show` and ignore errors of Prefect's API while it creates artifacts; a warning is logged instead."""
     try:
         return show()
     except Exception as error:
         with suppress(Exception):
-            get_run_logger().warning("not shown: %s", " ".join(str(error).split())[:300])
+            get_run_logger().warning("artifact not created: %s", " ".join(str(error).split())[:300])
         return None
 
 
 def stage_task(planned: PlannedStage) -> Task[[PlannedStage, RunWorkspace, bool], StageOutcome]:
-    """The task of one stage, with the name, tags and retries of its node."""
+    """Task of a stage, with the name, tags and retries of its node."""
     node = planned.node
     return run_stage.with_options(
         name=node.name,
@@ -66,7 +66,7 @@ def stage_task(planned: PlannedStage) -> Task[[PlannedStage, RunWorkspace, bool]
 
 
 def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether another attempt may help: only when the stage itself said so in its `error.json`."""
+    """Whether the failure is transient according to the stage's `error.json`, so that a retry may succeed."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, StageFailedError) and error.transient
 
@@ -76,7 +76,7 @@ def run_stage(planned: PlannedStage, workspace: RunWorkspace, force: bool) -> St
     """Bring one stage up to date.
 
     Raises:
-        StageFailedError: with the stage's own line.
+        StageFailedError: the stage failed.
     """
     log = get_run_logger()
     node = planned.node
@@ -86,12 +86,12 @@ def run_stage(planned: PlannedStage, workspace: RunWorkspace, force: bool) -> St
     log.info("%s", planned.why)
     for line in recover_dvc_lock(workspace.root):
         log.warning(line)
-    shown = _ProgressArtifact(node.name)
+    progress = _ProgressArtifact(node.name)
 
     def on_line(line: str) -> None:
         line = redact(line)
         log.info("%s", line)
-        shown.read(line)
+        progress.update(line)
 
     try:
         outcome = run_dvc_stage(
@@ -99,48 +99,48 @@ def run_stage(planned: PlannedStage, workspace: RunWorkspace, force: bool) -> St
             workspace.root,
             force=force,
             timeout_s=node.timeout_s,
-            environment={**workspace.environment(), "PIPELINE_FLOW_RUN_ID": str(flow_run.get_id() or "")},
+            environment={**workspace.environment(), "SONIFY_FLOW_RUN_ID": str(flow_run.get_id() or "")},
             on_line=on_line,
             on_start=lambda group: update_lock_record(workspace.project, group=group, folder=str(workspace.root)),
         )
     except StageFailedError as error:
         _show_failure(error)
         raise
-    shown.end(outcome)
+    progress.finish(outcome)
     log.info("%s: %s", node.name, outcome.outcome)
     return outcome
 
 
 class _ProgressArtifact:
-    """The progress artifact of one stage, moved by what it prints, at most every few seconds."""
+    """Progress artifact of a stage, updated from its log lines at most every PROGRESS_EVERY_S seconds."""
 
     def __init__(self, stage: str) -> None:
-        self._reader = ProgressParser()
+        self._parser = ProgressParser()
         self._stage = stage
-        self._moved = 0.0
+        self._updated = 0.0
         self._id: UUID | None = ignore_api_errors(
             lambda: create_progress_artifact(
                 0.0, key=artifact_key("progress", stage), description=f"{escape_markdown(stage)}: started"
             )
         )
 
-    def read(self, line: str) -> None:
-        reading = self._reader.read(line)
+    def update(self, line: str) -> None:
+        progress = self._parser.parse(line)
         now = time.monotonic()
-        if reading is not None and now - self._moved >= PROGRESS_EVERY_S:
-            self._moved = now
-            self._show(reading.percent, str(reading))
+        if progress is not None and now - self._updated >= PROGRESS_EVERY_S:
+            self._updated = now
+            self._show(progress.percent, str(progress))
 
-    def end(self, outcome: StageOutcome) -> None:
+    def finish(self, outcome: StageOutcome) -> None:
         self._show(100.0, f"{self._stage}: {outcome.outcome}")
 
     def _show(self, percent: float, text: str) -> None:
         artifact = self._id
         if artifact is not None:
-            began = time.monotonic()
+            started = time.monotonic()
             ignore_api_errors(lambda: update_progress_artifact(artifact, progress=percent, description=escape_markdown(text)))
-            if time.monotonic() - began > SLOW_S:  # the server is away, and Prefect has tried again and again
-                self._moved = time.monotonic() + PAUSE_S
+            if time.monotonic() - started > SLOW_S:  # the server is unavailable and Prefect has retried
+                self._updated = time.monotonic() + PAUSE_S
 
 
 def _show_failure(error: StageFailedError) -> None:
@@ -148,7 +148,7 @@ def _show_failure(error: StageFailedError) -> None:
     text = (
         f"**{escape_markdown(error.reason)}**\n\n"
         + (f"What to do: {escape_markdown(error.action)}\n\n" if error.action else "")
-        + f"Exit code {error.exit_code} ({error.kind}); {'transient' if error.transient else 'not transient: not tried again'}."
+        + f"Exit code {error.exit_code} ({error.kind}); {'transient' if error.transient else 'not transient: no retry'}."
         + f"\n\nLast lines of its log:\n\n{fenced(tail)}"
     )
     ignore_api_errors(

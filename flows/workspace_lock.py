@@ -1,7 +1,7 @@
-"""One flow run at a time in a workspace, and clean hands after one that died.
+"""Workspace lock: one flow run at a time, with cleanup after a crashed run.
 
-The lock is the kernel's (`flock` on `.runs/flow.lock`): it is free the moment its holder is dead, by `kill -9` too. Who holds
-it stands in `.runs/flow.json`; a record that is still there when the lock is free is that of a run that died.
+The kernel holds the lock (`flock` on `.runs/flow.lock`) and releases it when the holder dies, also after `kill -9`. The holder
+is recorded in `.runs/flow.json`. A record that exists while the lock is free belongs to a crashed run.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ POLL_S = 2.0
 
 
 def record_path(project: Path) -> Path:
-    """Where the holder of the lock is named."""
+    """File with the record of the lock's holder."""
     return project / ".runs/flow.json"
 
 
 def read_record(project: Path) -> dict[str, Any] | None:
-    """The holder's record, or that of a run that died; None when there is none (or it is not readable)."""
+    """Record of the holder or of a crashed run; None if there is no readable record."""
     try:
         record = json.loads(record_path(project).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -41,62 +41,60 @@ def read_record(project: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def workspace_lock(
-    project: Path, who: Mapping[str, str], wait_s: float, say: Callable[[str], None] = print
+    project: Path, holder: Mapping[str, str], wait_s: float, log: Callable[[str], None] = print
 ) -> Iterator[dict[str, Any] | None]:
-    """Hold the workspace; yields the record of a run that died holding it, or None.
+    """Hold the workspace lock; yields the record of a crashed run that held it before, else None.
 
     Args:
-        project: the project folder.
-        who: `flow_run_id`, `name` of the run.
-        wait_s: how long to wait for another run to end.
-        say: gets one line when waiting begins.
+        project: project folder.
+        holder: `flow_run_id` and `name` of the run.
+        wait_s: longest wait for another run in seconds.
+        log: called with one line when the wait begins.
 
     Raises:
-        LockedError: another run still holds it after `wait_s`.
+        LockedError: another run still holds the lock after `wait_s`.
     """
     (project / ".runs").mkdir(exist_ok=True)
     lock = FileLock(project / ".runs/flow.lock")
     deadline = time.monotonic() + wait_s
-    told = False
+    waiting = False
     while True:
         try:
             lock.acquire(timeout=0)
             break
         except Timeout:
-            holder = _worded(read_record(project))
+            other = _describe_holder(read_record(project))
             if time.monotonic() >= deadline:
-                raise LockedError(
-                    f"{holder} is at work in {project}", "start this one when it has ended, or cancel it"
-                ) from None
-            if not told:
-                say(f"waiting for {holder} to end")
-                told = True
+                raise LockedError(f"{other} uses the workspace {project}", "wait until it ends, or cancel it") from None
+            if not waiting:
+                log(f"waiting for {other} to end")
+                waiting = True
             time.sleep(min(POLL_S, max(0.05, deadline - time.monotonic())))
     try:
-        left = read_record(project)
-        if left is not None:
-            _kill_orphans(left)
-        mine = {**who, "pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
-        write_json(record_path(project), mine)
-        yield left
+        crashed = read_record(project)
+        if crashed is not None:
+            _kill_leftover_processes(crashed)
+        record = {**holder, "pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
+        write_json(record_path(project), record)
+        yield crashed
     finally:
         record_path(project).unlink(missing_ok=True)
         lock.release()
 
 
 def update_lock_record(project: Path, **values: Any) -> None:
-    """Add to the record of the run that holds the lock: the process group at work, the folder it works in."""
+    """Add values to the holder's record: the running process group and its folder."""
     write_json(record_path(project), {**(read_record(project) or {}), **values})
 
 
-def _worded(record: Mapping[str, Any] | None) -> str:
+def _describe_holder(record: Mapping[str, Any] | None) -> str:
     if record is None:
         return "another run"
     return f"run {record.get('name', '?')} (PID {record.get('pid', '?')} on {record.get('host', '?')})"
 
 
-def _kill_orphans(record: Mapping[str, Any]) -> None:
-    """Kill what a dead run left running: processes of its group that work in its folder (both, since numbers are reused)."""
+def _kill_leftover_processes(record: Mapping[str, Any]) -> None:
+    """Kill processes of a crashed run. Both group and folder must match, because process ids are reused."""
     group, folder = record.get("group"), record.get("folder")
     if not isinstance(group, int) or not isinstance(folder, str):
         return
@@ -108,34 +106,33 @@ def _kill_orphans(record: Mapping[str, Any]) -> None:
 
 
 def recover_dvc_lock(root: Path) -> list[str]:
-    """Remove from DVC's `rwlock` what dead processes left; returns one line for each thing removed.
+    """Remove entries of dead processes from DVC's `rwlock`; returns one line for each removal.
 
-    DVC itself drops entries of process numbers that do not exist. It stops for good at a file cut short by a kill, and at a
-    number that another program has since been given: an entry is believed only when its process is a dvc and older than
-    the lock file's last change.
+    DVC drops entries of process ids that do not exist. It fails on a file truncated by a kill, and on a process id that another
+    program has now. An entry is therefore only kept if its process is DVC and older than the last change of the file.
     """
     path = root / ".dvc/tmp/rwlock"
     if not path.is_file():
         return []
-    with (root / ".dvc/tmp/rwlock.lock").open("a+") as guard:  # the guard DVC takes around every change of the file
+    with (root / ".dvc/tmp/rwlock.lock").open("a+") as guard:  # the lock that DVC takes around every change of the file
         fcntl.flock(guard, fcntl.LOCK_EX)
         try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-            entries = {(mode, name): held[mode][name] for mode in ("read", "write") for name in held.get(mode, {})}
+            locks = json.loads(path.read_text(encoding="utf-8"))
+            entries = {(mode, name): locks[mode][name] for mode in ("read", "write") for name in locks.get(mode, {})}
         except (ValueError, AttributeError, TypeError, LookupError):
             path.unlink()
-            return [f"{path} was cut short by a crash: removed"]
+            return [f"{path} was truncated by a crash: removed"]
         changed, removed = path.stat().st_mtime, []
-        for (mode, name), infos in entries.items():
-            alive = [info for info in (infos if isinstance(infos, list) else [infos]) if _is_dvc(info, changed)]
-            dead = [info for info in (infos if isinstance(infos, list) else [infos]) if info not in alive]
-            removed += [f"lock on {name} left by dead process {info.get('pid')}: removed" for info in dead]
+        for (mode, name), value in entries.items():
+            holders = value if isinstance(value, list) else [value]
+            alive = [info for info in holders if _is_dvc(info, changed)]
+            removed += [f"lock on {name} of dead process {info.get('pid')}: removed" for info in holders if info not in alive]
             if not alive:
-                del held[mode][name]
-            elif isinstance(infos, list):
-                held[mode][name] = alive
+                del locks[mode][name]
+            elif isinstance(value, list):
+                locks[mode][name] = alive
         if removed:
-            write_json(path, held)
+            write_json(path, locks)
         return removed
 
 

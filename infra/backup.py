@@ -17,14 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from infra.services import InfraError, place_from_environment, postgres_tool
+from infra.services import InfraError, postgres_tool, read_environment
 from infra.topology import BUCKET, HOST, ServiceEnvironment
 
 DATABASES = ("mlflow", "mlflow_auth", "prefect")
 MANIFEST = "manifest.json"
 
 
-def save(place: ServiceEnvironment, folder: Path) -> int:
+def save(env: ServiceEnvironment, folder: Path) -> int:
     """Write a backup into the empty or missing `folder`; returns the number of files.
 
     The databases come first and the objects after them, so every artifact that a saved run names is in the backup. pg_dump
@@ -34,21 +34,21 @@ def save(place: ServiceEnvironment, folder: Path) -> int:
     if any(folder.iterdir()):
         raise InfraError(f"{folder} is not empty; name a new folder for each backup")
     for name in DATABASES:
-        _postgres(place, "pg_dump", "--format=custom", f"--file={folder / name}.dump", name)
+        _postgres(env, "pg_dump", "--format=custom", f"--file={folder / name}.dump", name)
     objects = folder / "objects"
     objects.mkdir()
-    client = _s3(place)
+    client = _s3(env)
     for key in _keys(client):
         target_path = objects / key
         target_path.parent.mkdir(parents=True, exist_ok=True)
         client.download_file(BUCKET, key, str(target_path))
-    shutil.copytree(place.secrets, folder / "secrets")
+    shutil.copytree(env.secrets, folder / "secrets")
     sums = {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     (folder / MANIFEST).write_text(json.dumps({"sha256": sums}, indent=1))
     return len(sums)
 
 
-def restore(place: ServiceEnvironment, folder: Path) -> int:
+def restore(env: ServiceEnvironment, folder: Path) -> int:
     """Put a backup into a running database and store; returns the number of files. Stop worker, MLflow and Prefect first.
 
     Raises:
@@ -64,9 +64,9 @@ def restore(place: ServiceEnvironment, folder: Path) -> int:
     for name in DATABASES:
         # As the superuser, so that every object goes back to its owner.
         flags = ("--clean", "--if-exists", "--exit-on-error", "--single-transaction")
-        _postgres(place, "pg_restore", *flags, f"--dbname={name}", str(folder / f"{name}.dump"))
+        _postgres(env, "pg_restore", *flags, f"--dbname={name}", str(folder / f"{name}.dump"))
     objects = [path for path in (folder / "objects").rglob("*") if path.is_file()]
-    client = _s3(place)
+    client = _s3(env)
     if objects and BUCKET not in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
         client.create_bucket(Bucket=BUCKET)
     for path in objects:
@@ -74,9 +74,9 @@ def restore(place: ServiceEnvironment, folder: Path) -> int:
     return len(described["sha256"])
 
 
-def _postgres(place: ServiceEnvironment, tool: str, *arguments: str) -> None:
-    environment = {**os.environ, "PGPASSFILE": str(place.secrets / "pgpass-admin")}
-    address = ("--host", HOST, "--port", str(place.ports["POSTGRES_PORT"]), "--username", "postgres", "--no-password")
+def _postgres(env: ServiceEnvironment, tool: str, *arguments: str) -> None:
+    environment = {**os.environ, "PGPASSFILE": str(env.secrets / "pgpass-admin")}
+    address = ("--host", HOST, "--port", str(env.ports["POSTGRES_PORT"]), "--username", "postgres", "--no-password")
     done = subprocess.run(
         [str(postgres_tool(tool)), *address, *arguments], check=False, env=environment, capture_output=True, text=True
     )
@@ -84,11 +84,11 @@ def _postgres(place: ServiceEnvironment, tool: str, *arguments: str) -> None:
         raise InfraError(f"{tool} failed: {done.stderr.strip()}")
 
 
-def _s3(place: ServiceEnvironment) -> Any:
+def _s3(env: ServiceEnvironment) -> Any:
     import boto3
 
-    words = dict(line.split(" = ") for line in (place.secrets / "aws-credentials").read_text().splitlines() if " = " in line)
-    return boto3.client("s3", endpoint_url=f"http://{HOST}:{place.ports['S3_PORT']}", region_name="us-east-1", **words)
+    words = dict(line.split(" = ") for line in (env.secrets / "aws-credentials").read_text().splitlines() if " = " in line)
+    return boto3.client("s3", endpoint_url=f"http://{HOST}:{env.ports['S3_PORT']}", region_name="us-east-1", **words)
 
 
 def _keys(client: Any) -> Iterator[str]:
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     given = parser.parse_args(arguments)
     try:
-        count = (save if given.action == "save" else restore)(place_from_environment(), given.folder)
+        count = (save if given.action == "save" else restore)(read_environment(), given.folder)
     except InfraError as error:
         print(error, file=sys.stderr)
         return 5

@@ -41,9 +41,9 @@ from infra.topology import (
 
 SOCKETS = Path("/tmp")  # noqa: S108 - built into SeaweedFS
 """Where SeaweedFS keeps the sockets over which its parts speak."""
-MOST_LIVES = 6
+MAX_RESTARTS = 6
 """A program that dies seconds after each start has said why by then."""
-PORT_PATIENCE_S = 10.0
+PORT_TIMEOUT_S = 10.0
 """What was stopped a moment ago may still be closing its port."""
 ALIVE = {"RUNNING", "STARTING", "BACKOFF"}
 """States under the supervisor that a stop ends."""
@@ -53,7 +53,7 @@ class InfraError(Exception):
     """What is wrong, with the next action."""
 
 
-def place_from_environment() -> ServiceEnvironment:
+def read_environment() -> ServiceEnvironment:
     """SERVICES_DIR, SERVICES_PROJECT and the ports from the environment."""
     folder = Path(os.environ.get("SERVICES_DIR") or PROJECT / ".runs/services").resolve()
     project = Path(os.environ.get("SERVICES_PROJECT") or PROJECT).resolve()
@@ -61,108 +61,108 @@ def place_from_environment() -> ServiceEnvironment:
     return ServiceEnvironment(folder, ports, project)
 
 
-def start(place: ServiceEnvironment, *, worker: bool = True) -> None:
+def start(env: ServiceEnvironment, *, worker: bool = True) -> None:
     """Start what does not run yet, in order, each only when the one before is healthy. Safe to repeat."""
-    _check(place)
+    _check(env)
     for name in ("logs", "objects", "prefect", "prefect-server", "tmp"):
-        (place.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-    passwords.create(place.secrets)
-    _initialise_postgres(place)
-    if not _is_supervised(place):
-        _write_configuration(place)
+        (env.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+    passwords.create(env.secrets)
+    _initialize_postgres(env)
+    if not _is_supervised(env):
+        _write_supervisor_config(env)
         subprocess.run(
-            [str(find_program("supervisord")), "-c", str(place.folder / "supervisord.conf")],
+            [str(find_program("supervisord")), "-c", str(env.folder / "supervisord.conf")],
             check=True,
-            cwd=place.folder,
+            cwd=env.folder,
             env=_clean_environment(),
         )
-    for program in programs(place):
+    for program in programs(env):
         if program.name == WORKER:
             if not worker:
                 continue
-            deploy(place)
-        start_one(place, program)
+            deploy(env)
+        start_one(env, program)
         if program.name == POSTGRES:
-            _make_roles(place)
+            _create_roles(env)
 
 
-def deploy(place: ServiceEnvironment) -> None:
+def deploy(env: ServiceEnvironment) -> None:
     """Register work pool, queues, automation and deployments; repeatable.
 
     Raises:
         ServiceError: the server refused; what Prefect said is in logs/deploy.log.
     """
-    log = _log(place, "deploy")
-    environment = {**_clean_environment(), **client_environment(place), "PATH": programs(place)[-1].environment["PATH"]}
+    log = _log(env, "deploy")
+    environment = {**_clean_environment(), **client_environment(env), "PATH": programs(env)[-1].environment["PATH"]}
     with log.open("a", encoding="utf-8") as output:
         done = subprocess.run([str(INFRA / "bin/deploy")], check=False, env=environment, stdout=output, stderr=output)
     if done.returncode != 0:
         raise InfraError(f"deploying the flows failed: {_last_lines(log)}")
 
 
-def start_one(place: ServiceEnvironment, program: ServiceSpec) -> None:
+def start_one(env: ServiceEnvironment, program: ServiceSpec) -> None:
     """Start one program and wait until it is healthy.
 
     Raises:
         ServiceError: somebody else holds its port, or it is not healthy within its patience; the last lines of its log are in
             the message.
     """
-    server = supervisor(place)
-    if state(place, program.name) not in ALIVE:
-        end = time.monotonic() + PORT_PATIENCE_S
-        while is_taken(HOST, _port(place, program)):
+    server = supervisor(env)
+    if state(env, program.name) not in ALIVE:
+        end = time.monotonic() + PORT_TIMEOUT_S
+        while is_taken(HOST, _port(env, program)):
             if time.monotonic() > end:
-                raise InfraError(_held(place, program))
+                raise InfraError(_port_conflict(env, program))
             time.sleep(0.2)
         server.supervisor.startProcess(program.name, False)
-    wait_healthy(place, program)
+    wait_healthy(env, program)
 
 
-def wait_healthy(place: ServiceEnvironment, program: ServiceSpec) -> None:
+def wait_healthy(env: ServiceEnvironment, program: ServiceSpec) -> None:
     """Ask until it answers.
 
     Raises:
         ServiceError: it gave up, died again and again, or its patience is over.
     """
-    end = time.monotonic() + program.patience_s
+    end = time.monotonic() + program.startup_timeout_s
     lives: set[int] = set()
-    while time.monotonic() < end and len(lives) <= MOST_LIVES:
-        if is_healthy(place, program):
+    while time.monotonic() < end and len(lives) <= MAX_RESTARTS:
+        if is_healthy(env, program):
             return
-        if state(place, program.name) in {"FATAL", "STOPPED"}:
+        if state(env, program.name) in {"FATAL", "STOPPED"}:
             break
-        lives.add(supervisor(place).supervisor.getProcessInfo(program.name)["pid"])
+        lives.add(supervisor(env).supervisor.getProcessInfo(program.name)["pid"])
         time.sleep(0.5)
-    if is_taken(HOST, _port(place, program)) and not _owns_port(place, program):
-        raise InfraError(_held(place, program))
-    raise InfraError(f"{program.name} did not become healthy; last lines of its log: {_last_lines(_log(place, program.name))}")
+    if is_taken(HOST, _port(env, program)) and not _owns_port(env, program):
+        raise InfraError(_port_conflict(env, program))
+    raise InfraError(f"{program.name} did not become healthy; last lines of its log: {_last_lines(_log(env, program.name))}")
 
 
-def _port(place: ServiceEnvironment, program: ServiceSpec) -> int:
-    return place.ports["POSTGRES_PORT"] if program.name == POSTGRES else int(urlsplit(program.health).port or 0)
+def _port(env: ServiceEnvironment, program: ServiceSpec) -> int:
+    return env.ports["POSTGRES_PORT"] if program.name == POSTGRES else int(urlsplit(program.health).port or 0)
 
 
-def _held(place: ServiceEnvironment, program: ServiceSpec) -> str:
-    port = _port(place, program)
-    name = next(name for name, number in place.ports.items() if number == port)
+def _port_conflict(env: ServiceEnvironment, program: ServiceSpec) -> str:
+    port = _port(env, program)
+    name = next(name for name, number in env.ports.items() if number == port)
     return f"{program.name}: port {port} is held by {port_owner(port)}; stop that, or choose another: {name}=NUMBER"
 
 
-def _owns_port(place: ServiceEnvironment, program: ServiceSpec) -> bool:
+def _owns_port(env: ServiceEnvironment, program: ServiceSpec) -> bool:
     """Whether what listens on the program's port is the program: an answer may come from somebody else."""
-    pid = int(supervisor(place).supervisor.getProcessInfo(program.name)["pid"])
+    pid = int(supervisor(env).supervisor.getProcessInfo(program.name)["pid"])
     if program.user:  # another user's process, whose sockets not every root may see; PostgreSQL ends when it cannot listen
-        lock = place.data / "postmaster.pid"
+        lock = env.data / "postmaster.pid"
         return lock.is_file() and lock.read_text().split()[:1] == [str(pid)]
-    return is_listening(pid, _port(place, program))
+    return is_listening(pid, _port(env, program))
 
 
-def is_healthy(place: ServiceEnvironment, program: ServiceSpec) -> bool:
+def is_healthy(env: ServiceEnvironment, program: ServiceSpec) -> bool:
     """True when it runs, what listens on its port is it, and it answers as it should."""
-    return state(place, program.name) == "RUNNING" and _owns_port(place, program) and _answers(place, program)
+    return state(env, program.name) == "RUNNING" and _owns_port(env, program) and _answers(env, program)
 
 
-def _answers(place: ServiceEnvironment, program: ServiceSpec) -> bool:
+def _answers(env: ServiceEnvironment, program: ServiceSpec) -> bool:
     if program.name == POSTGRES:
         command = [
             str(postgres_tool("pg_isready")),
@@ -170,7 +170,7 @@ def _answers(place: ServiceEnvironment, program: ServiceSpec) -> bool:
             "-h",
             HOST,
             "-p",
-            str(place.ports["POSTGRES_PORT"]),
+            str(env.ports["POSTGRES_PORT"]),
             "-d",
             "postgres",
         ]
@@ -182,67 +182,67 @@ def _answers(place: ServiceEnvironment, program: ServiceSpec) -> bool:
         return False
 
 
-def stop(place: ServiceEnvironment) -> None:
+def stop(env: ServiceEnvironment) -> None:
     """Stop everything in reverse order; PostgreSQL last."""
-    if not _is_supervised(place):
+    if not _is_supervised(env):
         return
-    server = supervisor(place)
-    for program in reversed(programs(place)):
-        if state(place, program.name) in ALIVE:
+    server = supervisor(env)
+    for program in reversed(programs(env)):
+        if state(env, program.name) in ALIVE:
             server.supervisor.stopProcess(program.name)
-    for path in _left_sockets(place):
+    for path in _stale_sockets(env):
         path.unlink(missing_ok=True)
-    pid = int((place.folder / "supervisord.pid").read_text())
+    pid = int((env.folder / "supervisord.pid").read_text())
     server.supervisor.shutdown()
     for _ in range(100):
-        if not Path(f"/proc/{pid}").exists() if Path("/proc/self").exists() else not _is_supervised(place):
+        if not Path(f"/proc/{pid}").exists() if Path("/proc/self").exists() else not _is_supervised(env):
             return
         time.sleep(0.1)
 
 
-def status(place: ServiceEnvironment) -> dict[str, tuple[str, bool]]:
+def status(env: ServiceEnvironment) -> dict[str, tuple[str, bool]]:
     """State under the supervisor and health of every program."""
-    supervised = _is_supervised(place)
+    supervised = _is_supervised(env)
     return {
-        program.name: (state(place, program.name) if supervised else "STOPPED", supervised and is_healthy(place, program))
-        for program in programs(place)
+        program.name: (state(env, program.name) if supervised else "STOPPED", supervised and is_healthy(env, program))
+        for program in programs(env)
     }
 
 
-def supervisor(place: ServiceEnvironment) -> Any:
+def supervisor(env: ServiceEnvironment) -> Any:
     """The supervisor's XML-RPC interface, over a socket that only the owner may open."""
     from supervisor.xmlrpc import SupervisorTransport
 
-    transport = SupervisorTransport(None, None, f"unix://{place.folder / 'supervisor.sock'}")
+    transport = SupervisorTransport(None, None, f"unix://{env.folder / 'supervisor.sock'}")
     return xmlrpc.client.ServerProxy("http://supervisor", transport=transport)
 
 
-def state(place: ServiceEnvironment, name: str) -> str:
+def state(env: ServiceEnvironment, name: str) -> str:
     """RUNNING, STARTING, STOPPED, BACKOFF (dies at once, tried again) or FATAL (given up)."""
-    return str(supervisor(place).supervisor.getProcessInfo(name)["statename"])
+    return str(supervisor(env).supervisor.getProcessInfo(name)["statename"])
 
 
-def environment_lines(place: ServiceEnvironment) -> list[str]:
+def environment_lines(env: ServiceEnvironment) -> list[str]:
     """Shell lines that make the calling shell a client; passwords are read from files when the lines are evaluated."""
-    lines = [f"export {key}='{value}'" for key, value in sorted(client_environment(place).items())]
+    lines = [f"export {key}='{value}'" for key, value in sorted(client_environment(env).items())]
     lines.append("export MLFLOW_TRACKING_USERNAME=admin")
     for variable, name in (("MLFLOW_TRACKING_PASSWORD", "mlflow-password"), ("PREFECT_API_AUTH_STRING", "prefect-auth")):
-        lines.append(f"export {variable}=\"$(cat '{place.secrets / name}')\"")
+        lines.append(f"export {variable}=\"$(cat '{env.secrets / name}')\"")
     return lines
 
 
-def _check(place: ServiceEnvironment) -> None:
+def _check(env: ServiceEnvironment) -> None:
     for name in ("supervisord", "weed"):
         if find_program(name) is None:
             raise InfraError(f"{name} is not installed; pip install -c constraints.txt -e '.[services]'")
     postgres_tool("postgres")
-    foreign = [path for path in _left_sockets(place) if os.geteuid() not in {0, path.stat().st_uid}]
+    foreign = [path for path in _stale_sockets(env) if os.geteuid() not in {0, path.stat().st_uid}]
     if foreign:
         raise InfraError(f"{foreign[0]} is of another user's SeaweedFS on this port; remove it, or choose another S3_PORT")
-    place.folder.mkdir(parents=True, exist_ok=True)
-    if len(str(place.folder / "tmp/pymp-12345678/listener-12345678")) > 107:  # multiprocessing's, in a stage
-        raise InfraError(f"{place.folder} is too long a path for a socket; set SERVICES_DIR to a shorter one")
-    if (other := unprivileged_user()) and (closed := first_inaccessible_parent(place.folder)):
+    env.folder.mkdir(parents=True, exist_ok=True)
+    if len(str(env.folder / "tmp/pymp-12345678/listener-12345678")) > 107:  # multiprocessing's, in a stage
+        raise InfraError(f"{env.folder} is too long a path for a socket; set SERVICES_DIR to a shorter one")
+    if (other := unprivileged_user()) and (closed := first_inaccessible_parent(env.folder)):
         raise InfraError(
             f"PostgreSQL runs as user {other}, who cannot pass {closed}; chmod o+x it, set SERVICES_DIR to another folder, "
             "or start the services as a normal user"
@@ -254,24 +254,24 @@ def _clean_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "PG", "AWS_"))}
 
 
-def _left_sockets(place: ServiceEnvironment) -> list[Path]:
+def _stale_sockets(env: ServiceEnvironment) -> list[Path]:
     """What SeaweedFS leaves behind; at a start it replaces those of its own user, and fails on another's."""
-    ports = {str(place.ports["S3_PORT"] + offset) for offset in range(8)}
+    ports = {str(env.ports["S3_PORT"] + offset) for offset in range(8)}
     return [path for path in SOCKETS.glob("seaweedfs-*.sock") if path.stem.rpartition("-")[2] in ports]
 
 
-def _initialise_postgres(place: ServiceEnvironment) -> None:
-    if (place.data / "PG_VERSION").exists():
+def _initialize_postgres(env: ServiceEnvironment) -> None:
+    if (env.data / "PG_VERSION").exists():
         return
     user = unprivileged_user()
-    place.data.mkdir(mode=0o700, exist_ok=True)
-    command = [str(postgres_tool("initdb")), "-D", str(place.data), "--username=postgres", "--auth=scram-sha-256"]
-    password = place.folder / "initdb-password"
+    env.data.mkdir(mode=0o700, exist_ok=True)
+    command = [str(postgres_tool("initdb")), "-D", str(env.data), "--username=postgres", "--auth=scram-sha-256"]
+    password = env.folder / "initdb-password"
     command += ["--encoding=UTF8", "--no-locale", f"--pwfile={password}"]
     try:
-        passwords.write(password, passwords.read(place.secrets, "postgres-admin"))
+        passwords.write(password, passwords.read(env.secrets, "postgres-admin"))
         if user:
-            shutil.chown(place.data, user)
+            shutil.chown(env.data, user)
             shutil.chown(password, user)
             command = ["runuser", "-u", user, "--", *command]
         done = subprocess.run(command, check=False, cwd="/", text=True, capture_output=True)
@@ -281,39 +281,39 @@ def _initialise_postgres(place: ServiceEnvironment) -> None:
         raise InfraError(f"initdb failed: {(done.stderr or done.stdout).strip()}")
 
 
-def _make_roles(place: ServiceEnvironment) -> None:
+def _create_roles(env: ServiceEnvironment) -> None:
     environment = {
         **_clean_environment(),
-        "PGPASSFILE": str(place.secrets / "pgpass-admin"),
-        "SERVICES_SECRETS": str(place.secrets),
+        "PGPASSFILE": str(env.secrets / "pgpass-admin"),
+        "SERVICES_SECRETS": str(env.secrets),
     }
-    command = [str(postgres_tool("psql")), "-X", "-q", "-h", HOST, "-p", str(place.ports["POSTGRES_PORT"]), "-U", "postgres"]
+    command = [str(postgres_tool("psql")), "-X", "-q", "-h", HOST, "-p", str(env.ports["POSTGRES_PORT"]), "-U", "postgres"]
     command += ["-d", "postgres", "-f", str(Path(__file__).with_name("roles.sql"))]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         raise InfraError(f"PostgreSQL refused roles.sql: {done.stderr.strip()}")
 
 
-def _write_configuration(place: ServiceEnvironment) -> None:
+def _write_supervisor_config(env: ServiceEnvironment) -> None:
     """supervisord.conf: paths and settings, no secret."""
     config = configparser.RawConfigParser()
-    config["unix_http_server"] = {"file": str(place.folder / "supervisor.sock"), "chmod": "0700"}
+    config["unix_http_server"] = {"file": str(env.folder / "supervisor.sock"), "chmod": "0700"}
     config["supervisord"] = {
-        "logfile": str(place.logs / "supervisord.log"),
+        "logfile": str(env.logs / "supervisord.log"),
         "logfile_maxbytes": "10MB",
-        "pidfile": str(place.folder / "supervisord.pid"),
-        "childlogdir": str(place.logs),
+        "pidfile": str(env.folder / "supervisord.pid"),
+        "childlogdir": str(env.logs),
         "umask": "077",
     }
     if os.geteuid() == 0:
         config["supervisord"]["user"] = "root"
     config["rpcinterface:supervisor"] = {"supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"}
-    config["supervisorctl"] = {"serverurl": f"unix://{place.folder / 'supervisor.sock'}"}
-    for rank, program in enumerate(programs(place)):
+    config["supervisorctl"] = {"serverurl": f"unix://{env.folder / 'supervisor.sock'}"}
+    for rank, program in enumerate(programs(env)):
         section = {
             "command": " ".join(_quoted(part) for part in program.command),
             "environment": ",".join(f"{key}={_quoted(value)}" for key, value in program.environment.items()),
-            "directory": str(place.project if program.name == WORKER else place.folder),
+            "directory": str(env.project if program.name == WORKER else env.folder),
             "priority": str(rank),
             "autostart": "false",
             "autorestart": "true",
@@ -325,14 +325,14 @@ def _write_configuration(place: ServiceEnvironment) -> None:
             "stopasgroup": "false" if program.name == POSTGRES else "true",
             "killasgroup": "true",
             "redirect_stderr": "true",
-            "stdout_logfile": str(_log(place, program.name)),
+            "stdout_logfile": str(_log(env, program.name)),
             "stdout_logfile_maxbytes": "20MB",
             "stdout_logfile_backups": "3",
         }
         if program.user:
             section["user"] = program.user
         config[f"program:{program.name}"] = section
-    with (place.folder / "supervisord.conf").open("w", encoding="utf-8") as handle:
+    with (env.folder / "supervisord.conf").open("w", encoding="utf-8") as handle:
         config.write(handle)
 
 
@@ -341,9 +341,9 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("%", "%%").replace('"', '\\"') + '"'
 
 
-def _is_supervised(place: ServiceEnvironment) -> bool:
+def _is_supervised(env: ServiceEnvironment) -> bool:
     try:
-        return bool(supervisor(place).supervisor.getState()["statename"] == "RUNNING")
+        return bool(supervisor(env).supervisor.getState()["statename"] == "RUNNING")
     except (OSError, xmlrpc.client.Error):
         return False
 
@@ -364,8 +364,8 @@ def postgres_tool(name: str) -> Path:
     return folder / name
 
 
-def _log(place: ServiceEnvironment, name: str) -> Path:
-    return place.logs / f"{name}.log"
+def _log(env: ServiceEnvironment, name: str) -> Path:
+    return env.logs / f"{name}.log"
 
 
 def _last_lines(path: Path) -> str:
@@ -379,29 +379,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", nargs="?", help="the service, for restart")
     given = parser.parse_args(arguments)
     try:
-        place = place_from_environment()
+        env = read_environment()
         if given.action == "start":
-            start(place)
+            start(env)
             print(
-                f"Prefect {place.prefect_api.removesuffix('/api')}   MLflow {place.mlflow} (user admin)   "
-                f"reports {place.demo}/current/"
+                f"Prefect {env.prefect_api.removesuffix('/api')}   MLflow {env.mlflow} (user admin)   "
+                f"reports {env.demo}/current/"
             )
-            print(f"Passwords: {place.secrets}/prefect-auth (admin:password), {place.secrets}/mlflow-password")
+            print(f"Passwords: {env.secrets}/prefect-auth (admin:password), {env.secrets}/mlflow-password")
         elif given.action == "stop":
-            stop(place)
+            stop(env)
         elif given.action == "restart":
-            known = {program.name: program for program in programs(place)}
+            known = {program.name: program for program in programs(env)}
             if given.name not in known:
                 raise InfraError(f"no service {given.name!r}; there are {', '.join(known)}")
-            if not _is_supervised(place):
+            if not _is_supervised(env):
                 raise InfraError(f"{given.name} cannot be restarted: the services do not run; start them: make services")
-            if state(place, given.name) in ALIVE:
-                supervisor(place).supervisor.stopProcess(given.name)
-            start_one(place, known[given.name])
+            if state(env, given.name) in ALIVE:
+                supervisor(env).supervisor.stopProcess(given.name)
+            start_one(env, known[given.name])
         elif given.action == "env":
-            print("\n".join(environment_lines(place)))
+            print("\n".join(environment_lines(env)))
         else:
-            found = status(place)
+            found = status(env)
             for name, (word, healthy) in found.items():
                 print(f"{name:14}{word:10}{'healthy' if healthy else 'not healthy'}")
             return 0 if all(healthy for _, healthy in found.values()) else 1

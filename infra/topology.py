@@ -37,7 +37,7 @@ class ServiceSpec:
         environment: added to what the supervisor itself has; holds no secret.
         health: URL that answers 200 when it works; empty for PostgreSQL, which is asked by `pg_isready`.
         user: system user to run as, when it must not be root; empty for the caller's own.
-        patience_s: longest time it may take to become healthy. The first start makes the databases.
+        startup_timeout_s: longest time it may take to become healthy. The first start makes the databases.
         stop: signal that ends it in good order.
     """
 
@@ -46,7 +46,7 @@ class ServiceSpec:
     environment: dict[str, str]
     health: str
     user: str = ""
-    patience_s: float = 600.0
+    startup_timeout_s: float = 600.0
     stop: str = "TERM"
 
 
@@ -137,45 +137,45 @@ def constants(*names: str) -> dict[str, str]:
     return found
 
 
-def client_environment(place: ServiceEnvironment) -> dict[str, str]:
+def client_environment(env: ServiceEnvironment) -> dict[str, str]:
     """What a client of the services needs, but for the credentials, which bin/with-clients adds from files."""
     return {
         **constants("common", "worker"),
-        "SERVICES_SECRETS": str(place.secrets),
-        "PREFECT_HOME": str(place.folder / "prefect"),
-        "PREFECT_API_URL": place.prefect_api,
+        "SERVICES_SECRETS": str(env.secrets),
+        "PREFECT_HOME": str(env.folder / "prefect"),
+        "PREFECT_API_URL": env.prefect_api,
         "PREFECT_WORK_POOL": "seeing-sound",
-        "MLFLOW_TRACKING_URI": place.mlflow,
-        "SONIFY_PROJECT": str(place.project),
-        "SONIFY_REPORTS_URL": place.demo,
+        "MLFLOW_TRACKING_URI": env.mlflow,
+        "SONIFY_PROJECT": str(env.project),
+        "SONIFY_REPORTS_URL": env.demo,
     }
 
 
-def programs(place: ServiceEnvironment) -> list[ServiceSpec]:
+def programs(env: ServiceEnvironment) -> list[ServiceSpec]:
     """Every process in the order of starting."""
-    return [_postgres(place), _object_store(place), _mlflow(place), _prefect(place), _demo(place), _worker(place)]
+    return [_postgres(env), _object_store(env), _mlflow(env), _prefect(env), _demo(env), _worker(env)]
 
 
-def _database(place: ServiceEnvironment, driver: str, role: str) -> str:
-    return f"postgresql+{driver}://{role}@{HOST}:{place.ports['POSTGRES_PORT']}/{role}"
+def _database(env: ServiceEnvironment, driver: str, role: str) -> str:
+    return f"postgresql+{driver}://{role}@{HOST}:{env.ports['POSTGRES_PORT']}/{role}"
 
 
-def _shared(place: ServiceEnvironment, *names: str) -> dict[str, str]:
+def _shared(env: ServiceEnvironment, *names: str) -> dict[str, str]:
     return {
         **constants("common", *names),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "SERVICES_SECRETS": str(place.secrets),
-        "TMPDIR": str(place.folder / "tmp"),  # Prefect's worker keeps a folder of one name for all users in the system's
+        "SERVICES_SECRETS": str(env.secrets),
+        "TMPDIR": str(env.folder / "tmp"),  # Prefect's worker keeps a folder of one name for all users in the system's
         "PGHOST": HOST,
-        "PGPORT": str(place.ports["POSTGRES_PORT"]),
+        "PGPORT": str(env.ports["POSTGRES_PORT"]),
     }
 
 
-def _postgres(place: ServiceEnvironment) -> ServiceSpec:
+def _postgres(env: ServiceEnvironment) -> ServiceSpec:
     folder = find_postgres() or Path()  # none: services.start says so before anything starts
     settings = {
         "listen_addresses": HOST,
-        "port": str(place.ports["POSTGRES_PORT"]),
+        "port": str(env.ports["POSTGRES_PORT"]),
         "unix_socket_directories": "",
         "password_encryption": "scram-sha-256",
         "log_statement": "none",
@@ -183,7 +183,7 @@ def _postgres(place: ServiceEnvironment) -> ServiceSpec:
     flags = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
     return ServiceSpec(
         POSTGRES,
-        (str(folder / "postgres"), "-D", str(place.data), *flags),
+        (str(folder / "postgres"), "-D", str(env.data), *flags),
         {},
         health="",
         user=unprivileged_user(),
@@ -191,69 +191,69 @@ def _postgres(place: ServiceEnvironment) -> ServiceSpec:
     )
 
 
-def _object_store(place: ServiceEnvironment) -> ServiceSpec:
-    port = place.ports["S3_PORT"]
+def _object_store(env: ServiceEnvironment) -> ServiceSpec:
+    port = env.ports["S3_PORT"]
     return ServiceSpec(
         STORE,
         (str(INFRA / "bin/object-store"),),
-        _shared(place) | {"S3_HOST": HOST, "S3_BIND": HOST, "S3_PORT": str(port), "S3_DATA": str(place.folder / "objects")},
+        _shared(env) | {"S3_HOST": HOST, "S3_BIND": HOST, "S3_PORT": str(port), "S3_DATA": str(env.folder / "objects")},
         health=f"http://{HOST}:{port}/healthz",
     )
 
 
-def _mlflow(place: ServiceEnvironment) -> ServiceSpec:
-    port = place.ports["MLFLOW_PORT"]
+def _mlflow(env: ServiceEnvironment) -> ServiceSpec:
+    port = env.ports["MLFLOW_PORT"]
     return ServiceSpec(
         MLFLOW,
         (str(INFRA / "bin/mlflow-server"),),
-        _shared(place, "mlflow")
+        _shared(env, "mlflow")
         | {
             "MLFLOW_HOST": HOST,
             "MLFLOW_PORT": str(port),
             "MLFLOW_SERVER_ALLOWED_HOSTS": f"{HOST}:{port},localhost:{port}",
-            "MLFLOW_BACKEND_STORE_URI": _database(place, "psycopg2", "mlflow"),
+            "MLFLOW_BACKEND_STORE_URI": _database(env, "psycopg2", "mlflow"),
             "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/artifacts",
-            "MLFLOW_S3_ENDPOINT_URL": f"http://{HOST}:{place.ports['S3_PORT']}",
+            "MLFLOW_S3_ENDPOINT_URL": f"http://{HOST}:{env.ports['S3_PORT']}",
         },
         health=f"http://{HOST}:{port}/health",
     )
 
 
-def _prefect(place: ServiceEnvironment) -> ServiceSpec:
+def _prefect(env: ServiceEnvironment) -> ServiceSpec:
     return ServiceSpec(
         PREFECT,
         (str(INFRA / "bin/prefect-server"),),
-        _shared(place, "prefect")
+        _shared(env, "prefect")
         | {
-            "PREFECT_HOME": str(place.folder / "prefect-server"),
+            "PREFECT_HOME": str(env.folder / "prefect-server"),
             "PREFECT_SERVER_API_HOST": HOST,
-            "PREFECT_SERVER_API_PORT": str(place.ports["PREFECT_PORT"]),
-            "PREFECT_API_URL": place.prefect_api,
-            "PREFECT_SERVER_UI_API_URL": place.prefect_api,
-            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": place.prefect_api.removesuffix("/api"),
-            "PREFECT_SERVER_DATABASE_CONNECTION_URL": _database(place, "asyncpg", "prefect"),
+            "PREFECT_SERVER_API_PORT": str(env.ports["PREFECT_PORT"]),
+            "PREFECT_API_URL": env.prefect_api,
+            "PREFECT_SERVER_UI_API_URL": env.prefect_api,
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": env.prefect_api.removesuffix("/api"),
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": _database(env, "asyncpg", "prefect"),
         },
-        health=f"{place.prefect_api}/health",
+        health=f"{env.prefect_api}/health",
     )
 
 
-def _worker(place: ServiceEnvironment) -> ServiceSpec:
-    port = place.ports["WORKER_PORT"]
+def _worker(env: ServiceEnvironment) -> ServiceSpec:
+    port = env.ports["WORKER_PORT"]
     return ServiceSpec(
         WORKER,
         (str(INFRA / "bin/prefect-worker"),),
-        _shared(place)
-        | client_environment(place)
+        _shared(env)
+        | client_environment(env)
         | {"PREFECT_WORKER_NAME": "worker-1", "PREFECT_WORKER_WEBSERVER_HOST": HOST, "PREFECT_WORKER_WEBSERVER_PORT": str(port)}
-        | place.extra,
+        | env.extra,
         health=f"http://{HOST}:{port}/health",
     )
 
 
-def _demo(place: ServiceEnvironment) -> ServiceSpec:
+def _demo(env: ServiceEnvironment) -> ServiceSpec:
     return ServiceSpec(
         DEMO,
         (str(INFRA / "bin/demo-page"),),
-        _shared(place) | {"SONIFY_PROJECT": str(place.project), "DEMO_HOST": HOST, "DEMO_PORT": str(place.ports["DEMO_PORT"])},
-        health=f"{place.demo}/healthz",
+        _shared(env) | {"SONIFY_PROJECT": str(env.project), "DEMO_HOST": HOST, "DEMO_PORT": str(env.ports["DEMO_PORT"])},
+        health=f"{env.demo}/healthz",
     )

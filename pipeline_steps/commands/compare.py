@@ -73,7 +73,7 @@ def summary(comparison: ModelComparison) -> list[str]:
         f"{letter}: version {info.version}  {info.md5}  {', '.join(info.aliases)}" for letter, info in (("A", a), ("B", b))
     ]
     lines += ["", *table(rows), ""]
-    for title, changes in (("parameters", comparison.parameters), ("made of", comparison.made_of)):
+    for title, changes in (("parameters", comparison.parameters), ("provenance", comparison.provenance)):
         lines += [f"{title}:", *table([f"  {c.name}", c.a or "-", c.b or "-"] for c in changes)] if changes else []
     return [*lines, *(f"note: {note}" for note in comparison.notes)]
 

@@ -264,7 +264,7 @@ def living_lock_holders(layout: ProjectPaths) -> list[int]:
 
 
 def _tracking(layout: ProjectPaths) -> Iterator[CheckResult]:
-    from pipeline_steps.tracking.client.offline_queue import all_spools
+    from pipeline_steps.tracking.client.offline_queue import all_queues
     from pipeline_steps.tracking.client.uploader import check_reachable
     from pipeline_steps.tracking.errors import StoreUnavailableError
     from pipeline_steps.tracking.settings import read_settings, redact
@@ -276,7 +276,7 @@ def _tracking(layout: ProjectPaths) -> Iterator[CheckResult]:
         yield CheckResult("tracking", "ok", f"{settings.mode}: {where}")
     except StoreUnavailableError as error:
         yield CheckResult("tracking", "warn", str(error), cure="stages go on; entries are kept and sent by: sonify sync")
-    unsent = sum(spool.unsent() for spool in all_spools(layout))
+    unsent = sum(queue.unsent() for queue in all_queues(layout))
     if unsent:
         yield CheckResult("tracking spool", "warn", f"{unsent} entries not sent", cure="sonify sync")
 

@@ -239,7 +239,7 @@ def model_traces(layout: ProjectPaths, learned: list[str], judged: list[str], tr
         )
     if judged:
         lines.append(f"model versions {', '.join(judged)} were judged with it: artifacts of their evaluation runs may show it")
-    unknown = [use.version for use in trace.versions if not use.known]
+    unknown = [use.version for use in trace.versions if not use.pairs_available]
     if unknown:
         lines.append(f"model versions {', '.join(unknown)}: their pairs are not in DVC's cache, so nobody can say")
     if trace.versions_problem:

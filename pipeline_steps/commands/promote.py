@@ -1,10 +1,9 @@
-"""`sonify promote` and `sonify rollback`: who is champion. Every decision is a line of the ledger."""
+"""`sonify promote` and `sonify rollback`: who is champion. Every decision is an entry of the promotion log."""
 
 from __future__ import annotations
 
 import getpass
 import socket
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline_steps.tracking.registry.promotion import PromotionProposal
 
 Actor = Annotated[str | None, typer.Option(help="Who decides; default: this user on this machine.")]
-Reason = Annotated[str | None, typer.Option(help="Why; is written into the ledger.")]
+Reason = Annotated[str | None, typer.Option(help="Why; is written into the promotion log.")]
 
 
 @handle_errors
@@ -42,12 +41,9 @@ def promote(
     if (override or reject) and not reason:
         raise ConfigError("a decision against the gate, or against a challenger, needs its reason", "add --reason TEXT")
     if history:
-        lines = promotion.history(layout)
-        print_result(
-            {"decisions": [{name: getattr(line, name) for name in line.__slots__ if name != "token"} for line in lines]},
-            [line.text() for line in lines] or ["nothing was decided yet"],
-            as_json,
-        )
+        events = promotion.history(layout)
+        lines = [event.text() for event in events] or ["nothing was decided yet"]
+        print_result({"decisions": [event.as_dict() for event in events]}, lines, as_json)
         return
     if not dry_run:
         promotion.sync_champion_alias(layout)
@@ -74,8 +70,10 @@ def promote(
         typer.confirm(f"make version {proposal.challenger.version} champion?", abort=True)
     why = reason or ("the gate is passed" if auto else "gate passed, confirmed on the command line")
     record = promotion.promote(proposal, actor=who, reason=why, override=override)
-    text = f"version {record.version} is champion (line {record.line} of the ledger; before: {record.former or 'none'})"
-    print_result({**undecided, "record": asdict(record)}, [text], as_json)
+    text = (
+        f"version {record.version} is champion (entry {record.number} of the promotion log; before: {record.former or 'none'})"
+    )
+    print_result({**undecided, "record": record.as_dict()}, [text], as_json)
 
 
 @handle_errors
@@ -95,8 +93,8 @@ def rollback(
         typer.confirm(f"champion {champion} -> {former}?", abort=True)
     who = actor or f"{getpass.getuser()}@{socket.gethostname()}"
     record = promotion.rollback(layout=layout, actor=who, reason=reason or "rolled back on the command line")
-    text = f"version {record.version} is champion again (line {record.line} of the ledger; before: {record.former})"
-    print_result({"record": asdict(record)}, [text], as_json)
+    text = f"version {record.version} is champion again (entry {record.number} of the promotion log; before: {record.former})"
+    print_result({"record": record.as_dict()}, [text], as_json)
 
 
 def _shown(proposal: PromotionProposal) -> list[str]:

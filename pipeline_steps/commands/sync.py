@@ -1,4 +1,4 @@
-"""`sonify sync`: carry what is left in the tracking spools into MLflow."""
+"""`sonify sync`: carry what is left in the tracking queues into MLflow."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pipeline_steps.core.errors import ServiceError
 @handle_errors
 def sync(context: typer.Context, as_json: JsonFlag = False) -> None:
     """Send tracked runs that could not be sent when their stage ended; nothing is sent twice."""
-    from pipeline_steps.tracking.client.offline_queue import all_spools
+    from pipeline_steps.tracking.client.offline_queue import all_queues
     from pipeline_steps.tracking.client.uploader import sync as carry
     from pipeline_steps.tracking.settings import read_settings, redact
 
     layout = layout_of(context)
-    before = {spool.key: spool.unsent() for spool in all_spools(layout)}
+    before = {queue.key: queue.unsent() for queue in all_queues(layout)}
     problems = carry(layout)
-    left = {spool.key: spool.unsent() for spool in all_spools(layout) if spool.unsent()}
+    left = {queue.key: queue.unsent() for queue in all_queues(layout) if queue.unsent()}
     sent = sum(before.values()) - sum(left.values())
     where = redact(read_settings(layout).uri)
     if left:

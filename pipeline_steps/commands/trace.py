@@ -107,8 +107,8 @@ def model_trace(
 
 def disagreements(registry: ModelRegistry, info: ModelVersionInfo, steps: list[StageProvenance]) -> list[str]:
     """Data sets that the training run logged with another md5 than the lock has: it ran outside `dvc repro`."""
+    from pipeline_steps.tracking.client.mlflow_client import run_datasets
     from pipeline_steps.tracking.errors import EntryRejectedError
-    from pipeline_steps.tracking.registry.model_registry import run_datasets
 
     if not info.run_id:
         return []
@@ -154,7 +154,7 @@ def item_lines(found: ItemTrace) -> list[str]:
     lines.append("")
     for use in found.versions:
         name = " ".join(["model version", use.version, *(f"({alias})" for alias in use.aliases)])
-        if not use.known:
+        if not use.pairs_available:
             lines.append(
                 f"{name}: not known, its pairs {use.pairs_md5 or '(unrecorded)'} are not in DVC's cache; "
                 "dvc fetch --all-commits"

@@ -1,15 +1,15 @@
-"""Errors of the upload to MLflow."""
+"""Errors of uploads to MLflow."""
 
 from __future__ import annotations
 
 
 class StoreUnavailableError(Exception):
-    """The store did not take an entry now; it may later."""
+    """The store cannot accept an entry now; a later attempt may succeed."""
 
 
 class EntryRejectedError(Exception):
-    """The store will never take this entry."""
+    """The store refuses an entry permanently."""
 
 
 class RunDeletedError(Exception):
-    """The run is no longer in the store (a person deleted it); it is written anew."""
+    """The run was deleted in the store; the uploader creates it again."""

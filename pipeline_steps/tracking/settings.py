@@ -1,4 +1,4 @@
-"""Where tracking goes and how long it may take: environment variables, the default store, redaction of secrets."""
+"""Tracking settings: environment variables, the default store, timeouts, redaction of secrets."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from pipeline_steps.core.project_paths import ProjectPaths
 
 EXPERIMENT = "seeing-sound"
 REGISTERED_MODEL = "audio2image"
-MODES = ("on", "off", "spool", "strict")
+CHAMPION, CHALLENGER = "champion", "challenger"
+"""Aliases of the registered model."""
+MODES = ("on", "off", "queue", "strict")
 
 HTTP_TIMEOUT_S = 5
-"""Longest answer the uploader waits for, per request, while a stage waits for it."""
+"""Timeout of one request of the uploader, which a stage waits for at its end."""
 
 SYNC_TIMEOUT_S = 60
-"""The same in `sonify sync`, where only a person waits."""
+"""Timeout of one request of commands and flows, such as `sonify sync`."""
 
 _USER_INFO = re.compile(r"(?<=://)[^/?#\s]*@")  # to the last @: a password may hold one
 _SECRET_WORD = "|".join((*SECRET_WORDS, "credential", "passwd", "private_key", "access_key"))
@@ -31,14 +33,14 @@ _SECRET_MIN_LENGTH = 6
 
 @dataclass(frozen=True, slots=True)
 class TrackingSettings:
-    """How this project is tracked.
+    """Tracking settings of a project.
 
     Attributes:
-        mode: `on`; `off`; `spool` (write to disk only, for machines without a network; `sonify sync` sends it); `strict` (a
-            stage whose entries could not be sent exits with 5).
+        mode: `on`; `off`; `queue` (write to the offline queue only; `sonify sync` uploads it); `strict` (a stage exits with 5
+            when entries could not be uploaded).
         uri: MLflow tracking URI.
         experiment: MLflow experiment name.
-        artifacts: artifact root for the experiment, when the store is a database; empty with a server, which decides.
+        artifacts: artifact root of the experiment if the store is a database; empty for a server, which has its own.
         deadline_s: longest wait for the uploader at the end of a stage.
     """
 
@@ -50,17 +52,18 @@ class TrackingSettings:
 
     @property
     def is_server(self) -> bool:
-        """True when the store is reached over the network."""
+        """Whether the store is an MLflow server."""
         return self.uri.startswith(("http://", "https://"))
 
 
 def read_settings(layout: ProjectPaths) -> TrackingSettings:
-    """Settings from the environment: SONIFY_TRACKING, SONIFY_TRACKING_DEADLINE, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME.
+    """Read SONIFY_TRACKING, SONIFY_TRACKING_DEADLINE, MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME.
 
-    A run in a git worktree uses the stores of the project it came from: SONIFY_PROJECT names it.
+    A run in a git worktree uses the stores of its project, which SONIFY_PROJECT names.
 
     Raises:
-        ConfigError: unknown mode, a file store (MLflow 3.17 refuses those), or a deadline that is no positive number.
+        ConfigError: the mode is unknown, the URI is a file store (MLflow 3.17 refuses those), or the deadline is not a
+            positive number.
     """
     mode = os.environ.get("SONIFY_TRACKING", "on").strip().lower() or "on"
     if mode not in MODES:
@@ -71,7 +74,7 @@ def read_settings(layout: ProjectPaths) -> TrackingSettings:
     if scheme in {"", "file"} or (len(scheme) == 1 and scheme.isalpha()):
         raise ConfigError(
             f"MLFLOW_TRACKING_URI={redact(uri)} is a file store, which MLflow no longer supports",
-            "unset it (the default is mlflow.db in the project folder), or name a database or server: sqlite:///mlflow.db, "
+            "unset it (default: mlflow.db in the project folder) or set a database or server: sqlite:///mlflow.db, "
             "postgresql://..., http://...",
         )
     local = scheme.startswith("sqlite")
@@ -91,25 +94,28 @@ def read_settings(layout: ProjectPaths) -> TrackingSettings:
     )
 
 
-def looks_secret(key: str) -> bool:
-    """True when a parameter or variable of this name must not be written down."""
+def is_secret_name(key: str) -> bool:
+    """Whether the value of a parameter or variable of this name must be redacted."""
     return _SECRET_NAME.search(key) is not None
 
 
 def redact(text: str) -> str:
-    """`text` without user names and passwords in URLs, values given to secret-looking names (`?token=...`), and the values
-    of secret-looking environment variables."""
+    """Replace secrets in `text` by `***`.
+
+    Secrets are user names and passwords in URLs, values of secret-looking names (`?token=...`) and values of secret-looking
+    environment variables.
+    """
     text = _ASSIGNED.sub(r"\1***", _USER_INFO.sub("***@", text))
     for name, value in os.environ.items():
-        if len(value) >= _SECRET_MIN_LENGTH and looks_secret(name):
+        if len(value) >= _SECRET_MIN_LENGTH and is_secret_name(name):
             text = text.replace(value, "***")
     return text
 
 
 def mlflow_environment(timeout_s: int) -> dict[str, str]:
-    """What mlflow must find before it is imported: no telemetry, no pickles, short answers, and no retries of its own.
+    """Environment variables for mlflow, to be set before its import: no telemetry, no pickles, a timeout, no retries.
 
-    MLflow repeats a request whose answer got lost, and would so make a run twice; the uploader looks before it repeats.
+    MLflow's own retry repeats a request whose response was lost and would create a run twice. The uploader checks first.
     """
     return {
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -123,8 +129,8 @@ def mlflow_environment(timeout_s: int) -> dict[str, str]:
 
 
 def child_environment(settings: TrackingSettings) -> dict[str, str]:
-    """Environment of the uploader: this package on the path, the store's address, few threads."""
+    """Environment of the uploader: this package on the path, the tracking URI, one thread."""
     package_root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH", "")])])
-    few_threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    return {**os.environ, **few_threads, "PYTHONPATH": path, "MLFLOW_TRACKING_URI": settings.uri}
+    path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return {**os.environ, **one_thread, "PYTHONPATH": path, "MLFLOW_TRACKING_URI": settings.uri}

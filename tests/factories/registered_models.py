@@ -1,4 +1,4 @@
-"""Model versions with evaluations, as the stages leave them in MLflow, without training anything."""
+"""Model versions with evaluations in MLflow, as the stages log them, without any training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PAIRS = f"{1:032x}.dir"
 
 
 def md5_of(version: int) -> str:
-    """DVC md5 of the model of a version."""
+    """DVC md5 of a version's model."""
     return f"{1000 + version:032x}.dir"
 
 
@@ -52,14 +52,14 @@ def register(
     protocol: dict[str, Any] | None = None,
     run_params: dict[str, str] | None = None,
 ) -> str:
-    """Version `version` (the next one) whose evaluation gave every test item its rate. Returns the evaluation's run id."""
+    """Register the next version with an evaluation in which item i has win rate `rates[i]`; returns the evaluation run's id."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     client = client_of(layout)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "seeing-sound")
     found = client.get_experiment_by_name(name)
-    place = (layout.root / "mlartifacts").resolve().as_uri()
-    experiment = found.experiment_id if found else client.create_experiment(name, artifact_location=place)
+    location = (layout.root / "mlartifacts").resolve().as_uri()
+    experiment = found.experiment_id if found else client.create_experiment(name, artifact_location=location)
     if version == 1:
         client.create_registered_model(REGISTERED_MODEL)
     training = client.create_run(experiment, run_name="train").info.run_id
@@ -67,24 +67,24 @@ def register(
         client.log_param(training, key, value)
     evaluation = client.create_run(experiment, run_name="evaluate").info.run_id
 
-    def read(run: str, path: str, digest: str) -> None:
+    def log_input(run: str, path: str, digest: str) -> None:
         client.log_inputs(run, [DatasetInput(Dataset(path, digest, "local", "{}"), [InputTag("mlflow.data.context", "x")])])
 
-    read(training, "data/pairs", pairs)
-    read(evaluation, "data/pairs", pairs)
-    read(evaluation, "models/audio2image", md5_of(version))
+    log_input(training, "data/pairs", pairs)
+    log_input(evaluation, "data/pairs", pairs)
+    log_input(evaluation, "models/audio2image", md5_of(version))
     client.log_text(evaluation, json.dumps(report(rates, kid, protocol or {})), "report/evaluation.json")
     client.log_text(evaluation, items(rates), "report/plots/items.csv")
-    client.log_text(evaluation, draws(kid), "report/plots/draws.csv")
+    client.log_text(evaluation, replicates(kid), "report/plots/draws.csv")
     client.set_terminated(training)
     client.set_terminated(evaluation)
-    made = client.create_model_version(
+    created = client.create_model_version(
         REGISTERED_MODEL,
         source=f"runs:/{training}/model",
         run_id=training,
         tags={"dvc.md5": md5_of(version), "git.commit": "c" * 40},
     )
-    assert int(made.version) == version
+    assert int(created.version) == version
     client.set_registered_model_alias(REGISTERED_MODEL, "challenger", str(version))
     return str(evaluation)
 
@@ -105,6 +105,6 @@ def items(rates: Sequence[float]) -> str:
     return stream.getvalue()
 
 
-def draws(kid: float) -> str:
-    """Bootstrap draws of one resampling: the same noise for every model, as the evaluate stage makes them."""
+def replicates(kid: float) -> str:
+    """Bootstrap replicates with the same resampling for every model, as stage `evaluate` writes them."""
     return "test/kid_toy\n" + "".join(f"{kid + 0.001 * (number % 7 - 3):.6f}\n" for number in range(200))

@@ -1,4 +1,4 @@
-"""A tiny DVC project that has run once, copies of it, and one Prefect server for all tests of the flows."""
+"""Fixtures: a DVC project that has run once, copies of it, and a Prefect server."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.flows import dvc_project
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny project after `dvc repro`, committed. Not to be changed: take `project`."""
-    folder = dvc_project.build(tmp_path_factory.mktemp("tiny") / "project")
+    """The project after `dvc repro`, committed. Tests change a copy: fixture `project`."""
+    folder = dvc_project.build(tmp_path_factory.mktemp("flows") / "project")
     dvc_project.dvc(folder, "repro", "--quiet")
     dvc_project.commit(folder, "results")
     return folder
@@ -23,7 +23,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the finished project, and SONIFY_PROJECT points at it."""
+    """Copy of the finished project, to which SONIFY_PROJECT points."""
     folder = tmp_path / "project"
     shutil.copytree(finished, folder, symlinks=True)
     monkeypatch.setenv("SONIFY_PROJECT", str(folder))
@@ -33,7 +33,7 @@ def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a Prefect server of its own, with an empty database."""
+    """Address of a Prefect server with an empty database."""
     os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness

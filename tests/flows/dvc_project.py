@@ -1,4 +1,4 @@
-"""A small DVC project with real stages: Python scripts that write files. Its stage names are its own, not those of dvc.yaml."""
+"""Small DVC project for tests, with stages that are Python scripts. Its stage names differ from those of dvc.yaml."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
+
+import psutil
 
 DVC_YAML = """
 stages:
@@ -94,10 +97,10 @@ else:
             marker.parent.mkdir(exist_ok=True)
             marker.write_text("")
             kind, code = ("data", 3) if fail == "data" else ("service", 5)
-            told = {"stage": "model", "kind": kind, "exit_code": code, "reason": "the sea is too salty",
-                    "action": "add water", "transient": fail == "flaky"}
-            pathlib.Path("error.json").write_text(json.dumps(told))
-            print("model: the sea is too salty", file=sys.stderr)
+            error = {"stage": "model", "kind": kind, "exit_code": code, "reason": "the input is not valid",
+                    "action": "replace it", "transient": fail == "flaky"}
+            pathlib.Path("error.json").write_text(json.dumps(error))
+            print("model: the input is not valid", file=sys.stderr)
             sys.exit(code)
     for _ in items(8):
         pass
@@ -111,13 +114,13 @@ pathlib.Path(f"reports/{stage}.json").write_text(json.dumps({
 
 
 def environment() -> dict[str, str]:
-    """For the commands of tests: `python` and `dvc` are those that run the tests."""
+    """Environment of commands in tests: `python` and `dvc` are those of this interpreter."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull}
 
 
 def call(folder: Path, *command: str) -> str:
-    """Output of a command that must succeed."""
+    """Run a command that must succeed; returns its output."""
     done = subprocess.run(
         command, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
@@ -125,34 +128,44 @@ def call(folder: Path, *command: str) -> str:
     return done.stdout
 
 
+def has_exited(pid: int, seconds: float = 15.0) -> bool:
+    """Whether a process has ended, or ends within some seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def git(folder: Path, *arguments: str) -> str:
-    """git, with an author."""
+    """Run git with an author."""
     return call(folder, "git", "-c", "user.name=Test", "-c", "user.email=test@localhost", *arguments).strip()
 
 
 def dvc(folder: Path, *arguments: str) -> str:
-    """dvc of this environment."""
+    """Run dvc of this interpreter."""
     return call(folder, sys.executable, "-m", "dvc", *arguments)
 
 
 def commit(folder: Path, message: str = "change") -> None:
-    """Commit everything git does not ignore."""
+    """Commit all files that git does not ignore."""
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "-m", message)
 
 
 def build(folder: Path, numbers: int = 6) -> Path:
-    """The project, under git and DVC, nothing run yet."""
+    """Create the project under git and DVC; no stage has run."""
     folder.mkdir(parents=True)
     (folder / "dvc.yaml").write_text(textwrap.dedent(DVC_YAML))
     (folder / "params.yaml").write_text(PARAMS.lstrip())
     (folder / "presets").mkdir()
-    (folder / "presets/cubes.yaml").write_text(PARAMS.lstrip().replace("power: 2", "power: 3"))
+    (folder / "presets/cubes.yaml").write_text("count:\n  power: 3\n")
     (folder / "work.py").write_text(WORK)
     (folder / "source.txt").write_text(" ".join(str(n) for n in range(numbers)))
     (folder / ".gitignore").write_text(".cache/\n.runs/\nerror.json\n/out\n__pycache__/\n")
     (folder / ".dvcignore").write_text("__pycache__\n.runs\n.cache\n")
     git(folder, "init", "--quiet", "--initial-branch=main")
     dvc(folder, "init", "--quiet")
-    commit(folder, "tiny project")
+    commit(folder, "project")
     return folder

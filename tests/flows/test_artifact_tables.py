@@ -21,7 +21,7 @@ def test_a_cell_is_one_inert_cell(text: str) -> None:
 
 
 @given(st.lists(st.text(alphabet="`ab~ \n", max_size=20), max_size=6))
-def test_a_block_cannot_be_closed_from_within(lines: list[str]) -> None:
+def test_code_blocks_cannot_be_closed_by_their_lines(lines: list[str]) -> None:
     block = fenced(lines)
     fence = block[: len(block) - len(block.lstrip("`"))]
     inside = block.removeprefix(fence).removesuffix(fence)
@@ -29,7 +29,7 @@ def test_a_block_cannot_be_closed_from_within(lines: list[str]) -> None:
     assert fence not in inside
 
 
-def test_metrics_that_differ() -> None:
+def test_differing_metrics() -> None:
     old = {"r/a.json": '{"loss": 0.5, "kid": {"value": 1.0, "n": 10, "low": 0.5}, "seconds": 3, "gone": 1}', "r/b.json": None}
     new = {
         "r/a.json": '{"loss": 0.25, "kid": {"value": 2.0, "n": 12, "low": 1.5, "high": 2.5}, "seconds": 9, "nan": "NaN"}',

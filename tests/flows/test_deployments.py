@@ -1,4 +1,4 @@
-"""Deployments as code: what is served and what is registered in a pool are the same; forms render; zombies are marked."""
+"""Tests of deployments, forms, the automation and the report server."""
 
 from __future__ import annotations
 
@@ -19,24 +19,28 @@ def registered() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_served_and_registered_are_the_same() -> None:
+def test_served_and_registered_deployments_are_equal() -> None:
     from flows.serve import deployments
 
     served = {item.name: item for item in deployments(PROJECT)}
     assert set(served) == set(registered()) == {"reproduce", "refresh-data", "train-and-evaluate", "promote", "nightly"}
-    for name, said in registered().items():
+    for name, expected in registered().items():
         item = served[name]
-        assert item.entrypoint == said["entrypoint"]
-        assert item.description == said["description"]
-        assert set(item.tags) == set(said["tags"])
-        assert item.concurrency_limit == said["concurrency_limit"]["limit"] == 1
+        assert item.entrypoint == expected["entrypoint"]
+        assert item.description == expected["description"]
+        assert set(item.tags) == set(expected["tags"])
+        assert item.concurrency_limit == expected["concurrency_limit"]["limit"] == 1
         assert item.concurrency_options is not None
-        assert item.concurrency_options.collision_strategy.value == said["concurrency_limit"]["collision_strategy"] == "ENQUEUE"
-        assert [each.schedule.cron for each in item.schedules] == [each["cron"] for each in said.get("schedules", [])]  # type: ignore[union-attr]
+        assert (
+            item.concurrency_options.collision_strategy.value
+            == expected["concurrency_limit"]["collision_strategy"]
+            == "ENQUEUE"
+        )
+        assert [each.schedule.cron for each in item.schedules] == [each["cron"] for each in expected.get("schedules", [])]  # type: ignore[union-attr]
     assert not deployments(PROJECT, schedule=False)[-1].schedules
 
 
-def test_forms_are_flat() -> None:
+def test_forms_are_flat_and_described() -> None:
     from flows.flow_parameters import NightlyParameters, PromoteParameters, ReproduceParameters, RunParameters
 
     forms: tuple[type[BaseModel], ...] = (ReproduceParameters, RunParameters, PromoteParameters, NightlyParameters)
@@ -46,9 +50,9 @@ def test_forms_are_flat() -> None:
         for name, field in schema["properties"].items():
             assert "anyOf" not in field, f"{name}: the UI shows a union as raw JSON"
             assert field.get("type") != "object", f"{name} is not flat"
-            assert field.get("description"), f"{name} is not explained"
+            assert field.get("description"), f"{name} has no description"
         for definition in schema.get("$defs", {}).values():
-            assert len(definition["enum"]) > 1, "one choice is no choice: the UI shows raw JSON"
+            assert len(definition["enum"]) > 1, "the UI shows a single choice as raw JSON"
         assert form() == form.model_validate(form().model_dump(mode="json"))
 
 
@@ -64,7 +68,7 @@ def test_forms_are_flat() -> None:
         {"wait_minutes": -1},
     ],
 )
-def test_forms_refuse(values: dict[str, Any]) -> None:
+def test_forms_refuse_invalid_values(values: dict[str, Any]) -> None:
     from flows.flow_parameters import ReproduceParameters
 
     with pytest.raises(ValidationError):
@@ -72,7 +76,7 @@ def test_forms_refuse(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_the_automation_is_there_once() -> None:
+def test_automation_is_created_once_and_updated() -> None:
     from prefect.automations import Automation
 
     from flows import automations
@@ -85,11 +89,11 @@ def test_the_automation_is_there_once() -> None:
     assert trigger.within.total_seconds() == 120
     assert trigger.posture.value == "Proactive"
     waiting = {f"prefect.flow-run.{state}" for state in ("Suspended", "Paused", "Completed", "Cancelled")}
-    assert waiting <= set(trigger.expect), "a run that waits for an answer owes no heartbeat"
+    assert waiting <= set(trigger.expect), "a run that waits for an answer sends no heartbeat"
     assert found.actions[0].state.value == "CRASHED"
 
 
-def test_reports_are_served_and_nothing_else(tmp_path: Path) -> None:
+def test_only_reports_are_served(tmp_path: Path) -> None:
     from flows.report_server import serve_reports
 
     for name in ("reports", ".runs/reports/bold-owl"):

@@ -1,4 +1,4 @@
-"""The graph as DVC tells it, and why each stage runs."""
+"""Tests of the stage graph and of the reasons in a plan."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ def reasons(root: Path, *stages: str, force: bool = False) -> dict[str, str]:
     return {each.node.name: each.why for each in make_plan(root, stages, force=force)}
 
 
-def test_the_real_graph_is_what_dvc_yaml_says() -> None:
-    written = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text())["stages"]
+def test_graph_equals_dvc_yaml() -> None:
+    stages = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text())["stages"]
     nodes = read_graph(PROJECT)
-    assert [node.name for node in nodes] == list(written)
-    producer = {next(iter(out)) if isinstance(out, dict) else out: name for name in written for out in written[name]["outs"]}
-    seen: set[str] = set()
+    assert [node.name for node in nodes] == list(stages)
+    producer = {next(iter(out)) if isinstance(out, dict) else out: name for name in stages for out in stages[name]["outs"]}
+    earlier: set[str] = set()
     for node in nodes:
-        said = written[node.name]
-        assert set(node.upstream) == {producer[dep] for dep in said["deps"] if dep in producer}
-        assert set(node.upstream) <= seen, "a stage comes after all it reads"
-        seen.add(node.name)
-        assert node.cmd == said["cmd"]
-        assert dict(node.meta) == said["meta"]
-        assert node.params == tuple(said["params"])
+        stage = stages[node.name]
+        assert set(node.upstream) == {producer[dep] for dep in stage["deps"] if dep in producer}
+        assert set(node.upstream) <= earlier, "a stage comes after the stages that it reads"
+        earlier.add(node.name)
+        assert node.cmd == stage["cmd"]
+        assert dict(node.meta) == stage["meta"]
+        assert node.params == tuple(stage["params"])
         assert f"reports/{node.name}.json" in node.metrics
         assert set(node.metrics) == set(node.uncached)
-    assert {*stages_of_flow(nodes, "data"), *stages_of_flow(nodes, "model")} == set(written)
+    assert {*stages_of_flow(nodes, "data"), *stages_of_flow(nodes, "model")} == set(stages)
     first_of_model = next(node for node in nodes if node.name in stages_of_flow(nodes, "model"))
     data = {node.name for node in with_upstream(nodes, [first_of_model.name])} - {first_of_model.name}
-    assert data == set(stages_of_flow(nodes, "data")), "the data flow makes exactly what training needs"
+    assert data == set(stages_of_flow(nodes, "data")), "the data flow runs exactly the stages before training"
 
 
-def test_no_stage_name_is_written_in_flows() -> None:
+def test_flows_contain_no_stage_name() -> None:
     names = {node.name for node in read_graph(PROJECT)}
     for path in sorted((PROJECT / "flows").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -51,19 +51,19 @@ def test_no_stage_name_is_written_in_flows() -> None:
                 assert not any(f"reports/{name}." in node.value for name in names), f"{path.name}:{node.lineno}"
 
 
-def test_nothing_has_run(tmp_path: Path) -> None:
+def test_reasons_before_the_first_run(tmp_path: Path) -> None:
     root = dvc_project.build(tmp_path / "p")
     assert reasons(root)["count"] == "never run"
     assert reasons(root)["model"].endswith("upstream runs: join")
 
 
-def test_nothing_to_do_and_forced(project: Path) -> None:
+def test_reasons_when_up_to_date_and_forced(project: Path) -> None:
     assert set(reasons(project).values()) == {"nothing to do"}
     assert reasons(project, "join", force=True) == {"count": "nothing to do", "join": "forced"}
     assert "nothing to do" in plan_text(make_plan(project))
 
 
-def test_why_a_stage_runs(project: Path) -> None:
+def test_reasons_of_changes(project: Path) -> None:
     params = project / "params.yaml"
     params.write_text(params.read_text().replace("power: 2", "power: 5"))
     assert reasons(project) == {
@@ -84,17 +84,17 @@ def test_why_a_stage_runs(project: Path) -> None:
     assert "changed command" in reasons(project)["model"]
 
 
-def test_hints_invalidate_nothing(project: Path) -> None:
+def test_meta_does_not_make_stages_stale(project: Path) -> None:
     text = (project / "dvc.yaml").read_text()
     (project / "dvc.yaml").write_text(text.replace("timeout_s: 60", "timeout_s: 61").replace("retries: 2", "retries: 9"))
     assert set(reasons(project).values()) == {"nothing to do"}
     assert {node.name: node.retries for node in read_graph(project)} == {"count": 1, "join": 0, "model": 9}
 
 
-def test_refusals(project: Path, tmp_path: Path) -> None:
+def test_invalid_projects_are_refused(project: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no stage 'modle'"):
         make_plan(project, ["modle"])
-    with pytest.raises(ConfigError, match=r"holds no dvc\.yaml"):
+    with pytest.raises(ConfigError, match=r"contains no dvc\.yaml"):
         read_graph(tmp_path)
     with pytest.raises(ConfigError, match="belongs to 'nobody'"):
         stages_of_flow(read_graph(project), "nobody")
@@ -106,7 +106,7 @@ def test_refusals(project: Path, tmp_path: Path) -> None:
         read_graph(project)
 
 
-def test_a_changed_source_behind_a_dvc_file_is_seen(project: Path) -> None:
+def test_modified_dvc_sources_are_found(project: Path) -> None:
     raw = project / "raw.bin"
     raw.write_bytes(b"one")
     dvc_project.dvc(project, "add", "-q", "raw.bin")

@@ -1,4 +1,4 @@
-"""A stage as a process tree: what becomes of it, what it says when it fails, and that nothing of it outlives its run."""
+"""Tests of running a stage: outcomes, errors, time limits, and the end of all its processes."""
 
 from __future__ import annotations
 
@@ -31,15 +31,6 @@ def set_param(root: Path, old: str, new: str) -> None:
     path.write_text(path.read_text().replace(old, new))
 
 
-def gone(pid: int, seconds: float = 15.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def child_of(root: Path) -> int:
     marker = root / ".runs/child.pid"
     deadline = time.monotonic() + 30
@@ -50,7 +41,7 @@ def child_of(root: Path) -> int:
     raise AssertionError("the stage did not start its child")
 
 
-def test_unchanged_ran_restored(project: Path) -> None:
+def test_outcomes(project: Path) -> None:
     assert run(project, "count")[0] == "unchanged"
     set_param(project, "power: 2", "power: 7")
     outcome, lines = run(project, "count")
@@ -62,14 +53,14 @@ def test_unchanged_ran_restored(project: Path) -> None:
     assert run(project, "count", force=True)[0] == "ran"
 
 
-def test_a_failure_in_the_stages_own_words(project: Path) -> None:
+def test_failure_has_the_error_of_the_stage(project: Path) -> None:
     set_param(project, 'fail: ""', "fail: data")
     with pytest.raises(StageFailedError) as caught:
         run(project, "model")
     error = caught.value
-    assert str(error) == "model: the sea is too salty -> add water"
+    assert str(error) == "model: the input is not valid -> replace it"
     assert (error.exit_code, error.kind, error.transient) == (3, "data", False)
-    assert "model: the sea is too salty" in error.tail
+    assert "model: the input is not valid" in error.tail
     set_param(project, "fail: data", "fail: flaky")
     (project / ".runs/failed-once").unlink()
     with pytest.raises(StageFailedError) as caught:
@@ -78,17 +69,17 @@ def test_a_failure_in_the_stages_own_words(project: Path) -> None:
     assert run(project, "model")[0] == "ran"
 
 
-def test_a_timeout_ends_the_whole_tree(project: Path) -> None:
+def test_timeout_ends_the_process_group(project: Path) -> None:
     set_param(project, 'fail: ""', "fail: child")
     (project / ".runs").mkdir(exist_ok=True)
     with pytest.raises(StageFailedError, match=r"took longer than 20 s -> raise timeout_s") as caught:
         run(project, "model", timeout_s=20.0)
     assert not caught.value.transient
-    assert gone(child_of(project))
+    assert dvc_project.has_exited(child_of(project))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_outlives_the_one_who_started_it(project: Path, number: signal.Signals) -> None:
+def test_processes_end_with_their_parent(project: Path, number: signal.Signals) -> None:
     set_param(project, 'fail: ""', "fail: child")
     (project / ".runs").mkdir(exist_ok=True)
     code = "import sys; from pathlib import Path; from flows.dvc_subprocess import run_dvc_stage; "
@@ -101,21 +92,21 @@ def test_nothing_outlives_the_one_who_started_it(project: Path, number: signal.S
     assert len(tree) >= 3
     starter.send_signal(number)
     starter.wait()
-    assert gone(child)
-    assert all(gone(process.pid) for process in tree)
+    assert dvc_project.has_exited(child)
+    assert all(dvc_project.has_exited(process.pid) for process in tree)
 
 
-def test_the_leash_holds_those_who_do_not_listen(tmp_path: Path) -> None:
-    """The command ends at SIGTERM; what it started does not, and is killed after the grace."""
+def test_guard_kills_processes_that_ignore_sigterm(tmp_path: Path) -> None:
+    """The command exits at SIGTERM; its child ignores it and is killed after the grace period."""
     stubborn = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     stubborn += "print(os.getpid(), flush=True); time.sleep(600)"
     command = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {stubborn!r}])"
-    leash = (
+    guard = (
         "import sys; sys.path.insert(0, sys.argv[1]); import process_guard; process_guard.GRACE_S = 1.0; "
         "sys.exit(process_guard.main(sys.argv[2:]))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", leash, str(PROJECT / "flows"), sys.executable, "-c", command],
+        [sys.executable, "-c", guard, str(PROJECT / "flows"), sys.executable, "-c", command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -125,34 +116,38 @@ def test_the_leash_holds_those_who_do_not_listen(tmp_path: Path) -> None:
     assert process.stdout is not None
     pid = int(process.stdout.readline())
     process.stdin.close()
-    assert gone(pid)
+    assert dvc_project.has_exited(pid)
     assert process.wait() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
-    ("tail", "kind", "said"),
+    ("tail", "kind", "message"),
     [
-        (("ERROR: 'out' is busy, it is being blocked by:", "  (PID 7): dvc repro"), "locked", "another dvc is at work"),
+        (
+            ("ERROR: 'out' is busy, it is being blocked by:", "  (PID 7): dvc repro"),
+            "locked",
+            "another DVC process uses the same files",
+        ),
         (("ERROR: failed to reproduce 'x': failed to run: python x.py, exited with -9",), "resource", "was ended by SIGKILL"),
         (("ERROR: failed to reproduce 'x': failed to run: python x.py, exited with 137",), "resource", "was ended by SIGKILL"),
         (("ERROR: something of DVC's own", "more"), "internal", "something of DVC's own"),
         ((), "internal", "dvc ended with 255"),
     ],
 )
-def test_failures_without_an_error_file(tmp_path: Path, tail: tuple[str, ...], kind: str, said: str) -> None:
+def test_errors_from_output(tmp_path: Path, tail: tuple[str, ...], kind: str, message: str) -> None:
     error = load_stage_error(tmp_path, "x", tail, 255)
     assert (error.kind, error.transient) == (kind, False)
-    assert said in str(error)
+    assert message in str(error)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", json.dumps({"stage": "another", "reason": "old", "transient": True})])
-def test_an_error_file_that_is_not_of_this_stage(tmp_path: Path, text: str) -> None:
+def test_error_files_of_other_stages_are_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "error.json").write_text(text)
     error = load_stage_error(tmp_path, "x", ("ERROR: the real one",), 255)
     assert (error.reason, error.transient) == ("the real one", False)
 
 
-def test_an_old_error_file_is_not_believed(project: Path) -> None:
+def test_old_error_file_is_ignored(project: Path) -> None:
     (project / "error.json").write_text(json.dumps({"stage": "model", "reason": "old", "transient": True}))
     set_param(project, "pause: 0.0\n  fail", "pause: oops\n  fail")
     with pytest.raises(StageFailedError) as caught:

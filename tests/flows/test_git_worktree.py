@@ -1,4 +1,4 @@
-"""A run has a worktree of its own; the person's tree stays as it was, byte for byte."""
+"""Tests of the worktree of a run; the user's working tree stays unchanged."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def run(project: Path, name: str, request: RunRequest) -> str | None:
         return commit_results(workspace, name, f"Run {name}", read_graph(workspace.root))
 
 
-def test_a_run_with_other_parameters(project: Path) -> None:
+def test_run_with_changed_parameters(project: Path) -> None:
     before = snapshot(project)
     branch = run(project, "bold-owl", RunRequest(overrides=("model.seed=3",)))
     assert branch == "runs/bold-owl"
     assert snapshot(project) == before
     assert is_clean(project)
-    assert not list((project / ".runs/worktrees").iterdir()), "the worktree is gone"
+    assert not list((project / ".runs/worktrees").iterdir()), "the worktree was removed"
     assert "bold-owl" not in dvc_project.git(project, "worktree", "list")
     changed = set(dvc_project.git(project, "diff", "--name-only", "main", branch).split())
     assert {"dvc.lock", "params.yaml"} <= changed
@@ -57,21 +57,21 @@ def test_a_run_with_other_parameters(project: Path) -> None:
     assert "seed: 3" in (read_committed(project, branch, "params.yaml") or "")
     assert read_committed(project, branch, "nothing.json") is None
 
-    # The same results again make no second branch.
+    # Equal results create no second branch.
     assert run(project, "second", RunRequest(overrides=("model.seed=3",))) == branch
     assert "second" not in dvc_project.git(project, "branch")
 
-    # Somebody else gets exactly these results from the shared cache, without running anything.
+    # Another clone gets these results from the cache without running a stage.
     dvc_project.git(project, "merge", "--quiet", branch)
     dvc_project.dvc(project, "checkout", "--quiet")
     assert not any(each.runs for each in make_plan(project))
     assert (project / "out/model.txt").read_bytes() != before["out/model.txt"]
 
-    # Back again: nothing runs, nothing new to commit but the way back.
+    # The default parameters again: nothing to commit.
     assert run(project, "calm-owl", RunRequest()) is None
 
 
-def test_a_wrong_parameter_leaves_nothing_behind(project: Path) -> None:
+def test_invalid_parameters_leave_no_worktree(project: Path) -> None:
     with (
         pytest.raises(ConfigError, match="did you mean model"),
         open_workspace(project, "x", RunRequest(overrides=("modle.a=1",))),
@@ -82,24 +82,24 @@ def test_a_wrong_parameter_leaves_nothing_behind(project: Path) -> None:
         raise AssertionError("not reached")
 
 
-def test_a_failed_run_is_kept_for_a_while(project: Path) -> None:
+def test_worktrees_of_failed_runs_are_kept_for_a_while(project: Path) -> None:
     for number in range(5):
         with pytest.raises(ZeroDivisionError), open_workspace(project, f"failed-{number}", RunRequest()):
             raise ZeroDivisionError
         folder = project / f".runs/worktrees/failed-{number}"
         os.utime(folder, (time.time() - 1000 + number, time.time() - 1000 + number))
     names = {path.name for path in (project / ".runs/worktrees").iterdir()}
-    assert names == {"failed-1", "failed-2", "failed-3", "failed-4"}, "the oldest went when the next began"
+    assert names == {"failed-1", "failed-2", "failed-3", "failed-4"}, "the next run removed the oldest"
     assert remove_old_worktrees(project, keep=9, days=1.0) == []
     assert len(remove_old_worktrees(project, keep=9, days=1e-5)) == 4
     assert (project / ".runs").is_dir(), "a link in a worktree is removed, not what it points to"
 
 
-def test_a_failed_run_is_started_again_under_its_name(project: Path) -> None:
+def test_failed_run_is_retried_under_its_name(project: Path) -> None:
     for _ in range(2):
         with suppress(ZeroDivisionError), open_workspace(project, "again", RunRequest()) as workspace:
             assert not (workspace.root / "left.txt").exists()
-            (workspace.root / "left.txt").write_text("of the attempt before")
+            (workspace.root / "left.txt").write_text("of the first attempt")
             raise ZeroDivisionError
     assert (project / ".runs/worktrees/again/left.txt").exists()
     with open_workspace(project, "again", RunRequest()) as workspace:
@@ -122,7 +122,7 @@ def test_sources_outside_git_are_linked(project: Path) -> None:
         assert done.outcome == "ran"
 
 
-def test_without_git(tmp_path: Path) -> None:
+def test_project_without_git(tmp_path: Path) -> None:
     folder = tmp_path / "plain"
     folder.mkdir()
     (folder / "dvc.yaml").write_text("stages: {}\n")
@@ -133,7 +133,7 @@ def test_without_git(tmp_path: Path) -> None:
         raise AssertionError("not reached")
 
 
-def test_stores_belong_to_the_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_use_the_stores_of_the_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline_steps.core.project_paths import ProjectPaths
     from pipeline_steps.tracking.settings import read_settings
 
@@ -149,6 +149,6 @@ def test_stores_belong_to_the_project(project: Path, monkeypatch: pytest.MonkeyP
         assert (workspace.root / ".runs").resolve() == project / ".runs"
 
 
-def test_names() -> None:
+def test_safe_name() -> None:
     assert safe_name("bold owl/../x") == "bold-owl-x"
     assert safe_name("///") == "run"

@@ -1,4 +1,4 @@
-"""Counts read from what stages print."""
+"""Tests of the progress parser."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ def at(times: list[float]) -> ProgressParser:
     return ProgressParser(clock=lambda: next(ticks))
 
 
-def test_lines_that_stages_print() -> None:
-    reader = at([0.0, 10.0, 20.0, 30.0, 31.0])
-    first = reader.read("INFO pipeline_steps.caption.stage: captioned 32 of 640 new pictures")
+def test_lines_of_stages() -> None:
+    parser = at([0.0, 10.0, 20.0, 30.0, 31.0])
+    first = parser.parse("INFO pipeline_steps.caption.stage: captioned 32 of 640 new pictures")
     assert first is not None
     assert (first.done, first.total, first.rate) == (32, 640, None)
-    second = reader.read("INFO pipeline_steps.caption.stage: captioned 64 of 640 new pictures")
+    second = parser.parse("INFO pipeline_steps.caption.stage: captioned 64 of 640 new pictures")
     assert second is not None
     assert second.rate == pytest.approx(3.2)
     assert second.left_s == pytest.approx(180.0)
     assert "64 of 640, 3.2/s, 3 min 00 s left" in str(second)
-    step = reader.read("train: step 182/1700  loss 0.1209  54.1 samples/s  168 s left")
-    assert step is not None
-    assert (step.done, step.total, step.rate) == (182, 1700, None), "another series begins"
-    again = reader.read("train: step 282/1700  loss 0.1209  54.1 samples/s  168 s left")
+    other = parser.parse("train: step 182/1700  loss 0.1209  54.1 samples/s  168 s left")
+    assert other is not None
+    assert (other.done, other.total, other.rate) == (182, 1700, None), "a new series"
+    again = parser.parse("train: step 282/1700  loss 0.1209  54.1 samples/s  168 s left")
     assert again is not None
     assert again.rate == pytest.approx(10.0)
 
@@ -45,15 +45,15 @@ def test_lines_that_stages_print() -> None:
         "0 of 0",
     ],
 )
-def test_what_is_no_count(line: str) -> None:
-    assert ProgressParser().read(line) is None
+def test_lines_without_a_count(line: str) -> None:
+    assert ProgressParser().parse(line) is None
 
 
 @given(st.integers(1, 10**6), st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
-def test_readings_stay_within_bounds(total: int, done: list[int]) -> None:
-    reader = ProgressParser()
+def test_progress_is_within_bounds(total: int, done: list[int]) -> None:
+    parser = ProgressParser()
     for number in done:
-        found = reader.read(f"did {number} of {total} items")
+        found = parser.parse(f"did {number} of {total} items")
         assert (found is None) == (number > total)
         if found is not None:
             assert 0 <= found.percent <= 100

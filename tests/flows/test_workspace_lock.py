@@ -1,4 +1,4 @@
-"""One run at a time; what dead processes leave is cleared, what living ones hold is not."""
+"""Tests of the workspace lock and of the cleanup after dead processes."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ def start_holder(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_two_at_once(tmp_path: Path) -> None:
+def test_second_run_waits_and_is_refused(tmp_path: Path) -> None:
     holder = start_holder(tmp_path)
-    said: list[str] = []
+    lines: list[str] = []
     try:
         with (
             pytest.raises(LockedError, match=rf"run first \(PID {holder.pid}"),
-            workspace_lock(tmp_path, {"name": "b"}, 0.3, said.append),
+            workspace_lock(tmp_path, {"name": "b"}, 0.3, lines.append),
         ):
             raise AssertionError("not reached")
-        assert len(said) == 1
-        assert said[0].startswith("waiting for run first")
+        assert len(lines) == 1
+        assert lines[0].startswith("waiting for run first")
     finally:
         holder.kill()
         holder.wait()
-    with workspace_lock(tmp_path, {"name": "second"}, 5.0) as left:
-        assert left is not None
-        assert left["name"] == "first", "the record of the run that died is handed over"
+    with workspace_lock(tmp_path, {"name": "second"}, 5.0) as crashed:
+        assert crashed is not None
+        assert crashed["name"] == "first", "the record of the crashed run"
         assert (read_record(tmp_path) or {})["name"] == "second"
     assert read_record(tmp_path) is None
-    with workspace_lock(tmp_path, {"name": "third"}, 0.0) as left:
-        assert left is None, "the second ended in good order"
+    with workspace_lock(tmp_path, {"name": "third"}, 0.0) as crashed:
+        assert crashed is None, "the second run ended normally"
 
 
-def test_survivors_of_a_dead_run_are_ended(tmp_path: Path) -> None:
+def test_processes_of_a_crashed_run_are_killed(tmp_path: Path) -> None:
     folder = tmp_path / "worktree"
     folder.mkdir()
     inside = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], cwd=folder, start_new_session=True)
@@ -74,7 +74,7 @@ def test_survivors_of_a_dead_run_are_ended(tmp_path: Path) -> None:
             assert inside.wait(timeout=10) == -signal.SIGKILL
         record_path(tmp_path).write_text(json.dumps({"group": outside.pid, "folder": str(folder)}))
         with workspace_lock(tmp_path, {"name": "c"}, 0.0):
-            assert outside.poll() is None, "a number that was given to somebody else"
+            assert outside.poll() is None, "a process id that another program has now"
     finally:
         for process in (inside, outside):
             process.kill()
@@ -89,45 +89,45 @@ def write_rwlock(root: Path, text: str) -> Path:
 
 
 def dead_pid() -> int:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    assert not psutil.pid_exists(gone.pid)
-    return gone.pid
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    assert not psutil.pid_exists(process.pid)
+    return process.pid
 
 
-def test_dvc_lock_of_dead_processes(tmp_path: Path) -> None:
+def test_dvc_locks_of_dead_processes_are_removed(tmp_path: Path) -> None:
     assert recover_dvc_lock(tmp_path) == []
-    mine, dead = os.getpid(), dead_pid()  # this process is alive, and no dvc
-    held = {
-        "write": {"/p/a": {"pid": dead, "cmd": "dvc repro"}, "/p/b": {"pid": mine, "cmd": "dvc repro"}},
+    own, dead = os.getpid(), dead_pid()  # this process is alive but not DVC
+    locks = {
+        "write": {"/p/a": {"pid": dead, "cmd": "dvc repro"}, "/p/b": {"pid": own, "cmd": "dvc repro"}},
         "read": {"/p/c": [{"pid": dead, "cmd": "dvc repro"}]},
     }
-    path = write_rwlock(tmp_path, json.dumps(held))
+    path = write_rwlock(tmp_path, json.dumps(locks))
     assert len(recover_dvc_lock(tmp_path)) == 3
     assert json.loads(path.read_text()) == {"read": {}, "write": {}}
 
 
 @pytest.mark.parametrize("text", ["", '{"write": {"/p/a": {"pid"', "[]", '{"write": [1]}'])
-def test_a_lock_file_cut_short(tmp_path: Path, text: str) -> None:
+def test_truncated_lock_file_is_removed(tmp_path: Path, text: str) -> None:
     path = write_rwlock(tmp_path, text)
-    assert "cut short" in recover_dvc_lock(tmp_path)[0]
+    assert "truncated" in recover_dvc_lock(tmp_path)[0]
     assert not path.exists()
 
 
-def test_a_living_dvc_keeps_its_lock(tmp_path: Path) -> None:
+def test_lock_of_a_running_dvc_is_kept(tmp_path: Path) -> None:
     script = tmp_path / "dvc"
     script.write_text(textwrap.dedent("import time\nprint('up', flush=True)\ntime.sleep(600)\n"))
-    living = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-    assert living.stdout is not None
-    living.stdout.readline()
+    running = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    running.stdout.readline()
     try:
         time.sleep(0.1)
-        path = write_rwlock(tmp_path, json.dumps({"write": {"/p/a": {"pid": living.pid, "cmd": "dvc repro"}}, "read": {}}))
+        path = write_rwlock(tmp_path, json.dumps({"write": {"/p/a": {"pid": running.pid, "cmd": "dvc repro"}}, "read": {}}))
         before = path.read_text()
         assert recover_dvc_lock(tmp_path) == []
         assert path.read_text() == before
-        os.utime(path, (1.0, 1.0))  # a file older than the process: the number was used again
+        os.utime(path, (1.0, 1.0))  # a file older than the process: the id was reused
         assert len(recover_dvc_lock(tmp_path)) == 1
     finally:
-        living.kill()
-        living.wait()
+        running.kill()
+        running.wait()

@@ -28,7 +28,7 @@ def compose() -> dict[str, Any]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> ServiceEnvironment:
+def env(tmp_path: Path) -> ServiceEnvironment:
     return ServiceEnvironment(tmp_path, dict(PORTS), tmp_path)
 
 
@@ -122,9 +122,9 @@ def test_each_service_gets_only_the_secrets_it_reads(compose: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("service", sorted(PAIRS))
-def test_container_and_process_have_the_same_settings(service: str, compose: dict[str, Any], place: ServiceEnvironment) -> None:
+def test_container_and_process_have_the_same_settings(service: str, compose: dict[str, Any], env: ServiceEnvironment) -> None:
     described = compose["services"][service]
-    program = next(found for found in programs(place) if found.name == PAIRS[service])
+    program = next(found for found in programs(env) if found.name == PAIRS[service])
     assert Path(described["command"][0]).name == Path(program.command[0]).name, "the same start script"
     names = [Path(name).stem for name in described["env_file"]]
     inside = {**constants(*names), **{key: str(value) for key, value in described["environment"].items()}}
@@ -138,11 +138,11 @@ def test_container_and_process_have_the_same_settings(service: str, compose: dic
     assert described["healthcheck"]["test"][-1].endswith(path), "the same health check"
 
 
-def test_postgres_asks_for_passwords_in_both_places(compose: dict[str, Any], place: ServiceEnvironment) -> None:
+def test_postgres_asks_for_passwords_in_both_places(compose: dict[str, Any], env: ServiceEnvironment) -> None:
     described = compose["services"]["postgres"]
     assert "--auth-host=scram-sha-256 --auth-local=scram-sha-256" in described["environment"]["POSTGRES_INITDB_ARGS"]
     assert "./roles.sql:/docker-entrypoint-initdb.d/roles.sql:ro" in described["volumes"]
-    command = " ".join(programs(place)[0].command)
+    command = " ".join(programs(env)[0].command)
     for setting in ("password_encryption=scram-sha-256", "log_statement=none"):
         assert setting in command
         assert setting in " ".join(described["command"])
@@ -162,7 +162,7 @@ def test_nobody_but_the_edge_has_a_way_out(compose: dict[str, Any]) -> None:
     assert compose["services"]["object-store"]["networks"] == ["objects"]
 
 
-def test_telemetry_is_off_everywhere(compose: dict[str, Any], place: ServiceEnvironment) -> None:
+def test_telemetry_is_off_everywhere(compose: dict[str, Any], env: ServiceEnvironment) -> None:
     common = constants("common")
     assert common["DO_NOT_TRACK"] == "1"
     assert common["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
@@ -171,5 +171,5 @@ def test_telemetry_is_off_everywhere(compose: dict[str, Any], place: ServiceEnvi
     assert "-master.telemetry=false" in (INFRA / "bin/object-store").read_text()
     for name, service in compose["services"].items():
         assert name == "postgres" or "env/common.env" in service["env_file"], name
-    for program in programs(place):
+    for program in programs(env):
         assert program.name == "postgres" or program.environment.items() >= common.items(), program.name

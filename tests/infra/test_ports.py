@@ -34,26 +34,26 @@ def supervised() -> Iterator[ServiceEnvironment]:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="place-") as folder:  # short enough for a socket
-        place = ServiceEnvironment(Path(folder), {**PORTS, "DEMO_PORT": port})
+    with tempfile.TemporaryDirectory(prefix="env-") as folder:  # short enough for a socket
+        env = ServiceEnvironment(Path(folder), {**PORTS, "DEMO_PORT": port})
         for name in ("logs", "tmp", "secrets"):
-            (place.folder / name).mkdir()
-        services._write_configuration(place)
-        command = [str(find_program("supervisord")), "-c", str(place.folder / "supervisord.conf")]
-        subprocess.run(command, check=True, cwd=place.folder)
+            (env.folder / name).mkdir()
+        services._write_supervisor_config(env)
+        command = [str(find_program("supervisord")), "-c", str(env.folder / "supervisord.conf")]
+        subprocess.run(command, check=True, cwd=env.folder)
         for _ in range(100):
-            if services._is_supervised(place):
+            if services._is_supervised(env):
                 break
             time.sleep(0.1)
-        yield place
-        services.stop(place)
+        yield env
+        services.stop(env)
 
 
 def test_a_port_that_somebody_else_answers_on_is_not_healthy(
     supervised: ServiceEnvironment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another project's page on the demo page's port answers with 200 as well."""
-    monkeypatch.setattr(services, "PORT_PATIENCE_S", 0.5)
+    monkeypatch.setattr(services, "PORT_TIMEOUT_S", 0.5)
     demo = next(program for program in programs(supervised) if program.name == DEMO)
     port = supervised.ports["DEMO_PORT"]
     with http.server.ThreadingHTTPServer((HOST, port), Other) as other:
@@ -64,7 +64,7 @@ def test_a_port_that_somebody_else_answers_on_is_not_healthy(
         services.supervisor(supervised).supervisor.startProcess(DEMO, False)  # it dies again and again
         assert not services.is_healthy(supervised, demo)
         with pytest.raises(services.InfraError, match="is held by"):
-            services.wait_healthy(supervised, replace(demo, patience_s=1.0))
+            services.wait_healthy(supervised, replace(demo, startup_timeout_s=1.0))
         services.supervisor(supervised).supervisor.stopProcess(DEMO)
         other.shutdown()
     services.start_one(supervised, demo)

@@ -17,7 +17,7 @@ from infra.topology import PORTS, ServiceEnvironment, find_postgres, programs, u
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> ServiceEnvironment:
+def env(tmp_path: Path) -> ServiceEnvironment:
     return ServiceEnvironment(tmp_path, dict(PORTS), tmp_path)
 
 
@@ -42,14 +42,14 @@ def test_passwords_that_others_could_read_are_closed_again(tmp_path: Path) -> No
     assert stat.S_IMODE((tmp_path / "mlflow-password").stat().st_mode) == 0o600
 
 
-def test_no_command_and_no_setting_holds_a_secret(place: ServiceEnvironment, tmp_path: Path) -> None:
-    passwords.create(place.secrets)
-    place.logs.mkdir()
-    services._write_configuration(place)
+def test_no_command_and_no_setting_holds_a_secret(env: ServiceEnvironment, tmp_path: Path) -> None:
+    passwords.create(env.secrets)
+    env.logs.mkdir()
+    services._write_supervisor_config(env)
     text = (tmp_path / "supervisord.conf").read_text()
-    words = [passwords.read(place.secrets, name) for name in passwords.GENERATED]
+    words = [passwords.read(env.secrets, name) for name in passwords.GENERATED]
     assert not [word for word in words if word in text]
-    assert len(programs(place)) == 6
+    assert len(programs(env)) == 6
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30))
@@ -65,11 +65,11 @@ def test_quoting_survives_the_supervisor(text: str) -> None:
     assert shlex.split(expand(quoted, {}, "test")) == [text]
 
 
-def test_configuration_restarts_what_dies_and_stops_groups(place: ServiceEnvironment) -> None:
-    place.logs.mkdir()
-    services._write_configuration(place)
+def test_configuration_restarts_what_dies_and_stops_groups(env: ServiceEnvironment) -> None:
+    env.logs.mkdir()
+    services._write_supervisor_config(env)
     config = configparser.RawConfigParser()
-    config.read(place.folder / "supervisord.conf")
+    config.read(env.folder / "supervisord.conf")
     for name in config.sections():
         if name.startswith("program:"):
             assert config[name]["autorestart"] == "true"
@@ -79,9 +79,9 @@ def test_configuration_restarts_what_dies_and_stops_groups(place: ServiceEnviron
 
 
 def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
-    place = ServiceEnvironment(tmp_path / ("x" * 100), dict(PORTS), tmp_path)
+    env = ServiceEnvironment(tmp_path / ("x" * 100), dict(PORTS), tmp_path)
     with pytest.raises(services.InfraError, match="SERVICES_DIR"):
-        services.start(place)
+        services.start(env)
 
 
 needs_postgres = pytest.mark.skipif(find_postgres() is None, reason="no PostgreSQL that the server's user can reach")
@@ -122,35 +122,35 @@ def test_programs_that_the_other_user_cannot_reach_do_not_count(monkeypatch: pyt
 @needs_postgres
 def test_a_folder_that_the_other_user_cannot_pass_is_refused(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="closed-") as closed:  # mode 0700, and short enough for a socket
-        place = ServiceEnvironment(Path(closed) / "services", dict(PORTS), tmp_path)
+        env = ServiceEnvironment(Path(closed) / "services", dict(PORTS), tmp_path)
         with pytest.raises(services.InfraError, match="cannot pass"):
-            services.start(place)
+            services.start(env)
 
 
 @needs_postgres
 def test_sockets_of_another_user_are_named_and_own_ones_are_no_obstacle(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: ServiceEnvironment
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, env: ServiceEnvironment
 ) -> None:
     """SeaweedFS would start and wait for itself for ever."""
     monkeypatch.setattr(services, "SOCKETS", tmp_path)
     (tmp_path / "seaweedfs-s3-9999.sock").touch()
-    assert services._left_sockets(place) == []
+    assert services._stale_sockets(env) == []
     left = tmp_path / f"seaweedfs-master-grpc-{PORTS['S3_PORT'] + 2}.sock"
     left.touch()
-    assert services._left_sockets(place) == [left]
+    assert services._stale_sockets(env) == [left]
     monkeypatch.setattr(os, "geteuid", lambda: left.stat().st_uid + 1)
     with pytest.raises(services.InfraError, match=f"{left.name} is of another user"):
-        services.start(place)
+        services.start(env)
 
 
-def test_backup_refuses_what_is_no_backup(place: ServiceEnvironment, tmp_path: Path) -> None:
+def test_backup_refuses_what_is_no_backup(env: ServiceEnvironment, tmp_path: Path) -> None:
     used = tmp_path / "used"
     used.mkdir()
     (used / "file").write_text("x")
     with pytest.raises(services.InfraError, match="not empty"):
-        backup.save(place, used)
+        backup.save(env, used)
     with pytest.raises(services.InfraError, match="not a backup"):
-        backup.restore(place, used)
+        backup.restore(env, used)
 
 
 def test_status_of_nothing_is_not_healthy(
@@ -175,9 +175,9 @@ def test_restart_where_nothing_runs_says_so(
     assert "mlflow cannot be restarted: the services do not run" in capsys.readouterr().err
 
 
-def test_environment_lines_read_files_and_hold_no_password(place: ServiceEnvironment) -> None:
-    passwords.create(place.secrets)
-    text = "\n".join(services.environment_lines(place))
-    assert passwords.read(place.secrets, "mlflow-password") not in text
-    assert f"$(cat '{place.secrets}/mlflow-password')" in text
+def test_environment_lines_read_files_and_hold_no_password(env: ServiceEnvironment) -> None:
+    passwords.create(env.secrets)
+    text = "\n".join(services.environment_lines(env))
+    assert passwords.read(env.secrets, "mlflow-password") not in text
+    assert f"$(cat '{env.secrets}/mlflow-password')" in text
     assert f"export PREFECT_API_URL='http://127.0.0.1:{PORTS['PREFECT_PORT']}/api'" in text

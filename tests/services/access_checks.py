@@ -16,12 +16,12 @@ from infra.topology import BUCKET, HOST, ServiceEnvironment
 from tests.services.clients import Mlflow, Prefect
 
 
-def prefect_wants_the_auth_string_and_a_token(place: ServiceEnvironment) -> None:
+def prefect_wants_the_auth_string_and_a_token(env: ServiceEnvironment) -> None:
     """Every answer but the health check's costs the auth string, every change a CSRF token of this very client as well."""
-    prefect, flows = Prefect(place), f"{place.prefect_api}/flows/filter"
-    assert httpx.get(f"{place.prefect_api}/health").status_code == 200
+    prefect, flows = Prefect(env), f"{env.prefect_api}/flows/filter"
+    assert httpx.get(f"{env.prefect_api}/health").status_code == 200
     for wrong in (None, ("admin", "admin"), ("admin", "")):
-        assert httpx.get(f"{place.prefect_api}/deployments/name/nightly/nightly", auth=wrong).status_code == 401
+        assert httpx.get(f"{env.prefect_api}/deployments/name/nightly/nightly", auth=wrong).status_code == 401
         assert httpx.post(flows, json={}, auth=wrong).status_code in {401, 403}
     assert prefect.http.post("/flows/filter", json={}).status_code == 403, "a change needs a CSRF token"
     for forged in ({"Prefect-Csrf-Token": "0" * 64, "Prefect-Csrf-Client": "services-test"}, {"Prefect-Csrf-Token": "0" * 64}):
@@ -30,13 +30,13 @@ def prefect_wants_the_auth_string_and_a_token(place: ServiceEnvironment) -> None
     settings = prefect.http.get("/admin/settings").json()["server"]
     assert settings["api"]["csrf_protection_enabled"] is True
     assert settings["analytics_enabled"] is False
-    word = passwords.read(place.secrets, "prefect-auth").partition(":")[2]
+    word = passwords.read(env.secrets, "prefect-auth").partition(":")[2]
     assert word not in prefect.http.get("/admin/settings").text
 
 
-def prefect_wants_it_on_sockets_too(place: ServiceEnvironment) -> None:
+def prefect_wants_it_on_sockets_too(env: ServiceEnvironment) -> None:
     """Events and logs flow over websockets, which earlier releases opened to anybody (CVE-2026-7723)."""
-    address = place.prefect_api.replace("http://", "ws://")
+    address = env.prefect_api.replace("http://", "ws://")
     for path in ("events/in", "events/out", "logs/out"):
         with pytest.raises(InvalidStatus), connect(f"{address}/{path}"):
             pass
@@ -48,33 +48,33 @@ def prefect_wants_it_on_sockets_too(place: ServiceEnvironment) -> None:
             assert refused.value.rcvd.code == 1008, path
 
 
-def mlflow_wants_a_password_and_its_own_name(place: ServiceEnvironment) -> None:
+def mlflow_wants_a_password_and_its_own_name(env: ServiceEnvironment) -> None:
     """Basic auth on every route, known host names, no change from another origin, no frame."""
-    search = f"{place.mlflow}/api/2.0/mlflow/experiments/search?max_results=1"
-    word = passwords.read(place.secrets, "mlflow-password")
+    search = f"{env.mlflow}/api/2.0/mlflow/experiments/search?max_results=1"
+    word = passwords.read(env.secrets, "mlflow-password")
     right = ("admin", word)
     for wrong in (None, ("admin", "password1234"), ("admin", ""), ("nobody", word)):  # the second was MLflow's default
         assert httpx.get(search, auth=wrong).status_code == 401
     for path in ("/", "/get-artifact?path=a&run_uuid=b", "/ajax-api/2.0/mlflow/experiments/search?max_results=1", "/graphql"):
-        assert httpx.get(place.mlflow + path).status_code in {401, 403, 404, 405}, path
+        assert httpx.get(env.mlflow + path).status_code in {401, 403, 404, 405}, path
     for path in ("/api/2.0/mlflow-artifacts/artifacts", "/ajax-api/2.0/mlflow/users/current"):
-        assert httpx.get(place.mlflow + path).status_code in {401, 403, 404}, path
-    answer = Mlflow(place).http.get("/experiments/search", params={"max_results": 1})
+        assert httpx.get(env.mlflow + path).status_code in {401, 403, 404}, path
+    answer = Mlflow(env).http.get("/experiments/search", params={"max_results": 1})
     assert answer.status_code == 200
     assert answer.headers["x-frame-options"] == "DENY"
-    for host in ("elsewhere.example", f"elsewhere.example:{place.ports['MLFLOW_PORT']}", "127.0.0.1"):
+    for host in ("elsewhere.example", f"elsewhere.example:{env.ports['MLFLOW_PORT']}", "127.0.0.1"):
         assert httpx.get(search, auth=right, headers={"Host": host}).status_code == 403, host
-    create = f"{place.mlflow}/api/2.0/mlflow/experiments/create"
+    create = f"{env.mlflow}/api/2.0/mlflow/experiments/create"
     foreign = {"Origin": "https://elsewhere.example"}
     assert httpx.post(create, json={"name": "foreign"}, auth=right, headers=foreign).status_code == 403
-    found = Mlflow(place).http.get("/experiments/get-by-name", params={"experiment_name": "foreign"})
+    found = Mlflow(env).http.get("/experiments/get-by-name", params={"experiment_name": "foreign"})
     assert found.status_code == 404, "and nothing was made"
 
 
-def stores_want_passwords(place: ServiceEnvironment) -> None:
+def stores_want_passwords(env: ServiceEnvironment) -> None:
     """PostgreSQL by role, the object store by key."""
-    address = {"host": HOST, "port": place.ports["POSTGRES_PORT"], "connect_timeout": 10}
-    word = passwords.read(place.secrets, "postgres-mlflow")
+    address = {"host": HOST, "port": env.ports["POSTGRES_PORT"], "connect_timeout": 10}
+    word = passwords.read(env.secrets, "postgres-mlflow")
     psycopg2.connect(**address, user="mlflow", dbname="mlflow", password=word).close()
     for user, database, said in (("mlflow", "prefect", "permission denied"), ("prefect", "mlflow", "password authentication")):
         with pytest.raises(psycopg2.OperationalError, match=said):
@@ -82,28 +82,28 @@ def stores_want_passwords(place: ServiceEnvironment) -> None:
     with pytest.raises(psycopg2.OperationalError, match="password"):
         psycopg2.connect(**address, user="postgres", dbname="postgres", password="postgres")
     for path in ("/", f"/{BUCKET}", f"/{BUCKET}/artifacts"):
-        assert httpx.get(f"http://{HOST}:{place.ports['S3_PORT']}{path}").status_code == 403, path
+        assert httpx.get(f"http://{HOST}:{env.ports['S3_PORT']}{path}").status_code == 403, path
 
 
-def artifact_is_handed_out_by_mlflow_alone(place: ServiceEnvironment, path: str) -> None:
+def artifact_is_handed_out_by_mlflow_alone(env: ServiceEnvironment, path: str) -> None:
     """An artifact that is there: with MLflow's password, and by no other door of the object store without a key."""
-    port = place.ports["S3_PORT"]
-    served = f"{place.mlflow}/api/2.0/mlflow-artifacts/artifacts/{path}"
-    assert httpx.get(served, auth=("admin", passwords.read(place.secrets, "mlflow-password"))).status_code == 200
+    port = env.ports["S3_PORT"]
+    served = f"{env.mlflow}/api/2.0/mlflow-artifacts/artifacts/{path}"
+    assert httpx.get(served, auth=("admin", passwords.read(env.secrets, "mlflow-password"))).status_code == 200
     assert httpx.get(served).status_code == 401
     assert httpx.get(f"http://{HOST}:{port}/{BUCKET}/artifacts/{path}").status_code == 403
     filer = f"http://{HOST}:{port + 5}/buckets/{BUCKET}/artifacts/{path}"
     assert httpx.get(filer).status_code == 404, "the filer's own door, which asks nobody, is shut"
 
 
-def reports_are_all_that_the_demo_page_shows(place: ServiceEnvironment) -> None:
-    assert httpx.get(f"{place.demo}/current/index.html", headers={"Host": "elsewhere.example"}).status_code == 421
+def reports_are_all_that_the_demo_page_shows(env: ServiceEnvironment) -> None:
+    assert httpx.get(f"{env.demo}/current/index.html", headers={"Host": "elsewhere.example"}).status_code == 421
     for path in ("/current/../../params.yaml", "/runs/%2e%2e/%2e%2e/params.yaml", "/current/", "/params.yaml"):
-        assert httpx.get(place.demo + path).status_code == 404, path
+        assert httpx.get(env.demo + path).status_code == 404, path
 
 
-def nothing_listens_beyond_this_machine(place: ServiceEnvironment) -> None:
-    supervisor = psutil.Process(int((place.folder / "supervisord.pid").read_text()))
+def nothing_listens_beyond_this_machine(env: ServiceEnvironment) -> None:
+    supervisor = psutil.Process(int((env.folder / "supervisord.pid").read_text()))
     ours = {process.pid for process in supervisor.children(recursive=True)}
     sockets = [entry for entry in psutil.net_connections("tcp") if entry.status == "LISTEN" and entry.pid in ours]
     assert {entry.laddr.ip for entry in sockets} == {"127.0.0.1"}

@@ -32,10 +32,10 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-def approve_in_the_browser(browser: Browser, place: ServiceEnvironment, run_id: str, pictures: Path | None = None) -> None:
+def approve_in_the_browser(browser: Browser, env: ServiceEnvironment, run_id: str, pictures: Path | None = None) -> None:
     """Log in, open the paused promotion, fill in the form."""
-    page = logged_in(browser, place)
-    page.goto(f"{place.prefect_api.removesuffix('/api')}/runs/flow-run/{run_id}")
+    page = logged_in(browser, env)
+    page.goto(f"{env.prefect_api.removesuffix('/api')}/runs/flow-run/{run_id}")
     page.get_by_role("button", name="Resume").first.click()
     form = page.get_by_role("dialog")
     form.get_by_text("The gate is passed").wait_for()
@@ -50,20 +50,20 @@ def approve_in_the_browser(browser: Browser, place: ServiceEnvironment, run_id: 
     page.close()
 
 
-def flow_run_page(browser: Browser, place: ServiceEnvironment, run_id: str, pictures: Path | None = None) -> None:
+def flow_run_page(browser: Browser, env: ServiceEnvironment, run_id: str, pictures: Path | None = None) -> None:
     """Plan, progress and a link to the report that leads to the report."""
-    page = logged_in(browser, place)
-    page.goto(f"{place.prefect_api.removesuffix('/api')}/runs/flow-run/{run_id}")
+    page = logged_in(browser, env)
+    page.goto(f"{env.prefect_api.removesuffix('/api')}/runs/flow-run/{run_id}")
     page.get_by_text("Artifacts", exact=True).click()
-    for words in ("What this run does, and why", "Durations and reuse, by stage", "Metrics against the last run"):
+    for words in ("Plan of this run", "Durations and cache hits by stage", "Metrics compared with the last run"):
         page.get_by_text(words).first.wait_for()
     keep(page, pictures, "prefect-run")
     page.mouse.move(700, 700)
     page.mouse.wheel(0, 4000)  # the stages' own artifacts are loaded when they come into view
     page.get_by_text("progress-").first.wait_for()
-    artifacts = Prefect(place).artifacts(run_id)
-    page.goto(f"{place.prefect_api.removesuffix('/api')}/artifacts/artifact/{artifacts['report']['id']}")
-    link = page.locator(f"a[href^='{place.demo}/runs/']").first
+    artifacts = Prefect(env).artifacts(run_id)
+    page.goto(f"{env.prefect_api.removesuffix('/api')}/artifacts/artifact/{artifacts['report']['id']}")
+    link = page.locator(f"a[href^='{env.demo}/runs/']").first
     with page.expect_popup() if link.get_attribute("target") == "_blank" else page.expect_navigation() as opened:
         link.click()
     report = opened.value
@@ -72,31 +72,31 @@ def flow_run_page(browser: Browser, place: ServiceEnvironment, run_id: str, pict
     page.close()
 
 
-def mlflow_pages(browser: Browser, place: ServiceEnvironment, pictures: Path | None = None) -> None:
+def mlflow_pages(browser: Browser, env: ServiceEnvironment, pictures: Path | None = None) -> None:
     """Runs, data-set inputs, sample images by step, model versions with their aliases."""
-    word = passwords.read(place.secrets, "mlflow-password")
+    word = passwords.read(env.secrets, "mlflow-password")
     context = browser.new_context(viewport=SIZE, http_credentials={"username": "admin", "password": word})
     page = context.new_page()
     page.set_default_timeout(90_000)
-    train = next(run for run in Mlflow(place).runs() if run["info"]["run_name"] == "train")
+    train = next(run for run in Mlflow(env).runs() if run["info"]["run_name"] == "train")
     experiment, run_id = train["info"]["experiment_id"], train["info"]["run_id"]
-    page.goto(f"{place.mlflow}/#/experiments/{experiment}/runs")
+    page.goto(f"{env.mlflow}/#/experiments/{experiment}/runs")
     for name in ("train", "evaluate"):
         page.get_by_role("link", name=name).first.wait_for()
-    page.goto(f"{place.mlflow}/#/experiments/{experiment}/runs/{run_id}")
+    page.goto(f"{env.mlflow}/#/experiments/{experiment}/runs/{run_id}")
     page.get_by_text("data/pairs").first.wait_for()
     page.get_by_role("link", name="audio2image").first.wait_for()
-    page.goto(f"{place.mlflow}/#/experiments/{experiment}/runs/{run_id}/model-metrics")
+    page.goto(f"{env.mlflow}/#/experiments/{experiment}/runs/{run_id}/model-metrics")
     page.get_by_text("samples/grid").first.wait_for()
     close_assistant(page)
-    page.goto(f"{place.mlflow}/#/experiments/{experiment}/runs/{run_id}/artifacts")
+    page.goto(f"{env.mlflow}/#/experiments/{experiment}/runs/{run_id}/artifacts")
     page.get_by_text("images", exact=True).first.click()
     with page.expect_response(lambda answer: ".png" in answer.url and "get-artifact" in answer.url) as fetched:
         page.get_by_text(re.compile(r"grid\+step\+.*\.png$")).last.click()
     assert fetched.value.ok
     page.wait_for_timeout(1500)
     keep(page, pictures, "mlflow-samples")
-    page.goto(f"{place.mlflow}/#/models/audio2image")
+    page.goto(f"{env.mlflow}/#/models/audio2image")
     for alias in ("challenger", "champion"):
         page.get_by_text(alias).first.wait_for()
     page.wait_for_timeout(500)
@@ -104,12 +104,12 @@ def mlflow_pages(browser: Browser, place: ServiceEnvironment, pictures: Path | N
     context.close()
 
 
-def logged_in(browser: Browser, place: ServiceEnvironment) -> Page:
+def logged_in(browser: Browser, env: ServiceEnvironment) -> Page:
     """A page of Prefect's UI after its own login form."""
     page = browser.new_context(viewport=SIZE).new_page()
     page.set_default_timeout(90_000)
-    page.goto(f"{place.prefect_api.removesuffix('/api')}/login")
-    page.fill("input", passwords.read(place.secrets, "prefect-auth"))
+    page.goto(f"{env.prefect_api.removesuffix('/api')}/login")
+    page.fill("input", passwords.read(env.secrets, "prefect-auth"))
     page.keyboard.press("Enter")
     page.wait_for_url("**/dashboard")
     return page

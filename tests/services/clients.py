@@ -33,9 +33,9 @@ def wait_for(what: str, ask: Callable[[], Value | None], seconds: float = 120.0)
 class Prefect:
     """Prefect's REST API with auth string and CSRF token."""
 
-    def __init__(self, place: ServiceEnvironment) -> None:
-        user, _, word = passwords.read(place.secrets, "prefect-auth").partition(":")
-        self.http = httpx.Client(base_url=place.prefect_api, auth=(user, word), timeout=30)
+    def __init__(self, env: ServiceEnvironment) -> None:
+        user, _, word = passwords.read(env.secrets, "prefect-auth").partition(":")
+        self.http = httpx.Client(base_url=env.prefect_api, auth=(user, word), timeout=30)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         client = "services-test"
@@ -84,10 +84,10 @@ class Prefect:
 class Mlflow:
     """MLflow's REST API with basic auth."""
 
-    def __init__(self, place: ServiceEnvironment) -> None:
+    def __init__(self, env: ServiceEnvironment) -> None:
         self.http = httpx.Client(
-            base_url=f"{place.mlflow}/api/2.0/mlflow",
-            auth=("admin", passwords.read(place.secrets, "mlflow-password")),
+            base_url=f"{env.mlflow}/api/2.0/mlflow",
+            auth=("admin", passwords.read(env.secrets, "mlflow-password")),
             timeout=30,
         )
 

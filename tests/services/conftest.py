@@ -64,7 +64,7 @@ def services_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def place(services_folder: Path) -> Iterator[ServiceEnvironment]:
+def env(services_folder: Path) -> Iterator[ServiceEnvironment]:
     """Everything running, flows deployed, nothing run yet."""
     if shutil.which("git") is None or find_program("supervisord") is None or find_program("weed") is None:
         pytest.skip("needs git and the extra `services`")

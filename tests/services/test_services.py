@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from flows.automations import HEARTBEAT_S, MISSED
+from flows.automations import HEARTBEAT_S, MAX_MISSED
 from infra import backup, passwords, services
 from infra.topology import DEMO, MLFLOW, POSTGRES, PREFECT, WORKER, ServiceEnvironment, ServiceSpec, programs
 from tests.services import access_checks, browser_checks
@@ -27,48 +27,48 @@ WHOLE = os.environ.get("SERVICES_TEST") == "whole"
 """`make services-test` drives everything (13 min); `make services-check`, a part of CI, what a calm day holds."""
 
 
-def test_a_day_with_the_services(place: ServiceEnvironment, services_folder: Path) -> None:
+def test_a_day_with_the_services(env: ServiceEnvironment, services_folder: Path) -> None:
     """One test, because each part goes on where the one before ended; the order is that of a day."""
-    prefect, mlflow = Prefect(place), Mlflow(place)
-    doors_are_shut(place)
-    pages_are_served(place)
-    one_run_at_a_time_is_what_was_deployed(prefect, place)
-    scheduled_run_fires_and_finishes(prefect, mlflow, place)
-    access_checks.artifact_is_handed_out_by_mlflow_alone(place, model_file(mlflow))
+    prefect, mlflow = Prefect(env), Mlflow(env)
+    doors_are_shut(env)
+    pages_are_served(env)
+    one_run_at_a_time_is_what_was_deployed(prefect, env)
+    scheduled_run_fires_and_finishes(prefect, mlflow, env)
+    access_checks.artifact_is_handed_out_by_mlflow_alone(env, model_file(mlflow))
     model_is_approved_through_the_api(prefect, mlflow)
     if WHOLE:
-        pages_show_it(prefect, place)
-        outages_in_mid_run(prefect, place)
-        two_runs_at_once(prefect, place)
-        worker_is_killed_in_mid_stage(prefect, mlflow, place)
-        backup_is_restored(mlflow, prefect, place, services_folder)
-    no_password_is_written_down(place)
+        pages_show_it(prefect, env)
+        outages_in_mid_run(prefect, env)
+        two_runs_at_once(prefect, env)
+        worker_is_killed_in_mid_stage(prefect, mlflow, env)
+        backup_is_restored(mlflow, prefect, env, services_folder)
+    no_password_is_written_down(env)
 
 
-def doors_are_shut(place: ServiceEnvironment) -> None:
+def doors_are_shut(env: ServiceEnvironment) -> None:
     """Without a password, from another origin, under another host name: no."""
-    access_checks.prefect_wants_the_auth_string_and_a_token(place)
-    access_checks.prefect_wants_it_on_sockets_too(place)
-    access_checks.mlflow_wants_a_password_and_its_own_name(place)
-    access_checks.stores_want_passwords(place)
-    access_checks.reports_are_all_that_the_demo_page_shows(place)
-    access_checks.nothing_listens_beyond_this_machine(place)
+    access_checks.prefect_wants_the_auth_string_and_a_token(env)
+    access_checks.prefect_wants_it_on_sockets_too(env)
+    access_checks.mlflow_wants_a_password_and_its_own_name(env)
+    access_checks.stores_want_passwords(env)
+    access_checks.reports_are_all_that_the_demo_page_shows(env)
+    access_checks.nothing_listens_beyond_this_machine(env)
 
 
-def pages_are_served(place: ServiceEnvironment) -> None:
+def pages_are_served(env: ServiceEnvironment) -> None:
     """Prefect answers its API even when it could not prepare its pages."""
-    login = httpx.get(f"{place.prefect_api.removesuffix('/api')}/login", headers={"Accept": "text/html"})
+    login = httpx.get(f"{env.prefect_api.removesuffix('/api')}/login", headers={"Accept": "text/html"})
     assert login.status_code == 200
     assert "<title>Prefect" in login.text
-    front = httpx.get(place.mlflow, auth=Mlflow(place).http.auth)
+    front = httpx.get(env.mlflow, auth=Mlflow(env).http.auth)
     assert front.status_code == 200
     assert "<title>MLflow" in front.text
-    assert (place.folder / "prefect-server/ui").is_dir(), "beside the data, not in the installed package"
+    assert (env.folder / "prefect-server/ui").is_dir(), "beside the data, not in the installed package"
 
 
-def one_run_at_a_time_is_what_was_deployed(prefect: Prefect, place: ServiceEnvironment) -> None:
+def one_run_at_a_time_is_what_was_deployed(prefect: Prefect, env: ServiceEnvironment) -> None:
     """Limits and the automation for dead runs stand on the server, once, however often somebody deploys."""
-    services.deploy(place)
+    services.deploy(env)
     pool = "/work_pools/seeing-sound/queues"
     limits = {queue["name"]: queue["concurrency_limit"] for queue in prefect.post(f"{pool}/filter", {})}
     assert limits["workspace"] == 1
@@ -84,7 +84,7 @@ def one_run_at_a_time_is_what_was_deployed(prefect: Prefect, place: ServiceEnvir
     assert [(action["type"], action["state"]) for action in found["actions"]] == [("change-flow-run-state", "CRASHED")]
 
 
-def scheduled_run_fires_and_finishes(prefect: Prefect, mlflow: Mlflow, place: ServiceEnvironment) -> None:
+def scheduled_run_fires_and_finishes(prefect: Prefect, mlflow: Mlflow, env: ServiceEnvironment) -> None:
     """A schedule fires without anybody; the model is registered through the server, its files lie in the object store."""
     nightly = prefect.deployment("nightly/nightly")
     assert [schedule["schedule"]["cron"] for schedule in nightly["schedules"]] == ["0 2 * * *"]
@@ -115,14 +115,14 @@ def scheduled_run_fires_and_finishes(prefect: Prefect, mlflow: Mlflow, place: Se
     assert mlflow.alias("challenger") == version["version"]
     assert mlflow.alias("champion") is None
     tags = {tag["key"]: tag["value"] for tag in version["tags"]}
-    lock = call(place.project, "git", "show", f"runs/{run['name']}:dvc.lock")
+    lock = call(env.project, "git", "show", f"runs/{run['name']}:dvc.lock")
     assert tags["dvc.md5"] in lock, "the version is the model of the run's dvc.lock"
     by_name = {found["info"]["run_name"]: found for found in mlflow.runs()}
     assert {"train", "evaluate"} <= by_name.keys()
     assert by_name["train"]["info"]["artifact_uri"].startswith("mlflow-artifacts:"), "artifacts go through the server"
     flow_runs = {tag["key"]: tag["value"] for tag in by_name["train"]["data"]["tags"]}
     assert flow_runs["flow_run_id"] == run_id
-    assert call(place.project, "git", "status", "--porcelain") == "", "the working tree is as it was"
+    assert call(env.project, "git", "status", "--porcelain") == "", "the working tree is as it was"
 
 
 def token_headers(prefect: Prefect) -> dict[str, str]:
@@ -151,54 +151,54 @@ def model_is_approved_through_the_api(prefect: Prefect, mlflow: Mlflow) -> None:
     assert mlflow.alias("champion") == mlflow.versions()[0]["version"]
 
 
-def pages_show_it(prefect: Prefect, place: ServiceEnvironment) -> None:
+def pages_show_it(prefect: Prefect, env: ServiceEnvironment) -> None:
     """In a real browser, where one is installed."""
     if browser_checks.CHROMIUM is None:
         return
     run = [run for run in prefect.runs_of("nightly/nightly") if run["state"]["type"] == "COMPLETED"][-1]
     with browser_checks.chromium() as browser:
-        browser_checks.flow_run_page(browser, place, run["id"])
-        browser_checks.mlflow_pages(browser, place)
+        browser_checks.flow_run_page(browser, env, run["id"])
+        browser_checks.mlflow_pages(browser, env)
 
 
-def outages_in_mid_run(prefect: Prefect, place: ServiceEnvironment) -> None:
+def outages_in_mid_run(prefect: Prefect, env: ServiceEnvironment) -> None:
     """PostgreSQL restarts and Prefect's API goes away while a stage works: the run ends as if nothing had happened."""
     run_id = prefect.start("reproduce/reproduce", overrides=["model.seed=1", "model.pause=25"])
     wait_for("the stage to work", lambda: prefect.said(run_id, "model: did 1 of 8"), 240)
-    restart(place, POSTGRES)
+    restart(env, POSTGRES)
     wait_for("the API to answer again", lambda: prefect.run(run_id)["state"]["type"] == "RUNNING", 60)
-    assert wait_for("MLflow to answer again", lambda: Mlflow(place).versions() if mlflow_answers(place) else None, 60)
-    server = services.supervisor(place).supervisor
+    assert wait_for("MLflow to answer again", lambda: Mlflow(env).versions() if mlflow_answers(env) else None, 60)
+    server = services.supervisor(env).supervisor
     server.stopProcess(PREFECT)
-    assert services.state(place, WORKER) == "RUNNING", "the worker outlives the API"
-    services.start_one(place, program(place, PREFECT))
+    assert services.state(env, WORKER) == "RUNNING", "the worker outlives the API"
+    services.start_one(env, program(env, PREFECT))
     run = prefect.finished(run_id, 300)
     assert run["state"]["type"] == "COMPLETED", run["state"]["message"]
-    assert all(healthy for _, healthy in services.status(place).values())
+    assert all(healthy for _, healthy in services.status(env).values())
 
 
-def mlflow_answers(place: ServiceEnvironment) -> bool:
-    return Mlflow(place).http.get("/experiments/search", params={"max_results": 1}).is_success
+def mlflow_answers(env: ServiceEnvironment) -> bool:
+    return Mlflow(env).http.get("/experiments/search", params={"max_results": 1}).is_success
 
 
-def restart(place: ServiceEnvironment, name: str) -> None:
-    services.supervisor(place).supervisor.stopProcess(name)
-    services.start_one(place, program(place, name))
+def restart(env: ServiceEnvironment, name: str) -> None:
+    services.supervisor(env).supervisor.stopProcess(name)
+    services.start_one(env, program(env, name))
 
 
-def program(place: ServiceEnvironment, name: str) -> ServiceSpec:
-    return next(found for found in programs(place) if found.name == name)
+def program(env: ServiceEnvironment, name: str) -> ServiceSpec:
+    return next(found for found in programs(env) if found.name == name)
 
 
-def two_runs_at_once(prefect: Prefect, place: ServiceEnvironment) -> None:
+def two_runs_at_once(prefect: Prefect, env: ServiceEnvironment) -> None:
     """The same deployment and another one wait in the queue, a shell is refused; the long run is not taken for dead."""
-    long = prefect.start("reproduce/reproduce", overrides=["model.seed=5", f"model.pause={HEARTBEAT_S * (MISSED + 1)}"])
+    long = prefect.start("reproduce/reproduce", overrides=["model.seed=5", f"model.pause={HEARTBEAT_S * (MAX_MISSED + 1)}"])
     wait_for("the stage to work", lambda: prefect.said(long, "model: did 1 of 8"), 240)
     changes = ["model.seed=6", "model.pause=0.5"]
     same = prefect.start("reproduce/reproduce", overrides=changes)
     night = next(run for run in prefect.runs_of("nightly/nightly") if run["state"]["type"] == "COMPLETED")
     other = prefect.start("train-and-evaluate/train-and-evaluate", seed=7, revision=f"runs/{night['name']}")
-    by_hand = run_in_a_shell(place, "reproduce(parameters={'seed': 8, 'wait_minutes': 0}, return_state=True)")
+    by_hand = run_in_a_shell(env, "reproduce(parameters={'seed': 8, 'wait_minutes': 0}, return_state=True)")
     assert f"run {prefect.run(long)['name']} (PID " in by_hand, by_hand
     assert "start this one when it has ended, or cancel it" in by_hand
     assert prefect.state(long) == "RUNNING", "all that was while the first one worked"
@@ -208,62 +208,64 @@ def two_runs_at_once(prefect: Prefect, place: ServiceEnvironment) -> None:
         assert run["state"]["type"] == "COMPLETED", run["state"]["message"]
     times = sorted((datetime.fromisoformat(run["start_time"]), datetime.fromisoformat(run["end_time"])) for run in ended)
     assert all(end <= start for (_, end), (start, _) in pairwise(times)), "one after the other"
-    assert times[0][1] - times[0][0] > timedelta(seconds=HEARTBEAT_S * MISSED), "long enough to be marked, had it been silent"
-    waited = call(place.project, "git", "show", f"runs/{ended[1]['name']}:dvc.lock")
-    assert outs(waited) == outs(undisturbed(place, changes))
-    assert call(place.project, "git", "status", "--porcelain") == ""
-    call(place.project, "git", "fsck", "--strict")
+    assert times[0][1] - times[0][0] > timedelta(seconds=HEARTBEAT_S * MAX_MISSED), (
+        "long enough to be marked, had it been silent"
+    )
+    waited = call(env.project, "git", "show", f"runs/{ended[1]['name']}:dvc.lock")
+    assert outs(waited) == outs(undisturbed(env, changes))
+    assert call(env.project, "git", "status", "--porcelain") == ""
+    call(env.project, "git", "fsck", "--strict")
 
 
-def run_in_a_shell(place: ServiceEnvironment, expression: str) -> str:
+def run_in_a_shell(env: ServiceEnvironment, expression: str) -> str:
     """What a flow started by hand says at its end, in a shell that `python -m infra.services env` made a client."""
     script = f"from flows.pipeline import *; print('ended:', ({expression}).message)"
-    command = "; ".join([*services.environment_lines(place), 'exec python -c "$0"'])
-    output = call(place.project, "sh", "-c", command, script)
+    command = "; ".join([*services.environment_lines(env), 'exec python -c "$0"'])
+    output = call(env.project, "sh", "-c", command, script)
     return output.rpartition("ended: ")[2]
 
 
-def worker_is_killed_in_mid_stage(prefect: Prefect, mlflow: Mlflow, place: ServiceEnvironment) -> None:
+def worker_is_killed_in_mid_stage(prefect: Prefect, mlflow: Mlflow, env: ServiceEnvironment) -> None:
     """kill -9 of the worker with everything below it: it is started again, the next run takes over, bytes as undisturbed."""
     changes = ["model.seed=2", "model.pause=12"]
     killed = prefect.start("reproduce/reproduce", overrides=changes)
     wait_for("the stage to work", lambda: prefect.said(killed, "model: did 2 of 8"), 240)
-    pid = services.supervisor(place).supervisor.getProcessInfo(WORKER)["pid"]
+    pid = services.supervisor(env).supervisor.getProcessInfo(WORKER)["pid"]
     doomed = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
     assert len(doomed) >= 3, "worker, flow run and stage"
     for process in doomed:
         process.send_signal(signal.SIGKILL)
     psutil.wait_procs(doomed, timeout=10)
-    wait_for("another worker", lambda: services.is_healthy(place, program(place, WORKER)), 90)
+    wait_for("another worker", lambda: services.is_healthy(env, program(env, WORKER)), 90)
     again = prefect.start("reproduce/reproduce", overrides=changes)
     run = prefect.finished(again, 300)
     assert run["state"]["type"] == "COMPLETED", run["state"]["message"]
     assert prefect.state(killed) == "CRASHED", "no run is left in Running"
-    recovered = call(place.project, "git", "show", f"runs/{run['name']}:dvc.lock")
-    calm = undisturbed(place, changes)
+    recovered = call(env.project, "git", "show", f"runs/{run['name']}:dvc.lock")
+    calm = undisturbed(env, changes)
     assert outs(recovered) == outs(calm), "outs are those of an undisturbed run"
-    assert not [path for path in (place.project / ".dvc/tmp").glob("rwlock*") if path.read_text().strip() not in {"", "{}"}]
-    abandoned_run_is_found(prefect, place)
+    assert not [path for path in (env.project / ".dvc/tmp").glob("rwlock*") if path.read_text().strip() not in {"", "{}"}]
+    abandoned_run_is_found(prefect, env)
 
 
-def abandoned_run_is_found(prefect: Prefect, place: ServiceEnvironment) -> None:
+def abandoned_run_is_found(prefect: Prefect, env: ServiceEnvironment) -> None:
     """With nobody left to start another run, the automation marks the dead one within three heartbeats (90 s)."""
     killed = prefect.start("reproduce/reproduce", overrides=["model.seed=3", "model.pause=120"])
     wait_for("a heartbeat and some work", lambda: prefect.said(killed, "model: did 3 of 8"), 240)
-    server = services.supervisor(place).supervisor
+    server = services.supervisor(env).supervisor
     pid = server.getProcessInfo(WORKER)["pid"]
     for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
         process.send_signal(signal.SIGKILL)
     assert prefect.state(killed) == "RUNNING"
     wait_for("the automation", lambda: prefect.state(killed) == "CRASHED", 300)
-    assert prefect.run(killed)["state"]["message"] == f"No heartbeat for {HEARTBEAT_S * MISSED} s."
-    wait_for("another worker", lambda: services.is_healthy(place, program(place, WORKER)), 90)
+    assert prefect.run(killed)["state"]["message"] == f"No heartbeat for {HEARTBEAT_S * MAX_MISSED} s."
+    wait_for("another worker", lambda: services.is_healthy(env, program(env, WORKER)), 90)
 
 
-def undisturbed(place: ServiceEnvironment, changes: list[str]) -> str:
+def undisturbed(env: ServiceEnvironment, changes: list[str]) -> str:
     """`dvc.lock` of the same parameters by plain `dvc repro`, in a clone with a cache of its own."""
-    clone = place.folder.parent / f"clone-{changes[0]}"
-    call(place.folder.parent, "git", "clone", "--quiet", str(place.project), str(clone))
+    clone = env.folder.parent / f"clone-{changes[0]}"
+    call(env.folder.parent, "git", "clone", "--quiet", str(env.project), str(clone))
     text = (clone / "params.yaml").read_text()
     head, _, tail = text.partition("model:\n")
     values = {key.split(".")[1]: value for key, value in (change.split("=") for change in changes)}
@@ -286,37 +288,37 @@ def ended_runs(prefect: Prefect) -> dict[str, str]:
     return {run["id"]: run["state_name"] for run in prefect.post("/flow_runs/filter", {"flow_runs": ended})}
 
 
-def backup_is_restored(mlflow: Mlflow, prefect: Prefect, place: ServiceEnvironment, folder: Path) -> None:
+def backup_is_restored(mlflow: Mlflow, prefect: Prefect, env: ServiceEnvironment, folder: Path) -> None:
     """Save; lose the databases and the artifacts; restore; everything is back, and DVC's cache comes from its remote."""
     saved = folder / "backup"
-    assert backup.save(place, saved) > 10
+    assert backup.save(env, saved) > 10
     champion, versions, runs = mlflow.alias("champion"), mlflow.versions(), ended_runs(prefect)
     assert runs
     remote = folder / "dvc-remote"
-    call(place.project, "dvc", "remote", "add", "--local", "--default", "safe", str(remote))
-    call(place.project, "dvc", "push", "--quiet", "--all-branches")
-    services.stop(place)
+    call(env.project, "dvc", "remote", "add", "--local", "--default", "safe", str(remote))
+    call(env.project, "dvc", "push", "--quiet", "--all-branches")
+    services.stop(env)
     for name in ("postgres", "objects"):
-        shutil.rmtree(place.folder / name)
-    shutil.rmtree(place.project / ".dvc/cache")
-    services.start(place, worker=False)
+        shutil.rmtree(env.folder / name)
+    shutil.rmtree(env.project / ".dvc/cache")
+    services.start(env, worker=False)
     assert mlflow.versions() == []
     for name in (DEMO, PREFECT, MLFLOW):
-        services.supervisor(place).supervisor.stopProcess(name)
-    backup.restore(place, saved)
-    services.start(place)
+        services.supervisor(env).supervisor.stopProcess(name)
+    backup.restore(env, saved)
+    services.start(env)
     assert mlflow.alias("champion") == champion
     assert mlflow.versions() == versions
     assert ended_runs(prefect) == runs
     artifact = f"mlflow-artifacts/artifacts/{model_file(mlflow)}"
-    content = httpx.get(f"{place.mlflow}/api/2.0/{artifact}", auth=mlflow.http.auth)
+    content = httpx.get(f"{env.mlflow}/api/2.0/{artifact}", auth=mlflow.http.auth)
     assert content.is_success, artifact
     assert len(content.text) == 64, "the weights' file, through the server, from the restored store"
-    call(place.project, "dvc", "fetch", "--quiet", "--all-branches")
+    call(env.project, "dvc", "fetch", "--quiet", "--all-branches")
     damaged = next(saved.rglob("*.dump"))
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(services.InfraError, match="damaged"):
-        backup.restore(place, saved)
+        backup.restore(env, saved)
 
 
 def model_file(mlflow: Mlflow) -> str:
@@ -327,15 +329,15 @@ def model_file(mlflow: Mlflow) -> str:
     return f"{experiment}/models/{model}/artifacts/artifacts/model/weights.txt"
 
 
-def no_password_is_written_down(place: ServiceEnvironment) -> None:
+def no_password_is_written_down(env: ServiceEnvironment) -> None:
     """Not in a log, not in a database (but as a hash), not in MLflow or Prefect, not in an argument, not in git."""
-    words = {name: passwords.read(place.secrets, name) for name in passwords.GENERATED}
-    words["prefect-auth"] = passwords.read(place.secrets, "prefect-auth").partition(":")[2]
+    words = {name: passwords.read(env.secrets, name) for name in passwords.GENERATED}
+    words["prefect-auth"] = passwords.read(env.secrets, "prefect-auth").partition(":")[2]
     words.pop("s3-key")  # a name, not a secret; S3 shows it in requests
     attempts = "prefect-workspace-attempt-*"  # a run's environment, in files of mode 0600, while it runs
-    wait_for("Prefect to tidy up after its runs", lambda: not list((place.folder / "tmp").glob(attempts)), 120)
-    dumps = place.folder.parent / "dumps"
-    backup.save(place, dumps)
+    wait_for("Prefect to tidy up after its runs", lambda: not list((env.folder / "tmp").glob(attempts)), 120)
+    dumps = env.folder.parent / "dumps"
+    backup.save(env, dumps)
     plain = dumps / "prefect.txt"
     for name in backup.DATABASES:
         with (dumps / f"{name}.txt").open("wb") as output:
@@ -343,8 +345,8 @@ def no_password_is_written_down(place: ServiceEnvironment) -> None:
             subprocess.run([tool, "--file=-", str(dumps / f"{name}.dump")], stdout=output, check=True)
     assert "COPY public.flow_run " in plain.read_text(), "the dump is readable text"
     shutil.rmtree(dumps / "secrets")
-    looked = [path for root in (dumps, place.folder, place.project) for path in root.rglob("*") if path.is_file()]
-    looked = [path for path in looked if place.secrets not in path.parents and place.data not in path.parents]
+    looked = [path for root in (dumps, env.folder, env.project) for path in root.rglob("*") if path.is_file()]
+    looked = [path for path in looked if env.secrets not in path.parents and env.data not in path.parents]
     assert len(looked) > 100
     for path in looked:
         try:
@@ -356,6 +358,6 @@ def no_password_is_written_down(place: ServiceEnvironment) -> None:
     for process in psutil.process_iter(["cmdline"]):
         arguments = " ".join(process.info["cmdline"] or [])
         assert not [name for name, word in words.items() if word in arguments], process.pid
-    for path in place.secrets.iterdir():
+    for path in env.secrets.iterdir():
         assert path.stat().st_mode & 0o777 == 0o600, path
-    assert place.secrets.stat().st_mode & 0o777 == 0o700
+    assert env.secrets.stat().st_mode & 0o777 == 0o700

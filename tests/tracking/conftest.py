@@ -1,4 +1,4 @@
-"""Real MLflow on SQLite, and a real MLflow server whose answers can be spoilt."""
+"""Fixtures of the tracking tests: MLflow on SQLite, and an MLflow server behind a proxy that injects faults."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline_steps.core.project_paths import ProjectPaths
-from tests.tracking.helpers import Faults
+from tests.tracking.helpers import FaultyProxy
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectPaths:
-    """An empty project, tracked into the spool alone until a test says otherwise."""
-    monkeypatch.setenv("SONIFY_TRACKING", "spool")
+    """Empty project in tracking mode `queue`."""
+    monkeypatch.setenv("SONIFY_TRACKING", "queue")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("DVC_STAGE", raising=False)
     root = tmp_path / "project"
@@ -34,7 +34,7 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectPaths:
 
 @pytest.fixture
 def sqlite(layout: ProjectPaths, empty_database: Path) -> Callable[[], MlflowClient]:
-    """The project's default store, ready to use; call it for a client."""
+    """Function that returns a client of the project's default store, an initialized database."""
     shutil.copy(empty_database, layout.root / "mlflow.db")
 
     def client() -> MlflowClient:
@@ -47,7 +47,7 @@ def sqlite(layout: ProjectPaths, empty_database: Path) -> Callable[[], MlflowCli
 
 @pytest.fixture
 def dead_port() -> int:
-    """A loopback port on which nobody listens."""
+    """A loopback port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -55,7 +55,7 @@ def dead_port() -> int:
 
 @pytest.fixture(scope="session")
 def plain_server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[tuple[str, str]]:
-    """Address and database of an MLflow server that works."""
+    """Address and database of an MLflow server."""
     folder = tmp_path_factory.mktemp("server")
     database = folder / "server.db"
     shutil.copy(empty_database, database)
@@ -75,14 +75,14 @@ def plain_server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path)
 @pytest.fixture
 def server(
     plain_server: tuple[str, str], layout: ProjectPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[Faults]:
-    """The server behind a proxy that spoils answers; the project is tracked there, in an experiment of its own."""
-    faults = Faults(*plain_server)
-    httpd = faults.start()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", faults.uri)
+) -> Iterator[FaultyProxy]:
+    """The server behind a faulty proxy, set as the project's store with an own experiment."""
+    proxy = FaultyProxy(*plain_server)
+    httpd = proxy.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", tmp_path.name)
-    yield faults
-    faults.closing.set()
+    yield proxy
+    proxy.closing.set()
     httpd.shutdown()
     httpd.server_close()
 

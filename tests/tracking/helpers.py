@@ -1,4 +1,4 @@
-"""What the tests of tracking share: a stage's section, a small training, and a server whose answers can be spoilt."""
+"""Helpers of the tracking tests: a configuration, a small training run, and a proxy that injects faults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Sqlite = Callable[[], "MlflowClient"]
 
 
 class Config(StageConfig):
-    """A stage's section."""
+    """Configuration of a stage."""
 
     learning_rate: float = 1e-3
     batch_size: int = 48
@@ -30,10 +30,10 @@ class Config(StageConfig):
 
 
 @dataclass
-class Faults:
-    """A proxy before an MLflow server. `spoil` spoils the next `times` answers (-1: all) to calls whose path holds `path`.
+class FaultyProxy:
+    """Proxy of an MLflow server. `inject` disturbs the next `times` responses (-1: all) to requests whose path contains `path`.
 
-    Kinds: `refuse` (500, nothing done), `lose` (done, but answered with 500), `hang` (no answer for a minute).
+    Kinds: `refuse` (500, not forwarded), `lose` (forwarded, but answered with 500), `hang` (no response for a minute).
     """
 
     upstream: str
@@ -44,35 +44,35 @@ class Faults:
     path: str = ""
     closing: threading.Event = field(default_factory=threading.Event)
 
-    def spoil(self, kind: str, times: int = -1, path: str = "") -> None:
+    def inject(self, kind: str, times: int = -1, path: str = "") -> None:
         self.kind, self.times, self.path = kind, times, path
 
     def client(self) -> MlflowClient:
-        """A client of the server's database, past the proxy."""
+        """MLflow client of the server's database, bypassing the proxy."""
         import mlflow
 
         return mlflow.MlflowClient(self.database, registry_uri=self.database)
 
-    def hit(self, path: str) -> str:
-        """Kind of fault that the next answer to `path` suffers."""
+    def next_fault(self, path: str) -> str:
+        """Kind of fault of the next response to `path`; empty if there is none."""
         if not self.kind or self.path not in path or self.times == 0:
             return ""
         self.times -= 1
         return self.kind
 
     def start(self) -> ThreadingHTTPServer:
-        """Listen on a loopback port, in a thread."""
-        faults = self
+        """Listen on a loopback port in a thread."""
+        proxy = self
 
-        class Proxy(BaseHTTPRequestHandler):
+        class Handler(BaseHTTPRequestHandler):
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                kind = faults.hit(self.path)
+                kind = proxy.next_fault(self.path)
                 if kind == "hang":
-                    faults.closing.wait(60)
-                status, payload = 500, b"spoilt"
+                    proxy.closing.wait(60)
+                status, payload = 500, b"fault"
                 if kind in {"", "lose"}:
-                    request = urllib.request.Request(faults.upstream + self.path, body or None, method=self.command)
+                    request = urllib.request.Request(proxy.upstream + self.path, body or None, method=self.command)
                     request.add_header("Content-Type", self.headers.get("Content-Type", "application/json"))
                     try:
                         with urllib.request.urlopen(request, timeout=30) as reply:
@@ -89,9 +89,9 @@ class Faults:
             do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = answer  # noqa: N815 - http.server's own names
 
             def log_message(self, format: str, *args: object) -> None:
-                """Stay quiet."""
+                """Log nothing."""
 
-        httpd = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+        httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.uri = f"http://127.0.0.1:{httpd.server_port}"
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         return httpd
@@ -103,16 +103,16 @@ def runs(client: MlflowClient, experiment: str = "seeing-sound") -> list[Run]:
     return list(client.search_runs(ids, order_by=["attributes.start_time ASC"]))
 
 
-def only(client: MlflowClient) -> Run:
-    """The one run of a store."""
+def single_run(client: MlflowClient) -> Run:
+    """The only run of a store."""
     (run,) = runs(client)
     return run
 
 
-def speak(
+def run_training(
     layout: ProjectPaths, count: int = 20, first: int = 0, resume_key: str | None = "abc", config: Config | None = None
 ) -> None:
-    """A small training: one number a step."""
+    """A small training run: one metric per step."""
     with tracking.run("train", layout, config or Config(), inputs=[layout.pairs], resume_key=resume_key) as tracker:
         for step in range(first, first + count):
             tracker.log_metrics({"train": {"loss": 1.0 / (step + 1)}}, step=step)

@@ -1,4 +1,4 @@
-"""MLflow's own REST application in a process of its own: `python plain_server.py DATABASE ARTIFACTS` prints its port."""
+"""MLflow's REST application as a process: `python mlflow_server.py DATABASE ARTIFACTS` prints its port."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""A data set that DVC holds, as MLflow sees it. Imported by MLflow (entry point `mlflow.dataset_source`) or the uploader."""
+"""MLflow dataset source for data tracked by DVC; loaded through the entry point `mlflow.dataset_source`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline_steps.tracking.lineage.dvc_digests import hash_path
 
 
 class DvcDatasetSource(DatasetSource):
-    """An out or a `.dvc` file's target: `path` relative to the repository and DVC's `md5`."""
+    """Output of a stage or target of a `.dvc` file: `path` relative to the repository and DVC's `md5`."""
 
     def __init__(self, path: str, md5: str) -> None:
         self.path = path
@@ -22,15 +22,15 @@ class DvcDatasetSource(DatasetSource):
         return "dvc"
 
     def load(self, root: str = ".") -> str:
-        """Path of the data below `root`, after checking that its bytes are those that were logged.
+        """Return the path of the data below `root` after checking its md5.
 
         Raises:
-            ValueError: the work tree holds other bytes (`dvc checkout` the commit of the run first).
+            ValueError: the data has another md5 than the run logged.
         """
         path = Path(root) / self.path
         found = hash_path(path)
         if found != self.md5:
-            raise ValueError(f"{path} has DVC md5 {found}, the run used {self.md5}: git checkout its commit, then dvc checkout")
+            raise ValueError(f"{path} has DVC md5 {found}, the run used {self.md5}; git checkout its commit, then dvc checkout")
         return str(path)
 
     @staticmethod
@@ -40,11 +40,11 @@ class DvcDatasetSource(DatasetSource):
     @classmethod
     def _resolve(cls, raw_source: Any) -> DvcDatasetSource:
         if not isinstance(raw_source, DvcDatasetSource):
-            raise TypeError(f"expected a DvcSource, got {type(raw_source).__name__}")
+            raise TypeError(f"expected a DvcDatasetSource, got {type(raw_source).__name__}")
         return raw_source
 
     def to_dict(self) -> dict[Any, Any]:
-        """Plain form, stored by MLflow as JSON."""
+        """Fields that MLflow stores as JSON."""
         return {"path": self.path, "md5": self.md5}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Spool entries as MLflow calls. Everything here runs in the uploader or in `sonify sync`, never in a stage's process."""
+"""MLflow client: uploads queue entries. Used by the uploader, commands and flows, never in a stage's process."""
 
 from __future__ import annotations
 
@@ -15,21 +15,27 @@ from pipeline_steps.tracking.settings import TrackingSettings, mlflow_environmen
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 Entry = dict[str, Any]
 Result = TypeVar("Result")
 
 RUN_KEY_TAG = "sonify.spool"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Opens MLflow's pages for training runs, not those for language-model applications."""
+"""Selects MLflow's pages for training runs instead of those for language-model applications."""
 MAX_METRICS = 900
 MAX_PARAMS = 90
 BATCHED = ("metrics", "params", "tags")
-REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "MALFORMED_REQUEST", "INVALID_STATE"}
+REJECTION_CODES = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "MALFORMED_REQUEST", "INVALID_STATE"}
+
+
+def run_datasets(run: Run) -> dict[str, str]:
+    """Name -> digest of the data sets that a run read."""
+    return {found.dataset.name: found.dataset.digest for found in (run.inputs.dataset_inputs if run.inputs else ())}
 
 
 class MlflowStore:
-    """An MLflow store. Errors are sorted into `OutageError` (try again later) and `RejectedError` (never)."""
+    """MLflow client that maps errors to `StoreUnavailableError` (retry later) and `EntryRejectedError` (permanent)."""
 
     def __init__(self, settings: TrackingSettings, timeout_s: int) -> None:
         os.environ.update(mlflow_environment(timeout_s))
@@ -41,24 +47,24 @@ class MlflowStore:
         self._experiment_id = ""
 
     def call(self, function: Callable[[], Result]) -> Result:
-        """Run `function`, sorting what goes wrong.
+        """Call `function` and map its errors.
 
         Raises:
-            OutageError, RejectedError: see the class.
+            StoreUnavailableError, EntryRejectedError: see the class.
         """
         from mlflow.exceptions import MlflowException
 
         try:
             return function()
         except MlflowException as error:
-            if error.error_code in REFUSED:
+            if error.error_code in REJECTION_CODES:
                 raise EntryRejectedError(str(error)) from error
             raise StoreUnavailableError(f"{error.error_code}: {_first_line(str(error))}") from error
         except (OSError, TimeoutError) as error:  # requests' exceptions are OSError
             raise StoreUnavailableError(f"{type(error).__name__}: {_first_line(str(error))}") from error
 
     def experiment_id(self) -> str:
-        """Id of the project's experiment, made when it is missing."""
+        """Id of the project's experiment, which is created if it does not exist."""
         if not self._experiment_id:
             self._experiment_id = self.call(self._find_experiment)
         return self._experiment_id
@@ -70,9 +76,9 @@ class MlflowStore:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                place = self.settings.artifacts or None
-                return str(self.client.create_experiment(name, artifact_location=place, tags=EXPERIMENT_TAGS))
-            except MlflowException as error:  # somebody else made it in between
+                location = self.settings.artifacts or None
+                return str(self.client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
+            except MlflowException as error:  # another process created it in between
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
                     raise error
@@ -80,11 +86,11 @@ class MlflowStore:
             self.client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
-    def open_run(self, spool: OfflineQueue) -> str:
-        """Id of the spool's run: the one that carries its tag, or a new one."""
-        header = spool.header()
+    def open_run(self, queue: OfflineQueue) -> str:
+        """Id of the queue's MLflow run: the run with the queue's tag, or a new run."""
+        header = queue.header()
         experiment = self.experiment_id()
-        key = f"{spool.key}@{header['start_time']}"
+        key = f"{queue.key}@{header['start_time']}"
         found = self.call(lambda: self.client.search_runs([experiment], f"tags.`{RUN_KEY_TAG}` = '{key}'", max_results=1))
         if found:
             return str(found[0].info.run_id)
@@ -101,7 +107,7 @@ class MlflowStore:
         return str(run.info.run_id)
 
     def groups(self, batch: Sequence[tuple[Entry, int]]) -> Iterator[list[tuple[Entry, int]]]:
-        """Neighbouring metrics, params or tags go together, within MLflow's limits per request; others one by one."""
+        """Group consecutive metrics, params or tags up to MLflow's limits per request; other entries stay alone."""
         group: list[tuple[Entry, int]] = []
         size = 0
         for item in batch:
@@ -116,16 +122,16 @@ class MlflowStore:
         if group:
             yield group
 
-    def send(self, spool: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
-        """Send entries of one kind.
+    def send(self, queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
+        """Upload entries of one kind.
 
         Raises:
-            OutageError, RejectedError, RunVanishedError.
+            StoreUnavailableError, EntryRejectedError, RunDeletedError: the upload failed.
         """
         from mlflow.exceptions import MlflowException
 
         try:
-            getattr(self, f"_{entries[0]['kind']}")(spool, run_id, entries)
+            getattr(self, f"_{entries[0]['kind']}")(queue, run_id, entries)
         except EntryRejectedError as error:
             cause = error.__cause__
             if isinstance(cause, MlflowException) and "deleted" in str(cause) and "state" in str(cause):
@@ -137,14 +143,14 @@ class MlflowStore:
                 raise RunDeletedError from error
             raise
 
-    def _start(self, _spool: OfflineQueue, run_id: str, _entries: Sequence[Entry]) -> None:
+    def _start(self, _queue: OfflineQueue, run_id: str, _entries: Sequence[Entry]) -> None:
         self.call(lambda: self.client.update_run(run_id, status="RUNNING"))
 
-    def _end(self, _spool: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
+    def _end(self, _queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
         entry = entries[-1]
         self.call(lambda: self.client.set_terminated(run_id, status=entry["status"], end_time=entry["time"]))
 
-    def _metrics(self, _spool: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
+    def _metrics(self, _queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
         from mlflow.entities import Metric
 
         rows = [Metric(key, value, entry["time"], entry["step"]) for entry in entries for key, value in entry["values"].items()]
@@ -152,43 +158,43 @@ class MlflowStore:
             part = rows[start : start + MAX_METRICS]
             self.call(lambda part=part: self.client.log_batch(run_id, metrics=part))  # type: ignore[misc]
 
-    def _params(self, _spool: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
+    def _params(self, _queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
         from mlflow.entities import Param, RunTag
 
         values = {key: value for entry in entries for key, value in entry["values"].items()}
-        known = self.call(lambda: self.client.get_run(run_id)).data.params
-        fresh = [Param(key, value) for key, value in values.items() if key not in known]
-        # A run that is resumed with another value keeps its first parameter; MLflow allows no second one.
-        changed = [RunTag(f"param_changed.{key}", value) for key, value in values.items() if known.get(key, value) != value]
-        for start in range(0, len(fresh), MAX_PARAMS):
-            part = fresh[start : start + MAX_PARAMS]
+        logged = self.call(lambda: self.client.get_run(run_id)).data.params
+        new = [Param(key, value) for key, value in values.items() if key not in logged]
+        # MLflow does not allow a second value: a run resumed with another value keeps the first one and gets a tag.
+        changed = [RunTag(f"param_changed.{key}", value) for key, value in values.items() if logged.get(key, value) != value]
+        for start in range(0, len(new), MAX_PARAMS):
+            part = new[start : start + MAX_PARAMS]
             self.call(lambda part=part: self.client.log_batch(run_id, params=part))  # type: ignore[misc]
         if changed:
             self.call(lambda: self.client.log_batch(run_id, tags=changed))
 
-    def _tags(self, _spool: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
+    def _tags(self, _queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
         from mlflow.entities import RunTag
 
         values = {key: value for entry in entries for key, value in entry["values"].items()}
         self.call(lambda: self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values.items()]))
 
-    def _image(self, spool: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
-        """A picture and its small twin, as `MlflowClient.log_image` would store them."""
+    def _image(self, queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
+        """Upload an image and its thumbnail under the names that `MlflowClient.log_image` uses."""
         from PIL import Image
 
         for entry in entries:
-            picture_file = _spooled(spool, entry["file"])
-            small_file = picture_file.with_name(f"{picture_file.stem}+compressed.webp")
-            with Image.open(picture_file) as picture:
-                picture.thumbnail((256, 256))
-                picture.save(small_file)
-            for path in (picture_file, small_file):
+            image_file = _queued_file(queue, entry["file"])
+            thumbnail_file = image_file.with_name(f"{image_file.stem}+compressed.webp")
+            with Image.open(image_file) as image:
+                image.thumbnail((256, 256))
+                image.save(thumbnail_file)
+            for path in (image_file, thumbnail_file):
                 self._upload(run_id, path, "images")
         self.call(lambda: self.client.set_tag(run_id, "mlflow.loggedImages", "True"))
 
-    def _artifact(self, spool: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
+    def _artifact(self, queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
         for entry in entries:
-            self._upload(run_id, _spooled(spool, entry["file"]), entry["folder"])
+            self._upload(run_id, _queued_file(queue, entry["file"]), entry["folder"])
 
     def _upload(self, run_id: str, path: Path, folder: str) -> None:
         if path.is_dir():
@@ -196,7 +202,7 @@ class MlflowStore:
         else:
             self.call(lambda: self.client.log_artifact(run_id, str(path), folder or None))
 
-    def _input(self, _spool: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
+    def _input(self, _queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         from pipeline_steps.tracking.client.dataset_source import DvcDatasetSource
@@ -213,24 +219,24 @@ class MlflowStore:
             inputs = [DatasetInput(data, [InputTag("mlflow.data.context", entry["context"])])]
             self.call(lambda inputs=inputs: self.client.log_inputs(run_id, inputs))  # type: ignore[misc]
 
-    def _model(self, spool: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
+    def _model(self, queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
         from pipeline_steps.tracking.client import model_logging
 
         for entry in entries:
-            model_logging.log_model(self, spool, run_id, entry, _spooled(spool, entry["file"]))
+            model_logging.log_model(self, queue, run_id, entry, _queued_file(queue, entry["file"]))
 
-    def _model_metrics(self, spool: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
+    def _model_metrics(self, queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
         from pipeline_steps.tracking.client import model_logging
 
         for entry in entries:
-            model_logging.log_model_metrics(self, spool, run_id, entry)
+            model_logging.log_model_metrics(self, queue, run_id, entry)
 
-    def _unreadable(self, spool: OfflineQueue, _run_id: str, _entries: Sequence[Entry]) -> None:
-        raise EntryRejectedError(f"a line of {spool.entries_file} is no entry: it was damaged on the disk")
+    def _unreadable(self, queue: OfflineQueue, _run_id: str, _entries: Sequence[Entry]) -> None:
+        raise EntryRejectedError(f"a line of {queue.entries_file} is not an entry; it was damaged on disk")
 
 
-def _spooled(spool: OfflineQueue, name: str) -> Path:
-    path = spool.path_of(name)
+def _queued_file(queue: OfflineQueue, name: str) -> Path:
+    path = queue.path_of(name)
     if not path.exists():
         raise EntryRejectedError(f"{path} has been removed")
     return path

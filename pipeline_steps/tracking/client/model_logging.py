@@ -1,7 +1,7 @@
-"""The model registry: an exported model as a pyfunc (models from code, nothing pickled), and numbers attached to it later.
+"""Model logging: uploads an exported model as a pyfunc, registers it, and attaches evaluation metrics to it.
 
-The join between training and evaluation is the model's content: DVC's md5 of the exported folder, a tag of the logged model.
-It is the same whether the folder was just trained or restored from DVC's cache.
+The model is logged from code, nothing is pickled. An evaluation finds its model by content: DVC's md5 of the exported folder is
+a tag of the logged model. The md5 is the same for a trained folder and for one restored from DVC's cache.
 """
 
 from __future__ import annotations
@@ -11,23 +11,21 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline_steps.tracking.client.mlflow_client import MlflowStore, run_datasets
 from pipeline_steps.tracking.client.offline_queue import OfflineQueue, pending_model
 from pipeline_steps.tracking.errors import EntryRejectedError, StoreUnavailableError
 from pipeline_steps.tracking.lineage.dvc_digests import hash_path
-from pipeline_steps.tracking.settings import REGISTERED_MODEL
+from pipeline_steps.tracking.settings import CHALLENGER, REGISTERED_MODEL
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
 
-    from pipeline_steps.tracking.client.mlflow_client import MlflowStore
-
-CHALLENGER = "challenger"
 MD5_TAG = "dvc.md5"
 ENTRY_TAG = "sonify.entry"
 LOGGED_TAG = "sonify.logged"
-"""When the training handed the model over, in milliseconds since 1970: a spool may reach the store long after."""
+"""Time at which training logged the model, in milliseconds since 1970; the upload may happen much later."""
 
 REQUIREMENTS = (
     "diffusers",
@@ -43,11 +41,11 @@ REQUIREMENTS = (
     "torch",
     "transformers",
 )
-"""What serving needs; pinned to the versions that trained the model."""
+"""Packages that serving needs, pinned to the versions that trained the model."""
 
 
 def signature() -> ModelSignature:
-    """Sound in, picture out; see `serving.py` for columns and parameters."""
+    """Signature of the served model; see `pyfunc_model.py` for columns and parameters."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
@@ -59,32 +57,31 @@ def signature() -> ModelSignature:
                 ParamSpec("seed", DataType.long, 0),
                 ParamSpec("guidance_scale", DataType.double, -1.0),
                 ParamSpec("num_samples", DataType.long, 1),
-                ParamSpec("steps", DataType.long, 0),
+                ParamSpec("num_inference_steps", DataType.long, 0),
             ]
         ),
     )
 
 
-def log_model(store: MlflowStore, spool: OfflineQueue, run_id: str, entry: dict[str, Any], copy: Path) -> None:
-    """Log, verify and register the model copied to `copy/model`, with its code in `copy/code`.
+def log_model(store: MlflowStore, queue: OfflineQueue, run_id: str, entry: dict[str, Any], copy: Path) -> None:
+    """Upload, verify and register the model copied to `copy/model`, with its code in `copy/code`.
 
-    Repeatable: a model that is already there is not logged again, a half-uploaded one is marked failed and replaced, and the
-    registry gets a version only after the upload has been checked file by file.
+    Repeatable: a complete model is not uploaded again, and a partial upload is marked as failed and replaced. The version is
+    created after every file of the upload was checked.
 
     Raises:
-        OutageError: the store did not take it now.
-        RejectedError: the copy no longer has the bytes that were logged.
+        StoreUnavailableError: the store is unavailable or the upload is incomplete.
+        EntryRejectedError: the copy has changed since it was logged.
     """
     folder = copy / "model"
     if hash_path(folder) != entry["digest"]:
         raise EntryRejectedError(f"{folder} has changed since it was logged")
     run = store.call(lambda: store.client.get_run(run_id))
-    kept = ("git.commit", "git.dirty", "dvc.stage", "dvc.inputs", "params.digest")
-    tags = {key: value for key, value in run.data.tags.items() if key in kept}
-    read = run.inputs.dataset_inputs if run.inputs else ()
-    tags |= {f"{MD5_TAG}.{found.dataset.name}": found.dataset.digest for found in read}
+    run_tags = ("git.commit", "git.dirty", "dvc.stage", "dvc.inputs", "params.digest")
+    tags = {key: value for key, value in run.data.tags.items() if key in run_tags}
+    tags |= {f"{MD5_TAG}.{name}": digest for name, digest in run_datasets(run).items()}
     tags |= entry.get("tags", {})
-    tags |= {MD5_TAG: entry["digest"], "dvc.path": entry["path"], ENTRY_TAG: f"{spool.key}:{entry['file']}"}
+    tags |= {MD5_TAG: entry["digest"], "dvc.path": entry["path"], ENTRY_TAG: f"{queue.key}:{entry['file']}"}
     tags[LOGGED_TAG] = str(entry["time"])
     model = _ready_model(store, tags[ENTRY_TAG])
     if model is None:
@@ -132,16 +129,16 @@ def _upload_model(store: MlflowStore, run: Any, tags: dict[str, str], copy: Path
             pip_requirements=_requirements(),
         )
         store.call(lambda: client.log_model_artifacts(model.model_id, str(local)))
-        wanted = {path.relative_to(local).as_posix(): path.stat().st_size for path in local.rglob("*") if path.is_file()}
-        found = _listing(store, model.model_id)
-        if missing := sorted(name for name, size in wanted.items() if found.get(name, -1) not in {size, None}):
+        expected = {path.relative_to(local).as_posix(): path.stat().st_size for path in local.rglob("*") if path.is_file()}
+        uploaded = _list_artifacts(store, model.model_id)
+        if missing := sorted(name for name, size in expected.items() if uploaded.get(name, -1) not in {size, None}):
             raise StoreUnavailableError(f"upload of model {model.model_id} is incomplete: {missing[0]}")
     store.call(lambda: client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)]))
     return store.call(lambda: client.finalize_logged_model(model.model_id, "READY"))
 
 
-def _listing(store: MlflowStore, model_id: str) -> dict[str, int | None]:
-    """Every artifact file of a logged model with its size in bytes (None where the store does not tell)."""
+def _list_artifacts(store: MlflowStore, model_id: str) -> dict[str, int | None]:
+    """Artifact files of a logged model with their size in bytes (None if the store does not list sizes)."""
     found: dict[str, int | None] = {}
     folders: list[str | None] = [None]
     while folders:
@@ -159,11 +156,11 @@ def _register(store: MlflowStore, run_id: str, model: LoggedModel, tags: dict[st
 
     client, name = store.client, REGISTERED_MODEL
     versions = store.call(lambda: client.search_model_versions(f"name = '{name}'", max_results=10_000))
-    mine = [found for found in versions if found.run_id == run_id and found.tags.get(ENTRY_TAG) == tags[ENTRY_TAG]]
-    version = mine[0] if mine else None
+    registered = (found for found in versions if found.run_id == run_id and found.tags.get(ENTRY_TAG) == tags[ENTRY_TAG])
+    version = next(registered, None)
     if version is None:
         try:
-            client.create_registered_model(name, description="Draws the picture that a sound suggests.")
+            client.create_registered_model(name, description="Audio-to-image diffusion model.")
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise StoreUnavailableError(str(error)) from error
@@ -177,37 +174,37 @@ def _register(store: MlflowStore, run_id: str, model: LoggedModel, tags: dict[st
                 await_creation_for=0,
             )
         )
-    if not any(_logged(found) > int(tags[LOGGED_TAG]) for found in versions):  # an older model may arrive after a newer one
+    if not any(_logged_at(found) > int(tags[LOGGED_TAG]) for found in versions):  # an older model may be uploaded later
         store.call(lambda: client.set_registered_model_alias(name, CHALLENGER, version.version))
 
 
-def _logged(version: ModelVersion) -> int:
+def _logged_at(version: ModelVersion) -> int:
     return int(version.tags.get(LOGGED_TAG, version.creation_timestamp))
 
 
 def find_model(store: MlflowStore, digest: str) -> LoggedModel | None:
-    """The newest logged model whose exported folder has this DVC md5."""
+    """Newest logged model whose exported folder has this DVC md5; None if there is none."""
     from mlflow.entities import LoggedModelStatus
 
     found = [model for model in _search(store, f"tags.`{MD5_TAG}` = '{digest}'") if model.status == LoggedModelStatus.READY]
     return max(found, key=lambda model: model.creation_timestamp, default=None)
 
 
-def log_model_metrics(store: MlflowStore, spool: OfflineQueue, run_id: str, entry: dict[str, Any]) -> None:
-    """Attach an evaluation's numbers to the model with the evaluated bytes, with name and digest of the test data.
+def log_model_metrics(store: MlflowStore, queue: OfflineQueue, run_id: str, entry: dict[str, Any]) -> None:
+    """Attach an evaluation's metrics to the model with the evaluated bytes, with name and digest of the test data.
 
     Raises:
-        OutageError: the training's spool still has that model to send.
-        RejectedError: no such model was ever logged (it was trained with tracking off).
+        StoreUnavailableError: another queue still holds that model.
+        EntryRejectedError: no such model was logged (it was trained without tracking).
     """
     from mlflow.entities import Metric
 
-    waiting = pending_model(spool, entry["digest"])  # asked first: somebody may send it just now
+    pending = pending_model(queue, entry["digest"])  # before the search: another process may upload the model in between
     model = find_model(store, entry["digest"])
     if model is None:
-        if waiting:
-            raise StoreUnavailableError(f"the model that these numbers are about still waits in {waiting}")
-        raise EntryRejectedError(f"no logged model has dvc.md5 {entry['digest']}: it was trained without tracking")
+        if pending:
+            raise StoreUnavailableError(f"the evaluated model is still in queue {pending}")
+        raise EntryRejectedError(f"no logged model has dvc.md5 {entry['digest']}; it was trained without tracking")
     data = entry.get("dataset") or {}
     rows = [
         Metric(

@@ -1,11 +1,11 @@
-"""The spool: what a run wants to say, on local disk before anything else. No mlflow here.
+"""Offline queue: tracking entries are appended to local disk first and uploaded later. Does not import mlflow.
 
 .runs/tracking/<key>/
-    run.json        stage, experiment, tags, start time (written once)
-    entries.jsonl   one JSON object per line, append only; a torn last line is cut when the run is opened again
-    files/          copies of pictures, sounds, artifacts
-    state.json      how far the uploader got: store, run id, byte offset (written by the uploader alone)
-    rejected.jsonl  entries the store refused for good, with its reason
+    run.json        stage, store, tags, start time (written once)
+    entries.jsonl   one JSON object per line, append only; a partial last line is cut when the run is opened again
+    files/          copies of images, audio, artifacts
+    state.json      upload progress: store, run id, byte offset (written by the uploader only)
+    rejected.jsonl  entries that the store refused permanently, with its reason
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ FINISHED = "FINISHED"
 UNREADABLE = "unreadable"
 
 
-def spool_root(layout: ProjectPaths) -> Path:
-    """Folder of all spools of a project."""
+def queue_root(layout: ProjectPaths) -> Path:
+    """Folder of a project's queues."""
     return layout.runs / "tracking"
 
 
 @dataclass
 class QueueState:
-    """How far a spool was carried into a store.
+    """Upload progress of a queue.
 
     Attributes:
-        uri: the store, without credentials; empty before the first contact.
-        run_id: id of the MLflow run; empty before it exists.
-        offset: bytes of `entries.jsonl` that are in the store.
-        sent: entries in the store.
-        rejected: entries the store refused for good.
-        ended: status of the run once its last entry is in the store.
-        problem: why the last attempt stopped.
+        uri: the store, without credentials; empty before the first upload.
+        run_id: MLflow run id; empty before the run exists.
+        offset: bytes of `entries.jsonl` that were uploaded.
+        sent: number of uploaded entries.
+        rejected: number of entries that the store refused permanently.
+        ended: status of the run after its last entry was uploaded, else empty.
+        problem: why the last attempt failed, else empty.
     """
 
     uri: str = ""
@@ -60,7 +60,7 @@ class QueueState:
 
 @dataclass
 class OfflineQueue:
-    """One run's spool folder. Appending is thread-safe; reading is done by one uploader at a time (it holds a lock)."""
+    """Queue folder of one run. Appending is thread-safe; one uploader at a time reads, under a file lock."""
 
     folder: Path
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -78,26 +78,30 @@ class OfflineQueue:
         return self.folder.name
 
     def header(self) -> dict[str, Any]:
-        """What was written when the run was first opened."""
+        """Content of `run.json`."""
         return dict(json.loads((self.folder / "run.json").read_text(encoding="utf-8")))
 
     def append(self, kind: str, **values: Any) -> None:
-        """Add one entry; the line is handed to the operating system before this returns, whole or (disk full) not at all."""
+        """Append one entry. A line that cannot be written completely (disk full) is removed again.
+
+        Raises:
+            OSError: the entry could not be written.
+        """
         line = json.dumps({"kind": kind, "time": _now_ms(), **values}, ensure_ascii=False, allow_nan=False) + "\n"
         rest = line.encode("utf-8")
         with self._lock, self.entries_file.open("ab", buffering=0) as handle:
             before = handle.tell()
             try:
-                while rest:  # the last bytes of a disk are taken; the next call says that it is full
+                while rest:  # on a full disk the last write is short and only the next one fails
                     rest = rest[handle.write(rest) :]
             except OSError:
                 handle.truncate(before)
                 raise
 
     def read(self, offset: int, limit: int = 400) -> list[tuple[dict[str, Any], int]]:
-        """Whole entries from byte `offset` on, each with the offset behind it; at most `limit`.
+        """Return at most `limit` complete entries from byte `offset` on, each with the offset of its end.
 
-        A line that is no entry becomes one of kind `unreadable`, which no store takes: it ends among the rejected ones.
+        A line that is not an entry is returned as kind `unreadable`; the uploader rejects it.
         """
         found: list[tuple[dict[str, Any], int]] = []
         if not self.entries_file.exists():
@@ -108,11 +112,11 @@ class OfflineQueue:
                 if not line.endswith(b"\n") or len(found) == limit:
                     break
                 offset += len(line)
-                found.append((_entry(line), offset))
+                found.append((_parse_entry(line), offset))
         return found
 
     def new_folder(self) -> Path:
-        """A fresh, empty folder below `files/`, for the copies of one entry."""
+        """Create an empty folder below `files/` for the copies of one entry."""
         root = self.folder / "files"
         root.mkdir(parents=True, exist_ok=True)
         with self._lock:
@@ -122,7 +126,7 @@ class OfflineQueue:
         return path
 
     def path_of(self, name: str) -> Path:
-        """Path of a copy that an entry names relative to `files/`."""
+        """Path of a copy from its name relative to `files/`."""
         return self.folder / "files" / name
 
     def name_of(self, path: Path) -> str:
@@ -130,23 +134,23 @@ class OfflineQueue:
         return path.relative_to(self.folder / "files").as_posix()
 
     def state(self) -> QueueState:
-        """How far the uploader got (the beginning, if it never ran)."""
+        """Upload progress; the initial state if nothing was uploaded yet."""
         try:
             return QueueState(**json.loads((self.folder / "state.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             return QueueState()
 
-    def save(self, state: QueueState) -> None:
-        """Remember how far the uploader got."""
+    def save_state(self, state: QueueState) -> None:
+        """Write the upload progress."""
         write_json(self.folder / "state.json", asdict(state))
 
     def reject(self, entry: dict[str, Any], reason: str) -> None:
-        """Keep an entry that the store refused for good, with the reason."""
+        """Write a permanently refused entry to `rejected.jsonl`."""
         with (self.folder / "rejected.jsonl").open("a", encoding="utf-8") as handle:
             handle.write(json.dumps({"reason": reason, "entry": entry}, ensure_ascii=False) + "\n")
 
     def unsent(self) -> int:
-        """Entries that are not in the store yet."""
+        """Number of entries that were not uploaded yet."""
         if not self.entries_file.exists():
             return 0
         with self.entries_file.open("rb") as handle:
@@ -154,12 +158,12 @@ class OfflineQueue:
             return sum(1 for _ in handle)
 
     def prune(self) -> None:
-        """Drop the copies of a finished run that is wholly in the store; the run id stays."""
+        """Delete entries and copies of a finished, completely uploaded run; `state.json` stays."""
         shutil.rmtree(self.folder / "files", ignore_errors=True)
         self.entries_file.unlink(missing_ok=True)
 
     def last_steps(self) -> dict[str, int]:
-        """The highest step of every metric and picture in the spool; what a resumed run need not say again."""
+        """Highest step of every metric and image in the queue; a resumed run does not log them again."""
         last: dict[str, int] = {}
         offset = 0
         while batch := self.read(offset):
@@ -170,8 +174,8 @@ class OfflineQueue:
                     last[key] = max(last.get(key, -1), int(entry["step"]))
         return last
 
-    def mend(self) -> None:
-        """Cut a last line that a killed process left unfinished."""
+    def truncate_partial_line(self) -> None:
+        """Remove an incomplete last line of a killed process."""
         if not self.entries_file.exists():
             return
         payload = self.entries_file.read_bytes()
@@ -181,43 +185,43 @@ class OfflineQueue:
                 handle.truncate(whole)
 
 
-def open_spool(layout: ProjectPaths, stage: str, resume_key: str | None, header: dict[str, Any]) -> OfflineQueue:
-    """The spool to write to: the unfinished one of this stage and `resume_key` if there is one, else a new one.
+def open_queue(layout: ProjectPaths, stage: str, resume_key: str | None, header: dict[str, Any]) -> OfflineQueue:
+    """Open the unfinished queue of this stage and `resume_key` if there is one, else a new queue.
 
-    A run that was killed or failed is continued; a finished one is history, and the same key opens a new run.
+    A killed or failed run is resumed. A finished run is not: the same key then opens a new run.
     """
-    name = _safe(f"{stage}-{resume_key}" if resume_key else f"{stage}-{_now_ms():x}-{os.getpid():x}")
-    root = spool_root(layout)
+    name = _safe_folder_name(f"{stage}-{resume_key}" if resume_key else f"{stage}-{_now_ms():x}-{os.getpid():x}")
+    root = queue_root(layout)
     root.mkdir(parents=True, exist_ok=True)
     number = 0
     while True:
         folder = root / (name if number == 0 else f"{name}.{number}")
-        spool = OfflineQueue(folder)
+        queue = OfflineQueue(folder)
         if not (folder / "run.json").exists():
             folder.mkdir(exist_ok=True)
             write_json(folder / "run.json", {"stage": stage, "key": folder.name, "start_time": _now_ms(), **header})
-            return spool
-        if resume_key and _same_store(spool, header) and not _finished(spool):
-            spool.mend()
-            return spool
+            return queue
+        if resume_key and _same_store(queue, header) and not _is_finished(queue):
+            queue.truncate_partial_line()
+            return queue
         number += 1
 
 
-def all_spools(layout: ProjectPaths) -> Iterator[OfflineQueue]:
-    """Every spool of the project, oldest first, so that a model is in the store before its evaluation."""
-    root = spool_root(layout)
+def all_queues(layout: ProjectPaths) -> Iterator[OfflineQueue]:
+    """Yield every queue of the project, oldest first, so that a model is uploaded before its evaluation."""
+    root = queue_root(layout)
     if not root.is_dir():
         return
     found = []
     for folder in root.iterdir():
         with contextlib.suppress(OSError, ValueError):
-            spool = OfflineQueue(folder)
-            found.append((spool.header()["start_time"], folder.name, spool))
-    for _, _, spool in sorted(found, key=lambda item: item[:2]):
-        yield spool
+            queue = OfflineQueue(folder)
+            found.append((queue.header()["start_time"], folder.name, queue))
+    for _, _, queue in sorted(found, key=lambda item: item[:2]):
+        yield queue
 
 
-def _entry(line: bytes) -> dict[str, Any]:
+def _parse_entry(line: bytes) -> dict[str, Any]:
     try:
         entry = json.loads(line)
     except ValueError:
@@ -227,21 +231,21 @@ def _entry(line: bytes) -> dict[str, Any]:
     return {"kind": UNREADABLE, "line": line.decode("utf-8", errors="replace")}
 
 
-def _finished(spool: OfflineQueue) -> bool:
-    if spool.state().ended == FINISHED:
+def _is_finished(queue: OfflineQueue) -> bool:
+    if queue.state().ended == FINISHED:
         return True
-    if not spool.entries_file.exists():
+    if not queue.entries_file.exists():
         return False
-    with spool.entries_file.open("rb") as handle:
-        handle.seek(max(0, spool.entries_file.stat().st_size - 4096))
+    with queue.entries_file.open("rb") as handle:
+        handle.seek(max(0, queue.entries_file.stat().st_size - 4096))
         last = handle.read().rstrip(b"\n").rsplit(b"\n", 1)[-1]
     return b'"kind": "end"' in last and FINISHED.encode() in last
 
 
-def pending_model(spool: OfflineQueue, digest: str) -> str:
-    """Key of a spool beside `spool` that still has the model with this DVC md5 to send to the same store; else empty."""
-    uri = spool.state().uri
-    for folder in sorted(spool.folder.parent.iterdir()):
+def pending_model(queue: OfflineQueue, digest: str) -> str:
+    """Key of another queue that holds the model with this DVC md5 for the same store; empty if there is none."""
+    uri = queue.state().uri
+    for folder in sorted(queue.folder.parent.iterdir()):
         other = OfflineQueue(folder)
         with contextlib.suppress(OSError, ValueError):
             state = other.state()
@@ -252,12 +256,12 @@ def pending_model(spool: OfflineQueue, digest: str) -> str:
     return ""
 
 
-def _same_store(spool: OfflineQueue, header: dict[str, Any]) -> bool:
-    """False when the run already lives in another store than the one named now."""
-    return spool.state().uri in {"", header.get("uri", "")}
+def _same_store(queue: OfflineQueue, header: dict[str, Any]) -> bool:
+    """Whether the run was not uploaded to another store than the configured one."""
+    return queue.state().uri in {"", header.get("uri", "")}
 
 
-def _safe(name: str) -> str:
+def _safe_folder_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:120]
 
 

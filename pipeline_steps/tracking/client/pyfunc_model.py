@@ -1,8 +1,9 @@
-"""The model as MLflow serves it (models from code: MLflow runs this file; nothing is unpickled).
+"""MLflow pyfunc of the exported model. MLflow runs this file (models from code); nothing is unpickled.
 
-Input: a table with the column `audio_base64`, the bytes of a sound file (WAV, FLAC, OGG, MP3, AIFF) in base64, one a row.
-Output: a table with the column `png_base64`, one PNG a row; several samples stand side by side in one picture.
-Parameters: `seed`, `guidance_scale` (-1: the model's own), `num_samples` (1..16), `steps` (0: the model's own).
+Input: a table with the column `audio_base64`, one audio file (WAV, FLAC, OGG, MP3, AIFF) in base64 per row.
+Output: a table with the column `png_base64`, one PNG per row; several samples are side by side in one image.
+Parameters: `seed`, `guidance_scale` (-1: the model's default), `num_samples` (1..16), `num_inference_steps` (0: the model's
+default).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 
 import mlflow
 import numpy as np
-import numpy.typing as npt
+
+from pipeline_steps.core.array_types import ByteArray, FloatArray
 
 MAX_BYTES = 25_000_000
 MAX_SECONDS = 30
@@ -23,84 +25,86 @@ MAX_SAMPLES = 16
 MAX_STEPS = 1000
 RATE = 48_000
 UNSET = -1.0
-DEFAULTS: dict[str, Any] = {"seed": 0, "guidance_scale": UNSET, "num_samples": 1, "steps": 0}
+DEFAULTS: dict[str, Any] = {"seed": 0, "guidance_scale": UNSET, "num_samples": 1, "num_inference_steps": 0}
 FORMATS = {"WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF"}
 
 
-def decode_sound(text: str) -> npt.NDArray[np.float32]:
-    """The first 30 s of a base64 sound file as mono float32 [T] at 48 kHz.
+def decode_audio(text: str) -> FloatArray:
+    """Decode the first 30 s of a base64 audio file to mono float32 [T] at 48 kHz.
 
     Raises:
-        ValueError: not base64, too large, not a sound file, empty, or holding NaN or infinity.
+        ValueError: the text is not base64, or the file is too large, not an accepted audio format, empty or not finite.
     """
     import soundfile
     import soxr
 
     if len(text) > MAX_BYTES * 4 // 3 + 4:
-        raise ValueError(f"the sound file is larger than {MAX_BYTES} bytes")
+        raise ValueError(f"the audio file is larger than {MAX_BYTES} bytes")
     try:
         payload = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError("audio_base64 is not base64") from error
     try:
-        with soundfile.SoundFile(io.BytesIO(payload)) as sound:
-            if sound.format not in FORMATS:
-                raise ValueError(f"sound format {sound.format} is not accepted; use one of {', '.join(sorted(FORMATS))}")
-            rate = int(sound.samplerate)
-            samples = sound.read(frames=min(sound.frames, rate * MAX_SECONDS), dtype="float32", always_2d=True).mean(axis=1)
+        with soundfile.SoundFile(io.BytesIO(payload)) as file:
+            if file.format not in FORMATS:
+                raise ValueError(f"audio format {file.format} is not accepted; use one of {', '.join(sorted(FORMATS))}")
+            rate = int(file.samplerate)
+            samples = file.read(frames=min(file.frames, rate * MAX_SECONDS), dtype="float32", always_2d=True).mean(axis=1)
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"the sound cannot be decoded: {error}") from error
+        raise ValueError(f"the audio file cannot be decoded: {error}") from error
     if samples.size == 0 or not np.isfinite(samples).all():
-        raise ValueError("the sound is empty or holds NaN or infinity")
+        raise ValueError("the audio is empty or contains NaN or infinity")
     if rate != RATE:
         samples = soxr.resample(samples, rate, RATE, quality="HQ")
     return np.asarray(samples, dtype=np.float32)
 
 
-def encode_picture(pictures: npt.NDArray[np.uint8]) -> str:
-    """Pictures uint8 [N, H, W, 3] side by side as one PNG in base64."""
+def encode_png(images: ByteArray) -> str:
+    """Encode images uint8 [N, H, W, 3], side by side, as one PNG in base64."""
     from PIL import Image
 
-    row = np.concatenate(list(pictures), axis=1)
+    row = np.concatenate(list(images), axis=1)
     buffer = io.BytesIO()
     Image.fromarray(row).save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 class Audio2ImagePyfunc(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined, unused-ignore]
-    """`predict(table, params)`; see the module's docstring."""
+    """MLflow model with `predict(table, params)`; see the module's docstring."""
 
     def load_context(self, context: Any) -> None:
-        """Read the exported model."""
+        """Load the exported model."""
         from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
 
         self.pipeline = AutoAudio2ImagePipeline.from_pretrained(Path(context.artifacts["model"]))
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow would read hints as a schema
-        """One PNG for each row of `audio_base64`.
+        """Generate one PNG for each row of `audio_base64`.
 
         Raises:
-            ValueError: a row is no sound, or a parameter is out of range.
+            ValueError: a row is not an audio file, or a parameter is out of range.
         """
         import pandas
 
-        chosen = {**DEFAULTS, **(params or {})}
-        count, steps, guidance = int(chosen["num_samples"]), int(chosen["steps"]), float(chosen["guidance_scale"])
+        values = {**DEFAULTS, **(params or {})}
+        count, steps, guidance = int(values["num_samples"]), int(values["num_inference_steps"]), float(values["guidance_scale"])
         if not (1 <= count <= MAX_SAMPLES and 0 <= steps <= MAX_STEPS and (guidance == UNSET or 0.0 <= guidance <= 100.0)):
-            raise ValueError(f"num_samples must be 1..{MAX_SAMPLES}, steps 0..{MAX_STEPS}, guidance_scale 0..100; got {chosen}")
-        pictures = [
-            encode_picture(
+            raise ValueError(
+                f"num_samples must be 1..{MAX_SAMPLES}, num_inference_steps 0..{MAX_STEPS}, guidance_scale 0..100; got {values}"
+            )
+        rows = [
+            encode_png(
                 self.pipeline.draw(
-                    decode_sound(str(text)),
+                    decode_audio(str(text)),
                     num_samples=count,
-                    seed=int(chosen["seed"]),
+                    seed=int(values["seed"]),
                     guidance_scale=None if guidance == UNSET else guidance,
                     steps=steps or None,
                 )
             )
             for text in model_input["audio_base64"]
         ]
-        return pandas.DataFrame({"png_base64": pictures})
+        return pandas.DataFrame({"png_base64": rows})
 
 
 mlflow.models.set_model(Audio2ImagePyfunc())

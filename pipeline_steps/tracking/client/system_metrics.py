@@ -1,4 +1,4 @@
-"""Machine metrics under MLflow's own names (`system/...`), sampled by a daemon thread into the spool."""
+"""System metrics under MLflow's names (`system/...`), sampled by a daemon thread."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ INTERVAL_S = 10.0
 
 
 class SystemMetricsMonitor:
-    """Samples processor, memory, disk and GPU every `interval_s` seconds until stopped.
+    """Samples CPU, memory, disk and GPU metrics every `interval_s` seconds until stopped.
 
-    `log` gets the values and a step that counts samples from `first_step`. A probe that fails is left out; it never raises.
+    `log` is called with the values and a step that starts at `first_step`. A failed sample is skipped.
     """
 
     def __init__(self, log: Callable[[Sample, int], None], first_step: int = 0, interval_s: float = INTERVAL_S) -> None:
@@ -25,11 +25,11 @@ class SystemMetricsMonitor:
         self._thread = threading.Thread(target=self._loop, name="system-metrics", daemon=True)
 
     def start(self) -> None:
-        """Begin to sample."""
+        """Start sampling."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Take no further samples."""
+        """Stop sampling."""
         self._stop.set()
         self._thread.join(timeout=2.0)
 
@@ -38,26 +38,25 @@ class SystemMetricsMonitor:
             import psutil
 
             process = psutil.Process()
-            psutil.cpu_percent()  # the first call only sets the reference point
+            psutil.cpu_percent()  # the first call only sets the reference
         except Exception:
             return
         while not self._stop.wait(self._interval_s):
             try:
                 values = sample(process)
-            except Exception:  # noqa: S112 - a probe may vanish (a child that ended); the next sample is as good
+            except Exception:  # noqa: S112 - a child process may have exited; the next sample replaces this one
                 continue
             self._log(values, self._step)
             self._step += 1
 
 
 def sample(process: object) -> Sample:
-    """One sample: percentages in 0..100, memory in megabytes (10^6 bytes). `process` is a `psutil.Process`."""
+    """Measure percentages in 0..100 and memory in megabytes (10^6 bytes). `process` is a `psutil.Process`."""
     import psutil
 
     memory = psutil.virtual_memory()
-    family = [process, *process.children(recursive=True)]  # type: ignore[attr-defined]
     resident = 0
-    for member in family:
+    for member in (process, *process.children(recursive=True)):  # type: ignore[attr-defined]
         try:
             resident += member.memory_info().rss
         except psutil.Error:

@@ -1,4 +1,4 @@
-"""What an evaluation run says about a model, and how two of them compare on the same test items."""
+"""Evaluation runs read from MLflow, and paired comparison of two of them on the same test items."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +16,20 @@ import numpy as np
 
 from pipeline_steps.core.array_types import DoubleArray
 from pipeline_steps.core.errors import DataError, IntegrityError
+from pipeline_steps.tracking.client.mlflow_client import run_datasets
 from pipeline_steps.tracking.errors import EntryRejectedError
-from pipeline_steps.tracking.registry.model_registry import ModelRegistry, ModelVersionInfo, run_datasets
-from pipeline_steps.tracking.registry.paired_bootstrap import PairedDifference, from_draws, paired_difference
+from pipeline_steps.tracking.registry.model_registry import ModelRegistry, ModelVersionInfo
+from pipeline_steps.tracking.registry.paired_bootstrap import PairedDifference, difference_from_bootstrap, paired_difference
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-HIGHER = ("win_rate", "ais_winrate", "density", "coverage")
-"""Metrics (the beginning of their name) that are better when they are higher; all others are distances."""
+HIGHER_IS_BETTER = ("win_rate", "ais_winrate", "density", "coverage")
+"""Prefixes of metrics for which higher is better; all other metrics are distances."""
 
-OF_THE_MODEL = ("guidance_scale", "steps", "side_px")
-"""Lines of the protocol that describe the model, not how it was judged."""
+MODEL_PROTOCOL_KEYS = ("guidance_scale", "steps", "side_px")
+"""Keys of the evaluation protocol that describe the model; they may differ between two models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,11 @@ class EvaluationRun:
 
     Attributes:
         run_id: MLflow run of the evaluation.
-        data: data set -> DVC md5, of everything it read but the model.
-        protocol: how it was judged: judges, seed, samples a sound.
-        values: "set/metric" -> {value, low, high, n, clusters} of the model's own row.
-        items: rows of the item table: set, pair, sound, cluster, and a number a metric.
-        draws: "set/metric" -> bootstrap draws [repeats], made with the same resampling for every model on the same data.
+        data: data set -> DVC md5 of everything that the evaluation read except the model.
+        protocol: settings of the evaluation: judges, seed, samples per clip.
+        values: "set/metric" -> {value, low, high, n, clusters} of the row `model`.
+        items: rows of the item table: set, pair, sound (clip id), cluster, and one number per metric.
+        replicates: "set/metric" -> bootstrap replicates [repeats]; the resampling is the same for all models on the same data.
         notes: warnings of the evaluation.
     """
 
@@ -50,7 +51,7 @@ class EvaluationRun:
     protocol: Mapping[str, Any]
     values: Mapping[str, Mapping[str, Any]]
     items: Sequence[Mapping[str, str]]
-    draws: Mapping[str, DoubleArray]
+    replicates: Mapping[str, DoubleArray]
     notes: Sequence[str] = ()
 
 
@@ -60,10 +61,10 @@ class MetricComparison:
 
     Attributes:
         metric: "set/metric".
-        higher_is_better: direction.
+        higher_is_better: direction of the metric.
         a, b: the two values.
-        difference: B minus A with interval; without one (low, high, p None) where the metric allows no resampling.
-        wins, losses: items on which B is better, and worse; None where the metric has no value per item.
+        difference: B minus A; low, high and p are None if the metric cannot be resampled.
+        wins, losses: number of items on which B is better or worse; None if the metric has no value per item.
         note: why there is no interval; else empty.
     """
 
@@ -78,7 +79,7 @@ class MetricComparison:
 
     @property
     def gain(self) -> float:
-        """How much better B is, in the metric's own unit; below zero: worse."""
+        """Improvement of B over A in the metric's unit; negative if B is worse."""
         return self.difference.value if self.higher_is_better else -self.difference.value
 
     @property
@@ -91,14 +92,14 @@ class MetricComparison:
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, `no difference shown` (the interval holds zero) or `not tested`."""
+        """`better`, `worse`, `no difference shown` (the interval contains zero) or `not tested`."""
         interval = self.gain_interval
         if interval is None:
             return "not tested"
         return "better" if interval[0] > 0 else "worse" if interval[1] < 0 else "no difference shown"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain form for JSON."""
+        """Fields for JSON."""
         return {
             "metric": self.metric,
             "higher_is_better": self.higher_is_better,
@@ -118,7 +119,7 @@ class MetricComparison:
 
 
 def load_evaluation_run(registry: ModelRegistry, run: Run) -> EvaluationRun:
-    """Numbers, items and draws of an evaluation run, from its artifacts.
+    """Read the values, items and bootstrap replicates of an evaluation run from its artifacts.
 
     Raises:
         DataError: the run has no report.
@@ -128,9 +129,9 @@ def load_evaluation_run(registry: ModelRegistry, run: Run) -> EvaluationRun:
     with tempfile.TemporaryDirectory() as scratch:
         evaluation = json.loads(_fetch(registry, run.info.run_id, "report/evaluation.json", Path(scratch)) or "{}")
         items = _fetch(registry, run.info.run_id, "report/plots/items.csv", Path(scratch))
-        draws = _fetch(registry, run.info.run_id, "report/plots/draws.csv", Path(scratch))
+        replicates = _fetch(registry, run.info.run_id, "report/plots/draws.csv", Path(scratch))
     if not evaluation:
-        raise DataError(f"evaluation run {run.info.run_id} holds no report", "run: dvc repro --force evaluate")
+        raise DataError(f"evaluation run {run.info.run_id} has no report", "run: dvc repro --force evaluate")
     values = {}
     for key, block in evaluation.items():
         if isinstance(block, Mapping) and "rows" in block:
@@ -140,16 +141,16 @@ def load_evaluation_run(registry: ModelRegistry, run: Run) -> EvaluationRun:
     return EvaluationRun(
         run.info.run_id,
         data,
-        {key: value for key, value in evaluation.get("protocol", {}).items() if key not in OF_THE_MODEL},
+        {key: value for key, value in evaluation.get("protocol", {}).items() if key not in MODEL_PROTOCOL_KEYS},
         values,
         list(csv.DictReader(io.StringIO(items))) if items else [],
-        _draws(draws) if draws else {},
+        _parse_replicates(replicates) if replicates else {},
         tuple(evaluation.get("warnings", ())),
     )
 
 
 def data_mismatches(a: EvaluationRun, b: EvaluationRun) -> list[str]:
-    """Why the two were not judged on the same data in the same way; empty when they were."""
+    """Differences in data or protocol that make two evaluations incomparable; empty if there are none."""
     problems = []
     for name in sorted({*a.data, *b.data}):
         first, second = a.data.get(name, "not read"), b.data.get(name, "not read")
@@ -157,48 +158,46 @@ def data_mismatches(a: EvaluationRun, b: EvaluationRun) -> list[str]:
             problems.append(f"{name} differs: {first} and {second}")
     for name in sorted({*a.protocol, *b.protocol}):
         if a.protocol.get(name) != b.protocol.get(name):
-            problems.append(f"judged differently: {name} is {a.protocol.get(name)!r} and {b.protocol.get(name)!r}")
-    if not problems and [_who(row) for row in a.items] != [_who(row) for row in b.items]:
-        problems.append("the tables of test items are not the same")
+            problems.append(f"protocol differs: {name} is {a.protocol.get(name)!r} and {b.protocol.get(name)!r}")
+    if not problems and [_item_key(row) for row in a.items] != [_item_key(row) for row in b.items]:
+        problems.append("the tables of test items differ")
     return problems
 
 
 def compare(a: EvaluationRun, b: EvaluationRun) -> list[MetricComparison]:
-    """Every metric that both have, by name.
+    """Compare every metric that both evaluations have, in the order of names.
 
     Raises:
-        IntegrityError: they were not judged on the same data.
+        IntegrityError: the evaluations are not comparable.
     """
     if problems := data_mismatches(a, b):
-        raise IntegrityError(f"the two evaluations cannot be paired: {'; '.join(problems)}", "evaluate both on one set")
+        raise IntegrityError(f"the evaluations are not comparable: {'; '.join(problems)}", "evaluate both on the same data")
     return [_compare_metric(metric, a, b) for metric in sorted({*a.values} & {*b.values})]
 
 
 def _compare_metric(metric: str, a: EvaluationRun, b: EvaluationRun) -> MetricComparison:
     group, _, name = metric.partition("/")
-    higher = name.startswith(HIGHER)
+    higher = name.startswith(HIGHER_IS_BETTER)
     first, second = a.values[metric], b.values[metric]
-    value = float(second["value"]) - float(first["value"])
+    value, n, num_clusters = float(second["value"]) - float(first["value"]), int(second["n"]), int(second["clusters"])
     repeats, seed = int(a.protocol.get("bootstrap_repeats", 2000)), int(a.protocol.get("seed", 0))
-    column = f"{name}.model"
     rows = [pair for pair in zip(a.items, b.items, strict=True) if pair[0].get("set") == group]
-    ours, theirs = ([_number(row.get(column)) for row in side] for side in (zip(*rows, strict=True) if rows else ((), ())))
+    pairs = [(_number(row.get(f"{name}.model")), _number(other.get(f"{name}.model"))) for row, other in rows]
     wins = losses = None
     note = ""
-    if any(math.isfinite(x) and math.isfinite(y) for x, y in zip(ours, theirs, strict=True)):
+    if any(math.isfinite(x) and math.isfinite(y) for x, y in pairs):
         clusters = [row.get("cluster") or row["sound"] for row, _ in rows]
-        difference = paired_difference(ours, theirs, clusters, repeats, seed)
-        gains = [(y - x) if higher else (x - y) for x, y in zip(ours, theirs, strict=True)]
+        difference = paired_difference([x for x, _ in pairs], [y for _, y in pairs], clusters, repeats, seed)
+        gains = [(y - x) if higher else (x - y) for x, y in pairs]
         wins, losses = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
-    elif metric in a.draws and metric in b.draws and len(a.draws[metric]) == len(b.draws[metric]):
-        draws = b.draws[metric] - a.draws[metric]
-        difference = from_draws(value, draws, int(second["n"]), int(second["clusters"]))
+    elif metric in a.replicates and metric in b.replicates and len(a.replicates[metric]) == len(b.replicates[metric]):
+        difference = difference_from_bootstrap(value, b.replicates[metric] - a.replicates[metric], n, num_clusters)
     else:
-        difference = PairedDifference(value, None, None, None, int(second["n"]), int(second["clusters"]))
+        difference = PairedDifference(value, None, None, None, n, num_clusters)
         note = (
-            "biased at this number of pictures, so it is not resampled"
+            "not resampled: the metric is biased at this number of images"
             if name.startswith("frechet")
-            else "this evaluation kept no bootstrap draws"
+            else "the evaluation has no bootstrap replicates"
         )
     return MetricComparison(metric, higher, float(first["value"]), float(second["value"]), difference, wins, losses, note)
 
@@ -206,40 +205,31 @@ def _compare_metric(metric: str, a: EvaluationRun, b: EvaluationRun) -> MetricCo
 def latest_comparable_evaluations(
     registry: ModelRegistry, a: ModelVersionInfo, b: ModelVersionInfo
 ) -> tuple[EvaluationRun, EvaluationRun]:
-    """The newest evaluations of two versions that were made on the same data; else the newest of each, which do not fit.
+    """Return the newest comparable evaluations of two versions; if none are comparable, the newest of each.
 
     Raises:
-        DataError: one of them was never evaluated.
+        DataError: a version was never evaluated.
     """
-    found = []
-    for info in (a, b):
-        runs = registry.evaluations(info)
+    runs_of_a, runs_of_b = (registry.evaluations(info) for info in (a, b))
+    for info, runs in ((a, runs_of_a), (b, runs_of_b)):
         if not runs:
             raise DataError(f"version {info.version} has no evaluation in MLflow", "run: dvc repro --force evaluate")
-        found.append([_LazyEvaluation(registry, run) for run in runs])
-    for second in found[1]:
-        for first in found[0]:
-            if not data_mismatches(first.get(), second.get()):
-                return first.get(), second.get()
-    return found[0][0].get(), found[1][0].get()
+    loaded: dict[str, EvaluationRun] = {}
 
+    def load(run: Run) -> EvaluationRun:
+        if run.info.run_id not in loaded:
+            loaded[run.info.run_id] = load_evaluation_run(registry, run)
+        return loaded[run.info.run_id]
 
-@dataclass
-class _LazyEvaluation:
-    """A judgement that is read when it is first looked at."""
-
-    registry: ModelRegistry
-    run: Run
-    found: list[EvaluationRun] = field(default_factory=list)
-
-    def get(self) -> EvaluationRun:
-        if not self.found:
-            self.found.append(load_evaluation_run(self.registry, self.run))
-        return self.found[0]
+    for second in runs_of_b:
+        for first in runs_of_a:
+            if not data_mismatches(load(first), load(second)):
+                return load(first), load(second)
+    return load(runs_of_a[0]), load(runs_of_b[0])
 
 
 def _fetch(registry: ModelRegistry, run_id: str, path: str, scratch: Path) -> str:
-    """Text of an artifact; empty when the run has none of this name."""
+    """Text of an artifact; empty if the run does not have it."""
     folder, _, leaf = path.rpartition("/")
     listed = registry.call(lambda: registry.client.list_artifacts(run_id, folder))
     if not any(item.path.rsplit("/", 1)[-1] == leaf for item in listed):
@@ -251,13 +241,13 @@ def _fetch(registry: ModelRegistry, run_id: str, path: str, scratch: Path) -> st
     return Path(local).read_text(encoding="utf-8")
 
 
-def _draws(text: str) -> dict[str, DoubleArray]:
+def _parse_replicates(text: str) -> dict[str, DoubleArray]:
     rows = list(csv.reader(io.StringIO(text)))
     table = np.array([[_number(cell) for cell in row] for row in rows[1:]], np.float64)
     return {name: table[:, column] for column, name in enumerate(rows[0]) if len(table)}
 
 
-def _who(row: Mapping[str, str]) -> tuple[str | None, ...]:
+def _item_key(row: Mapping[str, str]) -> tuple[str | None, ...]:
     return tuple(row.get(name) for name in ("set", "pair", "image_id", "sound"))
 
 

@@ -1,15 +1,16 @@
-"""Two model versions beside each other: numbers on the same test items, parameters, data, and drawings of the same sounds."""
+"""Comparison of two model versions: metrics on the same test items, parameters, data, and samples of the same clips."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.tracking.client.mlflow_client import run_datasets
 from pipeline_steps.tracking.errors import EntryRejectedError
 from pipeline_steps.tracking.lineage.dvc_digests import hash_path
 from pipeline_steps.tracking.registry.evaluation_results import (
@@ -19,15 +20,19 @@ from pipeline_steps.tracking.registry.evaluation_results import (
     data_mismatches,
     latest_comparable_evaluations,
 )
-from pipeline_steps.tracking.registry.model_registry import ModelRegistry, ModelVersionInfo, run_datasets
+from pipeline_steps.tracking.registry.model_registry import ModelRegistry, ModelVersionInfo
 from pipeline_steps.tracking.settings import REGISTERED_MODEL
 
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
 SAMPLES = "report/compare"
+"""Artifact folder of an evaluation run with samples; file names: drawn-CLIP.png, picture-IMAGE.jpg, sound-CLIP.mp3."""
 
 
 @dataclass(frozen=True, slots=True)
 class FieldDiff:
-    """A parameter, data set or tag that differs; an empty text means it is not there."""
+    """A parameter, data set or tag that differs; an empty string means that it is missing."""
 
     name: str
     a: str
@@ -36,32 +41,37 @@ class FieldDiff:
 
 @dataclass(frozen=True, slots=True)
 class SampleComparison:
-    """One sound, its real picture, and what each model drew from it (file bytes; empty when a run kept none).
+    """One clip, its real image, and the image that each model generated from it.
 
-    `rates`: metric -> (A's, B's) value of this very item.
+    Attributes:
+        set: `test` or `gold`.
+        name: pair id.
+        image, audio, a, b: bytes of the files; empty if a run did not log the file.
+        metrics: metric -> values of A and B for this item.
     """
 
     set: str
     name: str
-    picture: bytes
-    sound: bytes
+    image: bytes
+    audio: bytes
     a: bytes
     b: bytes
-    rates: Mapping[str, tuple[float, float]]
+    metrics: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelComparison:
-    """Everything `sonify compare` shows.
+    """Result of `sonify compare`.
 
     Attributes:
         a, b: the two versions; differences are B minus A.
-        metrics: every metric of both evaluations.
-        data: what both were judged on: data set -> DVC md5.
-        runs: their evaluation runs.
-        parameters, made_of: how they were trained, and on what: only what differs.
-        samples: drawings of the same sounds.
-        notes: what a reader must know.
+        metrics: metrics that both evaluations have.
+        data: data set -> DVC md5 of the evaluations' data.
+        runs: the two evaluation runs.
+        parameters: differing training parameters.
+        provenance: differing training data, commits and model families.
+        samples: generated images for the same clips.
+        notes: warnings of the evaluations and of the comparison.
     """
 
     a: ModelVersionInfo
@@ -70,14 +80,14 @@ class ModelComparison:
     data: Mapping[str, str]
     runs: tuple[str, str]
     parameters: Sequence[FieldDiff]
-    made_of: Sequence[FieldDiff]
+    provenance: Sequence[FieldDiff]
     samples: Sequence[SampleComparison]
     notes: Sequence[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain form for JSON, without the drawings."""
+        """Fields for JSON, without the samples."""
 
-        def plain(info: ModelVersionInfo) -> dict[str, Any]:
+        def version(info: ModelVersionInfo) -> dict[str, Any]:
             return {
                 "version": info.version,
                 "md5": info.md5,
@@ -87,51 +97,52 @@ class ModelComparison:
             }
 
         return {
-            "a": plain(self.a),
-            "b": plain(self.b),
+            "a": version(self.a),
+            "b": version(self.b),
             "evaluations": list(self.runs),
             "data": dict(self.data),
             "metrics": [found.as_dict() for found in self.metrics],
-            "parameters": [{"name": c.name, "a": c.a, "b": c.b} for c in self.parameters],
-            "made_of": [{"name": c.name, "a": c.a, "b": c.b} for c in self.made_of],
+            "parameters": [asdict(diff) for diff in self.parameters],
+            "provenance": [asdict(diff) for diff in self.provenance],
             "notes": list(self.notes),
         }
 
 
 def compare_versions(layout: ProjectPaths, first: str, second: str) -> ModelComparison:
-    """Compare two versions (numbers, aliases or runs) on the items that both were judged on.
+    """Compare two versions (numbers, aliases or runs) on the same test items.
 
     Raises:
-        DataError: there is no such version, or it was never evaluated.
-        IntegrityError: they were not judged on the same data in the same way.
-        ConfigError, ServiceError: see `Registry`.
+        DataError: a version does not exist or was never evaluated.
+        IntegrityError: the versions have no comparable evaluations.
+        ConfigError, ServiceError: see `ModelRegistry`.
     """
     registry = ModelRegistry(layout)
     a, b = registry.resolve(first), registry.resolve(second)
-    judged_a, judged_b = latest_comparable_evaluations(registry, a, b)
-    if problems := data_mismatches(judged_a, judged_b):
+    evaluation_a, evaluation_b = latest_comparable_evaluations(registry, a, b)
+    if problems := data_mismatches(evaluation_a, evaluation_b):
         raise IntegrityError(
-            f"versions {a.version} and {b.version} were not judged on the same data: {'; '.join(problems)}",
-            f"sonify compare {a.version} {b.version} --evaluate judges both on this folder's data first",
+            f"versions {a.version} and {b.version} were not evaluated on the same data: {'; '.join(problems)}",
+            f"evaluate both on this project's data: sonify compare {a.version} {b.version} --evaluate",
         )
-    notes = sorted({*judged_a.notes, *judged_b.notes})
+    notes = sorted({*evaluation_a.notes, *evaluation_b.notes})
     if a.md5 == b.md5:
-        notes.insert(0, "both versions hold the same bytes")
+        notes.insert(0, "both versions have the same bytes")
+    run_a, run_b = (_training_run(registry, info) for info in (a, b))
     return ModelComparison(
         a,
         b,
-        compare(judged_a, judged_b),
-        judged_b.data,
-        (judged_a.run_id, judged_b.run_id),
-        _changes(_parameters(registry, a), _parameters(registry, b)),
-        _changes(_made_of(registry, a), _made_of(registry, b)),
-        _samples(registry, judged_a, judged_b),
+        compare(evaluation_a, evaluation_b),
+        evaluation_b.data,
+        (evaluation_a.run_id, evaluation_b.run_id),
+        _field_diffs(run_a.data.params if run_a else {}, run_b.data.params if run_b else {}),
+        _field_diffs(_provenance(a, run_a), _provenance(b, run_b)),
+        _samples(registry, evaluation_a, evaluation_b),
         notes,
     )
 
 
 def log_comparison(layout: ProjectPaths, comparison: ModelComparison, files: Mapping[str, str]) -> None:
-    """Log files (name -> text) as artifacts of B's evaluation run, below `compare/`."""
+    """Log files (name -> text) as artifacts of B's evaluation run below `compare/`."""
     registry = ModelRegistry(layout)
     folder = f"compare/{comparison.b.version}-with-{comparison.a.version}"
     for name, text in files.items():
@@ -139,11 +150,11 @@ def log_comparison(layout: ProjectPaths, comparison: ModelComparison, files: Map
 
 
 def fetch_model(layout: ProjectPaths, info: ModelVersionInfo, folder: Path) -> Path:
-    """The exported model of a version, from MLflow, below `folder`; its bytes are checked against its md5.
+    """Download the exported model of a version to `folder` and check its md5; returns the model's path.
 
     Raises:
-        DataError: MLflow does not hold it any more.
-        IntegrityError: it holds other bytes.
+        DataError: MLflow does not have the model any more.
+        IntegrityError: the downloaded model has another md5.
     """
     registry = ModelRegistry(layout)
     import mlflow
@@ -160,66 +171,49 @@ def fetch_model(layout: ProjectPaths, info: ModelVersionInfo, folder: Path) -> P
     return model
 
 
-def _parameters(registry: ModelRegistry, info: ModelVersionInfo) -> dict[str, str]:
-    if not info.run_id:
-        return {}
+def _training_run(registry: ModelRegistry, info: ModelVersionInfo) -> Run | None:
+    """Training run of a version; None if it was deleted."""
     try:
-        return dict(registry.call(lambda: registry.client.get_run(info.run_id)).data.params)
-    except (EntryRejectedError, DataError):  # the run was deleted; the version outlives it
-        return {}
+        return registry.call(lambda: registry.client.get_run(info.run_id)) if info.run_id else None
+    except (EntryRejectedError, DataError):
+        return None
 
 
-def _made_of(registry: ModelRegistry, info: ModelVersionInfo) -> dict[str, str]:
-    facts = {"dvc.md5": info.md5, "git.commit": info.commit}
-    facts |= {name: value for name, value in info.tags.items() if name.startswith(("pairs.", "families.", "dvc.md5."))}
-    if info.run_id:
-        try:
-            run = registry.call(lambda: registry.client.get_run(info.run_id))
-            facts |= {f"dvc.md5.{name}": digest for name, digest in run_datasets(run).items()}
-        except (EntryRejectedError, DataError):
-            return facts
-    return facts
+def _provenance(info: ModelVersionInfo, run: Run | None) -> dict[str, str]:
+    fields = {"dvc.md5": info.md5, "git.commit": info.commit}
+    fields |= {name: value for name, value in info.tags.items() if name.startswith(("pairs.", "families.", "dvc.md5."))}
+    return fields | {f"dvc.md5.{name}": digest for name, digest in (run_datasets(run) if run else {}).items()}
 
 
-def _changes(a: Mapping[str, str], b: Mapping[str, str]) -> list[FieldDiff]:
+def _field_diffs(a: Mapping[str, str], b: Mapping[str, str]) -> list[FieldDiff]:
     names = sorted({*a, *b})
     return [FieldDiff(name, a.get(name, ""), b.get(name, "")) for name in names if a.get(name) != b.get(name)]
 
 
 def _samples(registry: ModelRegistry, a: EvaluationRun, b: EvaluationRun) -> list[SampleComparison]:
     with tempfile.TemporaryDirectory() as scratch:
-        first = _folder(registry, a.run_id, Path(scratch) / "a")
-        second = _folder(registry, b.run_id, Path(scratch) / "b")
-        rows = []
-        for item, other in zip(a.items, b.items, strict=True):
-            name = f"drawn-{item['sound']}.png"
-            if (name not in first and name not in second) or item["set"] not in {"test", "gold"}:
-                continue
-            picture = f"picture-{item['image_id']}.jpg"
-            if picture not in first | second:  # another item of the same sound was the one kept
-                continue
-            rates = {
-                column.removesuffix(".model"): (float(item[column]), float(other[column]))
-                for column in item
-                if column.endswith(".model") and item[column] and other.get(column)
-            }
-            sound = f"sound-{item['sound']}.mp3"
-            rows.append(
-                SampleComparison(
-                    item["set"],
-                    item["pair"],
-                    second.get(picture) or first.get(picture, b""),
-                    second.get(sound) or first.get(sound, b""),
-                    first.get(name, b""),
-                    second.get(name, b""),
-                    rates,
-                )
-            )
+        first = _download_samples(registry, a.run_id, Path(scratch) / "a")
+        second = _download_samples(registry, b.run_id, Path(scratch) / "b")
+    either = first | second
+    rows = []
+    for item, other in zip(a.items, b.items, strict=True):
+        image, generated = f"picture-{item['image_id']}.jpg", f"drawn-{item['sound']}.png"
+        # The image is missing if another item of the same clip was logged.
+        if image not in either or generated not in either or item["set"] not in {"test", "gold"}:
+            continue
+        metrics = {
+            column.removesuffix(".model"): (float(item[column]), float(other[column]))
+            for column in item
+            if column.endswith(".model") and item[column] and other.get(column)
+        }
+        audio = either.get(f"sound-{item['sound']}.mp3", b"")
+        generated_a, generated_b = first.get(generated, b""), second.get(generated, b"")
+        rows.append(SampleComparison(item["set"], item["pair"], either[image], audio, generated_a, generated_b, metrics))
     return rows
 
 
-def _folder(registry: ModelRegistry, run_id: str, target: Path) -> dict[str, bytes]:
-    """Files of the samples folder of a run, by name."""
+def _download_samples(registry: ModelRegistry, run_id: str, target: Path) -> dict[str, bytes]:
+    """File name -> bytes of the samples that an evaluation run logged."""
     if not registry.call(lambda: registry.client.list_artifacts(run_id, SAMPLES)):
         return {}
     target.mkdir()

@@ -1,14 +1,15 @@
-"""Model versions and their evaluations, read from MLflow by whoever asks: a command or a flow, never a stage."""
+"""Model registry: versions of the registered model and their evaluations. Used by commands and flows, not by stages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from pipeline_steps.core.errors import ConfigError, DataError, ServiceError
 from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.tracking.client.mlflow_client import MlflowStore, run_datasets
 from pipeline_steps.tracking.client.uploader import check_reachable
 from pipeline_steps.tracking.errors import EntryRejectedError, StoreUnavailableError
 from pipeline_steps.tracking.settings import REGISTERED_MODEL, SYNC_TIMEOUT_S, read_settings, redact
@@ -20,29 +21,21 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-CHAMPION = "champion"
-CHALLENGER = "challenger"
-
-
-def run_datasets(run: Run) -> dict[str, str]:
-    """Name -> digest of the data sets that a run read."""
-    return {found.dataset.name: found.dataset.digest for found in (run.inputs.dataset_inputs if run.inputs else ())}
-
 
 @dataclass(frozen=True, slots=True)
 class ModelVersionInfo:
     """One version of the registered model.
 
     Attributes:
-        version: its number.
+        version: version number.
         md5: DVC's md5 of the exported folder.
-        url: its page in MLflow; None when the store is a database without a server.
-        run_id: the training run.
+        url: page in MLflow; None if the store is a database without a server.
+        run_id: training run.
         model_id: MLflow's logged model.
-        commit: git commit it was trained at; empty when unknown.
+        commit: git commit at training; empty if unknown.
         created: milliseconds since 1970.
-        aliases: names that point at it.
-        tags: everything else that is known about it.
+        aliases: aliases of the version.
+        tags: all tags of the version.
     """
 
     version: str
@@ -57,107 +50,100 @@ class ModelVersionInfo:
 
 
 class ModelRegistry:
-    """The project's MLflow store, with its failures as the project's errors.
+    """Access to the project's MLflow store that raises the project's errors.
 
     Raises:
-        ConfigError: nothing was ever tracked here.
+        ConfigError: the default database does not exist.
         ServiceError: the server does not answer.
     """
 
     def __init__(self, layout: ProjectPaths) -> None:
         self.layout = layout
         self.settings = read_settings(layout)
-        parts = urlsplit(self.settings.uri)
-        if parts.scheme == "sqlite":
-            from pathlib import Path
-
-            # MLflow would make an empty database, and take its time over it.
-            if not Path(self.settings.uri.removeprefix("sqlite:///")).is_file():
-                raise ConfigError(f"{redact(self.settings.uri)} does not exist: nothing was tracked here", "run: dvc repro")
+        database = self.settings.uri.removeprefix("sqlite:///")
+        if database != self.settings.uri and not Path(database).is_file():  # MLflow would create an empty database
+            raise ConfigError(f"{redact(self.settings.uri)} does not exist: nothing was tracked here", "run: dvc repro")
         try:
             check_reachable(self.settings)
-            from pipeline_steps.tracking.client.mlflow_client import MlflowStore
-
             self._store = MlflowStore(self.settings, SYNC_TIMEOUT_S)
         except StoreUnavailableError as error:
             raise ServiceError(redact(str(error)), "check MLFLOW_TRACKING_URI and the server", transient=True) from error
         self.client: MlflowClient = self._store.client
 
     def call(self, function: Callable[[], Result]) -> Result:
-        """Run `function` on the client.
+        """Call `function` and map its errors.
 
         Raises:
-            ServiceError: the store did not answer (transient).
-            DataError: it does not hold what was asked for.
-            RejectedError: it answered no.
+            ServiceError: the store is unavailable (transient).
+            DataError: the requested object does not exist.
+            EntryRejectedError: the store refused the request.
         """
         try:
             return self._store.call(function)
         except StoreUnavailableError as error:
             if getattr(error.__cause__, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 raise DataError(f"MLflow: {redact(str(error.__cause__))[:300]}") from error
-            where = redact(self.settings.uri)
-            raise ServiceError(
-                f"MLflow at {where}: {redact(str(error))[:300]}", "try again when it answers", transient=True
-            ) from error
+            raise _unavailable(self.settings.uri, error) from error
 
     def experiment_id(self) -> str:
-        """Id of the project's experiment, made when it is missing."""
+        """Id of the project's experiment, which is created if it does not exist."""
         try:
             return self._store.experiment_id()
         except StoreUnavailableError as error:
-            raise ServiceError(redact(str(error)), "try again when MLflow answers", transient=True) from error
+            raise _unavailable(self.settings.uri, error) from error
 
     def alias(self, name: str) -> str | None:
-        """Number of the version an alias points at."""
+        """Number of the version with an alias; None if the alias is not set."""
         model = self._registered()
         found = model.aliases.get(name) if model else None
         return None if found is None else str(found)
 
     def versions(self) -> list[ModelVersionInfo]:
-        """Every version, oldest first."""
+        """All versions, oldest first."""
         found = self.call(lambda: self.client.search_model_versions(f"name = '{REGISTERED_MODEL}'", max_results=10_000))
         aliases = self._aliases()
         infos = [self._info(version, aliases) for version in found]
         return sorted(infos, key=lambda info: int(info.version))
 
     def version(self, number: str) -> ModelVersionInfo:
-        """One version by its number.
+        """Version by number.
 
         Raises:
-            DataError: the registry does not hold it.
+            DataError: the version does not exist.
         """
         try:
             found = self.call(lambda: self.client.get_model_version(REGISTERED_MODEL, number))
         except (EntryRejectedError, DataError) as error:
-            raise DataError(f"{REGISTERED_MODEL} has no version {number}", "sonify trace --list shows what there is") from error
+            raise DataError(f"{REGISTERED_MODEL} has no version {number}", "list the versions: sonify trace --list") from error
         return self._info(found, self._aliases())
 
     def resolve(self, name: str) -> ModelVersionInfo:
-        """A version by number, alias (with or without @), MLflow run id or DVC md5 (also their beginning, 6 characters up).
+        """Version by number, alias (with or without @), MLflow run id or DVC md5.
+
+        A prefix of 6 or more characters of a run id or an md5 is enough.
 
         Raises:
-            DataError: nothing, or more than one thing, is called so.
+            DataError: no version or several versions match.
         """
         text = name.strip().removeprefix(f"models:/{REGISTERED_MODEL}").lstrip("@/")
         versions = self.versions()
         for info in versions:
             if text == info.version or text in info.aliases:
                 return info
-        judged = self._evaluated_by(text)
+        evaluated = self._evaluated_model(text)
         matches = [
             info
             for info in versions
-            if len(text) >= 6 and (info.run_id.startswith(text) or info.md5.startswith(text) or judged == info.md5)
+            if len(text) >= 6 and (info.run_id.startswith(text) or info.md5.startswith(text) or evaluated == info.md5)
         ]
         if len({info.md5 for info in matches}) == 1:
             return matches[-1]
-        known = ", ".join([*(info.version for info in versions[-8:]), *sorted({a for i in versions for a in i.aliases})])
-        what = "is ambiguous" if matches else "is no version, alias or run"
-        raise DataError(f"{name!r} {what} of {REGISTERED_MODEL}", f"known: {known or 'none; run dvc repro'}")
+        names = ", ".join([*(info.version for info in versions[-8:]), *sorted({a for i in versions for a in i.aliases})])
+        problem = "is ambiguous" if matches else "is no version, alias or run"
+        raise DataError(f"{name!r} {problem} of {REGISTERED_MODEL}", f"use one of: {names}" if names else "run: dvc repro")
 
     def evaluations(self, info: ModelVersionInfo) -> list[Run]:
-        """Finished runs of `evaluate` on a model with these bytes, newest first."""
+        """Finished runs of stage `evaluate` on a model with the version's bytes, newest first."""
         query = f"dataset.digest = '{info.md5}' and attributes.status = 'FINISHED' and attributes.run_name = 'evaluate'"
         experiment = self.experiment_id()
         return list(
@@ -166,8 +152,8 @@ class ModelRegistry:
             )
         )
 
-    def _evaluated_by(self, run_id: str) -> str:
-        """md5 of the model that an evaluation run judged; empty when there is no such run."""
+    def _evaluated_model(self, run_id: str) -> str:
+        """md5 of the model of an evaluation run; empty if there is no such run."""
         if len(run_id) != 32:
             return ""
         try:
@@ -213,3 +199,7 @@ class ModelRegistry:
             aliases=tuple(sorted(aliases.get(number, ()))),
             tags=tags,
         )
+
+
+def _unavailable(uri: str, error: StoreUnavailableError) -> ServiceError:
+    return ServiceError(f"MLflow at {redact(uri)}: {redact(str(error))[:300]}", "try again when MLflow answers", transient=True)

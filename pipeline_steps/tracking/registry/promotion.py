@@ -1,8 +1,8 @@
-"""Champion and challenger: propose, promote, reject, roll back. Decisions are lines of the ledger; aliases show them.
+"""Promotion of models: propose, promote, reject, roll back. Decisions are entries of the promotion log.
 
 proposal = propose(layout)
 print(proposal.gate.markdown())
-promote(proposal, actor="ada", reason="draws dogs at last")
+promote(proposal, actor="ada", reason="better images of dogs")
 """
 
 from __future__ import annotations
@@ -16,131 +16,106 @@ from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError, S
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.tracking.errors import EntryRejectedError
 from pipeline_steps.tracking.registry.evaluation_results import compare, data_mismatches, latest_comparable_evaluations
-from pipeline_steps.tracking.registry.model_registry import CHALLENGER, CHAMPION, ModelRegistry, ModelVersionInfo
+from pipeline_steps.tracking.registry.model_registry import ModelRegistry, ModelVersionInfo
 from pipeline_steps.tracking.registry.promotion_gate import GateResult, evaluate_gate, read_gate
 from pipeline_steps.tracking.registry.promotion_log import PromotionEvent, PromotionLog
-from pipeline_steps.tracking.settings import REGISTERED_MODEL, redact
+from pipeline_steps.tracking.settings import CHALLENGER, CHAMPION, REGISTERED_MODEL, redact
 
 log = logging.getLogger(__name__)
 
 PROMOTED_TAG = "promotion.line"
-SETTLE_ROUNDS = 10
+MAX_ALIAS_ATTEMPTS = 10
 PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class PromotionProposal:
-    """A challenger beside the champion, and what the gate says.
+    """A challenger, the champion and the result of the gate.
 
     Attributes:
-        champion: None when there is none yet.
-        challenger: the version that the alias `challenger` points at, or the one asked for.
-        gate: may it become champion, and why (not).
-        layout: the project.
-        seen: lines of the ledger when this was proposed; a promotion after a newer line is refused.
-        runs: evaluation runs that were compared (champion's, challenger's).
+        champion: current champion; None if there is none.
+        challenger: version with the alias `challenger`, or the requested version.
+        gate: result of the promotion gate.
+        layout: paths of the project.
+        num_events: number of entries in the promotion log at the time of the proposal. A decision is refused if the log has
+            grown since.
+        runs: compared evaluation runs (champion's, challenger's).
     """
 
     champion: ModelVersionInfo | None
     challenger: ModelVersionInfo
     gate: GateResult
     layout: ProjectPaths
-    seen: int
+    num_events: int
     runs: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PromotionRecord:
-    """What became of it: a line of the ledger.
-
-    Attributes:
-        line: its number.
-        kind: `promote` or `rollback`.
-        version: the champion now.
-        former: the champion before.
-        actor, reason, time: who, why, when (ISO 8601, UTC).
-        run_id: MLflow run that holds the ledger.
-    """
-
-    line: int
-    kind: str
-    version: str
-    former: str | None
-    actor: str
-    reason: str
-    time: str
-    run_id: str
 
 
 def propose(layout: ProjectPaths, challenger: str = CHALLENGER) -> PromotionProposal:
     """Compare the challenger with the champion on the same test items. Reads only.
 
     Args:
-        layout: the project.
+        layout: paths of the project.
         challenger: version, alias or run; default: the newest model.
 
     Raises:
-        ConfigError: the gate file is wrong, or nothing was ever tracked.
-        DataError: there is no challenger, or it (or the champion) was never evaluated.
+        ConfigError: the gate file is not valid, or nothing was tracked.
+        DataError: there is no challenger, or the challenger or the champion was never evaluated.
         ServiceError: MLflow does not answer.
     """
     gate = read_gate(layout)
     registry = ModelRegistry(layout)
-    lines = PromotionLog(registry).lines()
-    asked = registry.resolve(challenger)
-    number = current_champion(lines, registry.alias(CHAMPION))
-    champion = _existing(registry, number)
-    if champion is not None and champion.version == asked.version:
-        return _refusal(champion, asked, layout, lines, f"version {asked.version} is the champion already")
-    runs: tuple[str, ...] = ()
+    events = PromotionLog(registry).events()
+    info = registry.resolve(challenger)
+    number = current_champion(events, registry.alias(CHAMPION))
+    champion = _find_version(registry, number)
+    if champion is not None and champion.version == info.version:
+        result = GateResult(False, (f"NO: version {info.version} is the champion already",))
+        return PromotionProposal(champion, info, result, layout, len(events))
     if champion is None:
-        evaluated = registry.evaluations(asked)
-        if not evaluated:
-            raise DataError(f"version {asked.version} has no evaluation in MLflow", "run: dvc repro --force evaluate")
-        runs = (str(evaluated[0].info.run_id),)
-        gone = f": version {number} was deleted in MLflow" if number else " yet"
-        result = GateResult(True, (f"yes: there is no champion{gone}",))
+        evaluations = registry.evaluations(info)
+        if not evaluations:
+            raise DataError(f"version {info.version} has no evaluation in MLflow", "run: dvc repro --force evaluate")
+        runs: tuple[str, ...] = (str(evaluations[0].info.run_id),)
+        deleted = f": version {number} was deleted in MLflow" if number else " yet"
+        result = GateResult(True, (f"yes: there is no champion{deleted}",))
     else:
-        a, b = latest_comparable_evaluations(registry, champion, asked)
+        a, b = latest_comparable_evaluations(registry, champion, info)
         runs = (a.run_id, b.run_id)
         if problems := data_mismatches(a, b):
-            cure = f"sonify compare {champion.version} {asked.version} --evaluate judges both on one set"
-            said = tuple(f"NO: not judged on the same data: {problem}" for problem in problems)
-            return PromotionProposal(champion, asked, GateResult(False, (*said, cure), False), layout, len(lines), runs)
+            reasons = [f"NO: not evaluated on the same data: {problem}" for problem in problems]
+            reasons.append(f"run: sonify compare {champion.version} {info.version} --evaluate")
+            return PromotionProposal(champion, info, GateResult(False, tuple(reasons), False), layout, len(events), runs)
         result = evaluate_gate(gate, compare(a, b))
-    if spoken := _said_no(lines, asked.version):
-        reasons = (*result.reasons, f"NO: line {spoken.number} of the ledger: {spoken.kind} by {spoken.actor}: {spoken.reason}")
-        result = GateResult(False, reasons, result.comparable, result.metrics)
-    return PromotionProposal(champion, asked, result, layout, len(lines), runs)
+    if refusal := _last_refusal(events, info.version):
+        reason = f"NO: entry {refusal.number} of the promotion log: {refusal.kind} by {refusal.actor}: {refusal.reason}"
+        result = GateResult(False, (*result.reasons, reason), result.comparable, result.metrics)
+    return PromotionProposal(champion, info, result, layout, len(events), runs)
 
 
-def promote(proposal: PromotionProposal, *, actor: str, reason: str, override: bool = False) -> PromotionRecord:
-    """Make the challenger champion. Of two at once one wins, the other is refused.
+def promote(proposal: PromotionProposal, *, actor: str, reason: str, override: bool = False) -> PromotionEvent:
+    """Make the challenger champion. Of two concurrent promotions one is refused.
 
     Args:
-        proposal: what was seen when the decision was made.
-        actor: who decides: a person, or the name of a flow.
-        reason: why, in words.
-        override: promote although the gate says no; it is written down. Evaluations on different data never pass.
+        proposal: proposal that the decision is based on.
+        actor: user or flow that decides.
+        reason: reason of the decision.
+        override: promote although the gate is not passed. Incomparable evaluations cannot be overridden.
 
     Raises:
-        ConfigError: it is the champion already, or nobody is named.
+        ConfigError: the challenger is the champion already, or actor or reason is empty.
         DataError: the gate is not passed.
-        IntegrityError: the evaluations are not of the same data.
-        LockedError: somebody else decided since; look again.
-        ServiceError: MLflow does not answer. If the line was written, the promotion holds; the alias follows later.
+        IntegrityError: the evaluations are not comparable.
+        LockedError: another decision was made since the proposal.
+        ServiceError: MLflow does not answer. If the entry was written, the promotion is valid and the alias follows later.
     """
     challenger, champion, gate = proposal.challenger, proposal.champion, proposal.gate
     if champion is not None and champion.version == challenger.version:
         raise ConfigError(f"version {challenger.version} is the champion already", "train another model first")
+    refusal = f"version {challenger.version} is not promoted: {'; '.join(gate.reasons)}"
     if not gate.comparable:
-        raise IntegrityError(
-            f"version {challenger.version} is not promoted: {'; '.join(gate.reasons)}", "evaluate both on one set"
-        )
+        raise IntegrityError(refusal, "evaluate both on the same data")
     if not gate.passed and not override:
-        raise DataError(
-            f"version {challenger.version} is not promoted: {'; '.join(gate.reasons)}", "or override, with a reason"
-        )
+        raise DataError(refusal, "override the gate with a reason, or train a better model")
     registry = ModelRegistry(proposal.layout)
     details = {
         "md5": challenger.md5,
@@ -149,65 +124,65 @@ def promote(proposal: PromotionProposal, *, actor: str, reason: str, override: b
         "evaluations": list(proposal.runs),
     }
     former = champion.version if champion else None
-    record = _enter(registry, proposal.seen, "promote", challenger.version, former, actor, reason, details)
+    event = _record_decision(registry, proposal.num_events, "promote", challenger.version, former, actor, reason, details)
     if proposal.runs:
         try:
             registry.call(
-                lambda: registry.client.log_text(proposal.runs[-1], gate.markdown(), f"promotion/{record.line:04d}.md")
+                lambda: registry.client.log_text(proposal.runs[-1], gate.markdown(), f"promotion/{event.number:04d}.md")
             )
-        except (ServiceError, DataError, EntryRejectedError) as error:  # the ledger has the reasons too
-            log.warning("the gate's table could not be kept with the evaluation: %s", error)
-    return record
+        except (ServiceError, DataError, EntryRejectedError) as error:  # the promotion log has the reasons too
+            log.warning("the table of the gate could not be logged to the evaluation run: %s", error)
+    return event
 
 
 def reject(proposal: PromotionProposal, *, actor: str, reason: str) -> None:
-    """Write down that the challenger was refused; the champion stays, and no gate passes this version again by itself.
+    """Record that the challenger was rejected. The champion stays; the gate does not pass for this version again.
 
     Raises:
-        LockedError: somebody else decided since.
+        LockedError: another decision was made since the proposal.
         ConfigError, ServiceError: as for `promote`.
     """
     registry = ModelRegistry(proposal.layout)
     former = proposal.champion.version if proposal.champion else None
     details = {"md5": proposal.challenger.md5, "gate_passed": proposal.gate.passed}
-    _enter(registry, proposal.seen, "reject", proposal.challenger.version, former, actor, reason, details)
+    _record_decision(registry, proposal.num_events, "reject", proposal.challenger.version, former, actor, reason, details)
 
 
-def rollback(*, layout: ProjectPaths, actor: str, reason: str) -> PromotionRecord:
-    """Make the newest champion before this one that MLflow still holds champion again.
+def rollback(*, layout: ProjectPaths, actor: str, reason: str) -> PromotionEvent:
+    """Make the newest former champion that MLflow still has champion again.
 
     Raises:
-        DataError: there is none.
-        LockedError: somebody else decided at the same moment.
+        DataError: there is no former champion.
+        LockedError: another decision was made at the same time.
         ConfigError, ServiceError: as for `promote`.
     """
     registry = ModelRegistry(layout)
-    lines = PromotionLog(registry).lines()
-    champion, former = _way_back(registry, lines)
-    return _enter(registry, len(lines), "rollback", former.version, champion, actor, reason, {"md5": former.md5})
+    events = PromotionLog(registry).events()
+    champion, former = _find_rollback_target(registry, events)
+    return _record_decision(registry, len(events), "rollback", former.version, champion, actor, reason, {"md5": former.md5})
 
 
 def rollback_target(layout: ProjectPaths) -> tuple[str, str]:
-    """The champion's version, and the one that a rollback would make champion.
+    """Version of the champion, and the version that a rollback would make champion.
 
     Raises:
         DataError: there is no former champion.
     """
     registry = ModelRegistry(layout)
-    champion, former = _way_back(registry, PromotionLog(registry).lines())
+    champion, former = _find_rollback_target(registry, PromotionLog(registry).events())
     return champion, former.version
 
 
-def _way_back(registry: ModelRegistry, lines: Sequence[PromotionEvent]) -> tuple[str, ModelVersionInfo]:
-    *earlier, champion = champion_history(lines) or [""]
+def _find_rollback_target(registry: ModelRegistry, events: Sequence[PromotionEvent]) -> tuple[str, ModelVersionInfo]:
+    *earlier, champion = champion_history(events) or [""]
     for number in reversed(earlier):
-        if number != champion and (former := _existing(registry, number)):
+        if number != champion and (former := _find_version(registry, number)):
             return champion, former
-    raise DataError("there is no former champion to go back to", "sonify promote shows what there is")
+    raise DataError("there is no former champion", "list the decisions: sonify promote --history")
 
 
-def _existing(registry: ModelRegistry, number: str | None) -> ModelVersionInfo | None:
-    """A version, or None when somebody deleted it in MLflow."""
+def _find_version(registry: ModelRegistry, number: str | None) -> ModelVersionInfo | None:
+    """A version; None if it was deleted in MLflow."""
     try:
         return registry.version(number) if number else None
     except DataError:
@@ -215,106 +190,104 @@ def _existing(registry: ModelRegistry, number: str | None) -> ModelVersionInfo |
 
 
 def history(layout: ProjectPaths) -> list[PromotionEvent]:
-    """Every decision, oldest first."""
-    return PromotionLog(ModelRegistry(layout)).lines()
+    """All decisions, oldest first."""
+    return PromotionLog(ModelRegistry(layout)).events()
 
 
 def sync_champion_alias(layout: ProjectPaths) -> str | None:
-    """Set the alias `champion` to what the ledger says; for a promoter that died in between. Returns the champion's version."""
+    """Reset the alias `champion` from the promotion log, in case an earlier promotion was interrupted.
+
+    Returns:
+        Version of the champion; None if there is none.
+    """
     registry = ModelRegistry(layout)
     try:
-        _show(registry, PromotionLog(registry))
-    except DataError as error:  # the champion was deleted in MLflow: the next decision makes another one
+        _sync_alias(registry, PromotionLog(registry))
+    except DataError as error:  # the champion was deleted in MLflow; the next decision sets another one
         log.warning("%s", error)
     return registry.alias(CHAMPION)
 
 
-def champion_history(lines: Sequence[PromotionEvent]) -> list[str]:
-    """Champions that a rollback can still reach, oldest first; the last one is champion. Pure."""
+def champion_history(events: Sequence[PromotionEvent]) -> list[str]:
+    """Champions that a rollback can still reach, oldest first; the last one is the current champion. Pure."""
     stack: list[str] = []
-    for line in lines:
-        if line.kind == "promote":
-            if not stack and line.former:
-                stack.append(line.former)  # an alias that was set before there was a ledger
-            stack.append(line.version)
-        elif line.kind == "rollback":
+    for event in events:
+        if event.kind == "promote":
+            if not stack and event.former:
+                stack.append(event.former)  # an alias that was set before the log existed
+            stack.append(event.version)
+        elif event.kind == "rollback":
             stack.pop()
-            while stack[-1] != line.version:  # champions that were deleted in MLflow were passed over
+            while stack[-1] != event.version:  # a rollback skips champions that were deleted in MLflow
                 stack.pop()
     return stack
 
 
-def current_champion(lines: Sequence[PromotionEvent], alias: str | None) -> str | None:
-    """The champion's version: what the ledger says; the alias only counts while the ledger says nothing. Pure."""
-    stack = champion_history(lines)
+def current_champion(events: Sequence[PromotionEvent], alias: str | None) -> str | None:
+    """Version of the champion by the promotion log; the alias if the log has no champion. Pure."""
+    stack = champion_history(events)
     return stack[-1] if stack else alias
 
 
-def _enter(
+def _record_decision(
     registry: ModelRegistry,
-    seen: int,
+    num_events: int,
     kind: str,
     version: str,
     former: str | None,
     actor: str,
     reason: str,
     details: dict[str, object],
-) -> PromotionRecord:
+) -> PromotionEvent:
     actor, reason = redact(actor.strip()), redact(reason.strip())
     if not actor or not reason:
-        raise ConfigError("a decision needs somebody who takes it, and a reason", "give --actor and --reason")
-    ledger = PromotionLog(registry)
-    line = ledger.append(seen, kind, version, former, actor, reason, details)
+        raise ConfigError("a decision needs an actor and a reason", "give --actor and --reason")
+    promotion_log = PromotionLog(registry)
+    event = promotion_log.append(num_events, kind, version, former, actor, reason, details)
     try:
-        _show(registry, ledger)
+        _sync_alias(registry, promotion_log)
     except ServiceError as error:
         raise ServiceError(
-            f"line {line.number} is written ({kind} version {version}), but the alias could not be set: {error.reason}",
-            "sonify promote sets it once MLflow answers",
+            f"entry {event.number} is written ({kind} version {version}), but the alias could not be set: {error.reason}",
+            "run sonify promote when MLflow answers",
             transient=True,
         ) from error
-    return PromotionRecord(line.number, kind, version, former, actor, reason, line.time, ledger.run_id() or "")
+    return event
 
 
-def _show(registry: ModelRegistry, ledger: PromotionLog) -> None:
-    """Point the alias at the ledger's champion. Whoever sets it looks again afterwards: a slow writer corrects itself."""
+def _sync_alias(registry: ModelRegistry, promotion_log: PromotionLog) -> None:
+    """Set the alias to the champion of the log. Each write is checked again, so that a slow writer corrects itself."""
     problem: Exception | None = None
-    for attempt in range(SETTLE_ROUNDS):
-        lines = ledger.lines()
-        wanted, shown = current_champion(lines, None), registry.alias(CHAMPION)
-        if wanted is None or wanted == shown:
+    for attempt in range(MAX_ALIAS_ATTEMPTS):
+        events = promotion_log.events()
+        champion, alias = current_champion(events, None), registry.alias(CHAMPION)
+        if champion is None or champion == alias:
             return
-        log.info("alias %s: %s -> %s", CHAMPION, shown, wanted)
-        last = next(line for line in reversed(lines) if line.kind != "reject")
+        log.info("alias %s: %s -> %s", CHAMPION, alias, champion)
+        last = next(event for event in reversed(events) if event.kind != "reject")
         note = f"{last.number:04d} {last.kind} by {last.actor}"[:500]
         time.sleep(PAUSE_S * attempt)
         try:
-            _point(registry, wanted, note)
-        except EntryRejectedError as error:  # two that make the alias in the same moment: one is refused by the database
+            _set_alias(registry, champion, note)
+        except EntryRejectedError as error:  # of two processes that create the alias at once the database refuses one
             problem = error
         except DataError as error:
-            raise DataError(f"version {wanted} cannot be champion: {error.reason}", "sonify rollback") from error
-    raise ServiceError(f"the alias {CHAMPION} could not be set: {problem}", "sonify promote tries again", transient=True)
+            raise DataError(f"version {champion} cannot be champion: {error.reason}", "run: sonify rollback") from error
+    raise ServiceError(f"the alias {CHAMPION} could not be set: {problem}", "run sonify promote again", transient=True)
 
 
-def _point(registry: ModelRegistry, version: str, note: str) -> None:
+def _set_alias(registry: ModelRegistry, version: str, note: str) -> None:
     client = registry.client
     registry.call(lambda: client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version))
     registry.call(lambda: client.set_model_version_tag(REGISTERED_MODEL, version, PROMOTED_TAG, note))
 
 
-def _said_no(lines: Sequence[PromotionEvent], version: str) -> PromotionEvent | None:
-    """The last line if it speaks against this version: a rejection, or a rollback from it."""
-    verdict = None
-    for line in lines:
-        if (line.kind, version) in {("reject", line.version), ("rollback", line.former)}:
-            verdict = line
-        elif line.kind == "promote" and line.version == version:
-            verdict = None
-    return verdict
-
-
-def _refusal(
-    champion: ModelVersionInfo, asked: ModelVersionInfo, layout: ProjectPaths, lines: Sequence[PromotionEvent], reason: str
-) -> PromotionProposal:
-    return PromotionProposal(champion, asked, GateResult(False, (f"NO: {reason}",)), layout, len(lines))
+def _last_refusal(events: Sequence[PromotionEvent], version: str) -> PromotionEvent | None:
+    """Last rejection of a version or rollback from it; None if it was promoted afterwards."""
+    refusal = None
+    for event in events:
+        if (event.kind, version) in {("reject", event.version), ("rollback", event.former)}:
+            refusal = event
+        elif event.kind == "promote" and event.version == version:
+            refusal = None
+    return refusal

@@ -1,10 +1,9 @@
-"""The gate: what a challenger must show before it may become champion. Its rules are a file, `infra/gate.yaml`."""
+"""Promotion gate: rules that a challenger must meet to become champion, read from `infra/gate.yaml`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -18,7 +17,7 @@ Name = Annotated[str, Field(min_length=3, max_length=200, pattern=r"^[a-z_]+/[A-
 
 
 class ImprovementRule(StageConfig):
-    """A metric that must improve."""
+    """Rule for a metric that must improve."""
 
     metric: Name
     least: float = Field(0.0, ge=0, description="smallest gain, in the metric's unit")
@@ -26,10 +25,10 @@ class ImprovementRule(StageConfig):
 
 
 class NonRegressionRule(StageConfig):
-    """A metric that must not get worse."""
+    """Rule for a metric that must not get worse."""
 
     metric: Name
-    tolerance: float = Field(0.0, ge=0, description="loss that is still accepted, in the metric's unit")
+    tolerance: float = Field(0.0, ge=0, description="largest accepted loss, in the metric's unit")
 
 
 class PromotionGate(StageConfig):
@@ -37,18 +36,18 @@ class PromotionGate(StageConfig):
 
     improve: Annotated[list[ImprovementRule], Field(min_length=1, max_length=50)]
     must_not_worsen: Annotated[list[NonRegressionRule], Field(max_length=50)] = Field(default=[])
-    least_clusters: int = Field(20, ge=2, le=1_000_000, description="independent test sounds below which nothing is promoted")
+    least_clusters: int = Field(20, ge=2, le=1_000_000, description="smallest number of independent test clips")
 
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """What the gate says.
+    """Result of the promotion gate.
 
     Attributes:
-        passed: the challenger may become champion.
-        reasons: one line a rule: what was asked, what was found.
-        comparable: both were judged on the same data; if not, no one may promote.
-        metrics: every metric compared; empty without a champion, or when nothing can be compared.
+        passed: whether the challenger meets every rule.
+        reasons: one line per rule with the required and the measured value.
+        comparable: whether both models were evaluated on the same data; if not, the gate cannot be overridden.
+        metrics: all compared metrics; empty without a champion or if the evaluations are not comparable.
     """
 
     passed: bool
@@ -57,8 +56,8 @@ class GateResult:
     metrics: tuple[MetricComparison, ...] = ()
 
     def markdown(self) -> str:
-        """The verdict, its reasons and the table of metrics."""
-        lines = [f"**{'The gate is passed' if self.passed else 'The gate is not passed'}**", ""]
+        """Verdict, reasons and table of metrics as Markdown."""
+        lines = [f"**The gate is {'' if self.passed else 'not '}passed**", ""]
         lines += [f"- {reason}" for reason in self.reasons]
         if self.metrics:
             lines += [
@@ -70,26 +69,19 @@ class GateResult:
                 gap = found.difference
                 interval = "" if gap.low is None or gap.high is None else f" ({gap.low:+.4f} to {gap.high:+.4f})"
                 p = "" if gap.p is None else f"{gap.p:.3f}"
-                arrow = "higher is better" if found.higher_is_better else "lower is better"
-                lines.append(
-                    f"| {found.metric} ({arrow}) | {found.a:.4f} | {found.b:.4f} | {gap.value:+.4f}{interval} | {p} | {gap.n} "
-                    f"| {found.verdict} |"
-                )
+                name = f"{found.metric} ({'higher' if found.higher_is_better else 'lower'} is better)"
+                row = (name, f"{found.a:.4f}", f"{found.b:.4f}", f"{gap.value:+.4f}{interval}", p, str(gap.n), found.verdict)
+                lines.append(f"| {' | '.join(row)} |")
         return "\n".join(lines) + "\n"
 
 
-def gate_file(layout: ProjectPaths) -> Path:
-    """Where the rules are."""
-    return layout.root / "infra/gate.yaml"
-
-
 def read_gate(layout: ProjectPaths) -> PromotionGate:
-    """The rules.
+    """Read `infra/gate.yaml`.
 
     Raises:
-        ConfigError: the file is missing or wrong.
+        ConfigError: the file is missing or not valid.
     """
-    path = gate_file(layout)
+    path = layout.root / "infra/gate.yaml"
     params = load_params(path)
     try:
         return parse_section(PromotionGate, "promotion", params)
@@ -98,36 +90,36 @@ def read_gate(layout: ProjectPaths) -> PromotionGate:
 
 
 def evaluate_gate(gate: PromotionGate, metrics: Sequence[MetricComparison]) -> GateResult:
-    """Hold the comparison (A the champion, B the challenger) against the rules. Pure."""
+    """Evaluate the rules on metrics compared between the champion (A) and the challenger (B). Pure."""
     by_name = {found.metric: found for found in metrics}
-    checks = [_improves(rule, by_name, gate.least_clusters) for rule in gate.improve]
-    checks += [_keeps(rule, by_name) for rule in gate.must_not_worsen]
+    checks = [_check_improvement(rule, by_name, gate.least_clusters) for rule in gate.improve]
+    checks += [_check_non_regression(rule, by_name) for rule in gate.must_not_worsen]
     reasons = tuple(f"{'yes' if passed else 'NO'}: {text}" for passed, text in checks)
     return GateResult(all(passed for passed, _ in checks), reasons, True, tuple(metrics))
 
 
-def _improves(rule: ImprovementRule, by_name: dict[str, MetricComparison], least_clusters: int) -> tuple[bool, str]:
+def _check_improvement(rule: ImprovementRule, by_name: dict[str, MetricComparison], least_clusters: int) -> tuple[bool, str]:
     found = by_name.get(rule.metric)
     if found is None:
-        return False, _unknown(rule.metric, by_name)
+        return False, _missing_metric(rule.metric, by_name)
     interval = found.gain_interval
-    shown = f"{rule.metric} gains {found.gain:+.4f}" + (f" ({interval[0]:+.4f} to {interval[1]:+.4f})" if interval else "")
+    text = f"{rule.metric} gains {found.gain:+.4f}" + (f" ({interval[0]:+.4f} to {interval[1]:+.4f})" if interval else "")
     if found.difference.clusters < least_clusters:
-        return False, f"{shown}, but rests on {found.difference.clusters} independent sounds; {least_clusters} are asked for"
+        return False, f"{text} on {found.difference.clusters} independent clips; at least {least_clusters} are required"
     if found.gain < rule.least or found.gain <= 0:
-        return False, f"{shown}; at least {rule.least:+.4f} is asked for"
+        return False, f"{text}; at least {rule.least:+.4f} is required"
     if rule.beyond_noise and (interval is None or interval[0] <= 0):
-        return False, f"{shown}, which may be chance: the interval must lie above zero"
-    return True, shown
+        return False, f"{text}; the interval must be above zero"
+    return True, text
 
 
-def _keeps(rule: NonRegressionRule, by_name: dict[str, MetricComparison]) -> tuple[bool, str]:
+def _check_non_regression(rule: NonRegressionRule, by_name: dict[str, MetricComparison]) -> tuple[bool, str]:
     found = by_name.get(rule.metric)
     if found is None:
-        return False, _unknown(rule.metric, by_name)
+        return False, _missing_metric(rule.metric, by_name)
     text = f"{rule.metric} changes by {found.gain:+.4f} (above zero is better); a loss of {rule.tolerance:.4f} is accepted"
     return found.gain >= -rule.tolerance, text
 
 
-def _unknown(metric: str, by_name: dict[str, MetricComparison]) -> str:
-    return f"{metric} is not in both evaluations; they share: {', '.join(sorted(by_name)) or 'nothing'}"
+def _missing_metric(metric: str, by_name: dict[str, MetricComparison]) -> str:
+    return f"{metric} is not in both evaluations; common metrics: {', '.join(sorted(by_name)) or 'none'}"

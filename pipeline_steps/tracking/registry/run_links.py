@@ -1,24 +1,27 @@
-"""Where a person sees a tracked run: addresses in MLflow's pages of the runs of one flow run, and of models by content."""
+"""Links to MLflow runs: the runs of one flow run, and the runs that made given models."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline_steps.core.project_paths import ProjectPaths
-from pipeline_steps.tracking.settings import read_settings, redact
+from pipeline_steps.tracking.client.mlflow_client import MlflowStore
+from pipeline_steps.tracking.client.model_logging import find_model
+from pipeline_steps.tracking.settings import TrackingSettings, read_settings, redact
 
 if TYPE_CHECKING:
-    from pipeline_steps.tracking.client.mlflow_client import MlflowStore
+    from mlflow.entities import Run
 
 LOCAL_UI = "http://127.0.0.1:5000"
-"""Where `sonify ui` shows the default store."""
+"""Address at which `sonify ui` shows the default store."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunLink:
-    """One MLflow run: the stage that made it, its name there, its state, its page."""
+    """Stage, name, status and page of an MLflow run."""
 
     stage: str
     name: str
@@ -27,52 +30,34 @@ class RunLink:
 
 
 def runs_for_flow(layout: ProjectPaths, flow_run_id: str) -> list[RunLink]:
-    """Runs that the stages of one flow run opened (they carry its id), in the order of their start.
+    """MLflow runs of the stages of a flow run, in the order of their start.
 
     Raises:
-        OutageError: the store does not answer.
+        StoreUnavailableError: the store does not answer.
     """
     store = _store(layout)
     query = f"tags.flow_run_id = '{flow_run_id}'"
     found = store.call(lambda: store.client.search_runs([store.experiment_id()], query, order_by=["attributes.start_time ASC"]))
-    return [
-        RunLink(
-            run.data.tags.get("dvc.stage", ""),
-            run.info.run_name,
-            run.info.status,
-            _page(layout, run.info.experiment_id, run.info.run_id),
-        )
-        for run in found
-    ]
+    return [_link(store.settings, run) for run in found]
 
 
 def runs_for_outputs(layout: ProjectPaths, digests: Iterable[str]) -> list[RunLink]:
-    """Runs that once made a model with one of these DVC md5s: what a restored out goes back to.
+    """MLflow runs that made the models with these DVC md5s; outs that are no models are skipped.
 
     Raises:
-        OutageError: the store does not answer.
+        StoreUnavailableError: the store does not answer.
     """
-    from pipeline_steps.tracking.client.model_logging import find_model
-
     store = _store(layout)
-    found = []
-    for digest in digests:
-        model = find_model(store, digest)
-        if model is not None and model.source_run_id:
-            run_id = model.source_run_id
-            run = store.call(lambda run_id=run_id: store.client.get_run(run_id))  # type: ignore[misc]
-            page = _page(layout, run.info.experiment_id, run_id)
-            found.append(RunLink(run.data.tags.get("dvc.stage", ""), run.info.run_name, run.info.status, page))
-    return found
+    run_ids = [model.source_run_id for digest in digests if (model := find_model(store, digest)) is not None]
+    runs = [store.call(functools.partial(store.client.get_run, run_id)) for run_id in run_ids if run_id]
+    return [_link(store.settings, run) for run in runs]
 
 
 def _store(layout: ProjectPaths) -> MlflowStore:
-    from pipeline_steps.tracking.client.mlflow_client import MlflowStore
-
     return MlflowStore(read_settings(layout), timeout_s=10)
 
 
-def _page(layout: ProjectPaths, experiment: str, run: str) -> str:
-    settings = read_settings(layout)
+def _link(settings: TrackingSettings, run: Run) -> RunLink:
     base = redact(settings.uri).rstrip("/") if settings.is_server else LOCAL_UI
-    return f"{base}/#/experiments/{experiment}/runs/{run}"
+    url = f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return RunLink(run.data.tags.get("dvc.stage", ""), run.info.run_name, run.info.status, url)

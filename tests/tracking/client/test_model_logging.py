@@ -1,4 +1,4 @@
-"""The model in the registry: loadable, servable, one version a run, and judged under the bytes it has."""
+"""Tests of model logging: serving, one version per run, metrics attached by content."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from PIL import Image
 from pipeline_steps import tracking
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.tracking.client.model_logging import REGISTERED_MODEL
-from pipeline_steps.tracking.client.offline_queue import all_spools
-from pipeline_steps.tracking.client.pyfunc_model import decode_sound
+from pipeline_steps.tracking.client.offline_queue import all_queues
+from pipeline_steps.tracking.client.pyfunc_model import decode_audio
 from pipeline_steps.tracking.client.uploader import sync
 from pipeline_steps.tracking.errors import StoreUnavailableError
 from pipeline_steps.tracking.lineage.dvc_digests import hash_path
-from tests.tracking.helpers import Config, Faults, Sqlite, only, runs
+from tests.tracking.helpers import Config, FaultyProxy, Sqlite, runs, single_run
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -46,7 +46,7 @@ def register(layout: ProjectPaths, model: Path) -> None:
         tracker.log_model(model)
 
 
-def test_registered_model_draws_what_the_pipeline_draws(
+def test_served_model_generates_the_images_of_the_pipeline(
     layout: ProjectPaths, sqlite: Sqlite, exported_model: Path, tone: np.ndarray, tmp_path: Path
 ) -> None:
     import mlflow
@@ -59,27 +59,27 @@ def test_registered_model_draws_what_the_pipeline_draws(
     client = sqlite()
     version = client.get_model_version_by_alias(REGISTERED_MODEL, "challenger")
     assert version.tags["dvc.md5"] == hash_path(exported_model)
-    assert version.run_id == only(client).info.run_id
+    assert version.run_id == single_run(client).info.run_id
 
     uri = f"models:/{REGISTERED_MODEL}@challenger"
     database = f"sqlite:///{(layout.root / 'mlflow.db').resolve()}"
     mlflow.set_tracking_uri(database)
     served = mlflow.pyfunc.load_model(uri)
-    sound = encoded(tone)
-    answer = served.predict(pandas.DataFrame({"audio_base64": [sound]}), params={"num_samples": 2, "seed": 5})
-    with Image.open(io.BytesIO(base64.b64decode(answer["png_base64"][0]))) as picture:
-        drawn = np.asarray(picture)
-    expected = AutoAudio2ImagePipeline.from_pretrained(exported_model).draw(decode_sound(sound), num_samples=2, seed=5)
-    assert drawn.shape == (32, 64, 3)
-    assert np.abs(drawn.astype(int) - np.concatenate(list(expected), axis=1)).max() <= 1
+    clip = encoded(tone)
+    answer = served.predict(pandas.DataFrame({"audio_base64": [clip]}), params={"num_samples": 2, "seed": 5})
+    with Image.open(io.BytesIO(base64.b64decode(answer["png_base64"][0]))) as image:
+        generated = np.asarray(image)
+    expected = AutoAudio2ImagePipeline.from_pretrained(exported_model).draw(decode_audio(clip), num_samples=2, seed=5)
+    assert generated.shape == (32, 64, 3)
+    assert np.abs(generated.astype(int) - np.concatenate(list(expected), axis=1)).max() <= 1
     with pytest.raises(ValueError, match="num_samples must be"):
-        served.predict(pandas.DataFrame({"audio_base64": [sound]}), params={"num_samples": 99})
+        served.predict(pandas.DataFrame({"audio_base64": [clip]}), params={"num_samples": 99})
 
-    # The same through MLflow's own command, in a process that has never seen this project on its path.
+    # The same with MLflow's command, in a process without this project on its path.
     request = tmp_path / "request.json"
     request.write_text(
         json.dumps(
-            {"dataframe_split": {"columns": ["audio_base64"], "data": [[sound]]}, "params": {"num_samples": 2, "seed": 5}}
+            {"dataframe_split": {"columns": ["audio_base64"], "data": [[clip]]}, "params": {"num_samples": 2, "seed": 5}}
         )
     )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"MLFLOW_TRACKING_URI": database}
@@ -101,7 +101,9 @@ def test_registered_model_draws_what_the_pipeline_draws(
     assert row["png_base64"] == answer["png_base64"][0]
 
 
-def test_each_run_is_one_version_and_the_alias_follows(layout: ProjectPaths, sqlite: Sqlite, exported_model: Path) -> None:
+def test_each_run_is_one_version_and_the_newest_is_challenger(
+    layout: ProjectPaths, sqlite: Sqlite, exported_model: Path
+) -> None:
     register(layout, exported_model)
     register(layout, exported_model)
     assert sync(layout) == {}
@@ -112,30 +114,28 @@ def test_each_run_is_one_version_and_the_alias_follows(layout: ProjectPaths, sql
     assert client.get_model_version_by_alias(REGISTERED_MODEL, "challenger").version == 2
 
 
-def test_what_comes_after_a_model_that_could_not_be_sent_waits_for_it(
-    layout: ProjectPaths, sqlite: Sqlite, exported_model: Path
-) -> None:
+def test_metrics_wait_until_their_model_is_uploaded(layout: ProjectPaths, sqlite: Sqlite, exported_model: Path) -> None:
     register(layout, exported_model)
     with tracking.run("evaluate", layout, Config()) as tracker:
         tracker.log_model_metrics(exported_model, {"win_rate": 0.7})
-    (layout.root / "mlartifacts").write_text("the artifact store is away")
+    (layout.root / "mlartifacts").write_text("the artifact store is unavailable")
     problems = sync(layout)
-    assert "still waits in train-" in problems[next(key for key in problems if key.startswith("evaluate"))]
+    assert "is still in queue train-" in problems[next(key for key in problems if key.startswith("evaluate"))]
     (layout.root / "mlartifacts").unlink()
     assert sync(layout) == {}
     version = sqlite().get_model_version_by_alias(REGISTERED_MODEL, "challenger")
     model = sqlite().get_logged_model(version.source.removeprefix("models:/"))
     assert [(metric.key, metric.value) for metric in model.metrics] == [("win_rate", 0.7)]
-    assert {spool.state().rejected for spool in all_spools(layout)} == {0}
+    assert {queue.state().rejected for queue in all_queues(layout)} == {0}
 
 
-def test_an_older_model_that_arrives_late_is_no_challenger(
+def test_older_model_uploaded_later_is_not_challenger(
     layout: ProjectPaths, sqlite: Sqlite, exported_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline_steps.tracking.client import model_logging
 
     register(layout, exported_model)
-    (older,) = all_spools(layout)
+    (older,) = all_queues(layout)
     time.sleep(0.01)
     register(layout, exported_model)
     real = model_logging._upload_model
@@ -156,14 +156,14 @@ def test_an_older_model_that_arrives_late_is_no_challenger(
 
 
 @pytest.mark.parametrize("kind", ["refuse", "lose"])
-def test_upload_cut_in_the_middle_leaves_one_ready_model(
-    layout: ProjectPaths, server: Faults, exported_model: Path, kind: str
+def test_interrupted_upload_leaves_one_ready_model(
+    layout: ProjectPaths, server: FaultyProxy, exported_model: Path, kind: str
 ) -> None:
     from mlflow.entities import LoggedModelStatus
 
     register(layout, exported_model)
-    server.spoil(kind, times=4, path="logged-models")
-    for _ in range(6):  # more often than answers are spoilt
+    server.inject(kind, times=4, path="logged-models")
+    for _ in range(6):  # more often than faults are injected
         problems = sync(layout)
     assert problems == {}
     client = server.client()
@@ -174,20 +174,20 @@ def test_upload_cut_in_the_middle_leaves_one_ready_model(
     assert len(client.search_model_versions(f"run_id = '{run.info.run_id}'")) == 1
 
 
-def test_spooled_copy_that_was_changed_is_never_registered(layout: ProjectPaths, sqlite: Sqlite, exported_model: Path) -> None:
+def test_changed_copy_is_not_registered(layout: ProjectPaths, sqlite: Sqlite, exported_model: Path) -> None:
     register(layout, exported_model)
-    (spool,) = all_spools(layout)
-    (copy,) = (spool.folder / "files").glob("*/model/model_index.json")
+    (queue,) = all_queues(layout)
+    (copy,) = (queue.folder / "files").glob("*/model/model_index.json")
     text = copy.read_text()
-    copy.unlink()  # a hard link: writing through it would change the original
+    copy.unlink()  # a hard link: writing would change the original
     copy.write_text(text.replace("guidance_scale", "guidance_scald"))
     assert sync(layout) == {}
     client = sqlite()
     assert not client.search_registered_models()
-    assert "has changed since" in (spool.folder / "rejected.jsonl").read_text()
+    assert "has changed since" in (queue.folder / "rejected.jsonl").read_text()
 
 
-def test_evaluation_is_attached_to_the_model_with_the_evaluated_bytes(
+def test_metrics_are_attached_to_the_model_with_the_same_bytes(
     layout: ProjectPaths, sqlite: Sqlite, exported_model: Path
 ) -> None:
     register(layout, exported_model)
@@ -202,20 +202,20 @@ def test_evaluation_is_attached_to_the_model_with_the_evaluated_bytes(
     assert (metric.dataset_name, metric.dataset_digest) == ("data/pairs", hash_path(layout.pairs))
 
 
-def test_evaluation_of_a_model_nobody_logged_says_so(layout: ProjectPaths, sqlite: Sqlite, exported_model: Path) -> None:
+def test_metrics_of_an_unlogged_model_are_rejected(layout: ProjectPaths, sqlite: Sqlite, exported_model: Path) -> None:
     with tracking.run("evaluate", layout, Config()) as tracker:
         tracker.log_model_metrics(exported_model, {"win_rate": 0.7})
     assert sync(layout) == {}
-    (spool,) = all_spools(layout)
-    assert "trained without tracking" in (spool.folder / "rejected.jsonl").read_text()
-    assert only(sqlite()).info.status == "FINISHED"
+    (queue,) = all_queues(layout)
+    assert "trained without tracking" in (queue.folder / "rejected.jsonl").read_text()
+    assert single_run(sqlite()).info.status == "FINISHED"
 
 
-def test_sounds_of_any_rate_and_channels_are_decoded(tone: np.ndarray) -> None:
+def test_audio_of_any_rate_and_channels_is_decoded(tone: np.ndarray) -> None:
     stereo = np.stack([tone, tone], axis=1)[:44_100]
-    assert decode_sound(encoded(stereo, 44_100, "FLAC")).shape == (48_000,)
+    assert decode_audio(encoded(stereo, 44_100, "FLAC")).shape == (48_000,)
     long = np.zeros(8_000 * 40, np.float32)
-    assert decode_sound(encoded(long, 8_000)).shape == (48_000 * 30,)
+    assert decode_audio(encoded(long, 8_000)).shape == (48_000 * 30,)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +229,6 @@ def test_sounds_of_any_rate_and_channels_are_decoded(tone: np.ndarray) -> None:
         (encoded(np.zeros(480, np.float32), kind="W64"), "not accepted"),
     ],
 )
-def test_what_is_no_sound_is_refused_with_a_reason(text: str, message: str) -> None:
+def test_invalid_audio_is_refused_with_a_reason(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        decode_sound(text)
+        decode_audio(text)

@@ -1,4 +1,4 @@
-"""Digests are DVC's own."""
+"""Tests of digests: equal to those that DVC records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline_steps.tracking.lineage import dvc_digests
 
 @pytest.fixture(scope="module")
 def dvc_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DVC repository with one stage that writes a folder with awkward names and a file."""
+    """DVC repository with one stage that writes a file and a folder with unusual names."""
     root = tmp_path_factory.mktemp("dvc")
     code = (
         "import os; os.makedirs('out/sub'); os.makedirs('out/a b')\n"
@@ -35,7 +35,7 @@ def dvc_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_our_hashes_are_what_dvc_records(dvc_project: Path) -> None:
+def test_digests_equal_those_of_dvc(dvc_project: Path) -> None:
     recorded = dvc_digests.lock_outs(dvc_digests.read_lock(dvc_project / "dvc.lock"))
     assert set(recorded) == {"out", "one.txt", "stage.txt"}
     for path, md5 in recorded.items():
@@ -43,12 +43,12 @@ def test_our_hashes_are_what_dvc_records(dvc_project: Path) -> None:
     assert len(recorded["out"]) == 36, "MLflow's limit for a digest"
 
 
-def test_dvc_names_the_stage_in_the_environment(dvc_project: Path) -> None:
-    """`lineage.digest` trusts the lock only then."""
+def test_dvc_sets_the_stage_variable(dvc_project: Path) -> None:
+    """`dvc_digest` reads the lock only if the variable is set."""
     assert (dvc_project / "stage.txt").read_text() == "make"
 
 
-def test_lock_is_trusted_under_dvc_alone(dvc_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_is_only_read_under_dvc(dvc_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = ProjectPaths(dvc_project)
     monkeypatch.setenv("DVC_STAGE", "next")
     assert dvc_digests.dvc_digest(layout, dvc_project / "out")[1] == "dvc.lock"
@@ -59,7 +59,7 @@ def test_lock_is_trusted_under_dvc_alone(dvc_project: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.7])
-def test_truncated_lock_names_the_cure(dvc_project: Path, tmp_path: Path, keep: float) -> None:
+def test_truncated_lock_is_refused_with_an_action(dvc_project: Path, tmp_path: Path, keep: float) -> None:
     text = (dvc_project / "dvc.lock").read_text()
     broken = tmp_path / "dvc.lock"
     broken.write_text(text[: int(len(text) * keep)] + "\n  - {")
@@ -67,20 +67,20 @@ def test_truncated_lock_names_the_cure(dvc_project: Path, tmp_path: Path, keep: 
         dvc_digests.read_lock(broken)
 
 
-def test_lock_without_stages_is_broken(tmp_path: Path) -> None:
+def test_lock_without_stages_is_refused(tmp_path: Path) -> None:
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\n")
     with pytest.raises(ConfigError, match="schema and stages"):
         dvc_digests.read_lock(tmp_path / "dvc.lock")
 
 
-def test_inputs_digest_depends_on_bytes_and_parameters_not_on_order() -> None:
+def test_inputs_digest_ignores_the_order() -> None:
     one = dvc_digests.inputs_digest({"a": "1", "b": "2"}, {"x": 1, "y": 2})
     assert one == dvc_digests.inputs_digest({"b": "2", "a": "1"}, {"y": 2, "x": 1})
     assert one != dvc_digests.inputs_digest({"a": "1", "b": "3"}, {"x": 1, "y": 2})
     assert one != dvc_digests.inputs_digest({"a": "1", "b": "2"}, {"x": 1, "y": 3})
 
 
-def test_source_loads_only_the_logged_bytes(tmp_path: Path) -> None:
+def test_dataset_source_checks_the_md5(tmp_path: Path) -> None:
     import mlflow.data
 
     from pipeline_steps.tracking.client.dataset_source import DvcDatasetSource
@@ -96,6 +96,6 @@ def test_source_loads_only_the_logged_bytes(tmp_path: Path) -> None:
         again.load(str(tmp_path))
 
 
-def test_ruamel_reads_the_projects_own_lock_format() -> None:
+def test_ruamel_reads_the_lock_format() -> None:
     yaml = YAML(typ="safe", pure=True)
     assert yaml.load("schema: '2.0'\nstages: {}\n")["schema"] == "2.0"

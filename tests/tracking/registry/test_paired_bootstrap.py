@@ -1,4 +1,4 @@
-"""Paired statistics: intervals that cover, p-values that are honest, pairs that are pairs."""
+"""Tests of the paired bootstrap: coverage of intervals, calibration of p-values, symmetry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline_steps.tracking.registry.paired_bootstrap import from_draws, paired_difference, two_sided_p
+from pipeline_steps.tracking.registry.paired_bootstrap import difference_from_bootstrap, paired_difference, two_sided_p
 
 NUMBERS = st.floats(-1.0, 1.0, allow_nan=False)
 
@@ -39,7 +39,7 @@ def test_pairing_narrows_the_interval() -> None:
     assert broken.low < 0
 
 
-def test_items_of_one_sound_count_once() -> None:
+def test_items_of_one_clip_are_one_cluster() -> None:
     rng = np.random.default_rng(2)
     gaps = np.repeat(rng.normal(0, 1, size=12), 20)
     alone = paired_difference(np.zeros(240), gaps, [f"c{i}" for i in range(240)], 1000, 0)
@@ -52,40 +52,40 @@ def test_items_of_one_sound_count_once() -> None:
     assert clustered.high - clustered.low > 3 * (alone.high - alone.low)
 
 
-def test_false_alarms_are_as_rare_as_promised() -> None:
-    """Under no difference, p below 0.05 in about a twentieth of the worlds."""
+def test_p_values_are_calibrated() -> None:
+    """Without a difference, p is below 0.05 in about 5 % of the data sets."""
     rng = np.random.default_rng(3)
     names = [f"c{i}" for i in range(40)]
-    alarms = 0
-    for world in range(300):
+    rejections = 0
+    for seed in range(300):
         gap = rng.normal(size=40)
-        found = paired_difference(np.zeros(40), gap, names, 400, world)
+        found = paired_difference(np.zeros(40), gap, names, 400, seed)
         assert found.p is not None
-        alarms += found.p < 0.05
-    assert 4 <= alarms <= 30
+        rejections += found.p < 0.05
+    assert 4 <= rejections <= 30
 
 
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=2, max_size=30), st.integers(0, 99))
-def test_swapping_the_sides_mirrors_everything(pairs: list[tuple[float, float]], seed: int) -> None:
+def test_swapping_the_models_negates_the_difference(pairs: list[tuple[float, float]], seed: int) -> None:
     a, b = [x for x, _ in pairs], [y for _, y in pairs]
     names = [f"c{i // 2}" for i in range(len(pairs))]
-    forth, back = paired_difference(a, b, names, 100, seed), paired_difference(b, a, names, 100, seed)
-    assert forth.value == pytest.approx(-back.value)
-    assert forth.p == back.p
-    if forth.low is not None and back.high is not None:
-        assert forth.low == pytest.approx(-back.high)
+    forward, backward = paired_difference(a, b, names, 100, seed), paired_difference(b, a, names, 100, seed)
+    assert forward.value == pytest.approx(-backward.value)
+    assert forward.p == backward.p
+    if forward.low is not None and backward.high is not None:
+        assert forward.low == pytest.approx(-backward.high)
 
 
 @given(st.lists(NUMBERS, min_size=2, max_size=40))
-def test_p_is_a_probability_and_equal_models_have_one(draws: list[float]) -> None:
-    assert 0 < two_sided_p(np.array(draws)) <= 1
-    assert two_sided_p(np.zeros(len(draws))) == 1.0
+def test_p_is_a_probability_and_one_for_equal_models(replicates: list[float]) -> None:
+    assert 0 < two_sided_p(np.array(replicates)) <= 1
+    assert two_sided_p(np.zeros(len(replicates))) == 1.0
 
 
-def test_missing_numbers_are_left_out_and_few_clusters_have_no_interval() -> None:
+def test_missing_values_are_dropped_and_one_cluster_has_no_interval() -> None:
     found = paired_difference([0.1, float("nan"), 0.3], [0.2, 0.5, float("nan")], ["x", "y", "z"], 100, 0)
     assert (found.n, found.clusters, found.low, found.p) == (1, 1, None, None)
-    assert from_draws(0.5, np.array([np.nan, np.nan]), 3, 3).low is None
+    assert difference_from_bootstrap(0.5, np.array([np.nan, np.nan]), 3, 3).low is None
     with pytest.raises(ValueError, match="both sides"):
         paired_difference([float("nan")], [1.0], ["x"], 100, 0)
     with pytest.raises(ValueError, match="equal lengths"):

@@ -1,4 +1,4 @@
-"""Champion and challenger on a real store: one winner, an audit that cannot be changed, and no way round the data digest."""
+"""Tests of promotion on a real store: concurrency, audit trail, comparability of evaluations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError, LockedError, ServiceError, StageError
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.tracking.registry import promotion
-from pipeline_steps.tracking.registry.model_registry import CHAMPION, ModelRegistry
+from pipeline_steps.tracking.registry.model_registry import ModelRegistry
 from pipeline_steps.tracking.registry.promotion import (
     champion_history,
     history,
@@ -22,9 +22,9 @@ from pipeline_steps.tracking.registry.promotion import (
     sync_champion_alias,
 )
 from pipeline_steps.tracking.registry.promotion_log import PromotionEvent, PromotionLog
-from pipeline_steps.tracking.settings import REGISTERED_MODEL
+from pipeline_steps.tracking.settings import CHAMPION, REGISTERED_MODEL
 from tests.factories.registered_models import PAIRS, client_of, md5_of, register, write_gate
-from tests.tracking.helpers import Faults, Sqlite
+from tests.tracking.helpers import FaultyProxy, Sqlite
 
 WEAK, STRONG = [0.50 + 0.01 * (i % 3) for i in range(12)], [0.60 + 0.01 * (i % 4) for i in range(12)]
 
@@ -43,7 +43,7 @@ def champion(layout: ProjectPaths) -> str | None:
     return ModelRegistry(layout).alias(CHAMPION)
 
 
-def test_the_first_model_and_then_a_better_one(models: ProjectPaths) -> None:
+def test_first_model_and_then_a_better_one_are_promoted(models: ProjectPaths) -> None:
     assert champion(models) == "1"
     proposal = propose(models)
     assert proposal.champion is not None
@@ -54,9 +54,9 @@ def test_the_first_model_and_then_a_better_one(models: ProjectPaths) -> None:
     assert rate.wins == 12
     assert rate.verdict == "better"
     record = promote(proposal, actor="ada", reason="draws better")
-    assert (record.version, record.former, record.line) == ("2", "1", 2)
+    assert (record.version, record.former, record.number) == ("2", "1", 2)
     assert champion(models) == "2"
-    assert [(line.kind, line.version, line.actor) for line in history(models)] == [
+    assert [(event.kind, event.version, event.actor) for event in history(models)] == [
         ("promote", "1", "ada"),
         ("promote", "2", "ada"),
     ]
@@ -66,13 +66,13 @@ def test_the_first_model_and_then_a_better_one(models: ProjectPaths) -> None:
     assert [item.path for item in artifacts] == ["promotion/0002.md"]
 
 
-def test_a_proposal_changes_nothing(models: ProjectPaths) -> None:
+def test_proposals_change_nothing(models: ProjectPaths) -> None:
     propose(models)
     assert champion(models) == "1"
     assert len(history(models)) == 1
 
 
-def test_of_two_decisions_on_the_same_view_the_second_is_refused(models: ProjectPaths) -> None:
+def test_second_decision_on_the_same_state_is_refused(models: ProjectPaths) -> None:
     first, second = propose(models), propose(models)
     promote(first, actor="ada", reason="mine")
     with pytest.raises(LockedError, match="ada was faster: promote of version 2"):
@@ -82,7 +82,7 @@ def test_of_two_decisions_on_the_same_view_the_second_is_refused(models: Project
     assert len(history(models)) == 2
 
 
-def test_threads_that_promote_at_once_leave_one_line(models: ProjectPaths) -> None:
+def test_concurrent_promotions_write_one_entry(models: ProjectPaths) -> None:
     register(models, [rate + 0.1 for rate in STRONG], version=3)
     proposals = [propose(models, "2"), propose(models, "3")]
     barrier, outcomes = threading.Barrier(2), []
@@ -104,7 +104,7 @@ def test_threads_that_promote_at_once_leave_one_line(models: ProjectPaths) -> No
     assert champion(models) == history(models)[-1].version
 
 
-def test_the_gate_refuses_and_can_be_overridden_in_writing(models: ProjectPaths) -> None:
+def test_gate_refuses_and_can_be_overridden(models: ProjectPaths) -> None:
     promote(propose(models), actor="ada", reason="better")
     register(models, WEAK, version=3)
     proposal = propose(models)
@@ -116,7 +116,7 @@ def test_the_gate_refuses_and_can_be_overridden_in_writing(models: ProjectPaths)
 
 
 @pytest.mark.parametrize("changed", [{"pairs": f"{2:032x}.dir"}, {"protocol": {"seed": 1}}])
-def test_evaluations_of_different_data_are_never_compared(models: ProjectPaths, changed: dict[str, Any]) -> None:
+def test_evaluations_on_different_data_are_not_compared(models: ProjectPaths, changed: dict[str, Any]) -> None:
     register(models, STRONG, version=3, **changed)
     proposal = propose(models)
     assert not proposal.gate.passed
@@ -124,13 +124,13 @@ def test_evaluations_of_different_data_are_never_compared(models: ProjectPaths, 
     if "pairs" in changed:
         assert PAIRS in proposal.gate.reasons[0]
         assert changed["pairs"] in proposal.gate.reasons[0]
-    with pytest.raises(IntegrityError, match="not judged on the same data"):
+    with pytest.raises(IntegrityError, match="not evaluated on the same data"):
         promote(proposal, actor="ada", reason="anyway", override=True)
     assert champion(models) == "1"
 
 
-def test_an_older_evaluation_on_the_same_data_is_found(models: ProjectPaths) -> None:
-    """Version 1 was judged again on newer data; the pair of evaluations that fit is taken."""
+def test_older_comparable_evaluation_is_found(models: ProjectPaths) -> None:
+    """Version 1 was evaluated again on newer data; the comparable pair of evaluations is used."""
     client = client_of(models)
     experiment = client.get_experiment_by_name("seeing-sound").experiment_id
     newer = client.create_run(experiment, run_name="evaluate")
@@ -144,7 +144,7 @@ def test_an_older_evaluation_on_the_same_data_is_found(models: ProjectPaths) -> 
     assert propose(models).gate.passed
 
 
-def test_rollback_restores_the_former_champion_and_the_gate_remembers(models: ProjectPaths) -> None:
+def test_rollback_restores_the_former_champion_and_closes_the_gate(models: ProjectPaths) -> None:
     promote(propose(models), actor="ada", reason="better")
     record = rollback(layout=models, actor="eve", reason="cannot draw cats")
     assert (record.kind, record.version, record.former) == ("rollback", "1", "2")
@@ -156,35 +156,35 @@ def test_rollback_restores_the_former_champion_and_the_gate_remembers(models: Pr
         rollback(layout=models, actor="eve", reason="further")
 
 
-def test_a_rejected_challenger_is_not_promoted_by_the_next_night(models: ProjectPaths) -> None:
+def test_rejected_challenger_does_not_pass_the_gate_again(models: ProjectPaths) -> None:
     reject(propose(models), actor="eve", reason="too dark")
     assert champion(models) == "1"
     assert "reject by eve: too dark" in propose(models).gate.reasons[-1]
     assert not propose(models).gate.passed
 
 
-def test_a_promoter_that_died_before_the_alias_blocks_nobody(models: ProjectPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_promotion_is_completed_later(models: ProjectPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     proposal = propose(models)
 
-    def die(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(promotion, "_point", die)
+        patch.setattr(promotion, "_set_alias", interrupt)
         with pytest.raises(KeyboardInterrupt):
             promote(proposal, actor="ada", reason="killed here")
     assert champion(models) == "1"
-    seen = propose(models)
-    assert seen.champion is not None
-    assert seen.champion.version == "2"
+    proposal = propose(models)
+    assert proposal.champion is not None
+    assert proposal.champion.version == "2"
     assert sync_champion_alias(models) == "2"
     assert champion(models) == "2"
 
 
-def test_a_slow_writer_of_the_alias_corrects_itself(models: ProjectPaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between reading the ledger and setting the alias somebody else decides: the alias must end where the ledger ends."""
+def test_slow_alias_update_corrects_itself(models: ProjectPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another decision is made between reading the log and setting the alias; the alias must follow the log."""
     register(models, [rate + 0.1 for rate in STRONG], version=3)
-    real, calls = promotion._point, []
+    real, calls = promotion._set_alias, []
 
     def slow(registry: ModelRegistry, version: str, note: str) -> None:
         calls.append(version)
@@ -192,21 +192,21 @@ def test_a_slow_writer_of_the_alias_corrects_itself(models: ProjectPaths, monkey
             promote(propose(models, "3"), actor="bob", reason="in between")
         real(registry, version, note)
 
-    monkeypatch.setattr(promotion, "_point", slow)
+    monkeypatch.setattr(promotion, "_set_alias", slow)
     promote(propose(models, "2"), actor="ada", reason="slow")
     assert calls == ["2", "3", "3"]
     assert champion(models) == "3"
 
 
-def test_an_alias_moved_by_hand_does_not_count(models: ProjectPaths) -> None:
+def test_alias_moved_by_hand_is_ignored(models: ProjectPaths) -> None:
     client_of(models).set_registered_model_alias(REGISTERED_MODEL, CHAMPION, "2")
-    seen = propose(models)
-    assert seen.champion is not None
-    assert seen.champion.version == "1"
+    proposal = propose(models)
+    assert proposal.champion is not None
+    assert proposal.champion.version == "1"
     assert sync_champion_alias(models) == "1"
 
 
-def test_a_champion_from_before_the_ledger_is_one(layout: ProjectPaths, sqlite: Sqlite) -> None:
+def test_champion_alias_without_a_log_counts(layout: ProjectPaths, sqlite: Sqlite) -> None:
     write_gate(layout)
     register(layout, WEAK, version=1)
     client_of(layout).set_registered_model_alias(REGISTERED_MODEL, CHAMPION, "1")
@@ -218,7 +218,7 @@ def test_a_champion_from_before_the_ledger_is_one(layout: ProjectPaths, sqlite: 
     assert rollback(layout=layout, actor="ada", reason="back").version == "1"
 
 
-def test_a_champion_deleted_in_mlflow_locks_nothing(models: ProjectPaths) -> None:
+def test_champion_deleted_in_mlflow_does_not_block(models: ProjectPaths) -> None:
     register(models, [rate + 0.1 for rate in STRONG], version=3)
     promote(propose(models, "2"), actor="ada", reason="better")
     promote(propose(models, "3"), actor="ada", reason="better still")
@@ -242,7 +242,7 @@ def test_a_champion_deleted_in_mlflow_locks_nothing(models: ProjectPaths) -> Non
         rollback(layout=models, actor="eve", reason="further")
 
 
-def test_the_audit_cannot_be_rewritten(models: ProjectPaths) -> None:
+def test_log_entries_cannot_be_changed(models: ProjectPaths) -> None:
     from mlflow.exceptions import MlflowException
 
     run_id = PromotionLog(ModelRegistry(models)).run_id()
@@ -256,20 +256,20 @@ def test_the_audit_cannot_be_rewritten(models: ProjectPaths) -> None:
     assert len(history(models)) == 1
 
 
-def test_secrets_do_not_get_into_the_ledger(models: ProjectPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_redacted_in_the_log(models: ProjectPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEAM_API_KEY", "sk-123456789")
     promote(propose(models), actor="ada", reason="asked https://ada:pw@host/x with sk-123456789")
-    (line,) = history(models)[1:]
-    assert line.reason == "asked https://***@host/x with ***"
+    (entry,) = history(models)[1:]
+    assert entry.reason == "asked https://***@host/x with ***"
 
 
 @pytest.mark.parametrize("who", [{"actor": " ", "reason": "x"}, {"actor": "ada", "reason": ""}])
-def test_nobody_decides_namelessly_or_without_a_reason(models: ProjectPaths, who: dict[str, str]) -> None:
+def test_actor_and_reason_are_required(models: ProjectPaths, who: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="a decision needs"):
         promote(propose(models), **who)
 
 
-def test_what_is_missing_is_named(layout: ProjectPaths, sqlite: Sqlite) -> None:
+def test_missing_challenger_and_evaluation_are_named(layout: ProjectPaths, sqlite: Sqlite) -> None:
     write_gate(layout)
     with pytest.raises(DataError, match="is no version"):
         propose(layout)
@@ -283,50 +283,50 @@ def test_what_is_missing_is_named(layout: ProjectPaths, sqlite: Sqlite) -> None:
         propose(layout, "2")
 
 
-def test_without_a_store_nothing_is_made(layout: ProjectPaths) -> None:
+def test_without_a_store_nothing_is_created(layout: ProjectPaths) -> None:
     write_gate(layout)
     with pytest.raises(ConfigError, match="nothing was tracked here"):
         propose(layout)
     assert not (layout.root / "mlflow.db").exists()
 
 
-def line(number: int, kind: str, version: str, former: str | None) -> PromotionEvent:
+def event(number: int, kind: str, version: str, former: str | None) -> PromotionEvent:
     return PromotionEvent(number, kind, version, former, "a", "r", "t", {}, "x")
 
 
-def test_champions_replay_the_ledger() -> None:
-    lines = [
-        line(1, "promote", "2", "1"),
-        line(2, "reject", "3", "2"),
-        line(3, "promote", "4", "2"),
-        line(4, "rollback", "2", "4"),
-        line(5, "promote", "5", "2"),
+def test_champion_history_follows_the_log() -> None:
+    events = [
+        event(1, "promote", "2", "1"),
+        event(2, "reject", "3", "2"),
+        event(3, "promote", "4", "2"),
+        event(4, "rollback", "2", "4"),
+        event(5, "promote", "5", "2"),
     ]
-    assert champion_history(lines) == ["1", "2", "5"]
-    assert champion_history([*lines, line(6, "rollback", "1", "5")]) == ["1"], "2 was deleted in MLflow"
+    assert champion_history(events) == ["1", "2", "5"]
+    assert champion_history([*events, event(6, "rollback", "1", "5")]) == ["1"], "2 was deleted in MLflow"
     assert champion_history([]) == []
 
 
 @pytest.mark.parametrize("kind", ["refuse", "lose"])
-def test_through_a_server_that_fails_a_decision_holds_or_is_not_taken(
-    layout: ProjectPaths, server: Faults, kind: str, monkeypatch: pytest.MonkeyPatch
+def test_decisions_through_a_failing_server(
+    layout: ProjectPaths, server: FaultyProxy, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lost answer to the ledger's line must not make a second line, nor tell a winner that he lost."""
+    """A lost response neither duplicates an entry nor turns a written entry into an error."""
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", f"seeing-sound-{kind}")
     client = client_of(layout)
     for found in client.search_registered_models():
         client.delete_registered_model(found.name)
     write_gate(layout)
     register(layout, WEAK, version=1)
-    server.spoil(kind, times=1, path="log-parameter")
+    server.inject(kind, times=1, path="log-parameter")
     record = promote(propose(layout), actor="ada", reason="first")
     assert record.version == "1"
     assert len(history(layout)) == 1
     register(layout, STRONG, version=2)
     proposal = propose(layout)
-    server.spoil(kind, path="registered-models/alias")
-    with pytest.raises(ServiceError, match="line 2 is written"):
+    server.inject(kind, path="registered-models/alias")
+    with pytest.raises(ServiceError, match="entry 2 is written"):
         promote(proposal, actor="ada", reason="second")
-    server.spoil("", times=0)
+    server.inject("", times=0)
     assert len(history(layout)) == 2
     assert sync_champion_alias(layout) == "2"

@@ -1,4 +1,4 @@
-"""The gate: every rule says what it asked and what it found."""
+"""Tests of the promotion gate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parents[3]
 
 
 def metric(name: str, gain: float, low: float, high: float, higher: bool = True, clusters: int = 30) -> MetricComparison:
-    """A comparison with this gain; for a distance the difference has the other sign."""
+    """A comparison with this gain; for a distance the difference has the opposite sign."""
     signed = (gain, low, high) if higher else (-gain, -high, -low)
     return MetricComparison(name, higher, 0.5, 0.5 + signed[0], PairedDifference(*signed, 0.01, clusters, clusters))
 
@@ -30,11 +30,11 @@ def gate(**more: object) -> PromotionGate:
     return PromotionGate.model_validate(rules | more)
 
 
-KEPT = metric("test/kid", 0.0, -0.01, 0.01, higher=False)
+UNCHANGED = metric("test/kid", 0.0, -0.01, 0.01, higher=False)
 
 
-def test_better_beyond_noise_passes() -> None:
-    found = evaluate_gate(gate(), [metric("test/rate", 0.05, 0.01, 0.09), KEPT])
+def test_significant_improvement_passes() -> None:
+    found = evaluate_gate(gate(), [metric("test/rate", 0.05, 0.01, 0.09), UNCHANGED])
     assert found.passed
     assert all(reason.startswith("yes") for reason in found.reasons)
 
@@ -42,17 +42,17 @@ def test_better_beyond_noise_passes() -> None:
 @pytest.mark.parametrize(
     ("metrics", "why"),
     [
-        ([metric("test/rate", 0.05, -0.01, 0.11), KEPT], "may be chance"),
-        ([metric("test/rate", 0.01, 0.005, 0.02), KEPT], r"at least \+0.0200"),
-        ([metric("test/rate", 0.05, 0.01, 0.09, clusters=7), KEPT], "rests on 7 independent sounds"),
+        ([metric("test/rate", 0.05, -0.01, 0.11), UNCHANGED], "the interval must be above zero"),
+        ([metric("test/rate", 0.01, 0.005, 0.02), UNCHANGED], r"at least \+0.0200"),
+        ([metric("test/rate", 0.05, 0.01, 0.09, clusters=7), UNCHANGED], "on 7 independent clips; at least 20 are required"),
         (
             [metric("test/rate", 0.05, 0.01, 0.09), metric("test/kid", -0.02, -0.03, 0.0, higher=False)],
             "kid changes by -0.0200",
         ),
-        ([metric("test/rate", 0.05, 0.01, 0.09)], "test/kid is not in both evaluations; they share: test/rate"),
+        ([metric("test/rate", 0.05, 0.01, 0.09)], "test/kid is not in both evaluations; common metrics: test/rate"),
     ],
 )
-def test_everything_else_is_refused_with_its_reason(metrics: list[MetricComparison], why: str) -> None:
+def test_unmet_rules_are_named(metrics: list[MetricComparison], why: str) -> None:
     import re
 
     found = evaluate_gate(gate(), metrics)
@@ -60,30 +60,30 @@ def test_everything_else_is_refused_with_its_reason(metrics: list[MetricComparis
     assert any(reason.startswith("NO: ") and re.search(why, reason) for reason in found.reasons)
 
 
-def test_a_distance_improves_downwards() -> None:
+def test_distances_improve_downwards() -> None:
     rule = gate(improve=[{"metric": "test/kid", "least": 0.01}], must_not_worsen=[])
     assert evaluate_gate(rule, [metric("test/kid", 0.02, 0.01, 0.03, higher=False)]).passed
     assert not evaluate_gate(rule, [metric("test/kid", -0.02, -0.03, -0.01, higher=False)]).passed
 
 
-def test_noise_may_be_accepted_by_configuration() -> None:
+def test_beyond_noise_can_be_disabled() -> None:
     rule = gate(improve=[{"metric": "test/rate", "beyond_noise": False}], must_not_worsen=[])
     assert evaluate_gate(rule, [metric("test/rate", 0.05, -0.01, 0.11)]).passed
 
 
 def test_markdown_shows_verdict_reasons_and_numbers() -> None:
-    text = evaluate_gate(gate(), [metric("test/rate", 0.05, 0.01, 0.09), KEPT]).markdown()
+    text = evaluate_gate(gate(), [metric("test/rate", 0.05, 0.01, 0.09), UNCHANGED]).markdown()
     assert "The gate is passed" in text
     assert "| test/rate (higher is better) | 0.5000 | 0.5500 | +0.0500 (+0.0100 to +0.0900) | 0.010 | 30 | better |" in text
 
 
-def test_the_gate_of_this_project_is_valid_and_names_metrics_that_exist() -> None:
+def test_gate_of_this_project_is_valid_and_its_metrics_exist() -> None:
     found = read_gate(ProjectPaths(PROJECT))
     params = YAML(typ="safe").load((PROJECT / "presets/embedded.yaml").read_text())["evaluate"]
     judge = params["picture_judges"][0]
-    known = {f"{group}/{name}" for group in ("test", "gold") for name in (
+    metrics = {f"{group}/{name}" for group in ("test", "gold") for name in (
         f"win_rate_{judge}", f"ais_winrate_{params['sound_judge']}_{judge}", f"kid_{judge}")}  # fmt: skip
-    assert {rule.metric for rule in (*found.improve, *found.must_not_worsen)} <= known
+    assert {rule.metric for rule in (*found.improve, *found.must_not_worsen)} <= metrics
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,13 @@ def test_the_gate_of_this_project_is_valid_and_names_metrics_that_exist() -> Non
         ("other: 1", "gate.yaml has no section 'promotion'"),
     ],
 )
-def test_a_wrong_file_is_refused_by_key(tmp_path: Path, text: str, why: str) -> None:
+def test_invalid_files_are_refused_with_the_key(tmp_path: Path, text: str, why: str) -> None:
     (tmp_path / "infra").mkdir()
     (tmp_path / "infra/gate.yaml").write_text(text)
     with pytest.raises(ConfigError, match=why):
         read_gate(ProjectPaths(tmp_path))
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gate\.yaml is missing"):
         read_gate(ProjectPaths(tmp_path))
