@@ -55,7 +55,7 @@ def actors() -> list[int]:
     return [
         process.pid
         for process in psutil.process_iter(["cmdline"])
-        if "MapBatches(Actor)" in " ".join(process.info["cmdline"] or [])
+        if "MapBatches(RayWorker)" in " ".join(process.info["cmdline"] or [])
     ]
 
 
