@@ -2,8 +2,8 @@
 
     python benchmarks/flow_overhead.py [--rounds 5]
 
-Uses a clone of the repository at HEAD with the project's DVC cache, and a Prefect server on a free port. Bar: the flow run takes
-at most 25 s longer than `dvc repro` on 2 cores. Whole processes are timed: imports, plan, states, artifacts.
+Uses a clone of the repository at HEAD with the project's DVC cache, and a Prefect server on a free port. Bar: the flow run
+takes at most 25 s longer than `dvc repro` on 2 cores. Whole processes are timed: imports, plan, states, artifacts.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Overhead of tracking for a training run with a working, stopped, failing, slow or recovering store.
 
-    python benchmarks/tracking_overhead.py [--repeats 5] [--steps 150]     a training run, alternating with one without tracking
+    python benchmarks/tracking_overhead.py [--repeats 5] [--steps 150]     training runs with and without tracking in turn
     python benchmarks/tracking_overhead.py --loop                          time per step in a small loop
 
-The training uses this project's data and reduced parameters on one thread: run `dvc repro pair` first. Each case alternates with
-`off`. Printed are the ratios of training time (without the wait at the end) and processor time to the adjacent run without
+The training uses this project's data and reduced parameters on one thread: run `dvc repro pair` first. Each case alternates
+with `off`. Printed are the ratios of training time (without the wait at the end) and processor time to the adjacent run without
 tracking, as median and range, the wait at the end, and the entries left for `sonify sync`.
 """
 
@@ -95,7 +95,7 @@ class Config(StageConfig):
 
 @contextlib.contextmanager
 def fake_server(delay_s: float, upstream: str = "", recover_after_s: float = 0.0) -> Iterator[str]:
-    """Start a server that answers 500 after `delay_s`; with `upstream` it forwards requests after `recover_after_s`. Yields its URI."""
+    """Start a server that answers 500 after `delay_s` and forwards to `upstream` after `recover_after_s`. Yields its URI."""
     command = [sys.executable, "-c", SERVER, str(delay_s), upstream, str(recover_after_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -116,7 +116,8 @@ def store(case: str) -> Iterator[dict[str, str]]:
         yield {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
     else:
         upstream = os.environ.get("OVERHEAD_MLFLOW", "") if case.startswith(("working", "recovers")) else ""
-        with fake_server(60.0 if case.startswith("hangs") else 0.0, upstream, 10.0 if case.startswith("recovers") else 0.0) as uri:
+        delay_s, recover_after_s = (60.0 if case.startswith("hangs") else 0.0), (10.0 if case.startswith("recovers") else 0.0)
+        with fake_server(delay_s, upstream, recover_after_s) as uri:
             yield {"MLFLOW_TRACKING_URI": uri}
 
 
@@ -136,7 +137,7 @@ def scratch_project(root: Path, steps: int) -> None:
         for section in sections:
             node = node[section]
         node[name] = value
-    yaml.dump(params, tsource.params)
+    yaml.dump(params, target.params)
 
 
 def train_once(root: Path, environment: dict[str, str]) -> dict[str, float]:
