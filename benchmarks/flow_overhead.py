@@ -1,9 +1,9 @@
-"""What Prefect costs: a `reproduce` run that finds nothing to do beside plain `dvc repro`, all stages, interleaved.
+"""Overhead of Prefect: a `reproduce` run without changes compared with plain `dvc repro`, interleaved.
 
     python -m benchmarks.flow_overhead [--rounds 5]
 
-Works on a clone of the repository at HEAD that shares the DVC cache, with a Prefect server of its own on a free port. Bar: the
-flow run takes less than 25 s longer than `dvc repro` on 2 cores. Whole processes are timed: imports, plan, states, artifacts.
+Uses a clone of the repository at HEAD with the project's DVC cache, and a Prefect server on a free port. Bar: the flow run
+takes at most 25 s longer than `dvc repro` on 2 cores. Whole processes are timed: imports, plan, states, artifacts.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
                     times[name].append(seconds(command, clone))
         stages = len(read_graph(clone))
     base = statistics.median(times["dvc repro"])
-    print(f"{stages} stages, nothing to do, {rounds} rounds, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"{stages} stages, no changes, {rounds} rounds, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(f"{'':<26}{'median s':>10}{'best s':>10}{'worst s':>10}{'over dvc repro':>16}")
     for name, values in times.items():
         middle = statistics.median(values)

@@ -1,11 +1,11 @@
-"""What tracking costs a training when the store is well, dead, broken, slow or back in the middle of the run.
+"""Overhead of tracking for a training run with a working, stopped, failing, slow or recovering store.
 
-    python -m benchmarks.tracking_overhead [--repeats 5] [--steps 150]     a real training, in turns with one without tracking
-    python -m benchmarks.tracking_overhead --loop                          time of a step in a loop that does little else
+    python -m benchmarks.tracking_overhead [--repeats 5] [--steps 150]     training runs with and without tracking in turn
+    python -m benchmarks.tracking_overhead --loop                          time per step in a small loop
 
-The training is this project's own (params.yaml, shrunk, one thread) on this project's data: run `dvc repro pair` first. Each
-case is run in turn with `off`; printed are ratios of training time (without the bounded wait at the end) and of processor
-time to the neighbouring run without tracking, as median and range, the wait at the end, and entries left for `sonify sync`.
+The training uses this project's data and reduced parameters on one thread: run `dvc repro pair` first. Each case alternates
+with `off`. Printed are the ratios of training time (without the wait at the end) and processor time to the adjacent run without
+tracking, as median and range, the wait at the end, and the entries left for `sonify sync`.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from pipeline_steps.tracking.client.offline_queue import all_queues
 
 SERVER = """
 import http.server, sys, time, urllib.error, urllib.request
-delay, upstream, back_at = float(sys.argv[1]), sys.argv[2], time.time() + float(sys.argv[3])
+delay, upstream, recover_at = float(sys.argv[1]), sys.argv[2], time.time() + float(sys.argv[3])
 class Answer(http.server.BaseHTTPRequestHandler):
     def answer(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        code, said = 500, b""
-        if upstream and time.time() > back_at:
+        code, payload = 500, b""
+        if upstream and time.time() > recover_at:
             request = urllib.request.Request(upstream + self.path, body or None, method=self.command)
             request.add_header("Content-Type", self.headers.get("Content-Type", "application/json"))
             try:
-                with urllib.request.urlopen(request, timeout=30) as reply: code, said = reply.status, reply.read()
-            except urllib.error.HTTPError as error: code, said = error.code, error.read()
+                with urllib.request.urlopen(request, timeout=30) as reply: code, payload = reply.status, reply.read()
+            except urllib.error.HTTPError as error: code, payload = error.code, error.read()
         else:
             time.sleep(delay)
         self.send_response(code); self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(said))); self.end_headers(); self.wfile.write(said)
+        self.send_header("Content-Length", str(len(payload))); self.end_headers(); self.wfile.write(payload)
     do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = answer
     def log_message(self, *_): pass
 httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
 print(httpd.server_port, flush=True)
 httpd.serve_forever()
 """
-TRAINING_CASES = ("sqlite", "well", "dead port", "answers 500", "hangs 60 s a call", "back after 10 s")
+TRAINING_CASES = ("sqlite", "working", "dead port", "answers 500", "hangs 60 s a call", "recovers after 10 s")
 SHRUNK = {
     "codec.steps": 20, "sound.views": 2, "optimiser.compose.batch_size": 32, "optimiser.refine.batch_size": 8,
     "checkpoint_every": 1000, "sample_every": 50, "drawing.steps": 3, "threads": 1,
@@ -88,15 +88,15 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 class Config(StageConfig):
-    """A stage's section."""
+    """Configuration of a stage."""
 
     learning_rate: float = 1e-3
 
 
 @contextlib.contextmanager
-def fake_server(delay_s: float, upstream: str = "", back_after_s: float = 0.0) -> Iterator[str]:
-    """Address of a server that answers 500 after `delay_s`; with `upstream`, that passes calls on `back_after_s` from now."""
-    command = [sys.executable, "-c", SERVER, str(delay_s), upstream, str(back_after_s)]
+def fake_server(delay_s: float, upstream: str = "", recover_after_s: float = 0.0) -> Iterator[str]:
+    """Start a server that answers 500 after `delay_s` and forwards to `upstream` after `recover_after_s`. Yields its URI."""
+    command = [sys.executable, "-c", SERVER, str(delay_s), upstream, str(recover_after_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -107,7 +107,7 @@ def fake_server(delay_s: float, upstream: str = "", back_after_s: float = 0.0) -
 
 @contextlib.contextmanager
 def store(case: str) -> Iterator[dict[str, str]]:
-    """Environment of a case."""
+    """Environment variables of a case."""
     if case == "off":
         yield {"SONIFY_TRACKING": "off"}
     elif case.startswith("sqlite"):
@@ -115,32 +115,33 @@ def store(case: str) -> Iterator[dict[str, str]]:
     elif case == "dead port":
         yield {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
     else:
-        well = os.environ.get("OVERHEAD_MLFLOW", "") if case.startswith(("well", "back")) else ""
-        with fake_server(60.0 if case.startswith("hangs") else 0.0, well, 10.0 if case.startswith("back") else 0.0) as uri:
+        upstream = os.environ.get("OVERHEAD_MLFLOW", "") if case.startswith(("working", "recovers")) else ""
+        delay_s, recover_after_s = (60.0 if case.startswith("hangs") else 0.0), (10.0 if case.startswith("recovers") else 0.0)
+        with fake_server(delay_s, upstream, recover_after_s) as uri:
             yield {"MLFLOW_TRACKING_URI": uri}
 
 
 def scratch_project(root: Path, steps: int) -> None:
-    """This project's data as hard links, its parameters shrunk."""
+    """Create a project with hard links to this project's data and reduced parameters."""
     from ruamel.yaml import YAML
 
-    here, there = ProjectPaths(PROJECT), ProjectPaths(root)
+    source, target = ProjectPaths(PROJECT), ProjectPaths(root)
     for name in ("assets", "catalog", "media", "pairs", "captions", "embeddings"):
-        shutil.copytree(getattr(here, name), getattr(there, name), copy_function=lambda a, b: os.link(Path(a).resolve(), b))
+        shutil.copytree(getattr(source, name), getattr(target, name), copy_function=lambda a, b: os.link(Path(a).resolve(), b))
     yaml = YAML()
-    params = yaml.load(here.params)
-    wanted = SHRUNK | {"optimiser.compose.steps": 4 * steps, "optimiser.refine.steps": steps}
-    for key, value in wanted.items():
+    params = yaml.load(source.params)
+    values = SHRUNK | {"optimiser.compose.steps": 4 * steps, "optimiser.refine.steps": steps}
+    for key, value in values.items():
         *sections, name = key.split(".")
         node = params["train"]
         for section in sections:
             node = node[section]
         node[name] = value
-    yaml.dump(params, there.params)
+    yaml.dump(params, target.params)
 
 
 def train_once(root: Path, environment: dict[str, str]) -> dict[str, float]:
-    """One training in a process of its own, from nothing but the memo."""
+    """Run one training in a process, with the result cache only."""
     shutil.rmtree(root / ".runs", ignore_errors=True)
     shutil.rmtree(root / "models", ignore_errors=True)
     clean = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_") and key != "DVC_STAGE"}
@@ -154,9 +155,9 @@ def train_once(root: Path, environment: dict[str, str]) -> dict[str, float]:
 
 
 def training(repeats: int, steps: int, cases: list[str]) -> None:
-    """The table of a real training: each case beside `off`, in turns, the order turned round every other time."""
+    """Print the table of training runs: each case alternates with `off`, in alternating order."""
     print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, {repeats} repeats\n")
-    print("| store | training time, ratio to off | processor time, ratio to off | wait at the end s | entries left |")
+    print("| store | training time, ratio to off | processor time, ratio to off | wait at the end, s | entries left |")
     print("|---|---|---|---|---|")
     (PROJECT / ".runs").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=PROJECT / ".runs") as scratch, contextlib.ExitStack() as stack:
@@ -165,8 +166,8 @@ def training(repeats: int, steps: int, cases: list[str]) -> None:
         (Path(scratch) / "mlflow").mkdir()
         server = mlflow_server(f"sqlite:///{Path(scratch) / 'mlflow/server.db'}", Path(scratch) / "mlflow", workers=1)
         os.environ["OVERHEAD_MLFLOW"] = stack.enter_context(server)
-        train_once(root, {"SONIFY_TRACKING": "off"})  # fills the memo
-        with store("dead port") as environment:  # brings MLflow's files from the disk
+        train_once(root, {"SONIFY_TRACKING": "off"})  # fills the result cache
+        with store("dead port") as environment:  # loads MLflow's files into the page cache
             train_once(root, environment)
         results: dict[str, list[dict[str, float]]] = {case: [] for case in cases}
         seconds = []
@@ -192,41 +193,41 @@ def training(repeats: int, steps: int, cases: list[str]) -> None:
 
 
 def train(layout: ProjectPaths, steps: int, size: int) -> tuple[list[float], list[float], float]:
-    """Seconds of each step, seconds of it spent in tracking, and seconds from the last step to the end of the run."""
+    """Time of each step, time spent in tracking per step, and time from the last step to the end of the run, in seconds."""
     random = np.random.default_rng(0)
     matrix = random.normal(size=(size, size)).astype(np.float32)
-    picture = random.integers(0, 255, (256, 256, 3), dtype=np.uint8)
+    image = random.integers(0, 255, (256, 256, 3), dtype=np.uint8)
     seconds, spent = [], []
     with tracking.run("train", layout, Config()) as tracker:
         for step in range(steps):
             begin = time.perf_counter()
             loss = float((matrix @ matrix).std())
-            said = time.perf_counter()
+            logging_started = time.perf_counter()
             tracker.log_metrics({"train/loss": loss, "train/rate": 1e-3, "train/speed": float(step)}, step=step)
             if step % 50 == 49:
-                tracker.log_image("samples/grid", picture, step=step)
+                tracker.log_image("samples/grid", image, step=step)
             now = time.perf_counter()
             seconds.append(now - begin)
-            spent.append(now - said)
+            spent.append(now - logging_started)
         end = time.perf_counter()
     return seconds, spent, time.perf_counter() - end
 
 
 def main() -> None:
-    """Run every case and print the table."""
+    """Run all cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--loop", action="store_true", help="a loop instead of a training")
-    parser.add_argument("--case", action="append", choices=TRAINING_CASES, help="of a training; default: all")
+    parser.add_argument("--loop", action="store_true", help="measure a loop instead of a training run")
+    parser.add_argument("--case", action="append", choices=TRAINING_CASES, help="case of the training; default: all")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=0, help="default: 150 of a training, 1000 of a loop")
-    parser.add_argument("--size", type=int, default=700, help="side of the matrices: sets the time of a step")
+    parser.add_argument("--steps", type=int, default=0, help="default: 150 for training, 1000 for the loop")
+    parser.add_argument("--size", type=int, default=700, help="side of the matrices, which sets the time per step")
     options = parser.parse_args()
     if not options.loop:
         training(options.repeats, options.steps or 150, options.case or list(TRAINING_CASES))
         return
     options.steps = options.steps or 1000
     print(f"{options.steps} steps, {os.cpu_count()} cores\n")
-    print("| store | step p50 ms | step p99 ms | in tracking p50 ms | in tracking p99 ms | wait at the end s | entries left |")
+    print("| store | step p50 ms | step p99 ms | in tracking p50 ms | in tracking p99 ms | wait at the end, s | entries left |")
     print("|---|---|---|---|---|---|---|")
     before = dict(os.environ)
     with tempfile.TemporaryDirectory() as scratch:

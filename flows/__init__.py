@@ -1,1 +1,1 @@
-"""Orchestration: the only importer of prefect."""
+"""Orchestration with Prefect: the only package that imports prefect."""

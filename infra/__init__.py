@@ -1,1 +1,1 @@
-"""The services around the pipeline: PostgreSQL, object store, MLflow, Prefect. Nothing in the pipeline imports this package."""
+"""Services: PostgreSQL, object store, MLflow, Prefect. The pipeline does not import this package."""

@@ -1,7 +1,7 @@
-"""Back up and restore what the services hold: `python -m infra.backup save DIR | restore DIR`.
+"""Backup and restore of the services: `python -m infra.backup save DIR | restore DIR`.
 
-Saved: the databases (pg_dump, custom format), every object of the artifact store, the secret files, and a
-manifest with a sha256 of each file. Not saved: DVC's cache and the memo, which belong to `dvc push` and to the memo's own URL.
+Saved are the databases (pg_dump, custom format), all objects of the artifact store, the secret files, and a manifest with a
+sha256 of each file. DVC's cache (use `dvc push`) and the result cache are not saved.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ MANIFEST = "manifest.json"
 
 
 def save(env: ServiceEnvironment, folder: Path) -> int:
-    """Write a backup into the empty or missing `folder`; returns the number of files.
+    """Write a backup into an empty or new `folder`; returns the number of files. The services can run meanwhile.
 
-    The databases come first and the objects after them, so every artifact that a saved run names is in the backup. pg_dump
-    sees one moment of each database; the services may go on working.
+    The databases are saved before the objects, so that every artifact of a saved run is in the backup.
+
+    Raises:
+        InfraError: the folder is not empty, or pg_dump failed.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise InfraError(f"{folder} is not empty; name a new folder for each backup")
+        raise InfraError(f"{folder} is not empty; use a new folder for each backup")
     for name in DATABASES:
         _postgres(env, "pg_dump", "--format=custom", f"--file={folder / name}.dump", name)
     objects = folder / "objects"
@@ -43,26 +45,26 @@ def save(env: ServiceEnvironment, folder: Path) -> int:
         target_path.parent.mkdir(parents=True, exist_ok=True)
         client.download_file(BUCKET, key, str(target_path))
     shutil.copytree(env.secrets, folder / "secrets")
-    sums = {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    (folder / MANIFEST).write_text(json.dumps({"sha256": sums}, indent=1))
-    return len(sums)
+    digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    (folder / MANIFEST).write_text(json.dumps({"sha256": digests}, indent=1))
+    return len(digests)
 
 
 def restore(env: ServiceEnvironment, folder: Path) -> int:
-    """Put a backup into a running database and store; returns the number of files. Stop worker, MLflow and Prefect first.
+    """Restore a backup into a running database and store; returns the number of files. Stop worker, MLflow and Prefect first.
 
     Raises:
-        ServiceError: the backup is incomplete or damaged.
+        InfraError: the backup is incomplete or damaged, or pg_restore failed.
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        raise InfraError(f"{folder} holds no {MANIFEST}: not a backup, or one that did not finish")
-    described: dict[str, Any] = json.loads(manifest.read_text())
-    damaged = [name for name, wanted in described["sha256"].items() if not _matches(folder / name, wanted)]
+        raise InfraError(f"{folder} contains no {MANIFEST}: it is not a backup or is incomplete; use another backup")
+    digests: dict[str, str] = json.loads(manifest.read_text())["sha256"]
+    damaged = [name for name, digest in digests.items() if not _matches(folder / name, digest)]
     if damaged:
-        raise InfraError(f"{folder / damaged[0]} is damaged or missing; take another backup (nothing was changed)")
+        raise InfraError(f"{folder / damaged[0]} is damaged or missing; use another backup (nothing was changed)")
     for name in DATABASES:
-        # As the superuser, so that every object goes back to its owner.
+        # The superuser restores, so that every object keeps its owner.
         flags = ("--clean", "--if-exists", "--exit-on-error", "--single-transaction")
         _postgres(env, "pg_restore", *flags, f"--dbname={name}", str(folder / f"{name}.dump"))
     objects = [path for path in (folder / "objects").rglob("*") if path.is_file()]
@@ -71,7 +73,7 @@ def restore(env: ServiceEnvironment, folder: Path) -> int:
         client.create_bucket(Bucket=BUCKET)
     for path in objects:
         client.upload_file(str(path), BUCKET, path.relative_to(folder / "objects").as_posix())
-    return len(described["sha256"])
+    return len(digests)
 
 
 def _postgres(env: ServiceEnvironment, tool: str, *arguments: str) -> None:
@@ -87,8 +89,9 @@ def _postgres(env: ServiceEnvironment, tool: str, *arguments: str) -> None:
 def _s3(env: ServiceEnvironment) -> Any:
     import boto3
 
-    words = dict(line.split(" = ") for line in (env.secrets / "aws-credentials").read_text().splitlines() if " = " in line)
-    return boto3.client("s3", endpoint_url=f"http://{HOST}:{env.ports['S3_PORT']}", region_name="us-east-1", **words)
+    lines = (env.secrets / "aws-credentials").read_text().splitlines()
+    credentials = dict(line.split(" = ") for line in lines if " = " in line)
+    return boto3.client("s3", endpoint_url=f"http://{HOST}:{env.ports['S3_PORT']}", region_name="us-east-1", **credentials)
 
 
 def _keys(client: Any) -> Iterator[str]:
@@ -98,8 +101,8 @@ def _keys(client: Any) -> Iterator[str]:
         yield from (found["Key"] for found in page.get("Contents", []) if not found["Key"].endswith("/"))
 
 
-def _matches(path: Path, wanted: str) -> bool:
-    return path.is_file() and _sha256(path) == wanted
+def _matches(path: Path, digest: str) -> bool:
+    return path.is_file() and _sha256(path) == digest
 
 
 def _sha256(path: Path) -> str:

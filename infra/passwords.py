@@ -1,4 +1,4 @@
-"""Passwords of the services: generated once, one file each, readable by the owner alone."""
+"""Passwords of the services: generated once, one file each, readable by the owner only."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ GENERATED = (
     "s3-key",
     "s3-secret",
 )
-"""Files that hold one random word each; everything else is derived from them."""
+"""Files with one random password each; the other files are derived from them."""
 
 
 def create(folder: Path) -> None:
-    """Make what is missing and leave what is there, so that a second start finds the first one's passwords.
+    """Create missing files; files that exist stay unchanged.
 
     Args:
-        folder: where the files go; created with mode 0700, the files with 0600.
+        folder: folder of the files; created with mode 0700, the files with 0600.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -33,10 +33,10 @@ def create(folder: Path) -> None:
     write(folder / "prefect-auth", f"admin:{secrets.token_urlsafe(24)}")
     for role, name in (("postgres", "admin"), ("mlflow", "mlflow"), ("prefect", "prefect")):
         write(folder / f"pgpass-{name}", f"*:*:*:{role}:{read(folder, f'postgres-{name}')}\n")
-    # Without a host the URI takes PGHOST and PGPORT; without a password libpq reads PGPASSFILE.
-    accounts = "postgresql+psycopg2://mlflow@/mlflow_auth"
-    # Checking a password is slow on purpose; an upload asks for each file, so a right one is believed for half a minute.
-    settings = f"default_permission = READ\ndatabase_uri = {accounts}\nauth_cache_ttl_seconds = 30\n"
+    # libpq reads host and port from PGHOST and PGPORT and the password from PGPASSFILE.
+    database = "postgresql+psycopg2://mlflow@/mlflow_auth"
+    # A password check is slow, and an upload makes one per file; a valid password is therefore cached for 30 seconds.
+    settings = f"default_permission = READ\ndatabase_uri = {database}\nauth_cache_ttl_seconds = 30\n"
     write(folder / "mlflow-auth.ini", f"[mlflow]\n{settings}")
     key, secret = read(folder, "s3-key"), read(folder, "s3-secret")
     write(folder / "aws-credentials", f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
@@ -45,12 +45,12 @@ def create(folder: Path) -> None:
 
 
 def read(folder: Path, name: str) -> str:
-    """The word in one secret file."""
+    """Content of a secret file."""
     return (folder / name).read_text(encoding="ascii").strip()
 
 
 def write(path: Path, text: str) -> None:
-    """Create `path` with mode 0600, never readable by others even for a moment; an existing file stays as it is."""
+    """Create `path` with mode 0600 atomically; the content of an existing file stays unchanged."""
     if path.exists():
         path.chmod(0o600)
         return

@@ -1,4 +1,4 @@
-"""Who listens on a port: a program's own process tree, or somebody else who must be named."""
+"""Listeners on ports: whether a process tree listens, whether a port is free, and which process uses it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import psutil
 
 
 def is_listening(pid: int, port: int) -> bool:
-    """Whether the process or one below it listens on the port. Asked of these processes alone, so it needs no privilege."""
+    """Whether the process or one of its children listens on the port. Needs no privilege for the caller's processes."""
     with suppress(psutil.Error):
         for process in (root := psutil.Process(pid), *root.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):
@@ -19,9 +19,9 @@ def is_listening(pid: int, port: int) -> bool:
 
 
 def is_taken(host: str, port: int) -> bool:
-    """Whether a server could not listen there now."""
+    """Whether a server cannot listen on the port."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a closed connection leaves is no listener
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore sockets of closed connections
         try:
             probe.bind((host, port))
         except OSError:
@@ -30,12 +30,12 @@ def is_taken(host: str, port: int) -> bool:
 
 
 def port_owner(port: int) -> str:
-    """The process that listens on the port, for people; another user's cannot be seen by everybody."""
+    """Description of the process that listens on the port; processes of other users may not be visible."""
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             if port in _ports(process):
                 return f"{process.name()} (PID {process.pid}, user {process.username()})"
-    return "a process that this user cannot see"
+    return "a process that is not visible to this user"
 
 
 def _ports(process: psutil.Process) -> set[int]:

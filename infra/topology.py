@@ -1,6 +1,6 @@
-"""What runs, in which order, with which settings: the plain-process counterpart of compose.yaml.
+"""Services as plain processes: commands, settings and order; the counterpart of compose.yaml.
 
-The start scripts in bin/ and the constants in env/ are shared with compose.yaml, so both places run the same services.
+The start scripts in bin/ and the constants in env/ are used here and in compose.yaml, so that both run the same services.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PORTS = {
     "WORKER_PORT": 8350,
     "DEMO_PORT": 4201,
 }
-"""Default ports, all on loopback; a variable of the same name changes one. The object store takes S3_PORT to S3_PORT + 7."""
+"""Default ports on loopback; set by environment variables of these names. The object store uses S3_PORT to S3_PORT + 7."""
 HOST = "127.0.0.1"
 BUCKET = "mlflow"
 
@@ -33,12 +33,13 @@ class ServiceSpec:
     """One process under the supervisor.
 
     Attributes:
-        command: argument list; holds no secret.
-        environment: added to what the supervisor itself has; holds no secret.
-        health: URL that answers 200 when it works; empty for PostgreSQL, which is asked by `pg_isready`.
-        user: system user to run as, when it must not be root; empty for the caller's own.
-        startup_timeout_s: longest time it may take to become healthy. The first start makes the databases.
-        stop: signal that ends it in good order.
+        name: name of the service.
+        command: argument list without secrets.
+        environment: additional environment variables without secrets.
+        health: URL that answers 200 if the service is healthy; empty for PostgreSQL, which is checked with `pg_isready`.
+        user: system user to run as if it must not be root; empty: the caller.
+        startup_timeout_s: longest time to become healthy in seconds. The first start creates the databases.
+        stop_signal: signal for a regular stop.
     """
 
     name: str
@@ -47,18 +48,18 @@ class ServiceSpec:
     health: str
     user: str = ""
     startup_timeout_s: float = 600.0
-    stop: str = "TERM"
+    stop_signal: str = "TERM"
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceEnvironment:
-    """A folder in which the services live, and their ports.
+    """Folder, ports and project of the services.
 
     Attributes:
-        folder: state, logs, secrets; by default `.runs/services` in the project.
-        ports: by the names in `PORTS`.
-        project: the folder with dvc.yaml on which the worker's flows work.
-        extra: more settings of the worker.
+        folder: state, logs and secrets; default `.runs/services` in the project.
+        ports: ports by the names in `PORTS`.
+        project: project folder (with dvc.yaml) of the worker's flows.
+        extra: additional environment variables of the worker.
     """
 
     folder: Path
@@ -76,7 +77,7 @@ class ServiceEnvironment:
 
     @property
     def data(self) -> Path:
-        """PostgreSQL's data folder. It stands alone, because another user than the caller's may own it."""
+        """PostgreSQL's data folder, separate because another user may own it."""
         return self.folder / "postgres"
 
     @property
@@ -93,9 +94,9 @@ class ServiceEnvironment:
 
 
 def find_postgres() -> Path | None:
-    """The folder with PostgreSQL's programs: on the path, where Debian puts them, or in an installed wheel.
+    """Find the folder with PostgreSQL's programs on PATH, in Debian's place, or in an installed wheel.
 
-    SERVICES_POSTGRES names one and rules out the others. A folder counts only when the server's user can pass its parents.
+    With SERVICES_POSTGRES only that folder is used. The server's user must be able to access the folder.
     """
     candidates = [Path(path) for path in os.environ.get("PATH", "").split(os.pathsep) if path]
     candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True)
@@ -108,18 +109,18 @@ def find_postgres() -> Path | None:
 
 
 def first_inaccessible_parent(folder: Path) -> Path | None:
-    """The folder, or the nearest parent, that no other user can pass; None when there is none."""
+    """The folder or its nearest parent that other users cannot access; None if there is none."""
     return next((path for path in (folder, *folder.parents) if not path.stat().st_mode & 0o001), None)
 
 
 def find_program(name: str) -> str | None:
-    """A program beside this Python, or else on the path."""
+    """Path of a program beside this Python interpreter, else on PATH; None if it is not installed."""
     beside = Path(sys.executable).with_name(name)
     return str(beside) if beside.is_file() else shutil.which(name)
 
 
 def unprivileged_user() -> str:
-    """Whom PostgreSQL runs as when the caller is root, which it refuses; empty for any other caller."""
+    """User of PostgreSQL if the caller is root, as which PostgreSQL does not run; empty for other callers."""
     if os.geteuid() != 0:
         return ""
     names = {entry.pw_name for entry in pwd.getpwall()}
@@ -127,7 +128,7 @@ def unprivileged_user() -> str:
 
 
 def constants(*names: str) -> dict[str, str]:
-    """Variables of the named files in env/."""
+    """Variables of files in env/, by name."""
     found: dict[str, str] = {}
     for name in names:
         for line in (INFRA / "env" / f"{name}.env").read_text(encoding="utf-8").splitlines():
@@ -138,7 +139,7 @@ def constants(*names: str) -> dict[str, str]:
 
 
 def client_environment(env: ServiceEnvironment) -> dict[str, str]:
-    """What a client of the services needs, but for the credentials, which bin/with-clients adds from files."""
+    """Environment variables of a client of the services; bin/with-clients adds the credentials from files."""
     return {
         **constants("common", "worker"),
         "SERVICES_SECRETS": str(env.secrets),
@@ -152,7 +153,7 @@ def client_environment(env: ServiceEnvironment) -> dict[str, str]:
 
 
 def programs(env: ServiceEnvironment) -> list[ServiceSpec]:
-    """Every process in the order of starting."""
+    """All services in the order in which they are started."""
     return [_postgres(env), _object_store(env), _mlflow(env), _prefect(env), _demo(env), _worker(env)]
 
 
@@ -165,14 +166,14 @@ def _shared(env: ServiceEnvironment, *names: str) -> dict[str, str]:
         **constants("common", *names),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "SERVICES_SECRETS": str(env.secrets),
-        "TMPDIR": str(env.folder / "tmp"),  # Prefect's worker keeps a folder of one name for all users in the system's
+        "TMPDIR": str(env.folder / "tmp"),  # Prefect's worker uses a folder name that all users of the machine share
         "PGHOST": HOST,
         "PGPORT": str(env.ports["POSTGRES_PORT"]),
     }
 
 
 def _postgres(env: ServiceEnvironment) -> ServiceSpec:
-    folder = find_postgres() or Path()  # none: services.start says so before anything starts
+    folder = find_postgres() or Path()  # services.start checks that it exists
     settings = {
         "listen_addresses": HOST,
         "port": str(env.ports["POSTGRES_PORT"]),
@@ -187,7 +188,7 @@ def _postgres(env: ServiceEnvironment) -> ServiceSpec:
         {},
         health="",
         user=unprivileged_user(),
-        stop="INT",  # fast shutdown: clients are disconnected, nothing is lost
+        stop_signal="INT",  # fast shutdown: disconnects clients without loss of data
     )
 
 

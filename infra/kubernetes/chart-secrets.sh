@@ -1,6 +1,6 @@
 #!/bin/sh
-# Secrets under the names and keys that the charts expect, made from the files of `python -m infra.passwords DIR`.
-# Values travel through standard input, never as arguments.
+# Creates the Secrets that the charts expect from the files of `python -m infra.passwords DIR`.
+# Values are passed through standard input, never as arguments.
 set -eu
 folder="$1"
 secret() {

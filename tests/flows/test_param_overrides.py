@@ -1,4 +1,4 @@
-"""Parameters of one run: judged by the stages' own configs before anything runs."""
+"""Tests of the parameters of a run: presets, overrides, seed, validation."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def loaded(root: Path) -> dict[str, object]:
     return dict(YAML(typ="safe").load((root / "params.yaml").read_text()))
 
 
-def test_nothing_asked_leaves_every_byte(root: Path) -> None:
+def test_empty_request_keeps_every_byte(root: Path) -> None:
     before = (root / "params.yaml").read_bytes()
     assert write_params(root, RunRequest()) == []
     assert (root / "params.yaml").read_bytes() == before
 
 
-def test_values_are_set_and_told(root: Path) -> None:
+def test_overrides_are_set_and_reported(root: Path) -> None:
     before = loaded(root)
     changes = write_params(
         root, RunRequest(overrides=("train.optimiser.refine.steps=7", "ingest.metadata=null", "pair.event_pooling=mean"))
@@ -48,7 +48,7 @@ def test_values_are_set_and_told(root: Path) -> None:
     assert after == before, "nothing else has changed"
 
 
-def test_a_seed_goes_everywhere(root: Path) -> None:
+def test_seed_is_set_in_every_section(root: Path) -> None:
     write_params(root, RunRequest(seed=11))
     params = loaded(root)
     seeds = {name: section["seed"] for name, section in params.items() if "seed" in section}  # type: ignore[operator, index]
@@ -56,7 +56,12 @@ def test_a_seed_goes_everywhere(root: Path) -> None:
     assert set(seeds.values()) == {11}
 
 
-def test_a_preset_is_an_overlay_below_the_overrides(root: Path) -> None:
+def test_override_replaces_a_mapping(root: Path) -> None:
+    write_params(root, RunRequest(overrides=("ingest.pool={part: pool}",)))
+    assert loaded(root)["ingest"]["pool"] == {"part": "pool"}  # type: ignore[index]
+
+
+def test_preset_is_applied_before_the_overrides(root: Path) -> None:
     (root / "presets/other.yaml").write_text("retrieve:\n  k: 40\n  seed: 2\n")
     changes = write_params(root, RunRequest(preset="other", overrides=("retrieve.seed=3",)))
     assert changes == ["retrieve.k: 50 -> 40", "retrieve.seed: 0 -> 3"]
@@ -64,7 +69,7 @@ def test_a_preset_is_an_overlay_below_the_overrides(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("train.leraning_rate=1", "train.leraning_rate is unknown"),
         ("train.optimiser.refine.stepz=3", "did you mean steps"),
@@ -78,13 +83,13 @@ def test_a_preset_is_an_overlay_below_the_overrides(root: Path) -> None:
         ("caption.api_key=hunter2", "looks like a secret"),
     ],
 )
-def test_what_cannot_be_set(root: Path, override: str, said: str) -> None:
+def test_invalid_overrides_are_refused(root: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         write_params(root, RunRequest(overrides=(override,)))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_every_problem_at_once_and_unknown_presets(root: Path) -> None:
+def test_all_problems_are_reported_and_unknown_presets_are_refused(root: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         write_params(root, RunRequest(overrides=("retrieve.kk=1", "pair.sead=2")))
     assert "retrieve.kk" in str(caught.value)

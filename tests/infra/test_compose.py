@@ -1,4 +1,4 @@
-"""compose.yaml and the images: valid by their schemas, hardened, and the same services as the processes of topology.py."""
+"""Tests of compose.yaml and Dockerfile: schemas, hardening, and agreement with topology.py."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from infra.topology import INFRA, PORTS, ServiceEnvironment, constants, programs
 
 COMPOSE = INFRA / "compose.yaml"
 PAIRS = {"object-store": "object-store", "mlflow": "mlflow", "prefect": "prefect", "demo": "demo", "worker": "worker"}
-"""Service of compose.yaml -> program of topology.py. PostgreSQL is the official image, its settings are compared by hand."""
+"""Service of compose.yaml -> program of topology.py. The official image of PostgreSQL is checked separately."""
 
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    """The file as Compose reads it with no variable set."""
+    """The file as Compose reads it without variables."""
     text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", COMPOSE.read_text())
     assert "${" not in text, "every variable has a default"
     return dict(YAML(typ="safe").load(text))
@@ -45,7 +45,7 @@ def test_compose_file_follows_the_compose_specification(tmp_path: Path) -> None:
     assert subprocess.run([*command, str(broken)], capture_output=True, check=False).returncode == 1, "the check can fail"
 
 
-def test_dockerfile_is_clean() -> None:
+def test_dockerfile_passes_the_linter() -> None:
     done = subprocess.run([tool("hadolint"), str(INFRA / "Dockerfile")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -60,12 +60,12 @@ def test_dockerfile_has_both_targets_pinned_and_unprivileged() -> None:
     assert "USER 1000:1000" in text
     for line in re.findall(r"pip install .*", text):
         assert "--constraint constraints.txt" in line, line
-    assert not re.search(r"(ARG|ENV)[^\n]*(PASSWORD|TOKEN|SECRET|KEY=)", text), "no secret is built in"
+    assert not re.search(r"(ARG|ENV)[^\n]*(PASSWORD|TOKEN|SECRET|KEY=)", text), "no secret in the image"
 
 
-def test_image_leaves_data_and_secrets_out() -> None:
+def test_image_excludes_data_and_secrets() -> None:
     lines = (INFRA / "Dockerfile.dockerignore").read_text().split()
-    assert lines[0] == "*", "everything is left out, but for what is named"
+    assert lines[0] == "*", "everything else is excluded"
     assert not {"!data", "!.runs", "!.git", "!.env", "!."} & set(lines)
 
 
@@ -92,17 +92,17 @@ def test_images_are_pinned_or_built_here(compose: dict[str, Any]) -> None:
             assert re.search(r":\d+\.\d+-\w+(@sha256:[0-9a-f]{64})?$", service["image"]), service["image"]
 
 
-def test_secrets_are_files_that_passwords_makes(compose: dict[str, Any], tmp_path: Path) -> None:
+def test_secrets_are_the_files_of_passwords(compose: dict[str, Any], tmp_path: Path) -> None:
     passwords.create(tmp_path / "secrets")
-    made = {path.name for path in (tmp_path / "secrets").iterdir()}
-    assert compose["secrets"].keys() <= made
+    created = {path.name for path in (tmp_path / "secrets").iterdir()}
+    assert compose["secrets"].keys() <= created
     for secret in compose["secrets"].values():
         assert secret.keys() == {"file"}
     for name, service in compose["services"].items():
         assert set(service.get("secrets", [])) <= compose["secrets"].keys(), name
         for key, value in service.get("environment", {}).items():
             secret = re.search(r"PASSWORD|SECRET|TOKEN|AUTH_STRING|://\w+:\w+@", f"{key}={value}")
-            assert secret is None or str(value).startswith("/run/secrets"), f"{name}: {key} holds a secret"
+            assert secret is None or str(value).startswith("/run/secrets"), f"{name}: {key} contains a secret"
 
 
 def test_each_service_gets_only_the_secrets_it_reads(compose: dict[str, Any]) -> None:
@@ -128,17 +128,17 @@ def test_container_and_process_have_the_same_settings(service: str, compose: dic
     assert Path(described["command"][0]).name == Path(program.command[0]).name, "the same start script"
     names = [Path(name).stem for name in described["env_file"]]
     inside = {**constants(*names), **{key: str(value) for key, value in described["environment"].items()}}
-    only_here = {"PATH", "PGHOST", "PGPORT", "TMPDIR"} | {"PREFECT_HOME"}
+    only_process = {"PATH", "PGHOST", "PGPORT", "TMPDIR"} | {"PREFECT_HOME"}
     if service == "demo":
-        only_here |= {"SERVICES_SECRETS"}  # it needs none
-    assert inside.keys() - only_here == program.environment.keys() - only_here
+        only_process |= {"SERVICES_SECRETS"}  # the page needs no secret
+    assert inside.keys() - only_process == program.environment.keys() - only_process
     for key in constants(*names):
         assert inside[key] == program.environment[key], key
     path = program.health.split("/", 3)[3]
     assert described["healthcheck"]["test"][-1].endswith(path), "the same health check"
 
 
-def test_postgres_asks_for_passwords_in_both_places(compose: dict[str, Any], env: ServiceEnvironment) -> None:
+def test_postgres_requires_passwords_in_both_setups(compose: dict[str, Any], env: ServiceEnvironment) -> None:
     described = compose["services"]["postgres"]
     assert "--auth-host=scram-sha-256 --auth-local=scram-sha-256" in described["environment"]["POSTGRES_INITDB_ARGS"]
     assert "./roles.sql:/docker-entrypoint-initdb.d/roles.sql:ro" in described["volumes"]
@@ -149,13 +149,13 @@ def test_postgres_asks_for_passwords_in_both_places(compose: dict[str, Any], env
 
 
 def test_postgres_owns_its_data_folder(compose: dict[str, Any]) -> None:
-    """The image makes the volume's mount for its own user (mode 1777): another user may make a folder in it, not close it."""
+    """The volume belongs to the image's user (mode 1777); another user can create a folder in it but not change its mode."""
     described = compose["services"]["postgres"]
     (mount,) = [Path(volume.split(":")[1]) for volume in described["volumes"] if volume.startswith("postgres:")]
     assert mount in Path(described["environment"]["PGDATA"]).parents
 
 
-def test_nobody_but_the_edge_has_a_way_out(compose: dict[str, Any]) -> None:
+def test_internal_networks_have_no_route_out(compose: dict[str, Any]) -> None:
     networks = compose["networks"]
     assert all((networks[name] or {}).get("internal") for name in ("databases", "objects", "services"))
     assert compose["services"]["postgres"]["networks"] == ["databases"]

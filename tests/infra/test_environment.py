@@ -1,4 +1,4 @@
-"""env.example lists every variable that the project reads, and no other."""
+"""Test that env.example lists exactly the variables that the project reads."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from infra.topology import INFRA, PORTS
 
 PROJECT = INFRA.parent
 STANDARD = {"PATH", "PYTHONPATH", "HOME", "CI", "TMPDIR"}
-"""The system's own."""
+"""Variables of the system."""
 
 
 def read_variables() -> set[str]:
-    """Names that the source asks the environment for."""
+    """Names of variables that the source reads."""
     names: set[str] = set(PORTS)
     for folder in ("pipeline_steps", "flows", "infra"):
         for path in (PROJECT / folder).rglob("*.py"):
@@ -21,9 +21,9 @@ def read_variables() -> set[str]:
             names |= set(re.findall(r"\"((?:SONIFY|SERVICES)_[A-Z0-9_]+)\"", text))
     for path in [*(PROJECT / "infra/bin").iterdir(), PROJECT / "infra/compose.yaml"]:
         text = path.read_text(encoding="utf-8")
-        set_here = set(re.findall(r"^([A-Z][A-Z0-9_]+)=", text, re.MULTILINE))
+        assigned = set(re.findall(r"^([A-Z][A-Z0-9_]+)=", text, re.MULTILINE))
         names |= set(re.findall(r"environ(?:\.get)?[(\[]\s*\"([A-Z][A-Z0-9_]+)\"", text))
-        names |= set(re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", text)) - set_here
+        names |= set(re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", text)) - assigned
     return names - STANDARD
 
 
@@ -34,14 +34,14 @@ def example_variables() -> dict[str, str]:
 
 
 BY_LIBRARIES = {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING"}
-"""Read by MLflow and Prefect themselves; listed because a person who uses the servers needs them."""
+"""Read by MLflow and Prefect; listed because users of the servers need them."""
 
 
-def test_example_lists_what_is_read() -> None:
+def test_example_lists_all_variables() -> None:
     listed = set(example_variables())
     read = read_variables()
     assert read - listed == set(), "read, but not in infra/env.example"
-    assert listed - read - BY_LIBRARIES == set(), "in infra/env.example, but nobody reads it"
+    assert listed - read - BY_LIBRARIES == set(), "in infra/env.example, but not read"
 
 
 def test_every_variable_is_explained() -> None:

@@ -1,4 +1,4 @@
-"""Kubernetes files against schemas: objects, the job the worker would make, pods of the RayJob, keys of the charts' values."""
+"""Tests of the Kubernetes files against schemas: objects, jobs of the worker, pods of the RayJob, values of the charts."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ CHART_KEYS = {
         worker.config.limit worker.config.queryInterval worker.config.prefetchSeconds worker.extraEnvVars
         worker.podLabels.seeing-sound/role worker.containerSecurityContext worker.livenessProbe.enabled worker.resources""",
 }
-"""Keys that the charts read. No package ships their schemas, so a key that is not here was looked up by nobody."""
+"""Keys that the charts read. No package contains their schemas, so new keys must be looked up and added here."""
 
 RAYJOB_KEYS = {
     *("entrypoint", "submissionMode", "backoffLimit", "activeDeadlineSeconds", "shutdownAfterJobFinishes"),
     *("ttlSecondsAfterFinished", "runtimeEnvYAML", "rayClusterSpec"),
 }
-"""Keys of RayJobSpec (ray.io/v1) in use; the operator's own schema comes with the operator, not with a package."""
+"""Used keys of RayJobSpec (ray.io/v1); no package contains the operator's schema."""
 
 
 def documents(name: str) -> list[dict[str, Any]]:
@@ -74,56 +74,56 @@ def test_policies_deny_what_they_do_not_name() -> None:
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     for name, spec in policies.items():
         for rule in spec.get("ingress", []):
-            assert rule.get("from"), f"{name} lets anybody in"
+            assert rule.get("from"), f"{name} allows every source"
         selector = json.dumps(spec["podSelector"])
         named = set(re.findall(r"\"(postgres|object-store|mlflow|prefect|worker|stage|ray)\"", selector))
         assert named <= ROLES, name
 
 
-def admitted(policies: list[dict[str, Any]], to: dict[str, str], namespace: str, pod: dict[str, str], port: int) -> bool:
-    """Whether the policies of a pod with labels `to` let a pod of another or the same namespace in."""
+def is_allowed(policies: list[dict[str, Any]], to: dict[str, str], namespace: str, pod: dict[str, str], port: int) -> bool:
+    """Whether the policies of a pod with labels `to` allow traffic from a pod of another or the same namespace."""
 
-    def chosen(selector: dict[str, Any], labels: dict[str, str]) -> bool:
-        wanted = {key: [value] for key, value in selector.get("matchLabels", {}).items()}
-        wanted |= {rule["key"]: rule["values"] for rule in selector.get("matchExpressions", [])}
-        return all(labels.get(key) in values for key, values in wanted.items())
+    def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+        required = {key: [value] for key, value in selector.get("matchLabels", {}).items()}
+        required |= {rule["key"]: rule["values"] for rule in selector.get("matchExpressions", [])}
+        return all(labels.get(key) in values for key, values in required.items())
 
     return any(
-        chosen(source.get("podSelector", {}), pod)
+        matches(source.get("podSelector", {}), pod)
         and ("namespaceSelector" in source or namespace == "seeing-sound")
-        and port in [known["port"] for known in rule.get("ports", [{"port": port}])]
+        and port in [entry["port"] for entry in rule.get("ports", [{"port": port}])]
         for spec in (policy["spec"] for policy in policies)
-        if "Ingress" in spec["policyTypes"] and chosen(spec["podSelector"], to)
+        if "Ingress" in spec["policyTypes"] and matches(spec["podSelector"], to)
         for rule in spec.get("ingress", [])
         for source in rule["from"]
     )
 
 
-def test_the_ray_operator_reaches_the_head_and_nobody_else_does() -> None:
-    """The job is submitted over HTTP (submissionMode: HTTPMode) by the operator, from its own namespace."""
+def test_only_the_ray_operator_reaches_the_head() -> None:
+    """The operator submits the job over HTTP (submissionMode: HTTPMode) from its own namespace."""
     (job,) = documents("rayjob-embed.yaml")
     assert job["spec"]["submissionMode"] == "HTTPMode"
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
     ports = {port["name"]: port["containerPort"] for port in head["spec"]["containers"][0]["ports"]}
     policies, labels = documents("network-policies.yaml"), head["metadata"]["labels"]
     operator = {"app.kubernetes.io/name": "kuberay-operator"}
-    assert admitted(policies, labels, "ray-system", operator, ports["dashboard"])
-    assert not admitted(policies, labels, "ray-system", operator, ports["client"])
-    assert not admitted(policies, labels, "elsewhere", {"app.kubernetes.io/name": "other"}, ports["dashboard"])
-    assert admitted(policies, labels, "seeing-sound", labels, ports["gcs-server"])
+    assert is_allowed(policies, labels, "ray-system", operator, ports["dashboard"])
+    assert not is_allowed(policies, labels, "ray-system", operator, ports["client"])
+    assert not is_allowed(policies, labels, "elsewhere", {"app.kubernetes.io/name": "other"}, ports["dashboard"])
+    assert is_allowed(policies, labels, "seeing-sound", labels, ports["gcs-server"])
 
 
 def rendered_job(**values: Any) -> dict[str, Any]:
-    """The job that Prefect's Kubernetes worker makes for a run of the pool (filled as it does, without a server)."""
+    """Job that Prefect's Kubernetes worker creates for a run of the pool, rendered without a server."""
     from prefect.utilities.templating import apply_values
     from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
     template = json.loads((FOLDER / "work-pool.json").read_text())
     defaults = {name: field["default"] for name, field in template["variables"]["properties"].items() if "default" in field}
     filled = apply_values(template["job_configuration"], {**defaults, **values}, remove_notset=True)
-    made = KubernetesWorkerJobConfiguration(**filled)
-    made.prepare_for_flow_run(flow_run())
-    return dict(made.job_manifest)
+    configuration = KubernetesWorkerJobConfiguration(**filled)
+    configuration.prepare_for_flow_run(flow_run())
+    return dict(configuration.job_manifest)
 
 
 def flow_run() -> Any:
@@ -150,10 +150,10 @@ def test_work_pool_makes_a_valid_job_with_gpus() -> None:
     environment = {entry["name"]: entry.get("value") for entry in container["env"]}
     assert environment["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == constants("worker")["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]
-    assert not [name for name in environment if "PASSWORD" in name], "the password comes from a Secret"
+    assert not [name for name in environment if "PASSWORD" in name], "passwords come from Secrets"
 
 
-def test_work_pool_is_a_schema_and_refuses_nonsense() -> None:
+def test_work_pool_schema_refuses_invalid_values() -> None:
     import jsonschema
 
     template = json.loads((FOLDER / "work-pool.json").read_text())
@@ -163,10 +163,10 @@ def test_work_pool_is_a_schema_and_refuses_nonsense() -> None:
     assert not validator.is_valid({"gpus": -1})
     assert not validator.is_valid({"image_pull_policy": "Sometimes"})
     placeholders = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
-    assert placeholders == set(template["variables"]["properties"]), "every variable is used, and every use is a variable"
+    assert placeholders == set(template["variables"]["properties"]), "placeholders and variables agree"
 
 
-def test_ray_job_has_valid_pods_and_known_keys() -> None:
+def test_ray_job_has_valid_pods_and_keys() -> None:
     (job,) = documents("rayjob-embed.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     assert job["spec"].keys() <= RAYJOB_KEYS
@@ -179,7 +179,7 @@ def test_ray_job_has_valid_pods_and_known_keys() -> None:
         assert group.keys() == {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     for group in (head, *groups):
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values()), "the operator wants strings"
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values()), "the operator requires strings"
         template = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod", **group["template"]["metadata"]}}
         check({**template, "spec": group["template"]["spec"]})
         assert group["template"]["metadata"]["labels"]["seeing-sound/role"] == "ray"
@@ -194,8 +194,8 @@ def test_ray_job_runs_a_stage_of_the_graph() -> None:
     assert command.split()[-1] in graph["stages"]
 
 
-def test_ray_job_names_settings_that_the_stage_has() -> None:
-    """The section that its comment asks for is one that the stage takes, and its actors fit into a worker's pod."""
+def test_ray_job_comment_is_a_valid_section() -> None:
+    """The parameters in its comment are valid, and their actors fit into a worker's pod."""
     from pipeline_steps.embed.config import EmbedConfig
 
     text = (FOLDER / "rayjob-embed.yaml").read_text()
@@ -206,22 +206,22 @@ def test_ray_job_names_settings_that_the_stage_has() -> None:
     (worker,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     limits = worker["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert config.ray.gpus_per_actor <= int(limits["nvidia.com/gpu"])
-    assert config.ray.cpus_per_actor / config.ray.gpus_per_actor <= int(limits["cpu"]), "GPUs do not wait for processors"
+    assert config.ray.cpus_per_actor / config.ray.gpus_per_actor <= int(limits["cpu"]), "enough CPUs for all GPUs"
     assert config.ray.max_actors * config.ray.gpus_per_actor <= worker["maxReplicas"] * int(limits["nvidia.com/gpu"])
 
 
 @pytest.mark.parametrize("name", sorted(CHART_KEYS))
-def test_values_use_keys_that_the_chart_reads(name: str) -> None:
+def test_values_use_keys_of_the_chart(name: str) -> None:
     (values,) = documents(name)
 
-    known = set(CHART_KEYS[name].split())
+    chart_keys = set(CHART_KEYS[name].split())
 
     def leaves(node: Any, path: str) -> list[str]:
-        if path in known or not isinstance(node, dict):
+        if path in chart_keys or not isinstance(node, dict):
             return [path]
         return [leaf for key, value in node.items() for leaf in leaves(value, f"{path}.{key}".lstrip("."))]
 
-    assert set(leaves(values, "")) == known
+    assert set(leaves(values, "")) == chart_keys
 
 
 def test_values_have_the_security_defaults() -> None:
@@ -246,7 +246,7 @@ def test_values_have_the_security_defaults() -> None:
 
 
 def test_chart_secrets_reach_kubectl_by_standard_input_alone(tmp_path: Path) -> None:
-    """The script with a `kubectl` that writes down its arguments and its input."""
+    """Runs the script with a `kubectl` that records its arguments and its input."""
     import os
     import subprocess
 
@@ -257,9 +257,9 @@ def test_chart_secrets_reach_kubectl_by_standard_input_alone(tmp_path: Path) -> 
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     subprocess.run(["sh", str(FOLDER / "chart-secrets.sh"), str(tmp_path / "secrets")], check=True, env=environment)
     assert set((tmp_path / "arguments").read_text().split()) == {"apply", "-f", "-"}
-    made = [document for document in YAML(typ="safe").load_all((tmp_path / "input").read_text()) if document]
-    for document in made:
+    objects = [document for document in YAML(typ="safe").load_all((tmp_path / "input").read_text()) if document]
+    for document in objects:
         check(document)
-    by_name = {document["metadata"]["name"]: document["stringData"] for document in made}
+    by_name = {document["metadata"]["name"]: document["stringData"] for document in objects}
     assert by_name["prefect-auth"] == {"auth-string": passwords.read(tmp_path / "secrets", "prefect-auth")}
     assert by_name.keys() == {"mlflow-database", "prefect-database", "prefect-auth", "mlflow-client"}

@@ -1,4 +1,4 @@
-"""A port counts as a program's only while that program listens on it: a supervisor and the demo page, nothing else."""
+"""Tests of port ownership with a supervisor and the report page."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from infra import services
 from infra.topology import DEMO, HOST, PORTS, ServiceEnvironment, find_program, programs
 
 
-class Other(http.server.BaseHTTPRequestHandler):
+class OtherServer(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Stay quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def supervised() -> Iterator[ServiceEnvironment]:
-    """A supervisor in a folder of its own, with nothing started."""
+    """A running supervisor without started programs."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
@@ -49,21 +49,19 @@ def supervised() -> Iterator[ServiceEnvironment]:
         services.stop(env)
 
 
-def test_a_port_that_somebody_else_answers_on_is_not_healthy(
-    supervised: ServiceEnvironment, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another project's page on the demo page's port answers with 200 as well."""
+def test_answer_of_another_process_is_not_healthy(supervised: ServiceEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another server on the port of the report page also answers 200."""
     monkeypatch.setattr(services, "PORT_TIMEOUT_S", 0.5)
     demo = next(program for program in programs(supervised) if program.name == DEMO)
     port = supervised.ports["DEMO_PORT"]
-    with http.server.ThreadingHTTPServer((HOST, port), Other) as other:
+    with http.server.ThreadingHTTPServer((HOST, port), OtherServer) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         assert services._answers(supervised, demo)
-        with pytest.raises(services.InfraError, match=rf"demo: port {port} is held by .* \(PID {os.getpid()}, .*DEMO_PORT="):
+        with pytest.raises(services.InfraError, match=rf"demo: port {port} is used by .* \(PID {os.getpid()}, .*DEMO_PORT="):
             services.start_one(supervised, demo)
-        services.supervisor(supervised).supervisor.startProcess(DEMO, False)  # it dies again and again
+        services.supervisor(supervised).supervisor.startProcess(DEMO, False)  # it exits repeatedly
         assert not services.is_healthy(supervised, demo)
-        with pytest.raises(services.InfraError, match="is held by"):
+        with pytest.raises(services.InfraError, match="is used by"):
             services.wait_healthy(supervised, replace(demo, startup_timeout_s=1.0))
         services.supervisor(supervised).supervisor.stopProcess(DEMO)
         other.shutdown()

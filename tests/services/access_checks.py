@@ -1,4 +1,4 @@
-"""What must be refused: no password or a wrong one, another origin, another host name, somebody else's data."""
+"""Access checks: requests without a valid password, from another origin or with another host name are refused."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from infra.topology import BUCKET, HOST, ServiceEnvironment
 from tests.services.clients import Mlflow, Prefect
 
 
-def prefect_wants_the_auth_string_and_a_token(env: ServiceEnvironment) -> None:
-    """Every answer but the health check's costs the auth string, every change a CSRF token of this very client as well."""
+def check_prefect_api(env: ServiceEnvironment) -> None:
+    """All routes except the health check need the auth string; changes also need a CSRF token of the client."""
     prefect, flows = Prefect(env), f"{env.prefect_api}/flows/filter"
     assert httpx.get(f"{env.prefect_api}/health").status_code == 200
     for wrong in (None, ("admin", "admin"), ("admin", "")):
@@ -25,8 +25,8 @@ def prefect_wants_the_auth_string_and_a_token(env: ServiceEnvironment) -> None:
         assert httpx.post(flows, json={}, auth=wrong).status_code in {401, 403}
     assert prefect.http.post("/flows/filter", json={}).status_code == 403, "a change needs a CSRF token"
     for forged in ({"Prefect-Csrf-Token": "0" * 64, "Prefect-Csrf-Client": "services-test"}, {"Prefect-Csrf-Token": "0" * 64}):
-        assert prefect.http.post("/flows/filter", json={}, headers=forged).status_code == 403, "and not any token"
-    assert prefect.post("/flows/filter", {}), "with its own it is answered"
+        assert prefect.http.post("/flows/filter", json={}, headers=forged).status_code == 403, "a token of another client"
+    assert prefect.post("/flows/filter", {}), "a token of this client"
     settings = prefect.http.get("/admin/settings").json()["server"]
     assert settings["api"]["csrf_protection_enabled"] is True
     assert settings["analytics_enabled"] is False
@@ -34,8 +34,8 @@ def prefect_wants_the_auth_string_and_a_token(env: ServiceEnvironment) -> None:
     assert word not in prefect.http.get("/admin/settings").text
 
 
-def prefect_wants_it_on_sockets_too(env: ServiceEnvironment) -> None:
-    """Events and logs flow over websockets, which earlier releases opened to anybody (CVE-2026-7723)."""
+def check_prefect_websockets(env: ServiceEnvironment) -> None:
+    """Websockets of events and logs need the auth string; earlier releases did not check it (CVE-2026-7723)."""
     address = env.prefect_api.replace("http://", "ws://")
     for path in ("events/in", "events/out", "logs/out"):
         with pytest.raises(InvalidStatus), connect(f"{address}/{path}"):
@@ -48,12 +48,12 @@ def prefect_wants_it_on_sockets_too(env: ServiceEnvironment) -> None:
             assert refused.value.rcvd.code == 1008, path
 
 
-def mlflow_wants_a_password_and_its_own_name(env: ServiceEnvironment) -> None:
-    """Basic auth on every route, known host names, no change from another origin, no frame."""
+def check_mlflow(env: ServiceEnvironment) -> None:
+    """MLflow requires basic auth, its own host name and its own origin, and denies frames."""
     search = f"{env.mlflow}/api/2.0/mlflow/experiments/search?max_results=1"
     word = passwords.read(env.secrets, "mlflow-password")
     right = ("admin", word)
-    for wrong in (None, ("admin", "password1234"), ("admin", ""), ("nobody", word)):  # the second was MLflow's default
+    for wrong in (None, ("admin", "password1234"), ("admin", ""), ("nobody", word)):  # the second is MLflow's default
         assert httpx.get(search, auth=wrong).status_code == 401
     for path in ("/", "/get-artifact?path=a&run_uuid=b", "/ajax-api/2.0/mlflow/experiments/search?max_results=1", "/graphql"):
         assert httpx.get(env.mlflow + path).status_code in {401, 403, 404, 405}, path
@@ -65,19 +65,22 @@ def mlflow_wants_a_password_and_its_own_name(env: ServiceEnvironment) -> None:
     for host in ("elsewhere.example", f"elsewhere.example:{env.ports['MLFLOW_PORT']}", "127.0.0.1"):
         assert httpx.get(search, auth=right, headers={"Host": host}).status_code == 403, host
     create = f"{env.mlflow}/api/2.0/mlflow/experiments/create"
-    foreign = {"Origin": "https://elsewhere.example"}
-    assert httpx.post(create, json={"name": "foreign"}, auth=right, headers=foreign).status_code == 403
+    headers = {"Origin": "https://elsewhere.example"}
+    assert httpx.post(create, json={"name": "foreign"}, auth=right, headers=headers).status_code == 403
     found = Mlflow(env).http.get("/experiments/get-by-name", params={"experiment_name": "foreign"})
-    assert found.status_code == 404, "and nothing was made"
+    assert found.status_code == 404, "nothing was created"
 
 
-def stores_want_passwords(env: ServiceEnvironment) -> None:
-    """PostgreSQL by role, the object store by key."""
+def check_stores(env: ServiceEnvironment) -> None:
+    """PostgreSQL requires the password of the role, the object store its keys."""
     address = {"host": HOST, "port": env.ports["POSTGRES_PORT"], "connect_timeout": 10}
     word = passwords.read(env.secrets, "postgres-mlflow")
     psycopg2.connect(**address, user="mlflow", dbname="mlflow", password=word).close()
-    for user, database, said in (("mlflow", "prefect", "permission denied"), ("prefect", "mlflow", "password authentication")):
-        with pytest.raises(psycopg2.OperationalError, match=said):
+    for user, database, message in (
+        ("mlflow", "prefect", "permission denied"),
+        ("prefect", "mlflow", "password authentication"),
+    ):
+        with pytest.raises(psycopg2.OperationalError, match=message):
             psycopg2.connect(**address, user=user, dbname=database, password=word)
     with pytest.raises(psycopg2.OperationalError, match="password"):
         psycopg2.connect(**address, user="postgres", dbname="postgres", password="postgres")
@@ -85,24 +88,26 @@ def stores_want_passwords(env: ServiceEnvironment) -> None:
         assert httpx.get(f"http://{HOST}:{env.ports['S3_PORT']}{path}").status_code == 403, path
 
 
-def artifact_is_handed_out_by_mlflow_alone(env: ServiceEnvironment, path: str) -> None:
-    """An artifact that is there: with MLflow's password, and by no other door of the object store without a key."""
+def check_artifact_access(env: ServiceEnvironment, path: str) -> None:
+    """An artifact is served by MLflow with its password, and not by the object store without a key."""
     port = env.ports["S3_PORT"]
     served = f"{env.mlflow}/api/2.0/mlflow-artifacts/artifacts/{path}"
     assert httpx.get(served, auth=("admin", passwords.read(env.secrets, "mlflow-password"))).status_code == 200
     assert httpx.get(served).status_code == 401
     assert httpx.get(f"http://{HOST}:{port}/{BUCKET}/artifacts/{path}").status_code == 403
     filer = f"http://{HOST}:{port + 5}/buckets/{BUCKET}/artifacts/{path}"
-    assert httpx.get(filer).status_code == 404, "the filer's own door, which asks nobody, is shut"
+    assert httpx.get(filer).status_code == 404, "the filer's HTTP interface, which needs no key, is closed"
 
 
-def reports_are_all_that_the_demo_page_shows(env: ServiceEnvironment) -> None:
+def check_report_page(env: ServiceEnvironment) -> None:
+    """The report page serves reports only."""
     assert httpx.get(f"{env.demo}/current/index.html", headers={"Host": "elsewhere.example"}).status_code == 421
     for path in ("/current/../../params.yaml", "/runs/%2e%2e/%2e%2e/params.yaml", "/current/", "/params.yaml"):
         assert httpx.get(env.demo + path).status_code == 404, path
 
 
-def nothing_listens_beyond_this_machine(env: ServiceEnvironment) -> None:
+def check_listeners(env: ServiceEnvironment) -> None:
+    """All services listen on loopback only."""
     supervisor = psutil.Process(int((env.folder / "supervisord.pid").read_text()))
     ours = {process.pid for process in supervisor.children(recursive=True)}
     sockets = [entry for entry in psutil.net_connections("tcp") if entry.status == "LISTEN" and entry.pid in ours]

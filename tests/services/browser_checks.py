@@ -1,4 +1,4 @@
-"""The pages of Prefect and MLflow in a real headless Chromium: do they show what a team lead looks for?"""
+"""Browser checks of the pages of Prefect and MLflow in headless Chromium."""
 
 from __future__ import annotations
 
@@ -17,23 +17,29 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SIZE: Any = {"width": 1280, "height": 900}
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The installed browser; nothing is downloaded."""
+    """The installed Chromium; nothing is downloaded."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         yield browser
         browser.close()
 
 
-def approve_in_the_browser(browser: Browser, env: ServiceEnvironment, run_id: str, pictures: Path | None = None) -> None:
-    """Log in, open the paused promotion, fill in the form."""
+def approve_in_the_browser(browser: Browser, env: ServiceEnvironment, run_id: str, screenshots: Path | None = None) -> None:
+    """Log in, open the paused promotion and submit the form."""
     page = logged_in(browser, env)
     page.goto(f"{env.prefect_api.removesuffix('/api')}/runs/flow-run/{run_id}")
     page.get_by_role("button", name="Resume").first.click()
@@ -42,24 +48,24 @@ def approve_in_the_browser(browser: Browser, env: ServiceEnvironment, run_id: st
     form.locator(".p-select-button__control").focus()
     page.keyboard.press("ArrowDown")
     page.locator(".p-select-option", has_text="approve").click()
-    form.locator("textarea").nth(0).fill("better pictures of bells")
+    form.locator("textarea").nth(0).fill("better images of bells")
     form.locator("textarea").nth(1).fill("Ada")
-    keep(page, pictures, "prefect-approval")
+    save_screenshot(page, screenshots, "prefect-approval")
     form.get_by_role("button", name="Submit").click()
     form.wait_for(state="hidden")
     page.close()
 
 
-def flow_run_page(browser: Browser, env: ServiceEnvironment, run_id: str, pictures: Path | None = None) -> None:
-    """Plan, progress and a link to the report that leads to the report."""
+def flow_run_page(browser: Browser, env: ServiceEnvironment, run_id: str, screenshots: Path | None = None) -> None:
+    """Check plan, progress and the link to the report."""
     page = logged_in(browser, env)
     page.goto(f"{env.prefect_api.removesuffix('/api')}/runs/flow-run/{run_id}")
     page.get_by_text("Artifacts", exact=True).click()
-    for words in ("Plan of this run", "Durations and cache hits by stage", "Metrics compared with the last run"):
-        page.get_by_text(words).first.wait_for()
-    keep(page, pictures, "prefect-run")
+    for text in ("Plan of this run", "Durations and cache hits by stage", "Metrics compared with the last run"):
+        page.get_by_text(text).first.wait_for()
+    save_screenshot(page, screenshots, "prefect-run")
     page.mouse.move(700, 700)
-    page.mouse.wheel(0, 4000)  # the stages' own artifacts are loaded when they come into view
+    page.mouse.wheel(0, 4000)  # artifacts of stages are loaded when they become visible
     page.get_by_text("progress-").first.wait_for()
     artifacts = Prefect(env).artifacts(run_id)
     page.goto(f"{env.prefect_api.removesuffix('/api')}/artifacts/artifact/{artifacts['report']['id']}")
@@ -72,8 +78,8 @@ def flow_run_page(browser: Browser, env: ServiceEnvironment, run_id: str, pictur
     page.close()
 
 
-def mlflow_pages(browser: Browser, env: ServiceEnvironment, pictures: Path | None = None) -> None:
-    """Runs, data-set inputs, sample images by step, model versions with their aliases."""
+def mlflow_pages(browser: Browser, env: ServiceEnvironment, screenshots: Path | None = None) -> None:
+    """Check runs, data sets, sample images by step, and model versions with their aliases."""
     word = passwords.read(env.secrets, "mlflow-password")
     context = browser.new_context(viewport=SIZE, http_credentials={"username": "admin", "password": word})
     page = context.new_page()
@@ -95,17 +101,17 @@ def mlflow_pages(browser: Browser, env: ServiceEnvironment, pictures: Path | Non
         page.get_by_text(re.compile(r"grid\+step\+.*\.png$")).last.click()
     assert fetched.value.ok
     page.wait_for_timeout(1500)
-    keep(page, pictures, "mlflow-samples")
+    save_screenshot(page, screenshots, "mlflow-samples")
     page.goto(f"{env.mlflow}/#/models/audio2image")
     for alias in ("challenger", "champion"):
         page.get_by_text(alias).first.wait_for()
     page.wait_for_timeout(500)
-    keep(page, pictures, "mlflow-model")
+    save_screenshot(page, screenshots, "mlflow-model")
     context.close()
 
 
 def logged_in(browser: Browser, env: ServiceEnvironment) -> Page:
-    """A page of Prefect's UI after its own login form."""
+    """Page of Prefect's UI after login."""
     page = browser.new_context(viewport=SIZE).new_page()
     page.set_default_timeout(90_000)
     page.goto(f"{env.prefect_api.removesuffix('/api')}/login")
@@ -121,7 +127,7 @@ def close_assistant(page: Page) -> None:
         button.first.click()
 
 
-def keep(page: Page, folder: Path | None, name: str) -> None:
+def save_screenshot(page: Page, folder: Path | None, name: str) -> None:
     if folder is not None:
         page.wait_for_timeout(1500)
         page.screenshot(path=folder / f"{name}.png")

@@ -1,4 +1,4 @@
-"""What the tests say to the servers: over HTTP with the passwords from files, as any client would."""
+"""HTTP clients of the services, with the passwords from files."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Value = TypeVar("Value")
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
-def wait_for(what: str, ask: Callable[[], Value | None], seconds: float = 120.0) -> Value:
-    """The first answer that is not None (or False); polls, because nothing here happens at once."""
+def wait_for(event: str, poll: Callable[[], Value | None], seconds: float = 120.0) -> Value:
+    """Poll until the result is neither None nor False; returns the result."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            found = ask()
+            found = poll()
         except httpx.TransportError:
             found = None
         if found is not None and found is not False:
             return found
         time.sleep(0.5)
-    raise AssertionError(f"waited {seconds:g} s for {what}")
+    raise AssertionError(f"waited {seconds:g} s for {event}")
 
 
 class Prefect:
@@ -48,7 +48,7 @@ class Prefect:
         return dict(self.http.get(f"/deployments/name/{name}").raise_for_status().json())
 
     def start(self, name: str, **parameters: Any) -> str:
-        """Start a run of a deployment with these fields of its form; returns the run's id."""
+        """Start a run of a deployment with form fields; returns the run's id."""
         body = {"parameters": {"parameters": parameters}, "state": {"type": "SCHEDULED"}}
         return str(self.post(f"/deployments/{self.deployment(name)['id']}/create_flow_run", body)["id"])
 
@@ -59,7 +59,7 @@ class Prefect:
         return str(self.run(run_id)["state"]["type"])
 
     def finished(self, run_id: str, seconds: float = 180.0) -> dict[str, Any]:
-        """The run once it has ended."""
+        """Wait for the end of a run; returns the run."""
 
         def ended() -> dict[str, Any] | None:
             found = self.run(run_id)
@@ -75,10 +75,10 @@ class Prefect:
         found = self.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
         return {artifact["key"]: artifact for artifact in found}
 
-    def said(self, run_id: str, words: str) -> bool:
-        """Whether a line of the run's log holds these words."""
+    def has_logged(self, run_id: str, text: str) -> bool:
+        """Whether a line of the run's log contains the text."""
         logs = self.post("/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC"})
-        return any(words in line["message"] for line in logs)
+        return any(text in line["message"] for line in logs)
 
 
 class Mlflow:
@@ -99,7 +99,7 @@ class Mlflow:
         return list(answer.raise_for_status().json().get("model_versions", []))
 
     def alias(self, name: str) -> str | None:
-        """Version behind an alias."""
+        """Version with an alias."""
         answer = self.http.get("/registered-models/alias", params={"name": "audio2image", "alias": name})
         return str(answer.json()["model_version"]["version"]) if answer.is_success else None
 

@@ -1,4 +1,4 @@
-"""The services on free ports with a small project, started once for a test module and stopped whatever happens."""
+"""Fixtures: the services on free ports with a small project, started once per test module."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.services.project import build
 
 
 def free_ports() -> dict[str, int]:
-    """A free port for each service; the object store gets eight in a row."""
+    """A free port for each service, and eight consecutive ports for the object store."""
     with ExitStack() as held:
-        taken = {}
+        ports = {}
         for name in PORTS:
-            taken[name] = free_row(8, held) if name == "S3_PORT" else free_row(1, held)
-        return taken
+            ports[name] = free_row(8, held) if name == "S3_PORT" else free_row(1, held)
+        return ports
 
 
 def free_row(length: int, held: ExitStack) -> int:
@@ -42,9 +42,9 @@ def free_row(length: int, held: ExitStack) -> int:
     raise AssertionError(f"no {length} free ports in a row")
 
 
-def new_place(folder: Path, project: Path) -> ServiceEnvironment:
-    """Services on ports that are free now."""
-    # A heartbeat every 30 s is Prefect's smallest; a loaded machine takes its time to upload.
+def new_environment(folder: Path, project: Path) -> ServiceEnvironment:
+    """Environment of services on free ports."""
+    # A loaded machine needs a longer deadline for uploads.
     extra = {
         "SONIFY_TRACKING": "on",
         "SONIFY_TRACKING_DEADLINE": "150",
@@ -56,7 +56,7 @@ def new_place(folder: Path, project: Path) -> ServiceEnvironment:
 
 @pytest.fixture(scope="module")
 def services_folder() -> Iterator[Path]:
-    """A short path that another user may pass: PostgreSQL does not run as root."""
+    """A short path that other users can access, because PostgreSQL does not run as root."""
     folder = Path(tempfile.mkdtemp(prefix="sonify-", dir="/tmp"))
     folder.chmod(0o755)
     yield folder
@@ -65,15 +65,15 @@ def services_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def env(services_folder: Path) -> Iterator[ServiceEnvironment]:
-    """Everything running, flows deployed, nothing run yet."""
+    """Running services with deployed flows; no flow has run."""
     if shutil.which("git") is None or find_program("supervisord") is None or find_program("weed") is None:
         pytest.skip("needs git and the extra `services`")
     if find_postgres() is None:
-        pytest.skip("needs a PostgreSQL that its user can reach (root: not below a private folder)")
+        pytest.skip("needs a PostgreSQL that its user can access")
     project = build(services_folder / "project")
-    made = new_place(services_folder / "services", project)
+    environment = new_environment(services_folder / "services", project)
     try:
-        services.start(made)
-        yield made
+        services.start(environment)
+        yield environment
     finally:
-        services.stop(made)
+        services.stop(environment)

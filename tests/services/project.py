@@ -1,4 +1,4 @@
-"""A project whose small stages use the services as the real ones do: numbers and pictures by step, a model, a judgement."""
+"""Project with small stages that log metrics, images, a model and an evaluation like the real stages."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ stages:
     metrics:
       - reports/model.json: {cache: false}
     meta: {flow: model, retries: 1, timeout_s: 300}
-  judge:
-    cmd: python work.py judge
+  score:
+    cmd: python work.py score
     deps: [data/pairs, models/audio2image, work.py]
-    params: [judge]
+    params: [score]
     outs: [reports/index.html]
     metrics:
-      - reports/judge.json: {cache: false}
+      - reports/score.json: {cache: false}
     meta: {flow: model, retries: 1, timeout_s: 300}
 """
 
@@ -47,12 +47,12 @@ sums:
 model:
   seed: 0
   pause: 0.0
-judge:
+score:
   pause: 0.0
 """
 
 WORK = '''\
-"""python work.py STAGE; each item comes from the source alone, so a run that was killed and run again gives the same bytes."""
+"""python work.py STAGE; the results only depend on the source, so that a killed and repeated run gives the same bytes."""
 import hashlib
 import json
 import sys
@@ -99,8 +99,8 @@ elif stage == "model":
             tracker.log_metrics({"train/loss": 1.0 / (step + 1)}, step=step)
             if step % 3 == 0:
                 rows = np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
-                picture = np.kron(rows[:16].reshape(4, 4, 1), np.ones((24, 24, 3), dtype=np.uint8)).astype(np.uint8)
-                tracker.log_image("samples/grid", picture, step=step)
+                image = np.kron(rows[:16].reshape(4, 4, 1), np.ones((24, 24, 3), dtype=np.uint8)).astype(np.uint8)
+                tracker.log_image("samples/grid", image, step=step)
         (layout.model / "weights.txt").write_text(text)
         tracker.log_model(layout.model)
 else:
@@ -121,7 +121,7 @@ layout.report(stage).write_text(json.dumps({
 
 
 def build(folder: Path) -> Path:
-    """The project with the real `flows`, `pipeline_steps` and `infra/prefect.yaml`, under git and DVC, nothing run yet."""
+    """Create the project with `flows`, `pipeline_steps` and `infra/prefect.yaml` under git and DVC; no stage has run."""
     folder.mkdir(parents=True)
     for name in ("flows", "pipeline_steps"):
         shutil.copytree(SOURCE / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -144,14 +144,14 @@ def build(folder: Path) -> Path:
 
 
 def commit(folder: Path, message: str) -> None:
-    """Commit everything git does not ignore."""
+    """Commit all files that git does not ignore."""
     author = ("-c", "user.name=Test", "-c", "user.email=test@localhost")
     call(folder, "git", "add", "--all")
     call(folder, "git", *author, "commit", "--quiet", "-m", message)
 
 
 def call(folder: Path, *command: str) -> str:
-    """Output of a command that must succeed."""
+    """Run a command that must succeed; returns its output."""
     done = subprocess.run(command, cwd=folder, env=environment(), text=True, capture_output=True, check=False)
     assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr[-2000:])
     return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""A day in the life of the services, with real servers: everything that a team relies on, and everything that goes wrong."""
+"""Test of the running services: access, deployments, a nightly run, approval, outages, kills, backup."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ from tests.services.project import call
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(2700)]
 WHOLE = os.environ.get("SERVICES_TEST") == "whole"
-"""`make services-test` drives everything (13 min); `make services-check`, a part of CI, what a calm day holds."""
+"""`make services-test` runs everything (13 min); `make services-check`, a part of CI, runs a part."""
 
 
-def test_a_day_with_the_services(env: ServiceEnvironment, services_folder: Path) -> None:
-    """One test, because each part goes on where the one before ended; the order is that of a day."""
+def test_services(env: ServiceEnvironment, services_folder: Path) -> None:
+    """One test, because each part uses the state that the one before left."""
     prefect, mlflow = Prefect(env), Mlflow(env)
-    doors_are_shut(env)
-    pages_are_served(env)
-    one_run_at_a_time_is_what_was_deployed(prefect, env)
-    scheduled_run_fires_and_finishes(prefect, mlflow, env)
-    access_checks.artifact_is_handed_out_by_mlflow_alone(env, model_file(mlflow))
-    model_is_approved_through_the_api(prefect, mlflow)
+    check_access(env)
+    check_pages(env)
+    check_deployments(prefect, env)
+    check_scheduled_run(prefect, mlflow, env)
+    access_checks.check_artifact_access(env, model_file(mlflow))
+    check_approval(prefect, mlflow)
     if WHOLE:
-        pages_show_it(prefect, env)
-        outages_in_mid_run(prefect, env)
-        two_runs_at_once(prefect, env)
-        worker_is_killed_in_mid_stage(prefect, mlflow, env)
-        backup_is_restored(mlflow, prefect, env, services_folder)
-    no_password_is_written_down(env)
+        check_pages_of_results(prefect, env)
+        check_outages(prefect, env)
+        check_concurrent_runs(prefect, env)
+        check_killed_worker(prefect, mlflow, env)
+        check_backup(mlflow, prefect, env, services_folder)
+    check_no_leaked_password(env)
 
 
-def doors_are_shut(env: ServiceEnvironment) -> None:
-    """Without a password, from another origin, under another host name: no."""
-    access_checks.prefect_wants_the_auth_string_and_a_token(env)
-    access_checks.prefect_wants_it_on_sockets_too(env)
-    access_checks.mlflow_wants_a_password_and_its_own_name(env)
-    access_checks.stores_want_passwords(env)
-    access_checks.reports_are_all_that_the_demo_page_shows(env)
-    access_checks.nothing_listens_beyond_this_machine(env)
+def check_access(env: ServiceEnvironment) -> None:
+    """Requests without a password, from another origin or with another host name are refused."""
+    access_checks.check_prefect_api(env)
+    access_checks.check_prefect_websockets(env)
+    access_checks.check_mlflow(env)
+    access_checks.check_stores(env)
+    access_checks.check_report_page(env)
+    access_checks.check_listeners(env)
 
 
-def pages_are_served(env: ServiceEnvironment) -> None:
-    """Prefect answers its API even when it could not prepare its pages."""
+def check_pages(env: ServiceEnvironment) -> None:
+    """Pages are served; Prefect's API answers even without its pages."""
     login = httpx.get(f"{env.prefect_api.removesuffix('/api')}/login", headers={"Accept": "text/html"})
     assert login.status_code == 200
     assert "<title>Prefect" in login.text
@@ -66,8 +66,8 @@ def pages_are_served(env: ServiceEnvironment) -> None:
     assert (env.folder / "prefect-server/ui").is_dir(), "beside the data, not in the installed package"
 
 
-def one_run_at_a_time_is_what_was_deployed(prefect: Prefect, env: ServiceEnvironment) -> None:
-    """Limits and the automation for dead runs stand on the server, once, however often somebody deploys."""
+def check_deployments(prefect: Prefect, env: ServiceEnvironment) -> None:
+    """Repeated deployment leaves the limits and one automation on the server."""
     services.deploy(env)
     pool = "/work_pools/seeing-sound/queues"
     limits = {queue["name"]: queue["concurrency_limit"] for queue in prefect.post(f"{pool}/filter", {})}
@@ -84,8 +84,8 @@ def one_run_at_a_time_is_what_was_deployed(prefect: Prefect, env: ServiceEnviron
     assert [(action["type"], action["state"]) for action in found["actions"]] == [("change-flow-run-state", "CRASHED")]
 
 
-def scheduled_run_fires_and_finishes(prefect: Prefect, mlflow: Mlflow, env: ServiceEnvironment) -> None:
-    """A schedule fires without anybody; the model is registered through the server, its files lie in the object store."""
+def check_scheduled_run(prefect: Prefect, mlflow: Mlflow, env: ServiceEnvironment) -> None:
+    """A schedule starts a run; the model is registered and its files are in the object store."""
     nightly = prefect.deployment("nightly/nightly")
     assert [schedule["schedule"]["cron"] for schedule in nightly["schedules"]] == ["0 2 * * *"]
     # Every 40 s, until it has fired once: a loaded machine may miss a single date.
@@ -130,8 +130,8 @@ def token_headers(prefect: Prefect) -> dict[str, str]:
     return {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "services-test"}
 
 
-def model_is_approved_through_the_api(prefect: Prefect, mlflow: Mlflow) -> None:
-    """The nightly run started a promotion, which waits; a person's answer makes the champion."""
+def check_approval(prefect: Prefect, mlflow: Mlflow) -> None:
+    """The promotion that the nightly run started waits; an approval makes the champion."""
 
     def waiting() -> str | None:
         found = [run for run in prefect.runs_of("promote/promote") if run["state"]["type"] == "PAUSED"]
@@ -142,8 +142,8 @@ def model_is_approved_through_the_api(prefect: Prefect, mlflow: Mlflow) -> None:
     wrong = {"run_input": {"decision": "perhaps", "reason": "x", "name": ""}}
     answer = prefect.post(f"/flow_runs/{run_id}/resume", wrong)
     assert answer["status"] == "REJECT", "an answer outside the form is refused"
-    given = {"run_input": {"decision": "approve", "reason": "sounds right to me", "name": "Ada"}}
-    answer = prefect.post(f"/flow_runs/{run_id}/resume", given)
+    approval = {"run_input": {"decision": "approve", "reason": "better images", "name": "Ada"}}
+    answer = prefect.post(f"/flow_runs/{run_id}/resume", approval)
     assert answer["status"] == "ACCEPT", answer
     run = prefect.finished(run_id, 180)
     assert run["state"]["type"] == "COMPLETED", run["state"]["message"]
@@ -151,8 +151,8 @@ def model_is_approved_through_the_api(prefect: Prefect, mlflow: Mlflow) -> None:
     assert mlflow.alias("champion") == mlflow.versions()[0]["version"]
 
 
-def pages_show_it(prefect: Prefect, env: ServiceEnvironment) -> None:
-    """In a real browser, where one is installed."""
+def check_pages_of_results(prefect: Prefect, env: ServiceEnvironment) -> None:
+    """Check the pages in a browser if one is installed."""
     if browser_checks.CHROMIUM is None:
         return
     run = [run for run in prefect.runs_of("nightly/nightly") if run["state"]["type"] == "COMPLETED"][-1]
@@ -161,10 +161,10 @@ def pages_show_it(prefect: Prefect, env: ServiceEnvironment) -> None:
         browser_checks.mlflow_pages(browser, env)
 
 
-def outages_in_mid_run(prefect: Prefect, env: ServiceEnvironment) -> None:
-    """PostgreSQL restarts and Prefect's API goes away while a stage works: the run ends as if nothing had happened."""
+def check_outages(prefect: Prefect, env: ServiceEnvironment) -> None:
+    """A run completes although PostgreSQL restarts and Prefect's API stops during a stage."""
     run_id = prefect.start("reproduce/reproduce", overrides=["model.seed=1", "model.pause=25"])
-    wait_for("the stage to work", lambda: prefect.said(run_id, "model: did 1 of 8"), 240)
+    wait_for("the stage to work", lambda: prefect.has_logged(run_id, "model: did 1 of 8"), 240)
     restart(env, POSTGRES)
     wait_for("the API to answer again", lambda: prefect.run(run_id)["state"]["type"] == "RUNNING", 60)
     assert wait_for("MLflow to answer again", lambda: Mlflow(env).versions() if mlflow_answers(env) else None, 60)
@@ -190,27 +190,25 @@ def program(env: ServiceEnvironment, name: str) -> ServiceSpec:
     return next(found for found in programs(env) if found.name == name)
 
 
-def two_runs_at_once(prefect: Prefect, env: ServiceEnvironment) -> None:
-    """The same deployment and another one wait in the queue, a shell is refused; the long run is not taken for dead."""
+def check_concurrent_runs(prefect: Prefect, env: ServiceEnvironment) -> None:
+    """Further runs wait in the queue, a run in a shell is refused, and the long run is not marked as crashed."""
     long = prefect.start("reproduce/reproduce", overrides=["model.seed=5", f"model.pause={HEARTBEAT_S * (MAX_MISSED + 1)}"])
-    wait_for("the stage to work", lambda: prefect.said(long, "model: did 1 of 8"), 240)
+    wait_for("the stage to work", lambda: prefect.has_logged(long, "model: did 1 of 8"), 240)
     changes = ["model.seed=6", "model.pause=0.5"]
     same = prefect.start("reproduce/reproduce", overrides=changes)
     night = next(run for run in prefect.runs_of("nightly/nightly") if run["state"]["type"] == "COMPLETED")
     other = prefect.start("train-and-evaluate/train-and-evaluate", seed=7, revision=f"runs/{night['name']}")
     by_hand = run_in_a_shell(env, "reproduce(parameters={'seed': 8, 'wait_minutes': 0}, return_state=True)")
     assert f"run {prefect.run(long)['name']} (PID " in by_hand, by_hand
-    assert "start this one when it has ended, or cancel it" in by_hand
-    assert prefect.state(long) == "RUNNING", "all that was while the first one worked"
+    assert "wait until it ends, or cancel it" in by_hand
+    assert prefect.state(long) == "RUNNING", "the first run was still running"
     assert {prefect.state(same), prefect.state(other)} <= {"SCHEDULED", "PENDING"}
     ended = [prefect.finished(run_id, 400) for run_id in (long, same, other)]
     for run in ended:
         assert run["state"]["type"] == "COMPLETED", run["state"]["message"]
     times = sorted((datetime.fromisoformat(run["start_time"]), datetime.fromisoformat(run["end_time"])) for run in ended)
-    assert all(end <= start for (_, end), (start, _) in pairwise(times)), "one after the other"
-    assert times[0][1] - times[0][0] > timedelta(seconds=HEARTBEAT_S * MAX_MISSED), (
-        "long enough to be marked, had it been silent"
-    )
+    assert all(end <= start for (_, end), (start, _) in pairwise(times)), "one run after the other"
+    assert times[0][1] - times[0][0] > timedelta(seconds=HEARTBEAT_S * MAX_MISSED), "longer than the automation waits"
     waited = call(env.project, "git", "show", f"runs/{ended[1]['name']}:dvc.lock")
     assert outs(waited) == outs(undisturbed(env, changes))
     assert call(env.project, "git", "status", "--porcelain") == ""
@@ -218,40 +216,40 @@ def two_runs_at_once(prefect: Prefect, env: ServiceEnvironment) -> None:
 
 
 def run_in_a_shell(env: ServiceEnvironment, expression: str) -> str:
-    """What a flow started by hand says at its end, in a shell that `python -m infra.services env` made a client."""
+    """Final message of a flow that is started in a shell with the lines of `python -m infra.services env`."""
     script = f"from flows.pipeline import *; print('ended:', ({expression}).message)"
     command = "; ".join([*services.environment_lines(env), 'exec python -c "$0"'])
     output = call(env.project, "sh", "-c", command, script)
     return output.rpartition("ended: ")[2]
 
 
-def worker_is_killed_in_mid_stage(prefect: Prefect, mlflow: Mlflow, env: ServiceEnvironment) -> None:
-    """kill -9 of the worker with everything below it: it is started again, the next run takes over, bytes as undisturbed."""
+def check_killed_worker(prefect: Prefect, mlflow: Mlflow, env: ServiceEnvironment) -> None:
+    """After `kill -9` of the worker and its children a new worker starts, and the next run gives the same bytes."""
     changes = ["model.seed=2", "model.pause=12"]
     killed = prefect.start("reproduce/reproduce", overrides=changes)
-    wait_for("the stage to work", lambda: prefect.said(killed, "model: did 2 of 8"), 240)
+    wait_for("the stage to work", lambda: prefect.has_logged(killed, "model: did 2 of 8"), 240)
     pid = services.supervisor(env).supervisor.getProcessInfo(WORKER)["pid"]
-    doomed = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
-    assert len(doomed) >= 3, "worker, flow run and stage"
-    for process in doomed:
+    processes = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+    assert len(processes) >= 3, "worker, flow run and stage"
+    for process in processes:
         process.send_signal(signal.SIGKILL)
-    psutil.wait_procs(doomed, timeout=10)
+    psutil.wait_procs(processes, timeout=10)
     wait_for("another worker", lambda: services.is_healthy(env, program(env, WORKER)), 90)
     again = prefect.start("reproduce/reproduce", overrides=changes)
     run = prefect.finished(again, 300)
     assert run["state"]["type"] == "COMPLETED", run["state"]["message"]
     assert prefect.state(killed) == "CRASHED", "no run is left in Running"
     recovered = call(env.project, "git", "show", f"runs/{run['name']}:dvc.lock")
-    calm = undisturbed(env, changes)
-    assert outs(recovered) == outs(calm), "outs are those of an undisturbed run"
+    expected = undisturbed(env, changes)
+    assert outs(recovered) == outs(expected), "outs are those of an undisturbed run"
     assert not [path for path in (env.project / ".dvc/tmp").glob("rwlock*") if path.read_text().strip() not in {"", "{}"}]
-    abandoned_run_is_found(prefect, env)
+    check_zombie_detection(prefect, env)
 
 
-def abandoned_run_is_found(prefect: Prefect, env: ServiceEnvironment) -> None:
-    """With nobody left to start another run, the automation marks the dead one within three heartbeats (90 s)."""
+def check_zombie_detection(prefect: Prefect, env: ServiceEnvironment) -> None:
+    """Without another run the automation marks the dead run after three heartbeats (90 s)."""
     killed = prefect.start("reproduce/reproduce", overrides=["model.seed=3", "model.pause=120"])
-    wait_for("a heartbeat and some work", lambda: prefect.said(killed, "model: did 3 of 8"), 240)
+    wait_for("a heartbeat and some work", lambda: prefect.has_logged(killed, "model: did 3 of 8"), 240)
     server = services.supervisor(env).supervisor
     pid = server.getProcessInfo(WORKER)["pid"]
     for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
@@ -263,7 +261,7 @@ def abandoned_run_is_found(prefect: Prefect, env: ServiceEnvironment) -> None:
 
 
 def undisturbed(env: ServiceEnvironment, changes: list[str]) -> str:
-    """`dvc.lock` of the same parameters by plain `dvc repro`, in a clone with a cache of its own."""
+    """`dvc.lock` of a plain `dvc repro` with the same parameters, in a clone with its own cache."""
     clone = env.folder.parent / f"clone-{changes[0]}"
     call(env.folder.parent, "git", "clone", "--quiet", str(env.project), str(clone))
     text = (clone / "params.yaml").read_text()
@@ -283,13 +281,13 @@ def outs(lock: str) -> dict[str, str]:
 
 
 def ended_runs(prefect: Prefect) -> dict[str, str]:
-    """State by id; those to come are planned anew whenever the schedules are deployed."""
+    """State of ended runs by id; scheduled runs are planned again at each deployment."""
     ended = {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]}}}
     return {run["id"]: run["state_name"] for run in prefect.post("/flow_runs/filter", {"flow_runs": ended})}
 
 
-def backup_is_restored(mlflow: Mlflow, prefect: Prefect, env: ServiceEnvironment, folder: Path) -> None:
-    """Save; lose the databases and the artifacts; restore; everything is back, and DVC's cache comes from its remote."""
+def check_backup(mlflow: Mlflow, prefect: Prefect, env: ServiceEnvironment, folder: Path) -> None:
+    """Save, delete databases and artifacts, restore; DVC's cache is restored from its remote."""
     saved = folder / "backup"
     assert backup.save(env, saved) > 10
     champion, versions, runs = mlflow.alias("champion"), mlflow.versions(), ended_runs(prefect)
@@ -329,11 +327,11 @@ def model_file(mlflow: Mlflow) -> str:
     return f"{experiment}/models/{model}/artifacts/artifacts/model/weights.txt"
 
 
-def no_password_is_written_down(env: ServiceEnvironment) -> None:
-    """Not in a log, not in a database (but as a hash), not in MLflow or Prefect, not in an argument, not in git."""
-    words = {name: passwords.read(env.secrets, name) for name in passwords.GENERATED}
-    words["prefect-auth"] = passwords.read(env.secrets, "prefect-auth").partition(":")[2]
-    words.pop("s3-key")  # a name, not a secret; S3 shows it in requests
+def check_no_leaked_password(env: ServiceEnvironment) -> None:
+    """No password in logs, databases (except as a hash), MLflow, Prefect, arguments or git."""
+    secrets = {name: passwords.read(env.secrets, name) for name in passwords.GENERATED}
+    secrets["prefect-auth"] = passwords.read(env.secrets, "prefect-auth").partition(":")[2]
+    secrets.pop("s3-key")  # an id, not a secret; S3 requests contain it
     attempts = "prefect-workspace-attempt-*"  # a run's environment, in files of mode 0600, while it runs
     wait_for("Prefect to tidy up after its runs", lambda: not list((env.folder / "tmp").glob(attempts)), 120)
     dumps = env.folder.parent / "dumps"
@@ -345,19 +343,19 @@ def no_password_is_written_down(env: ServiceEnvironment) -> None:
             subprocess.run([tool, "--file=-", str(dumps / f"{name}.dump")], stdout=output, check=True)
     assert "COPY public.flow_run " in plain.read_text(), "the dump is readable text"
     shutil.rmtree(dumps / "secrets")
-    looked = [path for root in (dumps, env.folder, env.project) for path in root.rglob("*") if path.is_file()]
-    looked = [path for path in looked if env.secrets not in path.parents and env.data not in path.parents]
-    assert len(looked) > 100
-    for path in looked:
+    files = [path for root in (dumps, env.folder, env.project) for path in root.rglob("*") if path.is_file()]
+    files = [path for path in files if env.secrets not in path.parents and env.data not in path.parents]
+    assert len(files) > 100
+    for path in files:
         try:
             content = path.read_bytes()
-        except FileNotFoundError:  # a temporary file of a process at work
+        except FileNotFoundError:  # a temporary file of a running process
             continue
-        found = [name for name, word in words.items() if word.encode() in content]
-        assert not found, f"{found} stands in {path}"
+        found = [name for name, word in secrets.items() if word.encode() in content]
+        assert not found, f"{found} is in {path}"
     for process in psutil.process_iter(["cmdline"]):
         arguments = " ".join(process.info["cmdline"] or [])
-        assert not [name for name, word in words.items() if word in arguments], process.pid
+        assert not [name for name, word in secrets.items() if word in arguments], process.pid
     for path in env.secrets.iterdir():
         assert path.stat().st_mode & 0o777 == 0o600, path
     assert env.secrets.stat().st_mode & 0o777 == 0o700

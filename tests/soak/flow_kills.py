@@ -1,11 +1,11 @@
-"""`kill -9` of a flow run, of DVC or of a stage at random moments; then the schedule goes on. What is left, and is it right?
+"""Soak test: `kill -9` of a flow run, DVC or a stage at random moments, followed by further runs.
 
-    python -m benchmarks.flow_kills                 # the tiny project of tests/flows, about 5 minutes
-    python -m benchmarks.flow_kills --demo          # the real pipeline on the demo data at reduced size, about an hour
+    python -m tests.soak.flow_kills                 # small project of tests/flows, about 5 minutes
+    python -m tests.soak.flow_kills --demo          # the pipeline on the demo data at reduced size, about an hour
 
-An undisturbed run gives the outs to compare with. Then runs are started one after the other, as a schedule does, and one of
-their processes is killed at a random moment, until that has happened `--kills` times; a run that ends in peace is compared, and
-the project begins again from nothing. At the end: outs byte-equal (DVC's md5), no lock held, no process left, no run Running.
+An undisturbed run gives the expected outs. Then runs are started one after the other, like a schedule, and one of their
+processes is killed at a random moment, until `--kills` processes were killed. The outs of each completed run are compared, and
+the project is created again. Required: outs equal (DVC's md5), no lock held, no process left, no run in state Running.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ from flows.serve import prefect_server, prepare_environment
 from flows.workspace_lock import workspace_lock
 from tests.flows import dvc_project
 
-PROJECT = Path(__file__).resolve().parents[1]
-
+PROJECT = Path(__file__).resolve().parents[2]
 FLOW = """
 import sys
 from flows.pipeline import reproduce
@@ -45,28 +44,24 @@ sys.exit(0 if state.is_completed() else 1)
 
 @dataclass(frozen=True)
 class Case:
-    """A project to run, made anew for each round, and the parameters of its runs."""
+    """Function that creates the project in a new folder, and the parameters of its runs."""
 
-    make: Callable[[Path], Path]
+    build: Callable[[Path], Path]
     overrides: tuple[str, ...]
 
-    def build(self, folder: Path) -> Path:
-        """A new copy."""
-        return self.make(folder)
 
-
-def tiny_case() -> Case:
-    """Stages that take about two seconds each."""
+def small_case() -> Case:
+    """Small project whose stages take about two seconds each."""
     return Case(dvc_project.build, ("count.pause=2.0", "join.pause=2.0", "model.pause=2.0"))
 
 
 def demo_case() -> Case:
-    """The repository at HEAD, without results, with the reductions of the pipeline test."""
+    """Repository at HEAD without results, with the reduced parameters of the pipeline test."""
     from tests.pipeline.test_demo import SHRUNK
 
     def clone(folder: Path) -> Path:
         subprocess.run(["git", "clone", "--quiet", "--shared", str(PROJECT), str(folder)], check=True)
-        shutil.copytree(PROJECT / ".cache/wheels", folder / ".cache/wheels")  # downloads are not what is tested
+        shutil.copytree(PROJECT / ".cache/wheels", folder / ".cache/wheels")  # no downloads during the test
         (folder / "dvc.lock").unlink()
         dvc_project.commit(folder, "without results")
         return folder
@@ -75,7 +70,7 @@ def demo_case() -> Case:
 
 
 def start(project: Path, case: Case, log: Path) -> subprocess.Popen[bytes]:
-    """A flow run as a process."""
+    """Start a flow run as a process."""
     environment = {
         **dvc_project.environment(), "SONIFY_PROJECT": str(project), "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1",
         "SONIFY_TRACKING": "off",
@@ -87,16 +82,16 @@ def start(project: Path, case: Case, log: Path) -> subprocess.Popen[bytes]:
 
 
 def outs(project: Path) -> dict[str, str]:
-    """md5 of every out on the newest run branch, without the reports that hold durations."""
+    """md5 of every out on the newest run branch, except the reports with durations."""
     branch = last_run_branch(project)
-    assert branch, "the run has left no branch"
+    assert branch, "there is no run branch"
     lock = YAML(typ="safe").load(read_committed(project, branch, "dvc.lock") or "")
     timed = {f"reports/{name}.json" for name in lock["stages"]}
     return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"] if out["path"] not in timed}
 
 
-def victim(process: subprocess.Popen[bytes], chance: random.Random) -> tuple[str, psutil.Process] | None:
-    """The flow's own process, or one of the tree it started."""
+def choose_process(process: subprocess.Popen[bytes], generator: random.Random) -> tuple[str, psutil.Process] | None:
+    """Kind and process to kill: the flow or one of its descendants. None if the flow has ended."""
     try:
         flow = psutil.Process(process.pid)
         tree = flow.children(recursive=True)
@@ -108,77 +103,75 @@ def victim(process: subprocess.Popen[bytes], chance: random.Random) -> tuple[str
             line = " ".join(child.cmdline())
         except psutil.Error:
             continue
-        if "leash.py" in line:
-            kinds["leash"] = child
+        if "process_guard.py" in line:
+            kinds["guard"] = child
         elif "-m dvc" in line:
             kinds["dvc"] = child
         elif "pipeline_steps" in line or "work.py" in line:
             kinds["stage"] = child
-    kind = chance.choice(sorted(kinds.keys() - {"flow"}) or ["flow"]) if chance.random() < 0.7 else "flow"
+    kind = generator.choice(sorted(kinds.keys() - {"flow"}) or ["flow"]) if generator.random() < 0.7 else "flow"
     return kind, kinds[kind]
 
 
 def main() -> None:
-    """Kill, go on, compare, print."""
+    """Run the soak test and print the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--demo", action="store_true")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    chance = random.Random(options.seed)
-    case = demo_case() if options.demo else tiny_case()
+    generator = random.Random(options.seed)
+    case = demo_case() if options.demo else small_case()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare_environment(folder)
         os.environ["PREFECT_HOME"], os.environ["PREFECT_API_URL"] = str(folder / "prefect"), ""
         with prefect_server(folder, free_port()):
-            report(case, folder, options.kills, chance)
+            run_rounds(case, folder, options.kills, generator)
 
 
-def report(case: Case, folder: Path, kills: int, chance: random.Random) -> None:
-    """The rounds."""
+def run_rounds(case: Case, folder: Path, kills: int, generator: random.Random) -> None:
+    """Run and kill until `kills` processes were killed; exits with an error if a requirement is not met."""
     log = folder / "runs.log"
-    calm = case.build(folder / "calm")
-    began = time.monotonic()
-    if start(calm, case, log).wait():
+    undisturbed = case.build(folder / "undisturbed")
+    started = time.monotonic()
+    if start(undisturbed, case, log).wait():
         sys.exit(log.read_text()[-3000:])
-    usual = time.monotonic() - began
-    wanted = outs(calm)
-    print(f"undisturbed: {usual:.0f} s, {len(wanted)} outs", flush=True)
-    done, number, equal, rounds = Counter[str](), 0, 0, 0
+    duration = time.monotonic() - started
+    expected = outs(undisturbed)
+    print(f"undisturbed: {duration:.0f} s, {len(expected)} outs", flush=True)
+    killed, equal, rounds = Counter[str](), 0, 0
     project = case.build(folder / "round-0")
     while True:
         process = start(project, case, log)
-        if sum(done.values()) < kills:
+        if killed.total() < kills:
             try:
-                process.wait(timeout=chance.uniform(0.1, 0.9) * usual)
+                process.wait(timeout=generator.uniform(0.1, 0.9) * duration)
             except subprocess.TimeoutExpired:
-                chosen = victim(process, chance)
+                chosen = choose_process(process, generator)
                 if chosen is not None:
                     chosen[1].kill()
-                    done[chosen[0]] += 1
-                    print(f"kill {sum(done.values())}: {chosen[0]}", flush=True)
-        code = process.wait()
-        if code:
-            continue  # killed or failed: the schedule starts the next one
+                    killed[chosen[0]] += 1
+                    print(f"kill {killed.total()}: {chosen[0]}", flush=True)
+        if process.wait():
+            continue  # killed or failed: the schedule starts the next run
         rounds += 1
-        equal += outs(project) == wanted
+        equal += outs(project) == expected
         check_clean(project)
-        if sum(done.values()) >= kills:
+        if killed.total() >= kills:
             break
-        number += 1
-        project = case.build(folder / f"round-{number}")
+        project = case.build(folder / f"round-{rounds}")
     states = run_states()
-    print(f"killed: {dict(done)}; rounds that ended in peace: {rounds}, outs byte-equal in {equal}")
+    print(f"killed: {dict(killed)}; completed rounds: {rounds}, outs equal in {equal}")
     print(f"states of all runs: {dict(states)}; left Running: {states['Running']}")
     if equal != rounds or states["Running"]:
-        sys.exit("not as it should be; " + log.read_text()[-3000:])
+        sys.exit("failed: " + log.read_text()[-3000:])
 
 
 def check_clean(project: Path) -> None:
-    """No lock, no record of a run that died, no process at work in the project."""
-    with workspace_lock(project, {"name": "check", "flow_run_id": ""}, 0.0) as left:
-        assert left is None, left
+    """Check that there is no lock, no record of a crashed run and no process in the project."""
+    with workspace_lock(project, {"name": "check", "flow_run_id": ""}, 0.0) as crashed:
+        assert crashed is None, crashed
     for process in psutil.process_iter():
         try:
             assert project not in Path(process.cwd()).parents, process
@@ -187,7 +180,7 @@ def check_clean(project: Path) -> None:
 
 
 def run_states() -> Counter[str]:
-    """How many runs and task runs are in which state, on the server. Those that ended a moment ago are waited for."""
+    """Number of runs and task runs by state on the server, after a short wait for runs that are still Running."""
     from prefect.client.orchestration import get_client
 
     deadline = time.monotonic() + 20

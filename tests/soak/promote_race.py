@@ -1,20 +1,17 @@
-"""Two promoters at once, 20 rounds: how many champions, audit lines and refusals does each round leave?
+"""Soak test: two concurrent promotions, 20 rounds on each store.
 
-    python -m benchmarks.promote_race [--store sqlite] [--store postgresql] [--store server] [--rounds 20]
+    python -m tests.soak.promote_race [--store sqlite] [--store postgresql] [--store server] [--rounds 20]
 
-Two processes propose, meet at a barrier and promote in the same moment: in even rounds two different challengers, in odd
-ones the same. Every round must leave one new line in the ledger, the alias on the version that the line names, and one
-refusal. `postgresql` starts a server of its own (Debian's package, in a temporary folder); `server` puts an MLflow server
-before that database. For comparison the same race is run on the bare alias, which MLflow lets the last writer have.
+Two processes propose, wait at a barrier and promote at the same time: in even rounds two different challengers, in odd rounds
+the same one. Every round must leave one new entry in the promotion log, the alias on the version of this entry, and one
+refusal. `postgresql` starts a server in a temporary folder (Debian's package); `server` starts an MLflow server with that
+database. For comparison the race is repeated with the alias only, for which MLflow accepts both writes.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import io
-import json
 import multiprocessing
 import os
 import pwd
@@ -29,9 +26,11 @@ from typing import Any
 
 from benchmarks.servers import free_port, mlflow_server
 from pipeline_steps.core.project_paths import ProjectPaths
+from tests.factories.registered_models import client_of, register, write_gate
 
 GATE = "promotion:\n  improve:\n    - {metric: test/win_rate_toy}\n"
-ITEMS = 40
+NUM_ITEMS = 40
+ALIAS = "race"
 
 
 def main() -> None:
@@ -43,22 +42,21 @@ def main() -> None:
     os.environ |= dict.fromkeys(quiet, "true")
     failed = False
     with tempfile.TemporaryDirectory(prefix="promote-race-", ignore_cleanup_errors=True) as scratch:
-        Path(scratch).chmod(0o755)  # the database's user must pass
+        Path(scratch).chmod(0o755)  # the database's user must be able to access it
         for store in options.store or ["sqlite", "postgresql", "server"]:
-            place = Path(scratch) / store
-            place.mkdir()
-            with opened(store, place) as uri:
-                failed |= not race(store, uri, place / "project", options.rounds)
+            folder = Path(scratch) / store
+            folder.mkdir()
+            with open_store(store, folder) as uri:
+                failed |= not race(store, uri, folder / "project", options.rounds)
     sys.exit(1 if failed else 0)
 
 
 def race(store: str, uri: str, root: Path, rounds: int) -> bool:
-    """All rounds on one store; prints its row. True when every round was as it must be."""
+    """Run all rounds on one store and print the result. Returns whether every round met the requirements."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
-    (root / "infra").mkdir(parents=True)
-    (root / "infra/gate.yaml").write_text(GATE)
     layout = ProjectPaths(root)
-    fill(layout, 2 * rounds + 1)
+    write_gate(layout, GATE)
+    register_versions(layout, 2 * rounds + 1)
 
     from pipeline_steps.tracking.registry.model_registry import ModelRegistry
     from pipeline_steps.tracking.registry.promotion import history, promote, propose
@@ -74,7 +72,7 @@ def race(store: str, uri: str, root: Path, rounds: int) -> bool:
     ]
     for worker in workers:
         worker.start()
-    good, won, seconds = 0, {"A": 0, "B": 0}, []
+    correct_rounds, won, seconds = 0, {"A": 0, "B": 0}, []
     try:
         for number in range(rounds):
             pair = (2 * number + 2, 2 * number + 3) if number % 2 == 0 else (2 * number + 3, 2 * number + 3)
@@ -82,32 +80,32 @@ def race(store: str, uri: str, root: Path, rounds: int) -> bool:
                 tasks.put(version)
             answers = [answers.get(timeout=180) for _, answers in queues]
             seconds += [answer["seconds"] for answer in answers]
-            lines = history(layout)
+            events = history(layout)
             winners = [answer for answer in answers if answer["outcome"] == "promoted"]
             refused = [answer for answer in answers if answer["outcome"] == "LockedError"]
             champion = ModelRegistry(layout).alias(CHAMPION)
-            right = len(winners) == 1 and len(refused) == 1 and len(lines) == number + 2
-            right = right and lines[-1].version == champion == str(winners[0]["version"])
-            good += right
-            if right:
+            correct = len(winners) == 1 and len(refused) == 1 and len(events) == number + 2
+            correct = correct and events[-1].version == champion == str(winners[0]["version"])
+            correct_rounds += correct
+            if correct:
                 won[winners[0]["name"]] += 1
             else:
-                print(f"  round {number}: {answers}, {len(lines)} lines, champion {champion}")
-        both = bare_alias(queues, rounds)
+                print(f"  round {number}: {answers}, {len(events)} entries, champion {champion}")
+        both = race_on_alias(queues, rounds)
     finally:
         for tasks, _ in queues:
             tasks.put(None)
         for worker in workers:
             worker.join(30)
     seconds.sort()
-    print(f"{store:<11} {good}/{rounds} rounds: one champion, one audit line, one refusal; A won {won['A']}, B won {won['B']}")
+    print(f"{store:<11} {correct_rounds}/{rounds} rounds: one champion, one entry, one refusal; A won {won['A']}, B {won['B']}")
     print(f"{'':<11} a decision takes {seconds[len(seconds) // 2]:.2f} s (median), {seconds[-1]:.2f} s (worst)")
-    print(f"{'':<11} the bare alias told both promoters yes in {both}/{rounds} rounds", flush=True)
-    return good == rounds
+    print(f"{'':<11} with the alias only both processes succeeded in {both}/{rounds} rounds", flush=True)
+    return correct_rounds == rounds
 
 
-def bare_alias(queues: list[tuple[Any, Any]], rounds: int) -> int:
-    """The same race without the ledger: in how many rounds both promoters are told that they won."""
+def race_on_alias(queues: list[tuple[Any, Any]], rounds: int) -> int:
+    """Repeat the race without the promotion log; returns the number of rounds in which both processes succeeded."""
     both = 0
     for number in range(rounds):
         for (tasks, _), version in zip(queues, (2 * number + 2, 2 * number + 3), strict=True):
@@ -117,7 +115,7 @@ def bare_alias(queues: list[tuple[Any, Any]], rounds: int) -> int:
 
 
 def promoter(root: str, name: str, barrier: Any, tasks: Any, answers: Any) -> None:
-    """A process that promotes what it is told to, at the moment the other one does. A negative number: the bare alias."""
+    """Process that promotes the versions in `tasks` at the same time as the other one; negative versions: the alias only."""
     from mlflow.exceptions import MlflowException
 
     from pipeline_steps.core.errors import StageError
@@ -134,7 +132,7 @@ def promoter(root: str, name: str, barrier: Any, tasks: Any, answers: Any) -> No
         started = time.perf_counter()
         try:
             if proposal is None:
-                client.set_registered_model_alias(REGISTERED_MODEL, "bare", str(-version))
+                client.set_registered_model_alias(REGISTERED_MODEL, ALIAS, str(-version))
             else:
                 promote(proposal, actor=name, reason="race")
         except (StageError, MlflowException) as error:
@@ -144,69 +142,45 @@ def promoter(root: str, name: str, barrier: Any, tasks: Any, answers: Any) -> No
         answers.put({"name": name, "version": version, "outcome": outcome, "seconds": time.perf_counter() - started})
 
 
-def fill(layout: ProjectPaths, count: int) -> None:
-    """`count` versions, each a little better than the one before on the same items."""
+def register_versions(layout: ProjectPaths, count: int) -> None:
+    """Register versions of which each has higher win rates than the one before on the same items."""
     from pipeline_steps.tracking.client.mlflow_client import MlflowStore
     from pipeline_steps.tracking.settings import REGISTERED_MODEL, read_settings
 
-    store = MlflowStore(read_settings(layout), 60)
-    client, experiment = store.client, store.experiment_id()
-    client.create_registered_model(REGISTERED_MODEL)
+    MlflowStore(read_settings(layout), 60).experiment_id()  # with the store's own artifact location
     for version in range(1, count + 1):
-        md5 = f"{version:032x}.dir"
-        run = client.create_run(experiment, run_name="evaluate")
-        client.log_inputs(run.info.run_id, [data_set("models/audio2image", md5), data_set("data/pairs", f"{0:032x}.dir")])
-        rates = [round(0.4 + 0.01 * version + 0.001 * (item % 5), 6) for item in range(ITEMS)]
-        table = io.StringIO()
-        rows = csv.writer(table)
-        rows.writerow(["set", "pair", "image_id", "sound", "win_rate_toy.model"])
-        rows.writerows(["test", f"p{item}", f"i{item}", f"s{item}", rate] for item, rate in enumerate(rates))
-        entry = {"value": sum(rates) / ITEMS, "n": ITEMS, "clusters": ITEMS}
-        evaluation = {"test": {"rows": {"model": {"win_rate_toy": entry}}}, "protocol": {"bootstrap_repeats": 200, "seed": 0}}
-        client.log_text(run.info.run_id, json.dumps(evaluation), "report/evaluation.json")
-        client.log_text(run.info.run_id, table.getvalue(), "report/plots/items.csv")
-        client.set_terminated(run.info.run_id)
-        client.create_model_version(
-            REGISTERED_MODEL, source=f"runs:/{run.info.run_id}/model", run_id=run.info.run_id, tags={"dvc.md5": md5}
-        )
-
-    client.set_registered_model_alias(REGISTERED_MODEL, "bare", "1")
-
-
-def data_set(name: str, digest: str) -> Any:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    return DatasetInput(Dataset(name, digest, "local", "{}"), [InputTag("mlflow.data.context", "evaluation")])
+        register(layout, [0.4 + 0.01 * version + 0.001 * (item % 5) for item in range(NUM_ITEMS)], version=version)
+    client_of(layout).set_registered_model_alias(REGISTERED_MODEL, ALIAS, "1")
 
 
 @contextlib.contextmanager
-def opened(store: str, place: Path) -> Iterator[str]:
-    """A fresh store; gives its MLflow URI."""
+def open_store(store: str, folder: Path) -> Iterator[str]:
+    """Create a store in `folder`; yields its MLflow URI."""
     if store == "sqlite":
-        yield f"sqlite:///{place / 'mlflow.db'}"
+        yield f"sqlite:///{folder / 'mlflow.db'}"
         return
-    with postgresql(place / "cluster") as database:
+    with postgresql(folder / "cluster") as database:
         if store == "postgresql":
             yield database
         else:
-            with mlflow_server(database, place, workers=2) as uri:
+            with mlflow_server(database, folder, workers=2) as uri:
                 yield uri
 
 
 @contextlib.contextmanager
 def postgresql(cluster: Path) -> Iterator[str]:
-    """A PostgreSQL of its own, on a free port of the loopback address. It refuses to run as root: then as user postgres."""
+    """Start a PostgreSQL server on a free loopback port; as user postgres if the caller is root. Yields its URI."""
     tools = shutil.which("initdb") or next(iter(sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")))), "")
     if not tools:
-        raise SystemExit("no PostgreSQL here: install Debian's package postgresql, or use --store sqlite")
+        raise SystemExit("no PostgreSQL found; install Debian's package postgresql, or use --store sqlite")
     folder = Path(tools).resolve().parent
     port = free_port()
     user: list[str] = []
     cluster.mkdir()
     if os.geteuid() == 0:
-        who = pwd.getpwnam("postgres")
-        os.chown(cluster, who.pw_uid, who.pw_gid)
-        user = ["setpriv", f"--reuid={who.pw_uid}", f"--regid={who.pw_gid}", "--clear-groups"]
+        account = pwd.getpwnam("postgres")
+        os.chown(cluster, account.pw_uid, account.pw_gid)
+        user = ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
     quiet: Any = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
     subprocess.run(
         [*user, str(folder / "initdb"), "-D", str(cluster / "data"), "-U", "race", "--auth=trust", "-E", "UTF8"], **quiet
