@@ -65,7 +65,7 @@ def test_preset_is_applied_before_the_overrides(root: Path) -> None:
     (root / "presets/other.yaml").write_text("retrieve:\n  k: 40\n  seed: 2\n")
     changes = write_params(root, RunRequest(preset="other", overrides=("retrieve.seed=3",)))
     assert changes == ["retrieve.k: 50 -> 40", "retrieve.seed: 0 -> 3"]
-    assert "# neighbours per text" in (root / "params.yaml").read_text(), "comments stay"
+    assert "# neighbors per text" in (root / "params.yaml").read_text(), "comments stay"
 
 
 @pytest.mark.parametrize(
