@@ -162,9 +162,9 @@ def fill(layout: ProjectPaths, count: int) -> None:
         rows.writerow(["set", "pair", "image_id", "sound", "win_rate_toy.model"])
         rows.writerows(["test", f"p{item}", f"i{item}", f"s{item}", rate] for item, rate in enumerate(rates))
         entry = {"value": sum(rates) / ITEMS, "n": ITEMS, "clusters": ITEMS}
-        evaluation = {"test": {"rows": {"model": {"win_rate_toy": entry}}}, "protocol": {"bootstrap_repeats": 200, "seed": 0}}
+        evaluation = {"test": {"rows": {"model": {"win_rate_toy": entry}}}, "protocol": {"num_bootstrap": 200, "seed": 0}}
         client.log_text(run.info.run_id, json.dumps(evaluation), "report/evaluation.json")
-        client.log_text(run.info.run_id, table.getvalue(), "report/plots/items.csv")
+        client.log_text(run.info.run_id, table.getvalue(), "report/plots/per_pair.csv")
         client.set_terminated(run.info.run_id)
         client.create_model_version(
             REGISTERED_MODEL, source=f"runs:/{run.info.run_id}/model", run_id=run.info.run_id, tags={"dvc.md5": md5}
