@@ -9,7 +9,6 @@ import numpy as np
 
 from pipeline_steps.core.array_types import FloatArray
 
-
 Tracks = tuple[tuple[str, float], ...]
 """Audio id and gain in dB of each track of a pair."""
 

@@ -63,8 +63,8 @@ def has_enough_groups(groups: Sequence[str]) -> bool:
 def fit(audio: npt.ArrayLike, images: npt.ArrayLike, groups: Sequence[str]) -> AudioToImageRegressor:
     """Fit the regression on training pairs.
 
-    The penalty (relative to the largest singular value squared) minimizes the exact error on audio groups that are left out as a
-    whole. Leaving out single pairs would reward memorizing a recording that other pairs share.
+    The penalty (relative to the largest singular value squared) minimizes the exact error on audio groups that are left out.
+    Leaving out single pairs would reward memorizing a recording that other pairs share.
 
     Args:
         audio: embeddings [N, D_a] of the pairs' audio.

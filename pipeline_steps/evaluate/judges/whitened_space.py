@@ -50,7 +50,7 @@ def fit_space(features: npt.ArrayLike, labels: Sequence[str | None], shrinkage: 
     Args:
         features: [N, D] of real images that no evaluated pair uses.
         labels: class of each image; an image without a class counts for the mean alone.
-        shrinkage: added to every variance, relative to the mean variance. It limits the scale of directions with little variance.
+        shrinkage: added to every variance, relative to the mean variance. It limits the weight of directions with a small one.
 
     Raises:
         ValueError: fewer than `MIN_IMAGES` images, or the lengths differ.
