@@ -103,7 +103,7 @@ def evaluate_version(layout: ProjectPaths, info: ModelVersionInfo, uri: str) -> 
             if not source.is_dir():
                 raise DataError(f"{source} is missing", "run: dvc repro pair")
             shutil.copytree(source, getattr(scratch, name), copy_function=link_or_copy)
-        gold = Path(params["evaluate"]["gold"])
+        gold = Path(params["evaluate"]["ground_truth"])
         (root / gold).parent.mkdir(parents=True, exist_ok=True)
         link_or_copy(layout.root / gold, root / gold)
         shutil.copy(layout.params, scratch.params)

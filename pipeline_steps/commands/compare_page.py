@@ -15,7 +15,7 @@ from pipeline_steps.tracking.registry.evaluation_results import MetricComparison
 from pipeline_steps.tracking.registry.model_comparison import ModelComparison
 
 BAR_WIDTH = 150.0
-TITLES = {"test": "Test pairs", "gold": "Gold pairs", "gold_seen": "Gold pairs whose class occurs in training"}
+TITLES = {"test": "Test pairs", "gold": "Gold pairs", "gold_seen_classes": "Gold pairs whose class occurs in training"}
 
 
 def render(comparison: ModelComparison) -> str:

@@ -16,7 +16,7 @@ from pipeline_steps.core.project_paths import ProjectPaths
 if TYPE_CHECKING:
     from pipeline_steps.tracking.registry.item_trace import ItemTrace, TracedItem
 
-TABLES = (("ingest", "metadata"), ("evaluate", "gold"))
+TABLES = (("ingest", "metadata"), ("evaluate", "ground_truth"))
 """Parameters that name a table with one row a file."""
 
 

@@ -1,4 +1,4 @@
-"""`sonify labels DIR`: the ground truth of a data set in a foreign layout, as the table that `evaluate.gold` names.
+"""`sonify labels DIR`: the ground truth of a data set in a foreign layout, as the table that `evaluate.ground_truth` names.
 
 Ingest never reads labels; this is the one place that does, and what it writes is read by `evaluate` alone.
 """
@@ -46,4 +46,4 @@ def labels(
     pairs = {row["pair"] for row in table if row["pair"] and row["split"] == "gold"}
     value: dict[str, Any] = {"rows": len(table), "labels": len({row["label"] for row in table}), "gold_pairs": len(pairs)}
     lines = [f"{out}: {value['rows']} rows, {value['labels']} labels, {value['gold_pairs']} gold pairs"]
-    print_result(value, [*lines, f"set evaluate.gold: {out}"], as_json)
+    print_result(value, [*lines, f"set evaluate.ground_truth: {out}"], as_json)

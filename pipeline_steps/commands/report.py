@@ -34,7 +34,7 @@ def report(
         webbrowser.open(page.resolve().as_uri())
 
 
-HEADLINE = ("win_rate_", "ais_winrate_", "kid_")
+HEADLINE = ("win_rate_", "ais_win_rate_", "kid_")
 """Beginnings of the metrics of the model's row that are shown; the report has all of them."""
 
 

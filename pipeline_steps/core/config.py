@@ -6,7 +6,7 @@ import difflib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -170,8 +170,11 @@ def _explain(model: type[BaseModel], section: str, problem: dict[str, Any]) -> s
 def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
     current: Any = model
     for part in location:
-        field = getattr(current, "model_fields", {}).get(part)
-        if field is None:
+        fields = getattr(current, "model_fields", {})
+        if part in fields:
+            current = fields[part].annotation
+        elif getattr(current, "model_config", {}).get("extra") == "allow":  # named entries of one type
+            current = get_args(get_type_hints(current)["__pydantic_extra__"])[1]
+        else:
             return []
-        current = field.annotation
     return list(getattr(current, "model_fields", {}))

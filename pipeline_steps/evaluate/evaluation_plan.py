@@ -1,164 +1,188 @@
-"""Which pairs are evaluated, which sounds are drawn for them, and which of them count as what. Pure."""
+"""Evaluation plan: the evaluated pairs, and the audio clips from which images are generated. No I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from pipeline_steps.audio.mixing import Tracks, pair_tracks
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.evaluate.ground_truth import GroundTruth
 
-Track = tuple[str, float]
-"""audio id and gain in dB."""
+Row = Mapping[str, Any]
 
-
-@dataclass(frozen=True, slots=True)
-class EvaluationPlan:
-    """What is drawn and judged.
-
-    Attributes:
-        sounds: every sound that is drawn, each once, in order of first use.
-        tracks: what each sound is made of.
-        sets: name -> items; "test", "gold", and "gold_seen" (a subset of gold).
-        titles: name -> a line for people.
-        seen_classes: labels that occur in training, on the picture's or the sound's side.
-        thinned: test pairs left out by `max_test_pairs`.
-    """
-
-    sounds: tuple[EvalAudio, ...]
-    tracks: tuple[tuple[Track, ...], ...]
-    sets: Mapping[str, tuple[EvalPair, ...]]
-    titles: Mapping[str, str]
-    seen_classes: frozenset[str]
-    thinned: int
-
-
-def build_evaluation_plan(
-    pairs: Sequence[Mapping[str, Any]],
-    truth: GroundTruth,
-    image_groups: Mapping[str, str],
-    audio_groups: Mapping[str, str],
-    max_test_pairs: int,
-) -> EvaluationPlan:
-    """Decide what is evaluated.
-
-    Args:
-        pairs: rows of the pair table (all splits).
-        truth: labels by item id, and gold pairs.
-        image_groups, audio_groups: near-duplicate group by catalog id.
-        max_test_pairs: more test pairs than this are thinned evenly in pair-id order.
-    """
-    sounds: list[EvalAudio] = []
-    tracks: list[tuple[Track, ...]] = []
-    index: dict[str, int] = {}
-
-    def sound_of(parts: tuple[Track, ...], group: str, label: str | None) -> int:
-        key = mix_id(parts)
-        if key not in index:
-            index[key] = len(sounds)
-            sounds.append(EvalAudio(key, group, label))
-            tracks.append(parts)
-        return index[key]
-
-    every_test = sorted((pair for pair in pairs if pair["split"] == "test"), key=lambda pair: str(pair["pair_id"]))
-    test_rows = [every_test[place] for place in evenly_spaced_indices(len(every_test), max_test_pairs)]
-    test = [
-        EvalPair(
-            pair["pair_id"],
-            pair["image_id"],
-            pair["image_group"],
-            sound_of(pair_tracks(pair), pair["audio_group"], truth.labels.get(pair["tracks"][0]["audio_id"])),
-        )
-        for pair in test_rows
-    ]
-    gold = [
-        EvalPair(
-            pair.name,
-            pair.image_id,
-            image_groups[pair.image_id],
-            sound_of(((pair.audio_id, 0.0),), audio_groups[pair.audio_id], pair.label),
-        )
-        for pair in truth.pairs
-    ]
-    seen = seen_classes(pairs, truth.labels)
-    gold_seen = [item for item, pair in zip(gold, truth.pairs, strict=True) if pair.label in seen]
-    sets = {"test": tuple(test), "gold": tuple(gold), "gold_seen": tuple(gold_seen)}
-    titles = {
-        "test": "Test pairs (held-out pictures and sounds of the pool)",
-        "gold": "Gold pairs (true picture-sound pairs, never used before)",
-        "gold_seen": "Gold pairs whose class occurs in training",
-    }
-    return EvaluationPlan(tuple(sounds), tuple(tracks), sets, titles, frozenset(seen), len(every_test) - len(test_rows))
-
-
-def item_texts(
-    agenda: EvaluationPlan, pairs: Iterable[Mapping[str, Any]], events: Iterable[Mapping[str, Any]]
-) -> dict[str, str]:
-    """Words for each item, for the text oracle: item name -> what the captioner heard in its picture; never a label.
-
-    A pair of the pool has the phrases by which pairing chose its sounds; a gold pair, which was never paired, its picture's
-    most prominent event. A picture that suggests no sound has no words.
-    """
-    phrases = {str(pair["pair_id"]): " and ".join(str(track["phrase"]) for track in pair["tracks"]) for pair in pairs}
-    first = {str(event["image_id"]): str(event["phrase"]) for event in events if event["rank"] == 0}
-    items = {item.name: item for key in agenda.sets for item in agenda.sets[key]}
-    words = {name: phrases.get(name) or first.get(item.image_id) for name, item in items.items()}
-    return {name: text for name, text in words.items() if text}
-
-
-def seen_classes(pairs: Iterable[Mapping[str, Any]], labels: Mapping[str, str]) -> set[str]:
-    """Classes that training saw or heard: labels of the pictures and of the sounds of all pairs of the train split."""
-    found: set[str] = set()
-    for pair in pairs:
-        if pair["split"] == "train":
-            ids = [pair["image_id"], *(track["audio_id"] for track in pair["tracks"])]
-            found.update(labels[item] for item in ids if item in labels)
-    return found
-
-
-def pair_tracks(pair: Mapping[str, Any]) -> tuple[Track, ...]:
-    """The tracks of a pair row as (audio id, gain in dB)."""
-    return tuple((str(track["audio_id"]), float(track["gain_db"])) for track in pair["tracks"])
-
-
-def mix_id(parts: Sequence[Track]) -> str:
-    """A name for a rendered sound: the audio id itself if nothing was mixed or scaled, else a hash of the recipe."""
-    if len(parts) == 1 and parts[0][1] == 0.0:
-        return parts[0][0]
-    return fingerprint([[audio_id, round(gain, 4)] for audio_id, gain in parts])
-
-
-def evenly_spaced_indices(n: int, at_most: int) -> list[int]:
-    """Up to `at_most` places out of `n`, evenly spread, first included, in order."""
-    if n <= at_most:
-        return list(range(n))
-    return sorted({int(place) for place in np.floor(np.arange(at_most) * n / at_most)})
+SET_TITLES = {
+    "test": "Test pairs (held-out images and audio of the pool)",
+    "gold": "Gold pairs (true image-audio pairs that no other stage uses)",
+    "gold_seen_classes": "Gold pairs whose class occurs in training",
+}
+"""Evaluated sets with their titles in the report."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvalAudio:
-    """One sound that is drawn: its key, its group (recordings of one origin) and its class, if known."""
+    """One audio clip from which images are generated.
+
+    Attributes:
+        key: `mix_id` of the tracks.
+        group: near-duplicate group.
+        label: ground-truth class; None if unknown.
+        tracks: audio ids and gains that are mixed.
+    """
 
     key: str
     group: str
     label: str | None
+    tracks: Tracks = ()
 
 
 @dataclass(frozen=True, slots=True)
 class EvalPair:
-    """One evaluated pair: a picture and the sound it belongs to.
+    """One evaluated pair.
 
     Attributes:
-        name: pair id, or the gold pair's name.
+        name: pair id, or the name of a gold pair.
         image_id: catalog id.
-        image_group: near-duplicate group of the picture.
-        sound: index into the list of sounds.
+        image_group: near-duplicate group of the image.
+        clip: index into `EvaluationPlan.clips`.
     """
 
     name: str
     image_id: str
     image_group: str
-    sound: int
+    clip: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPlan:
+    """Pairs to evaluate and what the judges may use beside them.
+
+    Attributes:
+        clips: distinct audio clips of all sets, in order of first use.
+        sets: pairs by name of the set, see `SET_TITLES`; `gold_seen_classes` is a subset of `gold`.
+        num_skipped: test pairs left out by `max_test_pairs`.
+        seen_classes: labels of the images and of the audio of training pairs.
+        labels: ground-truth class by catalog id.
+        image_groups: near-duplicate group by image id.
+        training_pairs: rows of the pair table with split `train`.
+    """
+
+    clips: tuple[EvalAudio, ...]
+    sets: Mapping[str, tuple[EvalPair, ...]]
+    num_skipped: int = 0
+    seen_classes: frozenset[str] = frozenset()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    image_groups: Mapping[str, str] = field(default_factory=dict)
+    training_pairs: tuple[Row, ...] = ()
+
+    def clips_of(self, name: str) -> list[int]:
+        """Indices of the clips of a set, each once, sorted."""
+        return sorted({pair.clip for pair in self.sets[name]})
+
+
+def build_evaluation_plan(
+    pairs: Sequence[Row],
+    truth: GroundTruth,
+    image_groups: Mapping[str, str],
+    audio_groups: Mapping[str, str],
+    max_test_pairs: int,
+) -> EvaluationPlan:
+    """Select the pairs of every set.
+
+    Args:
+        pairs: rows of the pair table, all splits.
+        truth: labels by catalog id, and gold pairs.
+        image_groups, audio_groups: near-duplicate group by catalog id.
+        max_test_pairs: more test pairs are subsampled evenly in the order of pair ids.
+    """
+    clips: list[EvalAudio] = []
+    indices: dict[str, int] = {}
+
+    def clip_index(tracks: Tracks, group: str, label: str | None) -> int:
+        key = mix_id(tracks)
+        if key not in indices:
+            indices[key] = len(clips)
+            clips.append(EvalAudio(key, group, label, tracks))
+        return indices[key]
+
+    all_test = sorted((pair for pair in pairs if pair["split"] == "test"), key=lambda pair: str(pair["pair_id"]))
+    selected = [all_test[index] for index in evenly_spaced_indices(len(all_test), max_test_pairs)]
+    test = []
+    for pair in selected:
+        label = truth.labels.get(pair["tracks"][0]["audio_id"])
+        index = clip_index(pair_tracks(pair), pair["audio_group"], label)
+        test.append(EvalPair(pair["pair_id"], pair["image_id"], pair["image_group"], index))
+    gold = [
+        EvalPair(
+            pair.name,
+            pair.image_id,
+            image_groups[pair.image_id],
+            clip_index(((pair.audio_id, 0.0),), audio_groups[pair.audio_id], pair.label),
+        )
+        for pair in truth.pairs
+    ]
+    training_pairs = tuple(pair for pair in pairs if pair["split"] == "train")
+    seen = seen_classes(training_pairs, truth.labels)
+    gold_seen = [item for item, pair in zip(gold, truth.pairs, strict=True) if pair.label in seen]
+    return EvaluationPlan(
+        tuple(clips),
+        {"test": tuple(test), "gold": tuple(gold), "gold_seen_classes": tuple(gold_seen)},
+        len(all_test) - len(selected),
+        frozenset(seen),
+        truth.labels,
+        image_groups,
+        training_pairs,
+    )
+
+
+def select_calibration_images(plan: EvaluationPlan, images: Sequence[Row], pairs: Sequence[Row], max_images: int) -> list[str]:
+    """Ids of at most `max_images` real images that calibrate a judge.
+
+    They belong to the pool and to no near-duplicate group of an evaluated pair or a test pair. Images of training pairs come
+    first, then labeled images, then the others, each in the order of ids.
+    """
+    evaluated = {pair.image_group for selected in plan.sets.values() for pair in selected}
+    evaluated |= {row["image_group"] for row in pairs if row["split"] == "test"}
+    paired = {row["image_id"] for row in plan.training_pairs}
+    free = [row["image_id"] for row in images if not row["holdout"] and row["group_id"] not in evaluated]
+    ordered = sorted(free, key=lambda image_id: (image_id not in paired, image_id not in plan.labels, image_id))
+    return sorted(ordered[:max_images])
+
+
+def pair_texts(plan: EvaluationPlan, pairs: Iterable[Row], events: Iterable[Row]) -> dict[str, str]:
+    """Text of each evaluated pair for the text oracle, by name of the pair; ground-truth labels are not used.
+
+    A pair of the pool has the phrases by which its audio was chosen. A gold pair has the most prominent event of its image. A
+    pair whose image has no event has no text.
+    """
+    phrases = {str(pair["pair_id"]): " and ".join(str(track["phrase"]) for track in pair["tracks"]) for pair in pairs}
+    first_event = {str(event["image_id"]): str(event["phrase"]) for event in events if event["rank"] == 0}
+    texts = {
+        pair.name: phrases.get(pair.name) or first_event.get(pair.image_id)
+        for selected in plan.sets.values()
+        for pair in selected
+    }
+    return {name: text for name, text in texts.items() if text}
+
+
+def seen_classes(training_pairs: Iterable[Row], labels: Mapping[str, str]) -> set[str]:
+    """Labels of the images and of the audio of training pairs."""
+    ids = {item for pair in training_pairs for item in (pair["image_id"], *(track["audio_id"] for track in pair["tracks"]))}
+    return {labels[item] for item in ids if item in labels}
+
+
+def mix_id(tracks: Tracks) -> str:
+    """Key of a mixture: the audio id itself for one track at 0 dB, else a fingerprint of ids and gains."""
+    if len(tracks) == 1 and tracks[0][1] == 0.0:
+        return tracks[0][0]
+    return fingerprint([[audio_id, round(gain, 4)] for audio_id, gain in tracks])
+
+
+def evenly_spaced_indices(n: int, at_most: int, include_last: bool = False) -> list[int]:
+    """At most `at_most` evenly spaced indices below `n`, sorted; the first is 0, the last is n - 1 if `include_last`."""
+    if n <= at_most:
+        return list(range(n))
+    if include_last and at_most > 1:
+        return [round(index * (n - 1) / (at_most - 1)) for index in range(at_most)]
+    return [index * n // at_most for index in range(at_most)]

@@ -1,4 +1,4 @@
-"""Where drawn pictures come from: the model behind the two calls that evaluation needs, and the sounds it is given."""
+"""Generation of the evaluated images: protocol of a generator, and the generator of an exported model."""
 
 from __future__ import annotations
 
@@ -6,88 +6,91 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pipeline_steps.audio.mixing import mix_tracks
+from pipeline_steps.audio.mixing import Tracks, mix_tracks
 from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
 from pipeline_steps.diffusion.pipelines.base import Audio2ImagePipeline
-from pipeline_steps.evaluate.evaluation_plan import Track
-from pipeline_steps.evaluate.judges.clip import ClipImageEncoder
 from pipeline_steps.models.audio.yamnet import SAMPLE_RATE
+
+TEXT_ENCODER_FAMILY = "clip"
+"""Family of the text encoders of Stable Diffusion; a judge of this family would favor its images."""
 
 
 class ImageGenerator(Protocol):
-    """Something that draws from sounds, reproducibly.
+    """Reproducible generator of images from audio.
 
     Attributes:
-        side: pixels of a drawn picture, which is square.
-        sample_rate_hz: the rate the model hears at.
-        guidance_scale, steps: how it draws.
-        families: of the pretrained networks inside the model.
-        has_text_encoder: whether `draw_texts` works.
+        resolution: side of a generated image in px.
+        sample_rate_hz: sample rate of the model's audio encoder.
+        guidance_scale, num_inference_steps: settings of the generation.
+        families: model families of the pretrained networks in the model.
+        has_text_encoder: whether `generate_from_text` works.
     """
 
-    side: int
+    resolution: int
     sample_rate_hz: int
     guidance_scale: float
-    steps: int
+    num_inference_steps: int
     families: frozenset[str]
     has_text_encoder: bool
 
-    def draw(self, sounds: Sequence[FloatArray], samples: int, seed: int) -> ByteArray:
-        """RGB uint8 [M, samples, side, side, 3] from mono 48 kHz sounds; sample s starts from the same noise for every
-        sound, so that differences between sounds come from the sounds."""
+    def generate(self, clips: Sequence[FloatArray], num_samples: int, seed: int) -> ByteArray:
+        """RGB uint8 [M, num_samples, side, side, 3] from mono 48 kHz audio.
+
+        Sample s of every clip starts from the same noise, so that differences between clips come from the audio.
+        """
         ...
 
-    def unconditional(self, count: int, seed: int) -> ByteArray:
-        """RGB uint8 [count, side, side, 3] without a sound."""
+    def generate_unconditional(self, count: int, seed: int) -> ByteArray:
+        """RGB uint8 [count, side, side, 3] without audio."""
         ...
 
-    def generate_from_text(self, texts: Sequence[str], samples: int, seed: int) -> ByteArray:
-        """RGB uint8 [T, samples, side, side, 3] from texts, without a sound; only where `has_text_encoder`."""
+    def generate_from_text(self, texts: Sequence[str], num_samples: int, seed: int) -> ByteArray:
+        """RGB uint8 [T, num_samples, side, side, 3] from texts without audio; requires `has_text_encoder`."""
         ...
 
 
-def render(tracks: Sequence[Track], sound: Callable[[str], FloatArray]) -> FloatArray:
-    """The mono 48 kHz sound of a pair: its tracks with their gains in dB, mixed as training hears them."""
-    return mix_tracks([(sound(audio_id), gain) for audio_id, gain in tracks])
+def render(tracks: Tracks, load_audio: Callable[[str], FloatArray]) -> FloatArray:
+    """Mix tracks into mono 48 kHz audio, as training does; `load_audio` reads a clip by id."""
+    return mix_tracks([(load_audio(audio_id), gain) for audio_id, gain in tracks])
 
 
 class PipelineImageGenerator:
-    """`PictureSource` on top of `Audio2ImagePipeline`.
+    """`ImageGenerator` of an `Audio2ImagePipeline`.
 
     Args:
         pipeline: the loaded model.
-        guidance_scale, steps: None takes what the model was exported with.
+        guidance_scale, num_inference_steps: None takes the model's default.
     """
 
-    def __init__(self, pipeline: Audio2ImagePipeline, guidance_scale: float | None, steps: int | None) -> None:
+    def __init__(self, pipeline: Audio2ImagePipeline, guidance_scale: float | None, num_inference_steps: int | None) -> None:
+        defaults = pipeline.defaults
         self._pipeline = pipeline
-        self.side = pipeline.defaults.picture_size
+        self.resolution = defaults.picture_size
         self.sample_rate_hz = SAMPLE_RATE
-        self.guidance_scale = pipeline.defaults.guidance_scale if guidance_scale is None else guidance_scale
-        self.steps = pipeline.defaults.steps if steps is None else steps
+        self.guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        self.num_inference_steps = defaults.steps if num_inference_steps is None else num_inference_steps
         self.has_text_encoder = pipeline.has_text_encoder
-        # A Stable Diffusion learned to draw from CLIP's tokens: what CLIP likes is what it draws.
-        self.families = pipeline.families | ({ClipImageEncoder.family} if self.has_text_encoder else set())
+        self.families = pipeline.families | ({TEXT_ENCODER_FAMILY} if self.has_text_encoder else set())
 
-    def draw(self, sounds: Sequence[FloatArray], samples: int, seed: int) -> ByteArray:
-        """RGB uint8 [M, samples, side, side, 3] from mono 48 kHz sounds."""
-        tokens = [self._pipeline.encode_audio(sound) for sound in sounds]
-        return self._pipeline.generate_batch(tokens, samples, seed, self.guidance_scale, self.steps)
+    def generate(self, clips: Sequence[FloatArray], num_samples: int, seed: int) -> ByteArray:
+        """RGB uint8 [M, num_samples, side, side, 3] from mono 48 kHz audio."""
+        tokens = [self._pipeline.encode_audio(clip) for clip in clips]
+        return self._pipeline.generate_batch(tokens, num_samples, seed, self.guidance_scale, self.num_inference_steps)
 
-    def unconditional(self, count: int, seed: int) -> ByteArray:
-        """RGB uint8 [count, side, side, 3] without a sound."""
-        return self._pipeline.generate_unconditional(count, seed, self.steps)
+    def generate_unconditional(self, count: int, seed: int) -> ByteArray:
+        """RGB uint8 [count, side, side, 3] without audio."""
+        return self._pipeline.generate_unconditional(count, seed, self.num_inference_steps)
 
-    def generate_from_text(self, texts: Sequence[str], samples: int, seed: int) -> ByteArray:
-        """RGB uint8 [T, samples, side, side, 3] from texts alone, by a model whose backbone reads them."""
-        return self._pipeline.generate_from_text(list(texts), samples, seed, self.guidance_scale, self.steps)
+    def generate_from_text(self, texts: Sequence[str], num_samples: int, seed: int) -> ByteArray:
+        """RGB uint8 [T, num_samples, side, side, 3] from texts, by a model whose backbone has a text encoder."""
+        return self._pipeline.generate_from_text(list(texts), num_samples, seed, self.guidance_scale, self.num_inference_steps)
 
 
-def load_generator(folder: Path, guidance_scale: float | None, steps: int | None) -> PipelineImageGenerator:
-    """Load the exported folder.
+def load_generator(folder: Path, guidance_scale: float | None, num_inference_steps: int | None) -> PipelineImageGenerator:
+    """Generator of the exported model in `folder`.
 
     Raises:
-        DataError, IntegrityError: the folder is not a whole, unchanged model.
+        DataError, IntegrityError: the folder does not hold a complete, unchanged model.
     """
-    return PipelineImageGenerator(AutoAudio2ImagePipeline.from_pretrained(folder), guidance_scale, steps)
+    return PipelineImageGenerator(AutoAudio2ImagePipeline.from_pretrained(folder), guidance_scale, num_inference_steps)

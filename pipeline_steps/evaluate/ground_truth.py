@@ -1,4 +1,4 @@
-"""The ground-truth table (a manifest CSV): labels and true pairs. No stage before this one may read it."""
+"""Ground-truth table (CSV): labels and true pairs. Stage `evaluate` alone reads it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMNS = ("kind", "file", "label", "split", "pair")
 
 @dataclass(frozen=True, slots=True)
 class GoldPair:
-    """A picture and a sound that really belong together, by catalog id, with the class both show (None: not known)."""
+    """A true image-audio pair by catalog ids, with the class of both (None if unknown)."""
 
     name: str
     image_id: str
@@ -25,15 +25,25 @@ class GoldPair:
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
-    """What the table says about catalog items: label by item id (an item without one is left out), and the true pairs."""
+    """Contents of the table in terms of the catalog.
+
+    Attributes:
+        labels: class by catalog id; items without a class are left out.
+        pairs: pairs with split `gold` whose image and audio are in the catalog.
+        num_unmatched: rows whose file is not in the catalog.
+    """
 
     labels: Mapping[str, str]
     pairs: tuple[GoldPair, ...]
-    unmatched: int
+    num_unmatched: int
 
 
 def parse_manifest(text: str, where: str) -> list[dict[str, str]]:
-    """Rows of the manifest; a table with a header and no rows is a valid answer ("no ground truth").
+    """Rows of the table; a table without rows is valid and means that there is no ground truth.
+
+    Args:
+        text: the CSV.
+        where: path for messages.
 
     Raises:
         DataError: a column is missing.
@@ -48,28 +58,26 @@ def parse_manifest(text: str, where: str) -> list[dict[str, str]]:
 def match(
     rows: Sequence[Mapping[str, str]], images: Sequence[Mapping[str, Any]], audio: Sequence[Mapping[str, Any]]
 ) -> GroundTruth:
-    """Map manifest rows to catalog ids by path: a row's `file` is one of the catalog item's `sources`.
+    """Match rows of the table to catalog items by path: `file` is one of the item's `sources`.
+
+    An item with several files has the label of the first one in the table.
 
     Args:
         rows: from `parse_manifest`.
         images: catalog rows with `image_id`, `sources`.
         audio: catalog rows with `audio_id`, `sources`.
-
-    Returns:
-        Labels of all items that were found (several files with the same bytes: the first in manifest order), and the pairs
-        whose split is "gold" and of which both sides are in the catalog. `unmatched` counts rows without an item.
     """
-    by_path = {path: str(row["image_id"]) for row in images for path in row["sources"]}
-    by_path |= {path: str(row["audio_id"]) for row in audio for path in row["sources"]}
+    id_of = {path: str(row["image_id"]) for row in images for path in row["sources"]}
+    id_of |= {path: str(row["audio_id"]) for row in audio for path in row["sources"]}
     labels: dict[str, str] = {}
     sides: dict[str, dict[str, tuple[str, str]]] = {}
-    unmatched = 0
+    num_unmatched = 0
     for row in rows:
-        item = by_path.get(row["file"])
+        item = id_of.get(row["file"])
         if item is None:
-            unmatched += 1
+            num_unmatched += 1
             continue
-        if row["label"]:  # an empty cell is no class: two of them have nothing in common
+        if row["label"]:  # an empty cell means an unknown class, not a class that such items share
             labels.setdefault(item, row["label"])
         if row["split"] == "gold" and row["pair"]:
             sides.setdefault(row["pair"], {})[row["kind"]] = (item, row["label"])
@@ -78,4 +86,4 @@ def match(
         for name, found in sorted(sides.items())
         if "image" in found and "sound" in found
     )
-    return GroundTruth(labels, pairs, unmatched)
+    return GroundTruth(labels, pairs, num_unmatched)

@@ -1,269 +1,239 @@
-"""The measurement: draw, look, listen, compare. Reads media and memos that it is handed; writes nothing."""
+"""Run the evaluation: generate images, extract features, compute metrics. Reads media and caches; writes nothing else."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pipeline_steps.core.array_types import ByteArray, DoubleArray
+from pipeline_steps.audio.mixing import pair_tracks
+from pipeline_steps.core.array_types import ByteArray, DoubleArray, FloatArray
 from pipeline_steps.core.media_shards import MediaShardReader
 from pipeline_steps.diffusion.image_processor import pad_to_square
 from pipeline_steps.evaluate.config import EvaluateConfig
-from pipeline_steps.evaluate.evaluation_plan import EvaluationPlan, Track, evenly_spaced_indices, mix_id, pair_tracks
+from pipeline_steps.evaluate.evaluation_plan import EvaluationPlan, evenly_spaced_indices, mix_id
 from pipeline_steps.evaluate.generation import ImageGenerator, render
-from pipeline_steps.evaluate.judges import audio_image_regression, feature_extractors, whitened_space
-from pipeline_steps.evaluate.judges.aisfx import AiSfx
-from pipeline_steps.evaluate.metrics.gain_sensitivity import gain_distances
-from pipeline_steps.evaluate.metrics.set_metrics import (
-    MetricSettings,
-    SetFeatures,
-    SetMetrics,
-    compute_set_metrics,
-    metric_entry,
+from pipeline_steps.evaluate.judges import audio_image_regression, whitened_space
+from pipeline_steps.evaluate.judges.base import AudioFeatureExtractor, ImageFeatureExtractor
+from pipeline_steps.evaluate.judges.feature_extractors import (
+    CachedFeatures,
+    CacheFactory,
+    extract_generated_features,
+    extract_image_features,
+    map_items,
 )
+from pipeline_steps.evaluate.metrics.gain_sensitivity import gain_distances
+from pipeline_steps.evaluate.metrics.set_metrics import SetEvaluator, SetFeatures, SetMetrics
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
 SENSITIVITY_SAMPLES = 2
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationContext:
-    """What the judges may know beside the items: labels, groups, the training pairs, real pictures to calibrate on, and what
-    the captioner heard in each item's picture (`item_texts`)."""
-
-    labels: Mapping[str, str]
-    image_groups: Mapping[str, str]
-    trained: Sequence[Mapping[str, Any]]
-    reference: Sequence[str]
-    texts: Mapping[str, str] = field(default_factory=dict)
+"""Samples of each clip and gain in the measurement of gain sensitivity."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Everything measured on drawings.
+    """Results of the evaluation.
 
     Attributes:
-        evaluation: blocks of evaluation.json: one per set, "sensitivity", "judges", "warnings".
-        outcomes: set -> outcome of the first judge (its partner of each sound is what the report shows).
-        items: per-item values of all judges, one row per set and pair.
-        draws: "set/metric" -> bootstrap draws [repeats] of the model's distances; see `Outcome.draws`.
-        drawn: [M, S, H, W, 3]; unconditional: [U, H, W, 3].
-        computed, reused: features of catalog items.
+        evaluation: blocks of `evaluation.json`: one per set, `sensitivity`, `judges`, `warnings`.
+        sets: results of the first image judge by name of the set; a set of fewer than two pairs is absent.
+        per_pair: values of all judges, one row per set and pair.
+        bootstrap: "set/metric" -> bootstrap values [B] of the model row; see `SetMetrics.bootstrap`.
+        generated: [M, S, H, W, 3] samples of each clip.
+        computed, reused: features of catalog items that were computed, and read from the cache.
     """
 
     evaluation: Row
-    outcomes: Mapping[str, SetMetrics]
-    items: list[Row]
-    draws: Mapping[str, DoubleArray]
-    drawn: ByteArray
-    unconditional: ByteArray
+    sets: Mapping[str, SetMetrics]
+    per_pair: list[Row]
+    bootstrap: Mapping[str, DoubleArray]
+    generated: ByteArray
     computed: int
     reused: int
 
 
-def select_calibration_images(
-    images: Sequence[Mapping[str, Any]],
-    pairs: Sequence[Mapping[str, Any]],
-    agenda: EvaluationPlan,
-    labels: Mapping[str, str],
-    at_most: int,
-) -> list[str]:
-    """Ids of real pictures that calibrate a judge: of the pool, of no group that is evaluated; training pairs first, then
-    labelled pictures, then any, each in id order."""
-    evaluated = {item.image_group for items in agenda.sets.values() for item in items}
-    evaluated |= {row["image_group"] for row in pairs if row["split"] == "test"}
-    paired = {row["image_id"] for row in pairs if row["split"] == "train"}
-    free = [row["image_id"] for row in images if not row["holdout"] and row["group_id"] not in evaluated]
-    ordered = sorted(free, key=lambda image_id: (image_id not in paired, image_id not in labels, image_id))
-    return sorted(ordered[:at_most])
-
-
 def run_evaluation(
     config: EvaluateConfig,
-    agenda: EvaluationPlan,
-    known: EvaluationContext,
-    source: ImageGenerator,
+    plan: EvaluationPlan,
+    calibration_images: Sequence[str],
+    texts: Mapping[str, str],
+    generator: ImageGenerator,
     media: MediaShardReader,
-    eyes_of: Mapping[str, feature_extractors.PictureJudge],
-    ears: AiSfx,
-    open_memo: feature_extractors.CacheFactory,
+    image_judges: Mapping[str, ImageFeatureExtractor],
+    audio_judge: AudioFeatureExtractor,
+    open_cache: CacheFactory,
 ) -> EvaluationResult:
-    """Draw every sound of the agenda, judge every set with every judge (`eyes_of`: picture judges by name; `ears`)."""
-    heard = [render(tracks, media.sound) for tracks in agenda.tracks]
-    log.info("drawing %d samples of each of %d sounds", config.samples_per_sound, len(heard))
-    drawn = source.draw(heard, config.samples_per_sound, config.seed)
-    unconditional = source.unconditional(config.unconditional_samples, config.seed + 1)
-    texts = sorted(set(known.texts.values())) if source.has_text_encoder else []
-    spoken = source.generate_from_text(texts, config.samples_per_sound, config.seed) if texts else None
-    ears.load()
-    log.info("listening with %s", config.sound_judge)
-    recipes = dict(zip((sound.key for sound in agenda.sounds), agenda.tracks, strict=True))
-    recipes |= {mix_id(pair_tracks(pair)): pair_tracks(pair) for pair in known.trained}
-    listener = feature_extractors.CachedFeatures(open_memo("evaluate-sound", ears.describe()), config.batch_size)
-    embedded = listener.rows(sorted(recipes), lambda keys: _audio_features(ears, [recipes[key] for key in keys], media))
-    computed, reused = listener.computed, listener.reused
+    """Generate images for every clip of the plan and evaluate every set by every image judge.
 
+    Args:
+        config: the section `evaluate`.
+        plan: pairs and clips.
+        calibration_images: ids of real images on which the judges are calibrated.
+        texts: text by name of a pair, for the text oracle.
+        generator: of the evaluated model.
+        media: images and audio of the catalog.
+        image_judges: by name; the first one gives the headline numbers.
+        audio_judge: audio encoder of the audio-image agreement.
+        open_cache: opens the cache of features.
+    """
+    clips = [render(clip.tracks, media.sound) for clip in plan.clips]
+    log.info("generating %d images for each of %d clips", config.samples_per_audio, len(clips))
+    generated = generator.generate(clips, config.samples_per_audio, config.seed)
+    unconditional = generator.generate_unconditional(config.unconditional_samples, config.seed + 1)
+    distinct_texts = sorted(set(texts.values())) if generator.has_text_encoder else []
+    from_text = generator.generate_from_text(distinct_texts, config.samples_per_audio, config.seed) if distinct_texts else None
+    text_rows = {name: distinct_texts.index(text) for name, text in texts.items()} if distinct_texts else {}
+
+    audio_judge.load()
+    log.info("extracting audio features with %s", config.audio_judge)
+    tracks = {clip.key: clip.tracks for clip in plan.clips}
+    tracks |= {mix_id(pair_tracks(pair)): pair_tracks(pair) for pair in plan.training_pairs}
+
+    def audio_features(keys: Sequence[str]) -> FloatArray:
+        return np.stack(map_items(lambda key: audio_judge.embed(render(tracks[key], media.sound)), keys))
+
+    audio_cache = CachedFeatures(open_cache("evaluate-sound", audio_judge.describe()), config.batch_size)
+    audio = audio_cache.rows(sorted(tracks), audio_features)
+    computed, reused = audio_cache.computed, audio_cache.reused
+
+    image_ids = {pair.image_id for pairs in plan.sets.values() for pair in pairs} | set(calibration_images)
+    image_ids |= {str(pair["image_id"]) for pair in plan.training_pairs}
     evaluation: Row = {"judges": {}, "warnings": []}
-    outcomes: dict[str, dict[str, SetMetrics]] = {}
-    wanted = {item.image_id for items in agenda.sets.values() for item in items} | set(known.reference)
-    wanted |= {str(pair["image_id"]) for pair in known.trained}
-    for name in config.picture_judges:
-        log.info("looking with %s", name)
-        eyes = eyes_of[name].load()
-        description = [eyes.describe(), "square_picture", source.side]
-        viewer = feature_extractors.CachedFeatures(open_memo("evaluate-picture", description), config.batch_size)
-        real = viewer.rows(sorted(wanted), lambda ids, eyes=eyes: _image_features(eyes, ids, media, source.side))  # type: ignore[misc]
-        computed, reused = computed + viewer.computed, reused + viewer.reused
+    by_judge: dict[str, dict[str, SetMetrics]] = {}
+    for name, judge in image_judges.items():
+        log.info("extracting image features with %s", name)
+        judge.load()
+
+        def image_features(ids: Sequence[str], judge: ImageFeatureExtractor = judge) -> FloatArray:
+            # Real images pass the resize of training, as generated ones did: a judge must not tell them apart by it
+            # (Parmar et al. 2022, arXiv 2104.11222).
+            squares = map_items(lambda image_id: pad_to_square(media.image(image_id), generator.resolution), ids)
+            return extract_image_features(judge, squares)
+
+        description = [judge.describe(), "square_picture", generator.resolution]  # a changed word would empty the cache
+        image_cache = CachedFeatures(open_cache("evaluate-picture", description), config.batch_size)
         features = SetFeatures(
-            real,
-            feature_extractors.extract_generated_features(eyes, drawn),
-            feature_extractors.extract_generated_features(eyes, unconditional),
-            np.stack([embedded[sound.key] for sound in agenda.sounds]),
-            None if spoken is None else feature_extractors.extract_generated_features(eyes, spoken),
-            {name: texts.index(text) for name, text in known.texts.items()} if texts else {},
+            image_cache.rows(sorted(image_ids), image_features),
+            extract_generated_features(judge, generated),
+            extract_generated_features(judge, unconditional),
+            np.stack([audio[clip.key] for clip in plan.clips]),
+            None if from_text is None else extract_generated_features(judge, from_text),
+            text_rows,
         )
-        settings = _settings(config, name, source)
-        outcomes[name], evaluation["judges"][name], space = _judge(config, agenda, known, features, embedded, settings)
-        evaluation["judges"][name] |= {"family": eyes.family, **getattr(eyes, "identity", {})}
-        if name == config.picture_judges[0] and config.sensitivity_sounds and config.sensitivity_gains_db:
-            evaluation["sensitivity"] = _sensitivity(config, source, agenda, heard, eyes, space, settings)
-    evaluation["warnings"] += _ais_warnings(config, known, evaluation["judges"])
-    evaluation["judges"][config.sound_judge] = {"family": ears.family}
-    for key, items in agenda.sets.items():
-        blocks = [found[key] for found in outcomes.values() if key in found]
-        if blocks:
-            merged: dict[str, Row] = {}
-            for block in blocks:
-                for row, metrics in block.rows.items():
-                    merged.setdefault(row, {}).update(metrics)
-            independent = len({agenda.sounds[item.sound].group for item in items})
+        computed, reused = computed + image_cache.computed, reused + image_cache.reused
+        evaluator, facts = _calibrate(config, name, generator.sample_rate_hz, plan, calibration_images, features, audio)
+        by_judge[name] = {key: evaluator.evaluate(key) for key, pairs in plan.sets.items() if len(pairs) > 1}
+        evaluation["judges"][name] = {**facts, "family": judge.family, **judge.identity}
+        if name == config.image_judges[0] and config.gain_sensitivity.num_clips and config.gain_sensitivity.gains_db:
+            evaluation["sensitivity"] = _gain_sensitivity(evaluator, judge, generator, clips)
+    evaluation["warnings"] += _regression_warnings(config, plan, evaluation["judges"])
+    evaluation["judges"][config.audio_judge] = {"family": audio_judge.family}
+    for key, pairs in plan.sets.items():
+        if found := [sets[key] for sets in by_judge.values() if key in sets]:
+            rows: dict[str, Row] = {}
+            for metrics in found:
+                for row, entries in metrics.rows.items():
+                    rows.setdefault(row, {}).update(entries)
+            num_clusters = len({plan.clips[pair.clip].group for pair in pairs})
             evaluation[key] = {
-                "n_pairs": len(items),
-                "n_sounds": len({item.sound for item in items}),
-                "too_small_to_rank": independent < config.small_sample,
-                "rows": merged,
+                "n_pairs": len(pairs),
+                "n_sounds": len(plan.clips_of(key)),
+                "too_small_to_rank": num_clusters < config.min_clusters,
+                "rows": rows,
             }
-            # Several judges say the same of the number of sounds: once is enough.
-            evaluation["warnings"] += dict.fromkeys(text for block in blocks for text in block.warnings)
-    first = outcomes[config.picture_judges[0]]
-    draws = {f"{key}/{name}": kept for found in outcomes.values() for key in found for name, kept in found[key].draws.items()}
-    return EvaluationResult(evaluation, first, _merge_items(outcomes), draws, drawn, unconditional, computed, reused)
+            # Every judge warns of few clusters in the same words; the report shows them once.
+            evaluation["warnings"] += dict.fromkeys(text for metrics in found for text in metrics.warnings)
+    return EvaluationResult(
+        evaluation,
+        by_judge[config.image_judges[0]],
+        _merge_per_pair(by_judge),
+        {
+            f"{key}/{metric}": values
+            for sets in by_judge.values()
+            for key, metrics in sets.items()
+            for metric, values in metrics.bootstrap.items()
+        },
+        generated,
+        computed,
+        reused,
+    )
 
 
-def _judge(
+def _calibrate(
     config: EvaluateConfig,
-    agenda: EvaluationPlan,
-    known: EvaluationContext,
+    judge: str,
+    sample_rate_hz: int,
+    plan: EvaluationPlan,
+    calibration_images: Sequence[str],
     features: SetFeatures,
-    embedded: Mapping[str, DoubleArray],
-    settings: MetricSettings,
-) -> tuple[dict[str, SetMetrics], Row, whitened_space.WhitenedFeatureSpace]:
-    """Calibrate one picture judge on real pictures, fit its audio-image map, and judge every set of two or more pairs."""
-    reference = np.stack([features.real[image_id] for image_id in known.reference])
-    labels = [known.labels.get(image_id) for image_id in known.reference]
-    space = whitened_space.fit_space(reference, labels, config.judge_shrinkage)
+    audio: Mapping[str, DoubleArray],
+) -> tuple[SetEvaluator, Row]:
+    """Fit the feature space and the audio-image regression of an image judge; returns its evaluator and facts on the fit."""
+    labels = [plan.labels.get(image_id) for image_id in calibration_images]
+    space = whitened_space.fit_space(features.images(calibration_images), labels, config.judge_shrinkage)
     facts: Row = {"space": space.kind, "reference_pictures": space.n, "reference_classes": space.classes}
-    ais = None
-    groups = [str(pair["audio_group"]) for pair in known.trained]
+    regressor = None
+    groups = [str(pair["audio_group"]) for pair in plan.training_pairs]
     if audio_image_regression.has_enough_groups(groups):
-        ais = audio_image_regression.fit(
-            np.stack([embedded[mix_id(pair_tracks(pair))] for pair in known.trained]),
-            space.look(np.stack([features.real[pair["image_id"]] for pair in known.trained])),
+        regressor = audio_image_regression.fit(
+            np.stack([audio[mix_id(pair_tracks(pair))] for pair in plan.training_pairs]),
+            space.project(features.images([pair["image_id"] for pair in plan.training_pairs])),
             groups,
         )
         facts |= {
-            "ais_leave_group_out_r2": round(ais.group_out_r2, 6),
-            "ais_training_pairs": ais.n,
-            "ais_training_sound_groups": ais.groups,
+            "ais_leave_group_out_r2": round(regressor.group_out_r2, 6),
+            "ais_training_pairs": regressor.n,
+            "ais_training_sound_groups": regressor.groups,
         }
-    pictures = sorted({str(pair["image_id"]) for pair in known.trained})
-    found = {
-        key: compute_set_metrics(
-            key, items, agenda.sounds, features, space, ais, known.labels, pictures, known.image_groups, settings
-        )
-        for key, items in agenda.sets.items()
-        if len(items) > 1
-    }
-    return found, facts, space
+    return SetEvaluator(config, judge, sample_rate_hz, plan, features, space, regressor), facts
 
 
-def _ais_warnings(config: EvaluateConfig, known: EvaluationContext, facts: Mapping[str, Row]) -> list[str]:
-    """What to know of the audio-image judges: that there is none, or that one is weak."""
-    groups = [str(pair["audio_group"]) for pair in known.trained]
+def _regression_warnings(config: EvaluateConfig, plan: EvaluationPlan, facts: Mapping[str, Row]) -> list[str]:
+    """Warnings that the audio-image agreement was not measured, or that its regression predicts little."""
+    groups = [str(pair["audio_group"]) for pair in plan.training_pairs]
     if not audio_image_regression.has_enough_groups(groups):
         return [
-            f"ais_winrate_{config.sound_judge}: not measured; its judge is fitted on "
+            f"ais_win_rate_{config.audio_judge}: not measured; its judge is fitted on "
             f"{audio_image_regression.MIN_PAIRS} or more training pairs of {audio_image_regression.MIN_GROUPS} or more "
             f"sound groups, and there are {len(groups)} of {len(set(groups))}"
         ]
-    r2 = {name: float(facts[name]["ais_leave_group_out_r2"]) for name in config.picture_judges}
+    r2 = {name: float(facts[name]["ais_leave_group_out_r2"]) for name in config.image_judges}
     return [
-        f"ais_winrate_{config.sound_judge}_{name}: its judge is weak; on sound groups left out of the fit it foretells "
+        f"ais_win_rate_{config.audio_judge}_{name}: its judge is weak; on sound groups left out of the fit it foretells "
         f"{100 * value:.1f} % of the variance of the pictures' features"
         for name, value in r2.items()
         if value < audio_image_regression.WEAK_R2
     ]
 
 
-def _sensitivity(
-    config: EvaluateConfig,
-    source: ImageGenerator,
-    agenda: EvaluationPlan,
-    heard: Sequence[npt.NDArray[np.float32]],
-    eyes: feature_extractors.PictureJudge,
-    space: whitened_space.WhitenedFeatureSpace,
-    settings: MetricSettings,
+def _gain_sensitivity(
+    evaluator: SetEvaluator, judge: ImageFeatureExtractor, generator: ImageGenerator, clips: Sequence[FloatArray]
 ) -> Row:
-    """Draw some sounds again at other gains with the same noise."""
-    rows = evenly_spaced_indices(len(heard), config.sensitivity_sounds)
-    samples = min(SENSITIVITY_SAMPLES, config.samples_per_sound)
-    looks = {}
-    for gain in sorted({0.0, *config.sensitivity_gains_db}):
-        scaled = [heard[row] * np.float32(10.0 ** (gain / 20.0)) for row in rows]
-        looks[gain] = space.look(feature_extractors.extract_generated_features(eyes, source.draw(scaled, samples, config.seed)))
-    groups = [agenda.sounds[row].group for row in rows]
-    found = gain_distances(looks, groups, config.bootstrap_repeats, config.seed)
-    return {name: metric_entry(estimate, settings) for name, estimate in found.items()}
+    """Generate images of some clips again at other gains, with the same noise."""
+    config = evaluator.config
+    rows = evenly_spaced_indices(len(clips), config.gain_sensitivity.num_clips)
+    num_samples = min(SENSITIVITY_SAMPLES, config.samples_per_audio)
+    features = {}
+    for gain in sorted({0.0, *config.gain_sensitivity.gains_db}):
+        scaled = [clips[row] * np.float32(10.0 ** (gain / 20.0)) for row in rows]
+        images = generator.generate(scaled, num_samples, config.seed)
+        features[gain] = evaluator.space.project(extract_generated_features(judge, images))
+    groups = [evaluator.plan.clips[row].group for row in rows]
+    found = gain_distances(features, groups, config.num_bootstrap, config.seed)
+    return {name: evaluator.entry(estimate) for name, estimate in found.items()}
 
 
-def _merge_items(outcomes: Mapping[str, Mapping[str, SetMetrics]]) -> list[Row]:
+def _merge_per_pair(by_judge: Mapping[str, Mapping[str, SetMetrics]]) -> list[Row]:
+    """One row per set and pair with the values of all judges."""
     merged: dict[tuple[str, str], Row] = {}
-    for found in outcomes.values():
-        for block in found.values():
-            for row in block.items:
+    for sets in by_judge.values():
+        for metrics in sets.values():
+            for row in metrics.pairs:
                 merged.setdefault((row["set"], row["pair"]), {}).update(row)
     return [merged[key] for key in sorted(merged)]
-
-
-def _settings(config: EvaluateConfig, judge: str, source: ImageGenerator) -> MetricSettings:
-    return MetricSettings(
-        judge,
-        config.sound_judge,
-        config.seed,
-        config.bootstrap_repeats,
-        config.density_neighbours,
-        source.sample_rate_hz,
-        config.small_sample,
-    )
-
-
-def _audio_features(ears: AiSfx, sounds: Sequence[Sequence[Track]], media: MediaShardReader) -> npt.NDArray[np.float32]:
-    return np.stack(feature_extractors.map_threads(lambda tracks: ears.embed(render(tracks, media.sound)), sounds))
-
-
-def _image_features(
-    eyes: feature_extractors.PictureJudge, image_ids: Sequence[str], media: MediaShardReader, side: int
-) -> npt.NDArray[np.float32]:
-    """Features of real pictures as the model could at best have drawn them: both kinds must reach a judge through the same
-    resize (clean-fid, arXiv 2104.11222)."""
-    return feature_extractors.extract_image_features(
-        eyes, feature_extractors.map_threads(lambda image_id: pad_to_square(media.image(image_id), side), image_ids)
-    )

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: how good the pairs and the model are, beside controls, and a report for people."""
+"""Stage `evaluate`: metrics of the pairs and of the model beside controls, and the report."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from pipeline_steps import tracking
+from pipeline_steps.audio.mixing import pair_tracks
 from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.atomic import write_bytes
 from pipeline_steps.core.errors import DataError, IntegrityError
@@ -42,156 +42,139 @@ from pipeline_steps.evaluate.evaluation_plan import (
     EvaluationPlan,
     build_evaluation_plan,
     evenly_spaced_indices,
-    item_texts,
     mix_id,
-    pair_tracks,
+    pair_texts,
+    select_calibration_images,
 )
 from pipeline_steps.evaluate.generation import ImageGenerator, render
 from pipeline_steps.evaluate.ground_truth import GroundTruth, match, parse_manifest
-from pipeline_steps.evaluate.judges.feature_extractors import VECTOR, build_audio_judge, build_image_judge
-from pipeline_steps.evaluate.judges.hub_vision_model import HubImageFeatureExtractor
+from pipeline_steps.evaluate.judges.base import AUDIO_JUDGES, IMAGE_JUDGES
+from pipeline_steps.evaluate.judges.feature_extractors import VECTOR, judge_setup
 from pipeline_steps.evaluate.judges.independence import check_judge_independence, families_in, undeclared_family_warnings
-from pipeline_steps.evaluate.judges.whitened_space import MIN_REFERENCE
-from pipeline_steps.evaluate.report.build import MediaLoaders, TrainingHistory, build_report
+from pipeline_steps.evaluate.judges.whitened_space import MIN_IMAGES
+from pipeline_steps.evaluate.report.build import build_report
 from pipeline_steps.evaluate.report.item_flow import StageTables
 from pipeline_steps.evaluate.report.media import mp3, png, strip, thumbnail
-from pipeline_steps.evaluate.report.training_curves import training_curves
+from pipeline_steps.evaluate.report.training_curves import TrainingHistory, training_curves
 from pipeline_steps.evaluate.retrieval.gold_retrieval import EmbeddingTable, gold_retrieval, retrieval_block
 from pipeline_steps.evaluate.retrieval.label_oracle import label_vectors
-from pipeline_steps.evaluate.run_evaluation import (
-    EvaluationContext,
-    EvaluationResult,
-    run_evaluation,
-    select_calibration_images,
-)
+from pipeline_steps.evaluate.run_evaluation import EvaluationResult, run_evaluation
 from pipeline_steps.tracking.client.tracker import NoOpTracker
 
 __all__ = ["EvaluateConfig", "evaluate", "run"]
 
 Row = dict[str, Any]
-TRACKED_SOUNDS = 8
-COMPARED_SOUNDS = 16
-"""Items of each set whose drawings are kept with the run, for a look at two models side by side."""
+
+TRACKED_CLIPS = 8
+"""Audio clips of the test set that are logged with the run."""
+COMPARED_PAIRS = 16
+"""Pairs of each set whose samples are logged with the run, for the comparison of two models."""
 COMPARED_SIDE = 128
-MAX_GOLD_BYTES = 50_000_000
+"""px of the longer side of a real image that is logged with the run."""
+MAX_GROUND_TRUTH_BYTES = 50_000_000
 REPORT_FOLDERS = ("samples", "audio", "plots")
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationInputs:
-    """What the stages before left, read and checked."""
-
-    tables: StageTables
-    neighbours: list[Row]
-    statistics: Row
-    truth: GroundTruth
-    took_part: dict[str, set[str]]
-    captioner: Row
-
-
 def run(config: EvaluateConfig, layout: ProjectPaths) -> StageReport:
-    """Draw, judge and report; numbers and grids go to the tracker, and to the logged model that they are about."""
+    """Evaluate the exported model; numbers and samples are logged with the tracking run and with the logged model."""
     from pipeline_steps.evaluate.generation import load_generator
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    read = [layout.pairs, layout.catalog, layout.media, layout.root / config.gold, layout.model]
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    read = [layout.pairs, layout.catalog, layout.media, layout.root / config.ground_truth, layout.model]
     with tracking.run("evaluate", layout, config, inputs=read) as tracker:
-        return evaluate(config, layout, load_generator(layout.model, config.guidance_scale, config.steps), tracker)
+        generator = load_generator(layout.model, config.guidance_scale, config.num_inference_steps)
+        return evaluate(config, layout, generator, tracker)
 
 
-def evaluate(config: EvaluateConfig, layout: ProjectPaths, source: ImageGenerator, tracker: NoOpTracker) -> StageReport:
-    """Evaluate whatever `source` draws; the balance is over test pairs and gold pairs.
+def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGenerator, tracker: NoOpTracker) -> StageReport:
+    """Evaluate a generator and write the report; the counts are of test pairs and gold pairs.
 
     Raises:
-        ConfigError: a judge of a family that took part.
-        DataError: neither two test pairs nor two gold pairs, too few pictures to calibrate a judge, or a table that is
-            missing or does not fit.
+        ConfigError: a judge belongs to a family that took part in making the data or the model.
+        DataError: no set has two pairs, there are too few images to calibrate a judge, or a table is missing or not valid.
     """
     report = StageReport("evaluate")
-    inputs = read_inputs(config, layout, source.families)
-    tables, truth = inputs.tables, inputs.truth
-    names: list[str] = list(config.picture_judges)
-    eyes = {name: build_image_judge(name, layout.assets, config.checkpoints, layout.root) for name in names}
-    ears = build_audio_judge(layout.assets)
-    families = {**{name: judge.family for name, judge in eyes.items()}, str(config.sound_judge): ears.family}
-    shared = check_judge_independence(families, inputs.took_part, config.allow_shared_family)
-    for judge in eyes.values():
-        if isinstance(judge, HubImageFeatureExtractor):
-            judge.fetch()  # hours of drawing should not end at a model that cannot be had
+    tables = read_tables(layout)
+    truth = read_ground_truth(config, layout, tables)
+    captions_meta, embeddings_meta = _json(layout.captions / "meta.json"), _json(layout.embeddings / "meta.json")
+    used_families = {
+        "captions": families_in(captions_meta),
+        "embeddings": families_in(embeddings_meta),
+        "model": set(generator.families),
+    }
+    image_judges = {name: IMAGE_JUDGES.get(name).from_setup(judge_setup(config, name, layout)) for name in config.image_judges}
+    audio_judge = AUDIO_JUDGES.get(config.audio_judge).from_setup(judge_setup(config, config.audio_judge, layout))
+    judge_families = {name: judge.family for name, judge in image_judges.items()} | {config.audio_judge: audio_judge.family}
+    shared = check_judge_independence(judge_families, used_families, config.allow_shared_family)
+    for judge in (*image_judges.values(), audio_judge):
+        judge.fetch()  # a missing checkpoint fails here, not after hours of generation
+
     image_groups = {row["image_id"]: row["group_id"] for row in tables.images}
     audio_groups = {row["audio_id"]: row["group_id"] for row in tables.audio}
-    agenda = build_evaluation_plan(tables.pairs, truth, image_groups, audio_groups, config.max_test_pairs)
-    if max(len(items) for items in agenda.sets.values()) < 2:
+    plan = build_evaluation_plan(tables.pairs, truth, image_groups, audio_groups, config.max_test_pairs)
+    if max(len(pairs) for pairs in plan.sets.values()) < 2:
         raise DataError("fewer than two test pairs and fewer than two gold pairs: nothing can be compared", "enlarge the pool")
-    report.n_ok = len(agenda.sets["test"]) + len(agenda.sets["gold"])
-    report.n_abstained = agenda.thinned
+    report.n_ok = len(plan.sets["test"]) + len(plan.sets["gold"])
+    report.n_abstained = plan.num_skipped
     report.n_in = report.n_ok + report.n_abstained
-
-    media = MediaShardReader(layout.media)
-
-    def open_memo(stage: str, description: Any) -> ResultCache:
-        return ResultCache(config.cache_dir or str(layout.result_cache), stage, fingerprint(description), VECTOR)
-
-    trained = [pair for pair in tables.pairs if pair["split"] == "train"]
-    reference = select_calibration_images(tables.images, tables.pairs, agenda, truth.labels, config.reference_pictures)
-    if len(reference) < MIN_REFERENCE:  # hours of drawing should not end here either
+    calibration_images = select_calibration_images(plan, tables.images, tables.pairs, config.num_calibration_images)
+    if len(calibration_images) < MIN_IMAGES:
         raise DataError(
-            f"{len(reference)} pictures of the pool are of no group that is evaluated; a judge is calibrated on "
-            f"{MIN_REFERENCE} or more",
+            f"only {len(calibration_images)} images are available to calibrate a judge (images outside the evaluated groups); "
+            f"at least {MIN_IMAGES} are needed",
             "enlarge the pool",
         )
-    known = EvaluationContext(truth.labels, image_groups, trained, reference, item_texts(agenda, tables.pairs, tables.events))
-    retrieval, ranks = _retrieval(config, layout, inputs, agenda, audio_groups)
-    assessment = run_evaluation(config, agenda, known, source, media, eyes, ears, open_memo)
-    report.computed, report.reused = assessment.computed, assessment.reused
-    evaluation: Row = {**assessment.evaluation, "protocol": _protocol(config, source, inputs, shared)}
-    evaluation["warnings"] = [
-        *shared,
-        *undeclared_family_warnings(families, inputs.captioner),
-        *assessment.evaluation["warnings"],
-    ]
-    if truth.unmatched:
-        evaluation["warnings"].append(f"{truth.unmatched} rows of the ground-truth table are not in the catalog")
+
+    def open_cache(stage: str, description: Any) -> ResultCache:
+        return ResultCache(_cache_url(config, layout), stage, fingerprint(description), VECTOR)
+
+    retrieval, ranks = _retrieval(config, layout, embeddings_meta, tables, truth, plan, audio_groups)
+    media = MediaShardReader(layout.media)
+    texts = pair_texts(plan, tables.pairs, tables.events)
+    result = run_evaluation(config, plan, calibration_images, texts, generator, media, image_judges, audio_judge, open_cache)
+    report.computed, report.reused = result.computed, result.reused
+    protocol = _protocol(config, generator) | {
+        "families_that_took_part": sorted(set().union(*used_families.values())),
+        "shared_families": shared,
+    }
+    evaluation: Row = {**result.evaluation, "protocol": protocol}
+    warnings = [*shared, *undeclared_family_warnings(judge_families, captions_meta), *result.evaluation["warnings"]]
+    if truth.num_unmatched:
+        warnings.append(f"{truth.num_unmatched} rows of the ground-truth table are not in the catalog")
+    evaluation["warnings"] = warnings
     if retrieval:
         evaluation["retrieval"] = retrieval
-    recipes = dict(zip((sound.key for sound in agenda.sounds), agenda.tracks, strict=True))
-    recipes |= {mix_id(pair_tracks(pair)): pair_tracks(pair) for pair in tables.pairs}  # the report plays what was paired
-    sources = MediaLoaders(media.image, lambda key: render(recipes.get(key, ((key, 0.0),)), media.sound))
-    files = build_report(
-        config,
-        evaluation,
-        assessment,
-        agenda,
-        ranks,
-        tables,
-        inputs.neighbours,
-        inputs.statistics,
-        truth.labels,
-        read_training(layout.model),
-        sources,
-    )
+
+    tracks = {clip.key: clip.tracks for clip in plan.clips}
+    tracks |= {mix_id(pair_tracks(pair)): pair_tracks(pair) for pair in tables.pairs}
+
+    def load_audio(key: str) -> FloatArray:
+        return render(tracks.get(key, ((key, 0.0),)), media.sound)
+
+    history = read_training_history(layout.model)
+    files = build_report(config, evaluation, result, plan, ranks, tables, history, media.image, load_audio)
     write_report(layout.reports, files)
     report.metrics = {
-        "sounds_drawn": len(agenda.sounds),
+        "clips_rendered": len(plan.clips),
         "report_bytes": sum(map(len, files.values())),
         "report_files": len(files),
     }
-    _track(tracker, layout, evaluation, agenda, assessment, sources)
+    _track(tracker, layout, evaluation, plan, result, media, load_audio)
     return report
 
 
-def read_inputs(config: EvaluateConfig, layout: ProjectPaths, model_families: frozenset[str]) -> EvaluationInputs:
-    """Every table the report speaks of, the ground truth, and the families of all networks that made data or model.
+def read_tables(layout: ProjectPaths) -> StageTables:
+    """Tables of the stages before this one.
 
     Raises:
-        DataError: a file is missing or does not fit.
+        DataError: a file is missing or not valid.
     """
 
-    def read(path: Path, contract: TableSchema) -> list[Row]:
-        return list(read_table(path, contract).to_pylist())
+    def read(path: Path, schema: TableSchema) -> list[Row]:
+        return list(read_table(path, schema).to_pylist())
 
-    tables = StageTables(
+    return StageTables(
         images=read(layout.catalog / "images.parquet", IMAGES),
         audio=read(layout.catalog / "audio.parquet", AUDIO),
         quarantine=read(layout.catalog / "quarantine.parquet", QUARANTINE),
@@ -201,44 +184,42 @@ def read_inputs(config: EvaluateConfig, layout: ProjectPaths, model_families: fr
         embeddings_quarantine=read(layout.embeddings / "quarantine.parquet", QUARANTINE),
         pairs=read(layout.pairs / "pairs.parquet", PAIRS),
         pairs_abstained=read(layout.pairs / "abstained.parquet", ABSTAINED),
-    )
-    gold = layout.root / config.gold
-    if not gold.is_file():
-        raise DataError(f"evaluate.gold: {gold} is missing", "point it at a table with ground truth; a header alone is enough")
-    if gold.stat().st_size > MAX_GOLD_BYTES:
-        raise DataError(f"evaluate.gold: {gold} is larger than {MAX_GOLD_BYTES} bytes")
-    truth = match(parse_manifest(gold.read_text(encoding="utf-8-sig"), config.gold), tables.images, tables.audio)
-    captioner = _json(layout.captions / "meta.json")
-    took_part = {
-        "captions": families_in(captioner),
-        "embeddings": families_in(_json(layout.embeddings / "meta.json")),
-        "model": set(model_families),
-    }
-    return EvaluationInputs(
-        tables,
-        read(layout.retrieval / "neighbors.parquet", NEIGHBORS),
-        _json(layout.pairs / "stats.json"),
-        truth,
-        took_part,
-        captioner,
+        neighbors=read(layout.retrieval / "neighbors.parquet", NEIGHBORS),
+        pair_statistics=_json(layout.pairs / "stats.json"),
     )
 
 
-def read_training(model: Path) -> TrainingHistory:
-    """Loss curves and sample grids that training left in the model folder; what is not there is not shown."""
+def read_ground_truth(config: EvaluateConfig, layout: ProjectPaths, tables: StageTables) -> GroundTruth:
+    """Labels and true pairs of `evaluate.ground_truth`.
+
+    Raises:
+        DataError: the file is missing, too large, or lacks a column.
+    """
+    path = layout.root / config.ground_truth
+    if not path.is_file():
+        raise DataError(
+            f"evaluate.ground_truth: {path} is missing", "point it at a table with ground truth; a header alone is enough"
+        )
+    if path.stat().st_size > MAX_GROUND_TRUTH_BYTES:
+        raise DataError(f"evaluate.ground_truth: {path} is larger than {MAX_GROUND_TRUTH_BYTES} bytes")
+    rows = parse_manifest(path.read_text(encoding="utf-8-sig"), config.ground_truth)
+    return match(rows, tables.images, tables.audio)
+
+
+def read_training_history(model: Path) -> TrainingHistory:
+    """Loss curves and sample grids of the folder `training` of an exported model; missing files are left out."""
     folder = model / "training"
     grids = {}
     for path in sorted(folder.glob("*.png")):
         step = re.search(r"(\d+)", path.stem)
         if step:
             grids[int(step.group(1))] = path.read_bytes()
-    return TrainingHistory(
-        training_curves({path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.csv"))}), grids
-    )
+    tables = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.csv"))}
+    return TrainingHistory(training_curves(tables), grids)
 
 
 def write_report(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Replace the report's folders by `files` (relative path -> bytes), each whole; numbers and page are written last."""
+    """Replace the report by `files` (relative path -> bytes): each folder as a whole, then numbers and page."""
     for name in REPORT_FOLDERS:
         scratch = folder / f".{name}.new"
         shutil.rmtree(scratch, ignore_errors=True)
@@ -257,60 +238,55 @@ def write_report(folder: Path, files: Mapping[str, bytes]) -> None:
 def _retrieval(
     config: EvaluateConfig,
     layout: ProjectPaths,
-    inputs: EvaluationInputs,
-    agenda: EvaluationPlan,
+    meta: Row,
+    tables: StageTables,
+    truth: GroundTruth,
+    plan: EvaluationPlan,
     audio_groups: Mapping[str, str],
 ) -> tuple[Row | None, list[Row]]:
-    """The retrieval block of evaluation.json and the rank of every gold pair."""
+    """The block `retrieval` of `evaluation.json`, and the rank of every gold pair."""
     folder = layout.embeddings
-    meta = _json(folder / "meta.json")
     text_rows = read_table(folder / "text_ids.parquet", TEXT_IDS).to_pylist()
     audio_rows = read_table(folder / "audio_ids.parquet", AUDIO_IDS).to_pylist()
-    texts, sounds = (_vectors(folder / name, meta) for name in ("text.npy", "audio.npy"))
+    texts, audio = (_vectors(folder / name, meta) for name in ("text.npy", "audio.npy"))
     space = EmbeddingTable(
-        texts, {row["text_id"]: row["row"] for row in text_rows}, sounds, {row["audio_id"]: row["row"] for row in audio_rows}
+        texts, {row["text_id"]: row["row"] for row in text_rows}, audio, {row["audio_id"]: row["row"] for row in audio_rows}
     )
-    events: dict[str, list[Mapping[str, Any]]] = {}
-    for event in inputs.tables.events:
-        events.setdefault(event["image_id"], []).append(event)
-    labels = sorted({pair.label for pair in inputs.truth.pairs if pair.label is not None})
-    probe = text_rows[0]["phrase"] if text_rows else None
-    cache_url = config.cache_dir or str(layout.result_cache)
-    vectors = label_vectors(layout, cache_url, meta, labels, probe, texts[0]) if labels and probe is not None else None
+    labels = sorted({pair.label for pair in truth.pairs if pair.label is not None})
+    vectors = (
+        label_vectors(layout, _cache_url(config, layout), meta, labels, text_rows[0]["phrase"], texts[0])
+        if labels and text_rows
+        else None
+    )
     found = gold_retrieval(
-        inputs.truth.pairs,
-        space,
-        events,
-        vectors,
-        agenda.seen_classes,
-        audio_groups,
-        config.bootstrap_repeats,
-        config.seed,
+        truth.pairs, space, tables.events, vectors, plan.seen_classes, audio_groups, config.num_bootstrap, config.seed
     )
     return (retrieval_block(found, str(meta["space"]), config.seed), found["ranks"]) if found else (None, [])
+
+
+def _cache_url(config: EvaluateConfig, layout: ProjectPaths) -> str:
+    return config.cache_dir or str(layout.result_cache)
 
 
 def _vectors(path: Path, meta: Row) -> FloatArray:
     payload = path.read_bytes() if path.is_file() else b""
     if sha256_bytes(payload) != meta["sha256"][path.name]:
-        raise IntegrityError(f"{path}: not the bytes that meta.json names", "run: dvc repro --force embed")
+        raise IntegrityError(f"{path}: sha256 differs from the one in meta.json", "run: dvc repro --force embed")
     return np.asarray(np.load(io.BytesIO(payload), allow_pickle=False), np.float32)
 
 
-def _protocol(config: EvaluateConfig, source: ImageGenerator, inputs: EvaluationInputs, shared: list[str]) -> Row:
+def _protocol(config: EvaluateConfig, generator: ImageGenerator) -> Row:
+    """Conditions of the evaluation that `evaluation.json` records."""
     kept = (
-        "samples_per_sound", "unconditional_samples", "seed", "bootstrap_repeats",
-        "density_neighbours", "sound_judge", "max_test_pairs", "judge_shrinkage",
+        "samples_per_audio", "unconditional_samples", "seed", "num_bootstrap", "density_k", "image_judges", "audio_judge",
+        "max_test_pairs", "judge_shrinkage",
     )  # fmt: skip
     return {
         **{name: getattr(config, name) for name in kept},
-        "picture_judges": list(config.picture_judges),
-        "guidance_scale": source.guidance_scale,
-        "steps": source.steps,
-        "sample_rate_hz": source.sample_rate_hz,
-        "side_px": source.side,
-        "families_that_took_part": sorted(set().union(*inputs.took_part.values())),
-        "shared_families": shared,
+        "guidance_scale": generator.guidance_scale,
+        "num_inference_steps": generator.num_inference_steps,
+        "sample_rate_hz": generator.sample_rate_hz,
+        "side_px": generator.resolution,
     }
 
 
@@ -318,13 +294,14 @@ def _track(
     tracker: NoOpTracker,
     layout: ProjectPaths,
     evaluation: Row,
-    agenda: EvaluationPlan,
-    assessment: EvaluationResult,
-    sources: MediaLoaders,
+    plan: EvaluationPlan,
+    result: EvaluationResult,
+    media: MediaShardReader,
+    load_audio: Callable[[str], FloatArray],
 ) -> None:
-    """Every number, one grid per set (each line a sound: its samples beside those of another sound), and some sounds."""
+    """Log numbers, a grid of samples per set (samples of a clip beside those of another clip), clips and the report."""
     numbers: Row = {}
-    for key in agenda.sets:
+    for key in plan.sets:
         for row, metrics in evaluation.get(key, {}).get("rows", {}).items():
             for metric, found in metrics.items():
                 if isinstance(found, dict) and found.get("value") is not None:
@@ -335,35 +312,37 @@ def _track(
         numbers |= {f"retrieval/{row}/{metric}": found["value"] for metric, found in metrics.items()}
     tracker.log_metrics(numbers)
     tracker.log_model_metrics(layout.model, {key: value for key, value in numbers.items() if "/model/" in key}, layout.pairs)
-    for key, outcome in assessment.outcomes.items():
+    for key, metrics in result.sets.items():
         lines = []
-        for sound in sorted({item.sound for item in agenda.sets[key]})[:16]:
-            other = int(outcome.partner[sound])
-            shuffled = assessment.drawn[other] if other >= 0 else np.full_like(assessment.drawn[sound], 255)
-            lines.append(strip(np.concatenate([assessment.drawn[sound], shuffled])))
+        for clip in plan.clips_of(key)[:16]:
+            other = int(metrics.partner[clip])
+            shuffled = result.generated[other] if other >= 0 else np.full_like(result.generated[clip], 255)
+            lines.append(strip(np.concatenate([result.generated[clip], shuffled])))
         tracker.log_image(f"evaluate/{key}_real_and_shuffled", np.concatenate(lines))
-    for item in agenda.sets["test"][:TRACKED_SOUNDS]:
-        tracker.log_audio(f"evaluate/{item.name}", sources.sound(agenda.sounds[item.sound].key), SAMPLE_RATE)
-    for name in ("evaluation.json", "index.html", "plots"):  # the page's media stay on disk: they are hundreds of files
+    for pair in plan.sets["test"][:TRACKED_CLIPS]:
+        tracker.log_audio(f"evaluate/{pair.name}", load_audio(plan.clips[pair.clip].key), SAMPLE_RATE)
+    for name in ("evaluation.json", "index.html", "plots"):  # the media of the page are hundreds of files and stay on disk
         tracker.log_artifact(layout.reports / name, folder="report")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "compare"
         folder.mkdir()
-        for name, payload in _samples(agenda, assessment, sources).items():
+        for name, payload in _compared_samples(plan, result, media, load_audio).items():
             (folder / name).write_bytes(payload)
         tracker.log_artifact(folder, folder="report")
 
 
-def _samples(agenda: EvaluationPlan, assessment: EvaluationResult, sources: MediaLoaders) -> dict[str, bytes]:
-    """What `sonify compare` shows side by side: evenly spread items of each set, the same for every model on this data."""
+def _compared_samples(
+    plan: EvaluationPlan, result: EvaluationResult, media: MediaShardReader, load_audio: Callable[[str], FloatArray]
+) -> dict[str, bytes]:
+    """Files that `sonify compare` shows side by side: evenly spaced pairs of each set, the same for every model."""
     files: dict[str, bytes] = {}
     for key in ("test", "gold"):
-        items = agenda.sets[key]
-        for item in (items[place] for place in evenly_spaced_indices(len(items), COMPARED_SOUNDS)):
-            sound = agenda.sounds[item.sound].key
-            files[f"drawn-{sound}.png"] = png(strip(assessment.drawn[item.sound]))
-            files[f"picture-{item.image_id}.jpg"] = thumbnail(sources.picture(item.image_id), COMPARED_SIDE)
-            files[f"sound-{sound}.mp3"] = mp3(sources.sound(sound))
+        pairs = plan.sets[key]
+        for pair in (pairs[index] for index in evenly_spaced_indices(len(pairs), COMPARED_PAIRS)):
+            clip = plan.clips[pair.clip].key
+            files[f"drawn-{clip}.png"] = png(strip(result.generated[pair.clip]))
+            files[f"picture-{pair.image_id}.jpg"] = thumbnail(media.image(pair.image_id), COMPARED_SIDE)
+            files[f"sound-{clip}.mp3"] = mp3(load_audio(clip))
     return files
 
 
@@ -372,5 +351,5 @@ def _json(path: Path) -> Row:
         raise DataError(f"{path} is missing", "run the stage that writes it: dvc repro")
     value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
-        raise DataError(f"{path} must hold a JSON object")
+        raise DataError(f"{path}: the content is no JSON object", "run the stage that writes it: dvc repro --force")
     return value

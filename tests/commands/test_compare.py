@@ -38,15 +38,15 @@ def runs(pool: ProjectPaths) -> list[str]:
 def test_every_metric_with_interval_and_p_and_what_differs(sonify: Sonify, runs: list[str], pool: ProjectPaths) -> None:
     found = told(sonify("compare", "1", "2", "--json"))
     by_name = {row["metric"]: row for row in found["metrics"]}
-    rate, kid, frechet = (by_name[f"test/{name}_toy"] for name in ("win_rate", "kid", "frechet"))
+    rate, kid, fd = (by_name[f"test/{name}_toy"] for name in ("win_rate", "kid", "fd"))
     assert rate["difference"] == pytest.approx(sum(STRONG) / 12 - sum(WEAK) / 12)
     assert rate["low"] < rate["difference"] < rate["high"]
     assert (rate["items_better"], rate["verdict"], rate["clusters"]) == (12, "better", 12)
     # The two models' draws share their noise: their difference has none.
     assert kid["low"] == pytest.approx(kid["high"]) == pytest.approx(-0.02)
     assert (kid["higher_is_better"], kid["verdict"]) == (False, "better")
-    assert (frechet["p"], frechet["verdict"]) == (None, "not tested")
-    assert "biased" in frechet["note"]
+    assert (fd["p"], fd["verdict"]) == (None, "not tested")
+    assert "biased" in fd["note"]
     assert found["parameters"] == [{"name": "steps", "a": "20", "b": "60"}]
     assert found["evaluations"] == runs
     kept = {item.path for item in client_of(pool).list_artifacts(runs[1], "compare/2-with-1")}

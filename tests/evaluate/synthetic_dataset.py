@@ -1,4 +1,4 @@
-"""A small world in which colours sound, as the stages before `evaluate` leave it, and painters who hear or read."""
+"""Synthetic data set whose classes differ in color and pitch, and generators that use audio or text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline_steps.core.media_shards import write_index, write_shards
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import ABSTAINED, AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBORS, PAIRS, QUARANTINE, TEXT_IDS
 from pipeline_steps.core.tables import write_table
-from pipeline_steps.evaluate.config import EvaluateConfig
+from pipeline_steps.evaluate.config import EvaluateConfig, GainSensitivityConfig
 
 CLASSES = {"red <b>ball</b>": (200.0, (210, 30, 30)), "green box": (800.0, (20, 170, 40)), "blue bar": (3200.0, (30, 40, 220))}
 SPLITS = ("train", "train", "train", "test", "test", "gold")
@@ -35,8 +35,8 @@ def shape(colour: Sequence[int], number: int, side: int = 48) -> npt.NDArray[np.
     return picture
 
 
-class World:
-    """Writes everything the stages before leave; the classes differ in colour and pitch."""
+class SyntheticDataset:
+    """Writes the outputs of all stages before `evaluate`; the classes differ in color and pitch."""
 
     def __init__(self, root: Path, assets: Path) -> None:
         self.layout = ProjectPaths(root)
@@ -135,47 +135,47 @@ class World:
         write_table(layout.retrieval / "neighbors.parquet", NEIGHBORS, [{"text_id": key, **near} for key in text_ids])
 
 
-class Painter:
-    """Draws the colour of the pitch it hears, or (deaf) what its noise says."""
+class ColorGenerator:
+    """Generates the color of the pitch of each clip, or (`ignores_audio`) a random color."""
 
-    side, sample_rate_hz, guidance_scale, steps = 48, 16_000, 1.0, 1
+    resolution, sample_rate_hz, guidance_scale, num_inference_steps = 48, 16_000, 1.0, 1
     has_text_encoder = False
 
-    def __init__(self, deaf: bool = False, families: frozenset[str] = frozenset({"yamnet"})) -> None:
-        self.deaf, self.families = deaf, families
+    def __init__(self, ignores_audio: bool = False, families: frozenset[str] = frozenset({"yamnet"})) -> None:
+        self.ignores_audio, self.families = ignores_audio, families
 
-    def draw(self, sounds: Sequence[npt.NDArray[np.float32]], samples: int, seed: int) -> npt.NDArray[np.uint8]:
+    def generate(self, clips: Sequence[npt.NDArray[np.float32]], num_samples: int, seed: int) -> npt.NDArray[np.uint8]:
         rng = np.random.default_rng(seed)
         pictures = []
-        for sound in sounds:
-            hertz = float(np.abs(np.fft.rfft(sound)).argmax()) * 48_000 / len(sound)
-            colours = [colour for pitch, colour in CLASSES.values() if self.deaf or abs(hertz / pitch - 1) < 0.5]
-            if self.deaf:  # the same noise gives the same picture, whatever is played
+        for clip in clips:
+            hertz = float(np.abs(np.fft.rfft(clip)).argmax()) * 48_000 / len(clip)
+            colours = [colour for pitch, colour in CLASSES.values() if self.ignores_audio or abs(hertz / pitch - 1) < 0.5]
+            if self.ignores_audio:  # the same noise gives the same image for every clip
                 rng = np.random.default_rng(seed)
-            drawn = np.stack([shape(colours[rng.integers(len(colours))], int(rng.integers(6))) for _ in range(samples)])
+            drawn = np.stack([shape(colours[rng.integers(len(colours))], int(rng.integers(6))) for _ in range(num_samples)])
             noise = rng.integers(0, 12, drawn.shape)
             pictures.append(np.clip(drawn.astype(int) - noise, 0, 255).astype(np.uint8))
         return np.stack(pictures)
 
-    def unconditional(self, count: int, seed: int) -> npt.NDArray[np.uint8]:
-        return Painter(deaf=True).draw([tone(200.0, 0)], count, seed)[0]
+    def generate_unconditional(self, count: int, seed: int) -> npt.NDArray[np.uint8]:
+        return ColorGenerator(ignores_audio=True).generate([tone(200.0, 0)], count, seed)[0]
 
 
-class Reader(Painter):
-    """A painter who also reads: draws the colour whose name is in the text."""
+class TextColorGenerator(ColorGenerator):
+    """A generator with a text encoder: generates the color whose name the text contains."""
 
     has_text_encoder = True
 
-    def generate_from_text(self, texts: Sequence[str], samples: int, seed: int) -> npt.NDArray[np.uint8]:
+    def generate_from_text(self, texts: Sequence[str], num_samples: int, seed: int) -> npt.NDArray[np.uint8]:
         pictures = []
         for text in texts:
             pitch = next(hertz for label, (hertz, _) in CLASSES.items() if label in text)
-            pictures.append(Painter().draw([tone(pitch, 0)], samples, seed)[0])
+            pictures.append(ColorGenerator().generate([tone(pitch, 0)], num_samples, seed)[0])
         return np.stack(pictures)
 
 
-class Elsewhere(ProjectPaths):
-    """The same inputs, reports in another folder."""
+class OtherReports(ProjectPaths):
+    """Paths of a project with its reports in another folder."""
 
     def __init__(self, root: Path, reports: Path) -> None:
         super().__init__(root)
@@ -187,14 +187,13 @@ class Elsewhere(ProjectPaths):
 
 
 CONFIG = EvaluateConfig(
-    gold="gold.csv",
-    samples_per_sound=2,
+    ground_truth="gold.csv",
+    samples_per_audio=2,
     unconditional_samples=4,
-    picture_judges=["augnet"],
-    density_neighbours=2,
-    bootstrap_repeats=200,
-    sensitivity_sounds=2,
-    sensitivity_gains_db=[-12.0],
+    image_judges=["augnet"],
+    density_k=2,
+    num_bootstrap=200,
+    gain_sensitivity=GainSensitivityConfig(num_clips=2, gains_db=[-12.0]),
     judge_shrinkage=1.0,
 )
 

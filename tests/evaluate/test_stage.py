@@ -12,19 +12,22 @@ import pytest
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
 from pipeline_steps.core.schemas import IMAGES, PAIRS
 from pipeline_steps.core.tables import read_table, write_table
+from pipeline_steps.evaluate.config import GainSensitivityConfig
 from pipeline_steps.evaluate.stage import evaluate
 from pipeline_steps.tracking.client.tracker import NoOpTracker
-from tests.evaluate.synthetic_dataset import CONFIG, Elsewhere, Painter, World, files
+from tests.evaluate.synthetic_dataset import CONFIG, ColorGenerator, OtherReports, SyntheticDataset, files
+
+NOT_MEASURED = GainSensitivityConfig(num_clips=0)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> World:
-    return World(tmp_path_factory.mktemp("world"), assets)
+def world(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> SyntheticDataset:
+    return SyntheticDataset(tmp_path_factory.mktemp("world"), assets)
 
 
 @pytest.fixture(scope="module")
-def evaluated(world: World) -> dict[str, bytes]:
-    report = evaluate(CONFIG, world.layout, Painter(), NoOpTracker())
+def evaluated(world: SyntheticDataset) -> dict[str, bytes]:
+    report = evaluate(CONFIG, world.layout, ColorGenerator(), NoOpTracker())
     report.check_balance()
     assert report.n_in == 6 + 3
     return files(world.layout.reports)
@@ -35,13 +38,13 @@ def test_who_hears_wins_and_the_controls_do_not(evaluated: dict[str, bytes]) -> 
     rows = found["test"]["rows"]
     assert rows["model"]["win_rate_augnet"]["value"] > 0.9
     assert rows["shuffled_audio"]["win_rate_augnet"]["value"] < 0.4  # 4 rivals at most: 1/2 - 1/2 / 4
-    assert rows["ground_truth"]["win_rate_augnet"]["value"] > 0.9
+    assert rows["real_images"]["win_rate_augnet"]["value"] > 0.9
     assert rows["text_oracle"]["applicable"] is False
     assert (rows["model"]["density_augnet"]["n"], rows["model"]["coverage_augnet"]["n"]) == (12, 6)  # drawn, real
     assert 0 < found["judges"]["augnet"]["ais_leave_group_out_r2"] < 1
     assert found["judges"]["augnet"]["ais_training_sound_groups"] == 9
     assert found["test"]["too_small_to_rank"] is True
-    assert found["gold"]["n_pairs"] == found["gold_seen"]["n_pairs"] == 3
+    assert found["gold"]["n_pairs"] == found["gold_seen_classes"]["n_pairs"] == 3
     entry = rows["model"]["kid_augnet"]
     assert set(entry) >= {"value", "low", "high", "n", "clusters", "judge", "seed", "sample_rate_hz", "n_real"}
     assert found["retrieval"]["rows"]["pipeline"]["recall_at_10"]["value"] == 1.0  # three times six sounds, own class first
@@ -49,7 +52,7 @@ def test_who_hears_wins_and_the_controls_do_not(evaluated: dict[str, bytes]) -> 
     assert any("independent sounds" in warning for warning in found["warnings"])
 
 
-def test_the_report_is_whole_safe_and_the_same_twice(world: World, evaluated: dict[str, bytes]) -> None:
+def test_the_report_is_whole_safe_and_the_same_twice(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:
     page = evaluated["index.html"].decode()
     for attack in ("<script>", "<svg onload", "<b>ball</b>"):
         assert attack not in page
@@ -60,49 +63,53 @@ def test_the_report_is_whole_safe_and_the_same_twice(world: World, evaluated: di
             assert f'src="{name}"' in page
     assert str(world.layout.root) not in page
     assert "on the 6 of 6 pairs that have one" in page
-    assert "test: ground truth, n=6" in page
+    assert "test: real images, n=6" in page
     assert not re.search("ceiling|far from perfect", page)
-    evaluate(CONFIG, world.layout, Painter(), NoOpTracker())
+    evaluate(CONFIG, world.layout, ColorGenerator(), NoOpTracker())
     assert files(world.layout.reports) == evaluated
 
 
-def test_a_deaf_model_is_found_out(world: World, evaluated: dict[str, bytes], tmp_path: Path) -> None:
-    elsewhere = Elsewhere(world.layout.root, tmp_path)
+def test_a_deaf_model_is_found_out(world: SyntheticDataset, evaluated: dict[str, bytes], tmp_path: Path) -> None:
+    elsewhere = OtherReports(world.layout.root, tmp_path)
     config = CONFIG.model_copy(
-        update={"sensitivity_sounds": 0, "samples_per_sound": 8, "cache_dir": str(world.layout.result_cache)}
+        update={
+            "gain_sensitivity": NOT_MEASURED,
+            "samples_per_audio": 8,
+            "cache_dir": str(world.layout.result_cache),
+        }
     )
-    evaluate(config, elsewhere, Painter(deaf=True), NoOpTracker())
+    evaluate(config, elsewhere, ColorGenerator(ignores_audio=True), NoOpTracker())
     found = json.loads((tmp_path / "evaluation.json").read_text())["test"]["rows"]["model"]
     assert found["win_rate_augnet"]["value"] == pytest.approx(0.5, abs=0.02)
-    assert found["ais_winrate_aisfx_augnet"]["value"] == pytest.approx(0.5, abs=0.02)
+    assert found["ais_win_rate_aisfx_augnet"]["value"] == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_judge_that_took_part_is_refused_or_flagged(world: World, evaluated: dict[str, bytes]) -> None:
+def test_a_judge_that_took_part_is_refused_or_flagged(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:
     with pytest.raises(ConfigError, match="augnet is of family augnet, which also took part in model"):
-        evaluate(CONFIG, world.layout, Painter(families=frozenset({"augnet"})), NoOpTracker())
+        evaluate(CONFIG, world.layout, ColorGenerator(families=frozenset({"augnet"})), NoOpTracker())
 
 
-def test_damaged_or_missing_inputs_are_named(world: World, evaluated: dict[str, bytes]) -> None:
+def test_damaged_or_missing_inputs_are_named(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:
     with pytest.raises(DataError, match=r"nowhere\.csv is missing"):
-        evaluate(CONFIG.model_copy(update={"gold": "nowhere.csv"}), world.layout, Painter(), NoOpTracker())
+        evaluate(CONFIG.model_copy(update={"ground_truth": "nowhere.csv"}), world.layout, ColorGenerator(), NoOpTracker())
     path = world.layout.embeddings / "text.npy"
     kept = path.read_bytes()
     path.write_bytes(kept[:-4] + b"\0\0\0\1")
     try:
-        with pytest.raises(IntegrityError, match=r"text\.npy: not the bytes"):
-            evaluate(CONFIG, world.layout, Painter(), NoOpTracker())
+        with pytest.raises(IntegrityError, match=r"text\.npy: sha256 differs"):
+            evaluate(CONFIG, world.layout, ColorGenerator(), NoOpTracker())
     finally:
         path.write_bytes(kept)
 
 
-class Untouched(Painter):
+class Untouched(ColorGenerator):
     """A painter that must not be asked."""
 
-    def draw(self, *_: object) -> NoReturn:
+    def generate(self, *_: object) -> NoReturn:
         raise AssertionError("drawing had begun")
 
 
-def test_too_small_a_pool_is_refused_before_anything_is_drawn(world: World, evaluated: dict[str, bytes]) -> None:
+def test_too_small_a_pool_is_refused_before_anything_is_drawn(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:
     path = world.layout.catalog / "images.parquet"
     kept = path.read_bytes()
     rows = read_table(path, IMAGES).to_pylist()
@@ -113,14 +120,14 @@ def test_too_small_a_pool_is_refused_before_anything_is_drawn(world: World, eval
     try:
         for left in (2, 0):
             write_table(path, IMAGES, [{**row, "holdout": row["holdout"] or row["image_id"] in free[left:]} for row in rows])
-            with pytest.raises(DataError, match=f"{left} pictures of the pool are of no group that is evaluated.*3 or more"):
+            with pytest.raises(DataError, match=f"only {left} images are available to calibrate.*at least 3 are needed"):
                 evaluate(CONFIG, world.layout, Untouched(), NoOpTracker())
     finally:
         path.write_bytes(kept)
 
 
 def test_training_pairs_that_share_one_sound_give_no_audio_judge(
-    world: World, evaluated: dict[str, bytes], tmp_path: Path
+    world: SyntheticDataset, evaluated: dict[str, bytes], tmp_path: Path
 ) -> None:
     path = world.layout.pairs / "pairs.parquet"
     kept = path.read_bytes()
@@ -128,13 +135,13 @@ def test_training_pairs_that_share_one_sound_give_no_audio_judge(
     one = next(row for row in rows if row["split"] == "train")
     alike = {name: one[name] for name in ("tracks", "audio_group")}
     write_table(path, PAIRS, [{**row, **alike} if row["split"] == "train" else row for row in rows])
-    config = CONFIG.model_copy(update={"sensitivity_sounds": 0, "cache_dir": str(world.layout.result_cache)})
+    config = CONFIG.model_copy(update={"gain_sensitivity": NOT_MEASURED, "cache_dir": str(world.layout.result_cache)})
     try:
-        evaluate(config, Elsewhere(world.layout.root, tmp_path), Painter(), NoOpTracker())
+        evaluate(config, OtherReports(world.layout.root, tmp_path), ColorGenerator(), NoOpTracker())
     finally:
         path.write_bytes(kept)
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert not [name for name in found["test"]["rows"]["model"] if name.startswith("ais")]
-    told = "ais_winrate_aisfx: not measured; its judge is fitted on 3 or more training pairs of 2 or more sound groups"
+    told = "ais_win_rate_aisfx: not measured; its judge is fitted on 3 or more training pairs of 2 or more sound groups"
     assert [text for text in found["warnings"] if text.startswith(told)] == [f"{told}, and there are 9 of 1"]
     assert told in (tmp_path / "index.html").read_text()

@@ -16,66 +16,70 @@ from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
 from pipeline_steps.diffusion.pipelines.ip_adapter import save_adapter
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
 from pipeline_steps.evaluate.config import EvaluateConfig
-from pipeline_steps.evaluate.evaluation_plan import EvalAudio, EvalPair, EvaluationPlan, item_texts
+from pipeline_steps.evaluate.evaluation_plan import EvalAudio, EvalPair, EvaluationPlan, pair_texts
 from pipeline_steps.evaluate.generation import load_generator
 from pipeline_steps.evaluate.metrics.win_rate_rows import JudgeFeatures, win_rates_per_pair
 from pipeline_steps.evaluate.stage import evaluate
 from pipeline_steps.models.audio.ast import AstEncoder
 from pipeline_steps.tracking.client.tracker import NoOpTracker
-from tests.evaluate.synthetic_dataset import CLASSES, CONFIG, Elsewhere, Painter, Reader, World
+from tests.evaluate.synthetic_dataset import CLASSES, CONFIG, ColorGenerator, OtherReports, SyntheticDataset, TextColorGenerator
 from tests.factories.checkpoints.ast import ast_checkpoint
 from tests.factories.checkpoints.stable_diffusion import stable_diffusion
 from tests.factories.checkpoints.vision_towers import dinov2_checkpoint
 
-JUDGED = {"picture_judges": ["dinov2"], "checkpoints": {"dinov2": {"model": "models/dinov2"}}, "sensitivity_sounds": 0}
-SETTINGS = EvaluateConfig.model_validate({**CONFIG.model_dump(), **JUDGED})
+WITH_DINOV2 = {
+    "image_judges": ["dinov2"],
+    "judge_checkpoints": {"dinov2": {"model": "models/dinov2"}},
+    "gain_sensitivity": {"num_clips": 0},
+}
+SETTINGS = EvaluateConfig.model_validate({**CONFIG.model_dump(), **WITH_DINOV2})
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> World:
-    made = World(tmp_path_factory.mktemp("world"), assets)
+def world(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> SyntheticDataset:
+    made = SyntheticDataset(tmp_path_factory.mktemp("world"), assets)
     dinov2_checkpoint(made.layout.root / "models/dinov2")  # random weights tell colours apart, and look fast
     return made
 
 
-class Scribe(Reader):
+class Scribe(TextColorGenerator):
     """Writes down what it was given to read."""
 
     def __init__(self) -> None:
         super().__init__()
         self.read: list[str] = []
 
-    def generate_from_text(self, texts: Any, samples: int, seed: int) -> Any:
+    def generate_from_text(self, texts: Any, num_samples: int, seed: int) -> Any:
         self.read += texts
-        return super().generate_from_text(texts, samples, seed)
+        return super().generate_from_text(texts, num_samples, seed)
 
 
-def test_a_source_that_reads_text_gets_the_row(world: World, tmp_path: Path) -> None:
+def test_a_source_that_reads_text_gets_the_row(world: SyntheticDataset, tmp_path: Path) -> None:
     scribe = Scribe()
-    evaluate(SETTINGS, Elsewhere(world.layout.root, tmp_path), scribe, NoOpTracker())
+    evaluate(SETTINGS, OtherReports(world.layout.root, tmp_path), scribe, NoOpTracker())
     assert scribe.read == sorted(f"a {label}" for label in CLASSES)  # each phrase once
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
-    for name in ("test", "gold", "gold_seen"):
+    for name in ("test", "gold", "gold_seen_classes"):
         row = evaluation[name]["rows"]["text_oracle"]
         assert row["win_rate_dinov2"]["value"] > 0.9
         assert row["win_rate_dinov2"]["n"] == evaluation[name]["n_pairs"]
         assert "applicable" not in row
     row = evaluation["test"]["rows"]["text_oracle"]
     assert set(row) == set(evaluation["test"]["rows"]["model"])
-    assert row["kid_dinov2"]["n"] == 3 * CONFIG.samples_per_sound
+    assert row["kid_dinov2"]["n"] == 3 * CONFIG.samples_per_audio
     assert row["kid_dinov2"]["clusters"] == 3
     assert "not applicable" not in (tmp_path / "index.html").read_text()
-    assert "win_rate_dinov2.text_oracle" in (tmp_path / "plots/items.csv").read_text().splitlines()[0]
+    assert "win_rate_dinov2.text_oracle" in (tmp_path / "plots/per_pair.csv").read_text().splitlines()[0]
     # The other rows are what they are without it.
     deaf_to_text = tmp_path / "without"
-    evaluate(SETTINGS, Elsewhere(world.layout.root, deaf_to_text), Painter(), NoOpTracker())
+    evaluate(SETTINGS, OtherReports(world.layout.root, deaf_to_text), ColorGenerator(), NoOpTracker())
     without = json.loads((deaf_to_text / "evaluation.json").read_text())
     assert without["test"]["rows"]["model"] == evaluation["test"]["rows"]["model"]
     assert without["test"]["rows"]["text_oracle"]["applicable"] is False
 
 
 @pytest.fixture(scope="module")
-def exported_adapter(world: World, assets: Path) -> Path:
+def exported_adapter(world: SyntheticDataset, assets: Path) -> Path:
     """A tiny Stable Diffusion with random weights and an untrained adapter, as the stage `train` exports it."""
     root = world.layout.root
     ast_checkpoint(root / "models/ast")
@@ -88,11 +92,11 @@ def exported_adapter(world: World, assets: Path) -> Path:
     return root / "models/adapter"
 
 
-def test_a_backbone_that_reads_is_its_own_text_oracle(world: World, exported_adapter: Path, tmp_path: Path) -> None:
+def test_a_backbone_that_reads_is_its_own_text_oracle(world: SyntheticDataset, exported_adapter: Path, tmp_path: Path) -> None:
     source = load_generator(exported_adapter, None, None)
     assert source.has_text_encoder
     assert source.families == {"ast", "clip"}  # its text encoder bars the judge of that family
-    evaluate(SETTINGS, Elsewhere(world.layout.root, tmp_path), source, NoOpTracker())
+    evaluate(SETTINGS, OtherReports(world.layout.root, tmp_path), source, NoOpTracker())
     row = json.loads((tmp_path / "evaluation.json").read_text())["test"]["rows"]["text_oracle"]
     assert 0 <= row["win_rate_dinov2"]["value"] <= 1
     assert row["win_rate_dinov2"]["n"] == 6
@@ -106,7 +110,7 @@ def item(name: str, image: str, sound: int) -> EvalPair:
 def test_words_come_from_pairing_or_from_the_picture_and_never_from_labels() -> None:
     sounds = (EvalAudio("s0", "g0", "dog label"), EvalAudio("s1", "g1", "rain label"))
     sets = {"test": (item("p0", "i0", 0), item("p1", "i1", 1)), "gold": (item("gold 0", "i2", 0), item("gold 1", "i3", 1))}
-    agenda = EvaluationPlan(sounds, ((("s0", 0.0),), (("s1", 0.0),)), sets, {}, frozenset(), 0)
+    plan = EvaluationPlan(sounds, sets)
     pairs = [
         {"pair_id": "p0", "tracks": [{"phrase": "a dog barking"}, {"phrase": "rain on a roof"}]},
         {"pair_id": "p1", "tracks": [{"phrase": "rain falling"}]},
@@ -116,7 +120,7 @@ def test_words_come_from_pairing_or_from_the_picture_and_never_from_labels() -> 
         {"image_id": "i2", "rank": 0, "phrase": "a dog panting"},
         {"image_id": "i1", "rank": 0, "phrase": "not what pairing used"},
     ]
-    words = item_texts(agenda, pairs, events)
+    words = pair_texts(plan, pairs, events)
     assert words == {"p0": "a dog barking and rain on a roof", "p1": "rain falling", "gold 0": "a dog panting"}
     assert not any("label" in text for text in words.values())
 

@@ -79,7 +79,7 @@ def pool(
     write_table(layout.pairs / "pairs.parquet", PAIRS, rows_of_pairs)
     params = {
         "ingest": {"root": "data/demo", "metadata": "manifest.csv", "columns": {"file": "file"}},
-        "evaluate": {"gold": "data/demo/manifest.csv"},
+        "evaluate": {"ground_truth": "data/demo/manifest.csv"},
     }
     YAML().dump(params, layout.params)
     shutil.copy(empty_database, root / "mlflow.db")

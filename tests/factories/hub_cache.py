@@ -19,7 +19,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "embed.clap": clap_checkpoint,
     "train.sound.ast": ast_checkpoint,
     "train.backbone": stable_diffusion,
-    "evaluate.checkpoints.dinov2": dinov2_checkpoint,
+    "evaluate.judge_checkpoints.dinov2": dinov2_checkpoint,
 }
 """Key of params.yaml -> what writes a checkpoint of the architecture that stands there."""
 

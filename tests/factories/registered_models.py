@@ -74,8 +74,8 @@ def register(
     log_input(evaluation, "data/pairs", pairs)
     log_input(evaluation, "models/audio2image", md5_of(version))
     client.log_text(evaluation, json.dumps(report(rates, kid, protocol or {})), "report/evaluation.json")
-    client.log_text(evaluation, items(rates), "report/plots/items.csv")
-    client.log_text(evaluation, replicates(kid), "report/plots/draws.csv")
+    client.log_text(evaluation, items(rates), "report/plots/per_pair.csv")
+    client.log_text(evaluation, replicates(kid), "report/plots/bootstrap.csv")
     client.set_terminated(training)
     client.set_terminated(evaluation)
     created = client.create_model_version(
@@ -92,8 +92,8 @@ def register(
 def report(rates: Sequence[float], kid: float, protocol: dict[str, Any]) -> dict[str, Any]:
     count = {"n": len(rates), "clusters": len(rates)}
     row = {"win_rate_toy": {"value": sum(rates) / len(rates), **count}, "kid_toy": {"value": kid, **count}}
-    row["frechet_toy"] = {"value": 10 * kid, **count}
-    shared = {"bootstrap_repeats": 200, "seed": 0, "samples_per_sound": 4, "guidance_scale": kid}
+    row["fd_toy"] = {"value": 10 * kid, **count}
+    shared = {"num_bootstrap": 200, "seed": 0, "samples_per_audio": 4, "guidance_scale": kid}
     return {"test": {"rows": {"model": row}}, "protocol": shared | protocol, "warnings": ["test: few sounds"]}
 
 

@@ -29,14 +29,14 @@ SHRUNK: dict[str, Any] = {
     "train.checkpoint_every": 10,
     "train.sample_every": 10,
     "train.drawing.steps": 3,
-    "evaluate.samples_per_sound": 2,
+    "evaluate.samples_per_audio": 2,
     "evaluate.unconditional_samples": 4,
     "evaluate.max_test_pairs": 8,
-    "evaluate.reference_pictures": 30,
-    "evaluate.bootstrap_repeats": 100,
-    "evaluate.sensitivity_sounds": 1,
-    "evaluate.gallery_pairs": 6,
-    "evaluate.gallery_draws": 6,
+    "evaluate.num_calibration_images": 30,
+    "evaluate.num_bootstrap": 100,
+    "evaluate.gain_sensitivity.num_clips": 1,
+    "evaluate.report.max_pairs": 6,
+    "evaluate.report.max_samples": 6,
 }
 """Less of the same: fewer optimiser steps, samples and gallery items."""
 

@@ -45,14 +45,14 @@ SHRUNK: dict[str, Any] = {
     "train.checkpoint_every": 3,
     "train.sample_every": 3,
     "train.drawing.steps": 2,
-    "evaluate.samples_per_sound": 2,
+    "evaluate.samples_per_audio": 2,
     "evaluate.unconditional_samples": 4,
     "evaluate.max_test_pairs": 8,
-    "evaluate.reference_pictures": 20,
-    "evaluate.bootstrap_repeats": 100,
-    "evaluate.sensitivity_sounds": 1,
-    "evaluate.gallery_pairs": 6,
-    "evaluate.gallery_draws": 6,
+    "evaluate.num_calibration_images": 20,
+    "evaluate.num_bootstrap": 100,
+    "evaluate.gain_sensitivity.num_clips": 1,
+    "evaluate.report.max_pairs": 6,
+    "evaluate.report.max_samples": 6,
 }
 
 
@@ -145,8 +145,8 @@ def look_at_model(folder: Path, params: Any, hub: dict[str, str], monkeypatch: p
 def look_at_evaluation(folder: Path, params: Any) -> None:
     evaluation = read(folder / "reports/evaluation.json")
     comparable = {
-        "test": ("model", "unconditional", "ground_truth", "shuffled_audio"),  # few phrases there: no rival of another text
-        "gold": ("model", "unconditional", "ground_truth", "shuffled_audio", "text_oracle"),
+        "test": ("model", "unconditional", "real_images", "shuffled_audio"),  # few phrases there: no rival of another text
+        "gold": ("model", "unconditional", "real_images", "shuffled_audio", "text_oracle"),
     }
     for name, rated in comparable.items():
         rows = evaluation[name]["rows"]
@@ -157,7 +157,7 @@ def look_at_evaluation(folder: Path, params: Any) -> None:
                 assert 0 <= rows[row][f"win_rate_{judge}"]["value"] <= 1, (name, row)
     seen_by = evaluation["judges"]["dinov2"]
     assert seen_by.items() >= params["evaluate"]["checkpoints"]["dinov2"].items()
-    assert evaluation["protocol"]["picture_judges"] == list(JUDGES)
+    assert evaluation["protocol"]["image_judges"] == list(JUDGES)
     assert evaluation["protocol"]["shared_families"] == []
     assert len(set(evaluation["warnings"])) == len(evaluation["warnings"])
     page = (folder / "reports/index.html").read_text(encoding="utf-8")

@@ -1,10 +1,12 @@
-"""aiSFX: sound-effect embeddings (Ma and Lerch, ISMIR 2022; weights CC BY 4.0, by the authors).
+"""Judge `aisfx`: embeddings of sound effects (Ma and Lerch, ISMIR 2022; weights CC BY 4.0, by the authors).
 
-Source: `aisfx` 0.1.2, model X-Sequential-CE, with the paper's Essentia mel bands written out (the package's own librosa
-variant hands the network a transposed spectrogram; the Essentia one does not).
+Source: model X-Sequential-CE of `aisfx` 0.1.2. The mel bands follow the paper's Essentia front-end, because the package's
+librosa variant passes a transposed spectrogram to the network.
 """
 
 from __future__ import annotations
+
+from typing import Self
 
 import numpy as np
 import torch
@@ -13,29 +15,36 @@ import torch.nn.functional as F
 from pipeline_steps.audio.mel import aisfx_log_mel
 from pipeline_steps.audio.resample import resample
 from pipeline_steps.core.array_types import FloatArray
+from pipeline_steps.evaluate.judges.base import AUDIO_JUDGES, AudioFeatureExtractor, JudgeSetup
 from pipeline_steps.models.bundled_weights import BundledModel
 
 SAMPLE_RATE = 44_100
 BLOCK_FRAMES = 100
 """2.3 s."""
 BLOCK_HOP = 50
-LARGEST = 9.457798957824707
-"""Greatest log-mel value of the authors' training data; inputs are divided by it."""
+MAX_LOG_MEL = 9.457798957824707
+"""Maximum of the log-mel values of the authors' training data; inputs are divided by it."""
 
 
-class AiSfx(BundledModel):
-    """Sounds -> 512 numbers; the mean over blocks of 2.3 s, half overlapping."""
+@AUDIO_JUDGES.register("aisfx")
+class AiSfx(BundledModel, AudioFeatureExtractor):
+    """Audio clip to 512 numbers: the mean over blocks of 2.3 s that overlap by half."""
 
     name = "aisfx"
     family = "aisfx"
     version = 1
     files = ("aisfx.safetensors",)
 
+    @classmethod
+    def from_setup(cls, setup: JudgeSetup) -> Self:
+        """Weights of the stage `assets`."""
+        return cls(setup.assets)
+
     def blocks(self, samples_48k: FloatArray) -> FloatArray:
-        """Normalised log-mel blocks [N, 100 frames, 96 bands] of a mono 48 kHz sound; a short sound is repeated."""
+        """Normalized log-mel blocks [N, 100 frames, 96 bands] of mono 48 kHz audio; a short clip is repeated."""
         samples = resample(samples_48k, 48_000, SAMPLE_RATE)
         peak = float(np.abs(samples).max(initial=0.0))
-        log_mel = aisfx_log_mel(samples / peak if peak > 0 else samples) / np.float32(LARGEST)
+        log_mel = aisfx_log_mel(samples / peak if peak > 0 else samples) / np.float32(MAX_LOG_MEL)
         if len(log_mel) < BLOCK_FRAMES:
             log_mel = np.tile(log_mel, (-(-BLOCK_FRAMES // len(log_mel)), 1))[:BLOCK_FRAMES]
         count = 1 + (len(log_mel) - BLOCK_FRAMES) // BLOCK_HOP
@@ -43,13 +52,13 @@ class AiSfx(BundledModel):
 
     @torch.inference_mode()
     def embed(self, samples_48k: FloatArray) -> FloatArray:
-        """Vector [512] of a mono 48 kHz sound."""
+        """Vector [512] of mono 48 kHz audio."""
         rows = self.forward(torch.from_numpy(self.blocks(samples_48k)).to(self.device))
         vector: FloatArray = rows.mean(0).cpu().numpy()
         return vector
 
     def forward(self, blocks: torch.Tensor) -> torch.Tensor:
-        """[N, 512] of blocks [N, 100, 96]."""
+        """Features [N, 512] of blocks [N, 100, 96]."""
         hidden = blocks[:, None]
         for index in range(1, 5):
             for part in (1, 2):

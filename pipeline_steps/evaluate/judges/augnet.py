@@ -1,14 +1,14 @@
-"""AugNet: a picture-similarity embedding (Chen 2021, MIT; https://github.com/chenmingxiang110/AugNet).
+"""Judge `augnet`: image similarity embedding (Chen 2021, MIT; https://github.com/chenmingxiang110/AugNet).
 
-A ResNet-50 trained without labels to recognise augmented views; an evaluation judge of a family that neither captions
-nor retrieves. Its training mirrors `imgsim` 0.1.2, whose wrapper reverses the channels of what it is given: files read by
-OpenCV (BGR) so reach the network as RGB, and RGB is what this class takes and feeds.
+A ResNet-50 trained without labels to recognize augmented copies of an image. `imgsim` 0.1.2, the published wrapper, reverses
+the channels of images that OpenCV read as BGR; the network therefore expects RGB, which this class passes on unchanged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,17 +16,25 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pipeline_steps.core.array_types import ByteArray, FloatArray
+from pipeline_steps.evaluate.judges.base import IMAGE_JUDGES, ImageFeatureExtractor, JudgeSetup
 from pipeline_steps.models.bundled_weights import BundledModel
 from pipeline_steps.models.vision.image_transforms import resize, to_chw
 
 SHORT_SIDE = 350
+JUDGE_SHORT_SIDE = 128
+"""px; generated images are small, and a larger input costs time without adding detail."""
 MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
 SCALE = np.array([1 / 0.229, 1 / 0.224, 1 / 0.225], np.float32) / 255
 BLOCKS = (3, 4, 6, 3)
 
 
-class AugNet(BundledModel):
-    """Pictures -> 768 numbers in [-1, 1]."""
+@IMAGE_JUDGES.register("augnet")
+class AugNet(BundledModel, ImageFeatureExtractor):
+    """Images to rows of 768 numbers in [-1, 1].
+
+    Args:
+        short_side: px to which the shorter side of an image is resized.
+    """
 
     name = "augnet"
     family = "augnet"
@@ -37,12 +45,17 @@ class AugNet(BundledModel):
         super().__init__(assets, device)
         self.short_side = short_side
 
+    @classmethod
+    def from_setup(cls, setup: JudgeSetup) -> Self:
+        """Weights of the stage `assets`, at the resolution of generated images."""
+        return cls(setup.assets, short_side=JUDGE_SHORT_SIDE)
+
     def describe(self) -> dict[str, object]:
         return {**super().describe(), "short_side": self.short_side}
 
     @torch.inference_mode()
     def features(self, images: Sequence[ByteArray]) -> FloatArray:
-        """Rows [N, 768] of RGB pictures, one at a time (they may differ in size)."""
+        """Rows [N, 768] of RGB images, one at a time because their sizes may differ."""
         rows = np.zeros((len(images), 768), np.float32)
         for row, image in enumerate(images):
             height, width = image.shape[:2]
@@ -52,7 +65,7 @@ class AugNet(BundledModel):
         return rows
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """[N, 768] of normalised pictures [N, 3, H, W]."""
+        """Features [N, 768] of normalized images [N, 3, H, W]."""
         hidden = F.relu(self._conv(inputs, "stem", stride=2))
         hidden = F.max_pool2d(hidden, 3, 2, 1)
         for stage, blocks in enumerate(BLOCKS, start=1):

@@ -1,16 +1,18 @@
-"""Judge `clip`: the image tower of a CLIP (Radford et al. 2021, arXiv 2103.00020)."""
+"""Judge `clip`: image encoder of a CLIP (Radford et al. 2021, arXiv 2103.00020)."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from pipeline_steps.evaluate.judges.base import IMAGE_JUDGES
 from pipeline_steps.evaluate.judges.hub_vision_model import TransformersImageEncoder
 
 
+@IMAGE_JUDGES.register("clip")
 class ClipImageEncoder(TransformersImageEncoder):
-    """Pictures -> the projected image embedding, which is what CMMD is defined on (Jayasumana et al. 2024, arXiv 2401.09603).
+    """Images to projected image embeddings, the features of CMMD (Jayasumana et al. 2024, arXiv 2401.09603).
 
-    Takes a whole CLIPModel checkpoint or an image tower with its projection.
+    Accepts a checkpoint of `CLIPModel` or of its vision model with projection.
     """
 
     name = "clip"
@@ -20,7 +22,7 @@ class ClipImageEncoder(TransformersImageEncoder):
     output = "image_embeds"
 
     def network_class(self) -> Any:
-        """CLIPVisionModelWithProjection: of a whole CLIP, the text tower is not read."""
+        """`CLIPVisionModelWithProjection`, which skips the text encoder of a whole CLIP."""
         from transformers import CLIPVisionModelWithProjection
 
         return CLIPVisionModelWithProjection

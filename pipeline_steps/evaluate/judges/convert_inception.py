@@ -1,4 +1,4 @@
-"""Convert a published Inception checkpoint (`.pth`) into a folder that the judges `inception` and `inception_v3` load."""
+"""Command line: convert a published Inception checkpoint (.pth) to a folder for the judges `inception` and `inception_v3`."""
 
 from __future__ import annotations
 
@@ -14,30 +14,37 @@ from pipeline_steps.evaluate.judges.inception import ARCHITECTURE, check_weights
 
 
 def convert(checkpoint: Path, folder: Path, sha256: str = "") -> Path:
-    """Write the folder of a published .pth file (pytorch-fid's or torch-fidelity's inception-2015-12-05, or torchvision's).
+    """Convert a .pth file: inception-2015-12-05 of pytorch-fid or torch-fidelity, or torchvision's.
 
-    The file is opened with `weights_only=True`: tensors alone, a pickle that would run code is refused.
+    The file is loaded with `weights_only=True`, which rejects pickles that would run code.
+
+    Args:
+        checkpoint: the .pth file.
+        folder: new or empty folder.
+        sha256: expected hash of the file; empty: not checked.
 
     Raises:
-        ConfigError, DataError, IntegrityError: the folder is not empty, the file is missing or not what it should be.
+        ConfigError: the folder is not empty.
+        DataError: the file is missing.
+        IntegrityError: the file has another hash, or does not hold the weights of an Inception-v3.
     """
     from pickle import UnpicklingError
 
     from safetensors.torch import save_file
 
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty", "name a new folder")
+        raise ConfigError(f"{folder} is not empty", "choose a new folder")
     if not checkpoint.is_file():
-        raise DataError(f"{checkpoint} is missing", "name the .pth file")
+        raise DataError(f"{checkpoint} is missing", "check the path of the .pth file")
     found = sha256_file(checkpoint)
     if sha256 and found != sha256:
-        raise IntegrityError(f"{checkpoint}: sha256 is {found}, expected {sha256}", "fetch it again")
+        raise IntegrityError(f"{checkpoint}: sha256 is {found}, expected {sha256}", "download it again")
     try:
         weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise IntegrityError(f"{checkpoint}: not a file of tensors alone: {' '.join(str(error).split())[:200]}") from error
+        raise IntegrityError(f"{checkpoint}: does not contain tensors alone: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(weights, dict) or "fc.weight" not in weights:
-        raise IntegrityError(f"{checkpoint}: no fc.weight: not an Inception-v3 under torchvision's names")
+        raise IntegrityError(f"{checkpoint}: fc.weight is missing; the weights need the names of torchvision")
     classes = int(weights["fc.weight"].shape[0])
     check_weights(weights, classes, str(checkpoint))
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +54,7 @@ def convert(checkpoint: Path, folder: Path, sha256: str = "") -> Path:
 
 
 def main() -> None:
-    """Command line."""
+    """Parse the command line and convert."""
     parser = argparse.ArgumentParser(description="Convert an Inception-v3 .pth file to a folder of safetensors.")
     parser.add_argument("checkpoint", type=Path, help="e.g. pt_inception-2015-12-05-6726825d.pth")
     parser.add_argument("folder", type=Path, help="new folder")

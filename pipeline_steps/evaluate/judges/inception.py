@@ -1,12 +1,12 @@
-"""Judges `inception` and `inception_v3`: pooled features of Inception-v3 (Szegedy et al. 2016, arXiv 1512.00567).
+"""Judge `inception`: the network of FID, and the layers that `inception_v3` shares (Szegedy et al. 2016, arXiv 1512.00567).
 
-Two networks go by that name. FID, and the KID of papers, are defined on the first one alone:
+Two networks are called Inception-v3. FID, and the KID of papers, are defined on the first one:
 
-- `inception`: Google's graph of 2015-12-05 with 1008 classes, as pytorch-fid and torch-fidelity carry it. Its average pools
-  leave the border out and its last pool takes the maximum.
-- `inception_v3`: the ImageNet network with 1000 classes, as torchvision and timm carry it.
+- `inception`: Google's graph of 2015-12-05 with 1008 classes, as in pytorch-fid and torch-fidelity. Its average pools ignore
+  the padding, and its last pool takes the maximum.
+- `inception_v3`: the ImageNet network with 1000 classes, as in torchvision and timm.
 
-Both are read under the weight names of torchvision, which all four packages use. Widths are those of the weights.
+Both use the weight names of torchvision, as all four packages do. Layer widths are those of the weights.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from PIL import Image
 
 from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.core.errors import ConfigError, IntegrityError
+from pipeline_steps.evaluate.judges.base import IMAGE_JUDGES
 from pipeline_steps.evaluate.judges.hub_vision_model import HubImageFeatureExtractor
 
 SIDE = 299
-SMALLEST = 75
-"""px; a smaller picture would be gone before the last block."""
+MIN_SIDE = 75
+"""px; a smaller image has no pixel left in the last block."""
 EPSILON = 1e-3
 ARCHITECTURE = "inception_v3"
 
 Chain = tuple[str, ...]
 STEM: tuple[Chain, ...] = (("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3"), ("Conv2d_3b_1x1", "Conv2d_4a_3x3"))
-"""After each of these chains comes a maximum pool."""
+"""Chains of convolutions; a maximum pool follows each chain."""
 THREES = tuple(f"branch3x3dbl_{step}" for step in range(1, 4))
 SEVENS = tuple(f"branch7x7dbl_{step}" for step in range(1, 6))
 BRANCHES: dict[str, tuple[Chain, ...]] = {
@@ -44,38 +45,38 @@ BRANCHES: dict[str, tuple[Chain, ...]] = {
         ("branch_pool",),
     ),
 }  # fmt: skip
-"""Branches of each kind of block, in the order in which their outputs stand side by side."""
+"""Branches of each kind of block, in the order in which their outputs are concatenated."""
 BLOCKS = {
     "Mixed_5b": "A", "Mixed_5c": "A", "Mixed_5d": "A", "Mixed_6a": "B", "Mixed_6b": "C", "Mixed_6c": "C", "Mixed_6d": "C",
     "Mixed_6e": "C", "Mixed_7a": "D", "Mixed_7b": "E", "Mixed_7c": "E",
 }  # fmt: skip
-HALVING = {
+STRIDED = {
     "Conv2d_1a_3x3",
     *(f"Mixed_6a.{chain[-1]}" for chain in BRANCHES["B"]),
     *(f"Mixed_7a.{chain[-1]}" for chain in BRANCHES["D"]),
 }
-BARE = {*HALVING, "Conv2d_2a_3x3", "Conv2d_4a_3x3"}
-"""Convolutions without padding; all others keep the size."""
+UNPADDED = {*STRIDED, "Conv2d_2a_3x3", "Conv2d_4a_3x3"}
+"""Convolutions without padding; all others keep the size of the map."""
 
 
 def layer_names() -> list[str]:
-    """Every convolution with its batch norm."""
+    """Name of every convolution, each with a batch norm."""
     mixed = (f"{block}.{layer}" for block, kind in BLOCKS.items() for chain in BRANCHES[kind] for layer in chain)
     return list(dict.fromkeys([*(layer for chain in STEM for layer in chain), *mixed]))
 
 
 def pooled_features(pixels: torch.Tensor, weights: dict[str, torch.Tensor], of_2015: bool) -> torch.Tensor:
-    """[N, 2048] of normalised pictures [N, 3, H, W], H and W at least `SMALLEST`.
+    """Features [N, 2048] of normalized images [N, 3, H, W], H and W at least `MIN_SIDE`.
 
     Args:
-        weights: by torchvision's names.
-        of_2015: the network of FID, whose pools differ.
+        weights: tensors under torchvision's names.
+        of_2015: whether to pool as the network of FID does.
     """
 
     def convolution(hidden: torch.Tensor, name: str) -> torch.Tensor:
         kernel = weights[f"{name}.conv.weight"]
-        padding = (0, 0) if name in BARE else (kernel.shape[2] // 2, kernel.shape[3] // 2)
-        hidden = F.conv2d(hidden, kernel, stride=2 if name in HALVING else 1, padding=padding)
+        padding = (0, 0) if name in UNPADDED else (kernel.shape[2] // 2, kernel.shape[3] // 2)
+        hidden = F.conv2d(hidden, kernel, stride=2 if name in STRIDED else 1, padding=padding)
         mean, variance, scale, shift = (
             weights[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
         )
@@ -105,20 +106,24 @@ def pooled_features(pixels: torch.Tensor, weights: dict[str, torch.Tensor], of_2
 
 
 def resize_clean_fid(image: ByteArray, side: int = SIDE) -> FloatArray:
-    """RGB uint8 [H, W, 3] -> float32 [side, side, 3], each channel bicubic with antialiasing and never rounded in between.
+    """Resize RGB uint8 [H, W, 3] to float32 [side, side, 3]: bicubic with antialiasing, without rounding.
 
-    The resize of clean-fid (Parmar et al. 2022, arXiv 2104.11222); pytorch-fid's bilinear one without antialiasing gives other
-    numbers.
+    This is the resize of clean-fid (Parmar et al. 2022, arXiv 2104.11222). pytorch-fid resizes bilinearly without
+    antialiasing, which gives other numbers.
     """
     channels = [Image.fromarray(image[..., channel].astype(np.float32)) for channel in range(3)]
     return np.stack([np.asarray(channel.resize((side, side), Image.Resampling.BICUBIC)) for channel in channels], axis=-1)
 
 
+@IMAGE_JUDGES.register("inception")
 class FIDInceptionV3(HubImageFeatureExtractor):
-    """The network of FID: pictures -> 2048 pooled numbers. Refuses weights of any other Inception.
+    """Images to 2048 pooled features of the network of FID. Rejects weights of any other Inception.
 
-    A checkpoint is a folder or hub id with `config.json` (`architecture: inception_v3`, `num_classes`) and safetensors;
-    `python -m pipeline_steps.evaluate.judges.convert_inception` makes such a folder of a published .pth file.
+    A checkpoint is a folder or hub id with `config.json` (`architecture: inception_v3`, `num_classes`) and safetensors.
+    `python -m pipeline_steps.evaluate.judges.convert_inception` converts a published .pth file to such a folder.
+
+    Attributes:
+        mean, std: of pixel values 0 to 255. The graph of 2015 computes (x - 128) / 128.
     """
 
     name = "inception"
@@ -126,14 +131,13 @@ class FIDInceptionV3(HubImageFeatureExtractor):
     version = 1
     classes: ClassVar[int] = 1008
     mean: tuple[float, ...] = (128.0, 128.0, 128.0)
-    deviation: tuple[float, ...] = (128.0, 128.0, 128.0)
-    """Of bytes, as in the graph of 2015: (x - 128) / 128."""
+    std: tuple[float, ...] = (128.0, 128.0, 128.0)
 
     def load(self) -> Self:
-        """Load and check the weights; calling it again does nothing.
+        """Load and check the weights; a second call does nothing.
 
         Raises:
-            ConfigError: an Inception of another number of classes.
+            ConfigError: the checkpoint has another number of classes.
             IntegrityError: weights are missing, damaged, or do not fit each other.
         """
         if self._network is None:
@@ -158,34 +162,21 @@ class FIDInceptionV3(HubImageFeatureExtractor):
             raise ConfigError(
                 f"{self.key}.model: {self.model} is {kind or config.get('model_type')} with {classes} classes, "
                 f"not {ARCHITECTURE} with {self.classes}",
-                "1008 classes: judge inception, the network of FID; 1000: judge inception_v3, whose numbers are others",
+                "use judge inception (FID) with 1008 classes, judge inception_v3 with 1000 classes",
             )
 
     @torch.inference_mode()
     def _forward(self, images: list[ByteArray]) -> torch.Tensor:
         self.load()
-        mean, deviation = np.asarray(self.mean, np.float32), np.asarray(self.deviation, np.float32)
-        pixels = np.stack([(resize_clean_fid(image) - mean) / deviation for image in images])
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        pixels = np.stack([(resize_clean_fid(image) - mean) / std for image in images])
         inputs = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)).to(self.device)
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16"):
             return pooled_features(inputs, self._network, self.classes == FIDInceptionV3.classes)
 
 
-class InceptionV3(FIDInceptionV3):
-    """The ImageNet network of torchvision and timm (e.g. `timm/inception_v3.tv_in1k`): no FID comes of its features."""
-
-    name = "inception_v3"
-    classes = 1000
-
-    def _check(self, config: dict[str, Any]) -> None:
-        super()._check(config)
-        settings = config.get("pretrained_cfg") or {}
-        self.mean = tuple(255.0 * float(value) for value in settings.get("mean", (0.5, 0.5, 0.5)))
-        self.deviation = tuple(255.0 * float(value) for value in settings.get("std", (0.5, 0.5, 0.5)))
-
-
 def check_weights(weights: dict[str, torch.Tensor], classes: int, where: str) -> None:
-    """Raise IntegrityError unless these are the weights of an Inception-v3 with so many classes."""
+    """Raise IntegrityError unless `weights` are those of an Inception-v3 with `classes` classes."""
     parts = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
     wanted = [*(f"{layer}.{part}" for layer in layer_names() for part in parts), "fc.weight"]
     absent = [name for name in wanted if name not in weights]
@@ -194,7 +185,7 @@ def check_weights(weights: dict[str, torch.Tensor], classes: int, where: str) ->
     try:
         with torch.inference_mode():
             given = {name: weights[name].float() for name in wanted}
-            width = pooled_features(torch.zeros(1, 3, SMALLEST, SMALLEST), given, True).shape[1]
+            width = pooled_features(torch.zeros(1, 3, MIN_SIDE, MIN_SIDE), given, True).shape[1]
     except RuntimeError as error:
         raise IntegrityError(f"{where}: the weights do not fit each other: {' '.join(str(error).split())[:200]}") from error
     if tuple(weights["fc.weight"].shape) != (classes, width):

@@ -1,4 +1,4 @@
-"""No judge from a family that captioned, retrieved or conditioned: such a score would praise its own taste."""
+"""Reject judges whose model family was also used for captioning, retrieval or conditioning; their scores would be circular."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline_steps.core.errors import ConfigError
 
 
 def families_in(description: Any) -> set[str]:
-    """Every value of a key `family` (a text) or `families` (a list) anywhere in a nested description (a `meta.json`)."""
+    """Values of the keys `family` (a string) and `families` (a list) anywhere in a nested `meta.json`."""
     found: set[str] = set()
     if isinstance(description, Mapping):
         for key, value in description.items():
@@ -25,51 +25,56 @@ def families_in(description: Any) -> set[str]:
     return found
 
 
-def overlapping_families(judges: Mapping[str, str], took_part: Mapping[str, set[str]]) -> list[str]:
-    """Sentences naming each judge whose family also took part somewhere, sorted.
+def overlapping_families(judges: Mapping[str, str], used: Mapping[str, set[str]]) -> list[str]:
+    """One sentence for each judge whose family is also used elsewhere, sorted.
 
     Args:
         judges: judge name -> family.
-        took_part: stage name -> families used there.
+        used: part of the pipeline -> families used there.
     """
     return sorted(
-        f"judge {judge} is of family {family}, which also took part in {stage}"
+        f"judge {judge} is of family {family}, which also took part in {part}"
         for judge, family in judges.items()
-        for stage, families in took_part.items()
+        for part, families in used.items()
         if family in families
     )
 
 
 VISION_LANGUAGE = frozenset({"clip", "dinov2"})
-"""Families that vision-language models look with."""
+"""Families of the vision encoders of vision-language models."""
 
 
-def undeclared_family_warnings(judges: Mapping[str, str], captioner: Mapping[str, Any]) -> list[str]:
-    """Sentences about judges that may be of the captioner's family without anybody having said so.
+def undeclared_family_warnings(judges: Mapping[str, str], captions_meta: Mapping[str, Any]) -> list[str]:
+    """Warnings about judges whose family may be that of the captioner's vision tower.
 
     A captioner on a server cannot name the vision tower of its model: its `families_complete` is false unless its
     configuration names the families. Then a judge that vision-language models contain can be neither accepted nor rejected.
+
+    Args:
+        judges: judge name -> family.
+        captions_meta: `meta.json` of the captions.
     """
-    if captioner.get("families_complete", True):
+    if captions_meta.get("families_complete", True):
         return []
+    captioner = captions_meta["captioner"]
     return [
-        f"judge {judge} is of family {family}, and the vision tower of captioner {captioner['captioner']} is not declared: "
-        f"set caption.{captioner['captioner']}.vision_families"
+        f"judge {judge} is of family {family}, and the vision tower of captioner {captioner} is not declared: "
+        f"set caption.{captioner}.vision_families"
         for judge, family in sorted(judges.items())
         if family in VISION_LANGUAGE
     ]
 
 
-def check_judge_independence(judges: Mapping[str, str], took_part: Mapping[str, set[str]], allow: bool) -> list[str]:
-    """`shared_families`, or an error if there are any and `allow` is false.
+def check_judge_independence(judges: Mapping[str, str], used: Mapping[str, set[str]], allow: bool) -> list[str]:
+    """Sentences of `overlapping_families`, or an error if there are any and `allow` is false.
 
     Raises:
-        ConfigError: a judge shares a family with a stage that made the data or the model.
+        ConfigError: a judge shares a family with a part of the pipeline that made the data or the model.
     """
-    shared = overlapping_families(judges, took_part)
+    shared = overlapping_families(judges, used)
     if shared and not allow:
         raise ConfigError(
-            "evaluate.picture_judges/sound_judge: " + "; ".join(shared),
-            "choose a judge of another family, or set evaluate.allow_shared_family: true to have its numbers flagged",
+            "evaluate.image_judges/audio_judge: " + "; ".join(shared),
+            "choose a judge of another family, or set evaluate.allow_shared_family: true to flag its numbers",
         )
     return shared

@@ -1,9 +1,9 @@
-"""The space in which a picture judge compares: its features, centred and scaled by how pictures of one class differ.
+"""Whitened feature space: features of a judge, centered and scaled by the variation within classes.
 
-A network trained for something else measures much that is not the class (viewpoint, colour, drawing style). Dividing by the
-covariance within classes of REAL pictures that no test pair uses (within-class covariance normalisation, Hatch et al. 2006,
-the whitening step of linear discriminant analysis) turns such directions down. Without labels it is plain whitening. Neither
-sees a drawn picture, a test picture or a sound, so it cannot favour a model.
+Features of a network that was trained for another task vary with viewpoint, color and drawing style. Dividing by the covariance
+within classes of real images (within-class covariance normalization, Hatch et al. 2006; the whitening step of linear
+discriminant analysis) reduces such directions. Without labels it is plain whitening. The fit uses no generated image, no
+image of an evaluated pair and no audio, so it cannot favor a model.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ import numpy.typing as npt
 from pipeline_steps.core.array_types import DoubleArray
 from pipeline_steps.core.l2_normalize import l2_normalize
 
-MIN_REFERENCE = 3
-"""Fewer reference pictures cannot be fitted."""
+MIN_IMAGES = 3
+"""Calibration images below which the space cannot be fitted."""
 
 
 @dataclass(frozen=True, slots=True)
 class WhitenedFeatureSpace:
-    """Features [..., D] -> unit rows [..., K] in which a product is the judge's similarity.
+    """Projection of features [..., D] to unit rows [..., K], whose product is the similarity.
 
     Attributes:
-        mean: [D] of the reference pictures.
+        mean: [D] of the calibration images.
         scaling: [D, K].
-        kind: "within-class" | "whitened" | "plain".
-        n: reference pictures; classes: classes with two or more of them.
+        kind: `within-class`, `whitened` (no labels) or `plain` (too few images for a covariance).
+        n: calibration images.
+        classes: classes with two or more calibration images.
     """
 
     mean: DoubleArray
@@ -38,25 +39,25 @@ class WhitenedFeatureSpace:
     n: int
     classes: int
 
-    def look(self, features: npt.ArrayLike) -> DoubleArray:
+    def project(self, features: npt.ArrayLike) -> DoubleArray:
         """Unit rows of features [..., D]."""
         return l2_normalize((np.asarray(features, np.float64) - self.mean) @ self.scaling)
 
 
 def fit_space(features: npt.ArrayLike, labels: Sequence[str | None], shrinkage: float) -> WhitenedFeatureSpace:
-    """Fit on reference pictures [N, D] with their labels (None = not known, counts for the mean only).
+    """Fit the space on calibration images.
 
     Args:
-        features: of real pictures that no evaluated pair uses.
-        labels: class of each.
-        shrinkage: added to every variance, relative to the mean variance, so that small samples stay tame.
+        features: [N, D] of real images that no evaluated pair uses.
+        labels: class of each image; an image without a class counts for the mean alone.
+        shrinkage: added to every variance, relative to the mean variance. It limits the weight of directions with a small one.
 
     Raises:
-        ValueError: fewer than three reference pictures.
+        ValueError: fewer than `MIN_IMAGES` images, or the lengths differ.
     """
     rows = np.asarray(features, np.float64)
-    if len(rows) < MIN_REFERENCE or len(rows) != len(labels):
-        raise ValueError(f"a judge needs three or more reference pictures, got {len(rows)} with {len(labels)} labels")
+    if len(rows) < MIN_IMAGES or len(rows) != len(labels):
+        raise ValueError(f"a judge needs {MIN_IMAGES} or more calibration images, got {len(rows)} with {len(labels)} labels")
     mean = rows.mean(0)
     names = np.asarray([name if name is not None else "" for name in labels], dtype=object)
     residuals = []
@@ -66,7 +67,7 @@ def fit_space(features: npt.ArrayLike, labels: Sequence[str | None], shrinkage: 
         residuals.append((members - members.mean(0)) * np.sqrt(len(members) / (len(members) - 1)))
     spread = np.concatenate(residuals) if residuals else rows - mean
     kind = "within-class" if residuals else "whitened"
-    if len(spread) < 3:
+    if len(spread) < MIN_IMAGES:
         return WhitenedFeatureSpace(mean, np.eye(rows.shape[1]), "plain", len(rows), 0)
     _, singular, axes = np.linalg.svd(spread / np.sqrt(len(spread)), full_matrices=True)
     variance = np.zeros(rows.shape[1])

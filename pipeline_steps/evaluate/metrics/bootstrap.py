@@ -1,4 +1,7 @@
-"""Intervals by resampling whole clusters: items that share a sound recording or a picture group are not independent."""
+"""Cluster bootstrap: intervals by resampling whole clusters, because items of one cluster are not independent.
+
+Items that share a recording, or an image group, are one cluster.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number, its 95 % interval, and how many items and independent clusters it rests on.
+    """A value with its 95 % interval, the number of items and the number of independent clusters.
 
-    `low` and `high` are None when there are fewer than two clusters: then nothing can be said about the spread.
+    `low` and `high` are None if there are fewer than two clusters, which say nothing about the spread.
     """
 
     value: float
@@ -28,34 +31,34 @@ class Estimate:
 
 
 def cluster_index(clusters: Sequence[str]) -> tuple[IntArray, int]:
-    """Number the clusters in sorted order: index [N] of each item's cluster, and how many clusters there are."""
+    """Number of each item's cluster [N] in sorted order, and the number of clusters."""
     names, index = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
     return index.astype(np.int64), len(names)
 
 
-def resample_counts(n_clusters: int, repeats: int, generator: np.random.Generator) -> IntArray:
-    """How often each cluster is drawn in each bootstrap repeat: multinomial counts [repeats, n_clusters]."""
-    return generator.multinomial(n_clusters, np.full(n_clusters, 1.0 / n_clusters), size=repeats).astype(np.int64)
+def resample_counts(n_clusters: int, num_bootstrap: int, generator: np.random.Generator) -> IntArray:
+    """Multinomial counts [num_bootstrap, n_clusters]: how often each resample holds each cluster."""
+    return generator.multinomial(n_clusters, np.full(n_clusters, 1.0 / n_clusters), size=num_bootstrap).astype(np.int64)
 
 
-def percentile_interval(draws: DoubleArray) -> tuple[float, float]:
-    """The percentile interval of bootstrap draws [repeats] at level `CONFIDENCE`; draws without a value are left out."""
+def percentile_interval(resampled: DoubleArray) -> tuple[float, float]:
+    """Percentile interval of bootstrap values at level `CONFIDENCE`; values that are not finite are left out."""
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(draws[np.isfinite(draws)], [tail, 100 - tail])
+    low, high = np.percentile(resampled[np.isfinite(resampled)], [tail, 100 - tail])
     return float(low), float(high)
 
 
-def mean_estimate(values: Sequence[float] | DoubleArray, clusters: Sequence[str], repeats: int, seed: int) -> Estimate:
-    """Mean of `values` [N] with a cluster-bootstrap percentile interval (Efron & Tibshirani 1993, ch. 8 and 13).
+def mean_estimate(values: Sequence[float] | DoubleArray, clusters: Sequence[str], num_bootstrap: int, seed: int) -> Estimate:
+    """Mean of `values` with a cluster-bootstrap percentile interval (Efron & Tibshirani 1993, ch. 8 and 13).
 
     Args:
-        values: one number per item.
-        clusters: cluster name per item; whole clusters are drawn with replacement.
-        repeats: bootstrap repeats.
+        values: one number per item, [N].
+        clusters: cluster of each item; whole clusters are resampled with replacement.
+        num_bootstrap: number of resamples.
         seed: of the resampling.
 
     Raises:
-        ValueError: no values, or lengths differ.
+        ValueError: there are no values, or the lengths differ.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array) or len(array) != len(clusters):
@@ -66,6 +69,6 @@ def mean_estimate(values: Sequence[float] | DoubleArray, clusters: Sequence[str]
         return Estimate(value, None, None, len(array), n_clusters)
     sums = np.bincount(index, weights=array, minlength=n_clusters)
     sizes = np.bincount(index, minlength=n_clusters)
-    counts = resample_counts(n_clusters, repeats, np.random.default_rng(seed))
+    counts = resample_counts(n_clusters, num_bootstrap, np.random.default_rng(seed))
     low, high = percentile_interval((counts @ sums) / (counts @ sizes))
     return Estimate(value, low, high, len(array), n_clusters)

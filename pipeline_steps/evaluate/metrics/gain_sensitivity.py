@@ -1,4 +1,4 @@
-"""Does the picture change when the same sound is played louder or softer, and by how much beside other changes?"""
+"""Gain sensitivity: how much generated images change when the same clip is louder or softer."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pipeline_steps.core.array_types import DoubleArray
 from pipeline_steps.evaluate.metrics.bootstrap import Estimate, mean_estimate
 
 
-def gain_distances(looks: Mapping[float, DoubleArray], groups: Sequence[str], repeats: int, seed: int) -> dict[str, Estimate]:
-    """Mean cosine distance (0 equal, 1 unrelated) between drawings in a judge's space.
+def gain_distances(
+    features: Mapping[float, DoubleArray], groups: Sequence[str], num_bootstrap: int, seed: int
+) -> dict[str, Estimate]:
+    """Mean cosine distances (0: equal, 1: unrelated) between generated images in the space of a judge.
 
     Args:
-        looks: gain in dB -> unit rows [M, S, K]; 0.0 must be there. Sample s starts from the same noise at every gain.
-        groups: sound group of each of the M sounds, for the interval.
+        features: gain in dB -> unit rows [M, S, K], with an entry for 0.0. Sample s has the same noise at every gain.
+        groups: near-duplicate group of each of the M clips, the clusters of the intervals.
+        num_bootstrap: bootstrap resamples.
+        seed: of the resampling.
 
     Returns:
-        "gain_<dB>": the same sound and noise at another gain; and for scale "other_noise": same sound, other noise, and
-        "other_sound": other sound, same noise.
+        `gain_<dB>_db`: same clip and noise, other gain. For scale: `other_noise`: same clip, other noise, and `other_sound`:
+        other clip, same noise.
     """
-    base = looks[0.0]
-    found = {
-        f"gain_{gain:+g}_db": mean_estimate(_distance(other, base).mean(1), groups, repeats, seed)
-        for gain, other in sorted(looks.items())
-        if gain != 0.0
-    }
-    sounds, samples = base.shape[:2]
+    base = features[0.0]
+    distances = {f"gain_{gain:+g}_db": _distance(rows, base) for gain, rows in sorted(features.items()) if gain != 0.0}
+    clips, samples = base.shape[:2]
     if samples > 1:
-        found["other_noise"] = mean_estimate(_distance(base, np.roll(base, 1, axis=1)).mean(1), groups, repeats, seed)
-    if sounds > 1:
-        found["other_sound"] = mean_estimate(_distance(base, np.roll(base, 1, axis=0)).mean(1), groups, repeats, seed)
-    return found
+        distances["other_noise"] = _distance(base, np.roll(base, 1, axis=1))
+    if clips > 1:
+        distances["other_sound"] = _distance(base, np.roll(base, 1, axis=0))
+    return {name: mean_estimate(found.mean(1), groups, num_bootstrap, seed) for name, found in distances.items()}
 
 
 def _distance(left: DoubleArray, right: DoubleArray) -> DoubleArray:

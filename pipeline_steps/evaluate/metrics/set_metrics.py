@@ -1,4 +1,4 @@
-"""One set of pairs through one picture judge: every row of the table with every metric, and the values of single items."""
+"""Metrics of a set of pairs by one image judge: every row of the table, and values of single pairs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline_steps.core.array_types import DoubleArray
-from pipeline_steps.evaluate.evaluation_plan import EvalAudio, EvalPair
+from pipeline_steps.core.array_types import DoubleArray, IntArray
+from pipeline_steps.evaluate.config import EvaluateConfig
+from pipeline_steps.evaluate.evaluation_plan import EvalPair, EvaluationPlan
 from pipeline_steps.evaluate.judges.audio_image_regression import AudioToImageRegressor
 from pipeline_steps.evaluate.judges.whitened_space import WhitenedFeatureSpace
 from pipeline_steps.evaluate.metrics.bootstrap import Estimate
 from pipeline_steps.evaluate.metrics.distribution import (
     cmmd_kernel,
-    density_coverage_draws,
+    density_coverage_bootstrap,
     frechet_distance,
     median_bandwidth,
-    mmd_draws,
+    mmd_bootstrap,
     polynomial_kernel,
     rbf_kernel,
 )
@@ -28,280 +29,293 @@ from pipeline_steps.evaluate.metrics.win_rate_rows import JudgeFeatures, shuffle
 
 Row = dict[str, Any]
 
-CMMD_SCALE = 1000.0
-"""CMMD is published times 1000; so is ours."""
+MMD_SCALE = 1000.0
+"""CMMD is published times 1000; so is every distance with an RBF kernel here."""
 CMMD_JUDGE = "clip"
-"""The judge on whose features CMMD is defined; with any other the metric is called `cmmd_style_`."""
-
-NO_TEXT_ORACLE = {
-    "applicable": False,
-    "reason": "the model reads no text, so there is no picture drawn from a caption to compare with",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class MetricSettings:
-    """What every number of the table shares; it is printed beside each of them."""
-
-    judge: str
-    sound_judge: str
-    seed: int
-    repeats: int
-    neighbours: int
-    sample_rate_hz: int
-    small_sample: int
+"""Judge on whose features CMMD is defined; with other judges the metric is `mmd_rbf_<judge>`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SetFeatures:
-    """Raw features of a picture judge.
+    """Raw features of an image judge, and those of the audio judge.
 
     Attributes:
-        real: image id -> [D], real pictures at the model's resolution.
-        drawn: [M, S, D], samples of each sound.
-        unconditional: [U, D].
-        sounds: [M, D_a], the sound judge's embedding of each drawn sound.
-        spoken: [T, S, D], samples drawn from each text; None where the model reads no text.
-        text_of: item name -> row of `spoken`, for the items whose picture the captioner had words for.
+        real: image id -> [D], real images at the resolution of the model.
+        generated: [M, S, D] samples of each clip.
+        unconditional: [U, D] samples without audio.
+        audio: [M, D_a] embedding of each clip by the audio judge.
+        text_generated: [T, S, D] samples of each text; None if the model has no text encoder.
+        text_rows: name of a pair -> row of `text_generated`; pairs without a text are absent.
     """
 
     real: Mapping[str, DoubleArray]
-    drawn: DoubleArray
+    generated: DoubleArray
     unconditional: DoubleArray
-    sounds: DoubleArray
-    spoken: DoubleArray | None = None
-    text_of: Mapping[str, int] = field(default_factory=dict)
+    audio: DoubleArray
+    text_generated: DoubleArray | None = None
+    text_rows: Mapping[str, int] = field(default_factory=dict)
 
-    def texts(self, items: Sequence[EvalPair]) -> npt.NDArray[np.int64]:
-        """Row of `spoken` of each item, -1 where there is none."""
-        return np.array([self.text_of.get(item.name, -1) for item in items], np.int64)
+    def images(self, image_ids: Sequence[str]) -> DoubleArray:
+        """Features [N, D] of real images."""
+        return np.stack([self.real[image_id] for image_id in image_ids])
+
+    def text_index(self, pairs: Sequence[EvalPair]) -> IntArray:
+        """Row of `text_generated` of each pair, -1 if it has no text."""
+        return np.array([self.text_rows.get(pair.name, -1) for pair in pairs], np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class SetMetrics:
-    """Rows of the table (row name -> metric -> entry), per-item values, whose drawings are shown beside whose, and warnings.
+    """Results of one set.
 
-    `draws`: metric -> bootstrap draws [repeats] of the model's row, for metrics without a value per item. Models judged on
-    the same data with the same seed are resampled alike, so the difference of their draws is a paired bootstrap.
+    Attributes:
+        rows: row of the table -> metric -> entry of `evaluation.json`.
+        pairs: values of single pairs, for `per_pair.csv`.
+        partner: `shuffled_partners` of the set.
+        warnings: sentences for the report.
+        bootstrap: metric -> bootstrap values [B] of the model row, for metrics without a value per pair. Models that are
+            evaluated on the same data with the same seed have paired values.
     """
 
     rows: dict[str, Row]
-    items: list[Row]
-    partner: npt.NDArray[np.int64]
-    warnings: list[str] = field(default_factory=list)
-    draws: dict[str, DoubleArray] = field(default_factory=dict)
+    pairs: list[Row]
+    partner: IntArray
+    warnings: list[str]
+    bootstrap: dict[str, DoubleArray]
 
 
-def compute_set_metrics(
-    name: str,
-    items: Sequence[EvalPair],
-    sounds: Sequence[EvalAudio],
-    features: SetFeatures,
-    space: WhitenedFeatureSpace,
-    ais: AudioToImageRegressor | None,
-    picture_labels: Mapping[str, str],
-    reference: Sequence[str],
-    image_groups: Mapping[str, str],
-    settings: MetricSettings,
-) -> SetMetrics:
-    """Every metric of one set; `reference` are ids of training pictures, for the ground-truth distances.
-
-    Metrics that do not exist for a row (a distance of shuffled audio: it is the same set of pictures in another order) are
-    entries that say so.
-    """
-    partner = shuffled_partners(sounds, items, settings.seed)
-    rows: dict[str, Row] = {row: {} for row in ("model", "shuffled_audio", "unconditional", "ground_truth")}
-    rows["text_oracle"] = dict(NO_TEXT_ORACLE) if features.spoken is None else {}
-    warnings: list[str] = []
-    clusters = [sounds[item.sound].group for item in items]
-    pool = sorted({*(item.image_id for item in items), *reference})
-    details: list[Row] = [
-        {
-            "set": name,
-            "pair": item.name,
-            "image_id": item.image_id,
-            "sound": sounds[item.sound].key,
-            "cluster": sounds[item.sound].group,
-        }
-        for item in items
-    ]
-
-    looks = {f"win_rate_{settings.judge}": _image_targets(items, sounds, features, space, picture_labels, pool, image_groups)}
-    if ais is not None:
-        looks[f"ais_winrate_{settings.sound_judge}_{settings.judge}"] = _audio_targets(items, sounds, features, space, ais)
-    for metric, seen in looks.items():
-        for row, rates in win_rates_per_pair(seen, sounds, items).items():
-            estimate = win_rate_estimate(rates, clusters, settings.repeats, settings.seed)
-            rows[row][metric] = (
-                metric_entry(estimate, settings) if estimate else not_applicable("no item has a rival and a candidate")
-            )
-            for detail, rate in zip(details, rates, strict=True):
-                detail[f"{metric}.{row}"] = None if np.isnan(rate) else round(float(rate), 6)
-    draws = add_distribution_metrics(rows, items, sounds, features, reference, image_groups, settings)
-    count = len(set(clusters))
-    if count < settings.small_sample:
-        warnings.append(
-            f"{name}: {len(items)} pairs with {count} independent sounds; fewer than {settings.small_sample}: "
-            "read the intervals, do not rank models on it"
-        )
-    if len(items) <= features.drawn.shape[-1]:
-        warnings.append(
-            f"{name}: frechet_{settings.judge} rests on {len(items)} real pictures in {features.drawn.shape[-1]} dimensions; "
-            "it is biased upwards and comparable only at the same N"
-        )
-    return SetMetrics(rows, details, partner, warnings, draws)
-
-
-def _image_targets(
-    items: Sequence[EvalPair],
-    sounds: Sequence[EvalAudio],
-    features: SetFeatures,
-    space: WhitenedFeatureSpace,
-    labels: Mapping[str, str],
-    pool: Sequence[str],
-    image_groups: Mapping[str, str],
-) -> JudgeFeatures:
-    """An item asks for its real picture; right answers are other real pictures of that picture's class."""
-    real = space.look(np.stack([features.real[image_id] for image_id in pool]))
-    row_of = {image_id: row for row, image_id in enumerate(pool)}
-    own, rival = [], []
-    for item in items:
-        label = labels.get(item.image_id)
-        own.append(
-            np.array(
-                [
-                    row
-                    for image_id, row in row_of.items()
-                    if label is not None and labels.get(image_id) == label and image_groups[image_id] != item.image_group
-                ],
-                np.int64,
-            )
-        )
-        rival.append(_rival_pictures(item, items, sounds, row_of, labels))
-    asked = real[[row_of[item.image_id] for item in items]]
-    spoken = None if features.spoken is None else space.look(features.spoken)
-    unconditional = space.look(features.unconditional)
-    return JudgeFeatures(asked, space.look(features.drawn), unconditional, real, own, rival, spoken, features.texts(items))
-
-
-def _audio_targets(
-    items: Sequence[EvalPair],
-    sounds: Sequence[EvalAudio],
-    features: SetFeatures,
-    space: WhitenedFeatureSpace,
-    ais: AudioToImageRegressor,
-) -> JudgeFeatures:
-    """An item asks for what the audio-image judge foretells from its sound; the right answer is its own real picture."""
-
-    def look(rows: npt.ArrayLike) -> DoubleArray:
-        return ais.look(space.look(rows))
-
-    real = look(np.stack([features.real[item.image_id] for item in items]))
-    row_of = {item.image_id: row for row, item in enumerate(items)}
-    own = [np.array([row], np.int64) for row in range(len(items))]
-    rival = [_rival_pictures(item, items, sounds, row_of, {}) for item in items]
-    asked = ais.predict(features.sounds[[item.sound for item in items]])
-    spoken = None if features.spoken is None else look(features.spoken)
-    return JudgeFeatures(
-        asked, look(features.drawn), look(features.unconditional), real, own, rival, spoken, features.texts(items)
-    )
-
-
-def _rival_pictures(
-    item: EvalPair, items: Sequence[EvalPair], sounds: Sequence[EvalAudio], row_of: Mapping[str, int], labels: Mapping[str, str]
-) -> npt.NDArray[np.int64]:
-    """Rows of the real pictures of rival sounds: another group and class of sound, and (by `labels`) of picture."""
-    me, label = sounds[item.sound], labels.get(item.image_id)
-    rows = {
-        row_of[other.image_id]
-        for other in items
-        if sounds[other.sound].group != me.group
-        and (me.label is None or sounds[other.sound].label != me.label)
-        and (label is None or labels.get(other.image_id) != label)
-        and other.image_group != item.image_group
-    }
-    return np.array(sorted(rows), np.int64)
-
-
-def add_distribution_metrics(
-    rows: dict[str, Row],
-    items: Sequence[EvalPair],
-    sounds: Sequence[EvalAudio],
-    features: SetFeatures,
-    reference: Sequence[str],
-    image_groups: Mapping[str, str],
-    settings: MetricSettings,
-) -> dict[str, DoubleArray]:
-    """Fill in KID, CMMD-style distance, Frechet distance, density and coverage of each row, all against the real pictures.
-
-    Returns the bootstrap draws of the model's row, metric -> [repeats].
-    """
-    judge = settings.judge
-    ids = sorted({item.image_id for item in items})
-    real = np.stack([features.real[image_id] for image_id in ids])
-    real_clusters = [image_groups[image_id] for image_id in ids]
-    used = sorted({item.sound for item in items})
-    samples = features.drawn.shape[1]
-    drawn = {
-        "model": (features.drawn[used].reshape(-1, real.shape[1]), [sounds[row].key for row in used for _ in range(samples)]),
-        "unconditional": (features.unconditional, [f"u{row}" for row in range(len(features.unconditional))]),
-    }
-    if features.spoken is not None:
-        texts = sorted(set(features.texts(items).tolist()) - {-1})
-        clusters_of_texts = [f"t{row}" for row in texts for _ in range(features.spoken.shape[1])]
-        drawn["text_oracle"] = (features.spoken[texts].reshape(-1, real.shape[1]), clusters_of_texts)
-    others = [image_id for image_id in reference if image_id not in set(ids)]
-    if others:
-        rows_of_reference = np.stack([features.real[image_id] for image_id in others])
-        drawn["ground_truth"] = (rows_of_reference, [image_groups[image_id] for image_id in others])
-    cmmd = f"cmmd_{judge}" if judge == CMMD_JUDGE else f"cmmd_style_{judge}"
-    names = [f"kid_{judge}", cmmd, f"frechet_{judge}", f"density_{judge}", f"coverage_{judge}"]
-    gaussian = cmmd_kernel if judge == CMMD_JUDGE else rbf_kernel(median_bandwidth(real))
-    kernels = {names[0]: (polynomial_kernel, 1.0), names[1]: (gaussian, CMMD_SCALE)}
-    kept: dict[str, DoubleArray] = {}
-    for row, (pictures, clusters) in drawn.items():
-        found: dict[str, tuple[Estimate, DoubleArray]] = {}
-        enough = len(set(clusters)) > 1 and len(set(real_clusters)) > 1
-        for name, (kernel, scale) in kernels.items():
-            if enough:
-                found[name] = mmd_draws(pictures, real, kernel, clusters, real_clusters, settings.repeats, settings.seed, scale)
-                rows[row][name] = metric_entry(found[name][0], settings, n_real=len(real))
-            else:
-                rows[row][name] = not_applicable("fewer than two independent pictures on one side")
-        bare = Estimate(frechet_distance(pictures, real), None, None, len(pictures), len(set(clusters))) if enough else None
-        rows[row][names[2]] = (
-            metric_entry(bare, settings, n_real=len(real)) if bare else not_applicable("fewer than two pictures")
-        )
-        if len(real) > settings.neighbours and len(pictures):
-            found[names[3]], found[names[4]] = density_coverage_draws(
-                pictures, real, settings.neighbours, clusters, real_clusters, settings.repeats, settings.seed
-            )
-            for name in names[3:]:
-                rows[row][name] = metric_entry(found[name][0], settings, n_real=len(real), neighbours=settings.neighbours)
-        if row == "model":
-            kept = {name: draws for name, (estimate, draws) in found.items() if estimate.low is not None}
-    for name in names:
-        rows["shuffled_audio"][name] = not_applicable(
-            "the same pictures in another order: equal to the model's by construction"
-        )
-    return kept
-
-
-def metric_entry(estimate: Estimate, settings: MetricSettings, **more: Any) -> Row:
-    """An estimate with everything a reader needs to compare it: interval, n, clusters, judge, seed, sample rate."""
+def metric_entry(estimate: Estimate, judge: str, seed: int, sample_rate_hz: int, **more: Any) -> Row:
+    """Entry of `evaluation.json`: a value with its interval and the conditions that make values comparable."""
     return {
         "value": round(estimate.value, 6),
         "low": None if estimate.low is None else round(estimate.low, 6),
         "high": None if estimate.high is None else round(estimate.high, 6),
         "n": estimate.n,
         "clusters": estimate.clusters,
-        "judge": settings.judge,
-        "seed": settings.seed,
-        "sample_rate_hz": settings.sample_rate_hz,
+        "judge": judge,
+        "seed": seed,
+        "sample_rate_hz": sample_rate_hz,
         **more,
     }
 
 
 def not_applicable(reason: str) -> Row:
-    """An entry that says why there is no number."""
+    """Entry of `evaluation.json` without a value."""
     return {"value": None, "reason": reason}
+
+
+@dataclass(frozen=True, slots=True)
+class SetEvaluator:
+    """Computes the metrics of the sets of a plan by one image judge.
+
+    Attributes:
+        config: the section `evaluate`.
+        judge: name of the image judge.
+        sample_rate_hz: sample rate of the model's audio encoder.
+        plan: pairs and clips.
+        features: of the judge.
+        space: feature space for similarities.
+        regressor: predicts image features from audio; None if there are too few training pairs to fit it.
+    """
+
+    config: EvaluateConfig
+    judge: str
+    sample_rate_hz: int
+    plan: EvaluationPlan
+    features: SetFeatures
+    space: WhitenedFeatureSpace
+    regressor: AudioToImageRegressor | None
+
+    def evaluate(self, name: str) -> SetMetrics:
+        """All metrics of set `name`."""
+        pairs, clips, config = self.plan.sets[name], self.plan.clips, self.config
+        rows: dict[str, Row] = {row: {} for row in ("model", "shuffled_audio", "unconditional", "real_images", "text_oracle")}
+        if self.features.text_generated is None:
+            reason = "the model reads no text, so there is no picture drawn from a caption to compare with"
+            rows["text_oracle"] = {"applicable": False, "reason": reason}
+        per_pair: list[Row] = [
+            {
+                "set": name,
+                "pair": pair.name,
+                "image_id": pair.image_id,
+                "sound": clips[pair.clip].key,
+                "cluster": clips[pair.clip].group,
+            }
+            for pair in pairs
+        ]
+        clusters = [clips[pair.clip].group for pair in pairs]
+        projected = {f"win_rate_{self.judge}": self._image_targets(pairs)}
+        if self.regressor is not None:
+            projected[f"ais_win_rate_{config.audio_judge}_{self.judge}"] = self._audio_targets(pairs, self.regressor)
+        for metric, features in projected.items():
+            for row, rates in win_rates_per_pair(features, clips, pairs).items():
+                estimate = win_rate_estimate(rates, clusters, config.num_bootstrap, config.seed)
+                rows[row][metric] = self.entry(estimate) if estimate else not_applicable("no item has a rival and a candidate")
+                for values, rate in zip(per_pair, rates, strict=True):
+                    values[f"{metric}.{row}"] = None if np.isnan(rate) else round(float(rate), 6)
+        bootstrap = self._add_distribution_metrics(rows, pairs)
+        return SetMetrics(
+            rows, per_pair, shuffled_partners(clips, pairs, config.seed), self._warnings(name, len(set(clusters))), bootstrap
+        )
+
+    def entry(self, estimate: Estimate, **more: Any) -> Row:
+        """`metric_entry` under the conditions of this evaluation."""
+        return metric_entry(estimate, self.judge, self.config.seed, self.sample_rate_hz, **more)
+
+    def _warnings(self, name: str, num_clusters: int) -> list[str]:
+        pairs, dimensions = len(self.plan.sets[name]), self.features.generated.shape[-1]
+        warnings = []
+        if num_clusters < self.config.min_clusters:
+            warnings.append(
+                f"{name}: {pairs} pairs with {num_clusters} independent sounds; fewer than {self.config.min_clusters}: "
+                "read the intervals, do not rank models on it"
+            )
+        if pairs <= dimensions:
+            warnings.append(
+                f"{name}: fd_{self.judge} rests on {pairs} real pictures in {dimensions} dimensions; "
+                "it is biased upwards and comparable only at the same N"
+            )
+        return warnings
+
+    def _training_images(self) -> list[str]:
+        return sorted({str(pair["image_id"]) for pair in self.plan.training_pairs})
+
+    def _image_targets(self, pairs: Sequence[EvalPair]) -> JudgeFeatures:
+        """The target of a pair is its real image; its positives are other real images of the same class."""
+        labels, groups = self.plan.labels, self.plan.image_groups
+        pool = sorted({*(pair.image_id for pair in pairs), *self._training_images()})
+        row_of = {image_id: row for row, image_id in enumerate(pool)}
+        positives = []
+        for pair in pairs:
+            label = labels.get(pair.image_id)
+            same_class = [
+                row
+                for image_id, row in row_of.items()
+                if label is not None and labels.get(image_id) == label and groups[image_id] != pair.image_group
+            ]
+            positives.append(np.array(same_class, np.int64))
+        real = self.space.project(self.features.images(pool))
+        return self._judge_features(
+            pairs,
+            real[[row_of[pair.image_id] for pair in pairs]],
+            real,
+            positives,
+            self._negative_images(pairs, row_of, labels),
+        )
+
+    def _audio_targets(self, pairs: Sequence[EvalPair], regressor: AudioToImageRegressor) -> JudgeFeatures:
+        """The target of a pair is the prediction from its audio; its positive is its own real image."""
+        row_of = {pair.image_id: row for row, pair in enumerate(pairs)}
+        targets = regressor.predict(self.features.audio[[pair.clip for pair in pairs]])
+        real = regressor.project(self.space.project(self.features.images([pair.image_id for pair in pairs])))
+        positives = [np.array([row], np.int64) for row in range(len(pairs))]
+        return self._judge_features(pairs, targets, real, positives, self._negative_images(pairs, row_of, {}), regressor)
+
+    def _judge_features(
+        self,
+        pairs: Sequence[EvalPair],
+        targets: DoubleArray,
+        real: DoubleArray,
+        positives: Sequence[IntArray],
+        negatives: Sequence[IntArray],
+        regressor: AudioToImageRegressor | None = None,
+    ) -> JudgeFeatures:
+        def project(features: npt.ArrayLike) -> DoubleArray:
+            rows = self.space.project(features)
+            return rows if regressor is None else regressor.project(rows)
+
+        found = self.features
+        return JudgeFeatures(
+            targets,
+            project(found.generated),
+            project(found.unconditional),
+            real,
+            positives,
+            negatives,
+            None if found.text_generated is None else project(found.text_generated),
+            found.text_index(pairs),
+        )
+
+    def _negative_images(
+        self, pairs: Sequence[EvalPair], row_of: Mapping[str, int], labels: Mapping[str, str]
+    ) -> list[IntArray]:
+        """Rows of the images of negative clips of each pair: another group and class of audio, and (by `labels`) of image."""
+        clips = self.plan.clips
+        negatives = []
+        for pair in pairs:
+            own, label = clips[pair.clip], labels.get(pair.image_id)
+            rows = {
+                row_of[other.image_id]
+                for other in pairs
+                if clips[other.clip].group != own.group
+                and (own.label is None or clips[other.clip].label != own.label)
+                and (label is None or labels.get(other.image_id) != label)
+                and other.image_group != pair.image_group
+            }
+            negatives.append(np.array(sorted(rows), np.int64))
+        return negatives
+
+    def _distributions(self, pairs: Sequence[EvalPair], image_ids: set[str]) -> dict[str, tuple[DoubleArray, list[str]]]:
+        """Features [N, D] and cluster of each image, by row of the table."""
+        found, clips = self.features, self.plan.clips
+        generated, dimensions = found.generated, found.generated.shape[-1]
+        used = sorted({pair.clip for pair in pairs})
+        rows = {
+            "model": (
+                generated[used].reshape(-1, dimensions),
+                [clips[clip].key for clip in used for _ in range(generated.shape[1])],
+            ),
+            "unconditional": (found.unconditional, [f"u{row}" for row in range(len(found.unconditional))]),
+        }
+        if found.text_generated is not None:
+            texts = sorted(set(found.text_index(pairs).tolist()) - {-1})
+            clusters = [f"t{row}" for row in texts for _ in range(found.text_generated.shape[1])]
+            rows["text_oracle"] = (found.text_generated[texts].reshape(-1, dimensions), clusters)
+        others = [image_id for image_id in self._training_images() if image_id not in image_ids]
+        if others:
+            rows["real_images"] = (found.images(others), [self.plan.image_groups[image_id] for image_id in others])
+        return rows
+
+    def _add_distribution_metrics(self, rows: dict[str, Row], pairs: Sequence[EvalPair]) -> dict[str, DoubleArray]:
+        """Add KID, MMD, Frechet distance, density and coverage to each row, all against the real images of the set.
+
+        Returns:
+            Bootstrap values of the model row by metric.
+        """
+        judge, num_bootstrap, seed, k = self.judge, self.config.num_bootstrap, self.config.seed, self.config.density_k
+        ids = sorted({pair.image_id for pair in pairs})
+        real = self.features.images(ids)
+        real_clusters = [self.plan.image_groups[image_id] for image_id in ids]
+        is_cmmd = judge == CMMD_JUDGE
+        kid, fd, density, coverage = (f"{metric}_{judge}" for metric in ("kid", "fd", "density", "coverage"))
+        mmd = f"cmmd_{judge}" if is_cmmd else f"mmd_rbf_{judge}"
+        kernels = {
+            kid: (polynomial_kernel, 1.0),
+            mmd: (cmmd_kernel if is_cmmd else rbf_kernel(median_bandwidth(real)), MMD_SCALE),
+        }
+        model: dict[str, DoubleArray] = {}
+        for row, (images, clusters) in self._distributions(pairs, set(ids)).items():
+            entries: Row = {}
+            estimates: dict[str, tuple[Estimate, DoubleArray]] = {}
+            num_clusters = len(set(clusters))
+            if num_clusters > 1 and len(set(real_clusters)) > 1:
+                for metric, (kernel, scale) in kernels.items():
+                    estimates[metric] = mmd_bootstrap(images, real, kernel, clusters, real_clusters, num_bootstrap, seed, scale)
+                    entries[metric] = self.entry(estimates[metric][0], n_real=len(real))
+                distance = Estimate(frechet_distance(images, real), None, None, len(images), num_clusters)
+                entries[fd] = self.entry(distance, n_real=len(real))
+            else:
+                entries |= {metric: not_applicable("fewer than two independent pictures on one side") for metric in kernels}
+                entries[fd] = not_applicable("fewer than two pictures")
+            if len(real) > k and len(images):
+                estimates[density], estimates[coverage] = density_coverage_bootstrap(
+                    images, real, k, clusters, real_clusters, num_bootstrap, seed
+                )
+                for metric in (density, coverage):
+                    entries[metric] = self.entry(estimates[metric][0], n_real=len(real), neighbours=k)
+            rows[row] |= entries
+            if row == "model":
+                model = {metric: values for metric, (estimate, values) in estimates.items() if estimate.low is not None}
+        reason = "the same pictures in another order: equal to the model's by construction"
+        rows["shuffled_audio"] |= {metric: not_applicable(reason) for metric in (*kernels, fd, density, coverage)}
+        return model

@@ -1,4 +1,4 @@
-"""The rows of the table: model, shuffled audio, unconditional, ground truth and text oracle, through one and the same judge."""
+"""Win rates of every row of the metric table, through one judge: model and controls."""
 
 from __future__ import annotations
 
@@ -6,118 +6,118 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from pipeline_steps.core.array_types import DoubleArray, IntArray
+from pipeline_steps.core.array_types import BoolArray, DoubleArray, IntArray
 from pipeline_steps.evaluate.evaluation_plan import EvalAudio, EvalPair
-from pipeline_steps.evaluate.metrics.win_rate import derangement, item_win_rates, mann_whitney_win_rate, negative_mask
+from pipeline_steps.evaluate.metrics.win_rate import derangement, mann_whitney_win_rate, negative_mask, win_rates
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeFeatures:
-    """What a judge sees, as unit rows of its space (K numbers each).
+    """Features of one set in the space of a judge, as unit rows [..., K].
 
     Attributes:
-        asked: [N, K] what each item asks for: its real picture, or what an audio-image judge foretells from its sound.
-        drawn: [M, S, K] samples of each sound.
-        unconditional: [U, K] samples without a sound.
-        real: [R, K] real pictures that may stand for the ground truth.
-        own_real: per item, rows of `real` that are a right answer to it (another picture of the class, or its own).
-        rival_real: per item, rows of `real` that belong to rival sounds.
-        spoken: [T, S, K] samples of each text; None where the model reads no text.
-        text: [N] row of `spoken` of each item, -1 where its picture has no words.
+        targets: [N, K] what the images of each pair should resemble: its real image, or a prediction from its audio.
+        generated: [M, S, K] S samples of each clip.
+        unconditional: [U, K] samples without audio.
+        real: [R, K] real images for the row `real_images`.
+        positives: per pair, rows of `real` that match it.
+        negatives: per pair, rows of `real` that belong to its negative clips.
+        text_generated: [T, S, K] samples of each text; None if the model has no text encoder.
+        text_index: [N] row of `text_generated` of each pair, -1 if the pair has no text.
     """
 
-    asked: DoubleArray
-    drawn: DoubleArray
+    targets: DoubleArray
+    generated: DoubleArray
     unconditional: DoubleArray
     real: DoubleArray
-    own_real: Sequence[IntArray]
-    rival_real: Sequence[IntArray]
-    spoken: DoubleArray | None = None
-    text: IntArray | None = None
+    positives: Sequence[IntArray]
+    negatives: Sequence[IntArray]
+    text_generated: DoubleArray | None = None
+    text_index: IntArray | None = None
 
 
-def negative_masks(
-    sounds: Sequence[EvalAudio], items: Sequence[EvalPair]
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Which sounds are rivals of which sound [M, M] and of which item [N, M]; only sounds of the items themselves count."""
-    between = negative_mask([sound.group for sound in sounds], [sound.label for sound in sounds])
-    present = np.zeros(len(sounds), bool)
-    present[[item.sound for item in items]] = True
+def negative_masks(clips: Sequence[EvalAudio], pairs: Sequence[EvalPair]) -> tuple[BoolArray, BoolArray]:
+    """Negative clips of each clip [M, M] and of each pair [N, M]; only clips of `pairs` count."""
+    between = negative_mask([clip.group for clip in clips], [clip.label for clip in clips])
+    own = [pair.clip for pair in pairs]
+    present = np.zeros(len(clips), bool)
+    present[own] = True
     between &= present[None, :]
-    return between, between[[item.sound for item in items]]
+    return between, between[own]
 
 
-def shuffled_partners(sounds: Sequence[EvalAudio], items: Sequence[EvalPair], seed: int) -> IntArray:
-    """For each sound one whose samples are shown beside its own: another group and class, one to one where possible; [M].
+def shuffled_partners(clips: Sequence[EvalAudio], pairs: Sequence[EvalPair], seed: int) -> IntArray:
+    """Clip [M] whose samples the report shows beside those of each clip.
 
-    Sounds that no item of this set uses, and sounds without a rival, are -1.
+    The partner has another group and class, and is used once where that is possible. -1 marks clips that no pair uses and
+    clips without a negative.
     """
-    between, _ = negative_masks(sounds, items)
-    used = np.array(sorted({item.sound for item in items}), dtype=np.int64)
-    partner = np.full(len(sounds), -1, np.int64)
+    between, _ = negative_masks(clips, pairs)
+    used = np.array(sorted({pair.clip for pair in pairs}), dtype=np.int64)
+    partner = np.full(len(clips), -1, np.int64)
     found = derangement(between[np.ix_(used, used)], seed)
     partner[used] = np.where(found >= 0, used[found], -1)
     return partner
 
 
-def win_rates_per_pair(looks: JudgeFeatures, sounds: Sequence[EvalAudio], items: Sequence[EvalPair]) -> dict[str, DoubleArray]:
-    """Win rate of every item in every row of the table: row name -> [N], NaN where it does not exist.
+def win_rates_per_pair(
+    features: JudgeFeatures, clips: Sequence[EvalAudio], pairs: Sequence[EvalPair]
+) -> dict[str, DoubleArray]:
+    """Win rates [N] by row of the table; NaN where a pair has none.
 
-    model: samples of the item's own sound against samples of its rivals.
-    shuffled_audio: samples of a rival in place of its own, which is among the rivals then; mean over all who may stand in.
-    unconditional: samples without any sound, against the rivals that the model has.
-    ground_truth: real pictures on both sides: how well this judge tells real pictures of different sounds apart.
-    text_oracle: samples of texts on both sides, the item's own against those of the items whose sounds are rivals.
+    - model: samples of the pair's clip against samples of its negative clips.
+    - shuffled_audio: samples of a negative clip instead of its own, which becomes one of the negatives; the mean over all.
+    - unconditional: samples without audio against the negatives of the model row.
+    - real_images: real images on both sides.
+    - text_oracle: samples of the pair's text against samples of the texts of its negative clips.
     """
-    _, item_rivals = negative_masks(sounds, items)
-    own = np.array([item.sound for item in items])
-    scores = np.einsum("nk,msk->nms", looks.asked, looks.drawn)
-    rows = np.arange(len(items))
-    rates = {"model": item_win_rates(scores[rows, own], scores, item_rivals)}
-    rates["shuffled_audio"] = _shuffled_rates(scores, item_rivals, own)
-    rates["unconditional"] = item_win_rates(looks.asked @ looks.unconditional.T, scores, item_rivals)
-    rates["ground_truth"] = _real_rates(looks)
-    if looks.spoken is not None and looks.text is not None:
-        rates["text_oracle"] = _text_rates(looks.asked, looks.spoken, looks.text, item_rivals[:, own])
+    _, negatives = negative_masks(clips, pairs)
+    own = np.array([pair.clip for pair in pairs])
+    scores = np.einsum("nk,msk->nms", features.targets, features.generated)
+    rates = {
+        "model": win_rates(scores[np.arange(len(pairs)), own], scores, negatives),
+        "shuffled_audio": _shuffled_rates(scores, negatives, own),
+        "unconditional": win_rates(features.targets @ features.unconditional.T, scores, negatives),
+        "real_images": _real_rates(features),
+    }
+    if features.text_generated is not None and features.text_index is not None:
+        rates["text_oracle"] = _text_rates(features.targets, features.text_generated, features.text_index, negatives[:, own])
     return rates
 
 
-def _shuffled_rates(scores: DoubleArray, item_rivals: npt.NDArray[np.bool_], own: IntArray) -> DoubleArray:
-    """[N], exact over all derangements, so that no draw of one moves it.
+def _shuffled_rates(scores: DoubleArray, negatives: BoolArray, own: IntArray) -> DoubleArray:
+    """Win rates [N] of shuffled audio: the exact mean over all negative clips, so that it does not depend on one derangement.
 
-    Among themselves the stand-ins win a half, whatever the model does. Only the item's own sound can bring the row below
-    that: with w the model's rate and R rivals it is 1/2 + (1/2 - w) / R. Without the own sound it would say nothing.
+    With w the model's rate of a pair and R negatives the value is 1/2 + (1/2 - w) / R: the negatives win half of the
+    comparisons among themselves, and only comparisons with the pair's own clip differ from that.
     """
     rates = np.full(len(own), np.nan)
-    for item, others in enumerate(item_rivals):
+    for pair, others in enumerate(negatives):
         count = int(others.sum())
         if count:
-            among = others.copy()
-            among[own[item]] = True
-            share = mann_whitney_win_rate(scores[item, others].ravel(), scores[item, among].ravel())
-            rates[item] = ((count + 1) * share - 0.5) / count  # a stand-in is no rival of itself, where it wins a half
+            with_own = others.copy()
+            with_own[own[pair]] = True
+            rate = mann_whitney_win_rate(scores[pair, others].ravel(), scores[pair, with_own].ravel())
+            rates[pair] = ((count + 1) * rate - 0.5) / count  # removes the comparisons of a clip with itself, won by half
     return rates
 
 
-def _text_rates(asked: DoubleArray, spoken: DoubleArray, text: IntArray, rival_items: npt.NDArray[np.bool_]) -> DoubleArray:
-    """[N]; `rival_items` [N, N] says whose sounds are rivals. An item that shares the words is no rival."""
-    scores = np.einsum("nk,tsk->nts", asked, spoken)
-    rates = np.full(len(text), np.nan)
-    for item, own in enumerate(text):
-        others = np.setdiff1d(text[rival_items[item]], [own, -1])
+def _text_rates(targets: DoubleArray, generated: DoubleArray, text_index: IntArray, negatives: BoolArray) -> DoubleArray:
+    """Win rates [N]; `negatives` [N, N] marks pairs with negative clips. A pair with the same text is no negative."""
+    scores = np.einsum("nk,tsk->nts", targets, generated)
+    rates = np.full(len(text_index), np.nan)
+    for pair, own in enumerate(text_index):
+        others = np.setdiff1d(text_index[negatives[pair]], [own, -1])
         if own >= 0 and len(others):
-            rates[item] = mann_whitney_win_rate(scores[item, own], scores[item, others].ravel())
+            rates[pair] = mann_whitney_win_rate(scores[pair, own], scores[pair, others].ravel())
     return rates
 
 
-def _real_rates(looks: JudgeFeatures) -> DoubleArray:
-    scores = looks.asked @ looks.real.T
+def _real_rates(features: JudgeFeatures) -> DoubleArray:
+    scores = features.targets @ features.real.T
     rates = np.full(len(scores), np.nan)
-    for item, (own, rival) in enumerate(zip(looks.own_real, looks.rival_real, strict=True)):
-        if len(own) and len(rival):
-            rates[item] = item_win_rates(
-                scores[item, own][None], scores[item, rival][None, :, None], np.ones((1, len(rival)), bool)
-            )[0]
+    for pair, (positives, negatives) in enumerate(zip(features.positives, features.negatives, strict=True)):
+        if len(positives) and len(negatives):
+            rates[pair] = mann_whitney_win_rate(scores[pair, positives], scores[pair, negatives])
     return rates

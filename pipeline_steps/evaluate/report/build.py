@@ -1,4 +1,4 @@
-"""The report folder as a mapping of relative path -> bytes: a pure function of what was measured and of the tables."""
+"""Build the report: every file by relative path, as a function of the results and the tables. No I/O."""
 
 from __future__ import annotations
 
@@ -6,108 +6,92 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pipeline_steps.core.array_types import ByteArray, FloatArray
+from pipeline_steps.core.array_types import ByteArray, DoubleArray, FloatArray
 from pipeline_steps.core.escape import escape_csv
 from pipeline_steps.evaluate.config import EvaluateConfig
-from pipeline_steps.evaluate.evaluation_plan import EvaluationPlan
+from pipeline_steps.evaluate.evaluation_plan import SET_TITLES, EvaluationPlan
 from pipeline_steps.evaluate.report import summary
 from pipeline_steps.evaluate.report.charts import interval_chart, line_chart
-from pipeline_steps.evaluate.report.gallery import FIRST_DRAWS, CatalogIndex, MediaPaths, pair_cards, sample_cards
-from pipeline_steps.evaluate.report.item_flow import StageTables, find_imbalances, license_counts, picture_flow, sound_flow
-from pipeline_steps.evaluate.report.media import mp3, png, spectrogram, strip, thumbnail
+from pipeline_steps.evaluate.report.gallery import FIRST_SAMPLES, CatalogIndex, pair_cards, sample_cards
+from pipeline_steps.evaluate.report.item_flow import StageTables, audio_flow, find_imbalances, image_flow, license_counts
+from pipeline_steps.evaluate.report.media import ReportMedia
 from pipeline_steps.evaluate.report.page import render_page
+from pipeline_steps.evaluate.report.training_curves import TrainingHistory
 from pipeline_steps.evaluate.run_evaluation import EvaluationResult
 
 Row = Mapping[str, Any]
-FloatArray64 = npt.NDArray[np.float64]
-
-THUMBNAIL = 224
-"""px of the longer side of a real picture in the report."""
-
-WORKERS = 4
-"""Media made at a time; the encoders work outside Python's lock."""
 
 SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True, slots=True)
-class MediaLoaders:
-    """How the report gets at media: picture by id, sound by key (a catalog id or the key of a mixture)."""
-
-    picture: Callable[[str], ByteArray]
-    sound: Callable[[str], FloatArray]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingHistory:
-    """What the model folder says about its training: curves name -> [(step, value)], and grids step -> PNG bytes."""
-
-    curves: Mapping[str, Sequence[tuple[float, float]]]
-    grids: Mapping[int, bytes]
 
 
 def build_report(
     config: EvaluateConfig,
     evaluation: Row,
-    assessment: EvaluationResult,
-    agenda: EvaluationPlan,
+    result: EvaluationResult,
+    plan: EvaluationPlan,
     ranks: Sequence[Row],
     tables: StageTables,
-    neighbours: Sequence[Row],
-    statistics: Row,
-    labels: Mapping[str, str],
-    training: TrainingHistory,
-    sources: MediaLoaders,
+    history: TrainingHistory,
+    load_image: Callable[[str], ByteArray],
+    load_audio: Callable[[str], FloatArray],
 ) -> dict[str, bytes]:
-    """Every file of the report; the page comes last, so that whoever writes in order has it once all else is there."""
+    """Files of the report by relative path; the page is the last one.
+
+    Args:
+        config: the section `evaluate`.
+        evaluation: content of `evaluation.json`.
+        result: results of the evaluation.
+        plan: pairs and clips.
+        ranks: rank of each gold pair in the retrieval.
+        tables: of the stages before.
+        history: of the training.
+        load_image: reads an image by id.
+        load_audio: renders audio by the key of a mixture, or by id.
+    """
     files: dict[str, bytes] = {}
-    shelf = _MediaWriter(sources)
-    catalog = CatalogIndex(
-        {row["image_id"]: row for row in tables.images}, {row["audio_id"]: row for row in tables.audio}, labels
-    )
-    judge = config.picture_judges[0]
-    titles = agenda.titles
+    media = ReportMedia(load_image, load_audio)
+    images, audio = ({row[key]: row for row in rows} for key, rows in (("image_id", tables.images), ("audio_id", tables.audio)))
+    catalog = CatalogIndex(images, audio, plan.labels)
+    limits, judge = config.report, config.image_judges[0]
+    flows = {"images": image_flow(tables), "audio": audio_flow(tables)}
+    coverage = (len(tables.pairs), sum(not row["holdout"] for row in tables.images))
+    cards = pair_cards(tables.pairs, tables.events, tables.neighbors, catalog, media, limits.max_pairs, config.seed)
     context = {
         "meta": {
-            "samples": config.samples_per_sound,
-            "first_draws": FIRST_DRAWS,
-            "repeats": config.bootstrap_repeats,
-            "reads_text": any(
-                block["rows"]["text_oracle"].get("applicable", True) for block in summary.blocks(evaluation, titles)
-            ),
-            "side": assessment.drawn.shape[2],
-            "strip_width": config.samples_per_sound * (assessment.drawn.shape[3] + 2) - 2,
+            "samples": config.samples_per_audio,
+            "first_samples": FIRST_SAMPLES,
+            "num_bootstrap": config.num_bootstrap,
+            "reads_text": any(block["rows"]["text_oracle"].get("applicable", True) for block in summary.blocks(evaluation)),
+            "side": result.generated.shape[2],
+            "strip_width": config.samples_per_audio * (result.generated.shape[3] + 2) - 2,
         },
-        "headline": summary.headline(evaluation, judge, config.sound_judge, _coverage(tables)),
-        "warnings": [*evaluation["warnings"], *find_imbalances(picture_flow(tables)), *find_imbalances(sound_flow(tables))],
-        "pairs_rule": _pairs_rule(len(tables.pairs), config.gallery_pairs),
-        "pairs": _grouped(
-            pair_cards(tables.pairs, tables.events, neighbours, catalog, shelf.shelf, config.gallery_pairs, config.seed)
-        ),
-        "drawn": _drawn(config, assessment, agenda, shelf),
-        "charts": summary.win_charts(evaluation, titles),
-        "tables": summary.metric_tables(evaluation, titles),
+        "headline": summary.headline(evaluation, judge, config.audio_judge, coverage),
+        "warnings": [*evaluation["warnings"], *(text for flow in flows.values() for text in find_imbalances(flow))],
+        "pairs_rule": _pairs_rule(len(tables.pairs), limits.max_pairs),
+        "pairs": _grouped(cards),
+        "samples": _samples(config, result, plan, media),
+        "charts": summary.win_charts(evaluation),
+        "tables": summary.metric_tables(evaluation),
         "retrieval": summary.retrieval_table(evaluation["retrieval"]) if "retrieval" in evaluation else None,
         "sensitivity": _sensitivity(evaluation),
-        "training": _training(training, files),
-        "flows": {"pictures": picture_flow(tables), "sounds": sound_flow(tables)},
-        "facts": _facts(tables, statistics),
-        "abstained": summary.reason_table(_abstained(tables, catalog), config.table_rows, shelf.known_picture(catalog)),
-        "quarantined": summary.reason_table(_quarantined(tables), config.table_rows, lambda _: None),
+        "training": _training(history, files),
+        "flows": flows,
+        "facts": _facts(tables),
+        "abstained": summary.reason_table(
+            _abstained(tables, catalog), limits.max_table_rows, lambda item: media.image(item) if item in images else None
+        ),
+        "quarantined": summary.reason_table(_quarantined(tables), limits.max_table_rows, lambda _: None),
         "protocol": evaluation["protocol"],
         "judge": judge,
         "ais_r2": evaluation["judges"][judge].get("ais_leave_group_out_r2"),
     }
-    files |= shelf.make()
-    files["plots/items.csv"] = csv_bytes(assessment.items)
-    files["plots/draws.csv"] = csv_bytes(_draw_rows(assessment.draws))
+    files |= media.encode()
+    files["plots/per_pair.csv"] = csv_bytes(result.per_pair)
+    files["plots/bootstrap.csv"] = csv_bytes(_bootstrap_rows(result.bootstrap))
     files["plots/metrics.csv"] = csv_bytes(_metric_rows(evaluation))
     files["plots/retrieval.csv"] = csv_bytes(ranks)
     files["evaluation.json"] = json_bytes(evaluation)
@@ -115,84 +99,34 @@ def build_report(
     return files
 
 
-class _MediaWriter:
-    """Says where media will lie in the report, and makes what was asked for, several at a time."""
-
-    def __init__(self, sources: MediaLoaders) -> None:
-        self._makers: dict[str, Callable[[], bytes]] = {}
-        self._sources = sources
-        self.shelf = MediaPaths(self.picture, self.audio, self.spectrogram)
-
-    def picture(self, image_id: str) -> str:
-        path = f"samples/picture-{image_id}.jpg"
-        return self._put(path, lambda: thumbnail(self._sources.picture(image_id), THUMBNAIL))
-
-    def audio(self, key: str) -> str:
-        return self._put(f"audio/{key}.mp3", lambda: mp3(self._sources.sound(key)))
-
-    def spectrogram(self, key: str) -> str:
-        path = f"samples/spectrogram-{key}.png"
-        return self._put(path, lambda: png(spectrogram(self._sources.sound(key)), palette=True))
-
-    def strip(self, key: str, pictures: ByteArray) -> str:
-        return self._put(f"samples/drawn-{key}.png", lambda: png(strip(pictures)))
-
-    def known_picture(self, catalog: CatalogIndex) -> Callable[[str], str | None]:
-        return lambda item: self.picture(item) if item in catalog.images else None
-
-    def make(self) -> dict[str, bytes]:
-        """Every file asked for so far, by path."""
-        paths = sorted(self._makers)
-        with ThreadPoolExecutor(WORKERS) as pool:
-            return dict(zip(paths, pool.map(lambda path: self._makers[path](), paths), strict=True))
-
-    def _put(self, path: str, make: Callable[[], bytes]) -> str:
-        self._makers.setdefault(path, make)
-        return path
-
-
 def _grouped(cards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Cards by the reason why they are shown, in the order of their first."""
+    """Cards by the reason why they are shown, in the order of first occurrence."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for card in cards:
         groups.setdefault(str(card["why"]), []).append(card)
     return [{"title": why.capitalize(), "cards": listed} for why, listed in groups.items()]
 
 
-def _drawn(
-    config: EvaluateConfig, assessment: EvaluationResult, agenda: EvaluationPlan, shelf: _MediaWriter
+def _samples(
+    config: EvaluateConfig, result: EvaluationResult, plan: EvaluationPlan, media: ReportMedia
 ) -> list[dict[str, Any]]:
-    """Galleries of the test set and of the gold set (its seen part is marked on the cards)."""
-    metrics = [f"win_rate_{config.picture_judges[0]}", f"ais_winrate_{config.sound_judge}_{config.picture_judges[0]}"]
+    """Galleries of samples of the test set and of the gold set."""
+    judge = config.image_judges[0]
+    metrics = [f"win_rate_{judge}", f"ais_win_rate_{config.audio_judge}_{judge}"]
     sections = []
-
-    def at(sound: int) -> str:
-        return shelf.strip(agenda.sounds[sound].key, assessment.drawn[sound])
-
     for key in ("test", "gold"):
-        items = agenda.sets[key]
         cards: list[dict[str, Any]] = []
-        if key in assessment.outcomes:
-            outcome = assessment.outcomes[key]
-            rates = {metric: [row.get(f"{metric}.model") for row in outcome.items] for metric in metrics}
+        if key in result.sets:
+            found = result.sets[key]
+            rates = {metric: [row.get(f"{metric}.model") for row in found.pairs] for metric in metrics}
             rates = {name: values for name, values in rates.items() if any(value is not None for value in values)}
             if rates:
-                cards = sample_cards(
-                    items,
-                    agenda.sounds,
-                    outcome.partner.tolist(),
-                    rates,
-                    agenda.seen_classes,
-                    shelf.shelf,
-                    at,
-                    config.gallery_draws,
-                )
-        sections.append({"key": key, "title": agenda.titles[key], "shown": len(cards), "total": len(items), "cards": cards})
+                partner = found.partner.tolist()
+                cards = sample_cards(plan, key, partner, rates, media, result.generated, config.report.max_samples)
+        sections.append(
+            {"key": key, "title": SET_TITLES[key], "shown": len(cards), "total": len(plan.sets[key]), "cards": cards}
+        )
     return sections
-
-
-def _coverage(tables: StageTables) -> tuple[int, int]:
-    return len(tables.pairs), sum(not row["holdout"] for row in tables.images)
 
 
 def _pairs_rule(total: int, at_most: int) -> str:
@@ -220,52 +154,47 @@ def _sensitivity(evaluation: Row) -> dict[str, Any] | None:
         for name, value in found.items()
     ]
     chart = interval_chart(rows, bounds=(0.0, 1.0))
-    return {"sounds": next(iter(found.values()))["n"], "chart": chart} if chart else None
+    return {"clips": next(iter(found.values()))["n"], "chart": chart} if chart else None
 
 
-def _training(training: TrainingHistory, files: dict[str, bytes]) -> dict[str, Any]:
+def _training(history: TrainingHistory, files: dict[str, bytes]) -> dict[str, Any]:
+    """Charts of the training curves; the sample grids are added to `files`."""
     charts = []
     for title, prefix, smooth in (
         ("Training loss, mean of 50 steps", "loss", 50),
         ("Training loss by noise level, from little (t0) to nearly pure noise", "loss_t", 200),
         ("Loss on validation pairs, averaged weights", "validation_loss", 1),
     ):
-        curves = {name: points for name, points in training.curves.items() if name.rstrip("0123456789") == prefix}
-        chart = line_chart(curves, "optimiser steps", smooth)
+        curves = {name: points for name, points in history.curves.items() if name.rstrip("0123456789") == prefix}
+        chart = line_chart(curves, "optimizer steps", smooth)
         if chart:
             charts.append({"title": title, "chart": chart})
     grids = []
-    for step, payload in sorted(training.grids.items()):
+    for step, payload in sorted(history.grids.items()):
         path = f"samples/training-{step:07d}.png"
         files[path] = payload
         grids.append({"step": step, "path": path})
     return {"charts": charts, "grids": grids}
 
 
-def _facts(tables: StageTables, statistics: Row) -> list[dict[str, str]]:
-    """What a data-set card would say, counted here from the pair table (leaks and re-use as the pair stage measured them)."""
+def _facts(tables: StageTables) -> list[dict[str, str]]:
+    """Facts on the data set: counts of the pair table, and leaks and reuse as the stage `pair` measured them."""
+    statistics = tables.pair_statistics
     counts = {split: sum(row["split"] == split for row in tables.pairs) for split in SPLITS}
-    sounds = {track["audio_id"] for row in tables.pairs for track in row["tracks"]}
+    audio = {track["audio_id"] for row in tables.pairs for track in row["tracks"]}
     groups = {split: {row["audio_group"] for row in tables.pairs if row["split"] == split} for split in SPLITS}
     crossing = sum(len(groups[a] & groups[b]) for a, b in (("train", "val"), ("train", "test"), ("val", "test")))
     facts = [
         ("pairs by split", ", ".join(f"{split} {n}" for split, n in counts.items())),
-        ("different sounds used", str(len(sounds))),
+        ("different sounds used", str(len(audio))),
         ("sound groups in two splits", str(crossing)),
-        (
-            "licenses of the pairs (the stricter of both sides)",
-            ", ".join(f"{name} {n}" for name, n in license_counts(tables.pairs)),
-        ),
     ]
     leaks = statistics.get("leaks")
     if isinstance(leaks, Mapping):
-        facts.insert(
-            3,
-            (
-                "leaks found between splits",
-                f"{sum(int(n) for n in leaks.values())} ({', '.join(f'{k} {v}' for k, v in leaks.items())})",
-            ),
-        )
+        listed = ", ".join(f"{name} {count}" for name, count in leaks.items())
+        facts.append(("leaks found between splits", f"{sum(int(count) for count in leaks.values())} ({listed})"))
+    licenses = ", ".join(f"{name} {n}" for name, n in license_counts(tables.pairs))
+    facts.append(("licenses of the pairs (the stricter of both sides)", licenses))
     for key, name in (("top1_baseline", "re-use if each picture took its first choice"), ("assignment", "re-use as assigned")):
         found = statistics.get(key)
         if isinstance(found, Mapping) and {"max_reuse", "gini"} <= set(found):
@@ -274,32 +203,30 @@ def _facts(tables: StageTables, statistics: Row) -> list[dict[str, str]]:
 
 
 def _abstained(tables: StageTables, catalog: CatalogIndex) -> list[dict[str, Any]]:
-    pool = {row["image_id"] for row in tables.images if not row["holdout"]}
-    rows = [row for row in (*tables.captions_abstained, *tables.pairs_abstained) if row["image_id"] in pool]
-    return [
-        {
-            "id": row["image_id"],
-            "item": catalog.images[row["image_id"]]["path"],
-            **{k: row[k] for k in ("stage", "code", "reason")},
-        }
-        for row in sorted(rows, key=lambda row: (row["stage"], row["code"], row["image_id"]))
+    rows = [
+        {"id": row["image_id"], "item": catalog.images[row["image_id"]]["path"], **_reason(row)}
+        for row in (*tables.captions_abstained, *tables.pairs_abstained)
+        if row["image_id"] in catalog.images and not catalog.images[row["image_id"]]["holdout"]
     ]
+    return sorted(rows, key=lambda row: (row["stage"], row["code"], row["id"]))
 
 
 def _quarantined(tables: StageTables) -> list[dict[str, Any]]:
     rows = [*tables.quarantine, *tables.captions_quarantine, *tables.embeddings_quarantine]
-    return [
-        {"id": row["item_id"], "item": row["path"], **{key: row[key] for key in ("stage", "code", "reason")}}
-        for row in sorted(rows, key=lambda row: (row["stage"], row["code"], row["path"]))
-    ]
+    found = [{"id": row["item_id"], "item": row["path"], **_reason(row)} for row in rows]
+    return sorted(found, key=lambda row: (row["stage"], row["code"], row["item"]))
 
 
-def _draw_rows(draws: Mapping[str, FloatArray64]) -> list[dict[str, Any]]:
-    """One row a bootstrap repeat, one column a metric; 8 digits are far below the noise of the draws."""
-    names = sorted(draws)
+def _reason(row: Row) -> dict[str, Any]:
+    return {name: row[name] for name in ("stage", "code", "reason")}
+
+
+def _bootstrap_rows(bootstrap: Mapping[str, DoubleArray]) -> list[dict[str, Any]]:
+    """One row per resample, one column per metric; 8 digits are far below the spread of the resamples."""
+    names = sorted(bootstrap)
     return [
         {name: f"{value:.8g}" if np.isfinite(value) else "" for name, value in zip(names, row, strict=True)}
-        for row in zip(*(draws[name].tolist() for name in names), strict=True)
+        for row in zip(*(bootstrap[name].tolist() for name in names), strict=True)
     ]
 
 
@@ -316,8 +243,10 @@ def _metric_rows(evaluation: Row) -> list[dict[str, Any]]:
 
 
 def csv_bytes(rows: Sequence[Row]) -> bytes:
-    """Rows as CSV with the union of their keys as header. A text that a spreadsheet would run as a formula gets a leading
-    apostrophe (OWASP ASVS 1.2.10)."""
+    """CSV with the union of the rows' keys as header.
+
+    Text that a spreadsheet would run as a formula gets a leading apostrophe (OWASP ASVS 1.2.10).
+    """
     names = list(dict.fromkeys(name for row in rows for name in row))
     stream = io.StringIO()
     writer = csv.DictWriter(stream, names, lineterminator="\n")
@@ -328,5 +257,5 @@ def csv_bytes(rows: Sequence[Row]) -> bytes:
 
 
 def json_bytes(value: Row) -> bytes:
-    """Sorted, indented JSON; NaN is refused."""
+    """Sorted, indented JSON; NaN raises ValueError."""
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")

@@ -1,12 +1,15 @@
-"""The two galleries of the report as plain values for the template. Pure: paths of media are given, not made."""
+"""Cards of the report's galleries as values for the template. No I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline_steps.evaluate.evaluation_plan import EvalAudio, EvalPair, mix_id, pair_tracks
+from pipeline_steps.audio.mixing import pair_tracks
+from pipeline_steps.core.array_types import ByteArray
+from pipeline_steps.evaluate.evaluation_plan import EvaluationPlan, evenly_spaced_indices, mix_id
+from pipeline_steps.evaluate.report.media import ReportMedia
 from pipeline_steps.evaluate.report.selection import select_pairs_to_show, select_samples_to_show
 
 Row = Mapping[str, Any]
@@ -14,69 +17,60 @@ Card = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class MediaPaths:
-    """Paths, relative to the page, of what a card shows; calling one notes that the file is needed."""
-
-    picture: Callable[[str], str]
-    audio: Callable[[str], str]
-    spectrogram: Callable[[str], str]
-
-
-@dataclass(frozen=True, slots=True)
 class CatalogIndex:
-    """Catalog rows by id, and ground-truth labels (shown as such, used for nothing else here)."""
+    """Catalog rows by id, and ground-truth labels by id."""
 
     images: Mapping[str, Row]
     audio: Mapping[str, Row]
     labels: Mapping[str, str]
 
 
-FIRST_DRAWS = 12
-"""Drawings shown before the fold."""
+FIRST_SAMPLES = 12
+"""Cards of samples that the page shows before the fold."""
 
-NEAREST = 5
-"""Retrieved sounds shown for a pair."""
+NUM_NEIGHBORS = 5
+"""Retrieved clips on the card of a pair."""
 
 
 def pair_cards(
     pairs: Sequence[Row],
     events: Sequence[Row],
-    neighbours: Sequence[Row],
+    neighbors: Sequence[Row],
     catalog: CatalogIndex,
-    shelf: MediaPaths,
+    media: ReportMedia,
     at_most: int,
     seed: int,
 ) -> list[Card]:
-    """One card per chosen pair: its events, the sound it got, and what else was near."""
+    """Card of each selected pair: events of the image, the paired audio, and the nearest clips."""
     chosen = select_pairs_to_show(pairs, at_most, seed)
-    wanted = {row["image_id"] for _, row in chosen}
-    by_picture: dict[str, list[Row]] = {}
+    image_ids = {row["image_id"] for _, row in chosen}
+    by_image: dict[str, list[Row]] = {}
     for event in events:
-        if event["image_id"] in wanted:
-            by_picture.setdefault(event["image_id"], []).append(event)
+        if event["image_id"] in image_ids:
+            by_image.setdefault(event["image_id"], []).append(event)
+    text_ids = {event["text_id"] for listed in by_image.values() for event in listed}
     by_text: dict[str, list[Row]] = {}
-    needed = {event["text_id"] for listed in by_picture.values() for event in listed}
-    for neighbour in neighbours:
-        if neighbour["text_id"] in needed and neighbour["rank"] < NEAREST:
-            by_text.setdefault(neighbour["text_id"], []).append(neighbour)
-    return [_pair_card(why, pair, by_picture.get(pair["image_id"], []), by_text, catalog, shelf) for why, pair in chosen]
+    for neighbor in neighbors:
+        if neighbor["text_id"] in text_ids and neighbor["rank"] < NUM_NEIGHBORS:
+            by_text.setdefault(neighbor["text_id"], []).append(neighbor)
+    return [_pair_card(why, pair, by_image.get(pair["image_id"], []), by_text, catalog, media) for why, pair in chosen]
 
 
 def _pair_card(
-    why: str, pair: Row, events: Sequence[Row], by_text: Mapping[str, Sequence[Row]], catalog: CatalogIndex, shelf: MediaPaths
+    why: str, pair: Row, events: Sequence[Row], by_text: Mapping[str, Sequence[Row]], catalog: CatalogIndex, media: ReportMedia
 ) -> Card:
     track = pair["tracks"][0]
     audio_id, image_id = track["audio_id"], pair["image_id"]
     mixed = mix_id(pair_tracks(pair))
     listed = sorted(events, key=lambda event: int(event["rank"]))
-    asked = next((event for event in listed if event["phrase"] == track["phrase"]), listed[0] if listed else None)
-    near = sorted(by_text.get(asked["text_id"], []), key=lambda row: int(row["rank"])) if asked else []
+    query = next((event for event in listed if event["phrase"] == track["phrase"]), listed[0] if listed else None)
+    nearest = sorted(by_text.get(query["text_id"], []), key=lambda row: int(row["rank"])) if query else []
     image, audio = catalog.images[image_id], catalog.audio[audio_id]
     sides = [catalog.labels.get(image_id), catalog.labels.get(audio_id)]
     return {
         "image_id": image_id[:12],
-        "picture": shelf.picture(image_id),
-        "sound": {"audio": shelf.audio(mixed), "spectrogram": shelf.spectrogram(mixed)},
+        "picture": media.image(image_id),
+        "sound": {"audio": media.audio(mixed), "spectrogram": media.spectrogram(mixed)},
         "phrase": track["phrase"],
         "score": pair["score"],
         "z_score": pair["z_score"],
@@ -87,22 +81,22 @@ def _pair_card(
                 "phrase": row["phrase"],
                 "sound_source": row["sound_source"],
                 "confidence": row["confidence"],
-                "chosen": row is asked,
+                "chosen": row is query,
             }
             for row in listed
         ],
         "top": [
             {
-                "audio": shelf.audio(row["audio_id"]),
+                "audio": media.audio(row["audio_id"]),
                 "score": row["score"],
                 "z_score": row["z_score"],
                 "corrected_score": row["corrected_score"],
                 "label": catalog.labels.get(row["audio_id"]),
                 "chosen": row["audio_id"] == audio_id,
             }
-            for row in near
+            for row in nearest
         ],
-        "chosen_in_top": any(row["audio_id"] == audio_id for row in near),
+        "chosen_in_top": any(row["audio_id"] == audio_id for row in nearest),
         "truth": f"picture of {sides[0] or 'unknown'}, sound of {sides[1] or 'unknown'}" if any(sides) else None,
         "image_license": image["license"] or "license unknown",
         "image_author": image["author"] or "author unknown",
@@ -112,49 +106,51 @@ def _pair_card(
 
 
 def sample_cards(
-    items: Sequence[EvalPair],
-    sounds: Sequence[EvalAudio],
+    plan: EvaluationPlan,
+    key: str,
     partner: Sequence[int],
     rates: Mapping[str, Sequence[float | None]],
-    seen_classes: frozenset[str],
-    shelf: MediaPaths,
-    strip: Callable[[int], str],
+    media: ReportMedia,
+    generated: ByteArray,
     at_most: int,
 ) -> list[Card]:
-    """One card per shown item, ordered by the first metric of `rates` (metric name -> value per item)."""
-    first = next(iter(rates.values()))
+    """Card of each selected pair of set `key`: its audio, its real image, its samples and those of another clip.
+
+    Args:
+        plan: pairs and clips.
+        key: name of the set.
+        partner: clip whose samples are shown as the control of each clip, -1: none.
+        rates: win-rate metric -> value of each pair; the first metric orders the cards.
+        media: files of the report.
+        generated: samples [M, S, H, W, 3] of every clip.
+        at_most: number of cards.
+    """
+    pairs, clips = plan.sets[key], plan.clips
     cards: list[Card] = []
-    for place in select_samples_to_show(first, [item.name for item in items], at_most):
-        item = items[place]
-        sound, other = sounds[item.sound], int(partner[item.sound])
+    for index in select_samples_to_show(next(iter(rates.values())), [pair.name for pair in pairs], at_most):
+        pair = pairs[index]
+        clip, other = clips[pair.clip], int(partner[pair.clip])
         cards.append(
             {
-                "label": sound.label or "class not known",
-                "seen": None if sound.label is None else sound.label in seen_classes,
-                "sound": {"audio": shelf.audio(sound.key), "spectrogram": shelf.spectrogram(sound.key)},
-                "picture": shelf.picture(item.image_id),
-                "real": strip(item.sound),
-                "shuffled": strip(other) if other >= 0 else None,
-                "shuffled_label": (sounds[other].label or "class not known") if other >= 0 else "",
-                "rates": [{"metric": name, "name": rate_name(name), "value": values[place]} for name, values in rates.items()],
+                "label": clip.label or "class not known",
+                "seen": None if clip.label is None else clip.label in plan.seen_classes,
+                "sound": {"audio": media.audio(clip.key), "spectrogram": media.spectrogram(clip.key)},
+                "picture": media.image(pair.image_id),
+                "real": media.strip(clip.key, generated[pair.clip]),
+                "shuffled": media.strip(clips[other].key, generated[other]) if other >= 0 else None,
+                "shuffled_label": (clips[other].label or "class not known") if other >= 0 else "",
+                "rates": [{"metric": name, "name": rate_name(name), "value": values[index]} for name, values in rates.items()],
             }
         )
-    return interleave_first(cards, FIRST_DRAWS)
+    return interleave_first(cards, FIRST_SAMPLES)
 
 
 def rate_name(metric: str) -> str:
-    """A win-rate metric in words."""
+    """Label of a win-rate metric on a card."""
     return "fits the sound" if metric.startswith("ais") else "near the real picture"
 
 
 def interleave_first(cards: Sequence[Card], first: int) -> list[Card]:
-    """Cards in an order that puts `first` of them, evenly spread over the old order, in front; so nobody sees only the best."""
-    front = set(evenly_spaced_indices(len(cards), first))
-    return [*(cards[place] for place in sorted(front)), *(card for place, card in enumerate(cards) if place not in front)]
-
-
-def evenly_spaced_indices(n: int, at_most: int) -> list[int]:
-    """Up to `at_most` places out of `n`, evenly spread, first and last included."""
-    if n <= at_most or at_most < 2:
-        return list(range(min(n, at_most)))
-    return sorted({round(place * (n - 1) / (at_most - 1)) for place in range(at_most)})
+    """Cards with `first` evenly spaced ones in front, so that the page does not show only the best before the fold."""
+    front = set(evenly_spaced_indices(len(cards), first, include_last=True))
+    return [*(cards[index] for index in sorted(front)), *(card for index, card in enumerate(cards) if index not in front)]

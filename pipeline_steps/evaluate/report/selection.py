@@ -1,4 +1,4 @@
-"""Which items the report shows: chosen by a rule that is written on the page, never by hand. Pure."""
+"""Selection of the pairs and samples that the report shows, by rules that the page states. No I/O."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline_steps.evaluate.evaluation_plan import evenly_spaced_indices
+
 
 def select_pairs_to_show(pairs: Sequence[Mapping[str, Any]], at_most: int, seed: int) -> list[tuple[str, Mapping[str, Any]]]:
-    """Up to `at_most` pairs as (why it is shown, row): the best third by z, the weakest third, and random ones between.
+    """At most `at_most` pairs as (reason, row): the best third by z, the weakest third, and random pairs between them.
 
-    Ties are broken by pair id, so the choice is a function of the table and the seed.
+    Ties are broken by pair id, so the selection is a function of the table and the seed.
     """
     ranked = sorted(pairs, key=lambda row: (-float(row["z_score"]), str(row["pair_id"])))
     if len(ranked) <= at_most:
@@ -23,22 +25,15 @@ def select_pairs_to_show(pairs: Sequence[Mapping[str, Any]], at_most: int, seed:
     picked = sorted(np.random.default_rng([seed, 1]).permutation(len(between))[:count].tolist())
     return [
         *(("among the best by z", row) for row in best),
-        *(("drawn at random", between[place]) for place in picked),
+        *(("selected at random", between[index]) for index in picked),
         *(("among the weakest by z", row) for row in weakest),
     ]
 
 
 def select_samples_to_show(rates: Sequence[float | None], names: Sequence[str], at_most: int) -> list[int]:
-    """Indices of the items whose drawings are shown, best win rate first; if there are too many, evenly spread over that
-    order, so that good, middling and bad ones are shown alike."""
-    order = sorted(range(len(names)), key=lambda item: (-_or_last(rates[item]), names[item]))
-    if len(order) <= at_most:
-        return order
-    if at_most == 0:
-        return []
-    places = sorted({int(place) for place in np.floor(np.linspace(0, len(order) - 1, at_most))})
-    return [order[place] for place in places]
+    """Indices of at most `at_most` pairs whose samples are shown, best win rate first.
 
-
-def _or_last(rate: float | None) -> float:
-    return -1.0 if rate is None else rate
+    If there are more pairs, the selection is evenly spaced over that order, so that it holds good and bad pairs alike.
+    """
+    order = sorted(range(len(names)), key=lambda pair: (-(-1.0 if (rate := rates[pair]) is None else rate), names[pair]))
+    return [order[index] for index in evenly_spaced_indices(len(order), at_most, include_last=True)]

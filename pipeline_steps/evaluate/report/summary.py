@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pipeline_steps.evaluate.evaluation_plan import SET_TITLES
 from pipeline_steps.evaluate.report.charts import interval_chart
 from pipeline_steps.evaluate.report.page import interval_text
 
 Row = Mapping[str, Any]
-COLUMNS = ("model", "shuffled_audio", "unconditional", "ground_truth", "text_oracle")
-KINDS = {"model": "model", "ground_truth": "truth", "text_oracle": "truth"}
+COLUMNS = ("model", "shuffled_audio", "unconditional", "real_images", "text_oracle")
+KINDS = {"model": "model", "real_images": "truth", "text_oracle": "truth"}
 
 
-def headline(evaluation: Row, judge: str, sound_judge: str, pool: tuple[int, int]) -> list[dict[str, Any]]:
+def headline(evaluation: Row, judge: str, audio_judge: str, pool: tuple[int, int]) -> list[dict[str, Any]]:
     """The numbers a reader wants first, each with what it means and what it does not; `pool` is (paired, pictures)."""
-    win, ais = f"win_rate_{judge}", f"ais_winrate_{sound_judge}_{judge}"
+    win, ais = f"win_rate_{judge}", f"ais_win_rate_{audio_judge}_{judge}"
     cards = []
     for name, title in (
         ("test", "Does the model hear? Test pairs"),
-        ("gold_seen", "Does it hear? True pairs of known classes"),
+        ("gold_seen_classes", "Does it hear? True pairs of known classes"),
     ):
         block = evaluation.get(name)
         if not block:
             continue
         found = block["rows"]["model"].get(win, {})
-        truth = block["rows"]["ground_truth"].get(win, {})
+        truth = block["rows"]["real_images"].get(win, {})
         cards.append(
             _card(
                 title,
@@ -41,7 +42,7 @@ def headline(evaluation: Row, judge: str, sound_judge: str, pool: tuple[int, int
     if "test" in evaluation:
         rows = evaluation["test"]["rows"]
         if rows["model"].get(ais, {}).get("value") is not None:
-            truth = rows["ground_truth"].get(ais, {})
+            truth = rows["real_images"].get(ais, {})
             cards.append(
                 _card(
                     "Does the picture fit the sound?",
@@ -60,7 +61,7 @@ def headline(evaluation: Row, judge: str, sound_judge: str, pool: tuple[int, int
                 "Distance of drawn from real pictures (KID)",
                 kid,
                 f"Without a sound: {interval_text(rows['unconditional'].get(f'kid_{judge}', {}))}. "
-                f"Between training and test pictures: {interval_text(rows['ground_truth'].get(f'kid_{judge}', {}))}.",
+                f"Between training and test pictures: {interval_text(rows['real_images'].get(f'kid_{judge}', {}))}.",
                 "Lower is better. Features of this judge, so not comparable with KID or FID from papers.",
                 "",
             )
@@ -114,10 +115,10 @@ def _against(found: Row, chance: float) -> str:
     return "good" if float(found["low"]) > chance else "bad"
 
 
-def metric_tables(evaluation: Row, titles: Mapping[str, str]) -> list[dict[str, Any]]:
+def metric_tables(evaluation: Row) -> list[dict[str, Any]]:
     """One table per set: a line per metric, a column per row of the protocol."""
     tables = []
-    for name, title in titles.items():
+    for name, title in SET_TITLES.items():
         if name not in evaluation:
             continue
         block = evaluation[name]
@@ -135,7 +136,7 @@ def metric_tables(evaluation: Row, titles: Mapping[str, str]) -> list[dict[str, 
 
 def better(metric: str) -> str:
     """Which way is better, as a word for the table."""
-    if metric.startswith(("kid", "cmmd", "frechet")):
+    if metric.startswith(("kid", "cmmd", "mmd", "fd")):
         return "lower"
     return "higher" if metric.startswith(("win", "ais", "coverage")) else "near 1"
 
@@ -148,20 +149,20 @@ def _cell(row: Row, metric: str) -> dict[str, Any]:
     return {"text": interval_text(found), "reason": found.get("reason"), "n": n}
 
 
-def blocks(evaluation: Row, names: Iterable[str]) -> list[Row]:
-    """The blocks of the sets that were judged."""
-    return [evaluation[name] for name in names if name in evaluation]
+def blocks(evaluation: Row) -> list[Row]:
+    """Blocks of the evaluated sets."""
+    return [evaluation[name] for name in SET_TITLES if name in evaluation]
 
 
-def win_charts(evaluation: Row, titles: Mapping[str, str]) -> list[dict[str, Any]]:
+def win_charts(evaluation: Row) -> list[dict[str, Any]]:
     """One interval chart per win-rate metric: rows of every set."""
     metrics = list(
         dict.fromkeys(
             metric
-            for name in titles
+            for name in SET_TITLES
             if name in evaluation
             for metric in evaluation[name]["rows"]["model"]
-            if metric.startswith(("win_rate", "ais_winrate"))
+            if metric.startswith(("win_rate", "ais_win_rate"))
         )
     )
     charts = []
@@ -172,7 +173,7 @@ def win_charts(evaluation: Row, titles: Mapping[str, str]) -> list[dict[str, Any
                 found,
                 KINDS.get(row, "control"),
             )
-            for name in titles
+            for name in SET_TITLES
             if name in evaluation
             for row in COLUMNS
             if evaluation[name]["rows"][row].get("applicable") is not False

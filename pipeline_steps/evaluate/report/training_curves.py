@@ -1,19 +1,29 @@
-"""What training left beside the weights, read for the report. Pure."""
+"""Training history of an exported model, for the report. No I/O."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 STEP_COLUMNS = ("step", "steps", "samples", "epoch")
 
 
-def training_curves(tables: Mapping[str, str]) -> dict[str, list[tuple[float, float]]]:
-    """Curves by column name from CSV texts by file name: (step, value) of every finite number beside a step column.
+@dataclass(frozen=True, slots=True)
+class TrainingHistory:
+    """Curves by name as [(step, value)], and sample grids by step as PNG bytes."""
 
-    Empty cells are skipped, so that tables which log different columns at different steps work.
+    curves: Mapping[str, Sequence[tuple[float, float]]]
+    grids: Mapping[int, bytes]
+
+
+def training_curves(tables: Mapping[str, str]) -> dict[str, list[tuple[float, float]]]:
+    """Curves [(step, value)] by column name, from the texts of CSV files by file name.
+
+    Every column beside a step column is a curve. Cells without a finite number are skipped, because a table may log different
+    columns at different steps.
     """
     curves: dict[str, list[tuple[float, float]]] = {}
     for _, text in sorted(tables.items()):

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-HIGHER_IS_BETTER = ("win_rate", "ais_winrate", "density", "coverage")
+HIGHER_IS_BETTER = ("win_rate", "ais_win_rate", "density", "coverage")
 """Prefixes of metrics for which higher is better; all other metrics are distances."""
 
-MODEL_PROTOCOL_KEYS = ("guidance_scale", "steps", "side_px")
+MODEL_PROTOCOL_KEYS = ("guidance_scale", "num_inference_steps", "side_px")
 """Keys of the evaluation protocol that describe the model; they may differ between two models."""
 
 
@@ -128,8 +128,8 @@ def load_evaluation_run(registry: ModelRegistry, run: Run) -> EvaluationRun:
     data = {name: digest for name, digest in run_datasets(run).items() if name != model}
     with tempfile.TemporaryDirectory() as scratch:
         evaluation = json.loads(_fetch(registry, run.info.run_id, "report/evaluation.json", Path(scratch)) or "{}")
-        items = _fetch(registry, run.info.run_id, "report/plots/items.csv", Path(scratch))
-        replicates = _fetch(registry, run.info.run_id, "report/plots/draws.csv", Path(scratch))
+        items = _fetch(registry, run.info.run_id, "report/plots/per_pair.csv", Path(scratch))
+        replicates = _fetch(registry, run.info.run_id, "report/plots/bootstrap.csv", Path(scratch))
     if not evaluation:
         raise DataError(f"evaluation run {run.info.run_id} has no report", "run: dvc repro --force evaluate")
     values = {}
@@ -180,7 +180,7 @@ def _compare_metric(metric: str, a: EvaluationRun, b: EvaluationRun) -> MetricCo
     higher = name.startswith(HIGHER_IS_BETTER)
     first, second = a.values[metric], b.values[metric]
     value, n, num_clusters = float(second["value"]) - float(first["value"]), int(second["n"]), int(second["clusters"])
-    repeats, seed = int(a.protocol.get("bootstrap_repeats", 2000)), int(a.protocol.get("seed", 0))
+    repeats, seed = int(a.protocol.get("num_bootstrap", 2000)), int(a.protocol.get("seed", 0))
     rows = [pair for pair in zip(a.items, b.items, strict=True) if pair[0].get("set") == group]
     pairs = [(_number(row.get(f"{name}.model")), _number(other.get(f"{name}.model"))) for row, other in rows]
     wins = losses = None
@@ -196,7 +196,7 @@ def _compare_metric(metric: str, a: EvaluationRun, b: EvaluationRun) -> MetricCo
         difference = PairedDifference(value, None, None, None, n, num_clusters)
         note = (
             "not resampled: the metric is biased at this number of images"
-            if name.startswith("frechet")
+            if name.startswith("fd_")
             else "the evaluation has no bootstrap replicates"
         )
     return MetricComparison(metric, higher, float(first["value"]), float(second["value"]), difference, wins, losses, note)

@@ -11,27 +11,24 @@ from pydantic import ValidationError
 
 from pipeline_steps.core.errors import ConfigError
 from pipeline_steps.core.l2_normalize import l2_normalize
-from pipeline_steps.evaluate.config import EvaluateConfig, JudgeCheckpointConfig, JudgeCheckpointsConfig
-from pipeline_steps.evaluate.judges.feature_extractors import (
-    CHECKPOINT_JUDGES,
-    CachedFeatures,
-    build_image_judge,
-    extract_image_features,
-)
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.evaluate.config import EvaluateConfig
+from pipeline_steps.evaluate.judges.base import IMAGE_JUDGES
+from pipeline_steps.evaluate.judges.feature_extractors import CachedFeatures, extract_image_features, judge_setup
 from pipeline_steps.evaluate.judges.independence import undeclared_family_warnings
 from pipeline_steps.evaluate.metrics.distribution import CMMD_BANDWIDTH, cmmd_kernel, rbf_kernel
 from pipeline_steps.evaluate.stage import evaluate
 from pipeline_steps.tracking.client.tracker import NoOpTracker
-from tests.evaluate.synthetic_dataset import CONFIG, Elsewhere, Painter, Reader, World
+from tests.evaluate.synthetic_dataset import CONFIG, ColorGenerator, OtherReports, SyntheticDataset, TextColorGenerator
 from tests.factories.checkpoints.inception import inception_checkpoint
 from tests.factories.checkpoints.vision_towers import clip_checkpoint, dinov2_checkpoint
 
-SETTINGS = {"picture_judges": ["dinov2", "clip", "inception"], "sensitivity_sounds": 0}
+SETTINGS = {"image_judges": ["dinov2", "clip", "inception"], "gain_sensitivity": {"num_clips": 0}}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> World:
-    made = World(tmp_path_factory.mktemp("world"), assets)
+def world(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> SyntheticDataset:
+    made = SyntheticDataset(tmp_path_factory.mktemp("world"), assets)
     root = made.layout.root
     dinov2_checkpoint(root / "models/dinov2")
     clip_checkpoint(root / "models/clip")
@@ -42,11 +39,11 @@ def world(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> World:
 @pytest.fixture(scope="module")
 def config() -> EvaluateConfig:
     chosen = {name: {"model": f"models/{name}"} for name in ("dinov2", "clip", "inception")}
-    return EvaluateConfig.model_validate({**CONFIG.model_dump(), **SETTINGS, "checkpoints": chosen})
+    return EvaluateConfig.model_validate({**CONFIG.model_dump(), **SETTINGS, "judge_checkpoints": chosen})
 
 
-def test_the_whole_stage_with_three_such_judges(world: World, config: EvaluateConfig, tmp_path: Path) -> None:
-    report = evaluate(config, Elsewhere(world.layout.root, tmp_path), Painter(), NoOpTracker())
+def test_the_whole_stage_with_three_such_judges(world: SyntheticDataset, config: EvaluateConfig, tmp_path: Path) -> None:
+    report = evaluate(config, OtherReports(world.layout.root, tmp_path), ColorGenerator(), NoOpTracker())
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     rows = evaluation["test"]["rows"]
     for name in ("dinov2", "clip", "inception"):
@@ -54,46 +51,48 @@ def test_the_whole_stage_with_three_such_judges(world: World, config: EvaluateCo
         assert judge["family"] == name
         assert len(judge["sha256"]) == 64
         assert rows["model"][f"kid_{name}"]["judge"] == name
-        assert rows["ground_truth"][f"win_rate_{name}"]["value"] > 0.6  # colours differ even to random weights
+        assert rows["real_images"][f"win_rate_{name}"]["value"] > 0.6  # colours differ even to random weights
         assert rows["model"][f"win_rate_{name}"]["value"] > rows["shuffled_audio"][f"win_rate_{name}"]["value"]
     assert "cmmd_clip" in rows["model"]
-    assert {"cmmd_style_dinov2", "cmmd_style_inception"} < set(rows["model"])
-    assert "cmmd_style_clip" not in rows["model"]
+    assert {"mmd_rbf_dinov2", "mmd_rbf_inception"} < set(rows["model"])
+    assert "mmd_rbf_clip" not in rows["model"]
     assert str(world.layout.root) not in (tmp_path / "evaluation.json").read_text()
     # Whoever is asked again answers from the memo, and says the same.
     assert report.computed > 0
     again = tmp_path / "again"
-    second = evaluate(config, Elsewhere(world.layout.root, again), Painter(), NoOpTracker())
+    second = evaluate(config, OtherReports(world.layout.root, again), ColorGenerator(), NoOpTracker())
     assert second.computed == 0
     assert (again / "evaluation.json").read_bytes() == (tmp_path / "evaluation.json").read_bytes()
 
 
-def test_the_page_explains_cmmd_where_clip_gives_the_headline(world: World, config: EvaluateConfig, tmp_path: Path) -> None:
-    alone = config.model_copy(update={"picture_judges": ["clip"]})
-    evaluate(alone, Elsewhere(world.layout.root, tmp_path), Painter(), NoOpTracker())
+def test_the_page_explains_cmmd_if_clip_is_first(world: SyntheticDataset, config: EvaluateConfig, tmp_path: Path) -> None:
+    alone = config.model_copy(update={"image_judges": ["clip"]})
+    evaluate(alone, OtherReports(world.layout.root, tmp_path), ColorGenerator(), NoOpTracker())
     assert "<dt>cmmd_clip</dt><dd>CMMD" in (tmp_path / "index.html").read_text()
 
 
-def meta(world: World, folder: str, **value: object) -> None:
+def meta(world: SyntheticDataset, folder: str, **value: object) -> None:
     path = getattr(world.layout, folder) / "meta.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **value}))
 
 
-def test_clip_does_not_judge_what_clip_captioned_or_draws_by(world: World, config: EvaluateConfig, tmp_path: Path) -> None:
-    layout = Elsewhere(world.layout.root, tmp_path)
+def test_clip_is_rejected_after_a_clip_captioner_or_text_encoder(
+    world: SyntheticDataset, config: EvaluateConfig, tmp_path: Path
+) -> None:
+    layout = OtherReports(world.layout.root, tmp_path)
     meta(world, "captions", captioner="vlm", families=["clip", "llava"])
     try:
         with pytest.raises(ConfigError, match="judge clip is of family clip, which also took part in captions"):
-            evaluate(config, layout, Painter(), NoOpTracker())
-        evaluate(config.model_copy(update={"picture_judges": ["dinov2"]}), layout, Painter(), NoOpTracker())
-        flagged = config.model_copy(update={"picture_judges": ["clip"], "allow_shared_family": True})
-        evaluate(flagged, layout, Painter(), NoOpTracker())
+            evaluate(config, layout, ColorGenerator(), NoOpTracker())
+        evaluate(config.model_copy(update={"image_judges": ["dinov2"]}), layout, ColorGenerator(), NoOpTracker())
+        flagged = config.model_copy(update={"image_judges": ["clip"], "allow_shared_family": True})
+        evaluate(flagged, layout, ColorGenerator(), NoOpTracker())
         warnings = json.loads((tmp_path / "evaluation.json").read_text())["warnings"]
         assert "judge clip is of family clip, which also took part in captions" in warnings
     finally:
         meta(world, "captions", captioner="tagger", families=["efficientnet"])
     with pytest.raises(ConfigError, match="judge clip is of family clip, which also took part in model"):
-        evaluate(config, layout, Reader(families=frozenset({"ast", "clip"})), NoOpTracker())
+        evaluate(config, layout, TextColorGenerator(families=frozenset({"ast", "clip"})), NoOpTracker())
 
 
 def test_an_endpoint_that_does_not_say_what_it_looks_with_is_pointed_out() -> None:
@@ -110,15 +109,16 @@ def test_an_endpoint_that_does_not_say_what_it_looks_with_is_pointed_out() -> No
 
 
 def test_a_judge_without_weights_or_twice_is_a_configuration_error(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match=r"picture judge dinov2 needs checkpoints\.dinov2\.model"):
-        EvaluateConfig(picture_judges=["dinov2"])
+    with pytest.raises(ValidationError, match=r"judge dinov2 needs judge_checkpoints\.dinov2\.model"):
+        EvaluateConfig(image_judges=["dinov2"])
     with pytest.raises(ValidationError, match="names a judge twice"):
-        EvaluateConfig(picture_judges=["augnet", "augnet"])
-    lost = JudgeCheckpointsConfig(clip=JudgeCheckpointConfig(model="models/nowhere"))
-    judge = build_image_judge("clip", tmp_path, lost, tmp_path)
-    with pytest.raises(ConfigError, match=r"evaluate\.checkpoints\.clip\.revision: '' is not a commit"):
-        judge.fetch()  # type: ignore[union-attr]
-    assert set(CHECKPOINT_JUDGES) == set(JudgeCheckpointsConfig.model_fields) - {"device", "precision"}
+        EvaluateConfig(image_judges=["augnet", "augnet"])
+    lost = EvaluateConfig(image_judges=["clip"], judge_checkpoints={"clip": {"model": "models/nowhere"}})  # type: ignore[arg-type]
+    judge = IMAGE_JUDGES.get("clip").from_setup(judge_setup(lost, "clip", ProjectPaths(tmp_path)))
+    with pytest.raises(ConfigError, match=r"evaluate\.judge_checkpoints\.clip\.revision: '' is not a commit"):
+        judge.fetch()
+    needs_checkpoint = {name for name in IMAGE_JUDGES.names() if IMAGE_JUDGES.get(name).requires_checkpoint}
+    assert needs_checkpoint == {"dinov2", "clip", "inception", "inception_v3"}
 
 
 def test_cmmd_is_the_formula_of_its_paper() -> None:
@@ -131,14 +131,14 @@ def test_cmmd_is_the_formula_of_its_paper() -> None:
     np.testing.assert_array_equal(cmmd_kernel(7.0 * x, y), rbf_kernel(CMMD_BANDWIDTH)(l2_normalize(7.0 * x), l2_normalize(y)))
 
 
-def test_batches_of_a_gpu_judge_are_features_of_its_pictures(world: World, config: EvaluateConfig) -> None:
+def test_batches_of_a_gpu_judge_are_features_of_its_pictures(world: SyntheticDataset, config: EvaluateConfig) -> None:
     """The batched path, on the CPU: same rows as one by one."""
-    judge = build_image_judge("dinov2", world.layout.assets, config.checkpoints, world.layout.root)
+    judge = IMAGE_JUDGES.get("dinov2").from_setup(judge_setup(config, "dinov2", world.layout))
     images = list(np.random.default_rng(3).integers(0, 256, (7, 48, 48, 3), dtype=np.uint8))
     one_by_one = extract_image_features(judge, images)
 
     class Batched(type(judge)):  # type: ignore[misc]
-        together = 4
+        batch_size = 4
 
     judge.__class__ = Batched
     np.testing.assert_allclose(extract_image_features(judge, images), one_by_one, rtol=1e-4, atol=1e-5)

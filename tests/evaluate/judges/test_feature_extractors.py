@@ -35,7 +35,7 @@ def test_ridge_judge_beats_chance_where_there_is_signal_and_says_so_where_there_
     each = [f"g{row}" for row in range(120)]
     judge = fit(sounds[:120], pictures[:120], each)
     assert judge.group_out_r2 > 0.3
-    agreement = judge.predict(sounds[120:]) @ judge.look(pictures[120:]).T
+    agreement = judge.predict(sounds[120:]) @ judge.project(pictures[120:]).T
     assert (np.diag(agreement)[:, None] > agreement).mean() > 0.85
     noise = fit(sounds[:120], rng.normal(size=(120, 30)), each)
     assert noise.group_out_r2 < 0.05
@@ -76,9 +76,9 @@ def test_leaving_out_a_sound_group_equals_refitting_without_it() -> None:
     best = min(errors, key=errors.__getitem__)
     assert judge.penalty == pytest.approx(best)
     assert judge.group_out_r2 == pytest.approx(1 - errors[best] / of_the_mean, abs=1e-9)
-    with pytest.raises(ValueError, match="three or more pairs"):
+    with pytest.raises(ValueError, match="3 or more pairs"):
         fit(sounds[:2], pictures[:2], ["a", "b"])
-    with pytest.raises(ValueError, match="two or more sound groups, got 5 sounds of 1 groups"):
+    with pytest.raises(ValueError, match="2 or more audio groups, got 5 clips of 1 groups"):
         fit(sounds[:5], pictures[:5], ["a"] * 5)
 
 
@@ -103,7 +103,7 @@ def test_manifest_rows_meet_catalog_rows_by_path() -> None:
     truth = match(parse_manifest(MANIFEST, "m.csv"), images, audio)
     assert truth.labels == {"S1": "dog", "I1": "dog", "I2": "cat", "S3": "cow"}
     assert [(pair.name, pair.image_id, pair.audio_id, pair.label) for pair in truth.pairs] == [("p1", "I1", "S1", "dog")]
-    assert truth.unmatched == 1
+    assert truth.num_unmatched == 1
     assert match(parse_manifest(MANIFEST.splitlines()[0], "m.csv"), images, audio).pairs == ()
     with pytest.raises(DataError, match="column 'label' is missing"):
         parse_manifest("kind,file,split,pair\n", "m.csv")
@@ -118,8 +118,8 @@ def test_an_empty_label_is_no_class() -> None:
     truth = match(parse_manifest(text, "m.csv"), images, audio)
     assert [pair.label for pair in truth.pairs] == [None] * 3
     assert truth.labels == {"I0": "dog"}, "the first label among the files of one item"
-    agenda = build_evaluation_plan([], truth, {f"I{n}": f"I{n}" for n in range(3)}, {f"S{n}": f"S{n}" for n in range(3)}, 9)
-    between, of_items = negative_masks(agenda.sounds, agenda.sets["gold"])
+    plan = build_evaluation_plan([], truth, {f"I{n}": f"I{n}" for n in range(3)}, {f"S{n}": f"S{n}" for n in range(3)}, 9)
+    between, of_items = negative_masks(plan.clips, plan.sets["gold"])
     assert (between == ~np.eye(3, dtype=bool)).all()
     assert of_items.sum() == 6
-    assert agenda.seen_classes == frozenset()
+    assert plan.seen_classes == frozenset()

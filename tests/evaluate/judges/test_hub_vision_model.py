@@ -90,9 +90,9 @@ def test_pixels_are_what_the_configuration_says(folders: dict[str, Path]) -> Non
 
 
 def test_a_wrong_or_damaged_checkpoint_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"evaluate\.checkpoints\.clip\.model: .* is of type dinov2, not clip"):
+    with pytest.raises(ConfigError, match=r"evaluate\.judge_checkpoints\.clip\.model: .* is of type dinov2, not clip"):
         ClipImageEncoder(str(folders["dinov2"])).fetch()
-    with pytest.raises(ConfigError, match=r"evaluate\.checkpoints\.dinov2\.revision: 'main' is not a commit"):
+    with pytest.raises(ConfigError, match=r"evaluate\.judge_checkpoints\.dinov2\.revision: 'main' is not a commit"):
         Dinov2("facebook/dinov2-base", "main").fetch()
     with pytest.raises(IntegrityError, match="pinned is 0000"):
         Dinov2(str(folders["dinov2"]), "0" * 64).fetch()
@@ -103,7 +103,7 @@ def test_a_wrong_or_damaged_checkpoint_is_refused(folders: dict[str, Path], tmp_
         Dinov2(str(folder)).load()
     folder = shutil.copytree(folders["dinov2"], tmp_path / "deeper")
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-    with pytest.raises(IntegrityError, match=r"evaluate\.checkpoints\.dinov2\.model: \d+ weights are not in the checkpoint"):
+    with pytest.raises(IntegrityError, match=r"judge_checkpoints\.dinov2\.model: \d+ weights are not in the checkpoint"):
         Dinov2(str(folder)).load()
     folder = shutil.copytree(folders["clip"], tmp_path / "blind")
     (folder / "preprocessor_config.json").unlink()

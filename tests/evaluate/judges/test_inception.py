@@ -12,7 +12,8 @@ import torch
 
 from pipeline_steps.core.errors import ConfigError, IntegrityError
 from pipeline_steps.evaluate.judges.convert_inception import convert
-from pipeline_steps.evaluate.judges.inception import FIDInceptionV3, InceptionV3, pooled_features, resize_clean_fid
+from pipeline_steps.evaluate.judges.inception import FIDInceptionV3, pooled_features, resize_clean_fid
+from pipeline_steps.evaluate.judges.inception_v3 import InceptionV3
 from tests.factories.checkpoints.inception import inception_checkpoint, inception_weights
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_inception.json").read_text())
@@ -65,7 +66,7 @@ def test_a_judge_gives_a_row_for_each_picture_whatever_its_shape(tmp_path: Path)
 
 def test_only_the_network_of_fid_is_called_inception(tmp_path: Path) -> None:
     of_imagenet = inception_checkpoint(tmp_path / "plain", 1000)
-    with pytest.raises(ConfigError, match=r"evaluate\.checkpoints\.inception\.model: .* with 1000 classes") as refused:
+    with pytest.raises(ConfigError, match=r"evaluate\.judge_checkpoints\.inception\.model: .* with 1000 classes") as refused:
         FIDInceptionV3(str(of_imagenet)).load()
     assert "inception_v3" in str(refused.value)
     (of_imagenet / "config.json").write_text(json.dumps({"architecture": "inception_v3", "num_classes": 1008}))
@@ -108,7 +109,7 @@ def test_a_published_file_is_converted_without_running_anything(tmp_path: Path, 
     with pytest.raises(IntegrityError, match="expected 00"):
         convert(tmp_path / "fid.pth", tmp_path / "other", "00")
     (tmp_path / "evil.pth").write_bytes(pickle.dumps({"fc.weight": Runs()}, protocol=2))
-    with pytest.raises(IntegrityError, match="not a file of tensors alone"):
+    with pytest.raises(IntegrityError, match="does not contain tensors alone"):
         convert(tmp_path / "evil.pth", tmp_path / "evil")
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "evil").exists()

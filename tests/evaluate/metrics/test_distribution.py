@@ -10,10 +10,10 @@ from scipy.linalg import sqrtm
 
 from pipeline_steps.evaluate.metrics.distribution import (
     density_coverage,
-    density_coverage_draws,
+    density_coverage_bootstrap,
     frechet_distance,
     median_bandwidth,
-    mmd_draws,
+    mmd_bootstrap,
     mmd_squared,
     polynomial_kernel,
     rbf_kernel,
@@ -71,12 +71,12 @@ def test_mmd_interval_covers_the_truth_and_excludes_zero_for_different_sets() ->
     covered = 0
     for repeat in range(40):
         x, y = rng.normal(size=(40, 4)), rng.normal(size=(40, 4))
-        found, _ = mmd_draws(x, y, rbf_kernel(2.0), each_alone("x", 40), each_alone("y", 40), 300, repeat)
+        found, _ = mmd_bootstrap(x, y, rbf_kernel(2.0), each_alone("x", 40), each_alone("y", 40), 300, repeat)
         assert found.low is not None
         assert found.high is not None
         covered += found.low <= 0.0 <= found.high
     assert covered >= 32  # nominal 38 of 40
-    far, _ = mmd_draws(
+    far, _ = mmd_bootstrap(
         rng.normal(size=(40, 4)) + 1, y, rbf_kernel(2.0), each_alone("x", 40), each_alone("y", 40), 300, 0, 1000.0
     )
     assert far.low is not None
@@ -97,18 +97,18 @@ def test_too_few_clusters_give_no_interval() -> None:
     rng = np.random.default_rng(6)
     x, y = rng.normal(size=(8, 3)), rng.normal(size=(9, 3))
     for cx, cy, known in (("aaaabbbb", "ccddddeee", False), ("aaabbbcc", "ddddddeee", False), ("aaabbbcc", "dddeeefff", True)):
-        found, draws = mmd_draws(x, y, polynomial_kernel, list(cx), list(cy), 200, 0)
+        found, draws = mmd_bootstrap(x, y, polynomial_kernel, list(cx), list(cy), 200, 0)
         assert (found.low is not None, found.high is not None) == (known, known)
         assert len(draws) == 200
     for cx, cy in (("a" * 8, "ccccddddd"), ("aaaabbbb", "c" * 9)):
-        (density, _), (coverage, _) = density_coverage_draws(x, y, 3, list(cx), list(cy), 200, 0)
+        (density, _), (coverage, _) = density_coverage_bootstrap(x, y, 3, list(cx), list(cy), 200, 0)
         assert (density.low is None) == (len(set(cx)) == 1)
         assert (coverage.low is None) == (len(set(cy)) == 1)
 
 
 def test_coverage_counts_real_pictures_and_density_drawn_ones() -> None:
     rng = np.random.default_rng(7)
-    found = density_coverage_draws(
+    found = density_coverage_bootstrap(
         rng.normal(size=(8, 3)), rng.normal(size=(9, 3)), 3, list("aabbccdd"), list("efghijklm"), 50, 0
     )
     assert [(estimate.n, estimate.clusters) for estimate, _ in found] == [(8, 4), (9, 9)]
@@ -130,8 +130,8 @@ def test_frechet_of_shifted_copies_is_the_squared_shift() -> None:
     assert frechet_distance(x, x + 2.0) == pytest.approx(20.0, rel=1e-9)
 
 
-def test_density_and_coverage_know_drawn_from_real() -> None:
-    """Mode collapse: everything drawn sits at one dense mode. Density must be high, coverage low; swapped it is not so."""
+def test_density_and_coverage_do_not_swap_generated_and_real() -> None:
+    """After mode collapse density is high and coverage low; with swapped arguments they are not."""
     rng = np.random.default_rng(1)
     modes = np.repeat(np.eye(8) * 10, 25, axis=0)
     real = modes + 0.3 * rng.normal(size=modes.shape)
@@ -144,7 +144,7 @@ def test_density_and_coverage_know_drawn_from_real() -> None:
     assert (swapped_density, swapped_coverage) != (density, coverage)
     good = density_coverage(modes + 0.3 * rng.normal(size=modes.shape), real, 5)
     assert good[1] > 0.9
-    with pytest.raises(ValueError, match="real pictures"):
+    with pytest.raises(ValueError, match="real images"):
         density_coverage(real, real[:5], 5)
 
 

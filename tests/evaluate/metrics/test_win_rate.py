@@ -11,10 +11,10 @@ from pipeline_steps.core.l2_normalize import l2_normalize
 from pipeline_steps.evaluate.metrics.bootstrap import mean_estimate
 from pipeline_steps.evaluate.metrics.win_rate import (
     derangement,
-    item_win_rates,
     mann_whitney_win_rate,
     negative_mask,
     win_rate_estimate,
+    win_rates,
 )
 
 SCORES = st.lists(st.integers(-3, 3), min_size=1, max_size=8)
@@ -41,7 +41,7 @@ def test_null_is_a_half_and_signal_is_above() -> None:
     for strength, check in ((0.0, lambda low, high: low < 0.5 < high), (1.0, lambda low, high: low > 0.6)):
         drawn = l2_normalize(strength * real[:, None] * 5 + rng.normal(size=(n, samples, dim)))
         scores = np.einsum("id,jsd->ijs", real, drawn)
-        rates = item_win_rates(scores[np.arange(n), np.arange(n)], scores, others)
+        rates = win_rates(scores[np.arange(n), np.arange(n)], scores, others)
         found = win_rate_estimate(rates, groups, 500, 1)
         assert found is not None
         assert found.low is not None
@@ -63,10 +63,10 @@ def test_rivals_are_of_another_group_and_another_class() -> None:
 
 def test_an_item_without_rivals_or_candidates_has_no_rate() -> None:
     scores = np.zeros((2, 2, 3))
-    rates = item_win_rates(np.array([[1.0, np.nan], [np.nan, np.nan]]), scores, np.array([[False, True], [True, False]]))
+    rates = win_rates(np.array([[1.0, np.nan], [np.nan, np.nan]]), scores, np.array([[False, True], [True, False]]))
     assert rates[0] == 1.0
     assert np.isnan(rates[1])
-    none = item_win_rates(np.ones((2, 1)), scores, np.zeros((2, 2), bool))
+    none = win_rates(np.ones((2, 1)), scores, np.zeros((2, 2), bool))
     assert win_rate_estimate(none, ["a", "b"], 10, 0) is None
 
 

@@ -52,28 +52,28 @@ def context(text: str = "a dog") -> dict[str, Any]:
         "hidden": 0,
     }
     entry = {"value": 0.6, "low": 0.5, "high": 0.7, "n": 4}
-    step = {"name": "in the pool", "n_in": 3, "n_on": 2, "left": (("abstained", text, 1),)}
+    step = {"name": "in the pool", "n_in": 3, "n_out": 2, "removed": (("abstained", text, 1),)}
     return {
-        "meta": {"samples": 4, "first_draws": 12, "repeats": 2000, "side": 64, "strip_width": 262, "reads_text": True},
+        "meta": {"samples": 4, "first_samples": 12, "num_bootstrap": 2000, "side": 64, "strip_width": 262, "reads_text": True},
         "headline": [{"title": "t", "value": "0.6", "interval": "", "says": "s", "limit": "l", "tone": "good"}],
         "warnings": [text],
         "pairs_rule": "all",
         "pairs": [{"title": "All", "cards": [pair]}],
-        "drawn": [{"key": "test", "title": "Test", "shown": 1, "total": 1, "cards": [draw]}],
+        "samples": [{"key": "test", "title": "Test", "shown": 1, "total": 1, "cards": [draw]}],
         "charts": [{"title": "win", "chart": interval_chart([("model", entry, "model")], 0.5)}],
         "tables": [],
         "retrieval": None,
         "sensitivity": None,
         "training": {"charts": [{"title": "loss", "chart": line_chart({text: [(1, 2.0), (2, 1.0)]}, "steps")}], "grids": []},
-        "flows": {"pictures": [step], "sounds": [step]},
+        "flows": {"images": [step], "audio": [step]},
         "facts": [{"name": "licenses", "text": text}],
         "abstained": reasons,
         "quarantined": {"counts": [], "rows": [], "hidden": 0},
         "judge": "ssd",
         "ais_r2": 0.01,
         "protocol": {
-            "sound_judge": "aisfx", "density_neighbours": 5, "bootstrap_repeats": 10, "seed": 0, "samples_per_sound": 4,
-            "steps": 25, "guidance_scale": 3.0, "sample_rate_hz": 16000, "side_px": 64, "picture_judges": ["ssd"],
+            "audio_judge": "aisfx", "density_k": 5, "num_bootstrap": 10, "seed": 0, "samples_per_audio": 4,
+            "num_inference_steps": 25, "guidance_scale": 3.0, "sample_rate_hz": 16000, "side_px": 64, "image_judges": ["ssd"],
             "families_that_took_part": ["yamnet"], "shared_families": [],
         },
     }  # fmt: skip

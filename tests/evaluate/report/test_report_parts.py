@@ -1,4 +1,4 @@
-"""Choice of what is shown, balance of the flow, agenda, CSV cells, training record, media files: pure parts of the report."""
+"""Choice of what is shown, balance of the flow, plan, CSV cells, training record, media files: pure parts of the report."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline_steps.audio.mixing import mix_tracks
-from pipeline_steps.evaluate.evaluation_plan import EvalAudio, EvalPair, build_evaluation_plan, evenly_spaced_indices, mix_id
+from pipeline_steps.evaluate.evaluation_plan import (
+    EvalAudio,
+    EvalPair,
+    build_evaluation_plan,
+    evenly_spaced_indices,
+    mix_id,
+    select_calibration_images,
+)
 from pipeline_steps.evaluate.generation import render
 from pipeline_steps.evaluate.ground_truth import GoldPair, GroundTruth
 from pipeline_steps.evaluate.metrics.gain_sensitivity import gain_distances
 from pipeline_steps.evaluate.metrics.win_rate import mann_whitney_win_rate
 from pipeline_steps.evaluate.metrics.win_rate_rows import JudgeFeatures, negative_masks, shuffled_partners, win_rates_per_pair
 from pipeline_steps.evaluate.report.build import csv_bytes
-from pipeline_steps.evaluate.report.item_flow import StageTables, find_imbalances, license_counts, picture_flow, sound_flow
+from pipeline_steps.evaluate.report.item_flow import StageTables, audio_flow, find_imbalances, image_flow, license_counts
 from pipeline_steps.evaluate.report.media import mp3, png, spectrogram, strip, thumbnail
 from pipeline_steps.evaluate.report.selection import select_pairs_to_show, select_samples_to_show
 from pipeline_steps.evaluate.report.training_curves import training_curves
-from pipeline_steps.evaluate.run_evaluation import select_calibration_images
 
 
 def pair(name: str, split: str, image: str, sound: str, z: float = 1.0, gain: float = 0.0) -> dict[str, Any]:
@@ -74,19 +80,19 @@ def tables() -> StageTables:
 
 
 def test_flow_accounts_for_every_item() -> None:
-    found = picture_flow(tables())
-    assert [(step.n_in, step.n_on) for step in found] == [(7, 6), (6, 5), (5, 3), (3, 2)]
-    assert found[2].left == (("abstained", "NO_SOUND", 1), ("quarantined", "CAPTION_FAILED", 1))
+    found = image_flow(tables())
+    assert [(step.n_in, step.n_out) for step in found] == [(7, 6), (6, 5), (5, 3), (3, 2)]
+    assert found[2].removed == (("abstained", "NO_SOUND", 1), ("quarantined", "CAPTION_FAILED", 1))
     assert find_imbalances(found) == []
-    sounds = sound_flow(tables())
-    assert [(step.n_in, step.n_on) for step in sounds] == [(3, 3), (3, 3), (3, 2), (2, 2)]
+    sounds = audio_flow(tables())
+    assert [(step.n_in, step.n_out) for step in sounds] == [(3, 3), (3, 3), (3, 2), (2, 2)]
     assert find_imbalances(sounds) == []
     lost = StageTables(**{**{name: getattr(tables(), name) for name in StageTables.__slots__}, "pairs_abstained": []})
-    assert find_imbalances(picture_flow(lost)) == ["paired with a sound: 3 in, 2 on, 0 left with a reason"]
+    assert find_imbalances(image_flow(lost)) == ["paired with a sound: 3 in, 2 out, 0 removed with a reason"]
     assert license_counts([{"license": "MIT"}, {"license": None}, {"license": "MIT"}]) == [("MIT", 2), ("unknown", 1)]
 
 
-def test_agenda_draws_each_sound_once_and_marks_seen_classes() -> None:
+def test_plan_draws_each_sound_once_and_marks_seen_classes() -> None:
     rows = [
         pair("a", "train", "i0", "s0"),
         pair("b", "test", "i1", "s1"),
@@ -95,13 +101,13 @@ def test_agenda_draws_each_sound_once_and_marks_seen_classes() -> None:
     ]
     labels = {"i0": "dog", "s0": "wolf", "s1": "cat", "G1": "dog", "G2": "cow"}
     truth = GroundTruth(labels, (GoldPair("p1", "GI1", "G1", "dog"), GoldPair("p2", "GI2", "G2", "cow")), 0)
-    agenda = build_evaluation_plan(rows, truth, {"GI1": "x", "GI2": "y"}, {"G1": "u", "G2": "v"}, 10)
-    assert [sound.label for sound in agenda.sounds] == ["cat", "cat", "dog", "cow"]
-    assert [item.sound for item in agenda.sets["test"]] == [0, 0, 1]
-    assert agenda.seen_classes == {"dog", "wolf"}
-    assert [item.name for item in agenda.sets["gold_seen"]] == ["p1"]
-    assert agenda.thinned == 0
-    assert build_evaluation_plan(rows, truth, {"GI1": "x", "GI2": "y"}, {"G1": "u", "G2": "v"}, 2).thinned == 1
+    plan = build_evaluation_plan(rows, truth, {"GI1": "x", "GI2": "y"}, {"G1": "u", "G2": "v"}, 10)
+    assert [sound.label for sound in plan.clips] == ["cat", "cat", "dog", "cow"]
+    assert [item.clip for item in plan.sets["test"]] == [0, 0, 1]
+    assert plan.seen_classes == {"dog", "wolf"}
+    assert [item.name for item in plan.sets["gold_seen_classes"]] == ["p1"]
+    assert plan.num_skipped == 0
+    assert build_evaluation_plan(rows, truth, {"GI1": "x", "GI2": "y"}, {"G1": "u", "G2": "v"}, 2).num_skipped == 1
     assert mix_id((("s1", 0.0),)) == "s1"
     assert mix_id((("s1", -6.0),)) != mix_id((("s1", 0.0), ("s2", 0.0)))
     assert evenly_spaced_indices(10, 3) == [0, 3, 6]
@@ -118,9 +124,9 @@ def test_reference_pictures_are_never_of_an_evaluated_group() -> None:
         {"image_id": "gold-twin", "group_id": "gg", "holdout": False},
     ]
     truth = GroundTruth({}, (GoldPair("p", "gold", "S", "dog"),), 0)
-    agenda = build_evaluation_plan(rows, truth, {"gold": "gg"}, {"S": "gs"}, 10)
-    assert select_calibration_images(images, rows, agenda, {}, 10) == ["i0", "i2"]
-    assert select_calibration_images(images, rows, agenda, {}, 1) == ["i0"]
+    plan = build_evaluation_plan(rows, truth, {"gold": "gg"}, {"S": "gs"}, 10)
+    assert select_calibration_images(plan, images, rows, 10) == ["i0", "i2"]
+    assert select_calibration_images(plan, images, rows, 1) == ["i0"]
 
 
 def test_rows_of_the_table_where_the_model_hears_perfectly() -> None:
@@ -135,7 +141,7 @@ def test_rows_of_the_table_where_the_model_hears_perfectly() -> None:
     assert all(partner[n] != n for n in range(4))
     rates = win_rates_per_pair(looks, sounds, items)
     assert rates["model"].tolist() == [1.0] * 4
-    assert rates["ground_truth"].tolist() == [1.0] * 4
+    assert rates["real_images"].tolist() == [1.0] * 4
     # A stand-in draws nothing that fits: it ties with the two other rivals and loses to the item's own sound.
     assert rates["shuffled_audio"] == pytest.approx([1 / 3] * 4)
     # Without a sound, 0.5 beats the rivals' 0.
@@ -148,7 +154,7 @@ def test_shuffled_audio_falls_below_a_half_exactly_when_the_model_hears(strength
     rng = np.random.default_rng(0)
     sounds = [EvalAudio(f"s{n}", f"g{n}", "one" if n < 4 else f"class {n}") for n in range(9)]
     items = [EvalPair(f"p{n}", f"i{n}", f"gi{n}", n % 9) for n in range(14)]
-    own = np.array([item.sound for item in items])
+    own = np.array([item.clip for item in items])
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
     kinds = rng.normal(size=(9, 12))
     asked = unit(kinds[own])
