@@ -62,10 +62,10 @@ class PipelineImageGenerator:
 
     def __init__(self, pipeline: Audio2ImagePipeline, guidance_scale: float | None, steps: int | None) -> None:
         self._pipeline = pipeline
-        self.side = pipeline.defaults.picture_size
+        self.side = pipeline.generation_config.resolution
         self.sample_rate_hz = SAMPLE_RATE
-        self.guidance_scale = pipeline.defaults.guidance_scale if guidance_scale is None else guidance_scale
-        self.steps = pipeline.defaults.steps if steps is None else steps
+        self.guidance_scale = pipeline.generation_config.guidance_scale if guidance_scale is None else guidance_scale
+        self.steps = pipeline.generation_config.num_inference_steps if steps is None else steps
         self.has_text_encoder = pipeline.has_text_encoder
         # A Stable Diffusion learned to draw from CLIP's tokens: what CLIP likes is what it draws.
         self.families = pipeline.families | ({ClipImageEncoder.family} if self.has_text_encoder else set())

@@ -50,7 +50,7 @@ def test_a_preset_is_valid_and_differs_in_values_alone(path: Path) -> None:
 
 def test_full_names_pinned_models_for_every_role() -> None:
     found = checkpoints(load_params(PROJECT / "presets/full.yaml"))
-    roles = {".caption.vlm", ".embed.clap", ".train.sound.ast", ".train.backbone", ".evaluate.checkpoints.dinov2"}
+    roles = {".caption.vlm", ".embed.clap", ".train.audio.ast", ".train.ip_adapter.backbone", ".evaluate.checkpoints.dinov2"}
     assert set(found) == roles
     for model, revision in found.values():
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", model), model

@@ -90,12 +90,12 @@ class Audio2ImagePyfunc(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-d
             raise ValueError(f"num_samples must be 1..{MAX_SAMPLES}, steps 0..{MAX_STEPS}, guidance_scale 0..100; got {chosen}")
         pictures = [
             encode_picture(
-                self.pipeline.draw(
+                self.pipeline(
                     decode_sound(str(text)),
                     num_samples=count,
                     seed=int(chosen["seed"]),
                     guidance_scale=None if guidance == UNSET else guidance,
-                    steps=steps or None,
+                    num_inference_steps=steps or None,
                 )
             )
             for text in model_input["audio_base64"]
