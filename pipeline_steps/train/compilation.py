@@ -13,10 +13,10 @@ log = logging.getLogger(__name__)
 
 def inductor_or_eager(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     """Backend of torch.compile: inductor, or the graph itself when inductor fails (no C++ compiler, unsupported GPU)."""
-    from torch._dynamo.backends.registry import lookup_backend
+    from torch._inductor.compile_fx import compile_fx
 
     try:
-        compiled: Callable[..., Any] = lookup_backend("inductor")(graph, list(inputs))
+        compiled: Callable[..., Any] = compile_fx(graph, list(inputs))
     except Exception as error:  # any error of the compiler; an error of the network appears in eager mode again
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         log.warning("torch.compile failed, training continues without it: %s: %s", type(error).__name__, reason)

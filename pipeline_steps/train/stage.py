@@ -153,7 +153,7 @@ def run_digest(
             "media": sha256_file(layout.media / INDEX),
             "encoder": encoder.describe(),
             "recipe": recipe.describe(),
-            "program": {f"{path.parent.name}/{path.name}": sha256_file(path) for path in _source_files(recipe)},
+            "program": {f"{path.parent.name}/{path.name}": sha256_file(path) for path in source_files(recipe)},
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "hardware": [setup.accelerator, setup.precision, setup.processes],
@@ -161,7 +161,7 @@ def run_digest(
     )
 
 
-def _source_files(recipe: Recipe) -> list[Path]:
+def source_files(recipe: Recipe) -> list[Path]:
     """Files that the stage and the recipe import; tracking is left out, because it does not change the result."""
     module, skip = type(recipe).__module__, ("pipeline_steps.tracking",)
     if module.startswith(f"{PACKAGE}."):
