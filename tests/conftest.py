@@ -83,27 +83,27 @@ def exported_model(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A small untrained model in the layout that the stage `train` exports."""
     import torch
 
-    from pipeline_steps.diffusion.pipelines.safetensors_io import new_scheduler, save_model
-    from pipeline_steps.train.autoencoder_training import build_autoencoder
-    from pipeline_steps.train.config import TrainConfig
-    from pipeline_steps.train.lightning_module import build_conditioner, build_denoiser
+    from pipeline_steps.diffusion.pipelines.base import GenerationConfig
+    from pipeline_steps.diffusion.pipelines.scratch import Audio2ImageFlowPipeline, new_scheduler, save_model
+    from pipeline_steps.train.recipes.scratch.autoencoder_training import build_autoencoder
+    from pipeline_steps.train.recipes.scratch.config import ScratchConfig
+    from pipeline_steps.train.recipes.scratch.training import build_conditioner, build_denoiser
 
     torch.manual_seed(0)
-    config = TrainConfig.model_validate(
+    config = ScratchConfig.model_validate(
         {
-            "picture_size": 32,
-            "codec": {"channels": 8, "width": 8},
-            "conditioner": {"frames": 2, "frame_components": 8, "tag_components": 8, "width": 32},
-            "unet": {"widths": [32, 32], "head_width": 16},
-            "objective": {"coarse_channels": 4},
+            "autoencoder": {"latent_channels": 8, "hidden_channels": 8},
+            "conditioner": {"num_time_tokens": 2, "frame_pca_dim": 8, "tag_pca_dim": 8, "hidden_dim": 32},
+            "unet": {"block_out_channels": [32, 32], "attention_head_dim": 16},
+            "objective": {"full_covariance_channels": 4},
         }
     )
-    codec = build_autoencoder(config.codec, config.seed)
-    codec.fit(torch.rand(16, 3, 32, 32) * 2 - 1)
+    autoencoder = build_autoencoder(config.autoencoder, seed=0)
+    autoencoder.fit(torch.rand(16, 3, 32, 32) * 2 - 1)
     target = tmp_path_factory.mktemp("model") / "audio2image"
-    defaults = {"steps": 2, "guidance_scale": 2.0, "max_seconds": 2.0, "picture_size": 32}
-    denoiser = build_denoiser(config, build_conditioner(config))
-    save_model(target, denoiser, codec, new_scheduler(config.drawing.shift), defaults, assets)
+    denoiser = build_denoiser(config, 32, build_conditioner(config.conditioner))
+    generation_config = GenerationConfig(num_inference_steps=2, guidance_scale=2.0, max_seconds=2.0, resolution=32)
+    save_model(target, Audio2ImageFlowPipeline(denoiser, autoencoder, new_scheduler(3.0), None, generation_config), assets)
     return target
 
 

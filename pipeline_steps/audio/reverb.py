@@ -33,8 +33,8 @@ def simulate_room_impulse_responses(count: int, rate: int, seed: int) -> list[Fl
         import pyroomacoustics
     except ImportError as error:
         raise ConfigError(
-            "train.sound.reverb_share is above 0, but pyroomacoustics is not installed",
-            "pip install 'seeing-sound[reverb]', or set train.sound.reverb_share to 0",
+            "train.audio.reverb_prob is above 0, but pyroomacoustics is not installed",
+            "pip install 'seeing-sound[reverb]', or set train.audio.reverb_prob to 0",
         ) from error
     threads = pyroomacoustics.constants.get("num_threads")
     pyroomacoustics.constants.set("num_threads", 1)  # each thread adds up its own echoes: the last digits depend on how many

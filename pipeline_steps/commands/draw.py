@@ -88,7 +88,7 @@ def draw(
     pipeline = AutoAudio2ImagePipeline.from_pretrained(layout.model)
     chosen: dict[str, Any] = {"guidance_scale": guidance, "steps": steps}
     given = {key: value for key, value in chosen.items() if value is not None}
-    pictures = pipeline.draw(waveform, num_samples=samples, seed=seed, **given)
+    pictures = pipeline(waveform, num_samples=samples, seed=seed, guidance_scale=guidance, num_inference_steps=steps)
     with atomic_path(out) as temporary:
         Image.fromarray(image_grid(pictures)).save(temporary, format="PNG")
     value = {

@@ -1,4 +1,4 @@
-"""A sound as the audio conditioner hears it: YAMNet's last feature map and tag logits by patch, and how loud it is."""
+"""Audio features of recipe `scratch`: YAMNet's feature map and tag logits per patch, and the level of the clip."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.models.audio.yamnet import SAMPLE_RATE, YamNet
 
 FEATURES_VERSION = 1
-"""Raised whenever the numbers below change: part of the memo's fingerprint."""
+"""Version of the features, part of the cache fingerprint. Raise it whenever their values change."""
 
 MIN_SECONDS = 2.0
-"""A shorter sound is repeated: YAMNet is weak on clips of less than a patch."""
+"""Shorter clips are repeated up to this length, because YAMNet is weak on clips of less than a patch."""
 FLOOR_DB = -70.0
-"""Loudness of silence."""
+"""Loudness assigned to silence."""
 FRAMES_PER_PATCH = 3
 """Time steps of YAMNet's feature map in a patch of 0.96 s."""
 FEATURE_WIDTH = 1024
@@ -28,12 +28,12 @@ TAGS = 521
 
 @dataclass(frozen=True, slots=True)
 class AudioFeatures:
-    """What is kept of a sound.
+    """Features of one clip.
 
     Attributes:
         frames: [patches * 3, 1024] feature map averaged over its two mel bands; >= 0, about 0.16 s apart.
         logits: [patches, 521] AudioSet tag logits.
-        level: [2] integrated loudness (LUFS) and peak (dBFS), floored at -70: how loud a sound is, is part of what it says.
+        level: [2] integrated loudness (LUFS) and peak (dBFS), floored at -70.
     """
 
     frames: torch.Tensor
@@ -46,16 +46,16 @@ class AudioFeatures:
         return len(self.logits)
 
     def window(self, first: int, count: int) -> AudioFeatures:
-        """The part of `count` patches from patch `first`."""
+        """Features of `count` patches from patch `first` on; the level stays that of the whole clip."""
         rows = slice(first * FRAMES_PER_PATCH, (first + count) * FRAMES_PER_PATCH)
         return AudioFeatures(self.frames[rows], self.logits[first : first + count], self.level)
 
 
 def preprocess_waveform(samples_48k: FloatArray, max_seconds: float) -> FloatArray:
-    """Mono 16 kHz sound between 2 s and `max_seconds`: cut at the end, or repeated when short. Never scaled.
+    """Resample a clip to 16 kHz, cut it at `max_seconds` and repeat it up to 2 s. The level is not changed.
 
     Raises:
-        ValueError: empty, not one-dimensional, or holding NaN or infinity.
+        ValueError: the samples are empty, not one-dimensional, or contain NaN or infinity.
     """
     if samples_48k.ndim != 1 or not samples_48k.size or not np.isfinite(samples_48k).all():
         raise ValueError(f"expected finite mono samples [T], got shape {samples_48k.shape}")
@@ -65,7 +65,7 @@ def preprocess_waveform(samples_48k: FloatArray, max_seconds: float) -> FloatArr
 
 
 def extract_audio_features(encoder: YamNet, samples_16k: FloatArray) -> AudioFeatures:
-    """Features of a prepared 16 kHz sound [T]. One sound a call: its numbers do not depend on its neighbours."""
+    """Features of a preprocessed 16 kHz clip [T]. One clip per call, so that rounding does not depend on a batch."""
     with torch.inference_mode():
         logits, _, feature_map = encoder(torch.from_numpy(encoder.frames(samples_16k)))
         frames = feature_map.mean(3).permute(0, 2, 1).reshape(-1, FEATURE_WIDTH)

@@ -1,4 +1,4 @@
-"""Sounds as grids of encoder tokens [moments, bands, width], in order of time: what the resampler of an adapter looks at."""
+"""Audio tokens of recipe `ip_adapter`: encoder outputs as grids [time, bands, width], in order of time."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pipeline_steps.diffusion.audio_features import FEATURE_WIDTH, AudioFeatures
 from pipeline_steps.models.audio.ast import STORED_RATE, AstEncoder
 from pipeline_steps.models.audio.yamnet import YamNet
 
-GRIDS_VERSION = 1
-"""Raised whenever a grid changes: part of the memo's fingerprint."""
+TOKENS_VERSION = 1
+"""Version of the tokens, part of `describe`. Raise it whenever their values change."""
 
 
 def yamnet_tokens(features: AudioFeatures) -> torch.Tensor:
-    """float16 [moments, 1, 1024]: YAMNet's frames, 0.16 s apart. The root evens out their range, as in `AudioConditioner`."""
+    """float16 [time, 1, 1024]: square roots of YAMNet's frames, 0.16 s apart. The root evens out their range."""
     return features.frames.float().sqrt().half()[:, None]
 
 
 class YamnetTokenizer:
-    """Grids of one band from YAMNet's last feature map."""
+    """Tokens of one band from YAMNet's last feature map."""
 
     name: ClassVar[str] = "yamnet"
     family: ClassVar[str] = YamNet.family
@@ -33,23 +33,21 @@ class YamnetTokenizer:
         self.encoder = encoder
 
     def describe(self) -> dict[str, Any]:
-        """Everything but the sound that shapes its grid."""
-        return {**self.encoder.describe(), "grids": GRIDS_VERSION}
+        """Everything except the audio that determines the tokens."""
+        return {**self.encoder.describe(), "grids": TOKENS_VERSION}
 
-    def grids(self, sounds: Sequence[FloatArray], max_seconds: float) -> list[torch.Tensor]:
-        """One grid for each mono 48 kHz sound [T], of which `max_seconds` are heard.
+    def tokenize(self, clips: Sequence[FloatArray], max_seconds: float) -> list[torch.Tensor]:
+        """float16 [time, bands, width] of the first `max_seconds` of each mono 48 kHz clip [T].
 
         Raises:
-            ValueError: a sound is empty, not mono, or not finite.
+            ValueError: a clip is empty, not mono, or not finite.
         """
         self.encoder.load()
-        return [
-            yamnet_tokens(extract_audio_features(self.encoder, preprocess_waveform(sound, max_seconds))) for sound in sounds
-        ]
+        return [yamnet_tokens(extract_audio_features(self.encoder, preprocess_waveform(clip, max_seconds))) for clip in clips]
 
 
 class AstTokenizer:
-    """Grids of an Audio Spectrogram Transformer: 12 bands, 0.1 s apart."""
+    """Tokens of an Audio Spectrogram Transformer: 12 bands, 0.1 s apart."""
 
     name: ClassVar[str] = "ast"
     family: ClassVar[str] = AstEncoder.family
@@ -59,23 +57,23 @@ class AstTokenizer:
 
     @property
     def bands(self) -> int:
-        """Tokens of one moment."""
+        """Tokens per time step."""
         return self.encoder.bands
 
     @property
     def width(self) -> int:
-        """Numbers in a token."""
+        """Width of a token."""
         return self.encoder.dimension
 
     def describe(self) -> dict[str, Any]:
-        """Everything but the sound that shapes its grid."""
-        return {**self.encoder.describe(), "grids": GRIDS_VERSION}
+        """Everything except the audio that determines the tokens."""
+        return {**self.encoder.describe(), "grids": TOKENS_VERSION}
 
-    def grids(self, sounds: Sequence[FloatArray], max_seconds: float) -> list[torch.Tensor]:
-        """As `YamNetGrids.grids`."""
+    def tokenize(self, clips: Sequence[FloatArray], max_seconds: float) -> list[torch.Tensor]:
+        """Like `YamnetTokenizer.tokenize`."""
         self.encoder.load()
-        heard = self.encoder.grids([sound[: math.ceil(max_seconds * STORED_RATE)] for sound in sounds])
-        return [torch.from_numpy(grid).half() for grid in heard]
+        grids = self.encoder.grids([clip[: math.ceil(max_seconds * STORED_RATE)] for clip in clips])
+        return [torch.from_numpy(grid).half() for grid in grids]
 
 
-GridEncoder = YamnetTokenizer | AstTokenizer
+GridTokenizer = YamnetTokenizer | AstTokenizer

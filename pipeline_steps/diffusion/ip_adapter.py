@@ -1,8 +1,8 @@
-"""Audio for a frozen backbone: new keys and values in each cross-attention, beside those of the text (decoupled
-cross-attention of IP-Adapter, Ye et al. 2023, arXiv 2308.06721), and the resampler that feeds them.
+"""Audio IP-Adapter: audio conditioning of a frozen backbone by decoupled cross-attention (Ye et al. 2023, arXiv 2308.06721).
 
-The attention is diffusers' own `IPAdapterAttnProcessor2_0`, the projection sits where diffusers puts it
-(`unet.encoder_hid_proj`): training, drawing and stock pipelines run the same code.
+Every cross-attention gets new keys and values for audio tokens beside those of the text. The attention is diffusers' own
+`IPAdapterAttnProcessor2_0` and the projection sits where diffusers puts it (`unet.encoder_hid_proj`), so training, sampling
+and stock pipelines run the same code.
 """
 
 from __future__ import annotations
@@ -17,58 +17,42 @@ from torch import nn
 
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler, pad_audio_tokens
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
+from pipeline_steps.diffusion.tensor_batch import TensorBatch
 
 PROJECTION = {"ff.net.0.proj": "proj.0", "ff.net.2": "proj.2", "norm": "proj.3"}
 """Parts of diffusers' IPAdapterFullImageProjection -> their names in an IP-Adapter file."""
 
 
 @dataclass(frozen=True, slots=True)
-class AudioTokenBatch:
-    """Encoder tokens of N sounds: grids [N, moments, bands, width] and which moments [N, moments] are the sound's own."""
+class AudioTokenBatch(TensorBatch):
+    """Encoder tokens of N clips: grids [N, time, bands, width] and mask [N, time], false for padding."""
 
     grids: torch.Tensor
-    present: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.grids)
-
-    def to(self, device: torch.device | str) -> AudioTokenBatch:
-        """The same on a device."""
-        return AudioTokenBatch(self.grids.to(device), self.present.to(device))
+    mask: torch.Tensor
 
 
 def collate_audio_tokens(grids: list[torch.Tensor]) -> AudioTokenBatch:
-    """One batch of grids [moments, bands, width] of different lengths."""
+    """Pad grids [time, bands, width] of different lengths to one batch."""
     return AudioTokenBatch(*pad_audio_tokens(grids))
 
 
 @dataclass(frozen=True, slots=True)
-class AudioEmbeds:
-    """What the resampler makes of N sounds: embeddings [N, count, inner], an IP-Adapter's `image_embeds`."""
+class AudioEmbeds(TensorBatch):
+    """Resampler output for N clips: embeddings [N, num_queries, dim], the `image_embeds` of an IP-Adapter."""
 
     embeds: torch.Tensor
 
-    def __len__(self) -> int:
-        return len(self.embeds)
-
-    def to(self, device: torch.device | str) -> AudioEmbeds:
-        """The same on a device."""
-        return AudioEmbeds(self.embeds.to(device))
-
-    def select(self, rows: list[int] | slice) -> AudioEmbeds:
-        """Some of the sounds."""
-        return AudioEmbeds(self.embeds[rows])
-
 
 class AudioIPAdapter(nn.Module):
-    """What is trained: the resampler, and keys and values of every cross-attention, which begin as copies of the text's.
+    """Trained part of recipe `ip_adapter`: the resampler, and keys and values of every cross-attention.
 
-    Its parameters and state are the adapter's alone; the backbone, into whose U-Net it is hung, is held from outside.
+    Keys and values start as copies of the text's. Parameters and state contain the adapter alone; the backbone, whose U-Net
+    gets the attention processors, is not a submodule.
 
     Args:
-        backbone: loaded, and of no other adapter.
-        resampler: its tokens have the width of the U-Net's cross-attention.
-        prompt: text beside every sound.
+        backbone: loaded, and not used by another adapter.
+        resampler: its output width is the U-Net's `cross_attention_dim`.
+        prompt: text used with every clip.
     """
 
     def __init__(self, backbone: StableDiffusionBackbone, resampler: PerceiverResampler, prompt: str = "") -> None:
@@ -76,65 +60,72 @@ class AudioIPAdapter(nn.Module):
         self.backbone = backbone
         self.prompt = prompt
         self.resampler = resampler
-        made: dict[str, Any] = {}
+        processors: dict[str, Any] = {}
         unet = backbone.unet
         for name, present in unet.attn_processors.items():
             if name.endswith("attn1.processor"):
-                made[name] = present
+                processors[name] = present
                 continue
             attention = unet.get_submodule(name.removesuffix(".processor"))
             width, width_in = attention.to_k.weight.shape
-            made[name] = IPAdapterAttnProcessor2_0(width, width_in, num_tokens=(resampler.settings["count"],))
-            made[name].to_k_ip[0].weight.data.copy_(attention.to_k.weight)
-            made[name].to_v_ip[0].weight.data.copy_(attention.to_v.weight)
-        unet.set_attn_processor(dict(made))
+            processor: Any = IPAdapterAttnProcessor2_0(width, width_in, num_tokens=(resampler.settings["num_queries"],))
+            processor.to_k_ip[0].weight.data.copy_(attention.to_k.weight)
+            processor.to_v_ip[0].weight.data.copy_(attention.to_v.weight)
+            processors[name] = processor
+        unet.set_attn_processor(dict(processors))
         unet.encoder_hid_proj = MultiIPAdapterImageProjection([resampler.image_proj])
         unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
-        self.attention = nn.ModuleList(part for part in made.values() if isinstance(part, IPAdapterAttnProcessor2_0))
-        self._texts: dict[str, torch.Tensor] = {}
+        self.attention = nn.ModuleList(part for part in processors.values() if isinstance(part, IPAdapterAttnProcessor2_0))
+        self._prompt_embeds: dict[str, torch.Tensor] = {}
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """Device of the weights."""
         return self.resampler.queries.device
 
-    def text(self, text: str) -> torch.Tensor:
-        """Tokens [1, L, width] of a text, encoded once."""
-        if text not in self._texts:
-            with torch.inference_mode(False):  # kept for training, whoever asks first
-                self._texts[text] = self.backbone.text([text]).cpu()
-        return self._texts[text].to(self.device)
+    def encode_prompt(self, text: str) -> torch.Tensor:
+        """Text tokens [1, L, width], cached by text."""
+        if text not in self._prompt_embeds:
+            with torch.inference_mode(False):  # the cached tensor is also used in training
+                self._prompt_embeds[text] = self.backbone.encode_prompt([text]).cpu()
+        return self._prompt_embeds[text].to(self.device)
 
-    def listen(self, sounds: AudioTokenBatch, heard: torch.Tensor | None = None) -> torch.Tensor:
-        """Embeddings [N, count, inner]; where `heard` [N] is false, the learned ones of "no sound given"."""
-        grids = sounds.grids.to(self.resampler.queries.dtype)
-        embeds: torch.Tensor = self.resampler.resample(grids, sounds.present, heard)
+    def encode_audio(self, tokens: AudioTokenBatch, condition_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Embeddings [N, num_queries, dim]; the learned null embeddings where `condition_mask` [N] is false."""
+        grids = tokens.grids.to(self.resampler.queries.dtype)
+        embeds: torch.Tensor = self.resampler.resample(grids, tokens.mask, condition_mask)
         return embeds
 
-    def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
-        """The U-Net's answer [N, C, h, w] to noisy latents at timesteps [N], text tokens [N, L, width] and embeddings."""
-        given = {"image_embeds": [embeds[:, None]]}
-        answer: torch.Tensor = self.backbone.unet(noisy, timesteps, text, added_cond_kwargs=given, return_dict=False)[0]
-        return answer
+    def null_audio_embeds(self, count: int) -> torch.Tensor:
+        """Learned embeddings [count, num_queries, dim] that stand for missing audio."""
+        return self.resampler.silence.detach().expand(count, -1, -1)
+
+    def unet_forward(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, embeds: torch.Tensor
+    ) -> torch.Tensor:
+        """U-Net output [N, C, h, w] for noisy latents at timesteps [N], text tokens [N, L, width] and audio embeddings."""
+        conditions = {"image_embeds": [embeds[:, None]]}
+        output: torch.Tensor = self.backbone.unet(noisy, timesteps, text, added_cond_kwargs=conditions, return_dict=False)[0]
+        return output
 
     def forward(
-        self, noisy: torch.Tensor, timesteps: torch.Tensor, sounds: AudioTokenBatch, heard: torch.Tensor
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, tokens: AudioTokenBatch, condition_mask: torch.Tensor
     ) -> torch.Tensor:
-        """As `predict`; where `heard` [N] is false both the sound and the prompt are withheld, as guidance does."""
-        text = torch.where(heard[:, None, None], self.text(self.prompt), self.text(""))
-        return self.predict(noisy, timesteps, text, self.listen(sounds, heard))
+        """U-Net output; where `condition_mask` [N] is false, audio and prompt are both dropped, as in guidance."""
+        text = torch.where(condition_mask[:, None, None], self.encode_prompt(self.prompt), self.encode_prompt(""))
+        return self.unet_forward(noisy, timesteps, text, self.encode_audio(tokens, condition_mask))
 
     def set_scale(self, scale: float) -> None:
-        """Weight of the new attention; at 0 it is left out and the backbone is itself."""
+        """Set the weight of the audio attention; 0 gives the unchanged backbone."""
         processor: Any
         for processor in self.attention:
             processor.scale = [scale]
 
-    def ip_adapter(self) -> dict[str, torch.Tensor]:
+    def ip_adapter_state_dict(self) -> dict[str, torch.Tensor]:
         """Weights in IP-Adapter's layout, as `load_ip_adapter` of stock pipelines reads them.
 
-        `image_proj.*` is the resampler's last stage ("full" layout); `ip_adapter.{1,3,5,...}` number the cross-attentions in
-        diffusers' order.
+        `image_proj.*` is the last stage of the resampler ("full" layout); `ip_adapter.{1,3,5,...}` number the cross-attentions
+        in diffusers' order.
         """
         state: dict[str, torch.Tensor] = {}
         for name, value in self.resampler.image_proj.state_dict().items():
@@ -146,5 +137,5 @@ class AudioIPAdapter(nn.Module):
         return state
 
     def resampler_state_dict(self) -> dict[str, torch.Tensor]:
-        """Weights that IP-Adapter's layout has no place for: the resampler up to the embeddings."""
+        """Weights that IP-Adapter's layout does not cover: the resampler without its last stage."""
         return {name: value for name, value in self.resampler.state_dict().items() if not name.startswith("image_proj.")}

@@ -1,8 +1,8 @@
-"""The part of the denoiser that sees the whole picture at once: a residual MLP over all latents, told the sound and the time.
+"""MLP denoiser: a residual MLP over all latents, conditioned on audio and time.
 
-A convolution uses each weight at every position and so pays for it at every position; a fully connected layer uses it once. On
-a few hundred centred pictures, composition - what is where, and in which colours - is learned by the MLP at a tenth of the cost
-that the U-Net needs for it. The U-Net then only adds what is local.
+A convolution applies each weight at every position and pays for it at every position; a fully connected layer applies it once.
+On a few hundred centered images, the MLP learns the composition at a fraction of the cost of the U-Net, which then adds local
+detail.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TIME_FEATURES = 64
 
 
 class FiLMBlock(nn.Module):
-    """x + W2 silu(W1 (norm(x) (1 + g) + b)), gain g and bias b from the condition (as in FiLM; zero at first)."""
+    """x + W2 silu(W1 (norm(x) (1 + g) + b)), gain g and bias b from the condition (FiLM); zero update at initialization."""
 
     def __init__(self, width: int, condition: int) -> None:
         super().__init__()
@@ -35,51 +35,51 @@ class FiLMBlock(nn.Module):
 
 
 class MLPDenoiser(nn.Module):
-    """Correction of latents [N, C, h, w] in unit size, from the latents seen, the time and the sound's summary; zero at first.
+    """Correction of latents [N, C, h, w] at unit scale, from noisy latents, time and audio summary; zero at initialization.
 
     Args:
         channels, size: of the latents.
-        inputs: width of the sound summaries.
-        width, blocks: of the MLP.
+        summary_width: width of the audio summaries.
+        hidden_dim, num_blocks: of the MLP.
         dropout: of the summaries.
     """
 
-    def __init__(self, channels: int, size: int, inputs: int, width: int, blocks: int, dropout: float) -> None:
+    def __init__(self, channels: int, size: int, summary_width: int, hidden_dim: int, num_blocks: int, dropout: float) -> None:
         super().__init__()
         self.settings = {
             "channels": channels,
             "size": size,
-            "inputs": inputs,
-            "width": width,
-            "blocks": blocks,
+            "summary_width": summary_width,
+            "hidden_dim": hidden_dim,
+            "num_blocks": num_blocks,
             "dropout": dropout,
         }
-        condition = max(16, width // 4)
+        condition = max(16, hidden_dim // 4)
         latents = channels * size * size
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, condition), nn.SiLU(), nn.Linear(condition, condition))
         self.sound = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(inputs, condition), nn.SiLU(), nn.Linear(condition, condition)
+            nn.Dropout(dropout), nn.Linear(summary_width, condition), nn.SiLU(), nn.Linear(condition, condition)
         )
         self.silence = nn.Parameter(torch.zeros(condition))
-        self.enter = nn.Linear(latents, width)
-        self.blocks = nn.ModuleList(FiLMBlock(width, condition) for _ in range(blocks))
-        self.leave = nn.Linear(width, latents)
+        self.enter = nn.Linear(latents, hidden_dim)
+        self.blocks = nn.ModuleList(FiLMBlock(hidden_dim, condition) for _ in range(num_blocks))
+        self.leave = nn.Linear(hidden_dim, latents)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def encode_audio(self, summaries: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
-        """Condition [N, D] of sound summaries [N, S]; the learned "no sound given" where `heard` [N] is false."""
-        sound = self.sound(summaries)
-        return torch.where(heard[:, None], sound, self.silence.expand_as(sound))
+    def embed_audio(self, summaries: torch.Tensor, condition_mask: torch.Tensor) -> torch.Tensor:
+        """Condition [N, D] of audio summaries [N, S]; the learned null condition where `condition_mask` [N] is false."""
+        audio = self.sound(summaries)
+        return torch.where(condition_mask[:, None], audio, self.silence.expand_as(audio))
 
-    def forward(self, seen: torch.Tensor, times: torch.Tensor, sound: torch.Tensor) -> torch.Tensor:
-        """Correction [N, C, h, w] at seen latents [N, C, h, w], times [N] and conditions [N, D]."""
-        condition = F.silu(self.time(timestep_embedding(times)) + sound)
-        hidden = self.enter(seen.flatten(1))
+    def forward(self, noisy: torch.Tensor, times: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+        """Correction [N, C, h, w] for scaled noisy latents [N, C, h, w], times [N] and audio conditions [N, D]."""
+        condition = F.silu(self.time(timestep_embedding(times)) + audio)
+        hidden = self.enter(noisy.flatten(1))
         for block in self.blocks:
             hidden = block(hidden, condition)
         correction: torch.Tensor = self.leave(hidden)
-        return correction.view_as(seen)
+        return correction.view_as(noisy)
 
 
 def timestep_embedding(times: torch.Tensor) -> torch.Tensor:

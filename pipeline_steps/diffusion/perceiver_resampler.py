@@ -1,5 +1,7 @@
-"""Many tokens of a sound -> a few for cross-attention, by learned queries (Perceiver, Jaegle et al. 2021, arXiv 2103.03206; the
-resampler of Flamingo, Alayrac et al. 2022, arXiv 2204.14198)."""
+"""Perceiver resampler: many audio tokens -> a few for cross-attention, by learned queries.
+
+Sources: Jaegle et al. 2021, arXiv 2103.03206; Alayrac et al. 2022, arXiv 2204.14198.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +13,26 @@ from diffusers.models.embeddings import IPAdapterFullImageProjection
 from torch import nn
 
 
-def sinusoidal_time_encoding(moments: int, width: int, device: torch.device | None = None) -> torch.Tensor:
-    """Sine and cosine codes [moments, width] of time, for sounds of any length (Vaswani et al. 2017, section 3.5)."""
+def sinusoidal_time_encoding(length: int, width: int, device: torch.device | None = None) -> torch.Tensor:
+    """Sinusoidal position encoding [length, width] of time (Vaswani et al. 2017, section 3.5)."""
     rates = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10_000.0) / width))
-    angles = torch.arange(moments, device=device)[:, None] * rates
+    angles = torch.arange(length, device=device)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :width]
 
 
 def pad_audio_tokens(grids: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """One batch of token grids [moments, bands, width] of different lengths.
+    """Pad token grids [time, bands, width] of different lengths to one batch.
 
     Returns:
-        grids [N, longest, bands, width] filled up with zeros, and which moments [N, longest] are the sound's own.
+        grids [N, longest, bands, width], padded with zeros; mask [N, longest], false for padding.
     """
     longest = max(len(grid) for grid in grids)
-    present = torch.arange(longest) < torch.tensor([len(grid) for grid in grids])[:, None]
-    return torch.stack([F.pad(grid, (0, 0, 0, 0, 0, longest - len(grid))) for grid in grids]), present
+    mask = torch.arange(longest) < torch.tensor([len(grid) for grid in grids])[:, None]
+    return torch.stack([F.pad(grid, (0, 0, 0, 0, 0, longest - len(grid))) for grid in grids]), mask
 
 
 class _PerceiverBlock(nn.Module):
-    """Queries look at the sound and at each other, then go through an MLP; each step adds to what was there."""
+    """Attention of queries to audio tokens and to each other, then an MLP; both residual."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -41,10 +43,10 @@ class _PerceiverBlock(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, queries: torch.Tensor, sound: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    def forward(self, queries: torch.Tensor, audio: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         normed = self.norm_queries(queries)
-        seen = torch.cat([self.norm_sound(sound), normed], 1)
-        key, value = self.key_value(seen).chunk(2, -1)
+        context = torch.cat([self.norm_sound(audio), normed], 1)
+        key, value = self.key_value(context).chunk(2, -1)
         mask = F.pad(present, (0, queries.shape[1]), value=True)[:, None, None]
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query(normed), key, value))
         dropout = self.dropout if self.training else 0.0
@@ -55,65 +57,67 @@ class _PerceiverBlock(nn.Module):
 
 
 class PerceiverResampler(nn.Module):
-    """Token grids of sounds [N, moments, bands, width_in] -> tokens [N, count, width].
+    """Token grids of clips [N, time, bands, input_width] -> tokens [N, num_queries, output_width].
 
-    Two stages: learned queries gather what the sound says into embeddings [N, count, inner] (`summarise`), and a small
-    network for each of them makes the tokens (`image_proj`). The second is a stock diffusers module with the name that
-    IP-Adapter files give it, so that stock pipelines can take over from the embeddings.
+    Two stages: learned queries attend to the audio, which gives embeddings [N, num_queries, dim] (`resample`); a small network
+    maps each embedding to a token (`image_proj`). The second stage is a diffusers module with its name in IP-Adapter files, so
+    that stock pipelines can start from the embeddings.
 
     Args:
-        width_in: numbers in a token of the encoder (AST: 768).
-        bands: tokens of one moment (AST: 12); each has a learned code, each moment a fixed one.
-        count: tokens that come out.
-        width: of those, the denoiser's `cross_attention_dim`.
-        inner: width inside.
+        input_width: width of an encoder token (AST: 768).
+        bands: encoder tokens per time step (AST: 12), each with a learned position code.
+        num_queries: output tokens.
+        output_width: width of the output tokens, the denoiser's `cross_attention_dim`.
+        dim: width of the embeddings.
         depth: blocks.
-        heads: attention heads; divides `inner`.
-        dropout: of attention weights while training.
+        heads: attention heads; divides `dim`.
+        dropout: of attention weights during training.
     """
 
     def __init__(
         self,
-        width_in: int,
+        input_width: int,
         bands: int,
-        count: int = 32,
-        width: int = 768,
-        inner: int = 512,
+        num_queries: int = 32,
+        output_width: int = 768,
+        dim: int = 512,
         depth: int = 4,
         heads: int = 8,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if inner % heads or inner % 2:
-            raise ValueError(f"inner width {inner} is not an even multiple of {heads} heads")
+        if dim % heads or dim % 2:
+            raise ValueError(f"dim {dim} is not an even multiple of {heads} heads")
         self.settings = {
-            "width_in": width_in, "bands": bands, "count": count, "width": width, "inner": inner, "depth": depth,
-            "heads": heads, "dropout": dropout,
+            "input_width": input_width, "bands": bands, "num_queries": num_queries, "output_width": output_width, "dim": dim,
+            "depth": depth, "heads": heads, "dropout": dropout,
         }  # fmt: skip
-        self.project = nn.Linear(width_in, inner)
-        self.band_codes = nn.Parameter(torch.randn(bands, inner) * 0.02)
-        self.queries = nn.Parameter(torch.randn(count, inner) * inner**-0.5)
-        self.blocks = nn.ModuleList(_PerceiverBlock(inner, heads, dropout) for _ in range(depth))
-        self.silence = nn.Parameter(torch.randn(count, inner) * inner**-0.5)
-        self.image_proj = IPAdapterFullImageProjection(inner, width)
+        self.project = nn.Linear(input_width, dim)
+        self.band_codes = nn.Parameter(torch.randn(bands, dim) * 0.02)
+        self.queries = nn.Parameter(torch.randn(num_queries, dim) * dim**-0.5)
+        self.blocks = nn.ModuleList(_PerceiverBlock(dim, heads, dropout) for _ in range(depth))
+        self.silence = nn.Parameter(torch.randn(num_queries, dim) * dim**-0.5)
+        self.image_proj = IPAdapterFullImageProjection(dim, output_width)
 
-    def resample(self, grids: torch.Tensor, present: torch.Tensor, heard: torch.Tensor | None = None) -> torch.Tensor:
-        """Embeddings [N, count, inner]; see `forward` for the arguments."""
+    def resample(self, grids: torch.Tensor, mask: torch.Tensor, condition_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Embeddings [N, num_queries, dim]; the arguments are those of `forward`."""
         codes = sinusoidal_time_encoding(grids.shape[1], self.queries.shape[1], grids.device).to(self.band_codes.dtype)
-        sound = self.project(grids) + codes[:, None] + self.band_codes
-        mask = present[:, :, None].expand(grids.shape[:3]).flatten(1)
+        audio = self.project(grids) + codes[:, None] + self.band_codes
+        present = mask[:, :, None].expand(grids.shape[:3]).flatten(1)
         queries = self.queries.expand(len(grids), -1, -1)
         for block in self.blocks:
-            queries = block(queries, sound.flatten(1, 2), mask)
-        return queries if heard is None else torch.where(heard[:, None, None], queries, self.silence.to(queries.dtype))
+            queries = block(queries, audio.flatten(1, 2), present)
+        if condition_mask is None:
+            return queries
+        return torch.where(condition_mask[:, None, None], queries, self.silence.to(queries.dtype))
 
-    def forward(self, grids: torch.Tensor, present: torch.Tensor, heard: torch.Tensor | None = None) -> torch.Tensor:
-        """Tokens [N, count, width].
+    def forward(self, grids: torch.Tensor, mask: torch.Tensor, condition_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Tokens [N, num_queries, output_width].
 
         Args:
-            grids: [N, moments, bands, width_in].
-            present: [N, moments], false where a grid was only filled up; what stands there changes nothing.
-            heard: [N]; where false, the learned tokens of "no sound given" (for guidance) come out.
+            grids: [N, time, bands, input_width].
+            mask: [N, time], false for padding, which does not change the result.
+            condition_mask: [N]; the learned null embeddings, which guidance needs, are used where it is false.
         """
-        tokens: torch.Tensor = self.image_proj(self.resample(grids, present, heard))
+        tokens: torch.Tensor = self.image_proj(self.resample(grids, mask, condition_mask))
         return tokens

@@ -64,12 +64,12 @@ class PipelineImageGenerator:
     """
 
     def __init__(self, pipeline: Audio2ImagePipeline, guidance_scale: float | None, num_inference_steps: int | None) -> None:
-        defaults = pipeline.defaults
+        defaults = pipeline.generation_config
         self._pipeline = pipeline
-        self.resolution = defaults.picture_size
+        self.resolution = defaults.resolution
         self.sample_rate_hz = SAMPLE_RATE
         self.guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-        self.num_inference_steps = defaults.steps if num_inference_steps is None else num_inference_steps
+        self.num_inference_steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.has_text_encoder = pipeline.has_text_encoder
         self.families = pipeline.families | ({TEXT_ENCODER_FAMILY} if self.has_text_encoder else set())
 

@@ -1,10 +1,11 @@
-"""Sounds of pairs as keys, their views, and what an encoder hears in them as rows of the memo."""
+"""Audio features for training: augment each clip, extract encoder features, cache them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,44 +26,48 @@ from pipeline_steps.diffusion.audio_features import (
     extract_audio_features,
     preprocess_waveform,
 )
-from pipeline_steps.diffusion.audio_tokens import AstTokenizer, GridEncoder, yamnet_tokens
-from pipeline_steps.models.audio.ast import STORED_RATE
+from pipeline_steps.diffusion.audio_tokens import AstTokenizer, GridTokenizer, YamnetTokenizer, yamnet_tokens
+from pipeline_steps.models.audio.ast import STORED_RATE, AstEncoder
 from pipeline_steps.models.audio.yamnet import SAMPLE_RATE, YamNet
-from pipeline_steps.train.augmentations import AUGMENT_VERSION, ROOMS, augment_audio
-from pipeline_steps.train.config import TrainConfig
+from pipeline_steps.train.augmentations import AUGMENT_VERSION, NUM_ROOMS, augment_audio
+from pipeline_steps.train.config_groups import AudioEncodingConfig
 
 FEATURES_SCHEMA = pa.schema(
     [pa.field("frames", pa.binary()), pa.field("logits", pa.binary()), pa.field("level", pa.list_(pa.float32()))]
 )
-GRID_SCHEMA = pa.schema([pa.field("grid", pa.binary())])
-WAVEFORMS_KEPT = 256
-"""Prepared waveforms in memory: a sound's views come one after another, sounds that are mixed in from anywhere."""
-COMPANIONS = 256
-"""Training sounds that may be mixed into views: in larger pools those of the smallest ids. An id is a hash of content, so they
-are a fair draw of which a new sound displaces one at most, and the choice costs each sound the same whatever the pool."""
+TOKENS_SCHEMA = pa.schema([pa.field("grid", pa.binary())])
+WAVEFORM_CACHE_SIZE = 256
+"""Preprocessed waveforms kept in memory. The augmentations of a clip follow each other; clips to mix in come in any order."""
+MIX_POOL_SIZE = 256
+"""Clips that may be mixed into augmentations: those with the smallest ids.
+
+Ids are content hashes, so this is a random sample, and adding a clip changes at most one member.
+"""
 Tracks = tuple[tuple[str, float], ...]
-"""Audio id and gain in dB of each track of a pair."""
+"""Audio id and gain in dB of each track of a clip."""
 
 
 def pair_tracks(row: dict[str, Any]) -> Tracks:
-    """The sound of a pair."""
+    """Tracks of a pair."""
     return tuple((track["audio_id"], round(float(track["gain_db"]), 3)) for track in row["tracks"])
 
 
-def distinct_sounds(rows: Iterable[dict[str, Any]]) -> list[Tracks]:
-    """Every sound of some pairs once, sorted."""
+def distinct_clips(rows: Iterable[dict[str, Any]]) -> list[Tracks]:
+    """Distinct clips of pairs, sorted."""
     return sorted({pair_tracks(row) for row in rows})
 
 
-def mix_partner(tracks: Tracks, view: int, background: list[Tracks]) -> Tracks:
-    """The sound of the sorted background that a view may mix in: by rendezvous hashing among the first `COMPANIONS`, so that a
-    new sound changes few of these choices."""
-    others = [other for other in background[:COMPANIONS] if other != tracks] if view else []
-    return min(others, key=lambda other: fingerprint([tracks, view, other]), default=())
+def mix_partner(tracks: Tracks, augmentation: int, pool: list[Tracks]) -> Tracks:
+    """Clip of the sorted pool that an augmentation may mix in; empty for the clip itself (augmentation 0).
+
+    It is chosen by rendezvous hashing among the first `MIX_POOL_SIZE`, so that a new clip changes few choices.
+    """
+    others = [other for other in pool[:MIX_POOL_SIZE] if other != tracks] if augmentation else []
+    return min(others, key=lambda other: fingerprint([tracks, augmentation, other]), default=())
 
 
 def features_to_row(features: AudioFeatures) -> dict[str, Any]:
-    """Features as the memo keeps them: half precision."""
+    """Cache row of features, in half precision."""
     return {
         "frames": features.frames.half().numpy().tobytes(),
         "logits": features.logits.half().numpy().tobytes(),
@@ -71,7 +76,7 @@ def features_to_row(features: AudioFeatures) -> dict[str, Any]:
 
 
 def row_to_features(row: dict[str, Any]) -> AudioFeatures:
-    """Features as the memo keeps them (half precision); fresh ones take the same way, so that both are equal."""
+    """Features of a cache row. New features are converted too, so that cached and new ones are equal."""
     frames = np.frombuffer(row["frames"], np.float16).reshape(-1, FEATURE_WIDTH)
     logits = np.frombuffer(row["logits"], np.float16).reshape(-1, TAGS)
     return AudioFeatures(
@@ -83,130 +88,140 @@ def row_to_features(row: dict[str, Any]) -> AudioFeatures:
 
 @dataclass(frozen=True, slots=True)
 class AudioFeatureSpec:
-    """How sounds are heard and remembered.
+    """How features of clips are extracted and cached.
 
     Attributes:
-        mark: everything but the sound, its view and the parameters of views that shapes a result.
-        schema: of a result in the memo.
-        prepare: mono 48 kHz sound [T] -> the waveform that views are made of.
-        hear: such waveforms -> rows of the memo, one each.
-        read: a row -> what is trained on.
-        rate: of the prepared waveform, Hz.
-        together: waveforms that are heard in one call.
-        part: rows of a part of the memo.
+        identity: everything except the clip and its augmentation that determines the features.
+        schema: of a cache row.
+        preprocess: mono 48 kHz clip [T] -> waveform that is augmented.
+        extract: waveforms -> cache rows, one each.
+        read: cache row -> features.
+        rate: of the preprocessed waveform, Hz.
+        batch_size: waveforms per call of `extract`.
+        rows_per_part: rows written to the cache at once.
     """
 
-    mark: dict[str, Any]
+    identity: dict[str, Any]
     schema: pa.Schema
-    prepare: Callable[[FloatArray], FloatArray]
-    hear: Callable[[list[FloatArray]], list[dict[str, Any]]]
+    preprocess: Callable[[FloatArray], FloatArray]
+    extract: Callable[[list[FloatArray]], list[dict[str, Any]]]
     read: Callable[[dict[str, Any]], Any]
     rate: int
-    together: int = 1
-    part: int = 256
+    batch_size: int = 1
+    rows_per_part: int = 256
 
 
-def yamnet_feature_spec(encoder: YamNet, max_seconds: float, grids: bool = False) -> AudioFeatureSpec:
-    """YAMNet's features, as `SoundFeatures` or as grids; both are remembered alike. One sound a call."""
+def build_tokenizer(audio: AudioEncodingConfig, assets: Path, root: Path, device: str) -> GridTokenizer:
+    """Audio encoder that the configuration selects; its weights are not loaded yet."""
+    if audio.encoder == "ast":
+        return AstTokenizer(AstEncoder(audio.ast.model, audio.ast.revision, device, audio.ast.dtype, root=root))
+    return YamnetTokenizer(YamNet(assets))
+
+
+def yamnet_feature_spec(encoder: YamNet, max_seconds: float, tokens: bool = False) -> AudioFeatureSpec:
+    """Features of YAMNet, read as `AudioFeatures` or as tokens; the cached rows are the same. One clip per call."""
     return AudioFeatureSpec(
-        mark={"encoder": encoder.describe(), "features": FEATURES_VERSION},
+        identity={"encoder": encoder.describe(), "features": FEATURES_VERSION},
         schema=FEATURES_SCHEMA,
-        prepare=lambda samples: preprocess_waveform(samples, max_seconds),
-        hear=lambda waveforms: [features_to_row(extract_audio_features(encoder, waveform)) for waveform in waveforms],
-        read=(lambda row: yamnet_tokens(row_to_features(row))) if grids else row_to_features,
+        preprocess=lambda samples: preprocess_waveform(samples, max_seconds),
+        extract=lambda waveforms: [features_to_row(extract_audio_features(encoder, waveform)) for waveform in waveforms],
+        read=(lambda row: yamnet_tokens(row_to_features(row))) if tokens else row_to_features,
         rate=SAMPLE_RATE,
     )
 
 
 def ast_feature_spec(encoder: AstTokenizer, max_seconds: float) -> AudioFeatureSpec:
-    """Grids of an Audio Spectrogram Transformer, in half precision; views are made of the waveform at 48 kHz."""
+    """Tokens of an Audio Spectrogram Transformer, in half precision. The waveform is augmented at 48 kHz."""
 
-    def hear(waveforms: list[FloatArray]) -> list[dict[str, Any]]:
-        return [{"grid": grid.numpy().tobytes()} for grid in encoder.grids(waveforms, max_seconds)]
+    def extract(waveforms: list[FloatArray]) -> list[dict[str, Any]]:
+        return [{"grid": grid.numpy().tobytes()} for grid in encoder.tokenize(waveforms, max_seconds)]
 
     def read(row: dict[str, Any]) -> torch.Tensor:
         return torch.from_numpy(np.frombuffer(row["grid"], np.float16).copy()).view(-1, encoder.bands, encoder.width)
 
     longest = int(np.ceil(max_seconds * STORED_RATE))
     return AudioFeatureSpec(
-        mark={"encoder": encoder.describe()},
-        schema=GRID_SCHEMA,
-        prepare=lambda samples: samples[:longest],
-        hear=hear,
+        identity={"encoder": encoder.describe()},
+        schema=TOKENS_SCHEMA,
+        preprocess=lambda samples: samples[:longest],
+        extract=extract,
         read=read,
         rate=STORED_RATE,
-        together=16,
-        part=64,
+        batch_size=16,
+        rows_per_part=64,
     )
 
 
-def feature_spec_for(encoder: GridEncoder, max_seconds: float, grids: bool) -> AudioFeatureSpec:
-    """The ear that an encoder is; its weights are loaded."""
+def feature_spec_for(encoder: GridTokenizer, max_seconds: float, tokens: bool) -> AudioFeatureSpec:
+    """Feature spec of an audio encoder; loads its weights."""
     encoder.encoder.load()
     if isinstance(encoder, AstTokenizer):
         return ast_feature_spec(encoder, max_seconds)
-    return yamnet_feature_spec(encoder.encoder, max_seconds, grids)
+    return yamnet_feature_spec(encoder.encoder, max_seconds, tokens)
 
 
-def cache_fingerprint(config: TrainConfig, ear: AudioFeatureSpec) -> str:
-    """Fingerprint of the memo that keeps what an ear heard."""
-    views = config.sound.identity()
-    rooms = {"rooms": ROOMS_VERSION} if config.sound.reverb_share else {}
-    return fingerprint({**ear.mark, "augment": AUGMENT_VERSION, "seed": config.seed, "sound": views, **rooms})
+def cache_fingerprint(audio: AudioEncodingConfig, seed: int, spec: AudioFeatureSpec) -> str:
+    """Fingerprint of the cache of augmented features."""
+    rooms = {"rooms": ROOMS_VERSION} if audio.reverb_prob else {}
+    identity = {"augment": AUGMENT_VERSION, "seed": seed, "sound": audio.augmentation_identity()}
+    return fingerprint({**spec.identity, **identity, **rooms})
 
 
 def load_or_extract_features(
-    config: TrainConfig,
-    ear: AudioFeatureSpec,
-    memo: ResultCache,
-    sound: Callable[[str], FloatArray],
+    audio: AudioEncodingConfig,
+    seed: int,
+    spec: AudioFeatureSpec,
+    cache: ResultCache,
+    read_audio: Callable[[str], FloatArray],
     rows: list[dict[str, Any]],
 ) -> tuple[dict[Tracks, list[Any]], int, int]:
-    """What is heard in every sound's views, the first being the sound itself; remembered by sound and view.
+    """Features of every augmentation of every clip, the first of the clip itself.
 
     Args:
-        config: the stage's section.
-        ear: what hears.
-        memo: of the ear's schema and mark.
-        sound: samples [T] of a mono 48 kHz sound by id.
-        rows: pairs; those of split `train` lend sounds to be mixed in.
+        audio: encoder and augmentation.
+        seed: of the augmentation.
+        spec: how features are extracted.
+        cache: of the schema and fingerprint of the spec.
+        read_audio: samples [T] of a mono 48 kHz clip by id.
+        rows: pairs; clips of split `train` may be mixed into others.
 
     Returns:
-        by sound, one reading a view; views computed; views known before.
+        features by clip, one item per augmentation; augmentations computed; augmentations found in the cache.
     """
-    part = config.sound
-    sounds = distinct_sounds(rows)
-    background = distinct_sounds(row for row in rows if row["split"] == "train")
-    views = [(tracks, view, mix_partner(tracks, view, background)) for tracks in sounds for view in range(part.views)]
-    keys = {(tracks, view): fingerprint([tracks, view, other]) for tracks, view, other in views}
-    known = memo.load(keys.values())
-    missing = [item for item in views if keys[item[0], item[1]] not in known]
-    rooms = simulate_room_impulse_responses(ROOMS, ear.rate, config.seed) if part.reverb_share and missing else []
+    clips = distinct_clips(rows)
+    pool = distinct_clips(row for row in rows if row["split"] == "train")
+    items = [
+        (tracks, number, mix_partner(tracks, number, pool)) for tracks in clips for number in range(audio.num_augmentations)
+    ]
+    keys = {(tracks, number): fingerprint([tracks, number, other]) for tracks, number, other in items}
+    cached = cache.load(keys.values())
+    missing = [item for item in items if keys[item[0], item[1]] not in cached]
+    impulse_responses: list[FloatArray] = []
+    if audio.reverb_prob and missing:
+        impulse_responses = simulate_room_impulse_responses(NUM_ROOMS, spec.rate, seed)
 
-    @lru_cache(maxsize=WAVEFORMS_KEPT)
+    @lru_cache(maxsize=WAVEFORM_CACHE_SIZE)
     def waveform(tracks: Tracks) -> FloatArray:
-        return ear.prepare(mix_tracks([(sound(audio_id), gain_db) for audio_id, gain_db in tracks]))
+        return spec.preprocess(mix_tracks([(read_audio(audio_id), gain_db) for audio_id, gain_db in tracks]))
 
-    def seen(tracks: Tracks, view: int, other: Tracks) -> FloatArray:
-        if not view:
+    def augmented(tracks: Tracks, number: int, other: Tracks) -> FloatArray:
+        if not number:
             return waveform(tracks)
-        rng = seeded_rng(config.seed, "view", keys[tracks, view])
-        return augment_audio(waveform(tracks), waveform(other) if other else None, part, rng, rooms)
+        rng = seeded_rng(seed, "view", keys[tracks, number])
+        return augment_audio(waveform(tracks), waveform(other) if other else None, audio, rng, impulse_responses)
 
-    fresh: dict[str, dict[str, Any]] = {}
-    for start in range(0, len(missing), ear.together):
-        chunk = missing[start : start + ear.together]
-        made = ear.hear([seen(*item) for item in chunk])
-        fresh |= {keys[tracks, view]: row for (tracks, view, _), row in zip(chunk, made, strict=True)}
-        if len(fresh) >= ear.part:
-            memo.append(fresh)
-            known |= fresh
-            fresh = {}
-    memo.append(fresh)
-    known |= fresh
-    reused = len(views) - len(missing)
-    return (
-        {tracks: [ear.read(known[keys[tracks, view]]) for view in range(part.views)] for tracks in sounds},
-        len(missing),
-        reused,
-    )
+    new: dict[str, dict[str, Any]] = {}
+    for start in range(0, len(missing), spec.batch_size):
+        chunk = missing[start : start + spec.batch_size]
+        extracted = spec.extract([augmented(*item) for item in chunk])
+        new |= {keys[tracks, number]: row for (tracks, number, _), row in zip(chunk, extracted, strict=True)}
+        if len(new) >= spec.rows_per_part:
+            cache.append(new)
+            cached |= new
+            new = {}
+    cache.append(new)
+    cached |= new
+    features = {
+        tracks: [spec.read(cached[keys[tracks, number]]) for number in range(audio.num_augmentations)] for tracks in clips
+    }
+    return features, len(missing), len(items) - len(missing)

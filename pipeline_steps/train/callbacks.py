@@ -1,182 +1,157 @@
-"""What happens beside the steps: averaged weights, samples and validation, metrics, progress."""
+"""Lightning callbacks: averaged weights, sample grid, throughput, progress, resumable checkpoints."""
 
 from __future__ import annotations
 
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 
 from pipeline_steps.core.array_types import ByteArray
-from pipeline_steps.train.compile_probe import force_eager
 from pipeline_steps.train.data import TrainingBatch
-from pipeline_steps.train.fsdp import ShardedEMA, drop_untrained_optimizer_state, load_full_state_dict, reshard, sync_full_copy
-from pipeline_steps.train.lightning_module import DiffusionModule
+from pipeline_steps.train.lightning_module import LOG_EVERY_N_STEPS, DiffusionModule
 
-
-class MetricLogger(Protocol):
-    """What training says about itself; `pipeline_steps.tracking` gives one."""
-
-    def log_metrics(self, values: Any, step: int = 0) -> None:
-        """Numbers at a step."""
-
-    def log_image(self, key: str, image: ByteArray, step: int = 0) -> None:
-        """A picture at a step."""
-
-
-EVERY = 4
-"""Steps between updates of the average: nobody sees the difference, and each update passes over all weights."""
+EMA_EVERY_N_STEPS = 4
+"""Steps between updates of the averaged weights. An update reads all weights, and a smaller interval changes little."""
 
 
 class EMACallback(EMAWeightAveraging):  # type: ignore[misc, unused-ignore]
-    """Lightning's exponential moving average, once an optimiser step; `averaged` lends the averaged weights for a while.
+    """Exponential moving average of the weights, used for validation and after training.
 
-    Where processes hold the model together (fsdp), which Lightning's callback cannot, each averages its own pieces.
+    Args:
+        decay: per optimizer step.
     """
 
     def __init__(self, decay: float) -> None:
-        super().__init__(decay=decay**EVERY, use_buffers=False, update_every_n_steps=EVERY)
-        self._decay = decay**EVERY
+        super().__init__(decay=decay**EMA_EVERY_N_STEPS, use_buffers=False, update_every_n_steps=EMA_EVERY_N_STEPS)
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Copy the model, unless it will be cut."""
-        if isinstance(trainer.strategy, ModelParallelStrategy):
-            return
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*overrides the configure_model.*")  # it does nothing here
-            super().setup(trainer, pl_module, stage)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Copy the pieces of this process."""
-        if isinstance(trainer.strategy, ModelParallelStrategy):
-            self._average_model = ShardedEMA(pl_module, self._decay)
+class StepCheckpoint(ModelCheckpoint):  # type: ignore[misc, unused-ignore]
+    """Checkpoint every n steps. At a step with validation it is saved after the validation.
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """As Lightning: `state_dict` is the average, `current_model_state` the weights as they are; both whole."""
-        pieces: Any = self._average_model
-        if not isinstance(pieces, ShardedEMA):
-            super().on_save_checkpoint(trainer, pl_module, checkpoint)
-            return
-        checkpoint["current_model_state"] = checkpoint["state_dict"]
-        self._swap_models(pl_module)
-        checkpoint["state_dict"] = trainer.strategy.lightning_module_state_dict()
-        self._swap_models(pl_module)
-        checkpoint["averaging_state"] = {"n_averaged": torch.tensor(pieces.updates)}
+    A checkpoint that is saved before the validation of its step would lose that validation on resume.
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take both back. Lightning's strategy has already put the average into the model."""
-        pieces: Any = self._average_model
-        if not isinstance(pieces, ShardedEMA):
-            super().on_load_checkpoint(trainer, pl_module, checkpoint)
-            return
-        pieces.take(pl_module)
-        pieces.updates = int(checkpoint["averaging_state"]["n_averaged"])
-        load_full_state_dict(pl_module, checkpoint["current_model_state"])
-        drop_untrained_optimizer_state(pl_module, trainer.optimizers[0], checkpoint["optimizer_states"][0]["state"])
+    Args:
+        validation_steps: steps between validations.
+        arguments: those of `ModelCheckpoint`.
+    """
 
-    @contextmanager
-    def ema_scope(self, module: DiffusionModule) -> Iterator[None]:
-        """Within the block the module has the averaged weights (and the whole copy of a cut one, in process 0)."""
-        self._swap_models(module)
-        try:
-            if isinstance(self._average_model, ShardedEMA):
-                sync_full_copy(module)
-            yield
-        finally:
-            reshard(module)
-            self._swap_models(module)
+    def __init__(self, validation_steps: int, **arguments: Any) -> None:
+        super().__init__(save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=False, **arguments)
+        self.validation_steps = validation_steps
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save the checkpoint unless validation follows."""
+        if trainer.global_step % self.validation_steps and trainer.global_step != trainer.max_steps:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the checkpoint of a step with validation."""
+        super().on_train_batch_end(trainer, pl_module, None, None, 0)
 
 
 class SampleGridCallback(Callback):  # type: ignore[misc, unused-ignore]
-    """Every n steps, with averaged weights: a grid of drawn pictures and the validation loss.
+    """Sample grid with averaged weights at each validation. Must follow `EMACallback` in the list of callbacks.
 
-    It runs before the checkpoint of the same step and is a function of the weights alone, so a resumed run repeats it exactly.
+    The last step is validated too, whether or not it is a multiple of the interval.
+
+    Args:
+        sample: generate the grid uint8 [H, W, 3] with the present weights.
+        save: called with the step and the grid.
     """
 
-    def __init__(
-        self,
-        every: int,
-        averages: EMACallback,
-        draw: Callable[[], ByteArray],
-        keep: Callable[[int, ByteArray], None],
-        held_out: TrainingBatch | None,
-        tracker: MetricLogger,
-    ) -> None:
-        self.every = every
-        self.averages = averages
-        self.draw = draw
-        self.keep = keep
-        self.held_out = held_out
-        self.tracker = tracker
+    def __init__(self, sample: Callable[[], ByteArray], save: Callable[[int, ByteArray], None]) -> None:
+        self.sample = sample
+        self.save = save
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """See the class."""
-        step = trainer.global_step
-        if str(step) in pl_module.validation or not step or (step % self.every and step != trainer.max_steps):
+        """Request validation after the last step: Lightning validates before it stops."""
+        trainer.should_stop = trainer.should_stop or trainer.global_step == trainer.max_steps
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Generate the grid in the first process."""
+        if not trainer.is_global_zero:
             return
-        grid = None
-        with self.averages.ema_scope(pl_module), force_eager(pl_module.compiled):
-            pl_module.eval()
-            if trainer.is_global_zero:
-                grid = self.draw()
-            with trainer.precision_plugin.forward_context():  # as in a step; a pipeline draws in a precision of its own
-                loss = pl_module.validation_loss(self.held_out) if self.held_out is not None else float("nan")
-            pl_module.train()
-        pl_module.validation[str(step)] = loss
-        if grid is not None:
-            self.keep(step, grid)
-            self.tracker.log_image("samples/grid", grid, step=step)
-            self.tracker.log_metrics({"train/validation_loss": loss}, step=step)
+        grid = self.sample()
+        self.save(trainer.global_step, grid)
+        for logger in trainer.loggers:
+            logger.log_image("samples/grid", grid, trainer.global_step)
 
 
-class MetricsCallback(Callback):  # type: ignore[misc, unused-ignore]
-    """Loss, learning rate, speed and the share of time spent waiting for data, to the tracker every n steps."""
+class ThroughputCallback(Callback):  # type: ignore[misc, unused-ignore]
+    """Learning rate, samples per second and the fraction of time spent waiting for data, logged every n steps.
 
-    def __init__(self, every: int, tracker: MetricLogger, waited: Callable[[], float] = lambda: 0.0) -> None:
-        self.every = every
-        self.tracker = tracker
-        self.waited = waited
-        self._mark = time.monotonic()
-        self._waited = 0.0
+    On a GPU the waiting time is measured on the device: a batch that is late while earlier work still runs costs nothing.
+    """
+
+    def __init__(self, every_n_steps: int = LOG_EVERY_N_STEPS) -> None:
+        self.every_n_steps = every_n_steps
         self._step = 0
+        self._begin = 0.0
+        self._waited = 0.0
+        self._batch_end: Any = None
+        self._waits: list[tuple[Any, Any]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
-        self._mark, self._waited, self._step = time.monotonic(), self.waited(), trainer.global_step
+        self._begin, self._step = time.monotonic(), trainer.global_step
+        self._batch_end = _now(pl_module.device)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Measure the wait since the last batch."""
+        self._waits.append((self._batch_end, _now(pl_module.device)))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Do not count the validation as waiting."""
+        self._batch_end = _now(pl_module.device)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: DiffusionModule, outputs: Any, batch: TrainingBatch, batch_idx: int
     ) -> None:
-        """See the class."""
+        """Log the values of the steps since the last time."""
+        self._batch_end = _now(pl_module.device)
         step = trainer.global_step
-        if step % self.every or step == self._step or not trainer.is_global_zero or not pl_module.history:
+        if step == self._step or (step % self.every_n_steps and step != trainer.max_steps):
             return
-        now, waited = time.monotonic(), self.waited()
-        spent = max(now - self._mark, 1e-9)
-        recent = pl_module.history[-self.every :]
-        samples = batch.total or len(batch.rows)
+        now, samples = time.monotonic(), batch.total or len(batch.rows)
+        seconds = max(now - self._begin, 1e-9)
+        waited = sum(_seconds(*wait) for wait in self._waits)
         values = {
-            "train/loss": float(np.mean([row["loss"] for row in recent])),
             "train/learning_rate": max(float(group["lr"]) for group in trainer.optimizers[0].param_groups),
-            "train/samples_per_second": (step - self._step) * samples / spent,
-            "train/wait_share": min(1.0, (waited - self._waited) / spent),
+            "train/samples_per_second": (step - self._step) * samples / seconds,
+            "train/data_wait_ratio": min(1.0, waited / seconds),
         }
-        self._mark, self._waited, self._step = now, waited, step
-        self.tracker.log_metrics(values, step=step)
+        pl_module.log_dict(values, rank_zero_only=True)
+        self._begin, self._step, self._waits = now, step, []
+
+
+def _now(device: torch.device) -> Any:
+    """Present moment: a CUDA event on the device, or the clock."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _seconds(begin: Any, end: Any) -> float:
+    """Seconds between two moments of `_now`."""
+    if isinstance(begin, float):
+        return float(end - begin)
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1000.0
 
 
 class ProgressCallback(Callback):  # type: ignore[misc, unused-ignore]
-    """A bar with loss, samples per second and time left on a terminal; elsewhere a line every ten seconds."""
+    """Progress bar on a terminal; otherwise a line every ten seconds."""
 
     def __init__(self, seconds: float = 10.0) -> None:
         self.seconds = seconds
@@ -211,14 +186,13 @@ class ProgressCallback(Callback):  # type: ignore[misc, unused-ignore]
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: DiffusionModule, outputs: Any, batch: TrainingBatch, batch_idx: int
     ) -> None:
-        """Move it."""
+        """Update the bar or print a line."""
         if not trainer.is_global_zero or not pl_module.history or not batch.last:
             return
         loss = pl_module.history[-1]["loss"]
         self._smooth = loss if self._smooth is None else 0.95 * self._smooth + 0.05 * loss
         now = time.monotonic()
-        done = max(1, trainer.global_step - self._first)
-        each = (now - self._begin) / done
+        each = (now - self._begin) / max(1, trainer.global_step - self._first)
         speed = (batch.total or len(batch.rows)) / max(each, 1e-9)
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step, loss=self._smooth, speed=speed)
@@ -232,11 +206,11 @@ class ProgressCallback(Callback):  # type: ignore[misc, unused-ignore]
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close it."""
+        """Close the bar."""
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Close it."""
+        """Close the bar."""
         self._close()
 
     def _close(self) -> None:

@@ -1,143 +1,171 @@
-"""How a run meets its hardware: processes and machines, Lightning's strategy, memory layout of the model.
+"""Hardware of a run: accelerator and precision, processes and machines, memory settings of the model.
 
-Three ways start the processes, all Lightning's own: it starts the children of one machine itself (`speed.devices`), each
-machine is started by hand or by a scheduler with NODE_RANK, MASTER_ADDR and MASTER_PORT set, or torchrun or srun starts every
-process.
-All processes prepare the same data from the memo and the run's folder, which they must share.
+Processes are started by Lightning itself (`performance.devices`), once per machine by hand or by a scheduler that sets
+NODE_RANK, MASTER_ADDR and MASTER_PORT, or one by one by torchrun or srun. All processes prepare the same data, from the result
+cache and the run folder, which they must share.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy
 
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError
-from pipeline_steps.train.config import TrainConfig
+from pipeline_steps.train.config_groups import PerformanceConfig, PhaseConfig
 from pipeline_steps.train.data import BatchPartition
 
-PARENT_WATCH_S = 1.0
+log = logging.getLogger(__name__)
+
+PARENT_POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class DistributedSetup:
-    """Where a run takes place.
+    """Hardware of this process, with every `auto` resolved.
 
     Attributes:
-        accelerator, precision: in Lightning's words.
+        accelerator, precision: arguments of Lightning's Trainer.
         devices: processes on this machine.
-        num_nodes: machines.
-        strategy: how they share the model.
         rank: of this process among all.
-        accumulate: microbatches of an optimiser step in each process.
+        performance: group of the section.
     """
 
     accelerator: str
     precision: str
-    devices: int
-    num_nodes: int
-    strategy: Literal["single", "ddp", "fsdp"]
-    rank: int
-    accumulate: int
+    devices: int = 1
+    rank: int = 0
+    performance: PerformanceConfig = field(default_factory=PerformanceConfig)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether training runs on a GPU."""
+        return self.accelerator == "gpu"
 
     @property
     def processes(self) -> int:
-        """On all machines."""
-        return self.devices * self.num_nodes
+        """Processes on all machines."""
+        return self.devices * self.performance.num_nodes
 
     @property
-    def first(self) -> bool:
-        """Whether this process speaks, tracks and writes for all."""
+    def is_first(self) -> bool:
+        """Whether this process logs, tracks and exports."""
         return self.rank == 0
 
     @property
-    def share(self) -> BatchPartition:
-        """What this process takes of each optimiser step."""
-        return BatchPartition(self.rank, self.processes, self.accumulate)
+    def partition(self) -> BatchPartition:
+        """Slice of each optimizer step that this process takes."""
+        return BatchPartition(self.rank, self.processes, self.performance.accumulate_grad_batches)
 
     @property
     def device(self) -> torch.device:
-        """Of this process."""
-        return torch.device("cuda", self.rank % self.devices) if self.accelerator == "gpu" else torch.device("cpu")
+        """Device of this process."""
+        return torch.device("cuda", self.rank % self.devices) if self.on_gpu else torch.device("cpu")
 
+    @property
+    def compile(self) -> bool:
+        """Whether the U-Net is compiled."""
+        return self._resolve(self.performance.compile)
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the U-Net's memory format is channels-last."""
+        return self._resolve(self.performance.channels_last)
+
+    @property
+    def loader_arguments(self) -> dict[str, Any]:
+        """Arguments of the DataLoader."""
+        workers = self.performance.num_workers
+        count = (2 if self.on_gpu else 0) if workers == "auto" else workers
+        return {
+            "num_workers": count,
+            "prefetch_factor": self.performance.prefetch_factor if count else None,
+            "pin_memory": self._resolve(self.performance.pin_memory),
+        }
+
+    @property
     def trainer_arguments(self) -> dict[str, Any]:
         """Arguments of Lightning's Trainer."""
+        # Parameters of the other phase get no gradient.
+        strategy = DDPStrategy(find_unused_parameters=True) if self.processes > 1 else "auto"
         return {
             "accelerator": self.accelerator,
             "precision": self.precision,
             "devices": self.devices,
-            "num_nodes": self.num_nodes,
-            "strategy": self._strategy(),
-            "accumulate_grad_batches": self.accumulate,
+            "num_nodes": self.performance.num_nodes,
+            "strategy": strategy,
+            "accumulate_grad_batches": self.performance.accumulate_grad_batches,
         }
 
-    def _strategy(self) -> Strategy | str:
-        if self.strategy == "ddp":
-            # The composer rests while the U-Net learns and the other way round.
-            return DDPStrategy(find_unused_parameters=True)
-        if self.strategy == "fsdp":
-            return ModelParallelStrategy(
-                data_parallel_size=self.processes, tensor_parallel_size=1, save_distributed_checkpoint=False
-            )
-        return "auto"
+    def _resolve(self, switch: bool | str) -> bool:
+        return self.on_gpu if switch == "auto" else bool(switch)
 
 
-def resolve_distributed_setup(config: TrainConfig, accelerator: str, precision: str) -> DistributedSetup:
-    """Hardware of this process, from the section and the environment of the launcher.
+def resolve_setup(device: str, precision: str, performance: PerformanceConfig) -> DistributedSetup:
+    """Hardware of this process, from keys of section `train` and the environment of the launcher.
 
     Raises:
-        ConfigError: a batch is too small for so many slices, or the launcher started another number of processes.
-        ResourceError: more GPUs are asked for than torch sees.
+        ConfigError: the launcher started another number of processes.
+        ResourceError: a GPU, or more GPUs than torch sees, are requested.
     """
-    speed = config.speed
-    present = torch.cuda.device_count() if accelerator == "gpu" else 0
-    devices = (present or 1) if speed.devices == "auto" else speed.devices
-    if accelerator == "gpu" and devices > present:
+    present = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
+    if device == "cuda" and not present:
         raise ResourceError(
-            f"train.speed.devices is {devices}, but torch sees {present} GPU{'s' * (present != 1)}",
+            f"train.device: cuda is requested, but torch {torch.__version__} sees no GPU",
+            "set train.device to auto or cpu, or repair the driver",
+        )
+    if device == "auto" and not present:
+        log.info("no GPU: training on the CPU with %d threads", torch.get_num_threads())
+    devices = (present or 1) if performance.devices == "auto" else performance.devices
+    if present and devices > present:
+        raise ResourceError(
+            f"train.performance.devices is {devices}, but torch sees {present} GPU{'s' * (present != 1)}",
             "lower it, or set it to auto",
         )
-    processes = devices * speed.num_nodes
-    strategy: Literal["single", "ddp", "fsdp"] = "single"
-    if processes > 1 or speed.strategy == "fsdp":
-        strategy = "fsdp" if speed.strategy == "fsdp" else "ddp"
+    if precision == "auto":
+        precision = "bf16-mixed" if present else "32-true"
+    processes = devices * performance.num_nodes
     rank = _rank(devices, processes) if processes > 1 else 0
-    hardware = DistributedSetup(accelerator, precision, devices, speed.num_nodes, strategy, rank, speed.accumulate)
-    if strategy == "fsdp" and config.recipe != "scratch":
-        raise ConfigError(
-            f"train.speed.strategy fsdp is of recipe scratch; what recipe {config.recipe} trains is small",
-            "set train.speed.strategy to ddp or auto",
-        )
-    if accelerator == "gpu":
-        torch.cuda.set_device(hardware.device)  # also for frozen models, which Lightning does not move
-    for name in ("compose", "refine") if config.recipe == "scratch" else ("adapt",):
-        phase = getattr(config.optimiser, name)
-        if phase.steps and phase.batch_size < hardware.share.parts:
-            raise ConfigError(
-                f"train.optimiser.{name}.batch_size is {phase.batch_size}, fewer than its {hardware.share.parts} slices "
-                f"({processes} processes x train.speed.accumulate {speed.accumulate})",
-                "raise batch_size (it is that of an optimiser step), or lower train.speed.accumulate or devices",
-            )
+    setup = DistributedSetup("gpu" if present else "cpu", precision, devices, rank, performance)
+    if setup.on_gpu:
+        torch.cuda.set_device(setup.device)  # also for frozen models, which Lightning does not move
     if processes > 1 and rank % devices and "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_PROCID" not in os.environ:
         _exit_when_parent_dies()
-    return hardware
+    return setup
+
+
+def check_batch_sizes(phases: Mapping[str, PhaseConfig], partition: BatchPartition, key: str) -> None:
+    """Check that every microbatch gets a sample.
+
+    Raises:
+        ConfigError: a batch size is smaller than the number of microbatches.
+    """
+    for name, phase in phases.items():
+        if phase.max_steps and phase.batch_size < partition.parts:
+            raise ConfigError(
+                f"{key}.{name}.batch_size: {phase.batch_size} samples are fewer than {partition.parts} microbatches "
+                f"({partition.ranks} processes x train.performance.accumulate_grad_batches {partition.accumulate})",
+                "raise batch_size, or lower accumulate_grad_batches or devices",
+            )
 
 
 def _rank(devices: int, processes: int) -> int:
-    """Rank of this process among all: torchrun and SLURM say it, else it follows from the machine's and the local rank."""
+    """Rank of this process: set by torchrun or SLURM, else computed from the ranks of the machine and on the machine."""
     environment = os.environ
     started = environment.get("SLURM_NTASKS") if "SLURM_PROCID" in environment else None
     if "TORCHELASTIC_RUN_ID" in environment:
         started = environment["WORLD_SIZE"]
     if started is not None and int(started) != processes:
         raise ConfigError(
-            f"{started} processes were started, but train.speed says {processes} (devices x num_nodes)",
-            "start devices x num_nodes processes, devices on each machine",
+            f"train.performance: {processes} processes are configured (devices x num_nodes), but {started} were started",
+            "start `devices` processes on each of `num_nodes` machines",
         )
     if "TORCHELASTIC_RUN_ID" in environment:
         return int(environment["RANK"])
@@ -148,50 +176,49 @@ def _rank(devices: int, processes: int) -> int:
 
 
 def _exit_when_parent_dies() -> None:
-    """A process that another one started ends with it, also when that one is killed: nobody would wait for it."""
+    """Exit this process when the process that started it ends, even if that one is killed."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(PARENT_WATCH_S)
+            time.sleep(PARENT_POLL_S)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True, name="leave with parent").start()
+    threading.Thread(target=watch, daemon=True, name="exit with parent").start()
 
 
-def apply_memory_settings(unet: Any, config: TrainConfig, hardware: DistributedSetup) -> None:
-    """Memory layout and checkpointing of diffusers' U-Net, before training."""
-    if config.speed.gradient_checkpointing:
+def apply_memory_settings(unet: Any, setup: DistributedSetup) -> None:
+    """Apply gradient checkpointing and memory format to diffusers' U-Net."""
+    if setup.performance.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    wanted = config.speed.channels_last
-    if wanted == "on" or (wanted == "auto" and hardware.accelerator == "gpu"):
+    if setup.channels_last:
         unet.to(memory_format=torch.channels_last)
 
 
-def verify_ranks_agree(trainer: Any, hardware: DistributedSetup, identity: str) -> None:
-    """Stop unless all processes are about to do the same thing.
+def verify_ranks_agree(trainer: Any, setup: DistributedSetup, identity: str) -> None:
+    """Check that all processes are about to run the same job.
 
     Raises:
-        IntegrityError: another process has other data, parameters or program, or starts at another step.
+        IntegrityError: another process has other data, parameters or code, or starts at another step.
     """
-    if hardware.processes == 1:
+    if setup.processes == 1:
         return
-    if trainer.world_size != hardware.processes or trainer.global_rank != hardware.rank:
+    if trainer.world_size != setup.processes or trainer.global_rank != setup.rank:
         raise IntegrityError(
-            f"this is process {trainer.global_rank} of {trainer.world_size}, but was prepared as {hardware.rank} of "
-            f"{hardware.processes}",
+            f"this is process {trainer.global_rank} of {trainer.world_size}, but it was prepared as {setup.rank} of "
+            f"{setup.processes}",
             "set NODE_RANK, or RANK and WORLD_SIZE, as the launcher numbers its processes",
         )
     first = trainer.strategy.broadcast(identity)
     if first != identity:
         raise IntegrityError(
-            f"process {hardware.rank} would train {identity}, process 0 trains {first}",
-            "all machines need the same project folder (data, memo, .runs), program, torch and train.threads",
+            f"process {setup.rank} would train {identity}, process 0 trains {first}",
+            "give all machines the same project folder (data, cache, .runs), code, torch and train.num_threads",
         )
 
 
 def kill_child_processes(trainer: Any) -> None:
-    """Kill the processes that this one started; they would wait for it for ever."""
+    """Kill the processes that this one started; otherwise they would wait for it forever."""
     launcher = trainer.strategy.launcher
     for process in getattr(launcher, "procs", []):
         if process.poll() is None:

@@ -1,57 +1,53 @@
-"""How training went: tables by step, pictures as files, numbers of the end."""
+"""Training history: loss tables by step, PNG files, final metrics."""
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from pipeline_steps.core.array_types import ByteArray
-from pipeline_steps.train.lightning_module import BUCKETS, DiffusionModule
 
 TAIL = 100
-"""Last steps over which the reported loss is the mean."""
+"""Steps at the end over which the reported loss is averaged."""
 
 
-def loss_csv(history: list[dict[str, float]]) -> str:
-    """CSV: loss and its means by time slice, a row a step; empty where not finite."""
-    names = ["loss", *(f"loss_t{index}" for index in range(BUCKETS))]
-    lines = [",".join(["step", *names])]
-    for number, row in enumerate(history, start=1):
-        lines.append(",".join([str(number), *(_number(row[name]) for name in names)]))
-    return "\n".join(lines) + "\n"
+def loss_csv(history: Sequence[Mapping[str, float]]) -> str:
+    """CSV of the loss and its means by time interval, one row per step; empty where not finite."""
+    names = list(history[0]) if history else ["loss"]
+    rows = [",".join([str(step), *(_number(row[name]) for name in names)]) for step, row in enumerate(history, start=1)]
+    return "\n".join([",".join(["step", *names]), *rows]) + "\n"
 
 
-def validation_table(validation: dict[str, float]) -> str:
-    """CSV: validation loss by step."""
+def validation_csv(validation: Mapping[str, float]) -> str:
+    """CSV of the validation loss by step."""
     rows = [f"{step},{_number(value)}" for step, value in _by_step(validation)]
     return "\n".join(["step,validation_loss", *rows]) + "\n"
 
 
-def png(picture: ByteArray) -> bytes:
-    """A PNG file."""
+def encode_png(image: ByteArray) -> bytes:
+    """PNG file of an image."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG")
+    Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def final_metrics(module: DiffusionModule) -> dict[str, Any]:
-    """Steps, mean loss of the last ones, last validation loss, trained parameters; what is not known is left out."""
-    tail = [row["loss"] for row in module.history[-TAIL:] if math.isfinite(row["loss"])]
-    validation = [value for _, value in _by_step(module.validation) if math.isfinite(value)]
-    values = {
-        "steps": len(module.history),
-        "loss": round(float(np.mean(tail)), 6) if tail else None,
-        "validation_loss": round(validation[-1], 6) if validation else None,
-        "parameters": sum(parameter.numel() for parameter in module.denoiser.parameters()),
+def final_metrics(history: Sequence[Mapping[str, float]], validation: Mapping[str, float]) -> dict[str, Any]:
+    """Steps, mean loss of the last steps and last validation loss; undefined values are left out."""
+    tail = [row["loss"] for row in history[-TAIL:] if math.isfinite(row["loss"])]
+    losses = [value for _, value in _by_step(validation) if math.isfinite(value)]
+    return {
+        "steps": len(history),
+        **({"loss": round(float(np.mean(tail)), 6)} if tail else {}),
+        **({"validation_loss": round(losses[-1], 6)} if losses else {}),
     }
-    return {key: value for key, value in values.items() if value is not None} | module.speed
 
 
-def _by_step(validation: dict[str, float]) -> list[tuple[str, float]]:
+def _by_step(validation: Mapping[str, float]) -> list[tuple[str, float]]:
     return sorted(validation.items(), key=lambda item: int(item[0]))
 
 

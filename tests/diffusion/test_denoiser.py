@@ -1,4 +1,4 @@
-"""The denoiser before training is the linear guess, and its parts take turns."""
+"""The denoiser before training is the Gaussian prior, and its parts are trained in turn."""
 
 import pytest
 import torch
@@ -12,11 +12,11 @@ from pipeline_steps.diffusion.mlp_denoiser import MLPDenoiser, timestep_embeddin
 @pytest.fixture
 def denoiser() -> Denoiser:
     torch.manual_seed(0)
-    conditioner = AudioConditioner(frames=2, frame_components=4, tag_components=4, width=32, layers=1, dropout=0.0)
-    composer = MLPDenoiser(6, 4, conditioner.summary_width, width=24, blocks=1, dropout=0.0)
+    conditioner = AudioConditioner(num_time_tokens=2, frame_pca_dim=4, tag_pca_dim=4, hidden_dim=32, num_layers=1, dropout=0.0)
+    mlp = MLPDenoiser(6, 4, conditioner.summary_width, hidden_dim=24, num_blocks=1, dropout=0.0)
     prior = GaussianDenoiser(6, 4, 3)
     prior.fit(torch.randn(50, 6, 4, 4))
-    return Denoiser(build_unet(12, 6, 4, (32, 32), 32, 16), conditioner, composer, prior, "residual").eval()
+    return Denoiser(build_unet(12, 6, 4, (32, 32), 32, 16), conditioner, mlp, prior, "residual").eval()
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def tokens(denoiser: Denoiser) -> ConditionerInput:
 TIMES = torch.tensor([0.2, 0.6, 1.0])
 
 
-@pytest.mark.parametrize("refining", [False, True])
-def test_untrained_it_follows_the_linear_guess(denoiser: Denoiser, tokens: ConditionerInput, refining: bool) -> None:
-    denoiser.refining = refining
+@pytest.mark.parametrize("use_unet", [False, True])
+def test_untrained_it_is_the_gaussian_prior(denoiser: Denoiser, tokens: ConditionerInput, use_unet: bool) -> None:
+    denoiser.use_unet = use_unet
     noisy = torch.randn(3, 6, 4, 4)
     velocity = denoiser(noisy, TIMES, tokens, torch.ones(3, dtype=torch.bool))
     expected = (noisy - denoiser.prior.denoise(noisy, TIMES)) / TIMES[:, None, None, None]
@@ -37,28 +37,28 @@ def test_untrained_it_follows_the_linear_guess(denoiser: Denoiser, tokens: Condi
 
 
 def test_each_phase_moves_its_own_part(denoiser: Denoiser, tokens: ConditionerInput) -> None:
-    noisy, heard = torch.randn(3, 6, 4, 4), torch.ones(3, dtype=torch.bool)
-    for refining in (False, True):
-        denoiser.refining = refining
+    noisy, mask = torch.randn(3, 6, 4, 4), torch.ones(3, dtype=torch.bool)
+    for use_unet in (False, True):
+        denoiser.use_unet = use_unet
         denoiser.zero_grad(set_to_none=True)
-        denoiser(noisy, TIMES, tokens, heard).square().mean().backward()
+        denoiser(noisy, TIMES, tokens, mask).square().mean().backward()
         moved = {name.split(".")[0] for name, value in denoiser.named_parameters() if value.grad is not None}
-        assert ("composer" in moved) is not refining
-        assert ("unet" in moved) is refining
+        assert ("mlp" in moved) is not use_unet
+        assert ("unet" in moved) is use_unet
 
 
-def test_composer_hears_and_tells_times_apart() -> None:
+def test_mlp_depends_on_audio_and_time() -> None:
     torch.manual_seed(0)
-    composer = MLPDenoiser(2, 4, 5, width=32, blocks=2, dropout=0.0)
-    torch.nn.init.normal_(composer.leave.weight)
-    torch.nn.init.normal_(composer.blocks[0].second.weight)
-    seen, heard = torch.randn(1, 2, 4, 4), torch.tensor([True])
-    first, second = (composer.encode_audio(torch.randn(1, 5), heard) for _ in range(2))
+    mlp = MLPDenoiser(2, 4, 5, hidden_dim=32, num_blocks=2, dropout=0.0)
+    torch.nn.init.normal_(mlp.leave.weight)
+    torch.nn.init.normal_(mlp.blocks[0].second.weight)
+    noisy, mask = torch.randn(1, 2, 4, 4), torch.tensor([True])
+    first, second = (mlp.embed_audio(torch.randn(1, 5), mask) for _ in range(2))
     time = torch.tensor([0.5])
-    assert composer(seen, time, first).shape == seen.shape
-    assert not torch.allclose(composer(seen, time, first), composer(seen, time, second))
-    assert not torch.allclose(composer(seen, time, first), composer(seen, time + 0.3, first))
-    assert torch.equal(composer.encode_audio(torch.randn(1, 5), ~heard), composer.encode_audio(torch.randn(1, 5), ~heard))
+    assert mlp(noisy, time, first).shape == noisy.shape
+    assert not torch.allclose(mlp(noisy, time, first), mlp(noisy, time, second))
+    assert not torch.allclose(mlp(noisy, time, first), mlp(noisy, time + 0.3, first))
+    assert torch.equal(mlp.embed_audio(torch.randn(1, 5), ~mask), mlp.embed_audio(torch.randn(1, 5), ~mask))
 
 
 def test_time_features_are_bounded_and_distinct() -> None:

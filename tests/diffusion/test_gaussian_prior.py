@@ -1,4 +1,4 @@
-"""The Gaussian guess, checked where the answer is known."""
+"""The Gaussian denoiser, checked against known solutions."""
 
 import pytest
 import torch
@@ -10,10 +10,12 @@ from pipeline_steps.diffusion.rectified_flow import interpolate
 @pytest.fixture(scope="module")
 def latents() -> torch.Tensor:
     """Latents [4000, 3, 2, 2]: two coarse channels driven by few factors and noise, one fine channel of small noise."""
-    draws = torch.Generator().manual_seed(0)
-    coarse = torch.randn(4000, 3, generator=draws) @ torch.randn(3, 8, generator=draws) + torch.randn(8, generator=draws)
-    coarse = coarse + 0.5 * torch.randn(4000, 8, generator=draws)
-    fine = 0.2 * torch.randn(4000, 4, generator=draws)
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(4000, 3, generator=generator) @ torch.randn(3, 8, generator=generator) + torch.randn(
+        8, generator=generator
+    )
+    coarse = coarse + 0.5 * torch.randn(4000, 8, generator=generator)
+    fine = 0.2 * torch.randn(4000, 4, generator=generator)
     return torch.cat([coarse, fine], 1).view(4000, 3, 2, 2)
 
 
@@ -24,9 +26,7 @@ def prior(latents: torch.Tensor) -> GaussianDenoiser:
     return fitted
 
 
-def test_without_noise_it_keeps_everything_and_in_pure_noise_it_says_the_mean(
-    prior: GaussianDenoiser, latents: torch.Tensor
-) -> None:
+def test_without_noise_it_is_the_identity_and_in_pure_noise_the_mean(prior: GaussianDenoiser, latents: torch.Tensor) -> None:
     some = latents[:8]
     assert torch.allclose(prior.denoise(some, torch.full((8,), 1e-3)), some, atol=0.02)
     noise = torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(1))
@@ -34,7 +34,7 @@ def test_without_noise_it_keeps_everything_and_in_pure_noise_it_says_the_mean(
 
 
 @pytest.mark.parametrize("time", [0.3, 0.6, 0.9])
-def test_it_beats_the_diagonal_guess_and_is_nearly_the_best_linear_one(
+def test_it_beats_the_diagonal_prior_and_nearly_reaches_the_best_linear_one(
     prior: GaussianDenoiser, latents: torch.Tensor, time: float
 ) -> None:
     times = torch.full((len(latents),), time)
@@ -51,7 +51,7 @@ def test_it_beats_the_diagonal_guess_and_is_nearly_the_best_linear_one(
 def test_scales_bring_inputs_to_unit_size(prior: GaussianDenoiser, latents: torch.Tensor) -> None:
     times = torch.full((len(latents),), 0.5)
     noisy = interpolate(latents, torch.randn(latents.shape, generator=torch.Generator().manual_seed(3)), times)
-    scale_in, scale_out = prior.scales(times)
+    scale_in, scale_out = prior.preconditioning(times)
     assert torch.allclose(((noisy - 0.5 * prior.mean) * scale_in).std(0), torch.ones(3, 2, 2), atol=0.05)
     fine = prior.denoise(noisy, times)[:, 2] - latents[:, 2]
     assert torch.allclose(fine.std(0), scale_out[0, 2], rtol=0.1)

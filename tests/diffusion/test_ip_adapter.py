@@ -1,4 +1,4 @@
-"""The adapter: what it exports draws the same picture in a stock pipeline, and the backbone is left as it was."""
+"""Audio IP-Adapter: its export gives the same images in a stock pipeline, and the backbone is unchanged."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
 from pipeline_steps.diffusion.pipelines import ip_adapter
 from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
-from pipeline_steps.diffusion.pipelines.base import latents_generator
+from pipeline_steps.diffusion.pipelines.base import GenerationConfig, latents_generator
 from pipeline_steps.diffusion.pipelines.ip_adapter import IP_ADAPTER, AudioIPAdapterPipeline, save_adapter
 from pipeline_steps.diffusion.stable_diffusion import FILES, StableDiffusionBackbone
 from pipeline_steps.models.audio.ast import AstEncoder
 from tests.factories.checkpoints.ast import ast_checkpoint
 from tests.factories.checkpoints.stable_diffusion import stable_diffusion
 
-DEFAULTS = {"steps": 3, "guidance_scale": 2.5, "max_seconds": 2.0, "picture_size": 64}
+GENERATION = GenerationConfig(num_inference_steps=3, guidance_scale=2.5, max_seconds=2.0, resolution=64)
 TONE = (0.3 * np.sin(np.arange(48_000) / 20)).astype(np.float32)
 NOISE = (0.2 * np.random.default_rng(1).standard_normal(72_000)).astype(np.float32)
 Export = Callable[..., Path]
@@ -50,13 +50,16 @@ def export(checkpoints: Path, assets: Path, tmp_path_factory: pytest.TempPathFac
     def make(name: str = "epsilon", solver: str = "dpm++", prompt: str = "") -> Path:
         torch.manual_seed(0)
         backbone = StableDiffusionBackbone(str(checkpoints / name)).load()
-        adapter = AudioIPAdapter(backbone, PerceiverResampler(24, 12, count=3, width=24, inner=32, depth=1, heads=2), prompt)
+        adapter = AudioIPAdapter(
+            backbone, PerceiverResampler(24, 12, num_queries=3, output_width=24, dim=32, depth=1, heads=2), prompt
+        )
         with torch.no_grad():
             for weight in adapter.parameters():
                 weight += 0.3 * torch.randn(weight.shape)
         target = tmp_path_factory.mktemp("model") / "models/audio2image"
         encoder = AstTokenizer(AstEncoder(str(checkpoints / "ast")))
-        save_adapter(target, adapter, backbone.scheduler(solver), encoder, DEFAULTS, assets)  # type: ignore[arg-type]
+        scheduler = backbone.build_scheduler(solver)  # type: ignore[arg-type]
+        save_adapter(target, AudioIPAdapterPipeline(adapter, scheduler, None, GENERATION), encoder, assets)
         return target
 
     return make
@@ -84,15 +87,14 @@ def pipeline(exported: Path) -> AudioIPAdapterPipeline:
         ("textless", "dpm++", "", 2.5),
     ],
 )
-def test_a_stock_pipeline_draws_the_same_picture(
+def test_a_stock_pipeline_generates_the_same_image(
     checkpoints: Path, export: Export, name: str, solver: str, prompt: str, guidance: float
 ) -> None:
     folder = export(name, solver, prompt)
-    ours = AudioIPAdapterPipeline.read(folder, "cpu")
-    heard = ours.encode_audio(TONE)
-    stacked = ours.stack([heard, heard])
-    text = ours.adapter.text(prompt).expand(2, -1, -1)
-    drawn = ours.render(stacked, text, [0, 1], seed=5, guidance_scale=guidance) / 2 + 0.5
+    ours = AudioIPAdapterPipeline.from_pretrained(folder, "cpu")
+    embeds = ours.encode_audio(TONE)
+    condition = ours.prepare_condition(ours.collate([embeds, embeds]))
+    generated = ours.sample_images(condition, [0, 1], seed=5, guidance_scale=guidance) / 2 + 0.5
 
     place = checkpoints / ("epsilon" if name == "textless" else name)  # a stock pipeline cannot do without a text encoder
     stock = StableDiffusionPipeline.from_pretrained(place, safety_checker=None, local_files_only=True)
@@ -111,7 +113,7 @@ def test_a_stock_pipeline_draws_the_same_picture(
             **worded,
             ip_adapter_image_embeds=embeds if guidance > 1 else [embeds[0][1:]],
             generator=latents_generator(5, draw),
-            num_inference_steps=DEFAULTS["steps"],
+            num_inference_steps=GENERATION.num_inference_steps,
             guidance_scale=guidance,
             height=64,
             width=64,
@@ -119,30 +121,30 @@ def test_a_stock_pipeline_draws_the_same_picture(
         ).images[0]
 
     for number in (0, 1):
-        assert (draw(TONE, number) - drawn[number]).abs().max() <= 1e-3
-    assert (draw(NOISE, 0) - drawn[0]).abs().max() > 1e-2, "another sound is another picture"
+        assert (draw(TONE, number) - generated[number]).abs().max() <= 1e-3
+    assert (draw(NOISE, 0) - generated[0]).abs().max() > 1e-2, "other audio gives another image"
     stock.set_ip_adapter_scale(0.0)
-    assert (draw(TONE, 0) - drawn[0]).abs().max() > 1e-2, "and it is the adapter that makes the difference"
+    assert (draw(TONE, 0) - generated[0]).abs().max() > 1e-2, "and it is the adapter that makes the difference"
 
 
-def test_drawing_is_a_function_of_sound_seed_and_guidance(pipeline: AudioIPAdapterPipeline) -> None:
-    first = pipeline.draw(TONE, num_samples=2, seed=3)
+def test_images_are_a_function_of_audio_seed_and_guidance(pipeline: AudioIPAdapterPipeline) -> None:
+    first = pipeline(TONE, num_samples=2, seed=3)
     assert first.shape == (2, 64, 64, 3)
     assert first.dtype == np.uint8
-    assert np.array_equal(first[:1], pipeline.draw(TONE, num_samples=1, seed=3))
+    assert np.array_equal(first[:1], pipeline(TONE, num_samples=1, seed=3))
     assert not np.array_equal(first[0], first[1])
-    assert not np.array_equal(first, pipeline.draw(TONE, num_samples=2, seed=4))
-    assert not np.array_equal(first, pipeline.draw(TONE, num_samples=2, seed=3, guidance_scale=9.0))
-    assert not np.array_equal(first, pipeline.draw(0.1 * TONE, num_samples=2, seed=3)), "loudness is heard"
+    assert not np.array_equal(first, pipeline(TONE, num_samples=2, seed=4))
+    assert not np.array_equal(first, pipeline(TONE, num_samples=2, seed=3, guidance_scale=9.0))
+    assert not np.array_equal(first, pipeline(0.1 * TONE, num_samples=2, seed=3)), "loudness counts"
     many = pipeline.generate_batch([pipeline.encode_audio(sound) for sound in (NOISE, TONE)], 2, seed=3)
     assert np.abs(many[1].astype(int) - first.astype(int)).max() <= 1
     assert pipeline.generate_batch([], 2).shape == (0, 2, 64, 64, 3)
 
 
-def test_without_a_sound_guidance_has_nothing_to_follow(pipeline: AudioIPAdapterPipeline) -> None:
+def test_guidance_scale_0_equals_unconditional_generation(pipeline: AudioIPAdapterPipeline) -> None:
     plain = pipeline.generate_unconditional(2, seed=1)
-    assert np.array_equal(plain, pipeline.draw(TONE, 2, seed=1, guidance_scale=0.0))
-    silent = pipeline.draw(np.zeros(48_000, np.float32), 1, seed=1)
+    assert np.array_equal(plain, pipeline(TONE, 2, seed=1, guidance_scale=0.0))
+    silent = pipeline(np.zeros(48_000, np.float32), 1, seed=1)
     assert silent.shape == (1, 64, 64, 3)
     assert not np.array_equal(silent, plain[:1]), "a sound of silence is a sound"
     with pytest.raises(ValueError, match="finite mono"):
@@ -151,9 +153,9 @@ def test_without_a_sound_guidance_has_nothing_to_follow(pipeline: AudioIPAdapter
 
 def test_texts_are_drawn_by_the_backbone_alone(checkpoints: Path, pipeline: AudioIPAdapterPipeline) -> None:
     assert pipeline.has_text_encoder
-    before = pipeline.draw(TONE, 1, seed=2)
-    drawn = pipeline.generate_from_text(["a dog barks", "rain on a roof"], 2, seed=2)
-    assert drawn.shape == (2, 2, 64, 64, 3)
+    before = pipeline(TONE, 1, seed=2)
+    generated = pipeline.generate_from_text(["a dog barks", "rain on a roof"], 2, seed=2)
+    assert generated.shape == (2, 2, 64, 64, 3)
     stock = StableDiffusionPipeline.from_pretrained(checkpoints / "epsilon", safety_checker=None, local_files_only=True)
     stock.scheduler = DPMSolverMultistepScheduler.from_config(stock.scheduler.config)
     stock.set_progress_bar_config(disable=True)
@@ -161,15 +163,15 @@ def test_texts_are_drawn_by_the_backbone_alone(checkpoints: Path, pipeline: Audi
         "rain on a roof", generator=latents_generator(2, 1), num_inference_steps=3, guidance_scale=2.5, height=64, width=64,
         output_type="np",
     ).images[0]  # fmt: skip
-    assert np.abs(drawn[1, 1] / 255 - again).max() < 0.01
-    assert np.array_equal(pipeline.draw(TONE, 1, seed=2), before), "afterwards sounds are heard again"
+    assert np.abs(generated[1, 1] / 255 - again).max() < 0.01
+    assert np.array_equal(pipeline(TONE, 1, seed=2), before), "audio is used again afterwards"
 
 
 def test_a_backbone_without_text_draws_from_sound_alone(export: Export) -> None:
     textless = AutoAudio2ImagePipeline.from_pretrained(export("textless"), "cpu")
     assert not textless.has_text_encoder
-    assert textless.draw(TONE).shape == (1, 64, 64, 3)
-    with pytest.raises(ValueError, match="reads no text"):
+    assert textless(TONE).shape == (1, 64, 64, 3)
+    with pytest.raises(ValueError, match="no text encoder"):
         textless.generate_from_text(["a dog"])
 
 
@@ -186,14 +188,14 @@ def test_small_folders_travel_with_the_export_and_large_ones_are_named(
     ]
     index = json.loads((folder / "model_index.json").read_text())
     assert (index["backbone"]["kind"], index["encoder"]["kind"]) == ("folder", "folder")
-    assert np.array_equal(AudioIPAdapterPipeline.read(folder, "cpu").draw(TONE, seed=1), pipeline.draw(TONE, seed=1))
+    assert np.array_equal(AudioIPAdapterPipeline.from_pretrained(folder, "cpu")(TONE, seed=1), pipeline(TONE, seed=1))
 
     index["backbone"]["model"], index["encoder"]["model"] = "epsilon", "ast"  # as a project would name folders of its own
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(DataError, match="SONIFY_MODELS"):
-        AudioIPAdapterPipeline.read(folder, "cpu")
+        AudioIPAdapterPipeline.from_pretrained(folder, "cpu")
     monkeypatch.setenv("SONIFY_MODELS", str(checkpoints))
-    assert AudioIPAdapterPipeline.read(folder, "cpu").has_text_encoder
+    assert AudioIPAdapterPipeline.from_pretrained(folder, "cpu").has_text_encoder
 
     other = tmp_path / "other"
     shutil.copytree(checkpoints, other)
@@ -202,7 +204,7 @@ def test_small_folders_travel_with_the_export_and_large_ones_are_named(
     save_file(tensors, other / "epsilon/unet/diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     monkeypatch.setenv("SONIFY_MODELS", str(other))
     with pytest.raises(IntegrityError, match="have the sha256"):
-        AudioIPAdapterPipeline.read(folder, "cpu")
+        AudioIPAdapterPipeline.from_pretrained(folder, "cpu")
 
 
 @pytest.mark.parametrize("name", [IP_ADAPTER, "resampler/model.safetensors"])
@@ -213,19 +215,19 @@ def test_what_is_not_what_was_exported_is_refused(exported: Path, tmp_path: Path
     key = sorted(tensors)[0]
     save_file({**tensors, key: tensors[key] + 1}, copy / name)
     with pytest.raises(IntegrityError, match="sha256"):
-        AudioIPAdapterPipeline.read(copy)
+        AudioIPAdapterPipeline.from_pretrained(copy)
     index = json.loads((copy / "model_index.json").read_text())
     index["sha256"] = {}
     (copy / "model_index.json").write_text(json.dumps(index))
     save_file({**tensors, key: tensors[key].flatten()[:1]}, copy / name)
     with pytest.raises(IntegrityError, match="has shape"):
-        AudioIPAdapterPipeline.read(copy)
+        AudioIPAdapterPipeline.from_pretrained(copy)
     save_file({key: tensors[key]}, copy / name)
     with pytest.raises(IntegrityError, match="is missing"):
-        AudioIPAdapterPipeline.read(copy)
+        AudioIPAdapterPipeline.from_pretrained(copy)
     (copy / name).unlink()
     with pytest.raises(DataError, match="missing"):
-        AudioIPAdapterPipeline.read(copy)
+        AudioIPAdapterPipeline.from_pretrained(copy)
 
 
 def test_foreign_code_in_the_index_is_refused(exported: Path, tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def test_foreign_code_in_the_index_is_refused(exported: Path, tmp_path: Path) ->
     path = copy / "scheduler/scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": "PNDMScheduler"}))
     with pytest.raises(IntegrityError, match="unknown scheduler"):
-        AudioIPAdapterPipeline.read(copy)
+        AudioIPAdapterPipeline.from_pretrained(copy)
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps({**index, "auto_map": {"AutoModel": "evil.Model"}}))
     with pytest.raises(IntegrityError, match="foreign code"):
@@ -318,12 +320,12 @@ def test_of_a_repository_only_what_is_read_is_fetched() -> None:
 
 def test_latents_are_scaled_as_the_checkpoint_says(checkpoints: Path) -> None:
     backbone = StableDiffusionBackbone(str(checkpoints / "epsilon")).load()
-    pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    mean, std = backbone.encode(pictures)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, std = backbone.encode(images)
     assert mean.shape == std.shape == (2, 4, 8, 8)
     noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(1))
-    spread = backbone.vae.encode(pictures).latent_dist
-    expected = (spread.mean + spread.std * noise) * backbone.vae.config.scaling_factor
-    torch.testing.assert_close(backbone.latents(mean, std, noise), expected)
-    decoded = backbone.decode(backbone.latents(mean, std, torch.zeros_like(mean)))
+    distribution = backbone.vae.encode(images).latent_dist
+    expected = (distribution.mean + distribution.std * noise) * backbone.vae.config.scaling_factor
+    torch.testing.assert_close(backbone.sample_latents(mean, std, noise), expected)
+    decoded = backbone.decode(backbone.sample_latents(mean, std, torch.zeros_like(mean)))
     torch.testing.assert_close(decoded, backbone.vae.decode(mean).sample.clamp(-1, 1), atol=1e-4, rtol=1e-3)

@@ -1,4 +1,4 @@
-"""The learned resampler: what it looks at, what it must not see, and that it learns."""
+"""Perceiver resampler: shapes, masking, positions, null embeddings, learning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler, pad
 
 def resampler() -> PerceiverResampler:
     torch.manual_seed(0)
-    return PerceiverResampler(width_in=12, bands=3, count=5, width=16, inner=32, depth=2, heads=4)
+    return PerceiverResampler(input_width=12, bands=3, num_queries=5, output_width=16, dim=32, depth=2, heads=4)
 
 
 def grids(*moments: int) -> list[torch.Tensor]:
@@ -20,25 +20,25 @@ def grids(*moments: int) -> list[torch.Tensor]:
 
 def test_any_length_becomes_a_few_tokens() -> None:
     model = resampler().eval()
-    made, present = pad_audio_tokens(grids(4, 9, 1))
+    made, mask = pad_audio_tokens(grids(4, 9, 1))
     assert made.shape == (3, 9, 3, 12)
-    assert present.sum(1).tolist() == [4, 9, 1]
-    tokens = model(made, present)
+    assert mask.sum(1).tolist() == [4, 9, 1]
+    tokens = model(made, mask)
     assert tokens.shape == (3, 5, 16)
     assert torch.isfinite(tokens).all()
     assert (tokens[0] - tokens[1]).abs().max() > 1e-3
 
 
-def test_what_fills_a_batch_up_is_not_seen() -> None:
+def test_padding_does_not_change_the_result() -> None:
     model = resampler().eval()
-    batch, present = pad_audio_tokens(grids(4, 9))
-    noisy = torch.where(present[:, :, None, None], batch, 1e3 * torch.randn(batch.shape))
-    expected = model(batch, present)
-    torch.testing.assert_close(model(noisy, present), expected)
-    torch.testing.assert_close(model(batch[:1, :4], present[:1, :4]), expected[:1], atol=1e-5, rtol=1e-4)
+    batch, mask = pad_audio_tokens(grids(4, 9))
+    noisy = torch.where(mask[:, :, None, None], batch, 1e3 * torch.randn(batch.shape))
+    expected = model(batch, mask)
+    torch.testing.assert_close(model(noisy, mask), expected)
+    torch.testing.assert_close(model(batch[:1, :4], mask[:1, :4]), expected[:1], atol=1e-5, rtol=1e-4)
 
 
-def test_time_and_bands_are_told_apart() -> None:
+def test_time_and_bands_are_distinguished() -> None:
     model = resampler().eval()
     (grid,) = grids(6)
     every = torch.ones(1, 6, dtype=torch.bool)
@@ -49,19 +49,19 @@ def test_time_and_bands_are_told_apart() -> None:
     assert torch.cdist(codes, codes).fill_diagonal_(1.0).min() > 1e-3, "no two moments share a code"
 
 
-def test_unheard_sounds_give_the_learned_silence() -> None:
+def test_masked_clips_give_the_null_embeddings() -> None:
     model = resampler().eval()
-    batch, present = pad_audio_tokens(grids(4, 9))
-    tokens = model(batch, present, torch.tensor([True, False]))
-    torch.testing.assert_close(tokens[0], model(batch, present)[0])
+    batch, mask = pad_audio_tokens(grids(4, 9))
+    tokens = model(batch, mask, torch.tensor([True, False]))
+    torch.testing.assert_close(tokens[0], model(batch, mask)[0])
     torch.testing.assert_close(tokens[1], model.image_proj(model.silence))
 
 
 def test_it_learns_where_in_time_a_mark_is() -> None:
     torch.manual_seed(0)
-    model = PerceiverResampler(width_in=4, bands=1, count=1, width=8, inner=32, depth=1, heads=2)
+    model = PerceiverResampler(input_width=4, bands=1, num_queries=1, output_width=8, dim=32, depth=1, heads=2)
     head = torch.nn.Linear(8, 2)
-    optimiser = torch.optim.AdamW([*model.parameters(), *head.parameters()], 3e-3)
+    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], 3e-3)
     generator = torch.Generator().manual_seed(2)
 
     def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,24 +70,24 @@ def test_it_learns_where_in_time_a_mark_is() -> None:
         made[torch.arange(size), torch.where(late == 1, 6, 1), 0, 0] += 3.0
         return made, late
 
-    present = torch.ones(64, 8, dtype=torch.bool)
+    mask = torch.ones(64, 8, dtype=torch.bool)
     for _ in range(150):
         made, late = batch(64)
-        loss = torch.nn.functional.cross_entropy(head(model(made, present)[:, 0]), late)
-        optimiser.zero_grad()
+        loss = torch.nn.functional.cross_entropy(head(model(made, mask)[:, 0]), late)
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     made, late = batch(64)
-    assert (head(model(made, present)[:, 0]).argmax(1) == late).float().mean() > 0.9
+    assert (head(model(made, mask)[:, 0]).argmax(1) == late).float().mean() > 0.9
     used = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.abs().sum() > 0}
     assert {"queries", "band_codes", "project.weight", "image_proj.ff.net.2.weight"} <= used
 
 
-def test_its_settings_make_it_again_and_bad_ones_are_refused() -> None:
+def test_settings_rebuild_it_and_invalid_ones_are_rejected() -> None:
     model = resampler()
     again = PerceiverResampler(**model.settings)
     again.load_state_dict(model.state_dict())
-    batch, present = pad_audio_tokens(grids(3))
-    torch.testing.assert_close(again.eval()(batch, present), model.eval()(batch, present))
+    batch, mask = pad_audio_tokens(grids(3))
+    torch.testing.assert_close(again.eval()(batch, mask), model.eval()(batch, mask))
     with pytest.raises(ValueError, match="heads"):
-        PerceiverResampler(width_in=4, bands=1, inner=30, heads=4)
+        PerceiverResampler(input_width=4, bands=1, dim=30, heads=4)

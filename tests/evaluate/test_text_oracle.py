@@ -13,7 +13,8 @@ import torch
 from pipeline_steps.diffusion.audio_tokens import AstTokenizer
 from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
-from pipeline_steps.diffusion.pipelines.ip_adapter import save_adapter
+from pipeline_steps.diffusion.pipelines.base import GenerationConfig
+from pipeline_steps.diffusion.pipelines.ip_adapter import AudioIPAdapterPipeline, save_adapter
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
 from pipeline_steps.evaluate.config import EvaluateConfig
 from pipeline_steps.evaluate.evaluation_plan import EvalAudio, EvalPair, EvaluationPlan, pair_texts
@@ -85,10 +86,10 @@ def exported_adapter(world: SyntheticDataset, assets: Path) -> Path:
     ast_checkpoint(root / "models/ast")
     torch.manual_seed(0)
     backbone = StableDiffusionBackbone(str(stable_diffusion(root / "models/diffusion"))).load()
-    adapter = AudioIPAdapter(backbone, PerceiverResampler(24, 12, count=2, width=24, inner=16, depth=1, heads=2), "")
-    defaults = {"steps": 2, "guidance_scale": 2.0, "max_seconds": 1.0, "picture_size": 64}
-    encoder = AstTokenizer(AstEncoder(str(root / "models/ast")))
-    save_adapter(root / "models/adapter", adapter, backbone.scheduler("dpm++"), encoder, defaults, assets)  # type: ignore[arg-type]
+    adapter = AudioIPAdapter(backbone, PerceiverResampler(24, 12, num_queries=2, output_width=24, dim=16, depth=1, heads=2), "")
+    generation_config = GenerationConfig(num_inference_steps=2, guidance_scale=2.0, max_seconds=1.0, resolution=64)
+    pipeline = AudioIPAdapterPipeline(adapter, backbone.build_scheduler("dpm++"), None, generation_config)
+    save_adapter(root / "models/adapter", pipeline, AstTokenizer(AstEncoder(str(root / "models/ast"))), assets)
     return root / "models/adapter"
 
 

@@ -17,8 +17,8 @@ from tests.factories.checkpoints.vlm import talkative_qwen2_5_vl
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     "caption.vlm": talkative_qwen2_5_vl,
     "embed.clap": clap_checkpoint,
-    "train.sound.ast": ast_checkpoint,
-    "train.backbone": stable_diffusion,
+    "train.audio.ast": ast_checkpoint,
+    "train.ip_adapter.backbone": stable_diffusion,
     "evaluate.judge_checkpoints.dinov2": dinov2_checkpoint,
 }
 """Key of params.yaml -> what writes a checkpoint of the architecture that stands there."""

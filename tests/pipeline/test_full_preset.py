@@ -34,17 +34,17 @@ SHRUNK: dict[str, Any] = {
     "pair.splits.audio.val": 0.2,
     "pair.splits.image.val": 0.3,
     "pair.min_relative_value_in_split": 0.2,
-    "train.picture_size": 64,
-    "train.sound.views": 2,
-    "train.resampler.count": 4,
-    "train.resampler.inner": 32,
-    "train.resampler.depth": 1,
-    "train.optimiser.adapt.steps": 6,
-    "train.optimiser.adapt.batch_size": 4,
-    "train.optimiser.warmup_steps": 2,
-    "train.checkpoint_every": 3,
-    "train.sample_every": 3,
-    "train.drawing.steps": 2,
+    "train.resolution": 64,
+    "train.audio.num_augmentations": 2,
+    "train.ip_adapter.resampler.num_queries": 4,
+    "train.ip_adapter.resampler.dim": 32,
+    "train.ip_adapter.resampler.depth": 1,
+    "train.ip_adapter.phases.adapter.max_steps": 6,
+    "train.ip_adapter.phases.adapter.batch_size": 4,
+    "train.optimizer.lr_warmup_steps": 2,
+    "train.checkpointing_steps": 3,
+    "train.validation_steps": 3,
+    "train.sampling.num_inference_steps": 2,
     "evaluate.samples_per_audio": 2,
     "evaluate.unconditional_samples": 4,
     "evaluate.max_test_pairs": 8,
@@ -120,7 +120,7 @@ def look_at_model(folder: Path, params: Any, hub: dict[str, str], monkeypatch: p
     model = folder / "models/audio2image"
     index = read(model / "model_index.json")
     train = params["train"]
-    for part, given in (("backbone", train["backbone"]), ("encoder", train["sound"]["ast"])):
+    for part, given in (("backbone", train["ip_adapter"]["backbone"]), ("encoder", train["audio"]["ast"])):
         assert index[part].items() >= {"kind": "hub", "model": given["model"], "revision": given["revision"]}.items()
     with safe_open(model / "ip_adapter.safetensors", "np") as tensors:
         names = set(tensors.keys())
@@ -137,9 +137,11 @@ def look_at_model(folder: Path, params: Any, hub: dict[str, str], monkeypatch: p
     pipeline = AutoAudio2ImagePipeline.from_pretrained(model, "cpu")
     assert isinstance(pipeline, AudioIPAdapterPipeline)
     tone = (0.3 * np.sin(np.arange(48_000) / 20)).astype(np.float32)
-    drawn = pipeline.draw(tone, num_samples=2, seed=1)
-    assert drawn.shape == (2, 64, 64, 3)
-    assert not np.array_equal(drawn, pipeline.draw(tone[::-1].cumsum() * np.float32(0.01), num_samples=2, seed=1)), "it hears"
+    generated = pipeline(tone, num_samples=2, seed=1)
+    assert generated.shape == (2, 64, 64, 3)
+    assert not np.array_equal(generated, pipeline(tone[::-1].cumsum() * np.float32(0.01), num_samples=2, seed=1)), (
+        "audio is used"
+    )
 
 
 def look_at_evaluation(folder: Path, params: Any) -> None:

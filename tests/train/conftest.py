@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import soundfile
@@ -16,42 +15,6 @@ from pipeline_steps.core.media_shards import write_index, write_shards
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import PAIRS
 from pipeline_steps.core.tables import write_table
-from pipeline_steps.train.config import TrainConfig
-
-SMALL: dict[str, Any] = {
-    "threads": 1,
-    "device": "cpu",
-    "picture_size": 32,
-    "codec": {"channels": 8, "width": 8, "steps": 4},
-    "sound": {"max_seconds": 2.0, "views": 2},
-    "conditioner": {"frames": 2, "frame_components": 8, "tag_components": 8, "width": 32},
-    "unet": {"widths": [32, 32], "head_width": 16},
-    "objective": {"coarse_channels": 4},
-    "composer": {"width": 32, "blocks": 1},
-    "optimiser": {
-        "compose": {"steps": 5, "batch_size": 4, "learning_rate": 1e-3},
-        "refine": {"steps": 7, "batch_size": 3, "learning_rate": 1e-3},
-        "warmup_steps": 2,
-        "ema_decay": 0.8,
-    },
-    "drawing": {"steps": 2},
-    "checkpoint_every": 4,
-    "sample_every": 3,
-}
-
-
-def small_config(**changes: Any) -> TrainConfig:
-    """The small configuration with some keys changed; nested groups are merged."""
-    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in SMALL.items()}
-    for key, value in changes.items():
-        merged[key] = {**merged[key], **value} if isinstance(value, dict) else value
-    return TrainConfig.model_validate(merged)
-
-
-def phases(compose: int, refine: int) -> dict[str, Any]:
-    """Optimiser keys for so many steps a phase."""
-    part = SMALL["optimiser"]
-    return {"compose": {**part["compose"], "steps": compose}, "refine": {**part["refine"], "steps": refine}}
 
 
 @pytest.fixture(scope="session")
@@ -102,10 +65,3 @@ def make_project(demo: Path, assets: Path) -> Callable[[Path], ProjectPaths]:
         return layout
 
     return make
-
-
-def model_bytes(layout: ProjectPaths) -> dict[str, bytes]:
-    """Every file of the exported model."""
-    return {
-        str(path.relative_to(layout.model)): path.read_bytes() for path in sorted(layout.model.rglob("*")) if path.is_file()
-    }

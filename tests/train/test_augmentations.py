@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pipeline_steps.core.hashing import fingerprint
-from pipeline_steps.train.audio_feature_cache import COMPANIONS, Tracks, mix_partner
-from pipeline_steps.train.augmentations import augment_audio, augment_images, coloured_noise
-from pipeline_steps.train.config import AudioEncodingConfig, ImageAugmentationConfig
+from pipeline_steps.train.audio_feature_cache import MIX_POOL_SIZE, Tracks, mix_partner
+from pipeline_steps.train.augmentations import augment_audio, augment_images, colored_noise
+from pipeline_steps.train.config_groups import AudioEncodingConfig, ImageAugmentationConfig
 
 TONE = (0.2 * np.sin(2 * np.pi * 500 * np.arange(16_000) / 16_000)).astype(np.float32)
 
@@ -21,7 +21,7 @@ def test_a_view_is_a_function_of_its_generator() -> None:
 
 
 def test_gain_speed_and_range_stay_within_their_bounds() -> None:
-    config = AudioEncodingConfig(speed=0.1, gain_db=6.0, noise_share=0.0, mix_share=0.0)
+    config = AudioEncodingConfig(max_log_speed=0.1, max_gain_db=6.0, noise_prob=0.0, mix_prob=0.0)
     for seed in range(30):
         view = augment_audio(TONE, None, config, np.random.default_rng(seed))
         assert 16_000 * np.exp(-0.101) - 1 <= len(view) <= 16_000 * np.exp(0.101) + 1
@@ -32,8 +32,8 @@ def test_gain_speed_and_range_stay_within_their_bounds() -> None:
 
 def test_a_share_of_views_is_heard_in_a_room_and_none_by_default() -> None:
     rooms = [np.array([1.0, 0.0, 0.9], np.float32)]
-    plain = AudioEncodingConfig(speed=0.0, noise_share=0.0, mix_share=0.0)
-    half = plain.model_copy(update={"reverb_share": 0.5})
+    plain = AudioEncodingConfig(max_log_speed=0.0, noise_prob=0.0, mix_prob=0.0)
+    half = plain.model_copy(update={"reverb_prob": 0.5})
     noise = np.random.default_rng(0).normal(0, 0.05, 4000).astype(np.float32)
     without, beside = (augment_audio(noise, None, plain, np.random.default_rng(1), given) for given in ((), rooms))
     assert np.array_equal(without, beside)
@@ -41,33 +41,33 @@ def test_a_share_of_views_is_heard_in_a_room_and_none_by_default() -> None:
     for seed in range(60):
         view = augment_audio(noise, None, half, np.random.default_rng(seed), rooms)
         changed += float(np.mean(view[2:] * view[:-2]) / np.mean(view**2)) > 0.3  # the room's echo
-        assert abs(20 * np.log10(view.std() / noise.std())) < plain.gain_db + 0.1, "a room changes no level"
+        assert abs(20 * np.log10(view.std() / noise.std())) < plain.max_gain_db + 0.1, "a room changes no level"
     assert 18 <= changed <= 42
 
 
 def test_what_is_remembered_of_views_knows_of_rooms_only_where_there_are_some() -> None:
-    assert "reverb_share" not in AudioEncodingConfig().identity()
-    assert AudioEncodingConfig(reverb_share=0.2).identity()["reverb_share"] == 0.2
-    assert "views" not in AudioEncodingConfig(reverb_share=0.2).identity()
+    assert "reverb_share" not in AudioEncodingConfig().augmentation_identity()
+    assert AudioEncodingConfig(reverb_prob=0.2).augmentation_identity()["reverb_share"] == 0.2
+    assert "num_augmentations" not in AudioEncodingConfig(reverb_prob=0.2).augmentation_identity()
 
 
 def test_what_is_mixed_in_is_chosen_among_a_bounded_number_of_sounds() -> None:
-    pool: list[Tracks] = [((f"{number:032x}", 0.0),) for number in range(COMPANIONS + 40)]
-    small, first = pool[:COMPANIONS], pool[0]
+    pool: list[Tracks] = [((f"{number:032x}", 0.0),) for number in range(MIX_POOL_SIZE + 40)]
+    small, first = pool[:MIX_POOL_SIZE], pool[0]
     for tracks in (pool[7], pool[-1]):
         others = [other for other in small if other != tracks]
         best = min(others, key=lambda other: fingerprint([tracks, 1, other]))
         assert mix_partner(tracks, 1, small) == mix_partner(tracks, 1, pool) == best
     before = {tracks: mix_partner(tracks, 1, pool[1:]) for tracks in pool[1:]}
     moved = [tracks for tracks, other in before.items() if mix_partner(tracks, 1, pool) != other]
-    gone = pool[COMPANIONS]
+    gone = pool[MIX_POOL_SIZE]
     assert all(before[tracks] == gone or mix_partner(tracks, 1, pool) == first for tracks in moved)
     assert len(moved) < 10
     assert mix_partner(first, 0, pool) == ()
 
 
 def test_noise_is_of_unit_deviation_and_pink_falls() -> None:
-    white, pink = (coloured_noise(16_000, slope, np.random.default_rng(0)) for slope in (0.0, 0.5))
+    white, pink = (colored_noise(16_000, slope, np.random.default_rng(0)) for slope in (0.0, 0.5))
     assert white.std() == pytest.approx(1.0)
     spectrum = np.abs(np.fft.rfft(pink))
     assert spectrum[10:100].mean() > 3 * spectrum[4000:].mean()
@@ -76,7 +76,9 @@ def test_noise_is_of_unit_deviation_and_pink_falls() -> None:
 def test_picture_views_keep_shape_range_and_white_borders() -> None:
     pictures = torch.ones(6, 3, 32, 32)
     pictures[:, :, 10:20, 10:14] = -1.0
-    views = augment_images(pictures, ImageAugmentationConfig(scale=0.12, shift=0.06), torch.Generator().manual_seed(0))
+    views = augment_images(
+        pictures, ImageAugmentationConfig(max_log_scale=0.12, max_shift=0.06), torch.Generator().manual_seed(0)
+    )
     assert views.shape == pictures.shape
     assert float(views[:, :, 0, :].min()) == pytest.approx(1.0)
     assert float(views.min()) >= -1.001

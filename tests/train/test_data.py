@@ -1,76 +1,134 @@
-"""What is seen at a step depends on the step alone."""
+"""Batches are functions of seed and step alone."""
 
 from __future__ import annotations
 
+import itertools
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline_steps.diffusion.audio_conditioner import ConditionerInput
-from pipeline_steps.diffusion.autoencoder import PatchPCAAutoencoder
-from pipeline_steps.train.config import TrainConfig
-from pipeline_steps.train.data import ScratchBatches, ScratchDataset, batch_indices, validation_batch
+from pipeline_steps.train.config_groups import ImageAugmentationConfig
+from pipeline_steps.train.data import BatchPartition, TrainingBatch, batch_indices
+from pipeline_steps.train.recipes.scratch.data import ScratchDataset
+from tests.train.small_run import scratch_datamodule
+
+FIELDS = ("latents", "noise", "times", "condition_mask")
+
+
+def assert_equal(one: TrainingBatch, other: TrainingBatch) -> None:
+    assert (one.step, one.rows, one.part, one.last) == (other.step, other.rows, other.part, other.last)
+    for name in FIELDS:
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert torch.equal(one.audio.frames, other.audio.frames)
+    assert torch.equal(one.audio.summary, other.audio.summary)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 17), st.integers(0, 99))
 def test_every_epoch_is_a_permutation_whatever_the_batch_size(count: int, batch_size: int, seed: int) -> None:
     steps = -(-2 * count // batch_size)
-    seen = [row for step in range(steps) for row in batch_indices(count, batch_size, seed, step)]
-    assert sorted(seen[:count]) == list(range(count))
-    assert sorted(seen[count : 2 * count]) == list(range(count))
+    rows = [row for step in range(steps) for row in batch_indices(count, batch_size, seed, step)]
+    assert sorted(rows[:count]) == list(range(count))
+    assert sorted(rows[count : 2 * count]) == list(range(count))
 
 
-def _stream(first: int) -> ScratchBatches:
-    draws = torch.Generator().manual_seed(0)
-    pictures = torch.rand(5, 3, 16, 16, generator=draws) * 2 - 1
-    codec = PatchPCAAutoencoder(4, 0.5, 0)
-    codec.fit(pictures)
-    tokens = [ConditionerInput(torch.randn(3, 2, 4, generator=draws), torch.randn(3, 10, generator=draws)) for _ in range(2)]
-    config = TrainConfig.model_validate(
-        {
-            "seed": 1,
-            "codec": {"channels": 4},
-            "objective": {"coarse_channels": 2},
-            "optimiser": {
-                "compose": {"steps": 3, "batch_size": 3, "learning_rate": 1e-3},
-                "refine": {"steps": 9, "batch_size": 2, "learning_rate": 1e-3},
-            },
-        }
-    )
-    return ScratchBatches(ScratchDataset(pictures, [0, 1, 0, 1, 0], tokens), codec, config, first)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_gives_the_batches_in_order(workers: int) -> None:
+    loader = {"num_workers": workers, "prefetch_factor": 2 if workers else None}
+    expected = scratch_datamodule()
+    batches = iter(scratch_datamodule(**loader).train_dataloader())
+    for step in range(6):
+        assert_equal(next(batches), expected.training_batch(step))
 
 
-def test_a_stream_started_late_goes_on_as_the_first_would_have() -> None:
-    early, late = iter(_stream(0)), iter(_stream(2))
-    for _ in range(2):
-        next(early)
-    for _ in range(3):
-        a, b = next(early), next(late)
-        assert (a.step, a.rows) == (b.step, b.rows)
-        for name in ("latents", "noise", "times", "heard"):
-            assert torch.equal(getattr(a, name), getattr(b, name))
-        assert torch.equal(a.tokens.frames, b.tokens.frames)
+def test_the_loader_starts_at_the_step_of_the_trainer_and_gives_every_microbatch() -> None:
+    class Resumed:
+        global_step = 2
+
+    partition = BatchPartition(accumulate=2)
+    resumed = scratch_datamodule(partition)
+    resumed.trainer = Resumed()
+    batches = list(itertools.islice(resumed.train_dataloader(), 4))
+    assert [(batch.step, batch.part, batch.last) for batch in batches] == [
+        (2, 0, False),
+        (2, 1, True),
+        (3, 0, False),
+        (3, 1, True),
+    ]
+    for batch, (step, micro) in zip(batches, ((2, 0), (2, 1), (3, 0), (3, 1)), strict=True):
+        assert_equal(batch, scratch_datamodule(partition).training_batch(step, micro))
+
+
+def test_an_error_of_a_batch_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    datamodule = scratch_datamodule()
+    monkeypatch.setattr(datamodule, "training_batch", lambda step, micro: (_ for _ in ()).throw(OSError("no such shard")))
+    with pytest.raises(OSError, match="no such shard"):
+        next(iter(datamodule.train_dataloader()))
+
+
+def test_every_tensor_of_a_batch_is_changed() -> None:
+    batch = scratch_datamodule().training_batch(0)
+    visited: list[torch.Tensor] = []
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        visited.append(tensor)
+        return tensor + 1 if tensor.is_floating_point() else tensor
+
+    changed = batch.map_tensors(change)
+    assert len(visited) == 6  # latents, noise, times, condition_mask, frames, summary
+    assert torch.equal(changed.audio.summary, batch.audio.summary + 1)
+    assert changed.rows == batch.rows
+    assert len(batch.audio.select([0, 1])) == 2
+    assert_equal(batch.to("cpu"), batch)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(20, 70))
+def test_processes_and_microbatches_take_each_sample_once(ranks: int, accumulate: int, count: int) -> None:
+    taken: list[int] = []
+    for rank in range(ranks):
+        for micro in range(accumulate):
+            taken += range(count)[BatchPartition(rank, ranks, accumulate).slice_of(count, micro)]
+    assert taken == list(range(count))
+
+
+def test_slices_are_parts_of_the_whole_batch() -> None:
+    augmentation = ImageAugmentationConfig(hflip_prob=0.5, max_shift=0.1)
+    whole = scratch_datamodule(augmentation=augmentation)
+    for step in (0, 4):
+        expected = whole.training_batch(step)
+        slices = [scratch_datamodule(BatchPartition(rank, 2), augmentation).training_batch(step) for rank in range(2)]
+        assert [row for part in slices for row in part.rows] == expected.rows
+        for name in FIELDS:
+            assert torch.equal(torch.cat([getattr(part, name) for part in slices]), getattr(expected, name)), name
+        assert torch.equal(torch.cat([part.audio.frames for part in slices]), expected.audio.frames)
+        assert sum(part.weight for part in slices) / 2 == pytest.approx(1.0)
+        assert [(part.part, part.parts, part.total, part.last) for part in slices] == [
+            (0, 2, len(expected.rows), True),
+            (1, 2, len(expected.rows), True),
+        ]
 
 
 def test_each_phase_has_its_batch_size() -> None:
-    stream = _stream(0)
-    assert [len(stream.batch(step).rows) for step in range(5)] == [3, 3, 3, 2, 2]
+    datamodule = scratch_datamodule()
+    assert [len(datamodule.training_batch(step).rows) for step in range(5)] == [3, 3, 3, 2, 2]
 
 
-def test_about_the_asked_share_of_sounds_is_withheld() -> None:
-    stream = _stream(0)
-    heard = torch.cat([stream.batch(step).heard for step in range(200)])
-    assert 0.80 < float(heard.float().mean()) < 0.90
+def test_about_the_configured_fraction_of_samples_is_unconditional() -> None:
+    datamodule = scratch_datamodule()
+    mask = torch.cat([datamodule.training_batch(step).condition_mask for step in range(200)])
+    assert 0.80 < float(mask.float().mean()) < 0.90
 
 
 def test_validation_is_fixed_and_spreads_times_evenly() -> None:
-    stream = _stream(0)
-    first, second = (validation_batch(stream.data, stream.codec, 0) for _ in range(2))
+    first, second = (scratch_datamodule().validation_batch() for _ in range(2))
     assert first is not None
     assert second is not None
     assert torch.equal(first.noise, second.noise)
-    assert first.times.tolist() == [0.1, 0.3, 0.5, 0.7, 0.9] or torch.allclose(
-        first.times, torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
-    )
-    assert validation_batch(ScratchDataset(stream.data.pictures[:0], [], []), stream.codec, 0) is None
+    assert torch.allclose(first.times, torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]))
+    datamodule = scratch_datamodule()
+    datamodule.validation = ScratchDataset(datamodule.train.images[:0], [], [])
+    assert datamodule.validation_batch() is None
+    assert list(datamodule.val_dataloader()) == [None]

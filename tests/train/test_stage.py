@@ -22,16 +22,18 @@ from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError, R
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
 from pipeline_steps.train import stage
-from pipeline_steps.train.data import ScratchBatches, TrainingBatch
+from pipeline_steps.train.audio_feature_cache import build_tokenizer
+from pipeline_steps.train.data import TrainingBatch
 from pipeline_steps.train.distributed import DistributedSetup
-from tests.train.conftest import SMALL, model_bytes, phases, small_config
+from pipeline_steps.train.recipes.scratch.data import ScratchDataModule
+from tests.train.small_run import SMALL, model_bytes, phase_steps, small_config
 
 MakeProject = Callable[[Path], ProjectPaths]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(make_project: MakeProject, tmp_path_factory: pytest.TempPathFactory) -> tuple[ProjectPaths, stage.StageReport]:
-    """The small world, trained without a break."""
+    """The small world, trained without interruption."""
     layout = make_project(tmp_path_factory.mktemp("undisturbed"))
     return layout, stage.run(small_config(), layout)
 
@@ -49,7 +51,7 @@ def test_it_writes_a_model_that_draws_and_says_how_it_went(undisturbed: tuple[Pr
     assert len(lines) == 13
     assert len((layout.model / "training/validation.csv").read_text().splitlines()) == 5
     tone = np.sin(np.arange(48_000) / 20).astype(np.float32) * 0.3
-    assert AutoAudio2ImagePipeline.from_pretrained(layout.model).draw(tone, num_samples=2).shape == (2, 32, 32, 3)
+    assert AutoAudio2ImagePipeline.from_pretrained(layout.model)(tone, num_samples=2).shape == (2, 32, 32, 3)
     assert not list(layout.runs.rglob("*.ckpt")), "a finished run keeps no checkpoint"
 
 
@@ -60,7 +62,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     program = (
         "import json, sys; from pathlib import Path; from pipeline_steps.core.project_paths import ProjectPaths;"
         "from pipeline_steps.train.stage import TrainConfig, run;"
-        "run(TrainConfig.model_validate(json.loads(sys.argv[1])), ProjectPaths(Path(sys.argv[2])))"
+        "run(TrainConfig.from_params(json.loads(sys.argv[1])), ProjectPaths(Path(sys.argv[2])))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, json.dumps(SMALL), str(tmp_path)],
@@ -86,11 +88,11 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
 
 
 @pytest.mark.parametrize("before", ["_train", "_export"])
-def test_a_crash_after_the_codec_or_before_the_export_is_mended(
+def test_a_crash_after_the_autoencoder_or_before_the_export_is_repaired(
     before: str, make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = make_project(tmp_path)
-    config = small_config(optimiser=phases(1, 2))
+    config = small_config(scratch=phase_steps(1, 2))
     with monkeypatch.context() as patch:
         patch.setattr(stage, before, lambda *_: (_ for _ in ()).throw(OSError(28, "no space left")))
         with pytest.raises(OSError, match="no space"):
@@ -107,20 +109,20 @@ def test_a_checkpoint_of_another_configuration_is_refused(make_project: MakeProj
     foreign = tmp_path / "foreign.ckpt"
     torch.save({"state_dict": {}, "digest": "another", "history": [], "validation": {}, "global_step": 3}, foreign)
     with pytest.raises(IntegrityError, match="belongs to run another"):
-        stage.run(small_config(resume_from=str(foreign)), layout)
+        stage.run(small_config(resume_from_checkpoint=str(foreign)), layout)
     with pytest.raises(ConfigError, match="does not exist"):
-        stage.run(small_config(resume_from=str(tmp_path / "nowhere.ckpt")), layout)
+        stage.run(small_config(resume_from_checkpoint=str(tmp_path / "nowhere.ckpt")), layout)
     assert not layout.model.exists()
 
 
 def fails_at(number: int, error: BaseException) -> Callable[..., TrainingBatch]:
-    """`ScratchStream.batch` that raises at a step."""
-    honest = ScratchBatches.batch
+    """`ScratchDataModule.training_batch` that raises at a step."""
+    original = ScratchDataModule.training_batch
 
-    def batch(stream: ScratchBatches, step: int, micro: int = 0) -> TrainingBatch:
+    def batch(datamodule: ScratchDataModule, step: int, micro: int = 0) -> TrainingBatch:
         if step == number:
             raise error
-        return honest(stream, step, micro)
+        return original(datamodule, step, micro)
 
     return batch
 
@@ -133,18 +135,35 @@ def test_a_retry_goes_on_from_its_own_checkpoint_when_that_is_further_on(
 ) -> None:
     layout, asked = make_project(tmp_path), tmp_path / "asked.ckpt"
     with monkeypatch.context() as patch:
-        patch.setattr(ScratchBatches, "batch", fails_at(6, OSError(5, "down")))
+        patch.setattr(ScratchDataModule, "training_batch", fails_at(6, OSError(5, "down")))
         with pytest.raises(OSError, match="down"):
             stage.run(small_config(), layout)
     shutil.copy(next(layout.runs.rglob("last.ckpt")), asked)  # of step 4
-    config = small_config(resume_from=str(asked))
+    config = small_config(resume_from_checkpoint=str(asked))
     with monkeypatch.context() as patch:
-        patch.setattr(ScratchBatches, "batch", fails_at(10, OSError(5, "down")))
+        patch.setattr(ScratchDataModule, "training_batch", fails_at(10, OSError(5, "down")))
         with pytest.raises(OSError, match="down"):
             stage.run(config, layout)
     with monkeypatch.context() as patch:
-        patch.setattr(ScratchBatches, "batch", fails_at(6, AssertionError("step 6 was done before")))
+        patch.setattr(ScratchDataModule, "training_batch", fails_at(6, AssertionError("step 6 was done before")))
         stage.run(config, layout)
+    assert model_bytes(layout) == model_bytes(undisturbed[0])
+
+
+@pytest.mark.parametrize("interrupted_at", [5, 9])
+def test_a_checkpoint_of_a_step_with_validation_keeps_the_validation(
+    interrupted_at: int,
+    undisturbed: tuple[ProjectPaths, stage.StageReport],
+    make_project: MakeProject,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layout, config = make_project(tmp_path), small_config(checkpointing_steps=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(ScratchDataModule, "training_batch", fails_at(interrupted_at, OSError(5, "down")))
+        with pytest.raises(OSError, match="down"):
+            stage.run(config, layout)
+    stage.run(config, layout)
     assert model_bytes(layout) == model_bytes(undisturbed[0])
 
 
@@ -156,10 +175,10 @@ def test_a_checkpoint_taken_to_another_folder_leaves_out_the_grids_drawn_before(
 ) -> None:
     first, second = make_project(tmp_path / "first"), make_project(tmp_path / "second")
     with monkeypatch.context() as patch:
-        patch.setattr(ScratchBatches, "batch", fails_at(6, OSError(5, "down")))
+        patch.setattr(ScratchDataModule, "training_batch", fails_at(6, OSError(5, "down")))
         with pytest.raises(OSError, match="down"):
             stage.run(small_config(), first)
-    stage.run(small_config(resume_from=str(next(first.runs.rglob("last.ckpt")))), second)
+    stage.run(small_config(resume_from_checkpoint=str(next(first.runs.rglob("last.ckpt")))), second)
     expected = model_bytes(undisturbed[0])
     del expected["training/step-000003.png"]
     assert model_bytes(second) == expected
@@ -170,7 +189,7 @@ def test_ctrl_c_ends_it_as_any_other_stage(
 ) -> None:
     (make_project(tmp_path).params).write_text(json.dumps({"train": SMALL}))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ScratchBatches, "batch", fails_at(2, KeyboardInterrupt()))
+    monkeypatch.setattr(ScratchDataModule, "training_batch", fails_at(2, KeyboardInterrupt()))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         assert main(["train"]) == 130
@@ -183,23 +202,37 @@ def test_ctrl_c_ends_it_as_any_other_stage(
 
 def test_what_auto_finds_is_part_of_the_run(make_project: MakeProject, tmp_path: Path) -> None:
     layout, config = make_project(tmp_path), small_config(device="auto")
-    frozen = stage._build_frozen_models(config, layout, "cpu", "32-true")
+    encoder = build_tokenizer(config.audio, layout.assets, layout.root, "cpu")
     found = [("cpu", "32-true", 1), ("cpu", "bf16-mixed", 1), ("gpu", "bf16-mixed", 1), ("gpu", "bf16-mixed", 2)]
-    runs = {stage.run_digest(config, layout, frozen, DistributedSetup(*places, 1, "ddp", 0, 1)) for places in found}
+    runs = set()
+    for place in found:
+        setup = DistributedSetup(*place)
+        runs.add(stage.run_digest(config, layout, encoder, stage.build_recipe(config, layout, setup), setup))
     assert len(runs) == len(found)
+
+
+def test_the_digest_covers_the_code_that_the_recipe_imports(make_project: MakeProject, tmp_path: Path) -> None:
+    layout, config, setup = make_project(tmp_path), small_config(), DistributedSetup("cpu", "32-true")
+    names = {path.as_posix() for path in stage.source_files(stage.build_recipe(config, layout, setup))}
+    imported = {name.split("pipeline_steps/")[-1] for name in names}
+    assert {"train/recipes/scratch/training.py", "diffusion/denoiser.py", "train/stage.py", "core/hashing.py"} <= imported
+    assert not {
+        name for name in imported if name.startswith(("tracking/", "evaluate/", "caption/", "train/recipes/ip_adapter/"))
+    }
+    assert "models/vision/clip.py" not in imported
 
 
 def test_losses_that_are_not_finite_stop_it_with_a_diagnosis(
     make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = make_project(tmp_path)
-    honest = ScratchBatches.batch
+    original = ScratchDataModule.training_batch
 
-    def poisoned(stream: ScratchBatches, number: int, micro: int = 0) -> TrainingBatch:
-        batch = honest(stream, number, micro)
+    def poisoned(datamodule: ScratchDataModule, number: int, micro: int = 0) -> TrainingBatch:
+        batch = original(datamodule, number, micro)
         return dataclasses.replace(batch, noise=batch.noise * float("nan")) if number >= 5 else batch
 
-    monkeypatch.setattr(ScratchBatches, "batch", poisoned)
+    monkeypatch.setattr(ScratchDataModule, "training_batch", poisoned)
     with pytest.raises(DataError, match="3 steps in a row") as caught:
         stage.run(small_config(), layout)
     assert caught.value.exit_code == 3
@@ -213,14 +246,14 @@ def test_losses_that_are_not_finite_stop_it_with_a_diagnosis(
 
 def test_one_bad_step_is_skipped(make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = make_project(tmp_path)
-    honest = ScratchBatches.batch
+    original = ScratchDataModule.training_batch
 
-    def poisoned(stream: ScratchBatches, number: int, micro: int = 0) -> TrainingBatch:
-        batch = honest(stream, number, micro)
+    def poisoned(datamodule: ScratchDataModule, number: int, micro: int = 0) -> TrainingBatch:
+        batch = original(datamodule, number, micro)
         return dataclasses.replace(batch, noise=batch.noise * float("nan")) if number == 1 else batch
 
-    monkeypatch.setattr(ScratchBatches, "batch", poisoned)
-    stage.run(small_config(optimiser=phases(1, 2)), layout)
+    monkeypatch.setattr(ScratchDataModule, "training_batch", poisoned)
+    stage.run(small_config(scratch=phase_steps(1, 2)), layout)
     lines = (layout.model / "training/loss.csv").read_text().splitlines()
     assert lines[2].startswith("2,,")
     assert len(lines) == 4
@@ -237,8 +270,8 @@ def test_no_training_pair_and_no_gpu_are_said_plainly(make_project: MakeProject,
             stage.run(small_config(device="cuda"), layout)
     rows = read_table(layout.pairs / "pairs.parquet", PAIRS).to_pylist()
     write_table(layout.pairs / "pairs.parquet", PAIRS, [{**row, "split": "test"} for row in rows])
-    with pytest.raises(DataError, match="no pair of split 'train'"):
+    with pytest.raises(DataError, match="split 'train' has no pair"):
         stage.run(small_config(), layout)
     write_table(layout.pairs / "pairs.parquet", PAIRS, [{**row, "tracks": rows[0]["tracks"]} for row in rows])
-    with pytest.raises(DataError, match="have one sound"):
+    with pytest.raises(DataError, match="only 1 distinct audio clip"):
         stage.run(small_config(), layout)

@@ -1,11 +1,12 @@
-"""Load an exported model whatever recipe made it."""
+"""Loader of exported models of any recipe."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline_steps.diffusion.pipelines.base import Audio2ImagePipeline
-from pipeline_steps.diffusion.pipelines.safetensors_io import ADAPTER_CLASS, read_class_name
+from pipeline_steps.core.errors import IntegrityError
+from pipeline_steps.diffusion.pipelines.base import PIPELINES, Audio2ImagePipeline
+from pipeline_steps.diffusion.pipelines.safetensors_io import INDEX, RETRAIN, read_json
 
 
 class AutoAudio2ImagePipeline:
@@ -13,21 +14,18 @@ class AutoAudio2ImagePipeline:
 
     @staticmethod
     def from_pretrained(folder: Path, device: str | None = None) -> Audio2ImagePipeline:
-        """Load an exported folder of any recipe; hashes and shapes are checked, nothing is unpickled.
+        """Load a folder that stage `train` exported. Hashes and shapes are checked, nothing is unpickled.
 
         Args:
-            folder: folder that the stage `train` wrote.
-            device: None selects the CPU for recipe `scratch`, and a GPU if there is one for recipe `ip_adapter`.
+            folder: folder with `model_index.json`.
+            device: None selects the default of the pipeline.
 
         Raises:
             DataError: a file is missing.
-            IntegrityError: a file is not what was exported.
+            IntegrityError: a file differs from what was exported, or the class is not registered.
         """
         folder = Path(folder)
-        if read_class_name(folder) == ADAPTER_CLASS:
-            from pipeline_steps.diffusion.pipelines.ip_adapter import AudioIPAdapterPipeline
-
-            return AudioIPAdapterPipeline.read(folder, device)
-        from pipeline_steps.diffusion.pipelines.scratch import Audio2ImageFlowPipeline
-
-        return Audio2ImageFlowPipeline.read(folder, device or "cpu")
+        name = str(read_json(folder / INDEX).get("_class_name"))
+        if name not in PIPELINES:
+            raise IntegrityError(f"{folder / INDEX}: unknown _class_name {name!r}", RETRAIN)
+        return PIPELINES.get(name).from_pretrained(folder, device)

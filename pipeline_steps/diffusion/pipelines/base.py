@@ -1,113 +1,155 @@
-"""Sound in, pictures out: the exported model as evaluation, the command line and the served model use it."""
+"""Inference pipeline from audio to images: the interface of every exported model and its sampling arguments."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 
 from pipeline_steps.core.array_types import ByteArray, FloatArray
-
-BATCH = 48
+from pipeline_steps.core.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationConfig:
-    """What `draw` does when not told: number of steps, guidance, seconds of sound heard, side of the picture in px."""
+    """Default sampling parameters, saved with the model.
 
-    steps: int
+    Attributes:
+        num_inference_steps: steps of the scheduler.
+        guidance_scale: of classifier-free guidance.
+        max_seconds: seconds from the start of a clip that are used.
+        resolution: side of an image in pixels.
+    """
+
+    num_inference_steps: int
     guidance_scale: float
     max_seconds: float
-    picture_size: int
+    resolution: int
 
 
 class Audio2ImagePipeline(ABC):
-    """A model in use, whatever recipe made it. Same weights, sound, seed and settings give the same picture on one machine,
-    whatever the batch's other members (up to floating-point rounding)."""
+    """Audio-to-image model of any recipe.
+
+    Equal weights, audio, seed and sampling parameters give equal images on one machine, up to floating-point rounding that
+    depends on the batch.
+
+    Attributes:
+        encoder: pretrained audio encoder; None if the pipeline gets encoded audio.
+        generation_config: default sampling parameters.
+        batch_size: images that are sampled together.
+    """
 
     encoder: Any
-    """Model that hears; its `family` is what evaluation asks for."""
-    defaults: GenerationConfig
+    generation_config: GenerationConfig
+    batch_size = 48
+
+    @classmethod
+    @abstractmethod
+    def from_pretrained(cls, folder: Path, device: str | None = None) -> Self:
+        """Load an exported folder; see `AutoAudio2ImagePipeline.from_pretrained`."""
 
     @property
     def families(self) -> frozenset[str]:
-        """Families of models that shape the pictures: no judge may be of one."""
+        """Model families that shape the images. Judges of these families would be circular."""
         return frozenset({self.encoder.family} if self.encoder is not None else ())
 
     @property
     def has_text_encoder(self) -> bool:
-        """Whether `draw_texts` can draw."""
+        """Whether `generate_from_text` is supported."""
         return False
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape [C, h, w] of the latents of one image."""
 
     @abstractmethod
     def encode_audio(self, samples_48k: FloatArray) -> Any:
-        """What is kept of one mono 48 kHz sound [T]; it may be drawn from many times.
+        """Encode a mono 48 kHz clip [T]; the result can be reused for any number of images.
 
         Raises:
-            ValueError: empty, not mono, or not finite.
+            ValueError: the clip is empty, not mono, or not finite.
         """
 
     @abstractmethod
-    def stack(self, tokens: list[Any]) -> Any:
-        """One batch of several sounds that were heard."""
+    def collate(self, embeds: list[Any]) -> Any:
+        """Concatenate encoded clips into one batch."""
 
     @abstractmethod
-    def generate_from_embeds(
-        self,
-        tokens: Any,
-        draws: list[int],
-        seed: int = 0,
-        guidance_scale: float | None = None,
-        steps: int | None = None,
-    ) -> ByteArray:
-        """Pictures uint8 [N, size, size, 3] of N sounds; row i starts from the noise of (seed, draws[i])."""
+    def null_embeds(self, count: int) -> Any:
+        """Batch of `count` placeholders for missing audio."""
+
+    def prepare_condition(self, embeds: Any) -> Any:
+        """Condition of `denoise` for a batch of encoded clips: a `TensorBatch`."""
+        return embeds
 
     @abstractmethod
-    def generate_unconditional(self, count: int, seed: int = 0, steps: int | None = None) -> ByteArray:
-        """Pictures uint8 [count, size, size, 3] drawn with no sound given."""
+    def denoise(self, latents: torch.Tensor, condition: Any, guidance_scale: float, num_inference_steps: int) -> torch.Tensor:
+        """Images float [N, 3, H, W] in [-1, 1] from initial latents [N, C, h, w] and their condition."""
 
-    def draw(
+    def __call__(
         self,
         samples_48k: FloatArray,
         num_samples: int = 1,
         seed: int = 0,
         guidance_scale: float | None = None,
-        steps: int | None = None,
+        num_inference_steps: int | None = None,
     ) -> ByteArray:
-        """Pictures uint8 [num_samples, size, size, 3] of one mono 48 kHz sound [T].
+        """Generate images uint8 [num_samples, H, W, 3] from a mono 48 kHz clip [T].
 
         Args:
-            samples_48k: float32 in [-1, 1]; never normalised: loudness is heard. The first `max_seconds` count.
-            num_samples: how many; the k-th is the same whatever their number.
-            seed: of the noise they start from.
-            guidance_scale: 1 is the plain model, more follows the sound more closely, 0 ignores it; None takes the default.
-            steps: of the solver; None takes the default.
+            samples_48k: float32 in [-1, 1], not normalized: the level is part of the condition. At most `max_seconds` are used.
+            num_samples: number of images; image k does not depend on it.
+            seed: of the initial noise.
+            guidance_scale: 1 samples the conditional model, larger values follow the audio more closely, 0 ignores it. None
+                selects the default.
+            num_inference_steps: steps of the scheduler; None selects the default.
         """
-        pictures: ByteArray = self.generate_batch([self.encode_audio(samples_48k)], num_samples, seed, guidance_scale, steps)[0]
-        return pictures
+        embeds = [self.encode_audio(samples_48k)]
+        images: ByteArray = self.generate_batch(embeds, num_samples, seed, guidance_scale, num_inference_steps)[0]
+        return images
 
     def generate_batch(
         self,
-        tokens: list[Any],
+        embeds: list[Any],
         num_samples: int = 1,
         seed: int = 0,
         guidance_scale: float | None = None,
-        steps: int | None = None,
+        num_inference_steps: int | None = None,
     ) -> ByteArray:
-        """Pictures uint8 [N, num_samples, size, size, 3] of N sounds that were heard before; the fast way for many."""
-        if not tokens:
-            return np.zeros((0, num_samples, self.defaults.picture_size, self.defaults.picture_size, 3), np.uint8)
-        stacked = self.stack([item for item in tokens for _ in range(num_samples)])
-        pictures = self.generate_from_embeds(stacked, list(range(num_samples)) * len(tokens), seed, guidance_scale, steps)
-        return pictures.reshape(len(tokens), num_samples, *pictures.shape[1:])
+        """Generate images uint8 [N, num_samples, H, W, 3] from N encoded clips."""
+        size = self.generation_config.resolution
+        if not embeds:
+            return np.zeros((0, num_samples, size, size, 3), np.uint8)
+        batch = self.collate([item for item in embeds for _ in range(num_samples)])
+        indices = list(range(num_samples)) * len(embeds)
+        images = self.generate_from_embeds(batch, indices, seed, guidance_scale, num_inference_steps)
+        return images.reshape(len(embeds), num_samples, *images.shape[1:])
+
+    def generate_from_embeds(
+        self,
+        embeds: Any,
+        sample_indices: list[int],
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+    ) -> ByteArray:
+        """Generate images uint8 [N, H, W, 3] from a batch of encoded clips; row i uses noise (seed, sample_indices[i])."""
+        condition = self.prepare_condition(embeds)
+        return to_uint8(self.sample_images(condition, sample_indices, seed, guidance_scale, num_inference_steps))
+
+    def generate_unconditional(self, count: int, seed: int = 0, num_inference_steps: int | None = None) -> ByteArray:
+        """Generate images uint8 [count, H, W, 3] without audio."""
+        return self.generate_from_embeds(self.null_embeds(count), list(range(count)), seed, 0.0, num_inference_steps)
 
     def generate_from_text(
         self,
@@ -115,28 +157,52 @@ class Audio2ImagePipeline(ABC):
         num_samples: int = 1,
         seed: int = 0,
         guidance_scale: float | None = None,
-        steps: int | None = None,
+        num_inference_steps: int | None = None,
     ) -> ByteArray:
-        """Pictures uint8 [N, num_samples, size, size, 3] of N texts, with no sound: what the backbone alone makes of them.
+        """Generate images uint8 [N, num_samples, H, W, 3] from N texts without audio.
 
         Raises:
-            ValueError: the model reads no text (`has_text_encoder`).
+            ValueError: the model has no text encoder.
         """
-        raise ValueError("this model reads no text: it was trained from scratch, or its backbone has no text encoder")
+        raise ValueError("this model has no text encoder; generate images from audio instead")
+
+    @torch.inference_mode()
+    def sample_images(
+        self,
+        condition: Any,
+        sample_indices: list[int],
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+    ) -> torch.Tensor:
+        """Images float [N, 3, H, W] in [-1, 1] on the CPU, for a condition of N rows."""
+        config = self.generation_config
+        guidance = config.guidance_scale if guidance_scale is None else guidance_scale
+        steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        images = []
+        for start in range(0, len(sample_indices), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            latents = torch.stack([initial_latents(seed, index, self.latent_shape) for index in sample_indices[rows]])
+            images.append(self.denoise(latents.to(self.device), condition.select(rows).to(self.device), guidance, steps).cpu())
+        return torch.cat(images)
 
 
-def initial_latents(seed: int, draw: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Normal noise of a (seed, draw): the same for every sound, so that differences between pictures come from the sound."""
-    return torch.randn(shape, generator=latents_generator(seed, draw))
+PIPELINES: Registry[type[Audio2ImagePipeline]] = Registry("pipeline", "pipeline_steps.diffusion.pipelines")
+"""Pipelines by the `_class_name` of their exported folder."""
 
 
-def latents_generator(seed: int, draw: int) -> torch.Generator:
-    """The generator of that noise, as a stock pipeline takes it."""
-    entropy = np.random.SeedSequence([seed % 2**63, draw]).generate_state(1, np.uint64)[0]
+def initial_latents(seed: int, sample_index: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal noise of (seed, sample_index). It is equal for every clip, so that only the audio differs."""
+    return torch.randn(shape, generator=latents_generator(seed, sample_index))
+
+
+def latents_generator(seed: int, sample_index: int) -> torch.Generator:
+    """Generator of `initial_latents`, for the argument `generator` of a stock pipeline."""
+    entropy = np.random.SeedSequence([seed % 2**63, sample_index]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(entropy) % 2**63)
 
 
-def to_uint8(pictures: torch.Tensor) -> ByteArray:
-    """uint8 [N, H, W, 3] of float pictures [N, 3, H, W] in [-1, 1]."""
-    values: Any = ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+def to_uint8(images: torch.Tensor) -> ByteArray:
+    """Convert float [N, 3, H, W] in [-1, 1] to uint8 [N, H, W, 3]."""
+    values: Any = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return np.ascontiguousarray(values)

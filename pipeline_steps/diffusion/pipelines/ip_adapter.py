@@ -1,28 +1,29 @@
-"""Sound in, pictures out, by a frozen backbone and an audio adapter."""
+"""Pipeline of recipe `ip_adapter`: audio to images by a frozen Stable Diffusion and an audio IP-Adapter.
+
+The exported folder contains the trained weights and names the frozen models; small local ones are copied into it.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-from safetensors.torch import save as save_safetensors
 
 from pipeline_steps.core.array_types import ByteArray, FloatArray
-from pipeline_steps.core.atomic import atomic_path, write_bytes, write_json
+from pipeline_steps.core.atomic import atomic_path, write_json
 from pipeline_steps.core.errors import DataError, IntegrityError
-from pipeline_steps.core.hashing import sha256_bytes
-from pipeline_steps.diffusion.audio_tokens import AstTokenizer, GridEncoder, YamnetTokenizer
+from pipeline_steps.diffusion.audio_tokens import AstTokenizer, GridTokenizer, YamnetTokenizer
 from pipeline_steps.diffusion.ip_adapter import AudioEmbeds, AudioIPAdapter, collate_audio_tokens
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
-from pipeline_steps.diffusion.pipelines.base import Audio2ImagePipeline, GenerationConfig, initial_latents, to_uint8
+from pipeline_steps.diffusion.pipelines.base import PIPELINES, Audio2ImagePipeline, GenerationConfig, to_uint8
 from pipeline_steps.diffusion.pipelines.safetensors_io import (
-    ADAPTER_CLASS,
     FORMAT,
     INDEX,
     RETRAIN,
@@ -31,46 +32,69 @@ from pipeline_steps.diffusion.pipelines.safetensors_io import (
     read_json,
     read_model_index,
     read_weights,
+    write_weights,
 )
 from pipeline_steps.diffusion.rectified_flow import classifier_free_guidance
 from pipeline_steps.diffusion.stable_diffusion import FILES as BACKBONE_FILES
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
+from pipeline_steps.diffusion.tensor_batch import TensorBatch
 from pipeline_steps.models.audio.ast import AstEncoder
 from pipeline_steps.models.audio.yamnet import YamNet
 from pipeline_steps.models.hub_checkpoint import FILES as ENCODER_FILES
 
-BATCH = 8
-"""Pictures drawn together; guidance doubles it."""
+CLASS_NAME = "AudioIPAdapterPipeline"
+IP_ADAPTER = "ip_adapter.safetensors"
+RESAMPLER = "resampler/model.safetensors"
+COPY_LIMIT = 100_000_000
+"""Largest local checkpoint, in bytes, that is copied into the export."""
+MODELS_VARIABLE = "SONIFY_MODELS"
+"""Environment variable: folder of the local checkpoints that an export names; the default is the project of the export."""
+SCHEDULERS = {"DPMSolverMultistepScheduler": DPMSolverMultistepScheduler, "DDIMScheduler": DDIMScheduler}
 
 
+@dataclass(frozen=True, slots=True)
+class IPAdapterCondition(TensorBatch):
+    """Condition of N images: audio embeddings [N, num_queries, dim] and text tokens [N, L, width]."""
+
+    audio: torch.Tensor
+    text: torch.Tensor
+
+
+@PIPELINES.register(CLASS_NAME)
 class AudioIPAdapterPipeline(Audio2ImagePipeline):
-    """`Audio2ImagePipeline` of the recipe `adapter`.
+    """Stable Diffusion conditioned on audio.
 
     Args:
         adapter: in its loaded backbone.
-        scheduler: a diffusers scheduler whose configuration is taken.
-        encoder: None if sounds come as grids.
-        defaults: of drawing.
+        scheduler: diffusers scheduler whose configuration is used.
+        encoder: None if the pipeline gets audio tokens.
+        generation_config: default sampling parameters.
     """
 
+    batch_size = 8  # guidance doubles it
+
     def __init__(
-        self, adapter: AudioIPAdapter, scheduler: object, encoder: GridEncoder | None, defaults: GenerationConfig
+        self,
+        adapter: AudioIPAdapter,
+        scheduler: object,
+        encoder: GridTokenizer | None,
+        generation_config: GenerationConfig,
     ) -> None:
         self.adapter = adapter.eval()
         self.scheduler = scheduler
         self.encoder = encoder
-        self.defaults = defaults
+        self.generation_config = generation_config
 
     @classmethod
-    def read(cls, folder: Path, device: str | None = None) -> AudioIPAdapterPipeline:
-        """The pipeline of an exported folder; on a GPU the frozen weights are bfloat16."""
+    def from_pretrained(cls, folder: Path, device: str | None = None) -> Self:
+        """Load an exported folder; the default device is a GPU if there is one. On a GPU frozen weights are bfloat16."""
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.bfloat16 if place.startswith("cuda") else torch.float32
         adapter, scheduler, encoder, index = load_adapter(folder, dtype)
         adapter.backbone.to(place)
         if dtype is torch.bfloat16:
             adapter.backbone.unet.to(memory_format=torch.channels_last)
-        return cls(adapter.to(place), scheduler, encoder, GenerationConfig(**index["defaults"]))
+        return cls(adapter.to(place), scheduler, encoder, GenerationConfig(**index["generation_config"]))
 
     @property
     def has_text_encoder(self) -> bool:
@@ -79,49 +103,51 @@ class AudioIPAdapterPipeline(Audio2ImagePipeline):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the adapter."""
         return self.adapter.device
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape [C, h, w] of the latents of one image."""
+        backbone = self.adapter.backbone
+        side = self.generation_config.resolution // backbone.stride
+        return backbone.channels, side, side
+
     def encode_audio(self, samples_48k: FloatArray) -> AudioEmbeds:
-        """Embeddings of one mono 48 kHz sound [T].
+        """Encode a mono 48 kHz clip [T]; the result can be reused for any number of images.
 
         Raises:
-            ValueError: empty, not mono, or not finite.
+            ValueError: the clip is empty, not mono, or not finite, or the pipeline has no encoder.
         """
         if self.encoder is None:
-            raise ValueError("this pipeline was made without an encoder: give it grids")
-        return self.gather(self.encoder.grids([samples_48k], self.defaults.max_seconds)[0])
+            raise ValueError("this pipeline has no audio encoder; pass audio tokens to encode_tokens")
+        return self.encode_tokens(self.encoder.tokenize([samples_48k], self.generation_config.max_seconds)[0])
 
     @torch.no_grad()
-    def gather(self, grid: torch.Tensor) -> AudioEmbeds:
-        """Embeddings of one grid [moments, bands, width]. One a call: they do not depend on the length of others."""
-        return AudioEmbeds(self.adapter.listen(collate_audio_tokens([grid]).to(self.device)).cpu())
+    def encode_tokens(self, grid: torch.Tensor) -> AudioEmbeds:
+        """Encode one grid [time, bands, width]. One grid per call, so that the result does not depend on padding."""
+        return AudioEmbeds(self.adapter.encode_audio(collate_audio_tokens([grid]).to(self.device)).cpu())
 
-    def stack(self, tokens: list[AudioEmbeds]) -> AudioEmbeds:
-        """One batch of several sounds that were heard."""
-        return AudioEmbeds(torch.cat([item.embeds for item in tokens]))
+    def collate(self, embeds: list[AudioEmbeds]) -> AudioEmbeds:
+        """Concatenate encoded clips into one batch."""
+        return AudioEmbeds(torch.cat([item.embeds for item in embeds]))
+
+    def null_embeds(self, count: int) -> AudioEmbeds:
+        """Batch of `count` learned embeddings that stand for missing audio."""
+        return AudioEmbeds(self.adapter.null_audio_embeds(count))
 
     def ip_adapter_image_embeds(self, samples_48k: FloatArray) -> list[torch.Tensor]:
-        """The argument of that name for a stock StableDiffusionPipeline with `ip_adapter.safetensors` loaded: [2, 1, count,
-        inner], first of no sound (for guidance), then of this one."""
+        """Argument `ip_adapter_image_embeds` of a stock StableDiffusionPipeline with `ip_adapter.safetensors` loaded.
+
+        Returns:
+            one tensor [2, 1, num_queries, dim]: null embeddings (for guidance), then those of the clip.
+        """
         embeds = self.encode_audio(samples_48k).embeds
-        return [torch.cat([self._silence(1).cpu(), embeds])[:, None]]
+        return [torch.cat([self.adapter.null_audio_embeds(1).cpu(), embeds])[:, None]]
 
-    def generate_from_embeds(
-        self,
-        tokens: AudioEmbeds,
-        draws: list[int],
-        seed: int = 0,
-        guidance_scale: float | None = None,
-        steps: int | None = None,
-    ) -> ByteArray:
-        """Pictures uint8 [N, size, size, 3] of N sounds; row i starts from the noise of (seed, draws[i])."""
-        text = self.adapter.text(self.adapter.prompt).expand(len(tokens), -1, -1)
-        return to_uint8(self.render(tokens, text, draws, seed, guidance_scale, steps))
-
-    def generate_unconditional(self, count: int, seed: int = 0, steps: int | None = None) -> ByteArray:
-        """Pictures uint8 [count, size, size, 3] drawn with no sound and no text."""
-        return self.generate_from_embeds(AudioEmbeds(self._silence(count)), list(range(count)), seed, 0.0, steps)
+    def prepare_condition(self, embeds: AudioEmbeds) -> IPAdapterCondition:
+        """Audio embeddings with the text tokens of the adapter's prompt."""
+        return IPAdapterCondition(embeds.embeds, self.adapter.encode_prompt(self.adapter.prompt).expand(len(embeds), -1, -1))
 
     def generate_from_text(
         self,
@@ -129,186 +155,164 @@ class AudioIPAdapterPipeline(Audio2ImagePipeline):
         num_samples: int = 1,
         seed: int = 0,
         guidance_scale: float | None = None,
-        steps: int | None = None,
+        num_inference_steps: int | None = None,
     ) -> ByteArray:
-        """Pictures uint8 [N, num_samples, size, size, 3] of N texts by the backbone alone: the adapter's attention is left out.
+        """Generate images uint8 [N, num_samples, H, W, 3] from N texts by the backbone alone.
 
         Raises:
-            ValueError: the backbone reads no text.
+            ValueError: the backbone has no text encoder.
         """
         if not self.has_text_encoder:
-            return super().generate_from_text(texts, num_samples, seed, guidance_scale, steps)
+            return super().generate_from_text(texts, num_samples, seed, guidance_scale, num_inference_steps)
+        size = self.generation_config.resolution
         if not texts:
-            return np.zeros((0, num_samples, self.defaults.picture_size, self.defaults.picture_size, 3), np.uint8)
-        text = self.adapter.backbone.text(texts).repeat_interleave(num_samples, 0)
+            return np.zeros((0, num_samples, size, size, 3), np.uint8)
+        text = self.adapter.backbone.encode_prompt(texts).repeat_interleave(num_samples, 0)
+        condition = IPAdapterCondition(self.adapter.null_audio_embeds(len(text)), text)
+        indices = list(range(num_samples)) * len(texts)
         self.adapter.set_scale(0.0)
         try:
-            draws = list(range(num_samples)) * len(texts)
-            pictures = self.render(AudioEmbeds(self._silence(len(draws))), text, draws, seed, guidance_scale, steps)
+            images = self.sample_images(condition, indices, seed, guidance_scale, num_inference_steps)
         finally:
             self.adapter.set_scale(1.0)
-        return to_uint8(pictures).reshape(len(texts), num_samples, *pictures.shape[2:], 3)
+        return to_uint8(images).reshape(len(texts), num_samples, size, size, 3)
 
-    @torch.inference_mode()
-    def render(
-        self,
-        tokens: AudioEmbeds,
-        text: torch.Tensor,
-        draws: list[int],
-        seed: int = 0,
-        guidance_scale: float | None = None,
-        steps: int | None = None,
+    def denoise(
+        self, latents: torch.Tensor, condition: IPAdapterCondition, guidance_scale: float, num_inference_steps: int
     ) -> torch.Tensor:
-        """Pictures float32 [N, 3, size, size] in [-1, 1] of N sounds, each with its text tokens [N, L, width]."""
-        guidance = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
-        count = self.defaults.steps if steps is None else steps
+        """Images float [N, 3, H, W] in [-1, 1] from initial latents [N, C, h, w], in the precision of the backbone."""
         backbone = self.adapter.backbone
-        side = self.defaults.picture_size // backbone.stride
-        pictures = []
-        for start in range(0, len(draws), BATCH):
-            rows = slice(start, start + BATCH)
-            noise = torch.stack([initial_latents(seed, k, (backbone.channels, side, side)) for k in draws[rows]])
-            given = text[rows].to(self.device), tokens.select(rows).embeds.to(self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=backbone.dtype == torch.bfloat16):
-                latents = self._denoise(noise.to(self.device), *given, guidance, count)
-            pictures.append(backbone.decode(latents.float()).cpu())
-        return torch.cat(pictures)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=backbone.dtype == torch.bfloat16):
+            latents = self._denoise_latents(latents, condition, guidance_scale, num_inference_steps)
+        return backbone.decode(latents.float())
 
-    def _silence(self, count: int) -> torch.Tensor:
-        return self.adapter.resampler.silence.detach().expand(count, -1, -1)
-
-    def _denoise(
-        self, latents: torch.Tensor, text: torch.Tensor, embeds: torch.Tensor, guidance_scale: float, steps: int
+    def _denoise_latents(
+        self, latents: torch.Tensor, condition: IPAdapterCondition, guidance_scale: float, num_inference_steps: int
     ) -> torch.Tensor:
-        count = len(latents)
+        count, text, audio = len(latents), condition.text, condition.audio
+        guided = guidance_scale not in (0.0, 1.0)
         if guidance_scale != 1.0:
-            no_text, no_sound = self.adapter.text("").expand(count, -1, -1), self._silence(count).to(embeds)
-            text, embeds = torch.cat([no_text, text]), torch.cat([no_sound, embeds])
-            if guidance_scale == 0.0:
-                text, embeds = no_text, no_sound
-        twice = len(text) > count
-        # A fresh copy: diffusers' schedulers count their own steps.
+            null_text = self.adapter.encode_prompt("").expand(count, -1, -1)
+            null_audio = self.adapter.null_audio_embeds(count).to(audio)
+            text = torch.cat([null_text, text]) if guided else null_text
+            audio = torch.cat([null_audio, audio]) if guided else null_audio
+        # A copy, because diffusers' schedulers count their steps.
         scheduler = type(self.scheduler).from_config(self.scheduler.config)  # type: ignore[attr-defined]
-        scheduler.set_timesteps(steps, device=latents.device)
+        scheduler.set_timesteps(num_inference_steps, device=latents.device)
         latents = latents * scheduler.init_noise_sigma
         for timestep in scheduler.timesteps:
-            seen = scheduler.scale_model_input(torch.cat([latents, latents]) if twice else latents, timestep)
-            answer = self.adapter.predict(seen, timestep.expand(len(seen)), text, embeds).float()
-            if twice:
-                withheld, given = answer.chunk(2)
-                answer = classifier_free_guidance(given, withheld, guidance_scale)
-            latents = scheduler.step(answer, timestep, latents, return_dict=False)[0]
+            inputs = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
+            output = self.adapter.unet_forward(inputs, timestep.expand(len(inputs)), text, audio).float()
+            if guided:
+                unconditional, conditional = output.chunk(2)
+                output = classifier_free_guidance(conditional, unconditional, guidance_scale)
+            latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
         return latents
 
 
-IP_ADAPTER = "ip_adapter.safetensors"
-RESAMPLER = "resampler/model.safetensors"
-COPY_LIMIT = 100_000_000
-"""Bytes up to which a local folder is copied into the export."""
-MODELS_VARIABLE = "SONIFY_MODELS"
-"""Environment: folder in which the local folders that an export names are looked up; else the project that holds the export."""
-SOLVERS = {"DPMSolverMultistepScheduler": DPMSolverMultistepScheduler, "DDIMScheduler": DDIMScheduler}
+def save_adapter(folder: Path, pipeline: AudioIPAdapterPipeline, encoder: GridTokenizer, assets: Path) -> None:
+    """Write an adapter into a new folder. `model_index.json` is written last and marks the folder as complete.
 
-
-def save_adapter(
-    folder: Path, adapter: AudioIPAdapter, scheduler: Any, encoder: GridEncoder, defaults: dict[str, Any], assets: Path
-) -> None:
-    """Write the adapter into `folder` (which must be new or scratch); `model_index.json` last, as the mark of completeness."""
-    hashes: dict[str, str] = {}
-    for name, state in ((IP_ADAPTER, adapter.ip_adapter()), (RESAMPLER, adapter.resampler_state_dict())):
-        kept = {key: value.detach().float().cpu().contiguous() for key, value in sorted(state.items())}
-        payload = save_safetensors(kept, metadata={"format": "pt"})
-        hashes[name] = sha256_bytes(payload)
-        write_bytes(folder / name, payload)
-    write_json(folder / "resampler/config.json", {"kind": "perceiver", "settings": adapter.resampler.settings})
+    Args:
+        folder: to be created.
+        pipeline: adapter, scheduler and default sampling parameters.
+        encoder: audio encoder that the adapter was trained with.
+        assets: folder of YAMNet's weights.
+    """
+    adapter = pipeline.adapter
+    hashes = {
+        name: write_weights(folder / name, state, torch.float32)
+        for name, state in ((IP_ADAPTER, adapter.ip_adapter_state_dict()), (RESAMPLER, adapter.resampler_state_dict()))
+    }
+    write_json(folder / "resampler/config.json", {"type": "perceiver", "settings": adapter.resampler.settings})
+    scheduler: Any = pipeline.scheduler
     scheduler.save_pretrained(folder / "scheduler")
-    backbone = adapter.backbone
-    named = _model_reference(backbone, BACKBONE_FILES, folder / "backbone")
+    backbone = _model_reference(adapter.backbone, BACKBONE_FILES, folder / "backbone")
     if isinstance(encoder, AstTokenizer):
-        heard = {**_model_reference(encoder.encoder, ENCODER_FILES, folder / "encoder"), "precision": encoder.encoder.precision}
+        ast = encoder.encoder
+        reference = {**_model_reference(ast, ENCODER_FILES, folder / "encoder"), "dtype": ast.precision}
     else:
         copy_encoder_weights(assets, folder / "encoder")
-        heard = {"kind": "copy"}
+        reference = {"kind": "copy"}
     index = {
-        "_class_name": ADAPTER_CLASS,
+        "_class_name": CLASS_NAME,
         "format": FORMAT,
         "prompt": adapter.prompt,
-        "backbone": named,
-        "encoder": {"name": encoder.name, **heard},
-        "defaults": defaults,
+        "backbone": backbone,
+        "encoder": {"name": encoder.name, **reference},
+        "generation_config": asdict(pipeline.generation_config),
         "sha256": hashes,
     }
     write_json(folder / INDEX, index)
 
 
-def _model_reference(part: StableDiffusionBackbone | AstEncoder, files: Sequence[str], target: Path) -> dict[str, str]:
+def _model_reference(model: StableDiffusionBackbone | AstEncoder, files: Sequence[str], target: Path) -> dict[str, str]:
     """Reference to a frozen model; a small local folder is copied to `target`."""
-    folder, known = part.fetch(), part.describe()
-    if "sha256" not in known:
-        return {"kind": "hub", "model": part.model, "revision": part.revision}
+    folder, identity = model.fetch(), model.describe()
+    if "sha256" not in identity:
+        return {"kind": "hub", "model": model.model, "revision": model.revision}
     paths = sorted({path for pattern in files for path in folder.glob(pattern)})
     if sum(path.stat().st_size for path in paths) > COPY_LIMIT:
-        return {"kind": "folder", "model": part.model, "revision": known["sha256"]}
+        return {"kind": "folder", "model": model.model, "revision": identity["sha256"]}
     for path in paths:
         with atomic_path(target / path.relative_to(folder)) as temporary:
             shutil.copyfile(path, temporary)
-    return {"kind": "copy", "revision": known["sha256"]}
+    return {"kind": "copy", "revision": identity["sha256"]}
 
 
-def load_adapter(folder: Path, dtype: torch.dtype) -> tuple[AudioIPAdapter, Any, GridEncoder, dict[str, Any]]:
+def load_adapter(folder: Path, dtype: torch.dtype) -> tuple[AudioIPAdapter, Any, GridTokenizer, dict[str, Any]]:
     """Adapter in its backbone (on the CPU, frozen weights of `dtype`), scheduler, encoder and index of an exported folder.
 
     Raises:
-        DataError: the folder, a file, or a folder that it names is missing.
-        IntegrityError: a hash, key or shape differs, or a configuration holds what it must not.
-        ServiceError: a named hub model is neither in the hub's cache nor to be fetched.
+        DataError: the folder, a file, or a folder that the index names is missing.
+        IntegrityError: a hash, key or shape differs, or a configuration is not allowed.
+        ServiceError: a hub model is not cached and cannot be fetched.
     """
-    index = read_model_index(folder, ADAPTER_CLASS)
+    index = read_model_index(folder, CLASS_NAME)
     settings = dict(read_json(folder / "resampler/config.json").get("settings", {}))
     schedule = read_json(folder / "scheduler/scheduler_config.json")
-    solver = SOLVERS.get(str(schedule.get("_class_name")))
-    if solver is None:
+    scheduler = SCHEDULERS.get(str(schedule.get("_class_name")))
+    if scheduler is None:
         raise IntegrityError(f"{folder}: unknown scheduler {schedule.get('_class_name')!r}", RETRAIN)
     backbone = StableDiffusionBackbone(**_resolve_reference(folder, "backbone", index), dtype=dtype, key="backbone").load()
     try:
         resampler = PerceiverResampler(**settings)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise IntegrityError(f"{folder / 'resampler/config.json'}: settings do not make a model: {error}", RETRAIN) from error
+        raise IntegrityError(f"{folder / 'resampler/config.json'}: settings are not valid: {error}", RETRAIN) from error
     adapter = AudioIPAdapter(backbone, resampler, str(index.get("prompt", "")))
     hashes = index.get("sha256", {})
-    for name, state in ((IP_ADAPTER, adapter.ip_adapter()), (RESAMPLER, adapter.resampler_state_dict())):
+    for name, state in ((IP_ADAPTER, adapter.ip_adapter_state_dict()), (RESAMPLER, adapter.resampler_state_dict())):
         tensors = read_weights(folder / name, hashes.get(name, ""))
         check_weights(folder / name, tensors, state)
         with torch.no_grad():
             for key, value in tensors.items():
                 state[key].copy_(value)
-    return adapter, solver.from_config(schedule), _encoder(folder, index), index
+    return adapter, scheduler.from_config(schedule), _load_encoder(folder, index), index
 
 
-def _encoder(folder: Path, index: dict[str, Any]) -> GridEncoder:
-    known = index.get("encoder", {})
-    if known.get("name") == YamnetTokenizer.name:
+def _load_encoder(folder: Path, index: dict[str, Any]) -> GridTokenizer:
+    reference = index.get("encoder", {})
+    if reference.get("name") == YamnetTokenizer.name:
         return YamnetTokenizer(YamNet(folder / "encoder"))
-    if known.get("name") != AstTokenizer.name:
-        raise IntegrityError(f"{folder / INDEX}: unknown encoder {known.get('name')!r}", RETRAIN)
-    return AstTokenizer(
-        AstEncoder(**_resolve_reference(folder, "encoder", index), precision=str(known.get("precision")), key="encoder")
-    )
+    if reference.get("name") != AstTokenizer.name:
+        raise IntegrityError(f"{folder / INDEX}: unknown encoder {reference.get('name')!r}", RETRAIN)
+    model = _resolve_reference(folder, "encoder", index)
+    return AstTokenizer(AstEncoder(**model, precision=str(reference.get("dtype")), key="encoder"))
 
 
 def _resolve_reference(folder: Path, part: str, index: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that name a frozen model: where it lies and what it must be."""
-    known = index.get(part, {})
-    revision = str(known.get("revision", ""))
-    if known.get("kind") == "copy":
+    """Arguments `model` and `revision` of a frozen model that the index refers to."""
+    reference = index.get(part, {})
+    revision = str(reference.get("revision", ""))
+    if reference.get("kind") == "copy":
         return {"model": str(folder / part), "revision": revision}
-    model = str(known.get("model", ""))
-    if known.get("kind") == "hub":
+    model = str(reference.get("model", ""))
+    if reference.get("kind") == "hub":
         return {"model": model, "revision": revision}
     root = Path(os.environ.get(MODELS_VARIABLE) or folder.resolve().parents[1])
     if not (root / model).is_dir():
         raise DataError(
             f"{folder / INDEX}: {part} is the folder {model} (sha256 {revision}), which is not in {root}",
-            f"put it there, or set {MODELS_VARIABLE} to the folder that holds it",
+            f"copy it there, or set {MODELS_VARIABLE} to the folder that contains it",
         )
     return {"model": str(root / model), "revision": revision}

@@ -65,7 +65,7 @@ class AstEncoder(HubModel):
         revision: str = "",
         device: str = "auto",
         precision: str = "auto",
-        key: str = "train.sound.ast",
+        key: str = "train.audio.ast",
         root: Path = Path(),
     ) -> None:
         super().__init__(model, revision, key, root)

@@ -94,12 +94,12 @@ class Audio2ImagePyfunc(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-d
             )
         rows = [
             encode_png(
-                self.pipeline.draw(
+                self.pipeline(
                     decode_audio(str(text)),
                     num_samples=count,
                     seed=int(values["seed"]),
                     guidance_scale=None if guidance == UNSET else guidance,
-                    steps=steps or None,
+                    num_inference_steps=steps or None,
                 )
             )
             for text in model_input["audio_base64"]

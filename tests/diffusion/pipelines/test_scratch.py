@@ -1,4 +1,4 @@
-"""The exported model: drawing is a function of sound, seed and guidance; a tampered folder is refused."""
+"""Exported model of recipe `scratch`: images are a function of audio, seed and guidance; a modified folder is rejected."""
 
 import json
 import os
@@ -18,39 +18,32 @@ from pipeline_steps.diffusion.denoiser import Denoiser, build_unet
 from pipeline_steps.diffusion.gaussian_prior import GaussianDenoiser
 from pipeline_steps.diffusion.mlp_denoiser import MLPDenoiser
 from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
-from pipeline_steps.diffusion.pipelines.base import Audio2ImagePipeline, initial_latents
-from pipeline_steps.diffusion.pipelines.safetensors_io import (
-    UNET_WEIGHTS,
-    AtomicCheckpointIO,
-    new_scheduler,
-    read_checkpoint,
-    save_model,
-)
-from pipeline_steps.diffusion.pipelines.scratch import Audio2ImageFlowPipeline
+from pipeline_steps.diffusion.pipelines.base import Audio2ImagePipeline, GenerationConfig, initial_latents
+from pipeline_steps.diffusion.pipelines.scratch import UNET_WEIGHTS, Audio2ImageFlowPipeline, new_scheduler, save_model
 
-DEFAULTS = {"steps": 3, "guidance_scale": 2.0, "max_seconds": 5.0, "picture_size": 32}
+GENERATION = GenerationConfig(num_inference_steps=3, guidance_scale=2.0, max_seconds=5.0, resolution=32)
 
 
 @pytest.fixture(scope="module")
 def folder(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small untrained model, exported."""
     torch.manual_seed(0)
-    conditioner = AudioConditioner(frames=4, frame_components=8, tag_components=8, width=32, layers=1, dropout=0.0)
+    conditioner = AudioConditioner(num_time_tokens=4, frame_pca_dim=8, tag_pca_dim=8, hidden_dim=32, num_layers=1, dropout=0.0)
     with torch.no_grad():
         for axes in (conditioner.frame_axes, conditioner.tag_axes):
             axes.basis.normal_()
-    codec = PatchPCAAutoencoder(8, 0.5, 8)
-    pictures = torch.rand(16, 3, 32, 32) * 2 - 1
-    codec.fit(pictures)
+    autoencoder = PatchPCAAutoencoder(8, 0.5, 8)
+    images = torch.rand(16, 3, 32, 32) * 2 - 1
+    autoencoder.fit(images)
     prior = GaussianDenoiser(8, 4, 4)
-    prior.fit(codec.encode(pictures))
-    composer = MLPDenoiser(8, 4, conditioner.summary_width, width=64, blocks=1, dropout=0.0)
-    torch.nn.init.normal_(composer.leave.weight, std=0.2)
+    prior.fit(autoencoder.encode(images))
+    mlp = MLPDenoiser(8, 4, conditioner.summary_width, hidden_dim=64, num_blocks=1, dropout=0.0)
+    torch.nn.init.normal_(mlp.leave.weight, std=0.2)
     unet = build_unet(16, 8, 4, (32, 32), 32, 16)
     torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
-    denoiser = Denoiser(unet, conditioner, composer, prior, "residual")
+    denoiser = Denoiser(unet, conditioner, mlp, prior, "residual")
     target = tmp_path_factory.mktemp("model") / "audio2image"
-    save_model(target, denoiser, codec, new_scheduler(3.0), DEFAULTS, assets)
+    save_model(target, Audio2ImageFlowPipeline(denoiser, autoencoder, new_scheduler(3.0), None, GENERATION), assets)
     return target
 
 
@@ -64,58 +57,58 @@ def tone() -> np.ndarray:
     return (0.3 * np.sin(2 * np.pi * 440 * np.arange(48_000) / 48_000)).astype(np.float32)
 
 
-def test_drawing_is_a_function_of_the_seed(pipeline: Audio2ImagePipeline, tone: np.ndarray) -> None:
-    first = pipeline.draw(tone, num_samples=2, seed=7)
+def test_images_are_a_function_of_the_seed(pipeline: Audio2ImagePipeline, tone: np.ndarray) -> None:
+    first = pipeline(tone, num_samples=2, seed=7)
     assert first.shape == (2, 32, 32, 3)
     assert first.dtype == np.uint8
-    assert np.array_equal(first, pipeline.draw(tone, num_samples=2, seed=7))
-    assert not np.array_equal(first, pipeline.draw(tone, num_samples=2, seed=8))
+    assert np.array_equal(first, pipeline(tone, num_samples=2, seed=7))
+    assert not np.array_equal(first, pipeline(tone, num_samples=2, seed=8))
     assert not np.array_equal(first[0], first[1])
 
 
 def test_the_first_sample_does_not_depend_on_how_many_are_asked_for(pipeline: Audio2ImagePipeline, tone: np.ndarray) -> None:
-    one, three = pipeline.draw(tone, num_samples=1, seed=1), pipeline.draw(tone, num_samples=3, seed=1)
+    one, three = pipeline(tone, num_samples=1, seed=1), pipeline(tone, num_samples=3, seed=1)
     assert np.abs(one[0].astype(int) - three[0].astype(int)).max() <= 1
 
 
-def test_guidance_and_sound_change_the_picture(pipeline: Audio2ImagePipeline, tone: np.ndarray) -> None:
-    plain, guided = pipeline.draw(tone, guidance_scale=1.0), pipeline.draw(tone, guidance_scale=6.0)
+def test_guidance_and_audio_change_the_image(pipeline: Audio2ImagePipeline, tone: np.ndarray) -> None:
+    plain, guided = pipeline(tone, guidance_scale=1.0), pipeline(tone, guidance_scale=6.0)
     assert not np.array_equal(plain, guided)
     noise = np.random.default_rng(0).normal(0, 0.1, 48_000).astype(np.float32)
-    assert not np.array_equal(guided, pipeline.draw(noise, guidance_scale=6.0))
-    assert np.array_equal(pipeline.draw(tone, guidance_scale=0.0), pipeline.draw(noise, guidance_scale=0.0))
-    assert np.array_equal(pipeline.draw(tone, guidance_scale=0.0)[0], pipeline.generate_unconditional(1)[0])
+    assert not np.array_equal(guided, pipeline(noise, guidance_scale=6.0))
+    assert np.array_equal(pipeline(tone, guidance_scale=0.0), pipeline(noise, guidance_scale=0.0))
+    assert np.array_equal(pipeline(tone, guidance_scale=0.0)[0], pipeline.generate_unconditional(1)[0])
 
 
-def test_loudness_is_heard(pipeline: Audio2ImagePipeline, tone: np.ndarray) -> None:
-    assert not np.array_equal(pipeline.draw(tone), pipeline.draw(tone * 0.1))
+def test_loudness_changes_the_image(pipeline: Audio2ImagePipeline, tone: np.ndarray) -> None:
+    assert not np.array_equal(pipeline(tone), pipeline(tone * 0.1))
 
 
-def test_latents_are_decoded_where_the_codec_is(folder: Path, tone: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In training the denoiser may be on a GPU and the codec is on the CPU; here `meta` stands for the other device."""
-    pipeline = Audio2ImageFlowPipeline.read(folder)
-    pipeline.codec.to("meta")
-    seen: list[str] = []
+def test_latents_are_decoded_where_the_autoencoder_is(folder: Path, tone: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training the denoiser may be on a GPU and the autoencoder is on the CPU; here `meta` stands for the other device."""
+    pipeline = Audio2ImageFlowPipeline.from_pretrained(folder)
+    pipeline.autoencoder.to("meta")
+    devices: list[str] = []
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
-        seen.append(latents.device.type)
+        devices.append(latents.device.type)
         return torch.zeros(len(latents), 3, 32, 32)
 
-    monkeypatch.setattr(pipeline.codec, "decode", decode)
-    pipeline.draw(tone)
-    assert seen == ["meta"]
+    monkeypatch.setattr(pipeline.autoencoder, "decode", decode)
+    pipeline(tone)
+    assert devices == ["meta"]
 
 
-def test_many_sounds_at_once_draw_the_same_as_one(pipeline: Audio2ImagePipeline, tone: np.ndarray) -> None:
+def test_a_batch_gives_the_same_images_as_single_clips(pipeline: Audio2ImagePipeline, tone: np.ndarray) -> None:
     tokens = [pipeline.encode_audio(tone), pipeline.encode_audio(tone * 0.2)]
     many = pipeline.generate_batch(tokens, num_samples=2, seed=3)
     assert many.shape == (2, 2, 32, 32, 3)
-    alone = pipeline.draw(tone * 0.2, num_samples=2, seed=3)
+    alone = pipeline(tone * 0.2, num_samples=2, seed=3)
     assert np.abs(many[1].astype(int) - alone.astype(int)).max() <= 1
     assert pipeline.generate_batch([], num_samples=2).shape == (0, 2, 32, 32, 3)
 
 
-def test_starting_noise_is_pinned() -> None:
+def test_initial_latents_are_a_function_of_seed_and_index() -> None:
     noise = initial_latents(0, 0, (2, 2, 2))
     assert torch.equal(noise, initial_latents(0, 0, (2, 2, 2)))
     assert not torch.equal(noise, initial_latents(0, 1, (2, 2, 2)))
@@ -154,7 +147,7 @@ def test_wrong_shapes_missing_keys_and_broken_headers_are_refused(folder: Path, 
     from safetensors.torch import load, save
 
     copy = _copy(folder, tmp_path)
-    name = "codec/model.safetensors"
+    name = "autoencoder/model.safetensors"
     state = load((copy / name).read_bytes())
     for broken, words in (
         ({**state, "mean": torch.zeros(3)}, "mean has shape"),
@@ -186,22 +179,7 @@ def test_pickles_are_never_loaded(folder: Path, tmp_path: Path) -> None:
     _rehash(copy, UNET_WEIGHTS, pickle.dumps(_Payload(marker)))
     with pytest.raises(IntegrityError):
         AutoAudio2ImagePipeline.from_pretrained(copy)
-    checkpoint = tmp_path / "last.ckpt"
-    torch.save({"state_dict": {}, "payload": _Payload(marker)}, checkpoint)
-    with pytest.raises(IntegrityError, match="not a plain checkpoint"):
-        AtomicCheckpointIO().load_checkpoint(checkpoint, weights_only=False)
     assert not marker.exists()
-
-
-def test_a_checkpoint_that_names_code_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "last.ckpt"
-    torch.save({"state_dict": {}, "hyper_parameters": {"_instantiator": "os.system"}}, path)
-    with pytest.raises(IntegrityError, match="_instantiator"):
-        read_checkpoint(path)
-    torch.save({"state_dict": {}, "digest": "x"}, path)
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(IntegrityError, match="not a plain checkpoint"):
-        read_checkpoint(path)
 
 
 @pytest.mark.parametrize("key", ["auto_map", "trust_remote_code"])
@@ -213,10 +191,19 @@ def test_foreign_code_in_a_config_is_refused(folder: Path, tmp_path: Path, key: 
         AutoAudio2ImagePipeline.from_pretrained(copy)
 
 
+def test_an_unknown_class_and_an_older_format_are_rejected(folder: Path, tmp_path: Path) -> None:
+    copy = _copy(folder, tmp_path)
+    index = json.loads((copy / "model_index.json").read_text())
+    for changes, words in (({"_class_name": "OtherPipeline"}, "unknown _class_name"), ({"format": 1}, "not a .* of format 2")):
+        (copy / "model_index.json").write_text(json.dumps(index | changes))
+        with pytest.raises(IntegrityError, match=words):
+            AutoAudio2ImagePipeline.from_pretrained(copy)
+
+
 def test_every_weight_that_was_saved_is_loaded(folder: Path) -> None:
-    """Two loads draw alike: no part keeps the random weights it was built with."""
+    """Two loads are equal: no part keeps the random weights of its construction."""
     first, second = AutoAudio2ImagePipeline.from_pretrained(folder), AutoAudio2ImagePipeline.from_pretrained(folder)
-    for one, other in ((first.denoiser, second.denoiser), (first.codec, second.codec)):
+    for one, other in ((first.denoiser, second.denoiser), (first.autoencoder, second.autoencoder)):
         states = one.state_dict(), other.state_dict()
         assert states[0].keys() == states[1].keys()
         assert not [key for key in states[0] if not torch.equal(states[0][key], states[1][key])]

@@ -1,4 +1,4 @@
-"""Recipe `adapter` as a whole: it trains the new weights alone, goes on after a crash, and what it exports draws."""
+"""Recipe `ip_adapter` as a whole: it trains the new weights alone, resumes, and its export generates images."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
 from pipeline_steps.train import stage
 from pipeline_steps.train.config import TrainConfig
 from pipeline_steps.train.data import BatchPartition, TrainingBatch
-from pipeline_steps.train.recipes.base import Recipe
-from pipeline_steps.train.recipes.ip_adapter import (
+from pipeline_steps.train.recipes.base import TrainingRun
+from pipeline_steps.train.recipes.ip_adapter.config import IPAdapterConfig
+from pipeline_steps.train.recipes.ip_adapter.data import (
     LATENTS_SCHEMA,
-    AdapterBatches,
-    AdapterDataset,
+    IPAdapterDataModule,
+    IPAdapterDataset,
     latents_fingerprint,
-    min_snr_weights,
-    picture_latents,
+    load_or_encode_latents,
 )
+from pipeline_steps.train.recipes.ip_adapter.lightning_module import min_snr_weights
 from tests.factories.checkpoints.ast import ast_checkpoint
 from tests.factories.checkpoints.stable_diffusion import stable_diffusion
-from tests.train.conftest import SMALL, model_bytes, small_config
+from tests.train.small_run import merged, model_bytes, small_config, small_section
 
 MakeProject = Callable[[Path], ProjectPaths]
 TONE = (0.3 * np.sin(np.arange(48_000) / 20)).astype(np.float32)
@@ -55,33 +56,35 @@ def make_adapter_project(make_project: MakeProject, tmp_path_factory: pytest.Tem
 
 
 def adapter_config(**changes: Any) -> TrainConfig:
-    """A small configuration of the recipe; nested groups are merged."""
-    part = SMALL["optimiser"]
-    value: dict[str, Any] = {
-        **SMALL,
-        "recipe": "adapter",
-        "picture_size": 64,
-        "backbone": {"model": "backbone"},
-        "resampler": {"count": 3, "inner": 32, "depth": 1, "heads": 2},
-        "sound": {**SMALL["sound"], "encoder": "ast", "ast": {"model": "ast"}},
-        "picture": {"mirror": 0.5},
-        "optimiser": {**part, "adapt": {"steps": 6, "batch_size": 3, "learning_rate": 1e-2}},
-        "checkpoint_every": 2,
-        "sample_every": 3,
-    }
-    for key, change in changes.items():
-        value[key] = {**value.get(key, {}), **change} if isinstance(change, dict) else change
-    return TrainConfig.model_validate(value)
+    """Small configuration of the recipe with some keys changed; groups are merged."""
+    section = small_section(
+        recipe="ip_adapter",
+        resolution=64,
+        audio={"encoder": "ast", "ast": {"model": "ast"}},
+        image_augmentation={"hflip_prob": 0.5},
+        checkpointing_steps=2,
+        ip_adapter={
+            "backbone": {"model": "backbone"},
+            "resampler": {"num_queries": 3, "dim": 32, "depth": 1, "heads": 2},
+            "phases": {"adapter": {"max_steps": 6, "batch_size": 3, "learning_rate": 1e-2}},
+        },
+    )
+    return TrainConfig.from_params(merged(section, changes))
 
 
-Undisturbed = tuple[ProjectPaths, stage.StageReport, Recipe]
+def adapter_phase(max_steps: int, batch_size: int, learning_rate: float = 1e-2) -> dict[str, Any]:
+    """Key `ip_adapter` with another phase."""
+    return {"phases": {"adapter": {"max_steps": max_steps, "batch_size": batch_size, "learning_rate": learning_rate}}}
+
+
+Undisturbed = tuple[ProjectPaths, stage.StageReport, TrainingRun]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(make_adapter_project: MakeProject, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """The small world, trained without a break; the recipe as it was at the end."""
+    """The small world, trained without interruption; its parts at the end."""
     layout = make_adapter_project(tmp_path_factory.mktemp("undisturbed"))
-    seen: list[Recipe] = []
+    seen: list[TrainingRun] = []
     export = stage._export
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "_export", lambda *given: (seen.append(given[2]), export(*given)))
@@ -93,7 +96,7 @@ def test_it_writes_an_adapter_that_draws_and_says_how_it_went(undisturbed: Undis
     layout, report, _ = undisturbed
     report.check_balance()
     assert (report.n_in, report.computed, report.reused) == (8, 8, 0)
-    assert (report.metrics["steps"], report.metrics["pairs_train"], report.metrics["sounds_train"]) == (6, 6, 3)
+    assert (report.metrics["steps"], report.metrics["pairs_train"], report.metrics["clips_train"]) == (6, 6, 3)
     assert report.metrics["loss"] > 0
     files = set(model_bytes(layout))
     assert {"ip_adapter.safetensors", "model_index.json", "training/loss.csv", "training/step-000006.png"} <= files
@@ -101,15 +104,15 @@ def test_it_writes_an_adapter_that_draws_and_says_how_it_went(undisturbed: Undis
     assert not list(layout.runs.rglob("*.ckpt")), "a finished run keeps no checkpoint"
     pipeline = AutoAudio2ImagePipeline.from_pretrained(layout.model, "cpu")
     assert pipeline.families == {"ast"}
-    assert pipeline.draw(TONE, num_samples=2).shape == (2, 64, 64, 3)
+    assert pipeline(TONE, num_samples=2).shape == (2, 64, 64, 3)
     assert pipeline.generate_from_text(["a dog barks"]).shape == (1, 1, 64, 64, 3)
     scheduler = json.loads((layout.model / "scheduler/scheduler_config.json").read_text())
     assert (scheduler["_class_name"], scheduler["algorithm_type"]) == ("DPMSolverMultistepScheduler", "dpmsolver++")
 
 
 def test_only_the_new_weights_change(undisturbed: Undisturbed) -> None:
-    layout, report, recipe = undisturbed
-    backbone = recipe.module.denoiser.backbone
+    layout, report, prepared = undisturbed
+    backbone = prepared.module.denoiser.backbone
     for part, network in (("unet", backbone.unet), ("vae", backbone.vae)):
         kept = load_file(layout.root / "backbone" / part / "diffusion_pytorch_model.safetensors")
         now = network.state_dict()
@@ -122,8 +125,8 @@ def test_only_the_new_weights_change(undisturbed: Undisturbed) -> None:
     first = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     moved = trained["ip_adapter.1.to_k_ip.weight"] - unet[first]
     assert 1e-4 < moved.abs().max() < 0.2, "keys begin as the text's and are trained"
-    assert report.metrics["parameters"] == sum(value.numel() for value in trained.values())
-    names = [name for name, weight in recipe.module.named_parameters() if weight.requires_grad]
+    assert report.metrics["num_parameters"] == sum(value.numel() for value in trained.values())
+    names = [name for name, weight in prepared.module.named_parameters() if weight.requires_grad]
     assert len(names) == len(trained)
     assert all(name.startswith(("denoiser.resampler.", "denoiser.attention.")) for name in names)
     assert {name for name in trained if name.startswith("ip_adapter.")} == {
@@ -135,15 +138,15 @@ def test_broken_off_and_started_again_it_ends_with_the_same_bytes(
     undisturbed: Undisturbed, make_adapter_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = make_adapter_project(tmp_path)
-    honest = AdapterBatches.batch
+    original = IPAdapterDataModule.training_batch
 
-    def broken(stream: AdapterBatches, number: int, micro: int = 0) -> TrainingBatch:
-        if number == 5:  # between the checkpoints of steps 4 and 6
+    def broken(datamodule: IPAdapterDataModule, step: int, micro: int = 0) -> TrainingBatch:
+        if step == 5:  # between the checkpoints of steps 4 and 6
             raise OSError(5, "the machine goes down")
-        return honest(stream, number, micro)
+        return original(datamodule, step, micro)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AdapterBatches, "batch", broken)
+        patch.setattr(IPAdapterDataModule, "training_batch", broken)
         with pytest.raises(OSError, match="goes down"):
             stage.run(adapter_config(), layout)
     checkpoint = next(layout.runs.rglob("last.ckpt"))
@@ -157,38 +160,36 @@ def test_broken_off_and_started_again_it_ends_with_the_same_bytes(
 
 def test_in_half_precision_validation_runs_as_a_step_does(make_adapter_project: MakeProject, tmp_path: Path) -> None:
     layout = make_adapter_project(tmp_path)
-    short = {"adapt": {"steps": 2, "batch_size": 2, "learning_rate": 1e-3}}
-    report = stage.run(adapter_config(precision="bf16-mixed", sample_every=2, optimiser=short), layout)
+    changes = {"precision": "bf16-mixed", "validation_steps": 2, "ip_adapter": adapter_phase(2, 2, 1e-3)}
+    report = stage.run(adapter_config(**changes), layout)
     assert report.metrics["validation_loss"] > 0
     assert (layout.model / "training/step-000002.png").is_file()
 
 
 def test_latents_of_a_gpu_are_not_those_of_a_cpu(make_adapter_project: MakeProject, tmp_path: Path) -> None:
     backbone = StableDiffusionBackbone("backbone", root=make_adapter_project(tmp_path).root)
-    assert latents_fingerprint(adapter_config(), backbone, "cpu") != latents_fingerprint(adapter_config(), backbone, "gpu")
+    assert latents_fingerprint(backbone, 64, "cpu") != latents_fingerprint(backbone, 64, "gpu")
 
 
-def test_yamnet_hears_for_an_adapter_too(make_adapter_project: MakeProject, tmp_path: Path) -> None:
+def test_yamnet_serves_as_encoder_too(make_adapter_project: MakeProject, tmp_path: Path) -> None:
     layout = make_adapter_project(tmp_path)
     changes: dict[str, Any] = {
-        "sound": {"encoder": "yamnet", "views": 1},
-        "drawing": {"solver": "ddim"},
-        "backbone": {"prompt": "a photo"},
-        "optimiser": {"adapt": {"steps": 2, "batch_size": 2, "learning_rate": 1e-3}},
+        "audio": {"encoder": "yamnet", "num_augmentations": 1},
+        "sampling": {"scheduler": "ddim"},
+        "ip_adapter": {"backbone": {"prompt": "a photo"}, **adapter_phase(2, 2, 1e-3)},
     }
     stage.run(adapter_config(**changes), layout)
     pipeline = AutoAudio2ImagePipeline.from_pretrained(layout.model, "cpu")
     assert pipeline.families == {"yamnet"}
     assert json.loads((layout.model / "model_index.json").read_text())["prompt"] == "a photo"
-    assert pipeline.draw(TONE).shape == (1, 64, 64, 3)
+    assert pipeline(TONE).shape == (1, 64, 64, 3)
 
 
 def test_ways_to_save_memory_change_no_gradient(make_adapter_project: MakeProject, tmp_path: Path) -> None:
     layout = make_adapter_project(tmp_path)
-    short = {"optimiser": {"adapt": {"steps": 2, "batch_size": 3, "learning_rate": 1e-2}}}
     exports = []
-    for speed in ({}, {"gradient_checkpointing": True}, {"accumulate": 2}):
-        stage.run(adapter_config(speed=speed, **short), layout)
+    for performance in ({}, {"gradient_checkpointing": True}, {"accumulate_grad_batches": 2}):
+        stage.run(adapter_config(performance=performance, ip_adapter=adapter_phase(2, 3)), layout)
         exports.append(load_file(layout.model / "ip_adapter.safetensors"))
     for name, value in exports[0].items():
         torch.testing.assert_close(value, exports[1][name], atol=1e-5, rtol=1e-4)
@@ -199,23 +200,23 @@ def test_ways_to_save_memory_change_no_gradient(make_adapter_project: MakeProjec
 def test_what_does_not_fit_the_backbone_is_said(make_adapter_project: MakeProject, tmp_path: Path) -> None:
     layout = make_adapter_project(tmp_path)
     with pytest.raises(ConfigError, match="multiple of 64"):
-        stage.run(adapter_config(picture_size=96), layout)
+        stage.run(adapter_config(resolution=96), layout)
     stable_diffusion(tmp_path / "textless", text=False)
-    with pytest.raises(ConfigError, match="reads no text"):
-        stage.run(adapter_config(backbone={"model": "textless", "prompt": "a photo"}), layout)
+    with pytest.raises(ConfigError, match="has no text encoder"):
+        stage.run(adapter_config(ip_adapter={"backbone": {"model": "textless", "prompt": "a photo"}}), layout)
     with pytest.raises(ConfigError, match="neither a folder nor a hub id"):
-        stage.run(adapter_config(backbone={"model": "no such folder"}), layout)
+        stage.run(adapter_config(ip_adapter={"backbone": {"model": "no such folder"}}), layout)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"backbone": {"model": ""}}, "needs backbone.model"),
-        ({"sound": {"ast": {"model": ""}}}, "needs sound.ast.model"),
-        ({"drawing": {"solver": "euler"}}, "draws the flow of scratch"),
-        ({"picture": {"scale": 0.1}}, "latents are computed once"),
-        ({"resampler": {"heads": 5}}, "not a multiple of heads"),
-        ({"optimiser": {"adapt": {"steps": 0, "batch_size": 1, "learning_rate": 1.0e-3}}}, "adapt.steps is 0"),
+        ({"ip_adapter": {"backbone": {"model": ""}}}, r"ip_adapter\.backbone\.model is empty"),
+        ({"audio": {"ast": {"model": ""}}}, r"audio\.ast\.model is empty"),
+        ({"sampling": {"scheduler": "euler"}}, "euler is not supported by recipe ip_adapter"),
+        ({"image_augmentation": {"max_log_scale": 0.1}}, "latents are cached"),
+        ({"ip_adapter": {"resampler": {"heads": 5}}}, "not a multiple of heads"),
+        ({"ip_adapter": adapter_phase(0, 1)}, r"adapter\.max_steps is 0"),
     ],
 )
 def test_configurations_that_cannot_work_are_refused(changes: dict[str, Any], words: str) -> None:
@@ -223,11 +224,11 @@ def test_configurations_that_cannot_work_are_refused(changes: dict[str, Any], wo
         adapter_config(**changes)
 
 
-def test_scratch_refuses_what_only_the_adapter_can() -> None:
-    with pytest.raises(ValidationError, match="needs recipe adapter: scratch is fitted on YAMNet"):
-        small_config(sound={"encoder": "ast", "ast": {"model": "somewhere"}})
-    with pytest.raises(ValidationError, match="needs recipe adapter"):
-        small_config(drawing={"solver": "dpm++"})
+def test_scratch_rejects_what_only_the_adapter_supports() -> None:
+    with pytest.raises(ValidationError, match=r"audio\.encoder ast is not supported by recipe scratch"):
+        small_config(audio={"encoder": "ast", "ast": {"model": "somewhere"}})
+    with pytest.raises(ValidationError, match=r"sampling\.scheduler dpm\+\+ is not supported by recipe scratch"):
+        small_config(sampling={"scheduler": "dpm++"})
 
 
 def test_min_snr_weights() -> None:
@@ -236,7 +237,7 @@ def test_min_snr_weights() -> None:
     torch.testing.assert_close(min_snr_weights(snr, 5.0, "v_prediction"), torch.tensor([0.0, 1 / 3, 5 / 6, 5 / 51]))
 
 
-def test_latents_are_remembered_and_drawn_afresh_from_their_distribution(
+def test_latents_are_cached_and_sampled_from_their_distribution(
     make_adapter_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = make_adapter_project(tmp_path)
@@ -244,37 +245,38 @@ def test_latents_are_remembered_and_drawn_afresh_from_their_distribution(
     picture = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
 
     def encoded(*ids: str) -> tuple[torch.Tensor, torch.Tensor]:
-        memo = ResultCache(str(tmp_path / "memo"), "train", "mark", LATENTS_SCHEMA)
-        return picture_latents(backbone, memo, lambda _: picture, list(ids), 64, mirror=True)
+        cache = ResultCache(str(tmp_path / "cache"), "train", "fingerprint", LATENTS_SCHEMA)
+        return load_or_encode_latents(backbone, cache, lambda _: picture, list(ids), 64, mirror=True)
 
     means, stds = encoded("a", "b")
     assert means.shape == stds.shape == (2, 2, 4, 8, 8)
     assert torch.equal(means[0], means[1])
     assert not torch.equal(means[0, 0], means[0, 1]), "the mirror image has latents of its own"
     calls: list[int] = []
-    honest = backbone.encode
-    monkeypatch.setattr(backbone, "encode", lambda rows: (calls.append(len(rows)), honest(rows))[1])
+    original = backbone.encode
+    monkeypatch.setattr(backbone, "encode", lambda rows: (calls.append(len(rows)), original(rows))[1])
     again, _ = encoded("b", "c")
-    assert calls == [1, 1], "one new picture and its mirror image"
+    assert calls == [1, 1], "one new image and its mirror image"
     assert torch.equal(again[0], means[1])
 
     grid = torch.zeros(4, 12, 24, dtype=torch.float16)
     wide = torch.full_like(stds, 0.5)
-    data = AdapterDataset(means, wide, [0, 1], [0, 0], [[grid]])
-    config = adapter_config(picture={"mirror": 0.0}, optimiser={"adapt": {"steps": 9, "batch_size": 64, "learning_rate": 1e-3}})
-    stream = AdapterBatches(data, backbone, config, 0)
-    halves = [
-        AdapterBatches(stream.data, stream.backbone, stream.config, 0, BatchPartition(rank, 2)).batch(7) for rank in range(2)
-    ]
-    assert torch.equal(torch.cat([half.latents for half in halves]), stream.batch(7).latents)
-    assert torch.equal(torch.cat([half.times for half in halves]), stream.batch(7).times)
-    assert [row for half in halves for row in half.rows] == stream.batch(7).rows
-    first, same, other = stream.batch(7), stream.batch(7), stream.batch(8)
+    data = IPAdapterDataset(means, wide, [0, 1], [0, 0], [[grid]])
+    config = IPAdapterConfig.model_validate(adapter_phase(9, 64))
+
+    def batch(step: int, partition: BatchPartition = BatchPartition()) -> TrainingBatch:  # noqa: B008 - frozen
+        return IPAdapterDataModule(data, data, backbone, config, 0.0, 0, partition, {}).training_batch(step)
+
+    halves = [batch(7, BatchPartition(rank, 2)) for rank in range(2)]
+    assert torch.equal(torch.cat([half.latents for half in halves]), batch(7).latents)
+    assert torch.equal(torch.cat([half.times for half in halves]), batch(7).times)
+    assert [row for half in halves for row in half.rows] == batch(7).rows
+    first, same, other = batch(7), batch(7), batch(8)
     assert torch.equal(first.latents, same.latents)
     assert torch.equal(first.times, same.times)
     assert not torch.equal(first.latents, other.latents)
-    drawn = torch.cat([stream.batch(number).latents for number in range(8)]) / backbone.vae.config.scaling_factor
-    assert (drawn.mean(0) - means[0, 0].float()).abs().mean() < 0.03
-    assert abs(float(drawn.std(0).mean()) - 0.5) < 0.01
+    sampled = torch.cat([batch(step).latents for step in range(8)]) / backbone.vae.config.scaling_factor
+    assert (sampled.mean(0) - means[0, 0].float()).abs().mean() < 0.03
+    assert abs(float(sampled.std(0).mean()) - 0.5) < 0.01
     assert first.times.min() > 0
     assert first.times.max() < 1

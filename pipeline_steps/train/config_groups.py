@@ -1,0 +1,114 @@
+"""Groups of section `train` that every recipe uses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline_steps.core.config import StageConfig
+
+
+class AstConfig(StageConfig):
+    """Encoder `ast`: an Audio Spectrogram Transformer."""
+
+    model: str = Field(default="", max_length=500, description="hub id or local folder")
+    revision: str = Field(
+        default="", max_length=64, description="commit (40 hex digits) of a hub id; sha256 of a folder (64), checked when given"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on GPU")
+
+
+class AudioEncodingConfig(StageConfig):
+    """Audio encoder and audio augmentation."""
+
+    encoder: Literal["yamnet", "ast"] = Field(default="yamnet", description="pretrained encoder: YAMNet or an AST")
+    ast: AstConfig = AstConfig()
+    max_seconds: float = Field(default=10.0, ge=2.0, le=60.0, description="seconds from the start of a clip that are encoded")
+    num_augmentations: int = Field(default=4, ge=1, le=64, description="versions of each clip; the first is the clip itself")
+    max_log_speed: float = Field(default=0.12, ge=0.0, le=0.5, description="largest change of speed and pitch, as a logarithm")
+    max_gain_db: float = Field(default=9.0, ge=0.0, le=40.0, description="largest change of level")
+    noise_prob: float = Field(default=0.5, ge=0.0, le=1.0, description="probability of added noise, 8 to 30 dB below the clip")
+    mix_prob: float = Field(default=0.3, ge=0.0, le=1.0, description="probability of another clip mixed in, 10 to 20 dB below")
+    reverb_prob: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="probability of reverberation; above 0 requires the extra reverb"
+    )
+
+    def augmentation_identity(self) -> dict[str, Any]:
+        """Parameters that determine an augmentation, for the cache fingerprint.
+
+        The names are those of earlier versions, so that cached features stay valid. `reverb_share` is left out at 0.
+        """
+        identity = {
+            "max_seconds": self.max_seconds,
+            "speed": self.max_log_speed,
+            "gain_db": self.max_gain_db,
+            "noise_share": self.noise_prob,
+            "mix_share": self.mix_prob,
+        }
+        return identity | ({"reverb_share": self.reverb_prob} if self.reverb_prob else {})
+
+
+class ImageAugmentationConfig(StageConfig):
+    """Augmentation of training images."""
+
+    hflip_prob: float = Field(default=0.0, ge=0.0, le=1.0, description="probability of a horizontal flip")
+    max_log_scale: float = Field(default=0.0, ge=0.0, le=0.5, description="largest change of size, as a logarithm")
+    max_shift: float = Field(default=0.0, ge=0.0, le=0.5, description="largest shift, as a fraction of the side")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether any augmentation is switched on."""
+        return bool(self.hflip_prob or self.max_log_scale or self.max_shift)
+
+
+class PhaseConfig(StageConfig):
+    """One phase of training."""
+
+    max_steps: int = Field(ge=0, le=10_000_000, description="optimizer steps; 0 skips the phase")
+    batch_size: int = Field(ge=1, le=65_536, description="samples per optimizer step")
+    learning_rate: float = Field(gt=0.0, le=0.1, description="highest learning rate, after the warmup")
+
+
+class OptimizerConfig(StageConfig):
+    """AdamW (fused) with linear warmup and cosine decay in each phase."""
+
+    lr_warmup_steps: int = Field(default=30, ge=0, description="warmup steps of each phase")
+    min_lr_ratio: float = Field(default=0.02, ge=0.0, le=1.0, description="final learning rate, as a fraction of the highest")
+    weight_decay: float = Field(default=0.01, ge=0.0, le=1.0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0, description="gradients are clipped to this norm")
+    ema_decay: float = Field(default=0.995, ge=0.0, lt=1.0, description="decay of the averaged weights per step")
+
+
+class SamplingConfig(StageConfig):
+    """Default sampling parameters, saved with the model."""
+
+    scheduler: Literal["auto", "euler", "dpm++", "ddim"] = Field(
+        default="auto", description="auto: euler for recipe scratch, dpm++ (DPM-Solver++) for recipe ip_adapter"
+    )
+    num_inference_steps: int = Field(default=12, ge=1, le=1000)
+    guidance_scale: float = Field(default=3.0, ge=0.0, le=50.0)
+    shift: float = Field(default=3.0, ge=0.1, le=100.0, description="euler: values above 1 spend more steps at high noise")
+
+
+class PerformanceConfig(StageConfig):
+    """Use of the hardware. Batch sizes are those of an optimizer step, split among processes and microbatches."""
+
+    compile: bool | Literal["auto"] = Field(default="auto", description="torch.compile of the U-Net; auto: on a GPU")
+    channels_last: bool | Literal["auto"] = Field(default="auto", description="memory format of the U-Net; auto: on a GPU")
+    accumulate_grad_batches: int = Field(
+        default=1, ge=1, le=4096, description="microbatches of an optimizer step: less memory, same result"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations of the U-Net in the backward pass: less memory, more time"
+    )
+    devices: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+        default=1, description="processes per machine, one per GPU; auto: every GPU"
+    )
+    num_nodes: int = Field(default=1, ge=1, le=65_536, description="machines")
+    strategy: Literal["auto", "ddp"] = Field(default="auto", description="auto: ddp for several processes")
+    num_workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = Field(
+        default="auto", description="worker processes of the DataLoader; auto: 2 on a GPU, else 0"
+    )
+    prefetch_factor: int = Field(default=2, ge=1, le=64, description="batches that each worker prepares ahead")
+    pin_memory: bool | Literal["auto"] = Field(default="auto", description="batches in pinned memory; auto: on a GPU")

@@ -1,0 +1,95 @@
+"""Group `train.ip_adapter` of params.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field, model_validator
+
+from pipeline_steps.core.config import StageConfig
+from pipeline_steps.train.config_groups import (
+    AudioEncodingConfig,
+    ImageAugmentationConfig,
+    PhaseConfig,
+    SamplingConfig,
+)
+from pipeline_steps.train.recipes.base import RecipeConfig
+
+
+class BackboneConfig(StageConfig):
+    """Frozen text-to-image model: a Stable Diffusion 1.x or 2.x in the diffusers layout."""
+
+    model: str = Field(default="", max_length=500, description="hub id or local folder")
+    revision: str = Field(
+        default="", max_length=64, description="commit (40 hex digits) of a hub id; sha256 of a folder (64), checked when given"
+    )
+    prompt: str = Field(default="", max_length=1000, description="text used with every clip; needs a text encoder")
+
+
+class ResamplerConfig(StageConfig):
+    """Resampler: encoder tokens of any number -> a few tokens for cross-attention."""
+
+    num_queries: int = Field(default=16, ge=1, le=256, description="tokens that the U-Net attends to")
+    dim: int = Field(default=512, ge=16, le=4096, multiple_of=2, description="width of the resampler")
+    depth: int = Field(default=4, ge=1, le=24)
+    heads: int = Field(default=8, ge=1, le=64, description="attention heads; divides dim")
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="dropout of attention weights")
+
+    @model_validator(mode="after")
+    def _check(self) -> ResamplerConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        return self
+
+
+class IPAdapterPhases(StageConfig):
+    """Phases of training."""
+
+    adapter: PhaseConfig = PhaseConfig(max_steps=20_000, batch_size=16, learning_rate=1e-4)
+
+    @model_validator(mode="after")
+    def _check(self) -> IPAdapterPhases:
+        if not self.adapter.max_steps:
+            raise ValueError("adapter.max_steps is 0; at least 1 is required")
+        return self
+
+
+class IPAdapterConfig(RecipeConfig):
+    """Recipe `ip_adapter`: audio conditioning of a frozen Stable Diffusion."""
+
+    backbone: BackboneConfig = BackboneConfig()
+    resampler: ResamplerConfig = ResamplerConfig()
+    conditioning_dropout_prob: float = Field(
+        default=0.15, ge=0.0, lt=1.0, description="probability that a sample is trained without audio and prompt"
+    )
+    snr_gamma: float = Field(
+        default=5.0, gt=0.0, le=1000.0, description="min-SNR-gamma: signal-to-noise ratio above which a time has less weight"
+    )
+    phases: IPAdapterPhases = IPAdapterPhases()
+
+    @property
+    def training_phases(self) -> Mapping[str, PhaseConfig]:
+        """The only phase."""
+        return {"adapter": self.phases.adapter}
+
+    def check(
+        self,
+        resolution: int,
+        audio: AudioEncodingConfig,
+        image_augmentation: ImageAugmentationConfig,
+        sampling: SamplingConfig,
+    ) -> None:
+        """Check backbone, scheduler and image augmentation.
+
+        Raises:
+            ValueError: a combination of keys is not supported.
+        """
+        if not self.backbone.model:
+            raise ValueError("ip_adapter.backbone.model is empty; recipe ip_adapter requires a hub id or a folder")
+        if sampling.scheduler == "euler":
+            raise ValueError("sampling.scheduler euler is not supported by recipe ip_adapter; set it to dpm++ or ddim")
+        if image_augmentation.max_log_scale or image_augmentation.max_shift:
+            raise ValueError(
+                "image_augmentation.max_log_scale and max_shift must be 0 for recipe ip_adapter, because latents are cached; "
+                "hflip_prob may be set"
+            )

@@ -1,0 +1,197 @@
+"""Data of recipe `ip_adapter`: cached image latents, audio tokens of all augmentations, and the batches made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline_steps.core.array_types import ByteArray
+from pipeline_steps.core.hashing import fingerprint
+from pipeline_steps.core.result_cache import ResultCache
+from pipeline_steps.diffusion.image_processor import normalize_to_tensor, pad_to_square
+from pipeline_steps.diffusion.ip_adapter import collate_audio_tokens
+from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
+from pipeline_steps.train.audio_feature_cache import Tracks, distinct_clips, pair_tracks
+from pipeline_steps.train.data import (
+    AudioImageDataModule,
+    BatchPartition,
+    TrainingBatch,
+    batch_indices,
+    deterministic_batch,
+    step_generator,
+)
+from pipeline_steps.train.recipes.ip_adapter.config import IPAdapterConfig
+
+LATENTS_VERSION = 1
+"""Version of the latents, part of the cache fingerprint. Raise it whenever their values change."""
+LATENTS_SCHEMA = pa.schema([pa.field("mean", pa.binary()), pa.field("std", pa.binary())])
+GPU_BATCH_SIZE = 16
+"""Images encoded together on a GPU. On a CPU they are encoded one by one, so that rounding does not depend on a batch."""
+ROWS_PER_PART = 256
+VALIDATION_PAIRS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class IPAdapterDataset:
+    """Pairs of one split.
+
+    Attributes:
+        means, stds: float16 [P, V, C, h, w], latent distributions of each image and (V = 2) of its mirror image.
+        images, clips: [N] indices of each pair's image and clip.
+        tokens: audio tokens of each clip, one float16 grid [time, bands, width] per augmentation, the first of the clip itself.
+    """
+
+    means: torch.Tensor
+    stds: torch.Tensor
+    images: list[int]
+    clips: list[int]
+    tokens: list[list[torch.Tensor]]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+
+def load_or_encode_latents(
+    backbone: StableDiffusionBackbone,
+    cache: ResultCache,
+    image: Callable[[str], ByteArray],
+    image_ids: list[str],
+    resolution: int,
+    mirror: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means and standard deviations float16 [P, V, C, h, w] of the latents of images, cached by image.
+
+    Args:
+        backbone: its autoencoder is used; loaded.
+        cache: of `LATENTS_SCHEMA`, with the fingerprint of backbone and resolution.
+        image: RGB uint8 [H, W, 3] by id.
+        image_ids: distinct ids.
+        resolution: side in px.
+        mirror: whether mirror images are encoded too.
+    """
+    items = [(image_id, mirrored) for image_id in image_ids for mirrored in ((False, True) if mirror else (False,))]
+    keys = [f"{image_id}{'-mirrored' if mirrored else ''}" for image_id, mirrored in items]
+    cached = cache.load(keys)
+    missing = [(key, *item) for key, item in zip(keys, items, strict=True) if key not in cached]
+    batch_size = GPU_BATCH_SIZE if backbone.device.type == "cuda" else 1
+    new: dict[str, dict[str, Any]] = {}
+    for start in range(0, len(missing), batch_size):
+        chunk = missing[start : start + batch_size]
+        squares = [pad_to_square(image(image_id), resolution) for _, image_id, _ in chunk]
+        oriented = [square[:, ::-1] if mirrored else square for square, (_, _, mirrored) in zip(squares, chunk, strict=True)]
+        mean, std = (part.half().cpu().numpy() for part in backbone.encode(normalize_to_tensor(np.stack(oriented))))
+        new |= {key: {"mean": mean[i].tobytes(), "std": std[i].tobytes()} for i, (key, _, _) in enumerate(chunk)}
+        if len(new) >= ROWS_PER_PART:
+            cache.append(new)
+            cached |= new
+            new = {}
+    cache.append(new)
+    cached |= new
+    side, variants = resolution // backbone.stride, 2 if mirror else 1
+    shape = (len(image_ids), variants, backbone.channels, side, side)
+
+    def stacked(column: str) -> torch.Tensor:
+        rows = [np.frombuffer(cached[key][column], np.float16) for key in keys]
+        return torch.from_numpy(np.stack(rows) if rows else np.zeros(0, np.float16)).view(shape)
+
+    return stacked("mean"), stacked("std")
+
+
+def latents_fingerprint(backbone: StableDiffusionBackbone, resolution: int, accelerator: str) -> str:
+    """Fingerprint of the cache of latents. It contains the accelerator, because a GPU rounds differently."""
+    identity = {"backbone": backbone.describe(), "size": resolution, "accelerator": accelerator, "version": LATENTS_VERSION}
+    return fingerprint(identity)
+
+
+def load_pairs(
+    rows: list[dict[str, Any]],
+    features: Mapping[Tracks, list[torch.Tensor]],
+    latents: Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]],
+) -> IPAdapterDataset:
+    """Pairs of a split: latents of their images by id, and the audio tokens of their clips."""
+    clips = {tracks: number for number, tracks in enumerate(distinct_clips(rows))}
+    images = {image_id: number for number, image_id in enumerate(sorted({row["image_id"] for row in rows}))}
+    means, stds = latents(list(images))
+    return IPAdapterDataset(
+        means,
+        stds,
+        images=[images[row["image_id"]] for row in rows],
+        clips=[clips[pair_tracks(row)] for row in rows],
+        tokens=[features[tracks] for tracks in clips],
+    )
+
+
+class IPAdapterDataModule(AudioImageDataModule):
+    """Batches of recipe `ip_adapter`. Latents are sampled from their cached distributions.
+
+    Args:
+        train, validation: pairs of the splits.
+        backbone: loaded; its noise schedule and scaling are used.
+        config: group of the recipe.
+        hflip_prob: probability of a mirror image.
+        seed: of order, augmentation and noise.
+        partition, loader_arguments: see `AudioImageDataModule`.
+    """
+
+    def __init__(
+        self,
+        train: IPAdapterDataset,
+        validation: IPAdapterDataset,
+        backbone: StableDiffusionBackbone,
+        config: IPAdapterConfig,
+        hflip_prob: float,
+        seed: int,
+        partition: BatchPartition,
+        loader_arguments: Mapping[str, Any],
+    ) -> None:
+        super().__init__(partition, loader_arguments)
+        self.train = train
+        self.validation = validation
+        self.backbone = backbone
+        self.config = config
+        self.hflip_prob = hflip_prob
+        self.seed = seed
+
+    def training_batch(self, step: int, micro: int = 0) -> TrainingBatch:
+        """This process's microbatch of a step."""
+        data = self.train
+        rows = batch_indices(len(data), self.config.phases.adapter.batch_size, self.seed, step)
+        generator = step_generator(self.seed, "batch", step)
+        count, mine = len(rows), self.partition.slice_of(len(rows), micro)
+        timesteps = self.backbone.noise_scheduler.config.num_train_timesteps
+        mirrored = (torch.rand(count, generator=generator) < self.hflip_prob).long()[mine]
+        images = torch.tensor([data.images[row] for row in rows[mine]])
+        mean, std = data.means[images, mirrored].float(), data.stds[images, mirrored].float()
+        shape = (count, *mean.shape[1:])
+        latents = self.backbone.sample_latents(mean, std, torch.randn(shape, generator=generator)[mine])
+        grids = []
+        for row in rows:
+            augmentations = data.tokens[data.clips[row]]
+            grids.append(augmentations[int(torch.randint(len(augmentations), (1,), generator=generator))])
+        return TrainingBatch(
+            latents=latents,
+            noise=torch.randn(shape, generator=generator)[mine],
+            times=((torch.randint(timesteps, (count,), generator=generator) + 0.5) / timesteps)[mine],
+            condition_mask=(torch.rand(count, generator=generator) >= self.config.conditioning_dropout_prob)[mine],
+            audio=collate_audio_tokens(grids[mine]),
+            rows=rows[mine],
+            step=step,
+            total=count,
+            **self.partition.position(micro),
+        )
+
+    def validation_batch(self) -> TrainingBatch | None:
+        """Fixed batch of validation pairs: means of the latents, original clips."""
+        data = self.validation
+        rows = list(range(min(VALIDATION_PAIRS, len(data))))
+        if not rows:
+            return None
+        mean = data.means[[data.images[row] for row in rows], 0].float()
+        latents = self.backbone.sample_latents(mean, torch.zeros_like(mean), torch.zeros_like(mean))
+        tokens = collate_audio_tokens([data.tokens[data.clips[row]][0] for row in rows])
+        return deterministic_batch(rows, latents, tokens, self.seed)

@@ -1,0 +1,44 @@
+"""Lightning logger that writes to the tracking queue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from pipeline_steps.core.array_types import ByteArray
+from pipeline_steps.tracking import NoOpTracker
+
+
+class TrackingLogger(Logger):  # type: ignore[misc, unused-ignore]
+    """Passes what the module logs to a tracker, which does nothing in all processes but the first.
+
+    Lightning counts steps from 0; here step k is the state after k optimizer steps.
+    """
+
+    def __init__(self, tracker: NoOpTracker) -> None:
+        super().__init__()
+        self.tracker = tracker
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "tracking"
+
+    @property
+    def version(self) -> str:
+        """Run id of the tracker."""
+        return self.tracker.run_id
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Do nothing: `tracking.run` logs the parameters of the stage."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics; Lightning's own metric `epoch` is left out."""
+        values = {name: value for name, value in metrics.items() if name != "epoch"}
+        self.tracker.log_metrics(values, step=(step or 0) + 1)
+
+    def log_image(self, key: str, image: ByteArray, step: int) -> None:
+        """Log an image uint8 [H, W, 3] after `step` optimizer steps."""
+        self.tracker.log_image(key, image, step=step)
