@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from pipeline_steps.core.media_shards import write_index, write_shards
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import QUARANTINE
 from pipeline_steps.core.tables import write_table
+from tests.factories.cli_project import json_output
 
 PROJECT = Path(__file__).resolve().parents[1]
 COMMANDS = [
@@ -46,10 +46,6 @@ HEAVY = {
 
 def sonify(root: Path, *arguments: str) -> Result:
     return CliRunner().invoke(app, ["--project", str(root), *arguments])
-
-
-def told(result: Result) -> dict[str, Any]:
-    return dict(json.loads(result.stdout))
 
 
 @pytest.fixture
@@ -109,7 +105,7 @@ def test_errors_are_one_line_with_a_code(root: Path, arguments: list[str], code:
     assert len(result.stderr.splitlines()) == 1
     again = sonify(root, *arguments, "--json")
     assert again.exit_code == code
-    assert told(again)["error"]["exit_code"] == code
+    assert json_output(again)["error"]["exit_code"] == code
 
 
 def test_terminal_escapes_in_names_are_made_visible(root: Path) -> None:
@@ -132,12 +128,12 @@ def test_terminal_escapes_in_names_are_made_visible(root: Path) -> None:
     assert "\x1b" not in listed.output
     assert "\u202e" not in listed.output
     assert "\\x1b[31mred" in listed.output
-    assert told(sonify(root, "quarantine", "list", "--json"))["codes"] == {"IMG_TRUNCATED": 1}
-    shown = told(sonify(root, "quarantine", "show", "abab", "--json"))
+    assert json_output(sonify(root, "quarantine", "list", "--json"))["codes"] == {"IMG_TRUNCATED": 1}
+    shown = json_output(sonify(root, "quarantine", "show", "abab", "--json"))
     assert shown["items"][0]["path"] == hostile
     missing = sonify(root, "quarantine", "show", "zz")
     assert missing.exit_code == 2
-    assert told(sonify(root, "quarantine", "list", "--code", "OTHER", "--json"))["count"] == 0
+    assert json_output(sonify(root, "quarantine", "list", "--code", "OTHER", "--json"))["count"] == 0
 
 
 def test_check_says_what_ingest_would_do_and_writes_nothing(root: Path, tmp_path: Path) -> None:
@@ -150,34 +146,34 @@ def test_check_says_what_ingest_would_do_and_writes_nothing(root: Path, tmp_path
     before = sorted(tmp_path.rglob("*"))
     good = sonify(root, "check", str(folder), "--json")
     assert good.exit_code == 0, good.output
-    assert (told(good)["pictures"], told(good)["sounds"]) == (2, 1)
+    assert (json_output(good)["pictures"], json_output(good)["sounds"]) == (2, 1)
     (folder / "broken.jpg").write_bytes(b"<html>not found</html>")
     bad = sonify(root, "check", str(folder), "--json")
     assert bad.exit_code == 3
-    (row,) = told(bad)["quarantine"]
+    (row,) = json_output(bad)["quarantine"]
     assert row["path"] == "broken.jpg"
     assert "ingest would stop" in sonify(root, "check", str(folder)).output
     (folder / "broken.jpg").unlink()
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_doctor_names_the_cure_of_a_broken_lock(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_shows_the_fix_for_a_broken_lock(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(PROJECT / "params.yaml", root)
     (root / "dvc.lock").write_text("schema: '2.0'\nstages:\n  ingest:\n    cmd: [")
     monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hf_verysecret@127.0.0.1:9")
     result = sonify(root, "doctor", "--json")
-    findings = {finding["name"]: finding for finding in told(result)["findings"]}
+    findings = {finding["name"]: finding for finding in json_output(result)["findings"]}
     assert result.exit_code == 2
-    assert "git checkout dvc.lock" in findings["lock"]["cure"]
+    assert "git checkout dvc.lock" in findings["lock"]["fix"]
     for name in ("mlflow", "lightning", "pillow", "disk", "GPU", "C++ compiler"):
         assert findings[name]["status"] == "ok", findings[name]
     assert findings["tracking"]["status"] == "warn"
     assert "hf_verysecret" not in result.output
-    assert "cure for lock" in sonify(root, "doctor").output
+    assert "fix for lock" in sonify(root, "doctor").output
 
 
-def test_doctor_tells_living_from_dead_lock_holders(root: Path) -> None:
+def test_lock_holders_of_running_and_exited_processes(root: Path) -> None:
     from pipeline_steps.commands.doctor import living_lock_holders, lock_holders
 
     layout = ProjectPaths(root)
@@ -230,7 +226,7 @@ def test_run_exits_with_the_code_of_the_stage(root: Path, monkeypatch: pytest.Mo
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=root, check=True)
     result = sonify(root, "run", "ingest", "--json")
     assert result.exit_code == 6
-    assert told(result)["error"]["reason"] == "ingest: wrong hash"
+    assert json_output(result)["error"]["reason"] == "ingest: wrong hash"
     assert "fetch again" in result.stderr
 
 
@@ -256,14 +252,14 @@ def test_report_shows_headline_numbers(root: Path) -> None:
     ]
     assert lines[0].endswith("0.710  [0.600, 0.800]  n=40")
     assert lines[3] == f"report: {(reports / 'index.html').resolve()}"
-    assert told(sonify(root, "report", "--json"))["evaluation"] == evaluation
+    assert json_output(sonify(root, "report", "--json"))["evaluation"] == evaluation
 
 
 def test_ui_shows_its_command_without_credentials(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:verysecret@db/mlflow")
     result = sonify(root, "ui", "--json", "--port", "5055")
     assert result.exit_code == 0
-    assert told(result)["address"] == "http://127.0.0.1:5055"
+    assert json_output(result)["address"] == "http://127.0.0.1:5055"
     assert "verysecret" not in result.output
 
 
@@ -327,15 +323,15 @@ class TestVerify:
     def damaged(self, project: Path) -> str:
         result = sonify(project, "verify")
         assert result.exit_code == 6, result.output
-        value = told(sonify(project, "verify", "--json"))
+        value = json_output(sonify(project, "verify", "--json"))
         assert value["intact"] is False
-        assert all(check["cure"] for check in value["checks"] if check["problem"])
+        assert all(check["fix"] for check in value["checks"] if check["problem"])
         return result.output
 
     def test_finds_each_damage(self, project: Path) -> None:
         whole = sonify(project, "verify", "--json")
         assert whole.exit_code == 0, whole.output
-        assert told(whole)["checked"] >= 12
+        assert json_output(whole)["checked"] >= 12
 
         # D7: a cache object changed, its mode kept at 0444. DVC itself says that all is up to date.
         listing = next((project / ".dvc/cache/files/md5").glob("*/*.dir"))
@@ -396,8 +392,8 @@ def test_draw_makes_a_grid_from_any_sound(root: Path, exported_model: Path) -> N
         options = ["-o", name, "--seed", seed, "--samples", "3", "--steps", "2", "--guidance", "2", "--json"]
         result = sonify(root, "draw", str(root / "tone.flac"), *options)
         assert result.exit_code == 0, result.output
-        assert told(result)["seconds"] == 1.0
-        assert told(result)["out"] == name
+        assert json_output(result)["seconds"] == 1.0
+        assert json_output(result)["out"] == name
         with Image.open(name) as picture:
             pictures.append(np.asarray(picture))
     assert pictures[0].shape == (2 * 32 + 2, 2 * 32 + 2, 3)
@@ -437,8 +433,13 @@ def test_find_hears_a_dog_and_writes_its_bark(root: Path, assets: Path, tmp_path
         run_stage(stage, layout)
     result = sonify(root, "find", str(demo / "images/i-dog-000.webp"), "--json")
     assert result.exit_code == 0, result.output
-    found = told(result)
+<<<<<<< HEAD
+    found = json_output(result)
     assert "dog" in found["events"][0]["phrase"]
+=======
+    found = json_output(result)
+    assert "dog" in found["events"][0]["sound"]
+>>>>>>> 7e826c9 (Doctor: version bounds from the distribution's metadata; doctor and verify name a fix; fewer branches in both)
     assert found["sounds"][0]["path"].startswith("s-dog-")
     assert [sound["score"] for sound in found["sounds"]] == sorted((sound["score"] for sound in found["sounds"]), reverse=True)
     samples, rate = soundfile.read(found["wav"])

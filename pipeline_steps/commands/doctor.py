@@ -1,4 +1,4 @@
-"""`sonify doctor`: is this machine and this project fit to run?"""
+"""`sonify doctor`: checks of this machine and this project."""
 
 from __future__ import annotations
 
@@ -13,125 +13,106 @@ from pathlib import Path
 import typer
 
 from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result, table
-from pipeline_steps.core.errors import StageError
+from pipeline_steps.core.errors import ConfigError, IntegrityError, LockedError, ResourceError, StageError
 from pipeline_steps.core.git import try_git
 from pipeline_steps.core.project_paths import ProjectPaths
 
-FLOORS = {
-    "diffusers": ">=0.38",
-    "fastapi": "<0.155",
-    "gitpython": ">=3.1.59",
-    "gradio": ">=6.16",
-    "lightning": ">=2.6.6,!=2.6.2,!=2.6.3",
-    "mlflow": ">=3.17",
-    "pillow": ">=12.3",
-    "prefect": ">=3.8",
-    "transformers": ">5.2",
-}
-"""Versions below these have known holes or breakages; `docs/dependencies.md` has the reasons."""
-
-OPTIONAL = {"gradio"}
+DISTRIBUTION = "seeing-sound"
 TARFILE_FIX = {(3, 11): 13, (3, 12): 11, (3, 13): 4}
 """First CPython patch releases whose tarfile is safe (CVE-2025-4517). This project never calls `extractall`."""
 
 GIGABYTE = 1_000_000_000
 RWLOCK = ".dvc/tmp/rwlock"
-DISK_NEEDED = 3 * GIGABYTE
-DISK_WISHED = 10 * GIGABYTE
+REQUIRED_DISK_BYTES = 3 * GIGABYTE
+RECOMMENDED_DISK_BYTES = 10 * GIGABYTE
+BROKEN_FILE_ERRORS = (ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One line of the table. `status` is ok, warn or fail; a fail decides the exit code."""
+    """One line of the table. `status` is ok, warn or fail; a failed check decides the exit code."""
 
     name: str
     status: str
     found: str
     wanted: str = ""
-    cure: str = ""
+    fix: str = ""
     exit_code: int = 0
 
 
 def run_checks(layout: ProjectPaths) -> list[CheckResult]:
-    """Every check; one that itself goes wrong is a failed finding, never the end of the doctor."""
+    """Results of all checks; a check that raises an error counts as failed."""
     checks: tuple[Callable[[ProjectPaths], Iterator[CheckResult]], ...] = (
         _python, _packages, _compiler, _disk, _gpu, _git, _params, _lock, _weights, _locks, _tracking,
     )  # fmt: skip
-    findings: list[CheckResult] = []
+    results: list[CheckResult] = []
     for check in checks:
+        name = check.__name__.strip("_")
         try:
-            findings += check(layout)
+            results += check(layout)
         except StageError as error:
-            findings.append(
-                CheckResult(check.__name__.strip("_"), "fail", error.reason, cure=error.action, exit_code=error.exit_code)
-            )
-        except Exception as error:  # a broken install must be shown, not crash the tool that shows it
-            findings.append(CheckResult(check.__name__.strip("_"), "fail", f"{type(error).__name__}: {error}", exit_code=1))
-    return findings
+            results.append(CheckResult(name, "fail", error.reason, fix=error.action, exit_code=error.exit_code))
+        except Exception as error:  # a broken installation must be reported, whatever it raises
+            results.append(CheckResult(name, "fail", f"{type(error).__name__}: {error}", exit_code=1))
+    return results
+
+
+def _require(name: str, good: bool, found: str, wanted: str, fix: str, code: int) -> CheckResult:
+    return CheckResult(name, "ok", found, wanted) if good else CheckResult(name, "fail", found, wanted, fix, code)
 
 
 def _python(_layout: ProjectPaths) -> Iterator[CheckResult]:
-    version = sys.version_info
+    version, found = sys.version_info, platform.python_version()
     supported = (3, 11) <= version[:2] < (3, 14)
-    found = platform.python_version()
-    yield CheckResult(
-        "python",
-        "ok" if supported else "fail",
-        found,
-        ">=3.11,<3.14",
-        "" if supported else "use Python 3.11 to 3.13",
-        2 * (not supported),
-    )
-    fixed = TARFILE_FIX.get(version[:2])
-    if fixed is not None and version.micro < fixed:
-        yield CheckResult(
-            "python tarfile", "warn", found, f">={version.major}.{version.minor}.{fixed}", "update Python's patch release"
-        )
+    yield _require("python", supported, found, ">=3.11,<3.14", "use Python 3.11 to 3.13", ConfigError.exit_code)
+    safe = TARFILE_FIX.get(version[:2])
+    if safe is not None and version.micro < safe:
+        wanted = f">={version.major}.{version.minor}.{safe}"
+        yield CheckResult("python tarfile", "warn", found, wanted, "update Python's patch release")
 
 
 def _packages(_layout: ProjectPaths) -> Iterator[CheckResult]:
-    from importlib.metadata import PackageNotFoundError, version
+    """Runtime dependencies of the installed distribution and their version bounds (`docs/dependencies.md` has the reasons)."""
+    from importlib.metadata import PackageNotFoundError, requires, version
 
-    from packaging.specifiers import SpecifierSet
+    from packaging.requirements import Requirement
 
-    for package in ("torch", "numpy", "dvc", *sorted(FLOORS)):
-        wanted = FLOORS.get(package, "")
-        try:
-            found = version(package)
-        except PackageNotFoundError:
-            if package not in OPTIONAL:
-                yield CheckResult(package, "fail", "not installed", wanted, "make install", 2)
+    try:
+        requirements = [Requirement(text) for text in requires(DISTRIBUTION) or ()]
+    except PackageNotFoundError:
+        yield CheckResult(DISTRIBUTION, "fail", "not installed", fix="make install", exit_code=ConfigError.exit_code)
+        return
+    for requirement in requirements:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        fits = found in SpecifierSet(wanted, prereleases=True)
-        yield CheckResult(
-            package,
-            "ok" if fits else "fail",
-            found,
-            wanted,
-            "" if fits else f"pip install '{package}{wanted}'",
-            0 if fits else 2,
-        )
+        name, bounds = requirement.name, requirement.specifier
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            yield CheckResult(name, "fail", "not installed", str(bounds), "make install", ConfigError.exit_code)
+            continue
+        good = bounds.contains(found, prereleases=True)
+        yield _require(name, good, found, str(bounds), f"pip install '{name}{bounds}'", ConfigError.exit_code)
 
 
 def _compiler(_layout: ProjectPaths) -> Iterator[CheckResult]:
     from importlib.util import find_spec
 
-    compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
-    if compiler:
-        yield CheckResult("C++ compiler", "ok", compiler)
-    elif find_spec("annoy"):
-        yield CheckResult("C++ compiler", "ok", "none; annoy is already built")
-    else:
-        yield CheckResult("C++ compiler", "fail", "none", "annoy is built from source", "install g++ or clang++", exit_code=4)
+    found = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    built = find_spec("annoy") is not None
+    text = found or ("none; annoy is already built" if built else "none")
+    wanted = "" if found or built else "annoy is built from source"
+    yield _require("C++ compiler", bool(found) or built, text, wanted, "install g++ or clang++", ResourceError.exit_code)
 
 
 def _disk(layout: ProjectPaths) -> Iterator[CheckResult]:
     free = shutil.disk_usage(layout.root).free
-    status = "fail" if free < DISK_NEEDED else "warn" if free < DISK_WISHED else "ok"
-    cure = "" if status == "ok" else "make room; dvc gc --workspace drops cached outs of old runs"
-    yield CheckResult(
-        "disk", status, f"{free / GIGABYTE:.1f} GB free", f">={DISK_NEEDED / GIGABYTE:.0f} GB", cure, 4 * (status == "fail")
-    )
+    found, wanted = f"{free / GIGABYTE:.1f} GB free", f">={REQUIRED_DISK_BYTES / GIGABYTE:.0f} GB"
+    fix = "free disk space; dvc gc --workspace removes cached outs of old runs"
+    if REQUIRED_DISK_BYTES <= free < RECOMMENDED_DISK_BYTES:
+        yield CheckResult("disk", "warn", found, wanted, fix)
+    else:
+        yield _require("disk", free >= RECOMMENDED_DISK_BYTES, found, wanted, fix, ResourceError.exit_code)
 
 
 def _gpu(_layout: ProjectPaths) -> Iterator[CheckResult]:
@@ -139,80 +120,57 @@ def _gpu(_layout: ProjectPaths) -> Iterator[CheckResult]:
 
     if not torch.cuda.is_available():
         driver = shutil.which("nvidia-smi")
-        cure = "a GPU driver is here, but this torch is a CPU build or too new for it" if driver else ""
-        yield CheckResult(
-            "GPU",
-            "warn" if driver else "ok",
-            f"none; torch {torch.__version__} uses {torch.get_num_threads()} cores",
-            cure=cure,
-        )
-        return
+        fix = "a GPU driver is installed; install a CUDA build of torch that supports it" if driver else ""
+        found = f"none; torch {torch.__version__} uses {torch.get_num_threads()} cores"
+        yield CheckResult("GPU", "warn" if driver else "ok", found, fix=fix)
     for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        name = torch.cuda.get_device_name(index)
-        yield CheckResult(f"GPU {index}", "ok", f"{name}, {free / GIGABYTE:.1f} of {total / GIGABYTE:.1f} GB free")
+        free, total = (amount / GIGABYTE for amount in torch.cuda.mem_get_info(index))
+        found = f"{torch.cuda.get_device_name(index)}, {free:.1f} of {total:.1f} GB free"
+        yield CheckResult(f"GPU {index}", "ok", found)
 
 
 def _git(layout: ProjectPaths) -> Iterator[CheckResult]:
     if shutil.which("git") is None:
-        yield CheckResult("git", "warn", "not installed", cure="runs are tracked without a commit")
+        yield CheckResult("git", "warn", "not installed", fix="install git; without it runs are tracked without a commit")
         return
     changed = try_git(layout.root, "status", "--porcelain", "--untracked-files=no", timeout_s=20)
     if changed is None:
-        yield CheckResult("git", "warn", "not a repository", cure="git init, so that dvc.lock has a history")
-        return
-    yield CheckResult("git", "ok", f"{len(changed.splitlines())} changed files" if changed else "clean")
+        yield CheckResult("git", "warn", "not a repository", fix="git init; it keeps the history of dvc.lock")
+    else:
+        yield CheckResult("git", "ok", f"{len(changed.splitlines())} changed files" if changed else "clean")
 
 
 def _params(layout: ProjectPaths) -> Iterator[CheckResult]:
     from pipeline_steps.__main__ import STAGES
-    from pipeline_steps.core.config import config_class, load_params, parse_section
+    from pipeline_steps.core.config import load_params
+    from pipeline_steps.core.presets import validate_params
 
     if not layout.params.is_file():
-        yield CheckResult("params.yaml", "fail", "missing", cure="sonify run --preset embedded", exit_code=2)
-        return
+        raise ConfigError("params.yaml is missing", "git checkout params.yaml")
     params = load_params(layout.params)
-    problems = []
-    for stage in STAGES:
-        try:
-            parse_section(config_class(stage), stage, params)
-        except StageError as error:
-            problems.append(error.reason)
-    yield CheckResult(
-        "params.yaml",
-        "fail" if problems else "ok",
-        "; ".join(problems) or f"{len(params)} sections",
-        exit_code=2 * bool(problems),
-    )
+    validate_params(params, "correct params.yaml", STAGES)
+    yield CheckResult("params", "ok", f"{len(params)} sections")
 
 
 def _lock(layout: ProjectPaths) -> Iterator[CheckResult]:
     from pipeline_steps.tracking.lineage.dvc_digests import read_lock
 
-    lock = read_lock(layout.root / "dvc.lock")
-    stages = list(lock.get("stages", {}))
-    yield CheckResult(
-        "dvc.lock", "ok", f"{len(stages)} stages done: {', '.join(stages)}" if stages else "none yet: no stage has run"
-    )
+    stages = list(read_lock(layout.root / "dvc.lock").get("stages", {}))
+    yield CheckResult("dvc.lock", "ok", f"{len(stages)} stages: {', '.join(stages)}" if stages else "no stage has run yet")
 
 
 def _weights(layout: ProjectPaths) -> Iterator[CheckResult]:
     path = layout.assets / "meta.json"
     if not path.is_file():
-        yield CheckResult("weights", "warn", "not fetched", cure="dvc repro assets")
+        yield CheckResult("weights", "warn", "not fetched", fix="dvc repro assets")
         return
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        missing = [name for name, entry in files.items() if _size(layout.assets / name) != entry["bytes"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        yield CheckResult("weights", "fail", f"{path} is damaged: {error}", cure="dvc repro --force assets", exit_code=6)
-        return
-    if missing:
-        yield CheckResult(
-            "weights", "fail", f"missing or cut: {', '.join(missing)}", cure="dvc repro --force assets", exit_code=6
-        )
-        return
-    yield CheckResult("weights", "ok", f"{len(files)} files (sonify verify hashes them)")
+        wrong = [name for name, entry in files.items() if _size(layout.assets / name) != entry["bytes"]]
+    except BROKEN_FILE_ERRORS as error:
+        raise IntegrityError(f"{path} is damaged: {error}", "dvc repro --force assets") from error
+    found = f"missing or truncated: {', '.join(wrong)}" if wrong else f"{len(files)} files (sonify verify hashes them)"
+    yield _require("weights", not wrong, found, "", "dvc repro --force assets", IntegrityError.exit_code)
 
 
 def _size(path: Path) -> int:
@@ -222,17 +180,14 @@ def _size(path: Path) -> int:
 def _locks(layout: ProjectPaths) -> Iterator[CheckResult]:
     try:
         pids = lock_holders(layout)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except BROKEN_FILE_ERRORS as error:
         path = layout.root / RWLOCK
-        yield CheckResult("locks", "fail", f"{path} is broken", cure=f"rm {path} when no dvc is running", exit_code=7)
-        return
-    living = living_lock_holders(layout)
-    if living:
-        yield CheckResult("locks", "warn", f"dvc is running: PID {', '.join(map(str, living))}", cure="wait for it, or stop it")
-    elif pids:
-        yield CheckResult("locks", "ok", f"{len(pids)} left by dead processes; the next run clears them")
+        raise LockedError(f"{path} is damaged: {error}", f"rm {path} when no dvc is running") from error
+    running = living_lock_holders(layout)
+    if running:
+        yield CheckResult("locks", "warn", f"dvc is running: PID {', '.join(map(str, running))}", fix="wait for it, or stop it")
     else:
-        yield CheckResult("locks", "ok", "none")
+        yield CheckResult("locks", "ok", f"{len(pids)} of exited processes; the next run removes them" if pids else "none")
 
 
 def lock_holders(layout: ProjectPaths) -> set[int]:
@@ -247,20 +202,24 @@ def lock_holders(layout: ProjectPaths) -> set[int]:
         return set()
     if not isinstance(held, dict):
         raise ValueError("not a mapping")
-    entries = [
-        item for kind in held.values() for value in kind.values() for item in (value if isinstance(value, list) else [value])
-    ]
-    return {int(item["pid"]) for item in entries}
+    values = [value for kind in held.values() for value in kind.values()]
+    return {int(item["pid"]) for value in values for item in (value if isinstance(value, list) else [value])}
 
 
 def living_lock_holders(layout: ProjectPaths) -> list[int]:
-    """Those of `lock_holders` that are alive; empty when the lock file is broken."""
+    """Those of `lock_holders` whose process exists; empty when the lock file is damaged."""
     import psutil
 
     try:
         return sorted(pid for pid in lock_holders(layout) if psutil.pid_exists(pid))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except BROKEN_FILE_ERRORS:
         return []
+
+
+def check_unlocked(layout: ProjectPaths) -> None:
+    """Raise LockedError if another DVC process holds a lock on this project."""
+    if holders := living_lock_holders(layout):
+        raise LockedError(f"another dvc is running in this project (PID {', '.join(map(str, holders))})", "wait or stop it")
 
 
 def _tracking(layout: ProjectPaths) -> Iterator[CheckResult]:
@@ -270,24 +229,22 @@ def _tracking(layout: ProjectPaths) -> Iterator[CheckResult]:
     from pipeline_steps.tracking.settings import read_settings, redact
 
     settings = read_settings(layout)
-    where = redact(settings.uri)
     try:
         check_reachable(settings)
-        yield CheckResult("tracking", "ok", f"{settings.mode}: {where}")
+        yield CheckResult("tracking", "ok", f"{settings.mode}: {redact(settings.uri)}")
     except StoreUnavailableError as error:
-        yield CheckResult("tracking", "warn", str(error), cure="stages go on; entries are kept and sent by: sonify sync")
-    unsent = sum(queue.unsent() for queue in all_queues(layout))
-    if unsent:
-        yield CheckResult("tracking spool", "warn", f"{unsent} entries not sent", cure="sonify sync")
+        yield CheckResult("tracking", "warn", str(error), fix="sonify sync uploads the queued entries; stages run without it")
+    if unsent := sum(queue.unsent() for queue in all_queues(layout)):
+        yield CheckResult("tracking queue", "warn", f"{unsent} entries not uploaded", fix="sonify sync")
 
 
 @handle_errors
 def doctor(context: typer.Context, as_json: JsonFlag = False) -> None:
     """Check versions, compiler, disk, GPU, git, parameters, dvc.lock, weights, locks and tracking."""
-    findings = run_checks(layout_of(context))
-    code = max((finding.exit_code for finding in findings if finding.status == "fail"), default=0)
-    lines = table([finding.status, finding.name, finding.found, finding.wanted] for finding in findings)
-    lines += [f"cure for {finding.name}: {finding.cure}" for finding in findings if finding.cure]
-    lines.append("all well" if not code else "not fit to run: mend what is marked fail")
-    print_result({"healthy": not code, "findings": [asdict(finding) for finding in findings]}, lines, as_json)
+    results = run_checks(layout_of(context))
+    code = max((result.exit_code for result in results if result.status == "fail"), default=0)
+    lines = table([result.status, result.name, result.found, result.wanted] for result in results)
+    lines += [f"fix for {result.name}: {result.fix}" for result in results if result.fix]
+    lines.append("fix what is marked fail" if code else "all required checks pass")
+    print_result({"healthy": not code, "findings": [asdict(result) for result in results]}, lines, as_json)
     raise typer.Exit(code)

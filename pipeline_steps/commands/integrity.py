@@ -1,4 +1,4 @@
-"""The checks behind `sonify verify`; each hashes bytes again and compares them with what was recorded when they were made."""
+"""Checks of `sonify verify`: hash bytes again and compare them with the recorded hashes."""
 
 from __future__ import annotations
 
@@ -18,167 +18,148 @@ from pipeline_steps.tracking.lineage.dvc_digests import directory_listing, listi
 
 @dataclass(frozen=True, slots=True)
 class IntegrityCheck:
-    """What was hashed, how many files, and the first thing that differs (empty when all is as recorded)."""
+    """Result for one group of files: what was hashed, number of files, first difference (empty if intact) and its fix."""
 
     what: str
     files: int
     problem: str = ""
-    cure: str = ""
+    fix: str = ""
     note: str = ""
 
 
 def check_all(layout: ProjectPaths) -> list[IntegrityCheck]:
-    """Outs and cache of `dvc.lock`, media shards, search index, weights: whatever of them is there.
+    """Check outs and cache of `dvc.lock`, media shards, search index, embeddings and weights, as far as they exist.
 
     Raises:
-        ConfigError: `dvc.lock` is broken.
+        ConfigError: `dvc.lock` is damaged.
     """
-    checks = list(_outs(layout))
-    for check in (_shards, _index, _weights):
+    cache = cache_folder(layout)
+    checks: list[IntegrityCheck] = []
+    for stage, entry in read_lock(layout.root / "dvc.lock").get("stages", {}).items():
+        for out in entry.get("outs", []):
+            checks += [check_out(layout.root / out["path"], out, stage), *check_cache(cache, out, stage)]
+    for check in (_shards, _index, _embeddings, _weights):
         try:
             checks += check(layout)
         except StageError as error:
-            checks.append(IntegrityCheck(check.__name__.strip("_"), 0, error.reason, error.action))
+            checks.append(IntegrityCheck(f"data/{check.__name__.strip('_')}", 0, error.reason, error.action))
     return checks
 
 
-def _outs(layout: ProjectPaths) -> Iterator[IntegrityCheck]:
-    stages = read_lock(layout.root / "dvc.lock").get("stages", {})
-    cache = cache_folder(layout)
-    for stage, entry in stages.items():
-        for out in entry.get("outs", []):
-            yield check_out(layout.root / out["path"], out, stage)
-            yield from check_cache(cache, out, stage)
-
-
 def check_out(path: Path, out: dict[str, Any], stage: str) -> IntegrityCheck:
-    """An out on disk against the md5 in `dvc.lock`; for a folder, the files that differ are named when the cache knows them."""
-    what = str(out["path"])
-    cure = f"dvc checkout {what} (the recorded bytes), or dvc repro --force {stage} (make it again)"
+    """Compare an out on disk with its md5 in `dvc.lock`."""
+    what, expected = str(out["path"]), str(out["md5"])
+    fix = f"dvc checkout {what} (restores the recorded bytes), or dvc repro --force {stage} (creates it again)"
     if not path.exists():
-        return IntegrityCheck(what, 0, "is missing", cure)
-    if not str(out["md5"]).endswith(".dir"):
-        found = "" if path.is_dir() else md5_file(path)
-        return IntegrityCheck(
-            what, 1, "" if found == out["md5"] else f"md5 is {found or 'that of a folder'}, dvc.lock says {out['md5']}", cure
-        )
+        return IntegrityCheck(what, 0, "is missing", fix)
     rows = directory_listing(path) if path.is_dir() else []
-    found = listing_digest(rows)
-    if found == out["md5"]:
-        return IntegrityCheck(what, len(rows))
-    return IntegrityCheck(what, len(rows), f"the folder's md5 is {found}, dvc.lock says {out['md5']}", cure)
+    found = listing_digest(rows) if path.is_dir() else md5_file(path)
+    problem = "" if found == expected else f"md5 is {found}, dvc.lock has {expected}"
+    return _result(what, len(rows) if path.is_dir() else 1, problem, fix)
 
 
 def check_cache(cache: Path, out: dict[str, Any], stage: str) -> Iterator[IntegrityCheck]:
-    """The cache objects of an out: each is named by the md5 of its bytes. An object that is not there is only noted."""
+    """Compare the cache objects of an out with the md5 in their names. A missing object is only noted."""
     md5 = str(out["md5"])
-    path = object_path(cache, md5)
-    if not path.is_file():
+    listing = object_path(cache, md5)
+    if not listing.is_file():
         return
     what = f"cache of {out['path']}"
-    cure = f"rm the object named, then dvc commit {stage} if the out is intact, else dvc repro --force {stage}"
-    if md5_file(path) != md5.removesuffix(".dir"):
-        yield IntegrityCheck(what, 1, f"{path} holds other bytes than its name says", cure)
-        return
-    if not md5.endswith(".dir"):
-        yield IntegrityCheck(what, 1)
-        return
-    count, missing = 1, 0
-    for row in json.loads(path.read_text(encoding="utf-8")):
-        member = object_path(cache, row["md5"])
-        if not member.is_file():
+    fix = f"rm the named object, then dvc commit {stage} if the out is intact, else dvc repro --force {stage}"
+    count = missing = 0
+    objects = [(listing, md5.removesuffix(".dir"), "")]
+    for path, expected, name in objects:
+        if not path.is_file():
             missing += 1
             continue
         count += 1
-        if md5_file(member) != row["md5"]:
-            yield IntegrityCheck(what, count, f"{member} ({row['relpath']}) holds other bytes than its name says", cure)
+        if md5_file(path) != expected:
+            yield IntegrityCheck(what, count, f"{path}{name} has another md5 than its name", fix)
             return
+        if path == listing and md5.endswith(".dir"):
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            objects += [(object_path(cache, row["md5"]), row["md5"], f" ({row['relpath']})") for row in rows]
     yield IntegrityCheck(what, count, note=f"{missing} objects are not in the cache" if missing else "")
 
 
 def cache_folder(layout: ProjectPaths) -> Path:
     """DVC's local cache: `cache.dir` of the configuration files, else `.dvc/cache`."""
     folder = layout.root / ".dvc"
-    chosen = folder / "cache"
-    for name in ("config", "config.local"):
-        parser = configparser.ConfigParser()
-        parser.read(folder / name, encoding="utf-8")
-        if parser.has_option("cache", "dir"):
-            chosen = folder / parser.get("cache", "dir")
-    return chosen
+    parser = configparser.ConfigParser()
+    parser.read([folder / "config", folder / "config.local"], encoding="utf-8")
+    return folder / parser.get("cache", "dir", fallback="cache")
 
 
 def object_path(cache: Path, md5: str) -> Path:
-    """Where DVC 3 keeps the object of an md5 (with `.dir` for a folder's listing)."""
+    """Path of the DVC 3 cache object with an md5 (with `.dir` for a folder's listing)."""
     return cache / "files" / "md5" / md5[:2] / md5[2:]
 
 
 def _shards(layout: ProjectPaths) -> Iterator[IntegrityCheck]:
-    """Every payload against `index.parquet`, and every member of every shard against the list of members."""
-    from pipeline_steps.core.media_shards import INDEX, MediaShardReader
+    """Compare payloads with `index.parquet`, and the members of all shards with the list in it."""
+    from pipeline_steps.core.media_shards import INDEX
     from pipeline_steps.core.schemas import SHARD_INDEX
     from pipeline_steps.core.tables import read_table
 
     if not (layout.media / INDEX).is_file():
         return
-    cure = "dvc checkout data/media, or dvc repro --force ingest"
     rows = read_table(layout.media / INDEX, SHARD_INDEX).to_pylist()
-    reader = MediaShardReader(layout.media)
+    try:
+        problem = _shard_problem(layout.media, rows)
+    except (StageError, OSError, tarfile.TarError) as error:
+        problem = str(getattr(error, "reason", error))
+    yield _result("data/media", len(rows), problem, "dvc checkout data/media, or dvc repro --force ingest")
+
+
+def _shard_problem(folder: Path, rows: list[dict[str, Any]]) -> str:
+    from pipeline_steps.core.media_shards import MediaShardReader
+
+    reader = MediaShardReader(folder)
     for row in rows:
-        try:
-            reader.payload(row["item_id"])
-        except (StageError, OSError) as error:
-            yield IntegrityCheck("data/media", len(rows), str(getattr(error, "reason", error)), cure)
-            return
+        reader.payload(row["item_id"])
     indexed = {(row["shard"], row["member"]) for row in rows}
     present: set[tuple[str, str]] = set()
-    for shard in sorted(layout.media.glob("*.tar")):
-        try:
-            with tarfile.open(shard) as tar:
-                names = [(shard.name, member.name) for member in tar]
-        except tarfile.TarError as error:
-            yield IntegrityCheck("data/media", len(rows), f"{shard.name} is no tar file: {error}", cure)
-            return
+    for shard in sorted(folder.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            names = [(shard.name, member.name) for member in tar]
         if len(names) != len(set(names)):
-            yield IntegrityCheck("data/media", len(rows), f"{shard.name} holds a member twice", cure)
-            return
+            return f"{shard.name} has a member twice"
         present |= set(names)
-    if odd := sorted(present ^ indexed):
-        where = "not in index.parquet" if odd[0] in present else "not in its shard"
-        yield IntegrityCheck("data/media", len(rows), f"{odd[0][0]}: member {odd[0][1]} is {where}", cure)
-        return
-    yield IntegrityCheck("data/media against its index", len(rows))
+    if different := sorted(present ^ indexed):
+        shard_name, member = different[0]
+        return f"{shard_name}: member {member} is not in {'index.parquet' if different[0] in present else 'its shard'}"
+    return ""
 
 
 def _index(layout: ProjectPaths) -> Iterator[IntegrityCheck]:
-    """The Annoy file against its side-car, and both against the embeddings they were built from."""
-    if not (layout.retrieval / "index.json").is_file():
-        return
+    """Compare the Annoy file with its metadata file."""
     from pipeline_steps.retrieve.index.annoy import IndexMetadata
+
+    metadata = layout.retrieval / "index.json"
+    if metadata.is_file():
+        expected = IndexMetadata.from_dict(json.loads(metadata.read_text(encoding="utf-8"))).sha256
+        yield _hash_check(layout.retrieval / "index.ann", "data/retrieval/index.ann", expected, "index.json", "retrieve")
+
+
+def _embeddings(layout: ProjectPaths) -> Iterator[IntegrityCheck]:
     from pipeline_steps.retrieve.stage import read_vectors
 
-    path = layout.retrieval / "index.ann"
-    side_car = IndexMetadata.from_dict(json.loads((layout.retrieval / "index.json").read_text(encoding="utf-8")))
-    cure = "dvc checkout data/retrieval, or dvc repro --force retrieve"
-    found = sha256_file(path) if path.is_file() else "missing"
-    problem = "" if found == side_car.sha256 else f"sha256 of index.ann is {found}, its side-car says {side_car.sha256}"
-    yield IntegrityCheck("data/retrieval/index.ann against its side-car", 1, problem, cure if problem else "")
     if (layout.embeddings / "meta.json").is_file():
-        meta = read_vectors(layout)[0]
-        yield IntegrityCheck("data/embeddings against meta.json", len(meta["sha256"]))
+        yield IntegrityCheck("data/embeddings", len(read_vectors(layout)[0]["sha256"]))
 
 
 def _weights(layout: ProjectPaths) -> Iterator[IntegrityCheck]:
-    path = layout.assets / "meta.json"
-    if not path.is_file():
-        return
-    files = json.loads(path.read_text(encoding="utf-8"))["files"]
+    metadata = layout.assets / "meta.json"
+    files = json.loads(metadata.read_text(encoding="utf-8"))["files"] if metadata.is_file() else {}
     for name, entry in sorted(files.items()):
-        file = layout.assets / name
-        found = sha256_file(file) if file.is_file() else "missing"
-        if found != entry["sha256"]:
-            yield IntegrityCheck(
-                f"data/assets/{name}", 1, f"sha256 is {found}, meta.json says {entry['sha256']}", "dvc repro --force assets"
-            )
-            return
-    yield IntegrityCheck("data/assets against meta.json", len(files))
+        yield _hash_check(layout.assets / name, f"data/assets/{name}", entry["sha256"], "meta.json", "assets")
+
+
+def _hash_check(path: Path, what: str, expected: str, record: str, stage: str) -> IntegrityCheck:
+    found = sha256_file(path) if path.is_file() else "missing"
+    problem = "" if found == expected else f"sha256 is {found}, {record} has {expected}"
+    return _result(what, 1, problem, f"dvc repro --force {stage}")
+
+
+def _result(what: str, files: int, problem: str, fix: str) -> IntegrityCheck:
+    return IntegrityCheck(what, files, problem, fix if problem else "")

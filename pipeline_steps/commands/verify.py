@@ -1,4 +1,4 @@
-"""`sonify verify`: hash everything again. DVC does not: it trusts a cache object whose file mode says read-only."""
+"""`sonify verify`: hash all files again. DVC does not: it trusts a cache object whose file mode is read-only."""
 
 from __future__ import annotations
 
@@ -16,23 +16,17 @@ if TYPE_CHECKING:
 
 @handle_errors
 def verify(context: typer.Context, as_json: JsonFlag = False) -> None:
-    """Re-hash outs, DVC's cache, media shards, the search index and the weights; exit 6 names what differs."""
+    """Hash outs, DVC's cache, media shards, search index, embeddings and weights again; exit code 6 if any differs."""
     from pipeline_steps.commands.integrity import check_all
 
     checks: list[IntegrityCheck] = check_all(layout_of(context))
     broken = [check for check in checks if check.problem]
-    value = {
-        "intact": not broken,
-        "checked": sum(check.files for check in checks),
-        "checks": [asdict(check) for check in checks],
-    }
-    if broken:
-        first = broken[0]
-        if as_json:
-            print_result(value, [], as_json)
-            raise typer.Exit(IntegrityError.exit_code)
-        for check in broken[1:]:
-            print_result(value, [f"{check.what}: {check.problem} -> {check.cure}"], as_json)
-        raise IntegrityError(f"{first.what}: {first.problem}", first.cure)
+    checked = sum(check.files for check in checks)
+    value = {"intact": not broken, "checked": checked, "checks": [asdict(check) for check in checks]}
+    if broken and not as_json:
+        first, *others = broken
+        print_result(value, [f"{check.what}: {check.problem} -> {check.fix}" for check in others], as_json)
+        raise IntegrityError(f"{first.what}: {first.problem}", first.fix)
     lines = table([check.what, f"{check.files} files", check.note or "intact"] for check in checks)
-    print_result(value, [*lines, f"{value['checked']} files hashed; nothing differs"], as_json)
+    print_result(value, [*lines, f"{checked} files hashed; no differences"], as_json)
+    raise typer.Exit(IntegrityError.exit_code if broken else 0)

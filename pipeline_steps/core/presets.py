@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,11 @@ def load_overlay(root: Path, name: str) -> dict[str, Any]:
     overlays: list[dict[str, Any]] = []
     current: Any = name
     while current:
-        known = preset_names(root)
-        if current not in known:
+        names = preset_names(root)
+        if current not in names:
             where = f"presets/{chain[-1]}.yaml: extends: " if chain else ""
-            close = difflib.get_close_matches(str(current), known, n=1)
-            action = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known) or 'none'}"
+            close = difflib.get_close_matches(str(current), names, n=1)
+            action = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(names) or 'none'}"
             raise ConfigError(f"{where}there is no preset {current!r}", action)
         if current in chain:
             raise ConfigError(f"presets/{current}.yaml extends itself: {' -> '.join([*chain, current])}", "remove one extends")
@@ -102,14 +102,14 @@ def changed_values(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}" for key in keys]
 
 
-def validate_params(params: Mapping[str, Any], action: str) -> None:
-    """Validate every section that has a stage with the stage's configuration.
+def validate_params(params: Mapping[str, Any], action: str, sections: Iterable[str] = ()) -> None:
+    """Validate sections with the configuration of their stages; by default every section that has a stage.
 
     Raises:
         ConfigError: with every problem of every section.
     """
     problems = []
-    for name in params:
+    for name in sections or params:
         try:
             parse_section(config_class(str(name)), str(name), params)
         except ModuleNotFoundError:

@@ -11,7 +11,7 @@ from pipeline_steps.commands.compare_page import bar
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.tracking.registry.evaluation_results import MetricComparison
 from pipeline_steps.tracking.registry.paired_bootstrap import PairedDifference
-from tests.factories.cli_project import Sonify, told
+from tests.factories.cli_project import Sonify, json_output
 from tests.factories.registered_models import client_of, register, write_gate
 
 WEAK, STRONG = [0.50 + 0.01 * (i % 3) for i in range(12)], [0.60 + 0.01 * (i % 4) for i in range(12)]
@@ -36,7 +36,7 @@ def runs(pool: ProjectPaths) -> list[str]:
 
 
 def test_every_metric_with_interval_and_p_and_what_differs(sonify: Sonify, runs: list[str], pool: ProjectPaths) -> None:
-    found = told(sonify("compare", "1", "2", "--json"))
+    found = json_output(sonify("compare", "1", "2", "--json"))
     by_name = {row["metric"]: row for row in found["metrics"]}
     rate, kid, fd = (by_name[f"test/{name}_toy"] for name in ("win_rate", "kid", "fd"))
     assert rate["difference"] == pytest.approx(sum(STRONG) / 12 - sum(WEAK) / 12)
@@ -94,7 +94,7 @@ def test_versions_are_found_by_alias_run_and_md5(pool: ProjectPaths, sonify: Son
     from tests.factories.registered_models import md5_of
 
     for name in ("challenger", "@challenger", "2", runs[1], md5_of(2), "models:/audio2image/2"):
-        assert told(sonify("compare", "1", name, "--no-log", "--json"))["b"]["version"] == "2", name
+        assert json_output(sonify("compare", "1", name, "--no-log", "--json"))["b"]["version"] == "2", name
     assert sonify("compare", "1", "9").exit_code == 3
 
 
@@ -110,12 +110,12 @@ def test_bars_point_to_the_right_when_b_is_better(higher: bool, side: str) -> No
 
 def test_promote_and_rollback_by_hand(pool: ProjectPaths, sonify: Sonify, runs: list[str]) -> None:
     assert sonify("promote", "1", "--yes").exit_code == 0
-    plan = told(sonify("promote", "--dry-run", "--json"))
+    plan = json_output(sonify("promote", "--dry-run", "--json"))
     assert (plan["champion"], plan["challenger"], plan["gate"]["passed"], plan["record"]) == ("1", "2", True, None)
-    done = told(sonify("promote", "--auto", "--actor", "nightly", "--json"))
+    done = json_output(sonify("promote", "--auto", "--actor", "nightly", "--json"))
     assert (done["record"]["version"], done["record"]["former"], done["record"]["actor"]) == ("2", "1", "nightly")
-    assert told(sonify("rollback", "--yes", "--reason", "no cats", "--json"))["record"]["version"] == "1"
-    kept = told(sonify("promote", "--auto", "--json"))
+    assert json_output(sonify("rollback", "--yes", "--reason", "no cats", "--json"))["record"]["version"] == "1"
+    kept = json_output(sonify("promote", "--auto", "--json"))
     assert kept["record"] is None
     assert "no cats" in kept["gate"]["reasons"][-1]
     assert sonify("promote", "--yes").exit_code == 3
@@ -124,7 +124,7 @@ def test_promote_and_rollback_by_hand(pool: ProjectPaths, sonify: Sonify, runs: 
     assert sonify("rollback", "--yes").exit_code == 0
     assert sonify("promote", "--reject").exit_code == 2
     assert sonify("promote", "--reject", "--reason", "no").exit_code == 0
-    lines = told(sonify("promote", "--history", "--json"))["decisions"]
+    lines = json_output(sonify("promote", "--history", "--json"))["decisions"]
     assert [line["kind"] for line in lines] == ["promote", "promote", "rollback", "promote", "rollback", "reject"]
     assert "token" not in lines[0]
 

@@ -18,7 +18,7 @@ from pipeline_steps.core.result_cache import ResultCache
 from pipeline_steps.core.schemas import PAIRS
 from pipeline_steps.core.tables import read_table
 from pipeline_steps.ingest import takedowns
-from tests.factories.cli_project import Sonify, commit, git, told
+from tests.factories.cli_project import Sonify, commit, git, json_output
 
 VALUE = pa.schema([pa.field("value", pa.int64())])
 CELLS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\r\x00"), max_size=8)
@@ -48,14 +48,14 @@ def test_everything_of_the_item_goes_and_nothing_else(
     before = {i: MediaShardReader(pool.media).payload(i) for i in ids.values()}
     table = (raw / "manifest.csv").read_bytes()
 
-    plan = told(sonify("forget", item[:10], "--dry-run", "--json"))
+    plan = json_output(sonify("forget", item[:10], "--dry-run", "--json"))
     assert plan["done"] is False
     assert copy.exists()
     assert len(plan["files"]) == 2
     assert any("git's history" in text for text in plan["beyond"])
     assert any("DVC's cache: 1 shard objects" in text for text in plan["beyond"])
 
-    done = told(sonify("forget", item[:10], "--yes", "--reason", "asked", "--json"))
+    done = json_output(sonify("forget", item[:10], "--yes", "--reason", "asked", "--json"))
     assert done["done"] is True
     assert not copy.exists()
     assert not (raw / "i-dog-000.webp").exists()
@@ -69,7 +69,7 @@ def test_everything_of_the_item_goes_and_nothing_else(
     assert memos["train"].load(["0123456789abcdef"]) == {}
     assert memos["evaluate-sound"].load(["0123456789abcdef", ids["s-cow-000"]]) == {ids["s-cow-000"]: {"value": 5}}
     assert takedowns.parse_takedowns((raw / "takedowns.csv").read_text()) == {item}
-    again = told(sonify("forget", item, "--yes", "--json"))
+    again = json_output(sonify("forget", item, "--yes", "--json"))
     assert (again["files"], again["shard"]) == ([], None)
     assert (raw / "takedowns.csv").read_text().count(item) == 1
 
@@ -79,7 +79,7 @@ def test_kept_worktrees_of_failed_runs_are_named(pool: ProjectPaths, sonify: Son
     for name in ("failed-run", "without"):
         git(pool.root, "worktree", "add", "--detach", str(pool.runs / "worktrees" / name))
     (pool.runs / "worktrees/without/data/demo/i-dog-000.webp").unlink()
-    done = told(sonify("forget", ids["i-dog-000"], "--yes", "--json"))
+    done = json_output(sonify("forget", ids["i-dog-000"], "--yes", "--json"))
     (text,) = [text for text in done["beyond"] if "worktree" in text]
     assert text.startswith("worktrees of failed runs: .runs/worktrees/failed-run; git worktree remove")
 
@@ -118,7 +118,7 @@ def test_models_that_learned_from_it_are_named(pool: ProjectPaths, sonify: Sonif
     register(pool, [0.5, 0.6], pairs=hash_path(pool.pairs), version=1)
     register(pool, [0.5, 0.6], version=2)
     assert len(read_table(pool.pairs / "pairs.parquet", PAIRS)) == 2
-    plan = told(sonify("forget", ids["s-dog-000"], "--dry-run", "--json"))
+    plan = json_output(sonify("forget", ids["s-dog-000"], "--dry-run", "--json"))
     assert any(text.startswith("model versions 1 learned from it") for text in plan["beyond"])
     assert any(text.startswith("model versions 2: their pairs are not in DVC's cache") for text in plan["beyond"])
     assert any("dvc repro train" in text for text in plan["rebuild"])

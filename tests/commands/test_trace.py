@@ -11,7 +11,7 @@ from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.tracking.lineage.dvc_digests import hash_path, lock_outs, read_lock
 from pipeline_steps.tracking.lineage.lock_history import DvcCache, find_lock, stage_lineage
-from tests.factories.cli_project import Sonify, commit, dvc, git, told
+from tests.factories.cli_project import Sonify, commit, dvc, git, json_output
 
 
 def stage(deps: dict[str, str], outs: dict[str, str], **params: object) -> dict[str, object]:
@@ -59,14 +59,14 @@ def traced(pool: ProjectPaths) -> ProjectPaths:
 
 def test_from_a_model_to_its_inputs_and_back(traced: ProjectPaths, sonify: Sonify, tmp_path: Path) -> None:
     first = git(traced.root, "rev-list", "--max-parents=0", "HEAD").strip()
-    found = told(sonify("trace", "1", "--json"))
+    found = json_output(sonify("trace", "1", "--json"))
     assert found["lock_commit"] == first
     assert [step["stage"] for step in found["steps"]] == ["pair", "train", "evaluate"]
     assert found["steps"][0]["raw"] == ["data/demo"]
     assert found["differs_from_mlflow"] == []
 
     target = tmp_path / "then"
-    back = told(sonify("trace", "1", "--checkout", str(target), "--json"))
+    back = json_output(sonify("trace", "1", "--checkout", str(target), "--json"))
     assert (target / "models/audio2image/weights.txt").read_text() == "weights 1"
     locked = lock_outs(read_lock(target / "dvc.lock"))
     assert locked["models/audio2image"] == found["md5"]
@@ -111,7 +111,7 @@ def test_a_digest_that_mlflow_knows_otherwise_is_told(traced: ProjectPaths, soni
     register(traced, [0.5, 0.6], pairs="f" * 32 + ".dir", version=3)
     md5 = hash_path(traced.model)
     client_of(traced).set_model_version_tag(REGISTERED_MODEL, "3", "dvc.md5", md5)
-    found = told(sonify("trace", "3", "--json"))
+    found = json_output(sonify("trace", "3", "--json"))
     assert len(found["differs_from_mlflow"]) == 1
     assert "data/pairs: MLflow ffff" in found["differs_from_mlflow"][0]
 
@@ -131,12 +131,12 @@ def test_from_an_item_to_pairs_splits_and_models(traced: ProjectPaths, sonify: S
     item = ids["i-dog-000"]
     raw = traced.root / "data/demo/i-dog-000.webp"
     said = {"id": item, "prefix": item[:10], "path": "i-dog-000.webp", "disk": str(raw)}[name]
-    found = told(sonify("trace", said, "--json"))
+    found = json_output(sonify("trace", said, "--json"))
     assert found["item"]["item_id"] == item
     (pair,) = found["pairs"]
     assert (pair["split"], pair["others"]) == ("train", [ids["s-dog-000"]])
     assert [(use["version"], use["splits"]) for use in found["versions"]] == [("1", {"train": 1}), ("2", {"train": 1})]
-    sound = told(sonify("trace", ids["s-cow-000"], "--json"))
+    sound = json_output(sonify("trace", ids["s-cow-000"], "--json"))
     assert (sound["item"]["kind"], sound["pairs"][0]["others"]) == ("audio", [ids["i-cow-000"]])
 
 
@@ -145,7 +145,7 @@ def test_an_item_of_older_pairs_is_known_from_the_cache(traced: ProjectPaths, so
 
     shutil.rmtree(traced.pairs)
     shutil.rmtree(traced.catalog)
-    found = told(sonify("trace", ids["i-dog-000"][:12], "--json"))
+    found = json_output(sonify("trace", ids["i-dog-000"][:12], "--json"))
     assert found["item"]["state"] == "in an older catalog"
     assert found["pairs"] == []
     assert found["versions"][0]["splits"] == {"train": 1}
@@ -156,4 +156,4 @@ def test_what_is_unknown_is_refused(traced: ProjectPaths, sonify: Sonify) -> Non
     assert result.exit_code == 3
     assert "is no item of any catalog here" in result.output
     assert sonify("trace").exit_code == 2
-    assert len(told(sonify("trace", "--list", "--json"))["versions"]) == 2
+    assert len(json_output(sonify("trace", "--list", "--json"))["versions"]) == 2

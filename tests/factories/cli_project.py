@@ -46,7 +46,7 @@ def sonify(pool: ProjectPaths) -> Sonify:
     return call
 
 
-def told(result: Result) -> dict[str, Any]:
+def json_output(result: Result) -> dict[str, Any]:
     return dict(json.loads(result.stdout))
 
 
