@@ -1,3 +1,3 @@
-"""Seeing Sound: pair pictures with sounds, and draw what is heard."""
+"""Seeing Sound: image-audio pairs from unrelated collections, and an audio-to-image diffusion model trained on them."""
 
 __version__ = "0.1.0"

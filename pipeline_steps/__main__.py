@@ -1,4 +1,4 @@
-"""`python -m pipeline_steps STAGE`: read the stage's section, run it, write its report; errors become one line and a code."""
+"""`python -m pipeline_steps STAGE`: run one stage and write its report; an error becomes one line and an exit code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline_steps.core.errors import ERROR_FILE, ConfigError, ResourceError, S
 from pipeline_steps.core.project_paths import ProjectPaths
 
 STAGES = ("assets", "ingest", "caption", "embed", "retrieve", "pair", "train", "evaluate")
-"""Packages that hold a `stage.py`. The graph between them is written down in `dvc.yaml` alone."""
+"""Packages with a `stage.py`. The graph between them is defined in `dvc.yaml`."""
 
 
 class SigtermReceived(BaseException):
@@ -33,7 +33,7 @@ def run_stage(name: str, layout: ProjectPaths) -> None:
     """Run one stage in `layout` with the parameters found there, and write `reports/<name>.json`.
 
     Raises:
-        StageError: anything a person can act on.
+        StageError: a failure that the user can act on.
     """
     if name not in STAGES:
         raise ConfigError(f"unknown stage {name!r}", f"choose one of {', '.join(STAGES)}")
@@ -65,11 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno != 28:  # ENOSPC
             return _internal(arguments[0], error_file)
-        failure = ResourceError(f"no space left on device: {error.filename}", "make room and run again; what is done is kept")
+        failure = ResourceError(
+            f"no space left on device: {error.filename}", "free disk space and run again; finished items are cached"
+        )
     except (KeyboardInterrupt, SigtermReceived) as stop:
         code = 130 if isinstance(stop, KeyboardInterrupt) else 143
         write_json(error_file, {"stage": arguments[0], "kind": "interrupted", "exit_code": code, "transient": True})
-        print(f"{arguments[0]}: interrupted; finished items are kept, run again to go on", file=sys.stderr)
+        print(f"{arguments[0]}: interrupted; finished items are cached, run again to continue", file=sys.stderr)
         return code
     except Exception:
         return _internal(arguments[0], error_file)
@@ -79,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _internal(stage: str, error_file: Path) -> int:
-    """An error nobody foresaw: the trace goes to the log, the code is 1."""
+    """Report an unexpected error: its traceback goes to the log, the exit code is 1."""
     trace = traceback.format_exc()
     write_json(error_file, {"stage": stage, "kind": "internal", "exit_code": 1, "transient": False, "reason": trace})
     print(trace, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`sonify ...`: the pipeline for people. Each command lives in `commands/`; heavy imports happen inside the commands."""
+"""Command line `sonify`. Each command is a module of `commands/`; heavy packages are imported inside the commands."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pipeline_steps.core.project_paths import ProjectPaths
 
 app = typer.Typer(
     name="sonify",
-    help="Pair pictures with sounds, train a model that draws what it hears, and say how good both are.",
+    help="Build image-audio pairs, train an audio-to-image model on them, and evaluate both.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
@@ -58,15 +58,15 @@ def main(
     context: typer.Context,
     project: Annotated[
         Path | None,
-        typer.Option("--project", "-C", help="Folder that holds dvc.yaml; default: here or the nearest above."),
+        typer.Option("--project", "-C", help="Folder with dvc.yaml; default: this folder or the nearest above it."),
     ] = None,
 ) -> None:
-    """Pair pictures with sounds, train a model that draws what it hears, and say how good both are."""
+    """Build image-audio pairs, train an audio-to-image model on them, and evaluate both."""
     context.obj = ProjectPaths(project if project is not None else _nearest(Path()))
 
 
 def _nearest(start: Path) -> Path:
-    """The folder at or above `start` that holds dvc.yaml; `start` itself when there is none."""
+    """Nearest folder at or above `start` with a dvc.yaml; `start` itself if there is none."""
     here = start.resolve()
     for folder in (here, *here.parents):
         if (folder / "dvc.yaml").is_file():

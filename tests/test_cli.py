@@ -433,13 +433,8 @@ def test_find_hears_a_dog_and_writes_its_bark(root: Path, assets: Path, tmp_path
         run_stage(stage, layout)
     result = sonify(root, "find", str(demo / "images/i-dog-000.webp"), "--json")
     assert result.exit_code == 0, result.output
-<<<<<<< HEAD
     found = json_output(result)
     assert "dog" in found["events"][0]["phrase"]
-=======
-    found = json_output(result)
-    assert "dog" in found["events"][0]["sound"]
->>>>>>> 7e826c9 (Doctor: version bounds from the distribution's metadata; doctor and verify name a fix; fewer branches in both)
     assert found["sounds"][0]["path"].startswith("s-dog-")
     assert [sound["score"] for sound in found["sounds"]] == sorted((sound["score"] for sound in found["sounds"]), reverse=True)
     samples, rate = soundfile.read(found["wav"])
@@ -448,4 +443,4 @@ def test_find_hears_a_dog_and_writes_its_bark(root: Path, assets: Path, tmp_path
     assert Path(found["wav"]).name == "i-dog-000.sound.wav"
     refused = sonify(root, "find", str(pool / "s-dog-004.ogg"))
     assert refused.exit_code == 3
-    assert "is a sound" in refused.stderr
+    assert "is an audio file" in refused.stderr

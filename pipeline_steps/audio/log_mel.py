@@ -26,11 +26,11 @@ BLOCK = 64
 
 @dataclass(frozen=True, slots=True)
 class ClapFeatureConfig:
-    """CLAP's input, as its `preprocessor_config.json` tells.
+    """CLAP's input, as in its `preprocessor_config.json`.
 
     Attributes:
         sample_rate: Hz.
-        seconds: length of a window; longer sounds are cut into several.
+        seconds: length of a window; a longer clip gives several.
         fft, hop: samples of a frame, and between two of them.
         bands: mel bands between `low` and `high` Hz.
         scale: `slaney` (area-normalised triangles; checkpoints without fusion) or `htk` (unit triangles; with fusion).
@@ -53,7 +53,7 @@ class ClapFeatureConfig:
 
 @dataclass(frozen=True, slots=True)
 class AstFeatureConfig:
-    """AST's input, as its `preprocessor_config.json` tells: Kaldi's filter-bank features (25 ms Hann, 10 ms hop), normalised.
+    """AST's input, as in its `preprocessor_config.json`: Kaldi's filter-bank features (25 ms Hann, 10 ms hop), normalised.
 
     Attributes:
         sample_rate: Hz.
@@ -124,12 +124,12 @@ def _mel_power(
     count = 1 + (samples.shape[1] - length) // hop
     filters = bank.filters.to(samples.device)
     out = torch.empty(len(samples), count, filters.shape[1], device=samples.device)
-    # A processor works block by block in its cache; a GPU wants everything at once.
+    # On a CPU blocks fit the cache; a GPU is faster with one block.
     block = BLOCK if samples.device.type == "cpu" else count
-    for row, sound in enumerate(samples) if samples.device.type == "cpu" else [(slice(None), samples)]:
+    for row, clip in enumerate(samples) if samples.device.type == "cpu" else [(slice(None), samples)]:
         for start in range(0, count, block):
             frames = min(block, count - start)
-            part = sound[..., start * hop : (start + frames - 1) * hop + length].double().unfold(-1, length, hop)
+            part = clip[..., start * hop : (start + frames - 1) * hop + length].double().unfold(-1, length, hop)
             spectrum = torch.view_as_real(torch.fft.rfft(shape(part) * window, fft)[..., bank.bins].to(torch.complex64))
             squares = spectrum * spectrum
             torch.matmul(squares[..., 0] + squares[..., 1], filters, out=out[row, start : start + frames])
@@ -177,10 +177,9 @@ def ast_log_mel(windows: torch.Tensor, settings: AstFeatureConfig) -> torch.Tens
 
 
 def split_windows(samples: FloatArray, length: int) -> FloatArray:
-    """Windows [N, length] of a mono sound [T], one after another; the last one ends with the sound.
+    """Consecutive windows [N, length] of mono samples [T]; the last window ends with the last sample.
 
-    A shorter sound is repeated to fill its window. Nothing is cropped at random and nothing is padded with silence, so the same
-    sound always gives the same windows.
+    A shorter clip is repeated to fill its window. The windows are deterministic: no random crop, no padding with silence.
 
     Raises:
         ValueError: empty, not one-dimensional, or holding NaN or infinity.
@@ -195,14 +194,14 @@ def split_windows(samples: FloatArray, length: int) -> FloatArray:
 
 
 def map_threads(function: Callable[[Any], Any], items: Iterable[Any], threads: int) -> list[Any]:
-    """`function` of each item, in order, several at a time; each thread computes on one core.
+    """Map `function` over items on threads, in order; each thread computes on one core.
 
-    One core a sound is faster than all cores on one sound, and much faster when other programs are running.
+    One core per clip is faster than all cores on one clip, also when other programs are running.
     """
     if threads < 2:
         return [function(item) for item in items]
     before = torch.get_num_threads()
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         results = list(pool.map(function, items))
-    torch.set_num_threads(before)  # the setting is the process's as well
+    torch.set_num_threads(before)  # the setting applies to the whole process
     return results

@@ -1,4 +1,4 @@
-"""Loudness, peak, silence and clipping of a mono sound. Pure; every function takes float samples in [-1, 1]."""
+"""Loudness, peak, silence and clipping of mono samples in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 Samples = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 BLOCK_SECONDS = 0.4
-"""Gating block of ITU-R BS.1770-4, section 2: nothing shorter can be measured."""
+"""Gating block of ITU-R BS.1770-4, section 2: the shortest measurable duration."""
 
 SILENT = -math.inf
 
@@ -19,11 +19,11 @@ SILENT = -math.inf
 def integrated_loudness(samples: Samples, sample_rate: int) -> float:
     """Integrated loudness in LUFS (ITU-R BS.1770-4) of mono `samples` [T]; -inf when nothing passes the -70 LUFS gate.
 
-    A constant offset is taken off first: it is not heard, and its onset would ring in the weighting filter. Sounds shorter
-    than one gating block are measured on repetitions of themselves (pyloudnorm refuses them).
+    A constant offset is removed first: it is inaudible, and its onset would ring in the weighting filter. Clips shorter than
+    one gating block are repeated, because pyloudnorm rejects them.
 
     Raises:
-        ValueError: samples are not one-dimensional, empty, or not finite (pyloudnorm would answer a plausible number).
+        ValueError: samples are not one-dimensional, empty, or not finite (pyloudnorm would return a plausible number).
     """
     import pyloudnorm
 
@@ -43,7 +43,7 @@ def integrated_loudness(samples: Samples, sample_rate: int) -> float:
 
 
 def needs_tiling(length: int, sample_rate: int) -> bool:
-    """Whether `integrated_loudness` must repeat a sound of `length` samples."""
+    """Whether `integrated_loudness` must repeat a clip of `length` samples."""
     return length < math.ceil(BLOCK_SECONDS * sample_rate) + 1
 
 
@@ -54,7 +54,7 @@ def peak_dbfs(samples: Samples) -> float:
 
 
 def silence_ratio(samples: Samples, sample_rate: int, floor_dbfs: float = -60.0, frame_seconds: float = 0.02) -> float:
-    """Share of frames whose RMS is below `floor_dbfs`, in 0..1. A last partial frame counts as a frame."""
+    """Fraction of frames whose RMS is below `floor_dbfs`, in 0..1. A last partial frame counts as a frame."""
     frame = max(1, round(frame_seconds * sample_rate))
     if not len(samples):
         return 1.0
@@ -65,7 +65,7 @@ def silence_ratio(samples: Samples, sample_rate: int, floor_dbfs: float = -60.0,
 
 
 def full_scale_level(subtype: str) -> float:
-    """Magnitude from which a decoded sample of a libsndfile subtype stands at full scale.
+    """Magnitude from which a decoded sample of a libsndfile subtype is at full scale.
 
     The largest positive code of n-bit samples decodes to 1 - 2^-(n-1); G.711 mu-law tops out at 32124/32768 and A-law at
     32256/32768.

@@ -1,4 +1,4 @@
-"""Mel spectrograms, written out so that each encoder gets exactly the features it was trained on."""
+"""Mel spectrograms of YAMNet and AISFX, equal to the features that these networks were trained on."""
 
 from __future__ import annotations
 

@@ -46,25 +46,25 @@ def simulate_room_impulse_responses(count: int, rate: int, seed: int) -> list[Fl
 
 def _impulse(pyroomacoustics: Any, rate: int, rng: np.random.Generator) -> FloatArray:
     size = rng.uniform((3.0, 3.0, 2.4), (12.0, 10.0, 5.0))
-    swallowed = float(rng.uniform(0.15, 0.6))
-    ear = rng.uniform(0.5, size - 0.5)
+    absorption = float(rng.uniform(0.15, 0.6))
+    microphone = rng.uniform(0.5, size - 0.5)
     source = rng.uniform(0.5, size - 0.5)
-    while np.linalg.norm(source - ear) < 0.5:
+    while np.linalg.norm(source - microphone) < 0.5:
         source = rng.uniform(0.5, size - 0.5)
     room = pyroomacoustics.ShoeBox(
-        size, fs=rate, materials=pyroomacoustics.Material(swallowed), max_order=MAX_ORDER, use_rand_ism=False
+        size, fs=rate, materials=pyroomacoustics.Material(absorption), max_order=MAX_ORDER, use_rand_ism=False
     )
     room.add_source(source)
-    room.add_microphone(ear)
+    room.add_microphone(microphone)
     room.compute_rir()
     response = np.asarray(room.rir[0][0], np.float64)
-    direct = int(np.argmax(np.abs(response)))  # everything else travels farther and meets a wall
+    direct = int(np.argmax(np.abs(response)))  # all other paths are longer and reflect from a wall
     impulse: FloatArray = (response[direct:] / response[direct]).astype(np.float32)
     return impulse
 
 
 def apply_reverb(samples: npt.NDArray[np.floating], impulse: Sequence[float] | FloatArray) -> npt.NDArray[np.float64]:
-    """A sound [T] in a room, as long and as loud (mean square) as before; its onset stays where it was."""
+    """Convolve samples [T] with an impulse response; length, mean square and onset are kept."""
     dry = np.asarray(samples, np.float64)
     wet: npt.NDArray[np.float64] = fftconvolve(dry, np.asarray(impulse, np.float64))[: len(dry)]
     energy = float(np.dot(wet, wet))

@@ -60,7 +60,7 @@ def run(config: CaptionConfig, layout: ProjectPaths) -> StageReport:
     rows = processor.cache.load(ids)
     report.reused = len(rows)
     done = run_items(processor, [key for key in ids if key not in rows], config.batch_size, config.executor, config.ray)
-    computed = {**done.rows, **processor.cache.load(done.remembered)}
+    computed = {**done.rows, **processor.cache.load(done.cached_ids)}
     report.computed = len(computed)
     predictions = {key: processor.captioner.from_row(row) for key, row in {**rows, **computed}.items()}
     failures = {key: CaptionFailure(*failure) for key, failure in done.failed.items()}

@@ -1,4 +1,4 @@
-"""`sonify check DIR`: ingest alone, on any folder, writing nothing."""
+"""`sonify check DIR`: dry run of ingest on any folder."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pipeline_steps.core.errors import ConfigError
 @handle_errors
 def check(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of pictures and sounds.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with images and audio.")],
     metadata: Annotated[str | None, typer.Option(help="Table inside DIR (CSV, Parquet); default: walk DIR.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Decode every file of DIR as ingest would: what would be taken, what quarantined, and why. Exit 3 if ingest would stop."""
+    """Decode every file of DIR like ingest and list what it accepts and quarantines. Exit code 3 if ingest would stop."""
     from pipeline_steps.core.config import load_params, parse_section
     from pipeline_steps.ingest.config import IngestConfig
     from pipeline_steps.ingest.stage import dry_run as decode
 
     layout = layout_of(context)
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder", "name a folder of pictures and sounds")
+        raise ConfigError(f"{folder} is not a folder", "give a folder with images and audio")
     config = parse_section(IngestConfig, "ingest", load_params(layout.params)) if layout.params.is_file() else IngestConfig()
     config = config.model_copy(update={"layout": "auto", "metadata": metadata, "pool": None, "holdout": None})
     found = decode(folder, config)
@@ -47,8 +47,8 @@ def check(
         "ingest_would_stop": verdict,
     }
     lines = [
-        f"{report.n_in} files: {report.n_ok} taken, {report.n_abstained} silent, {report.n_quarantined} quarantined",
-        f"{len(found.images)} different pictures, {len(found.audio)} different sounds",
+        f"{report.n_in} files: {report.n_ok} accepted, {report.n_abstained} silent, {report.n_quarantined} quarantined",
+        f"{len(found.images)} distinct images, {len(found.audio)} distinct audio clips",
         *(f"{place}: read as {layout}" for place, layout in report.metrics.get("layouts", {}).items()),
         *(f"repaired {code}: {count}" for code, count in value["normalizations"].items()),
         *table([row["code"], row["path"], row["reason"]] for row in found.quarantine),
@@ -58,11 +58,11 @@ def check(
     raise typer.Exit(3 if verdict else 0)
 
 
-def stops(pictures: int, sounds: int, n_in: int, n_quarantined: int, most: float) -> str:
-    """Why ingest would refuse a folder with these counts; empty when it would not."""
+def stops(images: int, audio: int, n_in: int, n_quarantined: int, most: float) -> str:
+    """Reason for which ingest would reject a folder with these counts; empty if it would accept it."""
     if not n_in:
-        return "there are no pictures or sounds"
+        return "there are no images or audio files"
     if n_quarantined > most * n_in:
         return f"{n_quarantined} of {n_in} files are bad, more than ingest.max_failed_fraction {most}"
-    empty = [name for name, count in (("pictures", pictures), ("sounds", sounds)) if not count]
+    empty = [name for name, count in (("images", images), ("audio files", audio)) if not count]
     return f"there are no usable {' and no usable '.join(empty)}" if empty else ""

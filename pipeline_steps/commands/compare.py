@@ -1,4 +1,4 @@
-"""`sonify compare A B`: two model versions on the same test items."""
+"""`sonify compare A B`: compare two model versions on the same test items."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 @handle_errors
 def compare(
     context: typer.Context,
-    first: Annotated[str, typer.Argument(metavar="A", help="Version, alias or run: the one to beat.")] = "champion",
-    second: Annotated[str, typer.Argument(metavar="B", help="Version, alias or run: the newer one.")] = "challenger",
-    evaluate: Annotated[bool, typer.Option("--evaluate", help="First judge both on the data of this folder.")] = False,
+    first: Annotated[str, typer.Argument(metavar="A", help="Version, alias or run of the baseline model.")] = "champion",
+    second: Annotated[str, typer.Argument(metavar="B", help="Version, alias or run of the newer model.")] = "challenger",
+    evaluate: Annotated[bool, typer.Option("--evaluate", help="First evaluate both on the data of this project.")] = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the comparison as one HTML file.")] = None,
-    log: Annotated[bool, typer.Option("--log/--no-log", help="Keep it as artifact of B's evaluation run.")] = True,
+    log: Annotated[bool, typer.Option("--log/--no-log", help="Log it as artifact of B's evaluation run.")] = True,
     as_json: JsonFlag = False,
 ) -> None:
-    """Compare two models: every metric with interval and p-value, drawings side by side, what differs in making them."""
+    """Compare two models: metrics with intervals and p-values, samples, differences in parameters and data."""
     from pipeline_steps.commands.compare_page import render
     from pipeline_steps.core.atomic import write_bytes
     from pipeline_steps.tracking.registry.model_comparison import compare_versions, log_comparison
@@ -55,12 +55,12 @@ def compare(
         try:
             log_comparison(layout, comparison, {"compare.html": page, "compare.json": json.dumps(value, indent=2)})
         except ServiceError as error:
-            lines.append(f"not kept in MLflow: {error}")
+            lines.append(f"not logged to MLflow: {error}")
     print_result({**value, "html": str(html) if html else None}, lines, as_json)
 
 
 def summary(comparison: ModelComparison) -> list[str]:
-    """The comparison for a terminal."""
+    """Lines of the comparison for the terminal."""
     a, b = comparison.a, comparison.b
     rows = [["metric", "A", "B", "B - A", "95 % interval", "p", "items +/-", "verdict"]]
     for found in comparison.metrics:
@@ -82,12 +82,12 @@ DATA = ("assets", "captions", "catalog", "embeddings", "media", "pairs", "retrie
 
 
 def evaluate_version(layout: ProjectPaths, info: ModelVersionInfo, uri: str) -> None:
-    """Run the evaluate stage on a version with this folder's data and parameters, tracked as any other evaluation.
+    """Run stage evaluate on a model version with the data and parameters of this project, with tracking.
 
-    It runs in a scratch project of hard links below `.runs/`, so reports and models here stay as they are.
+    It runs in a temporary project of hard links below `.runs/`, so reports and models of this project do not change.
 
     Raises:
-        StageError: as the stage reports it.
+        StageError: raised by the stage.
         DataError, IntegrityError: the model cannot be read, or a stage has not run here yet.
     """
     from pipeline_steps.core.config import load_params

@@ -1,4 +1,4 @@
-"""The comparison of two models as one HTML file: pictures and sounds inside it, no script, nothing loaded from elsewhere."""
+"""Comparison of two models as one HTML file with embedded images and audio, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TITLES = {"test": "Test pairs", "gold": "Gold pairs", "gold_seen_classes": "Gold
 
 
 def render(comparison: ModelComparison) -> str:
-    """The page. Texts are escaped by the template; the style sheet is allowed by its hash."""
+    """Render the page. The template escapes texts; the content policy allows the style sheet by its hash."""
     loader = PackageLoader("pipeline_steps.commands", "templates")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"shown": escape_display, "number": lambda value: number_text(float(value)), "embed": embed}

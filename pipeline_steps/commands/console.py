@@ -1,4 +1,4 @@
-"""What all commands share: `--json`, one-line errors with an exit code, harmless text on the terminal."""
+"""Shared parts of the commands: `--json`, one-line errors with exit codes, escaped terminal output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 def handle_errors(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """A StageError becomes one line and its exit code; with `--json` also an object `{"error": ...}`."""
+    """Decorator: print a StageError as one line and exit with its code; with `--json` also print `{"error": ...}`."""
 
     @functools.wraps(function)
     def wrapper(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -35,7 +35,7 @@ def handle_errors(function: Callable[Parameters, Result]) -> Callable[Parameters
         except OSError as error:
             if error.errno not in {errno.ENOSPC, errno.EACCES, errno.EROFS}:
                 raise
-            failure = ResourceError(f"{error.strerror}: {error.filename}", "make room or choose another folder")
+            failure = ResourceError(f"{error.strerror}: {error.filename}", "free disk space or choose another folder")
         if kwargs.get("as_json"):
             print(json.dumps({"error": failure.as_dict()}, default=str))
         print(f"sonify: {escape_terminal(str(failure))}", file=sys.stderr)
@@ -45,7 +45,7 @@ def handle_errors(function: Callable[Parameters, Result]) -> Callable[Parameters
 
 
 def print_result(value: dict[str, Any], lines: Iterable[str], as_json: bool) -> None:
-    """Print the object, or the lines a person reads."""
+    """Print the object as JSON, or the lines."""
     if as_json:
         print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
         return
@@ -63,7 +63,7 @@ def table(rows: Iterable[Iterable[Any]]) -> list[str]:
 
 
 def layout_of(context: typer.Context) -> ProjectPaths:
-    """The project the command works on."""
+    """Paths of the project that the command works on."""
     layout = context.obj
     if not isinstance(layout, ProjectPaths):
         raise ConfigError("no project folder", "call sonify inside a project, or with --project")

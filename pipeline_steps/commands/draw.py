@@ -1,4 +1,4 @@
-"""`sonify draw`: pictures from any sound file."""
+"""`sonify draw`: generate images from an audio file."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-def image_grid(pictures: npt.NDArray[np.uint8], gap: int = 2) -> npt.NDArray[np.uint8]:
-    """Pictures [N, H, W, 3] as one picture: nearly square, rows first, white gaps of `gap` px."""
+def image_grid(images: npt.NDArray[np.uint8], gap: int = 2) -> npt.NDArray[np.uint8]:
+    """Arrange images [N, H, W, 3] in a nearly square grid, row by row, with white gaps of `gap` px."""
     import numpy as np
 
-    count, height, width, _ = pictures.shape
+    count, height, width, _ = images.shape
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         top, left = (number // columns) * (height + gap), (number % columns) * (width + gap)
-        canvas[top : top + height, left : left + width] = picture
+        canvas[top : top + height, left : left + width] = image
     return canvas
 
 
 def load_audio(layout: ProjectPaths, path: Path) -> npt.NDArray[np.float32]:
-    """Any sound file as mono float32 [T] at 48 kHz, decoded in a child process with limits, as ingest does.
+    """Audio file as mono float32 [T] at 48 kHz, decoded in a child process with limits as in ingest.
 
     Raises:
-        DataError: the file is no usable sound; the reason holds ingest's code.
+        DataError: the file is not usable audio; the reason has the quarantine code.
     """
     import numpy as np
     import soundfile
 
     kind, payload, _ = load_media(layout, path)
     if kind != "audio":
-        raise DataError(f"{path} is a picture", "name a sound file; for pictures: sonify find")
+        raise DataError(f"{path} is an image", "give an audio file; for images: sonify find")
     samples, _ = soundfile.read(io.BytesIO(payload), dtype="float32")
     return np.asarray(samples, np.float32)
 
 
 def load_media(layout: ProjectPaths, path: Path) -> tuple[str, bytes, dict[str, Any]]:
-    """Kind, normalised payload and measurements of a file that a person names."""
+    """Kind, normalised payload and measurements of a file given by the user."""
     from pipeline_steps.core.config import load_params, parse_section
     from pipeline_steps.ingest.config import IngestConfig
     from pipeline_steps.ingest.stage import normalize_file
 
     if not path.is_file():
-        raise ConfigError(f"{path} is not a file", "name a picture or sound file")
+        raise ConfigError(f"{path} is not a file", "give an image or audio file")
     config = parse_section(IngestConfig, "ingest", load_params(layout.params)) if layout.params.is_file() else IngestConfig()
     _, kind, payload, measured = normalize_file(path, config)
     return kind, payload, measured
@@ -64,20 +64,20 @@ def load_media(layout: ProjectPaths, path: Path) -> tuple[str, bytes, dict[str, 
 @handle_errors
 def draw(
     context: typer.Context,
-    sound: Annotated[Path, typer.Argument(metavar="SOUND", help="Sound file: WAV, FLAC, OGG/Opus, MP3, AIFF.")],
+    sound: Annotated[Path, typer.Argument(metavar="SOUND", help="Audio file: WAV, FLAC, OGG/Opus, MP3, AIFF.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="PNG to write.")] = Path("out.png"),
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Same seed, same pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the random generator.")] = 0,
     guidance: Annotated[float | None, typer.Option(min=0, max=100, help="Guidance scale; default: the model's own.")] = None,
-    samples: Annotated[int, typer.Option(min=1, max=64, help="Pictures in the grid.")] = 4,
+    samples: Annotated[int, typer.Option(min=1, max=64, help="Number of images.")] = 4,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Sampling steps; default: the model's own.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Draw what a sound suggests: a grid of pictures from any sound file."""
+    """Draw what a sound suggests: a grid of generate images from an audio file."""
     layout = layout_of(context)
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out {out} must end in .png")
     if not layout.model.is_dir():
-        raise ConfigError(f"there is no trained model in {layout.model}", "sonify run train")
+        raise ConfigError(f"{layout.model}: there is no trained model", "sonify run train")
     waveform = load_audio(layout, sound)
 
     from PIL import Image
@@ -88,9 +88,9 @@ def draw(
     pipeline = AutoAudio2ImagePipeline.from_pretrained(layout.model)
     chosen: dict[str, Any] = {"guidance_scale": guidance, "steps": steps}
     given = {key: value for key, value in chosen.items() if value is not None}
-    pictures = pipeline(waveform, num_samples=samples, seed=seed, guidance_scale=guidance, num_inference_steps=steps)
+    images = pipeline(waveform, num_samples=samples, seed=seed, guidance_scale=guidance, num_inference_steps=steps)
     with atomic_path(out) as temporary:
-        Image.fromarray(image_grid(pictures)).save(temporary, format="PNG")
+        Image.fromarray(image_grid(images)).save(temporary, format="PNG")
     value = {
         "out": str(out),
         "sound": str(sound),

@@ -1,4 +1,4 @@
-"""`sonify export`: a publishable data set."""
+"""`sonify export`: write a publishable data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, 
 def export(
     context: typer.Context,
     webdataset: Annotated[Path, typer.Option("--webdataset", metavar="DIR", help="New folder for the WebDataset shards.")],
-    license: Annotated[list[str] | None, typer.Option(help="Only works under this SPDX id; may be repeated.")] = None,
+    license: Annotated[list[str] | None, typer.Option(help="Only items under this SPDX id; may be repeated.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write the pairs that may be published as WebDataset shards, with index, licenses, card and Croissant file."""

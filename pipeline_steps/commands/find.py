@@ -1,4 +1,4 @@
-"""`sonify find`: which sounds fit a picture."""
+"""`sonify find`: retrieve audio for an image."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ BEST = 5
 CANDIDATES = 50
 
 
-def caption_image(layout: ProjectPaths, params: dict[str, Any], picture: Path) -> CaptionResult:
-    """What the captioner of the parameters hears in a picture file, or why it hears nothing.
+def caption_image(layout: ProjectPaths, params: dict[str, Any], image_path: Path) -> CaptionResult:
+    """Caption an image file with the configured captioner.
 
     Raises:
-        DataError: the file is no usable picture.
+        DataError: the file is not a usable image.
     """
     import numpy as np
     from PIL import Image
@@ -35,24 +35,24 @@ def caption_image(layout: ProjectPaths, params: dict[str, Any], picture: Path) -
     from pipeline_steps.caption.stage import build_captioner
     from pipeline_steps.core.config import parse_section
 
-    kind, payload, _ = load_media(layout, picture)
+    kind, payload, _ = load_media(layout, image_path)
     if kind != "image":
-        raise DataError(f"{picture} is a sound", "name a picture; for sounds: sonify draw")
+        raise DataError(f"{image_path} is an audio file", "give an image; for audio: sonify draw")
     with Image.open(io.BytesIO(payload), formats=("PNG",)) as image:
         pixels = np.asarray(image.convert("RGB"))
     captioner = build_captioner(parse_section(CaptionConfig, "caption", params), layout).load()
-    _, prediction = next(captioner.stream([(picture.name, pixels)]))
+    _, prediction = next(captioner.stream([(image_path.name, pixels)]))
     if isinstance(prediction, CaptionFailure):
         raise DataError(
-            f"{picture} could not be captioned: {prediction.code}: {prediction.reason}", "try again, or another picture"
+            f"{image_path} could not be captioned: {prediction.code}: {prediction.reason}", "try again, or use another image"
         )
     return captioner.caption(prediction)
 
 
 def rank_audio(layout: ProjectPaths, params: dict[str, Any], events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The best pool sounds for the events: Annoy finds candidates for each, exact scores decide.
+    """Rank audio of the pool for the events: candidates from the index, exact scores.
 
-    `score` is the mean over the events of their inner product with the sound, weighted by salience x confidence.
+    `score` is the mean over the events of their inner product with the clip, weighted by salience x confidence.
 
     Raises:
         DataError, IntegrityError: the embeddings or the index are missing, damaged or do not belong together.
@@ -102,13 +102,13 @@ def rank_audio(layout: ProjectPaths, params: dict[str, Any], events: list[dict[s
 @handle_errors
 def find(
     context: typer.Context,
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="Picture file: JPEG, PNG, WebP, GIF, BMP, TIFF.")],
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="Image file: JPEG, PNG, WebP, GIF, BMP, TIFF.")],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="WAV to write; default: PICTURE's name + .sound.wav, here.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Say what a picture sounds like: its events, the five best sounds of the pool, and the best one as a WAV."""
+    """Print the sound events of an image and the five best audio clips of the pool; write the best one as WAV."""
     import soundfile
     import torch
 
@@ -118,9 +118,9 @@ def find(
 
     layout = layout_of(context)
     params = load_params(layout.params)
-    torch.set_num_threads(1)  # one picture and a few words: more threads would only wait for each other
+    torch.set_num_threads(1)  # one image and a few words: more threads are slower
     caption = caption_image(layout, params, picture)
-    # The stage would abstain; a person who asks about this very picture gets the best guesses, called so.
+    # Where the stage would abstain, this command prints the best guesses and marks them as guesses.
     events = [asdict(event) for event in caption.events or caption.guesses]
     reason = f"{caption.code}: {caption.reason}" if caption.code else None
     if not events:

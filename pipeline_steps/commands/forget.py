@@ -1,4 +1,4 @@
-"""`sonify forget`: take a picture or sound down. What can be removed here is removed; what cannot is listed."""
+"""`sonify forget`: remove an image or audio clip, and list copies that cannot be removed from here."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result
-from pipeline_steps.core.errors import ConfigError, DataError, LockedError
+from pipeline_steps.core.errors import ConfigError, DataError
 from pipeline_steps.core.project_paths import ProjectPaths
 
 if TYPE_CHECKING:
     from pipeline_steps.tracking.registry.item_trace import ItemTrace, TracedItem
 
 TABLES = (("ingest", "metadata"), ("evaluate", "ground_truth"))
-"""Parameters that name a table with one row a file."""
+"""Parameters with the path of a table that has one row per file."""
 
 
 @dataclass
 class DeletionPlan:
-    """What forgetting an item means here.
+    """Files and rows that the removal of an item affects.
 
     Attributes:
         files: raw files with these bytes.
         tables: CSV table -> number of rows that name one of the item's paths.
-        memo: parts of the item memo that hold results of it, or of mixtures that may hold it.
-        shard: the media shard that holds it, else None.
+        cache: parts of the result cache with results of the item, or of mixtures that may contain it.
+        shard: media shard with the item, else None.
         reports: files of the reports and of `.runs` named after it.
-        rebuild: what is out of date afterwards, with the command.
-        beyond: what stays and cannot be removed from here, with what to do.
+        rebuild: what becomes stale, with the command that rebuilds it.
+        beyond: copies that cannot be removed from here, with the required action.
     """
 
     files: list[Path] = field(default_factory=list)
     tables: dict[Path, int] = field(default_factory=dict)
-    memo: list[Path] = field(default_factory=list)
+    cache: list[Path] = field(default_factory=list)
     shard: str | None = None
     reports: list[Path] = field(default_factory=list)
     rebuild: list[str] = field(default_factory=list)
@@ -47,7 +47,7 @@ class DeletionPlan:
         return {
             "files": [str(path) for path in self.files],
             "tables": {str(path): rows for path, rows in self.tables.items()},
-            "memo_parts": [str(path) for path in self.memo],
+            "cache_parts": [str(path) for path in self.cache],
             "shard": self.shard,
             "reports": [str(path) for path in self.reports],
             "rebuild": self.rebuild,
@@ -58,7 +58,7 @@ class DeletionPlan:
         """For a terminal."""
         lines = [f"raw file       {path}" for path in self.files]
         lines += [f"table          {rows} rows of {path}" for path, rows in self.tables.items()]
-        lines += [f"memo           {len(self.memo)} parts"] if self.memo else []
+        lines += [f"result cache   {len(self.cache)} parts"] if self.cache else []
         lines += [f"media shard    {self.shard}"] if self.shard else []
         lines += [f"reports, runs  {len(self.reports)} files"] if self.reports else []
         lines += ["", "to be rebuilt:", *(f"  {text}" for text in self.rebuild)]
@@ -68,32 +68,29 @@ class DeletionPlan:
 @handle_errors
 def forget(
     context: typer.Context,
-    what: Annotated[str, typer.Argument(metavar="ITEM", help="Id (or its beginning) of a picture or sound, or its path.")],
+    what: Annotated[str, typer.Argument(metavar="ITEM", help="Id (or its beginning) of an image or audio clip, or its path.")],
     reason: Annotated[str, typer.Option(help="Why; is written into takedowns.csv.")] = "take-down",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Remove an item from pool, memo and shards for good, and list what must be rebuilt and what cannot be reached."""
-    from pipeline_steps.commands.doctor import living_lock_holders
+    """Remove an item from pool, result cache and shards, and list what must be rebuilt and what cannot be removed."""
+    from pipeline_steps.commands.doctor import check_unlocked
     from pipeline_steps.tracking.registry.item_trace import find_items, trace_item
 
     layout = layout_of(context)
     items = find_items(layout, what)
     if not items:
-        raise DataError(
-            f"{what!r} is no item of any catalog here, and no file in the pool", "sonify trace, or dvc repro ingest"
-        )
+        raise DataError(f"{what!r} is not an item of a catalog and not a file of the pool", "sonify trace, or dvc repro ingest")
     item = items[0]
     if as_json and not (yes or dry_run):
-        raise ConfigError("--json cannot ask", "add --yes or --dry-run")
+        raise ConfigError("--json asks no questions", "add --yes or --dry-run")
     plan = plan_deletion(layout, item, trace_item(layout, item))
-    name = f"{'picture' if item.kind == 'image' else 'sound'} {item.item_id}"
+    name = f"{'image' if item.kind == 'image' else 'audio clip'} {item.item_id}"
     if dry_run:
         print_result({"item": item.item_id, "done": False, **plan.as_dict()}, [f"would forget {name}", *plan.lines()], as_json)
         return
-    if holders := living_lock_holders(layout):
-        raise LockedError(f"dvc is at work here (PID {', '.join(map(str, holders))})", "wait for it, or stop it")
+    check_unlocked(layout)
     if not yes:
         for line in plan.lines():
             print(line)
@@ -103,7 +100,7 @@ def forget(
 
 
 def plan_deletion(layout: ProjectPaths, item: TracedItem, trace: ItemTrace) -> DeletionPlan:
-    """Look for the item everywhere; changes nothing."""
+    """Find everything that holds the item; changes nothing."""
     from pipeline_steps.tracking.registry.item_trace import pool_root
 
     root = pool_root(layout)
@@ -111,7 +108,7 @@ def plan_deletion(layout: ProjectPaths, item: TracedItem, trace: ItemTrace) -> D
     plan.files = raw_files(root, item)
     names = {*item.sources, *(path.relative_to(root).as_posix() for path in plan.files)}
     plan.tables, unread = tables_with(layout, names)
-    plan.memo = memo_parts(layout, item.item_id)
+    plan.cache = cache_parts(layout, item.item_id)
     plan.shard = shard_of(layout, item.item_id)
     plan.reports = [
         path
@@ -123,14 +120,14 @@ def plan_deletion(layout: ProjectPaths, item: TracedItem, trace: ItemTrace) -> D
     used = {use.split for use in trace.pairs}
     plan.rebuild = ["ingest and all stages after it: dvc repro"]
     learned = [use.version for use in trace.versions if use.splits.keys() & {"train", "val"}]
-    judged = [use.version for use in trace.versions if "test" in use.splits or item.holdout]
+    tested = [use.version for use in trace.versions if "test" in use.splits or item.holdout]
     if used & {"train", "val"}:
         plan.rebuild.append("the model, because it learned from the item: dvc repro train (part of the above)")
     archives = sorted({name for name in item.sources if not (root / name).exists()})
     if archives and not plan.files:
         plan.beyond.append(f"bytes inside archives, tables or removed files of the pool: {', '.join(archives)}; rewrite them")
     plan.beyond += [f"{path}: only CSV tables are rewritten here; remove its rows by hand" for path in unread]
-    plan.beyond += model_traces(layout, learned, judged, trace)
+    plan.beyond += model_traces(layout, learned, tested, trace)
     plan.beyond += stored_copies(layout, item, [path.relative_to(root).as_posix() for path in plan.files])
     return plan
 
@@ -160,7 +157,7 @@ def tables_with(layout: ProjectPaths, names: set[str]) -> tuple[dict[Path, int],
     for section, key in TABLES:
         name = params.get(section, {}).get(key)
         path = (root if section == "ingest" else layout.root) / str(name)
-        if not name or not path.is_file() or path.resolve() in {known.resolve() for known in found}:
+        if not name or not path.is_file() or path.resolve() in {table.resolve() for table in found}:
             continue
         if path.suffix.lower() != ".csv":
             unread.append(path)
@@ -177,7 +174,7 @@ def read_text_verbatim(path: Path) -> str:
 
 
 def drop_csv_rows(text: str, column: str, names: set[str]) -> tuple[str, int]:
-    """A CSV without the rows whose `column` is one of `names`, every other byte as it was; and how many were left out. Pure."""
+    """Drop CSV rows whose `column` is one of `names`, keep all other bytes; returns text and number of dropped rows."""
     import csv
     import io
 
@@ -197,8 +194,8 @@ def drop_csv_rows(text: str, column: str, names: set[str]) -> tuple[str, int]:
     return "".join(kept), dropped
 
 
-def memo_parts(layout: ProjectPaths, item_id: str) -> list[Path]:
-    """Parts of the memo with rows of the item, and all of the training's, which cannot be told apart."""
+def cache_parts(layout: ProjectPaths, item_id: str) -> list[Path]:
+    """Cache parts with rows of the item, and all of stage train, whose keys do not name items."""
     import pyarrow.parquet as pq
 
     found = []
@@ -214,7 +211,7 @@ def memo_parts(layout: ProjectPaths, item_id: str) -> list[Path]:
 
 
 def may_derive_from(stage: str, key: str, item_id: str) -> bool:
-    """May this result have been computed from the item? Keys of mixtures are hashes and tell nothing: then yes. Pure."""
+    """Whether a result may derive from the item. Keys of mixtures are hashes without item ids, so these always may."""
     mixture = stage == "train" or (stage == "evaluate-sound" and len(key) != len(item_id))
     return mixture or item_id in key
 
@@ -230,20 +227,22 @@ def shard_of(layout: ProjectPaths, item_id: str) -> str | None:
     return next((str(row["shard"]) for row in rows if row["item_id"] == item_id), None)
 
 
-def model_traces(layout: ProjectPaths, learned: list[str], judged: list[str], trace: ItemTrace) -> list[str]:
-    """Models that saw the item, and what their runs keep of it in MLflow."""
+def model_traces(layout: ProjectPaths, learned: list[str], tested: list[str], trace: ItemTrace) -> list[str]:
+    """Model versions that used the item, and their artifacts in MLflow."""
     lines = []
     if learned:
         lines.append(
             f"model versions {', '.join(learned)} learned from it: train without it, promote, then delete them in MLflow"
         )
-    if judged:
-        lines.append(f"model versions {', '.join(judged)} were judged with it: artifacts of their evaluation runs may show it")
+    if tested:
+        lines.append(
+            f"model versions {', '.join(tested)} were evaluated with it: artifacts of their evaluation runs may show it"
+        )
     unknown = [use.version for use in trace.versions if not use.pairs_available]
     if unknown:
-        lines.append(f"model versions {', '.join(unknown)}: their pairs are not in DVC's cache, so nobody can say")
+        lines.append(f"model versions {', '.join(unknown)}: their pairs are not in DVC's cache, so their use of it is unknown")
     if trace.versions_problem:
-        lines.append(f"MLflow could not be asked: {trace.versions_problem}")
+        lines.append(f"MLflow is unreachable: {trace.versions_problem}")
     return lines
 
 
@@ -286,7 +285,7 @@ def stored_copies(layout: ProjectPaths, item: TracedItem, relative: list[str]) -
             "git worktree remove --force removes one, and so does a later run"
         )
     if not any(Path(layout.root / path).exists() for path in paths) or relative:
-        lines.append("copies outside this project: backups, exports (sonify export), clones, other machines' memo")
+        lines.append("copies outside this project: backups, exports (sonify export), clones, caches of other machines")
     return lines
 
 
@@ -312,7 +311,7 @@ def _may_hold(shard: str, item: TracedItem) -> bool:
 
 
 def execute_plan(layout: ProjectPaths, item: TracedItem, plan: DeletionPlan, reason: str) -> None:
-    """Write the take-down first, then remove; a run that is cut off can simply be repeated."""
+    """Write the take-down first, then remove; an interrupted removal can be repeated."""
     from pipeline_steps.core.atomic import write_bytes
     from pipeline_steps.core.config import load_params
     from pipeline_steps.ingest import takedowns
@@ -329,7 +328,7 @@ def execute_plan(layout: ProjectPaths, item: TracedItem, plan: DeletionPlan, rea
     column = str(load_params(layout.params)["ingest"].get("columns", {}).get("file", "file"))
     for path in plan.tables:
         write_bytes(path, drop_csv_rows(read_text_verbatim(path), column, names)[0].encode("utf-8"))
-    for path in plan.memo:
+    for path in plan.cache:
         rewrite_part(path, path.relative_to(layout.result_cache).parts[0], item.item_id)
     if plan.shard:
         rewrite_shard(layout, plan.shard, item.item_id)
@@ -338,7 +337,7 @@ def execute_plan(layout: ProjectPaths, item: TracedItem, plan: DeletionPlan, rea
 
 
 def rewrite_part(path: Path, stage: str, item_id: str) -> None:
-    """A memo part without the item's rows, under the name its new content has."""
+    """Rewrite a cache part without the item's rows; its name is the hash of the new content."""
     import io
 
     import pyarrow.parquet as pq
@@ -356,7 +355,7 @@ def rewrite_part(path: Path, stage: str, item_id: str) -> None:
 
 
 def rewrite_shard(layout: ProjectPaths, shard: str, item_id: str) -> None:
-    """The shard and the index without the item. The index goes first: without it no reader takes the shards for complete."""
+    """Rewrite the shard and the index without the item. The index is removed first: without it no reader uses the shards."""
     from pipeline_steps.core.media_shards import INDEX, MediaShardReader, write_index, write_shards
     from pipeline_steps.core.schemas import SHARD_INDEX
     from pipeline_steps.core.tables import read_table

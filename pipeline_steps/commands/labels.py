@@ -1,6 +1,6 @@
-"""`sonify labels DIR`: the ground truth of a data set in a foreign layout, as the table that `evaluate.ground_truth` names.
+"""`sonify labels DIR`: export the labels of a data set as the table for `evaluate.ground_truth`.
 
-Ingest never reads labels; this is the one place that does, and what it writes is read by `evaluate` alone.
+Ingest never reads labels. Only stage evaluate reads the written table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`sonify promote` and `sonify rollback`: who is champion. Every decision is an entry of the promotion log."""
+"""`sonify promote` and `sonify rollback`: change the champion. Every decision is recorded in the promotion log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline_steps.core.errors import ConfigError, IntegrityError
 if TYPE_CHECKING:
     from pipeline_steps.tracking.registry.promotion import PromotionProposal
 
-Actor = Annotated[str | None, typer.Option(help="Who decides; default: this user on this machine.")]
+Actor = Annotated[str | None, typer.Option(help="Name recorded with the decision; default: user@host.")]
 Reason = Annotated[str | None, typer.Option(help="Why; is written into the promotion log.")]
 
 
@@ -22,9 +22,9 @@ Reason = Annotated[str | None, typer.Option(help="Why; is written into the promo
 def promote(
     context: typer.Context,
     challenger: Annotated[str, typer.Argument(metavar="[VERSION]", help="Version, alias or run.")] = "challenger",
-    auto: Annotated[bool, typer.Option("--auto", help="The gate decides; a challenger it refuses is no error.")] = False,
+    auto: Annotated[bool, typer.Option("--auto", help="Let the gate decide; a rejected challenger is not an error.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what the gate says.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the result of the gate.")] = False,
     override: Annotated[bool, typer.Option("--override", help="Promote although the gate refuses; needs --reason.")] = False,
     reject: Annotated[bool, typer.Option("--reject", help="Refuse the challenger; needs --reason.")] = False,
     history: Annotated[bool, typer.Option("--history", help="Only list all decisions.")] = False,
@@ -32,7 +32,7 @@ def promote(
     reason: Reason = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make the challenger champion, if the gate lets it: same test items, paired intervals, infra/gate.yaml."""
+    """Make the challenger champion if it passes the gate (infra/gate.yaml) on the same test items."""
     from pipeline_steps.tracking.registry import promotion
 
     layout = layout_of(context)
@@ -84,7 +84,7 @@ def rollback(
     reason: Reason = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make the newest former champion that MLflow still holds champion again."""
+    """Make the newest former champion that is still in MLflow champion again."""
     from pipeline_steps.tracking.registry import promotion
 
     layout = layout_of(context)

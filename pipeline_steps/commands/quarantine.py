@@ -1,4 +1,4 @@
-"""`sonify quarantine`: what was left out, and why."""
+"""`sonify quarantine`: items that were left out, with reasons."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def list_items(
     code: Annotated[str | None, typer.Option(help="Only this reason code, e.g. IMG_TRUNCATED.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Count by reason code, then one line an item."""
+    """List the counts by reason code and the items."""
     rows = [row for row in rows_of(layout_of(context)) if code is None or row["code"] == code]
     counts = Counter(row["code"] for row in rows)
     lines = [f"{len(rows)} items", *table([number, name] for name, number in counts.most_common())]
@@ -51,7 +51,7 @@ def show(
     item: Annotated[str, typer.Argument(metavar="ID", help="Item id (or its beginning), or the path in the pool.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Everything that is known about one item."""
+    """Show all quarantine fields of one item."""
     rows = [
         row
         for row in rows_of(layout_of(context))

@@ -1,4 +1,4 @@
-"""`sonify report`: where the report is, and its headline numbers."""
+"""`sonify report`: path and main metrics of the evaluation report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def report(
     open_it: Annotated[bool, typer.Option("--open", help="Also open it in the browser.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Print the path of the report and its headline numbers."""
+    """Print the path of the report and its main metrics."""
     layout = layout_of(context)
     page = layout.reports / "index.html"
     numbers = layout.reports / "evaluation.json"

@@ -61,7 +61,7 @@ def reproduce(layout: ProjectPaths, stages: list[str], force: bool, quiet: bool)
 
 
 def _failure(layout: ProjectPaths, dvc_code: int) -> StageError:
-    """What stopped `dvc repro`, which itself exits with 255 for every failure."""
+    """Error that stopped `dvc repro`, which exits with 255 for every failure."""
     error = load_error_file(layout.root)
     if error is not None:
         error.reason = f"{error.stage}: {error.reason}"
@@ -69,12 +69,14 @@ def _failure(layout: ProjectPaths, dvc_code: int) -> StageError:
     from pipeline_steps.commands.doctor import living_lock_holders
 
     if holders := living_lock_holders(layout):
-        return LockedError(f"another dvc is at work here (PID {', '.join(map(str, holders))})", "wait for it, or stop it")
+        return LockedError(
+            f"another dvc is running in this project (PID {', '.join(map(str, holders))})", "wait for it, or stop it"
+        )
     return ConfigError(f"dvc repro ended with {dvc_code} before a stage could report", "see DVC's message above; sonify doctor")
 
 
 def summary(layout: ProjectPaths) -> dict[str, Any]:
-    """The balance of every stage that has a report."""
+    """Item counts of every stage with a report."""
     from pipeline_steps.__main__ import STAGES
 
     found: dict[str, Any] = {}
@@ -103,7 +105,7 @@ def run(
         bool, typer.Option("--json", help="Print one JSON object at the end; DVC's output goes to stderr.")
     ] = False,
 ) -> None:
-    """Run the pipeline (dvc repro): only what changed is done again."""
+    """Run the pipeline (dvc repro); only stale stages run."""
     from pipeline_steps.__main__ import STAGES
 
     layout = layout_of(context)

@@ -1,4 +1,4 @@
-"""`sonify sync`: carry what is left in the tracking queues into MLflow."""
+"""`sonify sync`: upload queued tracking entries to MLflow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline_steps.core.errors import ServiceError
 
 @handle_errors
 def sync(context: typer.Context, as_json: JsonFlag = False) -> None:
-    """Send tracked runs that could not be sent when their stage ended; nothing is sent twice."""
+    """Upload tracking entries that were not uploaded when their stage ended; none is uploaded twice."""
     from pipeline_steps.tracking.client.offline_queue import all_queues
     from pipeline_steps.tracking.client.uploader import sync as carry
     from pipeline_steps.tracking.settings import read_settings, redact

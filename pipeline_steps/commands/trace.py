@@ -1,4 +1,4 @@
-"""`sonify trace`: from a model back to its raw data, and from a picture or sound on to the models."""
+"""`sonify trace`: lineage of a model, or uses of an image or audio clip."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 def trace(
     context: typer.Context,
     what: Annotated[
-        str, typer.Argument(metavar="[WHAT]", help="Model version, alias or run; or a picture's or sound's id or path.")
+        str, typer.Argument(metavar="[WHAT]", help="Model version, alias or run; or id or path of an image or audio clip.")
     ] = "",
     checkout: Annotated[
         Path | None,
-        typer.Option("--checkout", metavar="DIR", help="Bring back a model's code, data and bytes in a new folder."),
+        typer.Option("--checkout", metavar="DIR", help="Restore a model's code, data and weights in a new folder."),
     ] = None,
     everything: Annotated[bool, typer.Option("--list", help="List all model versions.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Say what a model was made of, or in which pairs, splits and models an item occurs."""
+    """Print the lineage of a model, or the pairs, splits and models that use an item."""
     from pipeline_steps.tracking.registry.item_trace import find_items, trace_item
     from pipeline_steps.tracking.registry.model_registry import ModelRegistry
 
@@ -72,7 +72,7 @@ def trace(
 def model_trace(
     layout: ProjectPaths, registry: ModelRegistry, info: ModelVersionInfo, checkout: Path | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """The chain of a model version as JSON and as lines; with `checkout`, its files too.
+    """Lineage of a model version as JSON and as lines; with `checkout` also restores its files.
 
     Raises:
         DataError: no `dvc.lock` in this repository holds the model.
@@ -123,7 +123,7 @@ def disagreements(registry: ModelRegistry, info: ModelVersionInfo, steps: list[S
 def model_lines(
     info: ModelVersionInfo, lock: LockSnapshot, steps: list[StageProvenance], evaluations: list[str], differing: list[str]
 ) -> list[str]:
-    """The chain for a terminal: raw data first, evaluation last."""
+    """Lines of the lineage for the terminal, from raw data to evaluation."""
     rows = [["stage", "", "path", "DVC md5"]]
     for step in steps:
         rows += [[step.stage, "raw", path, step.reads[path]] for path in step.raw]
@@ -141,7 +141,7 @@ def model_lines(
 
 
 def item_lines(found: ItemTrace) -> list[str]:
-    """An item's ways for a terminal."""
+    """Lines of an item's trace for the terminal."""
     item = found.item
     lines = [
         f"{'picture' if item.kind == 'image' else 'sound'} {item.item_id}, {item.state}"
@@ -164,9 +164,9 @@ def item_lines(found: ItemTrace) -> list[str]:
         else:
             lines.append(f"{name}: in none of its pairs")
     if item.holdout:
-        lines.append("held-out items are in no pair; every evaluation since they were added has judged with them")
+        lines.append("held-out items are in no pair; every evaluation since they were added has used them")
     if found.versions_problem:
-        lines.append(f"model versions could not be asked: {found.versions_problem}")
+        lines.append(f"model versions are unknown: {found.versions_problem}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""`sonify ui`: MLflow's web page on the project's runs, on this machine alone."""
+"""`sonify ui`: start MLflow's UI for the project's runs on this machine."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def ui(
     _refuse_taken(host, port)
     sys.stdout.flush()
     os.chdir(layout.root)
-    # This process becomes the UI, so that whoever stops it stops all of it.
+    # This process becomes the UI, so that stopping it stops the UI.
     os.execve(sys.executable, command, child_environment(settings) | mlflow_environment(60))  # noqa: S606 - a fixed argument list
 
 

@@ -1,1 +1,1 @@
-"""What every stage speaks: contracts, tables, media shards, memo, errors. No torch, mlflow, prefect or dvc here."""
+"""Shared parts of the stages: schemas, tables, media shards, result cache, errors. Imports no torch, mlflow, prefect, dvc."""

@@ -1,4 +1,4 @@
-"""Writes that are either there whole or not there: temporary file beside the target, fsync, rename, fsync of the folder."""
+"""Atomic writes: temporary file beside the target, fsync, rename, fsync of the folder."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write_text(target: Path, text: str) -> None:
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Write `value` as sorted, indented JSON. NaN and infinity are refused: they are not JSON."""
+    """Write `value` as sorted, indented JSON. NaN and infinity raise ValueError: they are not JSON."""
     write_text(target, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 

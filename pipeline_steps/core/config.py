@@ -1,4 +1,4 @@
-"""`params.yaml` -> one frozen pydantic model per stage. Every error at once, with the key and a suggestion."""
+"""Configuration: sections of `params.yaml` as frozen pydantic models. All errors are reported at once."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def load_params(path: Path) -> dict[str, Any]:
     """Read `params.yaml` (YAML 1.2, safe loader, no duplicate keys, no anchors).
 
     Raises:
-        ConfigError: missing, too large, not YAML, not a mapping, or holding what looks like a secret.
+        ConfigError: missing, too large, not YAML, not a mapping, or with a value that looks like a secret.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -113,16 +113,16 @@ def load_params(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path} is missing", "copy a file from presets/ or run in the project folder")
     if path.stat().st_size > MAX_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes", "parameters are a small file")
+        raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes", "shorten it")
     text = path.read_text(encoding="utf-8")
     try:
-        # Events are scanned before anything is built: an alias is the raw material of a YAML bomb and params need none.
+        # Events are scanned before anything is built: aliases allow exponential expansion, and parameters need none.
         if any(type(event).__name__ == "AliasEvent" for event in YAML(typ="safe", pure=True).parse(text)):
             raise ConfigError(f"{path} uses YAML aliases", "write the values out")
         value = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
         first = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not valid YAML: {first}", "mend the line named") from error
+        raise ConfigError(f"{path} is not valid YAML: {first}", "correct that line") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} must hold one section per stage, found {type(value).__name__}")
     _refuse_secrets(value, ())
@@ -161,9 +161,9 @@ def _explain(model: type[BaseModel], section: str, problem: dict[str, Any]) -> s
     location = [str(part) for part in problem["loc"]]
     key = ".".join([section, *location])
     if problem["type"] == "extra_forbidden":
-        known = _keys_at(model, location[:-1])
-        close = difflib.get_close_matches(location[-1], known, n=1)
-        return f"{key} is unknown" + (f"; did you mean {close[0]}?" if close else f"; known: {', '.join(sorted(known))}")
+        keys = _keys_at(model, location[:-1])
+        close = difflib.get_close_matches(location[-1], keys, n=1)
+        return f"{key} is unknown" + (f"; did you mean {close[0]}?" if close else f"; valid keys: {', '.join(sorted(keys))}")
     return f"{key}: {problem['msg']} (got {problem.get('input')!r})"
 
 

@@ -18,7 +18,7 @@ ERROR_FILE = "error.json"
 
 @dataclass
 class StageError(Exception):
-    """A failure that the user can act on: what is wrong, with which file or key, and what to do next."""
+    """A failure that the user can act on: what is wrong with which file or key, and the next action."""
 
     reason: str
     action: str = ""
@@ -95,7 +95,7 @@ def error_from_dict(value: Mapping[str, Any]) -> StageError:
     """
     kind, details = str(value.get("kind", "internal")), value.get("details")
     classes = (ConfigError, DataError, ResourceError, ServiceError, IntegrityError, LockedError)
-    error_class = next((known for known in classes if known.kind == kind), StageError)
+    error_class = next((candidate for candidate in classes if candidate.kind == kind), StageError)
     error = error_class(
         str(value.get("reason") or kind),
         str(value.get("action", "")),

@@ -1,4 +1,4 @@
-"""Identity: an item is the hash of its bytes; a result is (content hash, fingerprint of everything that shaped it)."""
+"""Hashes: item ids (sha256 of the bytes) and fingerprints of configurations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of unit length: the one place where vectors are divided by their norms."""
+"""L2 normalization of rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def l2_normalize(rows: npt.NDArray[Floats], norms_in: type[np.floating[Any]] = n
     """Rows [..., D] divided by their L2 norm, in their own type; a zero row stays zero and NaN stays NaN.
 
     Args:
-        norms_in: type in which norms and quotients are computed, before they are rounded to that of `rows`. Millions of rows
-            that are only compared can do with float32.
+        norms_in: type in which norms and quotients are computed, before they are rounded to that of `rows`. float32 is
+            enough for rows that are only compared.
     """
     norms = np.linalg.norm(rows.astype(norms_in, copy=False), axis=-1, keepdims=True)
     quotients = np.divide(rows, norms, out=np.zeros(rows.shape, norms_in), where=norms != 0)

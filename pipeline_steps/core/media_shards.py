@@ -1,7 +1,7 @@
 """Normalised media in WebDataset-compatible tar shards with an offset index.
 
-Shards are bucketed by hash prefix, so a new item rewrites one shard. Pictures are stored as PNG or WebP (RGB), sounds
-as mono 48 kHz FLAC. Only ingest writes shards; every later stage reads them here and never the raw files.
+Shards are bucketed by hash prefix, so a new item rewrites one shard. Images are stored as PNG or WebP (RGB), audio
+as mono 48 kHz FLAC. Only ingest writes shards; later stages read them and never the raw files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline_steps.core.schemas import SHARD_INDEX
 from pipeline_steps.core.tables import read_table, write_table
 
 SAMPLE_RATE = 48_000
-"""Hz of every stored sound."""
+"""Hz of all stored audio."""
 
 INDEX = "index.parquet"
 
@@ -67,17 +67,17 @@ def write_shards(folder: Path, kind: str, items: Mapping[str, bytes], extension:
 
 
 def write_index(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write the offset index of all shards of `folder`; written last, it marks the shards as complete."""
+    """Write the offset index of all shards of `folder`; written last, its presence means that the shards are complete."""
     write_table(folder / INDEX, SHARD_INDEX, rows)
 
 
 class MediaShardReader:
-    """Random access to the shards of a media folder through the offset index: one positioned read an item, no tar header.
+    """Random access to the shards of a media folder through the offset index: one positioned read per item, no tar header.
 
     Args:
         folder: the shards and their index.
-        verify: compare each item with its hash the first time this reader reads it. Without it a read costs what copying the
-            bytes costs; `sonify verify` then checks the folder as a whole.
+        verify: compare each item with its hash the first time this reader reads it. Without it,
+            `sonify verify` checks the whole folder.
 
     Raises:
         DataError: the index is missing or an id is not in it.
@@ -140,14 +140,14 @@ class MediaShardReader:
         return os.pread(descriptor, size, offset)
 
     def image(self, image_id: str) -> npt.NDArray[np.uint8]:
-        """A picture as RGB uint8 [H, W, 3]."""
+        """An image as RGB uint8 [H, W, 3]."""
         from PIL import Image
 
-        with Image.open(io.BytesIO(self.payload(image_id)), formats=("PNG", "WEBP")) as picture:
-            return np.asarray(picture.convert("RGB"))
+        with Image.open(io.BytesIO(self.payload(image_id)), formats=("PNG", "WEBP")) as image:
+            return np.asarray(image.convert("RGB"))
 
     def sound(self, audio_id: str) -> npt.NDArray[np.float32]:
-        """A sound as mono float32 [T] at 48 kHz, in [-1, 1]."""
+        """A clip as mono float32 [T] at 48 kHz, in [-1, 1]."""
         import soundfile
 
         samples, rate = soundfile.read(io.BytesIO(self.payload(audio_id)), dtype="float32")

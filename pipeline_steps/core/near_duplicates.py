@@ -1,4 +1,4 @@
-"""Near duplicates by perceptual hash, and disjoint sets: what ties items into groups that no split may cut. Pure."""
+"""Near duplicates by perceptual hash, and disjoint sets that group them. Splits never divide a group."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def find_near_hashes(hashes: npt.NDArray[np.uint64], distance: int) -> npt.NDArr
     """All index pairs [P, 2] (i < j, sorted) of 64-bit hashes at Hamming distance <= `distance`; exact.
 
     By the pigeonhole principle two words that differ in at most d bits agree in at least one of d + 1 sub-words, so only
-    words that share a sub-word are compared (Norouzi et al. 2012, multi-index hashing). Work is quadratic in the number of
-    equal hashes: pass each once where many are equal.
+    words that share a sub-word are compared (Norouzi et al. 2012, multi-index hashing). Time is quadratic in the
+    number of equal hashes, so pass distinct hashes.
     """
     if distance < 0 or len(hashes) < 2:
         return np.zeros((0, 2), np.int64)

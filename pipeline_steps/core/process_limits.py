@@ -1,4 +1,4 @@
-"""Limits a process puts on itself before it looks at untrusted bytes."""
+"""Resource limits that a process sets on itself before it decodes untrusted bytes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def apply_process_limits(memory_bytes: int, preload: Iterable[str]) -> None:
 
     Args:
         memory_bytes: address space, in bytes; beyond it python raises MemoryError.
-        preload: modules to import before, so that an import can never be what runs out of memory.
+        preload: modules to import first, so that no import fails for lack of memory.
     """
     for name in preload:
         importlib.import_module(name)
-    with contextlib.suppress(OSError, AttributeError):  # Linux alone has it; elsewhere the pool's own clean-up must do
+    with contextlib.suppress(OSError, AttributeError):  # only Linux has it; elsewhere the pool stops its workers
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     quiet = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):  # decoders print warnings, and a log file must not meet the size limit below
+    for stream in (1, 2):  # decoders print warnings, and a log file must not reach the size limit below
         os.dup2(quiet, stream)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    if sys.platform != "darwin":  # macOS knows RLIMIT_AS and does not honour it
+    if sys.platform != "darwin":  # macOS accepts RLIMIT_AS but does not enforce it
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))

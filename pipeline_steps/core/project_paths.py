@@ -1,4 +1,4 @@
-"""Where everything lies below a project root. The names are those of `dvc.yaml`; no other module spells a path."""
+"""Paths below a project root, as in `dvc.yaml`; no other module spells them."""
 
 from __future__ import annotations
 

@@ -70,9 +70,9 @@ class Registry(Generic[T]):
         if name not in self._implementations:
             self._import_package()
         if name not in self._implementations:
-            known = self.names()
-            close = difflib.get_close_matches(name, known, n=1)
-            action = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}"
+            names = self.names()
+            close = difflib.get_close_matches(name, names, n=1)
+            action = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(names)}"
             raise ConfigError(f"unknown {self.role} {name!r}", action)
         return self._implementations[name]
 

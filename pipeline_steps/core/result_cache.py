@@ -1,8 +1,8 @@
-"""Memo: what was computed once for an item is not computed again.
+"""Result cache: stored results of items, so that none is computed twice.
 
-An append-only store of Parquet parts per (stage, fingerprint). The fingerprint holds everything but the item (model,
-revision, version, parameters); the key is the item. Parts are content-named and written atomically, so any number of
-processes may append, a killed stage keeps what it had, and a team may share the folder through any fsspec URL.
+Append-only store of Parquet parts per (stage, fingerprint). The fingerprint covers everything except the item
+(model, revision, version, parameters); the key is the item. Parts are content-named and written atomically, so any number of
+processes may append, a killed stage keeps its finished results, and several machines may use one folder through any fsspec URL.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline_steps.core.hashing import sha256_bytes
 log = logging.getLogger(__name__)
 
 READERS, READ_AHEAD = 4, 64
-"""Threads that read, check and decode parts, and how many parts may wait for their turn."""
+"""Threads that read, check and decode parts, and the number of parts read ahead."""
 
 
 class ResultCache:
@@ -34,7 +34,7 @@ class ResultCache:
     Args:
         url: folder or fsspec URL of the store, e.g. `.cache/items` or `s3://team/items`.
         stage: stage name, the first folder level.
-        fingerprint: of everything but the item that shapes a result.
+        fingerprint: of everything except the item that determines a result.
         schema: Arrow schema of the values.
     """
 
@@ -46,10 +46,10 @@ class ResultCache:
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
 
     def load(self, keys: Iterable[str], columns: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
-        """Known results among `keys`, all value columns or `columns`. A damaged part is set aside, its items computed again.
+        """Cached results of `keys`, with all value columns or `columns`. A damaged part is renamed to `*.damaged` and ignored.
 
         Raises:
-            ResourceError, ServiceError: a part could not be read (local, remote store); that says nothing about its content.
+            ResourceError, ServiceError: a part could not be read (local, remote store), whatever its content.
         """
         names = list(self.schema.names[1:]) if columns is None else list(columns)
         found: dict[str, dict[str, Any]] = {}
@@ -59,8 +59,7 @@ class ResultCache:
         return found
 
     def vectors(self, keys: Iterable[str], column: str = "vector") -> dict[str, npt.NDArray[Any]]:
-        """Known lists of numbers among `keys` as arrays of the column's type: no number becomes a Python object, so a million
-        vectors take the memory of their numbers. The arrays are read-only."""
+        """Cached lists of numbers of `keys` as read-only arrays of the column's type, without Python objects per number."""
         found: dict[str, npt.NDArray[Any]] = {}
         for table in self._parts(set(keys), [column]):
             lists = table[column].combine_chunks()
@@ -70,10 +69,10 @@ class ResultCache:
         return found
 
     def _parts(self, wanted: set[str], names: list[str]) -> Iterator[pa.Table]:
-        """Rows of each part whose key is wanted, with these columns."""
+        """Rows of each part whose key is in `wanted`, with columns `names`."""
         if not wanted:
             return
-        self._fs.invalidate_cache(self._folder)  # others append too, and object stores remember listings
+        self._fs.invalidate_cache(self._folder)  # other processes append too, and fsspec caches listings
         if not self._fs.isdir(self._folder):
             return
         schema = pa.schema([self.schema.field(name) for name in ("key", *names)])
@@ -86,8 +85,10 @@ class ResultCache:
                 group = paths[start : start + READ_AHEAD]
                 for path, table in zip(group, readers.map(lambda path: self._table(path, schema), group), strict=True):
                     if isinstance(table, Exception):
-                        log.warning("memo part %s is damaged (%s); set aside, its items will be computed again", path, table)
-                        with contextlib.suppress(FileNotFoundError):  # another reader was faster
+                        log.warning(
+                            "cache part %s is damaged (%s); renamed to *.damaged, its items will be computed again", path, table
+                        )
+                        with contextlib.suppress(FileNotFoundError):  # another reader has renamed it
                             self._fs.mv(path, path + ".damaged")
                         continue
                     if table is None:
@@ -98,7 +99,7 @@ class ResultCache:
                         yield table if len(rows) == table.num_rows else table.take(rows)
 
     def _table(self, path: str, schema: pa.Schema) -> pa.Table | Exception | None:
-        """These columns of a part, what is wrong with its content, or None when another reader has set it aside."""
+        """Columns of a part; the error if its content is damaged; None if another reader has renamed it."""
         try:
             payload = self._read(path)
         except FileNotFoundError:
@@ -115,8 +116,8 @@ class ResultCache:
 
     def _unread(self, path: str, error: OSError) -> StageError:
         kind = ResourceError if self._local else ServiceError
-        action = "mend what the reason names and run again; no part was set aside for it"
-        return kind(f"the memo's {path} cannot be read: {error.strerror or error}", action, transient=True)
+        action = "fix the cause and run again; no cache part was renamed"
+        return kind(f"{path}: cache part cannot be read: {error.strerror or error}", action, transient=True)
 
     def _read(self, path: str) -> bytes:
         if self._local:
@@ -141,5 +142,5 @@ class ResultCache:
             from pipeline_steps.core.atomic import write_bytes
 
             write_bytes(Path(name), payload)
-        else:  # object stores put a whole object or none
+        else:  # object stores write objects atomically
             self._fs.pipe_file(name, payload)

@@ -1,4 +1,4 @@
-"""Untrusted folders: walking them, judging the names found there, and opening what is a plain file below the root.
+"""Untrusted folders: walk them, validate names, and open regular files below the root.
 
 Nothing here parses content. A name is never given to a shell, a link is resolved before anything is opened, and every
 open walks the path folder by folder with `O_NOFOLLOW`, so that a name swapped for a link in between is refused.
@@ -23,7 +23,7 @@ _DRIVE = re.compile(r"^[A-Za-z]:")
 
 @dataclass
 class UnsafePathError(Exception):
-    """A name that must not be opened, or does not lead to a plain file.
+    """A path that must not be opened, or is not a regular file.
 
     `code` is one of FILE_MISSING, FILE_UNREADABLE, NOT_A_FILE, PATH_ENCODING, PATH_UNSAFE.
     """
@@ -63,7 +63,7 @@ def validate_relative_path(text: str) -> str:
     """A path from an untrusted table as a normalised relative path, without touching the disk.
 
     Raises:
-        RawFileError: PATH_UNSAFE for an empty, absolute, home, drive, URL, backslash or parent-climbing path or one with
+        UnsafePathError: PATH_UNSAFE for an empty, absolute, home, drive, URL, backslash or parent-climbing path or one with
             a NUL byte; PATH_ENCODING when it is not UTF-8.
     """
     check_encoding(text)
@@ -91,7 +91,7 @@ def resolve(root: Path, relative: str) -> str:
     """The path of a plain file with all links followed, relative to `root`, without opening it.
 
     Raises:
-        RawFileError: FILE_MISSING, NOT_A_FILE (folder, pipe, socket, device, circle of links) or PATH_UNSAFE (a link
+        UnsafePathError: FILE_MISSING, NOT_A_FILE (folder, pipe, socket, device, circle of links) or PATH_UNSAFE (a link
             that leads out of the root).
     """
     top = os.path.realpath(root)
@@ -101,7 +101,7 @@ def resolve(root: Path, relative: str) -> str:
         raise UnsafePathError("FILE_MISSING", "no such file below the root") from error
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise UnsafePathError("NOT_A_FILE", "links that lead round in a circle") from error
+            raise UnsafePathError("NOT_A_FILE", "a circle of links") from error
         if error.errno in {errno.ENOTDIR, errno.ENAMETOOLONG}:
             raise UnsafePathError("FILE_MISSING", f"no such file below the root ({error.strerror})") from error
         raise UnsafePathError("FILE_UNREADABLE", f"cannot be reached: {error.strerror}") from error
@@ -123,7 +123,7 @@ def open_regular_file(root: Path, relative: str) -> BinaryIO:
     """Open a plain file below `root` for reading; `relative` is what `resolve` returned, so no link is left in it.
 
     Raises:
-        RawFileError: as `resolve`, or FILE_UNREADABLE.
+        UnsafePathError: as `resolve`, or FILE_UNREADABLE.
     """
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # the root itself is trusted and must be there
     try:
@@ -133,7 +133,7 @@ def open_regular_file(root: Path, relative: str) -> BinaryIO:
             os.close(folder)
             folder = inner
         _check_mode(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
-        # O_NONBLOCK: were a pipe put in its place this moment, the open would not wait for a writer.
+        # O_NONBLOCK: if a pipe replaces the file now, the open does not wait for a writer.
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except FileNotFoundError as error:
         raise UnsafePathError("FILE_MISSING", "no such file below the root") from error
@@ -154,7 +154,7 @@ def open_regular_file(root: Path, relative: str) -> BinaryIO:
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
-    """What is known of a file's bytes without parsing them."""
+    """Hash, size and first bytes of a file."""
 
     sha256: str
     size: int
@@ -176,7 +176,7 @@ def digest_file(handle: BinaryIO, head: int = 512) -> FileDigest:
 
 
 def walk_untrusted(root: Path) -> Iterator[tuple[str, Literal["file", "folder", "unreadable"]]]:
-    """Every name below `root` as (path relative to root, what it is). "file" stands for everything that is no folder.
+    """Every name below `root` as (path relative to root, what it is). "file" is everything except folders.
 
     Links are listed and never followed; hidden folders are listed and not entered. Sorted by bytes of the name.
     """

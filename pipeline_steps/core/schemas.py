@@ -1,4 +1,4 @@
-"""Arrow schemas of every table that crosses a stage. `docs/data-contracts.md` explains each column and unit."""
+"""Arrow schemas of the tables between stages. `docs/data-contracts.md` explains each column and unit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 PUBLIC_DOMAIN = "LicenseRef-Public-Domain"
-"""In a column `license`: a work that no license binds. SPDX has no id for it."""
+"""In a column `license`: public domain, for which SPDX has no id."""
 
 
 def _field(name: str, kind: pa.DataType, nullable: bool = False) -> pa.Field:
@@ -16,7 +16,7 @@ def _field(name: str, kind: pa.DataType, nullable: bool = False) -> pa.Field:
 
 @dataclass(frozen=True, slots=True)
 class TableSchema:
-    """A table: its schema and the columns that sort it (and so make its bytes a function of its rows)."""
+    """Schema of a table and the key columns that sort it, which makes its bytes a function of its rows."""
 
     name: str
     schema: pa.Schema
@@ -29,12 +29,12 @@ _PROVENANCE = [
     _field("sources", pa.list_(pa.string())),  # every path that holds these bytes
     _field("bytes", pa.int64()),
     _field("format", pa.string()),
-    _field("normalizations", pa.list_(pa.string())),  # codes of what normalisation had to mend
+    _field("normalizations", pa.list_(pa.string())),  # codes of repairs by normalization
     _field("license", pa.string(), True),  # SPDX id, null when unknown
     _field("author", pa.string(), True),
     _field("source", pa.string(), True),  # where it comes from: package, URL, recording
     _field("group_id", pa.string()),  # near-duplicate / same-recording group: a split never cuts one
-    _field("holdout", pa.bool_()),  # true: evaluation alone may use it
+    _field("holdout", pa.bool_()),  # true: only used in evaluation
 ]
 
 IMAGES = TableSchema(
@@ -65,8 +65,8 @@ AUDIO = TableSchema(
             _field("duration_s", pa.float64()),
             _field("lufs", pa.float32()),  # BS.1770 integrated loudness of the mono mix
             _field("peak_dbfs", pa.float32()),
-            _field("silence_ratio", pa.float32()),  # share of 20 ms frames below -60 dBFS
-            _field("clipping_ratio", pa.float32()),  # share of samples at full scale
+            _field("silence_ratio", pa.float32()),  # fraction of 20 ms frames below -60 dBFS
+            _field("clipping_ratio", pa.float32()),  # fraction of samples at full scale
         ]
     ),
     ("audio_id",),
@@ -103,7 +103,7 @@ EVENTS = TableSchema(
             _field("sound_source", pa.string()),  # what makes it
             _field("visible", pa.bool_()),
             _field("salience", pa.float32()),  # 0..1, prominence within the scene
-            _field("confidence", pa.float32()),  # 0..1, that the source is there and is heard
+            _field("confidence", pa.float32()),  # 0..1, that the source is present and audible
         ]
     ),
     ("image_id", "rank"),

@@ -1,4 +1,4 @@
-"""One place that seeds everything."""
+"""Seeded random generators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def seeded_rng(seed: int, *scope: str) -> np.random.Generator:
-    """A numpy generator for a named purpose: same seed and scope, same numbers, whatever else drew before."""
+    """numpy generator of a seed and a named scope; independent of all other generators."""
     return np.random.default_rng([seed, *(int.from_bytes(name.encode(), "little") % 2**63 for name in scope)])
 
 

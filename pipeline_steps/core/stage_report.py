@@ -1,4 +1,4 @@
-"""The report of a stage: how many went in, where each of them went, how long it took. A stage that cannot balance fails."""
+"""Report of a stage: item counts, time and metrics. A report whose counts do not add up is an error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline_steps.core.errors import DataError
 
 @dataclass
 class StageReport:
-    """Counts of items (n_in = n_ok + n_abstained + n_quarantined), memo use, and free-form metrics of a stage."""
+    """Counts of items (n_in = n_ok + n_abstained + n_quarantined), cache use, and metrics of a stage."""
 
     stage: str
     n_in: int = 0
@@ -26,13 +26,13 @@ class StageReport:
     started: float = field(default_factory=time.monotonic)
 
     def check_balance(self) -> None:
-        """Raise DataError unless every item that went in is accounted for."""
+        """Raise DataError unless the counts of outcomes add up to `n_in`."""
         out = self.n_ok + self.n_abstained + self.n_quarantined
         if out != self.n_in:
             raise DataError(
-                f"{self.stage} does not balance: {self.n_in} in, {self.n_ok} ok + {self.n_abstained} abstained "
+                f"{self.stage} counts do not add up: {self.n_in} in, {self.n_ok} ok + {self.n_abstained} abstained "
                 f"+ {self.n_quarantined} quarantined = {out}",
-                "this is a defect of the stage: please report it with the quarantine table",
+                "report this bug of the stage with the quarantine table",
             )
 
     def write(self, path: Path) -> None:

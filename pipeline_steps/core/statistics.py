@@ -8,14 +8,14 @@ from pipeline_steps.core.array_types import IntArray
 
 
 def skewness(uses: IntArray) -> float:
-    """Third standardised moment of the k-occurrence (Radovanovic et al. 2010, JMLR 11, eq. 1); 0 if all are alike."""
+    """Third standardised moment of the k-occurrence (Radovanovic et al. 2010, JMLR 11, eq. 1); 0 if all are equal."""
     centred = uses - uses.mean() if len(uses) else np.zeros(1)
     spread = float(np.sqrt((centred**2).mean()))
     return float((centred**3).mean() / spread**3) if spread > 0 else 0.0
 
 
 def gini(uses: IntArray) -> float:
-    """Gini coefficient of re-use over the pool: 0 all sounds used alike, towards 1 one sound used for everything."""
+    """Gini coefficient of re-use over the pool: 0: all clips are used equally; near 1: one clip is used for everything."""
     total = int(uses.sum())
     if total == 0:
         return 0.0

@@ -1,4 +1,4 @@
-"""Parquet tables, checked against their contract, sorted by key, written with fixed options: same rows, same bytes."""
+"""Parquet tables: validated against their schema, sorted by key, written with fixed options (same rows, same bytes)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline_steps.core.schemas import TableSchema
 ROW_GROUP = 64 * 1024
 
 ORDERED_ROWS = 500_000
-"""Rows from which a table is first tested for being sorted already: sorting millions of strings takes a minute."""
+"""Number of rows from which a table is tested for order before it is sorted, because sorting strings is slow."""
 
 
 def to_table(contract: TableSchema, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
@@ -56,7 +56,7 @@ def validate_table(contract: TableSchema, table: pa.Table, where: str) -> pa.Tab
 
 
 def _is_strictly_sorted(table: pa.Table, key: tuple[str, ...]) -> bool:
-    """Is every row's key larger than the one before, and so unique?"""
+    """Whether every row has a larger key than the row before."""
     larger: Any = None
     for name in reversed(key):
         before, after = table[name].slice(0, table.num_rows - 1), table[name].slice(1)
@@ -66,7 +66,7 @@ def _is_strictly_sorted(table: pa.Table, key: tuple[str, ...]) -> bool:
 
 
 def write_table(path: Path, contract: TableSchema, rows: Iterable[Mapping[str, Any]] | pa.Table) -> pa.Table:
-    """Check, sort and write atomically; returns what was written."""
+    """Validate, sort and write a table atomically; returns the written table."""
     table = validate_table(contract, rows, str(path)) if isinstance(rows, pa.Table) else to_table(contract, rows)
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP, write_statistics=True)

@@ -266,7 +266,7 @@ def _load_or_compute(
     rows = {key: np.asarray(vector, np.float32) for key, vector in processor.cache.vectors(ids).items()}
     done = run_items(processor, [key for key in ids if key not in rows], config.batch_size, executor, config.ray)
     rows.update({key: np.asarray(row["vector"], np.float32) for key, row in done.rows.items()})
-    by_workers = processor.cache.vectors(done.remembered)
+    by_workers = processor.cache.vectors(done.cached_ids)
     rows.update({key: np.asarray(vector, np.float32) for key, vector in by_workers.items()})
     return rows, done.failed, len(done.rows) + len(by_workers)
 

@@ -10,7 +10,7 @@ from pipeline_steps.core.stage_report import StageReport
 
 def test_a_lost_item_fails_the_stage(tmp_path: Path) -> None:
     report = StageReport("caption", n_in=5, n_ok=3, n_abstained=1)
-    with pytest.raises(DataError, match="does not balance"):
+    with pytest.raises(DataError, match="counts do not add up"):
         report.write(tmp_path / "caption.json")
     assert not (tmp_path / "caption.json").exists()
     report.n_quarantined = 1

@@ -1,4 +1,4 @@
-"""A bounded reader of FlatBuffers: enough for a known schema, no code generation, no dependency.
+"""Bounded FlatBuffers reader for a known schema, without generated code.
 
 Source: https://flatbuffers.dev/internals/. Every malformed input raises IntegrityError; offsets are checked before each read
 and vectors of tables are limited, so that neither time nor memory exceeds a small multiple of the bytes given.
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pipeline_steps.core.errors import IntegrityError
 
 MOST_TABLES = 10_000
-"""Longest vector of tables; entries may share a table, so the payload alone does not bound the work."""
+"""Longest vector of tables; entries may share a table, so the file size does not bound the work."""
 
 
 def _unpack(payload: bytes, code: str, position: int) -> Any:
@@ -28,7 +28,7 @@ def _unpack(payload: bytes, code: str, position: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class FlatBufferTable:
-    """A table of the buffer; its fields are asked for by slot, their number in the schema from 0. Absent ones have defaults."""
+    """A table of the buffer. Fields are read by slot (index in the schema, from 0); absent fields have defaults."""
 
     payload: bytes
     position: int

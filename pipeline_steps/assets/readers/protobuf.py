@@ -1,4 +1,4 @@
-"""A bounded reader of the protobuf wire format: enough for two known messages, no code generation, no dependency.
+"""Bounded reader of the protobuf wire format, without generated code.
 
 Every malformed input raises IntegrityError; the time is linear in the bytes given.
 """

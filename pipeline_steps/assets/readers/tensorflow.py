@@ -1,4 +1,4 @@
-"""Reads weights out of TensorFlow's files without TensorFlow: variable bundles (SavedModel) and frozen graphs.
+"""Reader of weights in TensorFlow files (variable bundles of a SavedModel, frozen graphs), without TensorFlow.
 
 Sources: tensorflow/core/util/tensor_bundle (LevelDB table of BundleEntryProto), tensorflow/core/framework/graph.proto,
 tensor.proto. Only float32 tensors are returned; nothing of the graph is executed.

@@ -1,4 +1,4 @@
-"""Reads weights out of a TensorFlow Lite model without TensorFlow: quantised constants come back as float32.
+"""Reader of weights in TensorFlow Lite models, without TensorFlow; dequantizes to float32.
 
 Source: tensorflow/compiler/mlir/lite/schema/schema.fbs; quantisation: https://ai.google.dev/edge/litert/models/quantization_spec,
 real = (stored - zero_point) * scale, with one scale for the tensor or one for each slice along an axis.

@@ -1,7 +1,7 @@
-"""Where the items of a stage are worked off: in this process or by actors of a Ray cluster. The memo takes the results.
+"""Executors: process the items of a stage in this process or on Ray actors, and write results to the cache.
 
-A stage gives a `Work`: a model that it loads once, and a generator from ids to results. `finish` drives it. Whoever computes
-a result appends it to the memo at once, so a killed process, actor or node loses what it had in hand and nothing else.
+A stage implements `ItemProcessor`: a model that is loaded once, and a generator from ids to results. `run_items` runs it. The
+process that computes a result appends it to the cache at once, so a killed process, actor or node loses only unfinished items.
 """
 
 from __future__ import annotations
@@ -21,26 +21,28 @@ log = logging.getLogger(__name__)
 ExecutorName = Literal["local", "ray"]
 
 Failure = tuple[str, str]
-"""Code of the quarantine and one line that says why an item has no result."""
+"""Quarantine code of an item without a result, and the reason in one line."""
 
 Result = Mapping[str, Any] | Failure
-"""A row of the memo, or why there is none."""
+"""A cache row, or the failure."""
 
 
 class RayConfig(StageConfig):
-    """Group `ray`: the cluster that works for `engine: ray`, and what an actor of it gets."""
+    """Group `ray`: address and actors of executor `ray`."""
 
     address: str = Field(
         default="",
         pattern=r"^(|auto|[A-Za-z0-9_.\-]+:[0-9]{1,5})$",
-        description="auto: this machine's cluster; HOST:PORT of a head; empty: a Ray of this machine for the stage alone",
+        description="auto: cluster of this machine; HOST:PORT of a head node; empty: a temporary local Ray",
     )
-    min_actors: int = Field(default=1, ge=1, le=10_000, description="actors kept from the start, each with its own model")
-    max_actors: int = Field(default=8, ge=1, le=10_000, description="actors at most, as far as the cluster has room")
+    min_actors: int = Field(default=1, ge=1, le=10_000, description="smallest number of actors; each loads its own model")
+    max_actors: int = Field(
+        default=8, ge=1, le=10_000, description="largest number of actors, as far as the cluster has resources"
+    )
     cpus_per_actor: float = Field(default=1.0, ge=0, le=1024, description="processors reserved for an actor")
-    gpus_per_actor: float = Field(default=0.0, ge=0, le=64, description="GPUs reserved for an actor; 0.25: four share one")
+    gpus_per_actor: float = Field(default=0.0, ge=0, le=64, description="GPUs reserved for an actor; 0.25: four actors per GPU")
     no_progress_timeout_seconds: float = Field(
-        default=1800.0, ge=1, le=604_800, description="without any finished batch for so long, the stage stops"
+        default=1800.0, ge=1, le=604_800, description="time without a finished batch after which the stage stops, in seconds"
     )
 
     @model_validator(mode="after")
@@ -56,22 +58,22 @@ class RayConfig(StageConfig):
 
 
 class ItemProcessor(Protocol):
-    """What a stage does with items. It is pickled before `load`, so it must hold settings and no model until then."""
+    """Work of a stage on its items. It is pickled before `load`, so until then it must hold settings and no model."""
 
     cache: ResultCache
 
     def describe(self) -> Any:
-        """Everything but the item that shapes a result; its fingerprint is the memo's."""
+        """Everything except the item that determines a result; its fingerprint is that of the cache."""
         ...
 
     def load(self) -> None:
-        """Load the model and open the media, once in each process that works."""
+        """Load the model and open the media, once per worker process."""
         ...
 
     def results(self, ids: Sequence[str]) -> Iterator[tuple[str, Result]]:
-        """One result an id, in any order, as they come.
+        """One result per id, in any order.
 
         Raises:
-            StageError: what stops the whole stage.
+            StageError: an error that stops the stage.
         """
         ...

@@ -1,4 +1,4 @@
-"""Executor `local`: process items in this process and write results to the cache as they come."""
+"""Executor `local`: process items in this process and write results to the cache."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from pipeline_steps.core.executors.base import ItemProcessor, Result
 
 FLUSH_SECONDS = 1.0
-"""Longest time that a result waits for others before all of them go to the memo as one part."""
+"""Longest time that a result waits before the pending results are written as one cache part."""
 
 
 def process_and_cache(work: ItemProcessor, ids: Sequence[str], part: int) -> Iterator[tuple[str, Result]]:
-    """Results of `work`, their rows put into the memo in parts of up to `part` as they come, also when stopped."""
+    """Yield the results of `work`; append rows to the cache in parts of up to `part`, also when interrupted."""
     pending: dict[str, Mapping[str, Any]] = {}
     since = 0.0
     try:

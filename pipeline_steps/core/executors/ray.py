@@ -1,7 +1,7 @@
-"""`engine: ray`: batches of ids through a pool of actors, as Ray Data `map_batches`. The only importer of ray.
+"""Executor `ray`: batches of ids on a pool of actors, with Ray Data's `map_batches`. The only importer of ray.
 
-Only ids and failures travel; rows go from the actor to the memo. Actors restart and their batches are done again where
-there is room (Ray Data's own fault tolerance), so a batch is done at least once, and twice only if its actor died over it.
+Only ids and failures are transferred; actors write rows to the cache. Ray Data restarts actors and repeats their batches, so a
+batch is processed at least once, and again only if its actor died.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from pipeline_steps.core.hashing import fingerprint
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 128 * 2**20
-"""Shared memory of a Ray started here: only ids pass through it."""
+"""Shared memory of a local Ray: it holds only ids."""
 CONNECT_SECONDS = 5.0
 STARTS = 3
 INIT_DEATHS = 3
-"""Actors in a row that may die while they load (memory, a lost node) before the stage stops."""
+"""Consecutive actors that may die while loading (memory, a lost node) before the stage stops."""
 
 OUTCOME = pa.schema([(name, pa.string()) for name in ("id", "code", "reason", "error")])
-"""What an actor answers for an id. `code` is empty when its row is in the memo; `error` stops the stage."""
+"""Answer of an actor for an id. `code` is empty if its row is in the cache; `error` stops the stage."""
 
 
 class RayWorker:
-    """One worker: the model loaded once, then batches of ids.
+    """Ray actor: loads the model once, then processes batches of ids.
 
-    An error that stops the stage is an answer, not an exception: Ray would wrap it, or start the actor over and over.
+    An error that stops the stage is returned, not raised: Ray would wrap it, or restart the actor repeatedly.
     """
 
     def __init__(self, pickled: bytes, part: int, folder: str) -> None:
@@ -57,17 +57,19 @@ class RayWorker:
             work.load()
             if fingerprint(work.describe()) != work.cache.fingerprint:
                 raise ConfigError(
-                    f"the actor on {socket.gethostname()} would not compute what the driver asks for "
-                    "(another device's precision, or other weights)",
-                    "set device and precision by name, and share data/assets or the checkpoint",
+                    f"the actor on {socket.gethostname()} has another fingerprint than the driver "
+                    "(another device precision, or other weights)",
+                    "set device and precision explicitly, and use the same data/assets or checkpoint on all nodes",
                 )
         except Exception as error:
             self._error = _serialize_error(error)
 
     def _enter(self, folder: str) -> None:
-        """Work where the driver works, so that relative paths mean the same."""
+        """Change to the driver's folder, so that relative paths are the same."""
         if not Path(folder).is_dir():
-            raise ConfigError(f"{socket.gethostname()} does not see {folder}", "share the project folder under the same path")
+            raise ConfigError(
+                f"{socket.gethostname()} has no folder {folder}", "mount the project folder under the same path on every node"
+            )
         os.chdir(folder)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -89,7 +91,7 @@ def _outcome_table(ids: Sequence[str], outcomes: dict[str, Failure], error: str)
 
 
 def _serialize_error(error: Exception) -> str:
-    """An error as JSON; one that is no StageError goes as its trace."""
+    """An error as JSON; with the traceback if it is not a StageError."""
     if isinstance(error, StageError):
         return json.dumps(error.as_dict(), default=str)
     return json.dumps({"kind": "", "reason": "".join(traceback.format_exception(error))})
@@ -104,13 +106,13 @@ def _deserialize_error(text: str) -> Exception:
 def run_on_ray(
     work: ItemProcessor, ids: Sequence[str], batch_size: int, settings: RayConfig
 ) -> Iterator[tuple[str, Failure | None]]:
-    """(id, None) when its row is in the memo, (id, failure) otherwise, batch by batch as actors finish them.
+    """Yield (id, None) if its row is in the cache, else (id, failure), in the order in which batches finish.
 
     Raises:
-        ConfigError: ray is missing or of another version than the cluster; an actor would compute something else.
-        ResourceError: a Ray of this machine alone has no room for one actor.
+        ConfigError: ray is missing or of another version than the cluster; an actor has another fingerprint.
+        ResourceError: a local Ray has no resources for one actor.
         ServiceError: no cluster at the address, or it finished no batch for `no_progress_timeout_seconds`.
-        StageError: what stopped the work inside an actor.
+        StageError: raised inside an actor.
     """
     with _ray_session(settings) as ray:
         from ray.data import exceptions as halted
@@ -139,21 +141,21 @@ def run_on_ray(
         except (ray.exceptions.RayError, halted.ExecutionTimeoutError, halted.SystemException) as error:
             reason = " ".join(str(error).split())[:500]
             raise ServiceError(
-                f"Ray came to a halt: {type(error).__name__}: {reason}",
+                f"Ray stopped: {type(error).__name__}: {reason}",
                 "run again: finished items are cached; see the cluster's logs, and <stage>.ray.no_progress_timeout_seconds",
                 transient=True,
             ) from error
 
 
 def _threads() -> int:
-    """Threads that a network has here. Actors get as many: with another number of them sums round differently."""
+    """Number of torch threads, also for the actors: another number rounds sums differently."""
     import torch
 
     return torch.get_num_threads()
 
 
 def _configure_ray_data(ray: Any, settings: RayConfig) -> None:
-    """No progress bars and no advice on the terminal; how long to wait, and what to forgive."""
+    """Disable progress bars and hints; set the time limit and the number of tolerated actor failures."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -164,34 +166,34 @@ def _configure_ray_data(ray: Any, settings: RayConfig) -> None:
 
 @contextmanager
 def _ray_session(settings: RayConfig) -> Iterator[Any]:
-    """Ray, connected; it is left again at the end, and stopped if it was started here."""
-    # Without the second, what is left of a stopped run asks for Ray after its shutdown and so starts another one.
+    """Connect to Ray; at the end disconnect, and stop a Ray that was started here."""
+    # Without the second, leftovers of a stopped run call Ray after its shutdown and start another one.
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_AUTO_CONNECT="0")
     own = settings.address == ""
-    if own:  # its ports are open to the network: whoever connects must know a token that only this process's children have
+    if own:  # its ports are open to the network, so clients need a token that only child processes have
         if sys.modules.get("ray") and os.environ.get("RAY_AUTH_MODE") != "token":  # Ray reads the mode when it is imported
             raise ConfigError(
-                "engine ray: this process imported ray before, so a Ray of its own would have no token",
-                "set RAY_AUTH_MODE=token before `import ray`, or name a cluster in <stage>.ray.address",
+                "executor ray: ray was imported before RAY_AUTH_MODE was set, so a local Ray would have no token",
+                "set RAY_AUTH_MODE=token before `import ray`, or set a cluster in <stage>.ray.address",
             )
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray reads it once: the same for every later start
-        os.environ.setdefault("RAY_worker_niceness", "0")  # actors are the stage itself, and not to wait for all else
+        os.environ.setdefault("RAY_worker_niceness", "0")  # actors do the work of the stage and get its priority
     try:
         import ray
         import ray.data
     except ImportError as error:
         raise ConfigError(
-            f"engine ray needs the extra `ray` ({error})", "pip install 'seeing-sound[ray]', or set engine: local"
+            f"executor ray needs the extra `ray` ({error})", "pip install 'seeing-sound[ray]', or set executor: local"
         ) from error
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     _connect(ray, settings)
     if main and handler is not None:
-        signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, and a stopped stage would look like a crash
+        signal.signal(signal.SIGTERM, handler)  # Ray installs its own, which would report a stopped stage as a crash
     try:
         if own:
-            _check_room(ray.cluster_resources(), settings)
+            _check_resources(ray.cluster_resources(), settings)
         yield ray
     finally:
         ray.shutdown()
@@ -202,9 +204,9 @@ def _connect(ray: Any, settings: RayConfig) -> None:
     if not settings.address:
         _start(ray, quiet)
         return
-    action = "start it (ray start --head), correct <stage>.ray.address, or set engine: local"
+    action = "start it (ray start --head), correct <stage>.ray.address, or set executor: local"
     try:
-        if settings.address != "auto":  # Ray itself would wait for minutes
+        if settings.address != "auto":  # Ray itself waits for minutes
             host, port = settings.address.rsplit(":", 1)
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         ray.init(address=settings.address, **quiet)
@@ -215,13 +217,14 @@ def _connect(ray: Any, settings: RayConfig) -> None:
         reason = " ".join(str(error).split())[:300]
         if "ersion mismatch" in reason:
             raise ConfigError(
-                f"the Ray cluster at {settings.address!r} is another one: {reason}", "one image for all"
+                f"the Ray cluster at {settings.address!r} runs another version of Ray or Python: {reason}",
+                "use the same image on all nodes",
             ) from error
         raise ServiceError(f"no Ray cluster at {settings.address!r}: {reason}", action, transient=True) from error
 
 
 def _start(ray: Any, quiet: dict[str, Any]) -> None:
-    """A Ray of this machine alone. Its processes give each other a fixed time to start, too short where all cores are busy."""
+    """Start a local Ray. Its start has a fixed time limit, which is too short when all cores are busy; so it is tried again."""
     for attempt in range(STARTS, 0, -1):
         try:
             ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
@@ -236,11 +239,11 @@ def _start(ray: Any, quiet: dict[str, Any]) -> None:
             log.warning("Ray did not start (%s); trying again", reason)
 
 
-def _check_room(resources: dict[str, float], settings: RayConfig) -> None:
-    """A Ray of this machine alone never grows: an actor that does not fit now never will."""
+def _check_resources(resources: dict[str, float], settings: RayConfig) -> None:
+    """Raise ResourceError if one actor needs more than a local Ray has; its resources never grow."""
     for name, asked in (("CPU", settings.cpus_per_actor), ("GPU", settings.gpus_per_actor)):
         if asked > resources.get(name, 0.0):
             raise ResourceError(
-                f"an actor asks for {asked:g} {name}, this machine has {math.floor(resources.get(name, 0.0))}",
-                f"lower <stage>.ray.{name.lower()}s_per_actor, or name a cluster in <stage>.ray.address",
+                f"an actor needs {asked:g} {name}, this machine has {math.floor(resources.get(name, 0.0))}",
+                f"lower <stage>.ray.{name.lower()}s_per_actor, or set a cluster in <stage>.ray.address",
             )

@@ -16,29 +16,29 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class RunResult:
-    """What became of the ids: rows computed in this process, ids whose rows others wrote to the memo, failures by id."""
+    """Outcome by id: rows computed in this process, ids whose rows a worker wrote to the cache, failures."""
 
     rows: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    remembered: list[str] = field(default_factory=list)
+    cached_ids: list[str] = field(default_factory=list)
     failed: dict[str, Failure] = field(default_factory=dict)
 
 
 def run_items(
     work: ItemProcessor, ids: Sequence[str], batch_size: int, engine: ExecutorName = "local", ray: RayConfig | None = None
 ) -> RunResult:
-    """Work off `ids`, none of which the memo knows.
+    """Process `ids`, none of which is in the cache.
 
     Args:
-        work: what to do with them.
-        ids: items, in the order in which `local` takes them.
-        batch_size: rows of a memo part; with `ray` also the ids that an actor is given at a time.
+        work: processor of the stage.
+        ids: items, in the order in which `local` processes them.
+        batch_size: rows per cache part; with `ray` also ids per actor call.
         engine: `local` or `ray`.
-        ray: settings of the cluster; None: the defaults.
+        ray: cluster settings; None: defaults.
 
     Raises:
-        StageError: from the work itself; finished items are in the memo.
-        ConfigError: `ray` is not installed, or an actor cannot do the work as this process would.
-        ResourceError, ServiceError: no room for one actor; the cluster is away or came to a halt.
+        StageError: from the processor; finished items are in the cache.
+        ConfigError: `ray` is not installed, or an actor would compute other results than this process.
+        ResourceError, ServiceError: no resources for one actor; the cluster is unreachable or stopped.
     """
     done = RunResult()
     outcomes: Iterator[tuple[str, Result | None]]
@@ -56,7 +56,7 @@ def run_items(
         if isinstance(result, tuple):
             done.failed[key] = result
         elif result is None:
-            done.remembered.append(key)
+            done.cached_ids.append(key)
         else:
             done.rows[key] = result
         if time.monotonic() - reported > FLUSH_SECONDS or count == len(ids):

@@ -68,7 +68,7 @@ def main(folder: str, address: str, items: int, batch: int, actors: int, cpus: i
         return
     rows = work.cache.load(ids)
     right = sum(row["value"] == text_id(key) for key, row in rows.items())
-    answer = {"known": len(known), "remembered": len(done.remembered), "failed": done.failed, "right": right}
+    answer = {"known": len(known), "cached": len(done.cached_ids), "failed": done.failed, "right": right}
     print(json.dumps({**answer, "local_rows": len(done.rows)}))
 
 

@@ -88,8 +88,8 @@ def test_an_actor_answers_with_what_stops_the_stage(tmp_path: Path) -> None:
     stopped = _deserialize_error(answer(Upper(tmp_path), tmp_path, ["stop"])[0]["error"])
     assert (type(stopped), str(stopped)) == (IntegrityError, "weights changed")
     for work, folder, words in (
-        (Upper(tmp_path), tmp_path / "nowhere", "does not see"),
-        (Elsewhere(tmp_path), tmp_path, "would not compute what the driver asks for"),
+        (Upper(tmp_path), tmp_path / "nowhere", "has no folder"),
+        (Elsewhere(tmp_path), tmp_path, "has another fingerprint than the driver"),
     ):
         error = _deserialize_error(answer(work, folder, ["a"])[0]["error"])
         assert isinstance(error, ConfigError)

@@ -44,7 +44,7 @@ def check(folder: Path, answer: str, killed: int) -> None:
     result = json.loads(answer.splitlines()[-1])
     assert result == {
         "known": 0,
-        "remembered": ITEMS - 1,
+        "cached": ITEMS - 1,
         "failed": {"item7": ["BAD", "item7 is the bad one"]},
         "right": ITEMS - 1,
         "local_rows": 0,
@@ -76,7 +76,7 @@ def test_a_killed_driver_loses_nothing_that_was_finished(cluster: Cluster, tmp_p
     assert before < ITEMS, "killed in mid-run"
     result = json.loads(finished(start(cluster, tmp_path)).splitlines()[-1])
     assert result["known"] >= before - ACTORS * BATCH - 1
-    assert (result["known"] + result["remembered"], result["right"]) == (ITEMS - 1, ITEMS - 1)
+    assert (result["known"] + result["cached"], result["right"]) == (ITEMS - 1, ITEMS - 1)
     assert len(begun(tmp_path)) - ITEMS <= ACTORS * BATCH + 1, "the bad one is tried again, and what was in hand"
 
 
