@@ -50,9 +50,12 @@ def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
     catalog = read_table(layout.catalog / "audio.parquet", AUDIO).to_pylist()
     events = read_table(layout.captions / "events.parquet", EVENTS).to_pylist()
     if not catalog:
-        raise DataError("the sound pool is empty after ingest", "see data/catalog/quarantine.parquet: sonify quarantine list")
+        raise DataError("data/catalog/audio.parquet: there is no audio after ingest", "see the reasons: sonify quarantine list")
     if not events:
-        raise DataError("no picture suggests a sound", "see data/captions/abstained.parquet, or lower caption.min_confidence")
+        raise DataError(
+            "data/captions/events.parquet: no image has a sound event",
+            "see data/captions/abstained.parquet, or lower caption.min_confidence",
+        )
     audio_ids = [row["audio_id"] for row in catalog]
     config, int8, computed_by_check = check_int8_quality(config, layout, audio_ids)
     processor = AudioEmbeddingProcessor(config, layout)
@@ -150,11 +153,7 @@ def check_int8_quality(
 
 
 def embed_texts(
-    encoder: TextAudioEncoder,
-    config: EmbedConfig,
-    layout: ProjectPaths,
-    texts: Sequence[str],
-    executor: ExecutorName = "local",
+    encoder: TextAudioEncoder, config: EmbedConfig, layout: ProjectPaths, texts: Sequence[str], executor: ExecutorName = "local"
 ) -> tuple[FloatArray, int, bool]:
     """Unit vectors [N, D] of texts through the result cache.
 

@@ -1,4 +1,4 @@
-"""Duplicate groups: items that are one recording, or nearly, count as one for the re-use cap and for the splits."""
+"""Duplicate groups: near duplicates count as one item for the reuse cap and for the splits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pipeline_steps.core.array_types import IntArray
+from pipeline_steps.core.array_types import FloatArray, IntArray
 from pipeline_steps.core.l2_normalize import l2_normalize
 from pipeline_steps.core.near_duplicates import UnionFind
 from pipeline_steps.core.seeding import seeded_rng
@@ -16,7 +16,7 @@ Links = list[tuple[int, int]]
 
 BLOCK = 1024
 EXACT_ROWS = 20_000
-"""Rows up to which all pairs of embeddings are compared; above, only those that share a hash bucket."""
+"""Rows up to which all pairs of embeddings are compared; of more rows, only pairs in one hash bucket."""
 
 TABLES, PLANES = 24, 16
 
@@ -24,25 +24,25 @@ HASH_BLOCK = 32_768
 """Rows hashed at a time."""
 
 
-def near_duplicates(rows: npt.NDArray[np.float32], cosine: float) -> Links:
+def near_duplicates(rows: FloatArray, cosine: float) -> Links:
     """Pairs (i < j) of rows [N, D] whose cosine is at least `cosine`; zero rows match nothing.
 
-    Up to `EXACT_ROWS` rows all pairs are compared. Above that, rows that share a bucket in one of `TABLES` tables of random
-    hyperplanes (Charikar 2002), `PLANES` of them and one more for each doubling from 65536 rows on, and whose sketches of 64
-    further planes are near: at cosine 0.995 a pair is missed with probability below 1e-9 up to 100 000 rows and below 1e-7 at
-    two millions, at 0.97 with 5e-4 and 1e-2 (angles after centring).
+    Up to `EXACT_ROWS` rows all pairs are compared. Of more rows, pairs are compared that share a bucket in one of `TABLES`
+    tables of random hyperplanes (Charikar 2002; `PLANES` of them, and one more for each doubling from 65536 rows on) and whose
+    sketches of 64 further hyperplanes are near. At cosine 0.995 the probability of missing a pair is below 1e-9 up to 100 000
+    rows and below 1e-7 at two million rows; at cosine 0.97 it is 5e-4 and 1e-2 (angles after centering).
     """
     if len(rows) > EXACT_ROWS:
         return _by_hyperplanes(rows, cosine)
     return _within(l2_normalize(rows, np.float32), np.arange(len(rows)), cosine)
 
 
-def _by_hyperplanes(rows: npt.NDArray[np.float32], cosine: float) -> Links:
-    """Links of many rows; the rows are read block by block, so they may be memory-mapped."""
+def _by_hyperplanes(rows: FloatArray, cosine: float) -> Links:
+    """Near duplicates among many rows. The rows are read block by block, so they may be memory-mapped."""
     codes, sketch = _hash(rows)
-    # A pair at the asked angle differs in this share of the sketch's planes; half as much again for the angle after centring.
-    share = 1.5 * float(np.arccos(cosine)) / np.pi
-    bits = int(np.ceil(64 * share + 6 * np.sqrt(64 * share * (1 - share)))) + 1
+    # Expected fraction of the sketch's planes in which a pair at this angle differs, times 1.5 for the angle after centering.
+    fraction = 1.5 * float(np.arccos(cosine)) / np.pi
+    bits = int(np.ceil(64 * fraction + 6 * np.sqrt(64 * fraction * (1 - fraction)))) + 1
     keys: list[IntArray] = [np.zeros(0, dtype=np.int64)]
     for code in codes:
         first, second = _bucket_pairs(code, sketch, bits)
@@ -58,7 +58,7 @@ def _by_hyperplanes(rows: npt.NDArray[np.float32], cosine: float) -> Links:
     return found
 
 
-def _hash(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
+def _hash(rows: FloatArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
     """Bucket of each row in each table [TABLES, N], and a sketch of 64 sign bits [N]."""
     per_table = min(PLANES + max(0, round(np.log2(len(rows) / 65_536))), 30)
     random = seeded_rng(0, "hyperplanes")
@@ -66,7 +66,7 @@ def _hash(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int32], npt.NDA
     mean = np.zeros(rows.shape[1])
     for start in range(0, len(rows), HASH_BLOCK):
         mean += l2_normalize(rows[start : start + HASH_BLOCK], np.float32).sum(axis=0, dtype=np.float64)
-    # Vectors of one modality share a large mean; without it the planes cut where the data is.
+    # Vectors of one modality have a large common mean; without it the planes divide the data evenly.
     mean /= len(rows)
     codes = np.empty((TABLES, len(rows)), np.int32)
     sketch = np.empty(len(rows), np.uint64)
@@ -80,11 +80,11 @@ def _hash(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int32], npt.NDA
 
 
 def _bucket_pairs(code: npt.NDArray[np.int32], sketch: npt.NDArray[np.uint64], bits: int) -> tuple[IntArray, IntArray]:
-    """Rows that share a bucket and whose sketches differ in at most `bits` bits, as two arrays."""
+    """Pairs of rows in one bucket whose sketches differ in at most `bits` bits, as two arrays."""
     order = np.argsort(code, kind="stable")
     ordered, near = code[order], sketch[order]
     ends = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])
-    after = np.repeat(ends, np.diff(np.r_[-1, ends])) - np.arange(len(order))  # how many of the bucket come later
+    after = np.repeat(ends, np.diff(np.r_[-1, ends])) - np.arange(len(order))  # number of later rows of the bucket
     left: list[IntArray] = [np.zeros(0, dtype=np.int64)]
     right: list[IntArray] = [np.zeros(0, dtype=np.int64)]
     active, shift = np.flatnonzero(after >= 1), 1
@@ -97,7 +97,7 @@ def _bucket_pairs(code: npt.NDArray[np.int32], sketch: npt.NDArray[np.uint64], b
     return np.concatenate(left), np.concatenate(right)
 
 
-def _within(unit: npt.NDArray[np.float32], members: IntArray, cosine: float) -> Links:
+def _within(unit: FloatArray, members: IntArray, cosine: float) -> Links:
     found: Links = []
     chosen = unit[members]
     for start in range(0, len(chosen), BLOCK):
@@ -108,11 +108,11 @@ def _within(unit: npt.NDArray[np.float32], members: IntArray, cosine: float) -> 
 
 
 def merge(labels: Sequence[str], links: Iterable[tuple[int, int]]) -> list[str]:
-    """Join groups that are linked: items with one label, or linked, end in one group named by its smallest label.
+    """Merge linked groups: items with one label, or linked, are in one group, named by its smallest label.
 
-    The name depends on the members alone, so an item that joins elsewhere renames nothing here.
+    The name depends on the members alone, so a change of another group does not change it.
     """
-    names = sorted(set(labels))  # so that the smallest member of a set is its smallest label
+    names = sorted(set(labels))  # the smallest index of a set is its smallest label
     place = {name: index for index, name in enumerate(names)}
     sets = UnionFind(len(names))
     for first, second in links:

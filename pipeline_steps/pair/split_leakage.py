@@ -1,6 +1,7 @@
-"""Leak report: what is on more than one side of the experiment, with the held-out items as a side of their own. Recomputed
-from the finished pairs and from raw evidence (content hash, perceptual hash, embedding), not only from the groups by which the
-splits were made."""
+"""Leakage between splits, recomputed from finished pairs: by ids, groups, content hashes, perceptual hashes and embeddings.
+
+Held-out items are a split of their own. The evidence is independent of the groups by which the splits were made.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ from pipeline_steps.core.near_duplicates import find_near_hashes
 from pipeline_steps.pair.duplicate_groups import near_duplicates
 
 HOLDOUT = "holdout"
-"""Side of what evaluation alone may use, beside the splits."""
+"""Split of items that only evaluation may use."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeakReport:
-    """Crossings by kind of evidence: (evidence name) -> pairs of ids on different sides."""
+    """Pairs of ids in different splits, by kind of evidence."""
 
     crossings: Mapping[str, list[tuple[str, str]]]
 
@@ -30,28 +31,24 @@ class LeakReport:
         return {name: len(found) for name, found in self.crossings.items()}
 
     def refuse(self) -> None:
-        """Raise DataError (exit 3) if anything crosses, naming the first two ids."""
+        """Raise DataError if there is leakage; the message has the first two ids."""
         for name, found in self.crossings.items():
             if found:
                 one, two = found[0]
                 raise DataError(
-                    f"leak between splits by {name}: {one} and {two} are on different sides ({len(found)} crossings)",
-                    "give them one group in the metadata table, or raise the near-duplicate distance of ingest, and run again",
+                    f"leak between splits by {name}: {one} and {two} are in different splits ({len(found)} crossings)",
+                    "give them one group in the metadata table, or raise ingest.image.near_duplicate_bits, and run again",
                     details={"crossings": self.counts()},
                 )
 
 
 def crossing_keys(keys: Iterable[tuple[Hashable, str, str]]) -> list[tuple[str, str]]:
-    """From (key, id, split): for every key on more than one side, its first id on each of the first two sides."""
-    sides: dict[Hashable, dict[str, str]] = defaultdict(dict)
+    """For every key of (key, id, split) in more than one split: its first id in each of the first two splits."""
+    first: dict[Hashable, dict[str, str]] = defaultdict(dict)
     for key, item, split in sorted(keys, key=lambda row: (str(row[0]), row[1])):
-        sides[key].setdefault(split, item)
-    found = []
-    for held in sides.values():
-        if len(held) > 1:
-            one, two = sorted(held.values())[:2]
-            found.append((one, two))
-    return sorted(found)
+        first[key].setdefault(split, item)
+    pairs = [sorted(by_split.values())[:2] for by_split in first.values() if len(by_split) > 1]
+    return sorted((one, two) for one, two in pairs)
 
 
 def find_leaks(
@@ -62,32 +59,34 @@ def find_leaks(
     bits: int,
     cosine: float,
 ) -> LeakReport:
-    """Crossings among finished pairs (rows of the pairs table).
+    """Leakage among finished pairs (rows of the pairs table).
 
     Args:
-        phash: perceptual hash of each picture, embedding: vector of each sound, both with the held-out ones.
-        held_out: ids and groups that evaluation alone may use: none of them may be in a pair, nor anything near them.
-        bits: pictures whose hashes are at most this far apart are one; cosine: sounds at least this close are one.
+        phash: perceptual hash of each image, held-out images included.
+        embedding: vector of each clip, held-out clips included.
+        held_out: ids and groups that only evaluation may use; neither they nor their near duplicates may be in a pair.
+        bits: largest hash distance of near-duplicate images.
+        cosine: smallest cosine of near-duplicate clips.
     """
     images = sorted({(pair["image_id"], pair["split"]) for pair in pairs})
-    sounds = sorted({(track["audio_id"], pair["split"]) for pair in pairs for track in pair["tracks"]})
-    kept = set(held_out)
-    apart = sorted(kept - {name for name, _ in (*images, *sounds)})  # one that is in a pair is found by its id, below
-    seen = [*images, *((name, HOLDOUT) for name in apart if name in phash)]
-    near_images = find_near_hashes(np.array([int(phash[image], 16) for image, _ in seen], np.uint64), bits).tolist()
-    known = [(sound, side) for sound, side in sounds if sound in embedding]
-    known += [(name, HOLDOUT) for name in apart if name in embedding]
-    rows = np.stack([embedding[sound] for sound, _ in known]) if known else np.zeros((0, 1), dtype=np.float32)
-    named = [*images, *sounds, *((pair["image_group"], "") for pair in pairs), *((pair["audio_group"], "") for pair in pairs)]
+    clips = sorted({(track["audio_id"], pair["split"]) for pair in pairs for track in pair["tracks"]})
+    reserved = set(held_out)
+    unpaired = sorted(reserved - {name for name, _ in (*images, *clips)})  # a paired one is found by its id below
+    hashed = [*images, *((name, HOLDOUT) for name in unpaired if name in phash)]
+    near_images = find_near_hashes(np.array([int(phash[image], 16) for image, _ in hashed], np.uint64), bits).tolist()
+    embedded = [(clip, split) for clip, split in clips if clip in embedding]
+    embedded += [(name, HOLDOUT) for name in unpaired if name in embedding]
+    rows = np.stack([embedding[clip] for clip, _ in embedded]) if embedded else np.zeros((0, 1), dtype=np.float32)
+    named = [*images, *clips, *((pair["image_group"], "") for pair in pairs), *((pair["audio_group"], "") for pair in pairs)]
     return LeakReport(
         {
             "picture": crossing_keys((image, image, split) for image, split in images),
             "picture group": crossing_keys((pair["image_group"], pair["image_id"], pair["split"]) for pair in pairs),
-            "near-duplicate picture": _across(seen, near_images),
-            "sound": crossing_keys((sound, sound, split) for sound, split in sounds),
+            "near-duplicate picture": _across(hashed, near_images),
+            "sound": crossing_keys((clip, clip, split) for clip, split in clips),
             "sound group": crossing_keys((pair["audio_group"], pair["tracks"][0]["audio_id"], pair["split"]) for pair in pairs),
-            "near-duplicate sound": _across(known, near_duplicates(rows, cosine)),
-            "holdout": sorted({(name, name) for name, _ in named if name in kept}),
+            "near-duplicate sound": _across(embedded, near_duplicates(rows, cosine)),
+            "holdout": sorted({(name, name) for name, _ in named if name in reserved}),
         }
     )
 
@@ -97,7 +96,7 @@ def _across(items: Sequence[tuple[str, str]], links: Iterable[tuple[int, int]]) 
 
 
 def train_phrase_overlap(pairs: Sequence[Mapping[str, Any]], split: str) -> float:
-    """Share of the split's pairs whose sound phrase also occurs in training: wanted, it says that the kind was heard."""
-    heard = {track["phrase"] for pair in pairs if pair["split"] == "train" for track in pair["tracks"]}
+    """Fraction of the split's pairs whose phrase also occurs in training."""
+    trained = {track["phrase"] for pair in pairs if pair["split"] == "train" for track in pair["tracks"]}
     own = [pair for pair in pairs if pair["split"] == split]
-    return sum(pair["tracks"][0]["phrase"] in heard for pair in own) / len(own) if own else 0.0
+    return sum(pair["tracks"][0]["phrase"] in trained for pair in own) / len(own) if own else 0.0

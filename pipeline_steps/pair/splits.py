@@ -1,7 +1,7 @@
-"""Which side of the experiment a group is on. Chosen by the hash of the group, before anything is matched.
+"""Splits of image groups and audio groups, by the hash of the group.
 
-Pairs are only made inside a split, so neither a picture group nor a sound group can cross. A hash decides alone, so a new
-item moves nobody: the exceptions are the two repairs below, which depend on an item's own neighbors and on nothing else.
+Images are paired with audio of the same split only, so no image group and no audio group is in two splits. A hash decides, so a
+new item changes the split of no other item, except through the two corrections below, which depend on an item's own neighbors.
 """
 
 from __future__ import annotations
@@ -11,75 +11,63 @@ from collections.abc import Mapping, Sequence, Set
 
 SPLITS = ("train", "val", "test")
 
+Kinds = Mapping[str, Set[str]]
+"""Kinds of sound event of each group: texts or events that match it best."""
+
 
 def hash_to_unit_interval(group: str, kind: str, seed: int) -> float:
-    """A number in [0, 1) that belongs to a group: the first 53 bits of the sha256 of seed, kind and name."""
+    """Number in [0, 1) of a group: the first 53 bits of the sha256 of seed, kind and name."""
     digest = hashlib.sha256(f"{seed}:{kind}:{group}".encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2.0**53
 
 
-def split_from_hash(group: str, kind: str, seed: int, test_share: float, val_share: float) -> str:
-    """The split a group's hash asks for."""
+def split_from_hash(group: str, kind: str, seed: int, test: float, val: float) -> str:
+    """Split of a group by its hash, for fractions `test` and `val`."""
     number = hash_to_unit_interval(group, kind, seed)
-    if number < test_share:
+    if number < test:
         return "test"
-    return "val" if number < test_share + val_share else "train"
+    return "val" if number < test + val else "train"
 
 
-def sound_splits(
-    groups: Sequence[str], kinds: Mapping[str, Set[str]], seed: int, test_share: float, val_share: float
-) -> dict[str, str]:
-    """Split of every sound group; one whose kind would not be heard in training goes to training.
+def audio_splits(groups: Sequence[str], kinds: Kinds, seed: int, test: float, val: float) -> dict[str, str]:
+    """Split of every audio group by its hash; a group that shares no kind with a training group moves to training.
 
-    Args:
-        groups: names of the groups.
-        kinds: for each group, the kinds of sound it is an example of (texts it answers best). A held-out group must
-            share a kind with a group that trains: the test asks for unheard recordings, not for unheard kinds.
+    So the test split has clips that training does not use, but no kind of sound event that training does not use.
     """
-    asked = {group: split_from_hash(group, "audio", seed, test_share, val_share) for group in groups}
-    heard: set[str] = set()
-    for group, split in asked.items():
-        if split == "train":
-            heard |= kinds.get(group, set())
-    return {group: split if split == "train" or kinds.get(group, set()) & heard else "train" for group, split in asked.items()}
+    splits = {group: split_from_hash(group, "audio", seed, test, val) for group in groups}
+    trained = _train_kinds(splits, kinds)
+    return {group: split if kinds.get(group, set()) & trained else "train" for group, split in splits.items()}
 
 
 def image_splits(
-    best: Mapping[str, Mapping[str, float]],
-    kinds: Mapping[str, Set[str]],
-    seed: int,
-    test_share: float,
-    val_share: float,
-    margin: float,
+    best: Mapping[str, Mapping[str, float]], kinds: Kinds, seed: int, test: float, val: float, min_relative_value: float
 ) -> dict[str, str]:
-    """Split of every picture group: the one its hash asks for, if a good sound for it is there; else train; else the best.
+    """Split of every image group: by its hash if it has a good match there, else train, else the split of its best match.
 
-    A held-out group whose kind no training picture has then goes to training, if a good sound for it is there.
+    A group outside training whose kind no training group has then moves to training, if it has a good match there.
 
     Args:
-        best: for each picture group, the value of its best sound in each split where it has one.
-        kinds: for each picture group, the events that its pictures are best matched by.
-        margin: a split has a good sound if its best value is at least this share of the best anywhere.
+        best: value of the best clip in each split, for each image group.
+        min_relative_value: a match is good if its value is at least this fraction of the group's best value in any split.
     """
     result: dict[str, str] = {}
     trainable: set[str] = set()
     for group, values in best.items():
         top = max(values.values(), default=0.0)
-        good = {split for split, value in values.items() if value >= margin * top}
-        asked = split_from_hash(group, "image", seed, test_share, val_share)
+        good = {split for split, value in values.items() if value >= min_relative_value * top}
+        hashed = split_from_hash(group, "image", seed, test, val)
         if "train" in good:
             trainable.add(group)
-        if asked in good or not good:
-            result[group] = asked
-        elif "train" in good:
-            result[group] = "train"
+        if hashed in good or not good:
+            result[group] = hashed
         else:
-            result[group] = max(sorted(good), key=lambda split: values[split])
-    drawn: set[str] = set()
-    for group, split in result.items():
-        if split == "train":
-            drawn |= kinds.get(group, set())
+            result[group] = "train" if "train" in good else max(sorted(good), key=lambda split: values[split])
+    trained = _train_kinds(result, kinds)
     return {
-        group: "train" if group in trainable and not kinds.get(group, set()) & drawn else split
+        group: "train" if group in trainable and not kinds.get(group, set()) & trained else split
         for group, split in result.items()
     }
+
+
+def _train_kinds(splits: Mapping[str, str], kinds: Kinds) -> set[str]:
+    return set().union(*(kinds.get(group, set()) for group, split in splits.items() if split == "train"))

@@ -161,15 +161,7 @@ def run(config: RetrieveConfig, layout: ProjectPaths) -> StageReport:
     name, index, text_index = _build_indexes(config, audio, texts, annoy)
     correction = config.hubness_correction
     ranked = rank_neighbors(
-        index,
-        texts,
-        audio,
-        config.k,
-        correction,
-        config.null_sample_size,
-        config.seed,
-        config.query_batch_size,
-        text_index,
+        index, texts, audio, config.k, correction, config.null_sample_size, config.seed, config.query_batch_size, text_index
     )
     _write(layout, ranked, [text_ids[row] for row in text_rows], [audio_ids[row] for row in audio_rows])
     report.n_in = report.n_ok = len(texts)

@@ -123,8 +123,8 @@ def test_useless_vectors_are_quarantined(
 
 def test_nothing_to_embed_stops_the_stage(layout: ProjectPaths, memo: str, demo: Path, assets: Path) -> None:
     write_events(layout, {})
-    with pytest.raises(DataError, match="no picture suggests a sound"):
+    with pytest.raises(DataError, match="no image has a sound event"):
         run(EmbedConfig(cache_dir=memo), layout)
     write_catalog(layout, demo, ["dog-000"], [], assets=assets)
-    with pytest.raises(DataError, match="sound pool is empty"):
+    with pytest.raises(DataError, match="no audio after ingest"):
         run(EmbedConfig(cache_dir=memo), layout)

@@ -1,4 +1,4 @@
-"""Fixtures of the small world."""
+"""Fixtures of the small dataset."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import pytest
 
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.pair.stage import PairConfig
-from tests.pair.synthetic_tables import KINDS, World, config
+from tests.pair.synthetic_tables import KINDS, SyntheticDataset, config
 
 
 @pytest.fixture
-def empty_world(tmp_path: Path) -> World:
-    return World(ProjectPaths(tmp_path))
+def empty_dataset(tmp_path: Path) -> SyntheticDataset:
+    return SyntheticDataset(ProjectPaths(tmp_path))
 
 
 @pytest.fixture
-def world(empty_world: World) -> World:
+def dataset(empty_dataset: SyntheticDataset) -> SyntheticDataset:
     """120 pictures and 64 sounds of eight kinds, ten silent pictures, one true pair held out."""
     for seed in range(120):
-        empty_world.add_picture(KINDS[seed % 8], seed)
+        empty_dataset.add_image(KINDS[seed % 8], seed)
     for seed in range(120, 130):
-        empty_world.add_picture(None, seed)
+        empty_dataset.add_image(None, seed)
     for seed in range(64):
-        empty_world.add_sound(KINDS[seed % 8], seed)
-    empty_world.add_picture("dog", 900, holdout=True)
-    empty_world.add_sound("dog", 900, holdout=True)
-    return empty_world
+        empty_dataset.add_audio(KINDS[seed % 8], seed)
+    empty_dataset.add_image("dog", 900, holdout=True)
+    empty_dataset.add_audio("dog", 900, holdout=True)
+    return empty_dataset
 
 
 @pytest.fixture

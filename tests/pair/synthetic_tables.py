@@ -1,4 +1,4 @@
-"""A small world on disk: pictures and sounds of eight kinds, with tables as the stages before `pair` write them."""
+"""A small dataset on disk: pictures and sounds of eight kinds, with tables as the stages before `pair` write them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LICENSES = ("CC0-1.0", "MIT", "CC-BY-4.0", "GPL-2.0-or-later")
 
 
 def config(**changes: Any) -> PairConfig:
-    """The stage's defaults, adapted to a world whose null is normal and which can spare few sounds for the test."""
+    """The stage's defaults, adapted to a dataset whose null is normal and which can spare few sounds for the test."""
     return PairConfig(**{"null_quantile": 0.9, "splits": {"audio": {"test": 0.18}, "image": {"test": 0.35}}, **changes})
 
 
 @dataclass
-class World:
+class SyntheticDataset:
     """Rows that a test may change before `write`; `vectors` and `phrases` give each sound and text its place."""
 
     layout: ProjectPaths
@@ -40,7 +40,7 @@ class World:
     phrases: dict[str, np.ndarray] = field(default_factory=dict)
     payloads: dict[str, bytes] = field(default_factory=dict)
 
-    def add_picture(self, kind: str | None, seed: int, **changes: Any) -> str:
+    def add_image(self, kind: str | None, seed: int, **changes: Any) -> str:
         """A picture of a kind; None for one that suggests no sound."""
         random = np.random.default_rng([seed, 1])
         buffer = io.BytesIO()
@@ -68,7 +68,7 @@ class World:
         )
         return name
 
-    def add_sound(self, kind: str, seed: int, **changes: Any) -> str:
+    def add_audio(self, kind: str, seed: int, **changes: Any) -> str:
         """A sound of a kind: a unit vector near the kind's phrase."""
         random = np.random.default_rng([seed, 2])
         buffer = io.BytesIO()

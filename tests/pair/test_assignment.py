@@ -26,7 +26,7 @@ def edges_of(table: dict[tuple[int, int], float], pictures: int, groups: int) ->
 
 def check(edges: Edges, found: Assignment, capacity: int) -> None:
     chosen = np.flatnonzero(found.edge >= 0)
-    assert (edges.picture[found.edge[chosen]] == chosen).all()
+    assert (edges.image[found.edge[chosen]] == chosen).all()
     assert np.bincount(edges.group[found.edge[chosen]], minlength=1).max() <= capacity
     assert found.total == pytest.approx(edges.value[found.edge[chosen]].sum())
 
@@ -61,8 +61,8 @@ def test_auction_is_within_its_bound(problem: tuple[Edges, int, float], epsilon:
     edges, capacity, best = problem
     found = solve_auction(edges, capacity, epsilon)
     check(edges, found, capacity)
-    assert found.total >= best - edges.n_pictures * epsilon - 1e-9
-    assert found.gap == pytest.approx(edges.n_pictures * epsilon)
+    assert found.total >= best - edges.n_images * epsilon - 1e-9
+    assert found.gap == pytest.approx(edges.n_images * epsilon)
 
 
 def large(pictures: int, groups: int, candidates: int) -> Edges:
@@ -109,5 +109,5 @@ def test_the_table_of_places_changes_nothing(problem: tuple[Edges, int, float]) 
         return
     found = solve_auction(edges, capacity, 0.05)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assignment, "PLACES", 0)
+        patch.setattr(assignment, "MAX_SLOT_TABLE", 0)
         assert solve_auction(edges, capacity, 0.05).edge.tolist() == found.edge.tolist()

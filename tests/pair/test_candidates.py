@@ -38,31 +38,31 @@ def test_join_is_the_plain_loop(combine: str, chunk: int, span: int, monkeypatch
     monkeypatch.setattr(candidates, "CHUNK", chunk)
     monkeypatch.setattr(candidates, "KEY_SPAN", span)
     events, neighbors = make()
-    admissible = neighbors.z >= 1.5
+    admissible = neighbors.z_score >= 1.5
     value = normalize_scores(neighbors, admissible)
     found = build_candidates(events, neighbors, value, admissible, combine, 5)
     expected: dict[int, dict[int, list[tuple[float, int, int]]]] = defaultdict(lambda: defaultdict(list))
-    for event, (picture, text) in enumerate(zip(events.picture, events.text, strict=True)):
+    for event, (picture, text) in enumerate(zip(events.image, events.text, strict=True)):
         for row in range(neighbors.starts[text], neighbors.starts[text + 1]):
             if admissible[row]:
-                expected[picture][neighbors.sound[row]].append((events.weight[event] * value[row], event, row))
-    total = np.bincount(events.picture, weights=events.weight)
+                expected[picture][neighbors.audio[row]].append((events.weight[event] * value[row], event, row))
+    total = np.bincount(events.image, weights=events.weight)
     for picture, options in expected.items():
-        own = found.where(found.picture == picture)
+        own = found.where(found.image == picture)
         scores = {
             sound: max(hits)[0] if combine == "max" else sum(hit[0] for hit in hits) / total[picture]
             for sound, hits in options.items()
         }
         assert own.value.tolist() == pytest.approx(sorted(scores.values(), reverse=True)[:5])
-        for sound, score, event, row in zip(own.sound, own.value, own.event, own.row, strict=True):
+        for sound, score, event, row in zip(own.audio, own.value, own.event, own.row, strict=True):
             assert scores[sound] == pytest.approx(score)
             assert (event, row) == max(options[sound])[1:]
-    assert set(found.picture.tolist()) == set(expected)
+    assert set(found.image.tolist()) == set(expected)
 
 
 def test_nothing_admissible_gives_no_candidates() -> None:
     events, neighbors = make()
-    nobody = np.zeros(len(neighbors.z), dtype=bool)
+    nobody = np.zeros(len(neighbors.z_score), dtype=bool)
     assert len(build_candidates(events, neighbors, normalize_scores(neighbors, nobody), nobody, "max", 5)) == 0
 
 
@@ -97,7 +97,7 @@ def test_measures_of_balance() -> None:
     assert skewness(np.array([0, 0, 0, 8])) == pytest.approx(1.1547, abs=1e-4)
     assert entropy_bits(["a", "b", "c", "d"]) == 2
     assert entropy_bits([]) == 0
-    found = reuse_metrics(np.array([0, 0, 0, 1]), n_sounds=4, n_pictures=8)
+    found = reuse_metrics(np.array([0, 0, 0, 1]), n_clips=4, n_images=8)
     assert found["coverage"] == 0.5
     assert found["audio_coverage"] == 0.5
     assert found["max_reuse"] == 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_steps.pair.splits import SPLITS, hash_to_unit_interval, image_splits, sound_splits
+from pipeline_steps.pair.splits import SPLITS, audio_splits, hash_to_unit_interval, image_splits
 
 names = st.sets(st.text(alphabet="0123456789abcdef", min_size=4, max_size=8), min_size=1, max_size=40)
 
@@ -16,8 +16,8 @@ def kinds_of(groups: list[str]) -> dict[str, set[str]]:
 
 @given(names, st.text(alphabet="0123456789abcdef", min_size=9, max_size=9), st.integers(0, 5))
 def test_a_new_sound_moves_only_its_own_kind(groups: set[str], new: str, seed: int) -> None:
-    before = sound_splits(sorted(groups), kinds_of(sorted(groups)), seed, 0.3, 0.2)
-    after = sound_splits([*sorted(groups), new], kinds_of([*sorted(groups), new]), seed, 0.3, 0.2)
+    before = audio_splits(sorted(groups), kinds_of(sorted(groups)), seed, 0.3, 0.2)
+    after = audio_splits([*sorted(groups), new], kinds_of([*sorted(groups), new]), seed, 0.3, 0.2)
     for group in groups:
         assert before[group] == after[group] or {*group[:2]} & {*new[:2]}
 
@@ -25,14 +25,14 @@ def test_a_new_sound_moves_only_its_own_kind(groups: set[str], new: str, seed: i
 @given(names, st.integers(0, 5))
 def test_held_out_sounds_share_a_kind_with_training(groups: set[str], seed: int) -> None:
     kinds = kinds_of(sorted(groups))
-    splits = sound_splits(sorted(groups), kinds, seed, 0.3, 0.2)
+    splits = audio_splits(sorted(groups), kinds, seed, 0.3, 0.2)
     assert set(splits) == groups
     heard = set().union(*(kinds[group] for group, split in splits.items() if split == "train"))
     assert all(kinds[group] & heard for group, split in splits.items() if split != "train")
 
 
 def test_a_sound_of_no_known_kind_trains() -> None:
-    assert set(sound_splits([f"g{i}" for i in range(50)], {}, 0, 0.3, 0.2).values()) == {"train"}
+    assert set(audio_splits([f"g{i}" for i in range(50)], {}, 0, 0.3, 0.2).values()) == {"train"}
 
 
 groups_of_pictures = st.dictionaries(
@@ -57,7 +57,7 @@ def test_a_picture_goes_where_a_good_sound_is(best: dict[str, dict[str, float]])
 
 def test_shares_are_met() -> None:
     groups = [f"{i:08x}" for i in range(4000)]
-    splits = sound_splits(groups, {group: {"all"} for group in groups}, 3, 0.2, 0.1)
+    splits = audio_splits(groups, {group: {"all"} for group in groups}, 3, 0.2, 0.1)
     shares = {split: sum(found == split for found in splits.values()) / len(groups) for split in SPLITS}
     assert abs(shares["test"] - 0.2) < 0.02
     assert abs(shares["val"] - 0.1) < 0.02

@@ -1,4 +1,4 @@
-"""The stage on a small world: balance, caps, splits without a leak, abstentions with a reason, same bytes again."""
+"""The stage on a small dataset: balance, caps, splits without a leak, abstentions with a reason, same bytes again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline_steps.core.schemas import ABSTAINED, PAIRS
 from pipeline_steps.core.tables import read_table
 from pipeline_steps.pair.split_leakage import find_leaks
 from pipeline_steps.pair.stage import PairConfig, run
-from tests.pair.synthetic_tables import KINDS, World
+from tests.pair.synthetic_tables import KINDS, SyntheticDataset
 
 Settings = Callable[..., PairConfig]
 
@@ -34,23 +34,23 @@ def reasons(layout: ProjectPaths) -> Counter[str]:
     return Counter(read_table(layout.pairs / "abstained.parquet", ABSTAINED)["code"].to_pylist())
 
 
-def kind_of(world: World) -> dict[str, str]:
-    kinds = {row["image_id"]: row["sound_source"] for row in world.events}
-    return kinds | {row["audio_id"]: KINDS[int(row["path"][7:-5]) % 8] for row in world.audio}
+def kind_of(dataset: SyntheticDataset) -> dict[str, str]:
+    kinds = {row["image_id"]: row["sound_source"] for row in dataset.events}
+    return kinds | {row["audio_id"]: KINDS[int(row["path"][7:-5]) % 8] for row in dataset.audio}
 
 
-def test_a_world_is_paired(world: World, settings: Settings) -> None:
-    layout = world.write()
+def test_a_world_is_paired(dataset: SyntheticDataset, settings: Settings) -> None:
+    layout = dataset.write()
     report = run(settings(max_reuse=3), layout)
     report.check_balance()
     assert (report.n_in, report.n_abstained, report.n_quarantined) == (130, report.n_in - report.n_ok, 0)
     pairs = pairs_of(layout)
-    kinds = kind_of(world)
+    kinds = kind_of(dataset)
     hits = sum(kinds[pair["image_id"]] == kinds[pair["tracks"][0]["audio_id"]] for pair in pairs)
     assert hits >= 0.95 * len(pairs) > 90
     assert max(Counter(pair["audio_group"] for pair in pairs).values()) <= 3
-    held_out = {row["image_id"] for row in world.images if row["holdout"]} | {
-        r["audio_id"] for r in world.audio if r["holdout"]
+    held_out = {row["image_id"] for row in dataset.images if row["holdout"]} | {
+        r["audio_id"] for r in dataset.audio if r["holdout"]
     }
     assert not held_out & {name for pair in pairs for name in (pair["image_id"], pair["tracks"][0]["audio_id"])}
     assert {pair["split"] for pair in pairs} == {"train", "val", "test"}
@@ -61,12 +61,12 @@ def test_a_world_is_paired(world: World, settings: Settings) -> None:
     assert all(pair["tracks"][0]["phrase"] == f"sound of a {kinds[pair['image_id']]}" for pair in pairs)
 
 
-def test_no_group_is_in_two_splits(world: World, settings: Settings) -> None:
-    for row in world.images[:60]:
+def test_no_group_is_in_two_splits(dataset: SyntheticDataset, settings: Settings) -> None:
+    for row in dataset.images[:60]:
         row["group_id"] = f"{int(row['path'][7:-4]) % 16:032x}"
-    for row in world.audio[:32]:
+    for row in dataset.audio[:32]:
         row["group_id"] = f"{int(row['path'][7:-5]) % 16:032x}"
-    layout = world.write()
+    layout = dataset.write()
     run(settings(), layout)
     for name in ("image_group", "audio_group"):
         sides: dict[str, set[str]] = {}
@@ -75,46 +75,46 @@ def test_no_group_is_in_two_splits(world: World, settings: Settings) -> None:
         assert all(len(found) == 1 for found in sides.values())
 
 
-def test_the_cap_counts_near_duplicate_sounds_as_one(world: World, settings: Settings) -> None:
-    first = next(row["audio_id"] for row in world.audio)
-    for row in world.audio:
+def test_the_cap_counts_near_duplicate_sounds_as_one(dataset: SyntheticDataset, settings: Settings) -> None:
+    first = next(row["audio_id"] for row in dataset.audio)
+    for row in dataset.audio:
         if row["path"][7:-5].isdigit() and int(row["path"][7:-5]) % 8 == 0 and not row["holdout"]:
-            world.vectors[row["audio_id"]] = world.vectors[first]
-    layout = world.write()
+            dataset.vectors[row["audio_id"]] = dataset.vectors[first]
+    layout = dataset.write()
     run(settings(max_reuse=3), layout)
     dogs = [pair for pair in pairs_of(layout) if pair["tracks"][0]["phrase"] == "sound of a dog"]
     assert len({pair["audio_group"] for pair in dogs}) == 1
     assert len(dogs) == 3
-    pictures = {row["image_id"] for row in world.events if row["sound_source"] == "dog"} - {pair["image_id"] for pair in dogs}
+    pictures = {row["image_id"] for row in dataset.events if row["sound_source"] == "dog"} - {pair["image_id"] for pair in dogs}
     abstained = read_table(layout.pairs / "abstained.parquet", ABSTAINED).to_pylist()
     assert {row["code"] for row in abstained if row["image_id"] in pictures} == {"CAPACITY"}
 
 
-def test_what_is_near_the_gold_pairs_stays_out(world: World, settings: Settings) -> None:
-    gold_image = next(row for row in world.images if row["holdout"])
-    gold_sound = next(row for row in world.audio if row["holdout"])
-    world.images[0]["group_id"] = gold_image["group_id"]
-    world.audio[0]["group_id"] = gold_sound["group_id"]
-    world.vectors[world.audio[8]["audio_id"]] = world.vectors[gold_sound["audio_id"]]
-    layout = world.write()
+def test_what_is_near_the_gold_pairs_stays_out(dataset: SyntheticDataset, settings: Settings) -> None:
+    gold_image = next(row for row in dataset.images if row["holdout"])
+    gold_sound = next(row for row in dataset.audio if row["holdout"])
+    dataset.images[0]["group_id"] = gold_image["group_id"]
+    dataset.audio[0]["group_id"] = gold_sound["group_id"]
+    dataset.vectors[dataset.audio[8]["audio_id"]] = dataset.vectors[gold_sound["audio_id"]]
+    layout = dataset.write()
     report = run(settings(), layout)
     pairs = pairs_of(layout)
-    assert world.images[0]["image_id"] not in {pair["image_id"] for pair in pairs}
+    assert dataset.images[0]["image_id"] not in {pair["image_id"] for pair in pairs}
     used = {pair["tracks"][0]["audio_id"] for pair in pairs}
-    assert not used & {world.audio[0]["audio_id"], world.audio[8]["audio_id"]}
+    assert not used & {dataset.audio[0]["audio_id"], dataset.audio[8]["audio_id"]}
     assert reasons(layout)["HOLDOUT_GROUP"] == 1
     assert report.metrics["sounds_excluded"] == {"HOLDOUT_GROUP": 2}
 
 
 @pytest.mark.fault
-def test_c8_a_planted_leak_stops_the_stage(world: World, settings: Settings) -> None:
+def test_c8_a_planted_leak_stops_the_stage(dataset: SyntheticDataset, settings: Settings) -> None:
     """Two copies of one picture whose groups the table calls different end on two sides: the check sees the pictures."""
-    layout = world.write()
+    layout = dataset.write()
     run(settings(), layout)
     by_split = {pair["split"]: pair["image_id"] for pair in pairs_of(layout)}
-    rows = {row["image_id"]: row for row in world.images}
+    rows = {row["image_id"]: row for row in dataset.images}
     rows[by_split["test"]]["phash"] = f"{int(rows[by_split['train']]['phash'], 16) ^ 0b101:016x}"
-    world.write()
+    dataset.write()
     with pytest.raises(DataError, match="near-duplicate picture") as caught:
         run(settings(), layout)
     assert caught.value.exit_code == 3
@@ -123,14 +123,16 @@ def test_c8_a_planted_leak_stops_the_stage(world: World, settings: Settings) -> 
 
 
 @pytest.mark.fault
-def test_a_copy_of_a_gold_picture_stops_the_stage_whatever_the_groups_say(world: World, settings: Settings) -> None:
-    gold = next(row for row in world.images if row["holdout"])
-    layout = world.write()
+def test_a_copy_of_a_gold_picture_stops_the_stage_whatever_the_groups_say(
+    dataset: SyntheticDataset, settings: Settings
+) -> None:
+    gold = next(row for row in dataset.images if row["holdout"])
+    layout = dataset.write()
     run(settings(), layout)
     paired = pairs_of(layout)[0]["image_id"]
-    row = next(row for row in world.images if row["image_id"] == paired)
+    row = next(row for row in dataset.images if row["image_id"] == paired)
     row["phash"] = f"{int(gold['phash'], 16) ^ 0b101:016x}"  # ingest did not group: metadata, phash_distance: -1
-    world.write()
+    dataset.write()
     with pytest.raises(DataError, match="near-duplicate picture") as caught:
         run(settings(), layout)
     assert {paired, gold["image_id"]} == {name for name in (paired, gold["image_id"]) if name in caught.value.reason}
@@ -150,12 +152,12 @@ def test_held_out_items_are_a_side_of_their_own(phash: int, flips: int, split: s
     assert find_leaks([pair], hashes, vectors, {"a"}, 4, 0.995).counts() == {name: int(name == "holdout") for name in counts}
 
 
-def test_e13_a_new_picture_moves_nobody_to_another_split(world: World, settings: Settings) -> None:
-    layout = world.write()
+def test_e13_a_new_picture_moves_nobody_to_another_split(dataset: SyntheticDataset, settings: Settings) -> None:
+    layout = dataset.write()
     run(settings(), layout)
     before = {pair["image_id"]: pair for pair in pairs_of(layout)}
-    new = world.add_picture("train", 5000)
-    world.write()
+    new = dataset.add_image("train", 5000)
+    dataset.write()
     run(settings(), layout)
     after = {pair["image_id"]: pair for pair in pairs_of(layout)}
     assert new in after
@@ -165,11 +167,11 @@ def test_e13_a_new_picture_moves_nobody_to_another_split(world: World, settings:
             assert before[name] == after[name]
 
 
-def test_pictures_below_the_null_abstain_with_their_number(world: World, settings: Settings) -> None:
-    name = world.add_picture("ghost", 7000)
+def test_pictures_below_the_null_abstain_with_their_number(dataset: SyntheticDataset, settings: Settings) -> None:
+    name = dataset.add_image("ghost", 7000)
     phrase = "sound of a ghost"
-    world.phrases[phrase] = -world.phrases["sound of a dog"]  # unlike dogs, and no nearer to one sound than to another
-    layout = world.write()
+    dataset.phrases[phrase] = -dataset.phrases["sound of a dog"]  # unlike dogs, and no nearer to one sound than to another
+    layout = dataset.write()
     run(settings(null_quantile=0.95), layout)
     row = next(r for r in read_table(layout.pairs / "abstained.parquet", ABSTAINED).to_pylist() if r["image_id"] == name)
     assert (row["code"], row["stage"]) == ("BELOW_NULL", "pair")
@@ -177,32 +179,32 @@ def test_pictures_below_the_null_abstain_with_their_number(world: World, setting
     assert f"{row['score']:.3f}" in row["reason"]
 
 
-def test_licenses_may_be_restricted(world: World, settings: Settings) -> None:
-    world.images[0]["license"] = None
-    world.images[1]["license"] = "CC-BY-ND-4.0"
-    layout = world.write()
+def test_licenses_may_be_restricted(dataset: SyntheticDataset, settings: Settings) -> None:
+    dataset.images[0]["license"] = None
+    dataset.images[1]["license"] = "CC-BY-ND-4.0"
+    layout = dataset.write()
     run(settings(license_policy="no-copyleft"), layout)
     assert {pair["license"] for pair in pairs_of(layout)} == {"CC0-1.0", "MIT", "CC-BY-4.0"}
     run(settings(license_policy="publishable"), layout)
     names = {pair["image_id"] for pair in pairs_of(layout)}
-    assert not names & {world.images[0]["image_id"], world.images[1]["image_id"]}
+    assert not names & {dataset.images[0]["image_id"], dataset.images[1]["image_id"]}
     assert reasons(layout)["LICENSE"] == 2
     run(settings(), layout)
     unknown = [pair for pair in pairs_of(layout) if pair["license"] is None]
-    assert [pair["image_id"] for pair in unknown] == [world.images[0]["image_id"]]
+    assert [pair["image_id"] for pair in unknown] == [dataset.images[0]["image_id"]]
 
 
-def test_gain_brings_a_sound_to_the_target_within_its_bound(world: World, settings: Settings) -> None:
-    layout = world.write()
+def test_gain_brings_a_sound_to_the_target_within_its_bound(dataset: SyntheticDataset, settings: Settings) -> None:
+    layout = dataset.write()
     run(settings(target_lufs=-18.0, max_gain_db=5.0), layout)
-    loudness = {row["audio_id"]: row["lufs"] for row in world.audio}
+    loudness = {row["audio_id"]: row["lufs"] for row in dataset.audio}
     gains = {track["audio_id"]: track["gain_db"] for pair in pairs_of(layout) for track in pair["tracks"]}
     assert all(gain == pytest.approx(min(5.0, -18.0 - loudness[name])) for name, gain in gains.items())
     assert max(gains.values()) == 5.0
 
 
-def test_same_inputs_same_bytes(world: World, settings: Settings, tmp_path: Path) -> None:
-    layout = world.write()
+def test_same_inputs_same_bytes(dataset: SyntheticDataset, settings: Settings, tmp_path: Path) -> None:
+    layout = dataset.write()
     run(settings(), layout)
     first = {path.name: path.read_bytes() for path in sorted(layout.pairs.iterdir())}
     for path in layout.pairs.iterdir():
@@ -214,39 +216,41 @@ def test_same_inputs_same_bytes(world: World, settings: Settings, tmp_path: Path
 
 
 @pytest.mark.fault
-def test_c9_all_abstained_is_an_error_that_says_why(empty_world: World, settings: Settings) -> None:
-    empty_world.add_picture(None, 1)
-    empty_world.add_sound("dog", 1)
-    empty_world.add_sound("bell", 2)
-    with pytest.raises(DataError, match=r"no pair was made: 1 pictures, \{'NO_SOUND': 1\}"):
-        run(settings(), empty_world.write())
+def test_c9_all_abstained_is_an_error_that_says_why(empty_dataset: SyntheticDataset, settings: Settings) -> None:
+    empty_dataset.add_image(None, 1)
+    empty_dataset.add_audio("dog", 1)
+    empty_dataset.add_audio("bell", 2)
+    with pytest.raises(DataError, match=r"no pair was made: 1 images, \{'NO_SOUND': 1\}"):
+        run(settings(), empty_dataset.write())
 
 
 @pytest.mark.fault
-def test_c10_one_picture_and_one_sound(empty_world: World, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
-    empty_world.add_picture("dog", 1)
-    empty_world.add_sound("dog", 1)
-    layout = empty_world.write()
+def test_c10_one_picture_and_one_sound(
+    empty_dataset: SyntheticDataset, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty_dataset.add_image("dog", 1)
+    empty_dataset.add_audio("dog", 1)
+    layout = empty_dataset.write()
     report = run(settings(), layout)
     assert report.n_ok == 1
     assert report.metrics["empty_splits"] == ["val", "test"]
     assert "too small for all splits: no pair in val, test" in caplog.text
 
 
-def test_all_held_out_or_lost_pictures_are_errors(empty_world: World, settings: Settings) -> None:
-    empty_world.add_picture("dog", 1, holdout=True)
-    empty_world.add_sound("dog", 1)
-    with pytest.raises(DataError, match="no picture may be paired"):
-        run(settings(), empty_world.write())
-    empty_world.add_picture("dog", 2)
-    lost = empty_world.events.pop()["image_id"]
+def test_all_held_out_or_lost_pictures_are_errors(empty_dataset: SyntheticDataset, settings: Settings) -> None:
+    empty_dataset.add_image("dog", 1, holdout=True)
+    empty_dataset.add_audio("dog", 1)
+    with pytest.raises(DataError, match="no image may be paired"):
+        run(settings(), empty_dataset.write())
+    empty_dataset.add_image("dog", 2)
+    lost = empty_dataset.events.pop()["image_id"]
     with pytest.raises(DataError, match=f"first: {lost}"):
-        run(settings(), empty_world.write())
+        run(settings(), empty_dataset.write())
 
 
-def test_quarantined_captions_stay_in_the_balance(world: World, settings: Settings) -> None:
-    row = world.abstained.pop()
-    world.quarantined.append(
+def test_quarantined_captions_stay_in_the_balance(dataset: SyntheticDataset, settings: Settings) -> None:
+    row = dataset.abstained.pop()
+    dataset.quarantined.append(
         {
             "item_id": row["image_id"],
             "kind": "image",
@@ -260,20 +264,20 @@ def test_quarantined_captions_stay_in_the_balance(world: World, settings: Settin
             "retryable": True,
         }
     )
-    report = run(settings(), world.write())
+    report = run(settings(), dataset.write())
     report.check_balance()
     assert report.n_quarantined == 1
 
 
-def test_embeddings_that_do_not_fit_their_ids(world: World, settings: Settings) -> None:
-    layout = world.write()
+def test_embeddings_that_do_not_fit_their_ids(dataset: SyntheticDataset, settings: Settings) -> None:
+    layout = dataset.write()
     (layout.embeddings / "audio.npy").write_bytes((layout.embeddings / "text.npy").read_bytes())
     with pytest.raises(DataError, match=r"audio\.npy is float32 \(8, 32\), its id table has 65 rows"):
         run(settings(), layout)
 
 
-def test_croissant_validates_and_reads(world: World, settings: Settings) -> None:
-    layout = world.write()
+def test_croissant_validates_and_reads(dataset: SyntheticDataset, settings: Settings) -> None:
+    layout = dataset.write()
     run(settings(), layout)
     tool = Path(sys.executable).with_name("mlcroissant")
     done = subprocess.run(
@@ -288,11 +292,11 @@ def test_croissant_validates_and_reads(world: World, settings: Settings) -> None
 
 
 @pytest.mark.fault
-def test_i8_i9_the_card_shows_hostile_text_and_does_not_obey_it(world: World, settings: Settings) -> None:
+def test_i8_i9_the_card_shows_hostile_text_and_does_not_obey_it(dataset: SyntheticDataset, settings: Settings) -> None:
     evil = "![x](http://evil.example/a.png) | <script>alert(1)</script> {{ 7*7 }}\n# heading"
-    world.events[0] |= {"phrase": evil}
-    world.images[2]["license"] = "CC0-1.0<img src=x onerror=alert(1)>"
-    layout = world.write()
+    dataset.events[0] |= {"phrase": evil}
+    dataset.images[2]["license"] = "CC0-1.0<img src=x onerror=alert(1)>"
+    layout = dataset.write()
     run(settings(), layout)
     card = (layout.pairs / "README.md").read_text(encoding="utf-8")
     assert "{{ 7*7 }}".replace("{", "\\{").replace("}", "\\}").replace("*", "\\*") in card

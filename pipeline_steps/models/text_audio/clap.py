@@ -339,8 +339,7 @@ class ClapEncoder(HubModel, TextAudioEncoder):
             parts = map_threads(forward, [full[at : at + size] for at in range(0, len(full), size)], threads)
         except torch.OutOfMemoryError as error:
             raise ResourceError(
-                f"{KEY}.device: GPU memory is too small for {size} items of {self.model}",
-                "free memory, or set it to cpu",
+                f"{KEY}.device: GPU memory is too small for {size} items of {self.model}", "free memory, or set it to cpu"
             ) from error
         return np.asarray(torch.cat(parts)[: len(rows)].float().cpu().numpy())
 

@@ -1,4 +1,4 @@
-"""The data-set card and the Croissant description of the pairs: what is in them, how they were made, what they do not show."""
+"""Data set card and Croissant 1.0 description of the pairs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEMPLATE = "dataset_card.md.jinja"
 
 
 def license_table(licenses: Sequence[str | None]) -> list[dict[str, Any]]:
-    """One row for each license among `licenses`, strictest last: how often, its obligations, whether it may be shared."""
+    """One row per license, strictest last: count, obligations, whether changed copies may be shared."""
     rows = []
     for name, count in Counter(licenses).items():
         found = terms(name)
@@ -38,7 +38,7 @@ def license_table(licenses: Sequence[str | None]) -> list[dict[str, Any]]:
 
 
 def split_table(pairs: Sequence[Row]) -> list[dict[str, Any]]:
-    """Counts of pairs, pictures, sounds and groups of each split."""
+    """Numbers of pairs, images, clips and groups of each split."""
     table = []
     for split in SPLITS:
         own = [pair for pair in pairs if pair["split"] == split]
@@ -46,17 +46,17 @@ def split_table(pairs: Sequence[Row]) -> list[dict[str, Any]]:
             {
                 "split": split,
                 "pairs": len(own),
-                "pictures": len({pair["image_id"] for pair in own}),
-                "sounds": len({track["audio_id"] for pair in own for track in pair["tracks"]}),
-                "picture_groups": len({pair["image_group"] for pair in own}),
-                "sound_groups": len({pair["audio_group"] for pair in own}),
+                "images": len({pair["image_id"] for pair in own}),
+                "clips": len({track["audio_id"] for pair in own for track in pair["tracks"]}),
+                "image_groups": len({pair["image_group"] for pair in own}),
+                "audio_groups": len({pair["audio_group"] for pair in own}),
             }
         )
     return table
 
 
 def render_card(pairs: Sequence[Row], stats: Mapping[str, Any], parameters: Mapping[str, Any], title: str) -> str:
-    """The card as Markdown. Whatever comes from the data passes `escape_markdown`, so it cannot act as markup."""
+    """Card as Markdown. Values from the data are escaped, so they cannot act as markup."""
     environment = Environment(
         loader=PackageLoader("pipeline_steps.pair.release", "."),
         undefined=StrictUndefined,
@@ -67,7 +67,7 @@ def render_card(pairs: Sequence[Row], stats: Mapping[str, Any], parameters: Mapp
         finalize=escape_markdown,
     )
     phrases = Counter(track["phrase"] for pair in pairs for track in pair["tracks"])
-    unshared = sum(not combine_all((pair["image_license"], pair["audio_license"])).publishable for pair in pairs)
+    unpublishable = sum(not combine_all((pair["image_license"], pair["audio_license"])).publishable for pair in pairs)
     return environment.get_template(TEMPLATE).render(
         title=title,
         n=len(pairs),
@@ -75,7 +75,7 @@ def render_card(pairs: Sequence[Row], stats: Mapping[str, Any], parameters: Mapp
         licenses=license_table([pair["license"] for pair in pairs]),
         image_licenses=license_table([pair["image_license"] for pair in pairs]),
         audio_licenses=license_table([pair["audio_license"] for pair in pairs]),
-        unshared=unshared,
+        unpublishable=unpublishable,
         phrases=sorted(phrases.items(), key=lambda item: (-item[1], item[0]))[:20],
         n_phrases=len(phrases),
         stats=stats,
@@ -83,65 +83,44 @@ def render_card(pairs: Sequence[Row], stats: Mapping[str, Any], parameters: Mapp
     )
 
 
+_CROISSANT_TERMS = (
+    "citeAs", "column", "equivalentProperty", "extract", "field", "fileProperty", "fileObject", "fileSet", "format", "includes",
+    "isLiveDataset", "jsonPath", "key", "md5", "parentField", "path", "recordSet", "references", "regex", "repeated", "replace",
+    "samplingRate", "separator", "source", "subField", "transform",
+)  # fmt: skip
+
 _CONTEXT: dict[str, Any] = {
     "@language": "en",
     "@vocab": "https://schema.org/",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
     "conformsTo": "dct:conformsTo",
     "cr": "http://mlcommons.org/croissant/",
     "rai": "http://mlcommons.org/croissant/RAI/",
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
-    "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileProperty": "cr:fileProperty",
-    "fileObject": "cr:fileObject",
-    "fileSet": "cr:fileSet",
-    "format": "cr:format",
-    "includes": "cr:includes",
-    "isLiveDataset": "cr:isLiveDataset",
-    "jsonPath": "cr:jsonPath",
-    "key": "cr:key",
-    "md5": "cr:md5",
-    "parentField": "cr:parentField",
-    "path": "cr:path",
-    "recordSet": "cr:recordSet",
-    "references": "cr:references",
-    "regex": "cr:regex",
-    "repeated": "cr:repeated",
-    "replace": "cr:replace",
-    "samplingRate": "cr:samplingRate",
     "sc": "https://schema.org/",
-    "separator": "cr:separator",
-    "source": "cr:source",
-    "subField": "cr:subField",
-    "transform": "cr:transform",
+    **{name: f"cr:{name}" for name in _CROISSANT_TERMS},
 }
 
 _FIELDS = (
-    ("pair_id", "sc:Text", "hash of the picture's and the sound's id"),
-    ("image_id", "sc:Text", "hash of the picture's bytes"),
-    ("score", "sc:Float", "similarity of the event's text and the sound, damped against hubs"),
-    ("z_score", "sc:Float", "the undamped score in standard deviations above random sounds"),
-    ("license", "sc:Text", "the stricter of both licenses, SPDX; empty if one is unknown"),
-    ("image_license", "sc:Text", "license of the picture, SPDX"),
-    ("audio_license", "sc:Text", "license of the sound, SPDX"),
-    ("image_group", "sc:Text", "near-duplicate group of the picture"),
-    ("audio_group", "sc:Text", "near-duplicate group of the sound"),
+    ("pair_id", "sc:Text", "hash of the image's and the clip's id"),
+    ("image_id", "sc:Text", "hash of the image's bytes"),
+    ("score", "sc:Float", "hubness-corrected similarity of the event's text and the clip"),
+    ("z_score", "sc:Float", "uncorrected score in standard deviations above random clips"),
+    ("license", "sc:Text", "stricter one of both licenses, SPDX; empty if one is unknown"),
+    ("image_license", "sc:Text", "license of the image, SPDX"),
+    ("audio_license", "sc:Text", "license of the clip, SPDX"),
+    ("image_group", "sc:Text", "near-duplicate group of the image"),
+    ("audio_group", "sc:Text", "near-duplicate group of the clip"),
     ("split", "sc:Text", "train, val or test"),
 )
 
-_LICENSE_PAGE = {
-    PUBLIC_DOMAIN: "https://creativecommons.org/publicdomain/mark/1.0/",
-}
+_LICENSE_PAGE = {PUBLIC_DOMAIN: "https://creativecommons.org/publicdomain/mark/1.0/"}
 
 
 def license_url(license: str) -> str:
-    """Page of the SPDX list about a license; the identifier itself if it has none there."""
+    """URL of a license on the SPDX list; the identifier itself if it is not on the list."""
     if license in _LICENSE_PAGE:
         return _LICENSE_PAGE[license]
     plain = re.fullmatch(r"[A-Za-z0-9.+-]+", license) and not license.startswith("LicenseRef-")
@@ -154,8 +133,8 @@ def croissant(
     """Croissant 1.0 description (https://docs.mlcommons.org/croissant/docs/croissant-spec.html).
 
     Args:
-        files: `{"name", "format", "sha256"}` of each file beside the description; the one called `pairs.parquet` is the
-            source of the record set.
+        files: `{"name", "format", "sha256"}` of each file beside the description; `pairs.parquet` is the source of the
+            record set.
     """
     licenses = sorted({str(pair[key]) for pair in pairs for key in ("image_license", "audio_license") if pair[key]})
     return {
@@ -168,9 +147,9 @@ def croissant(
         "url": "README.md",
         "license": [license_url(license) for license in licenses] or ["unknown"],
         "isLiveDataset": False,
-        "rai:dataCollection": "Pictures and sounds from unrelated pools, matched by machine; no person checked the pairs.",
-        "rai:dataLimitations": "A pair says that a model found the sound plausible for the picture, not that they were "
-        "recorded together. Do not use it as ground truth about what objects sound like.",
+        "rai:dataCollection": "Images and audio from unrelated collections, paired automatically; the pairs were not reviewed.",
+        "rai:dataLimitations": "A pair means that a model found the clip plausible for the image, not that they were "
+        "recorded together. Do not use it as ground truth about the sound of objects.",
         "distribution": [
             {
                 "@type": "cr:FileObject",
@@ -187,7 +166,7 @@ def croissant(
                 "@type": "cr:RecordSet",
                 "@id": "pairs",
                 "name": "pairs",
-                "description": "One row a pair; the column `tracks` (audio_id, sound, gain_db) is in the file.",
+                "description": "One row per pair; the column `tracks` (audio_id, phrase, gain_db) is in the file only.",
                 "key": {"@id": "pairs/pair_id"},
                 "field": [
                     {

@@ -1,7 +1,4 @@
-"""`sonify export --webdataset DIR`: a set that can be published and that the `webdataset` package reads.
-
-Beside `step.py` the only file of this package that touches the disk: it runs on demand, long after the stage.
-"""
+"""Export of the pairs as a publishable WebDataset (`sonify export --webdataset DIR`). Runs on demand, not in the stage."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """What was written: pairs by split, pairs left out by code, shard names, licenses without a text beside the set."""
+    """Result of an export: pairs by split, excluded pairs by code, shard names, licenses whose text is missing."""
 
     pairs: dict[str, int]
     left_out: dict[str, int]
@@ -41,7 +38,7 @@ class ExportResult:
     missing_texts: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain form for `--json`."""
+        """Dictionary for `--json`."""
         return {
             "pairs": self.pairs,
             "left_out": self.left_out,
@@ -57,31 +54,32 @@ def export_webdataset(
     license_texts: Path | None = None,
     pairs_per_shard: int = 1000,
 ) -> ExportResult:
-    """Write the finished pairs as tar shards (`<split>-<number>.tar`: `.png`, `.flac`, `.json` a pair) with all papers.
+    """Write the pairs as tar shards (`<split>-<number>.tar`; `.png`, `.flac` and `.json` per pair) with documentation.
 
-    Beside the shards: `index.parquet` (sha256 of every member), `pairs.parquet`, `README.md`, `croissant.json`,
-    `LICENSES.csv` (whom to name for each work), `LICENSES/<id>.txt`, `left_out.csv`. Pairs with a work whose license is
-    unknown or forbids sharing are left out, counted and listed. The same inputs give the same bytes.
+    Beside the shards: `index.parquet` (sha256 of every member), `pairs.parquet`, `README.md`, `croissant.json`, `LICENSES.csv`
+    (attribution of each work), `LICENSES/<id>.txt`, `left_out.csv`. Pairs with a work whose license is unknown or forbids
+    sharing changed copies are excluded, counted and listed. The same inputs give the same bytes.
 
     Args:
-        licenses: SPDX ids to restrict the set to; None for every license that allows sharing.
-        license_texts: folder with `<id>.txt`; by default the one of the demo data.
+        licenses: SPDX ids that are included; None for every license that allows sharing.
+        license_texts: folder with `<id>.txt`; default: that of the demo data.
 
     Raises:
-        ConfigError: the folder is not empty, or a license asked for is not one that may be shared.
-        DataError: no pair is left; IntegrityError: a payload does not match its hash.
+        ConfigError: the folder is not empty, or a license in `licenses` does not allow sharing.
+        DataError: no pair is left.
+        IntegrityError: a payload does not match its hash.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is not an empty folder", "choose a new one: an export never mixes with what is there")
+        raise ConfigError(f"{folder} is not an empty folder", "choose a new folder")
     closed = sorted(name for name in licenses or () if not terms(name).publishable)
     if closed:
         raise ConfigError(
-            f"license {closed[0]!r} is not known to allow sharing", "name SPDX ids such as CC0-1.0, CC-BY-4.0, MIT"
+            f"license {closed[0]!r} does not allow sharing or is unknown", "name SPDX ids such as CC0-1.0, CC-BY-4.0, MIT"
         )
     table = read_table(layout.pairs / "pairs.parquet", PAIRS)
     selection = select(table.to_pylist(), licenses)
     if not selection.pairs:
-        raise DataError(f"no pair may be shared: left out {selection.counts()}", "see the license column of the metadata table")
+        raise DataError(f"no pair may be shared: excluded {selection.counts()}", "see the license column of the metadata table")
     images = {row["image_id"]: row for row in read_table(layout.catalog / "images.parquet", IMAGES).to_pylist()}
     audio = {row["audio_id"]: row for row in read_table(layout.catalog / "audio.parquet", AUDIO).to_pylist()}
     stats = json.loads((layout.pairs / "stats.json").read_text(encoding="utf-8"))
@@ -108,7 +106,7 @@ def export_webdataset(
 def _write_shard(
     target: Path, split: str, pairs: Sequence[Row], media: MediaShardReader, images: Mapping[str, Row], audio: Mapping[str, Row]
 ) -> list[dict[str, Any]]:
-    """Write one tar; the members of a sample are adjacent, headers carry no time or owner. Returns index rows."""
+    """Write one tar and return its index rows. Members of a sample are adjacent; headers have no time and no owner."""
     rows: list[dict[str, Any]] = []
     with atomic_path(target) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for pair in pairs:
@@ -143,23 +141,23 @@ def _members(
 
 
 def _png(payload: bytes) -> bytes:
-    """A stored picture as PNG: as it is if it is one, else (WebP) re-encoded."""
+    """Stored image as PNG; a WebP image is encoded again."""
     if payload.startswith(b"\x89PNG\r\n\x1a\n"):
         return payload
     from PIL import Image
 
     buffer = io.BytesIO()
-    with Image.open(io.BytesIO(payload), formats=("WEBP",)) as picture:
-        picture.convert("RGB").save(buffer, "PNG", optimize=False)
+    with Image.open(io.BytesIO(payload), formats=("WEBP",)) as image:
+        image.convert("RGB").save(buffer, "PNG", optimize=False)
     return buffer.getvalue()
 
 
 def _copy_texts(folder: Path, pairs: Sequence[Row], texts: Path) -> list[str]:
-    """Copy the text of every license used; returns the identifiers for which there is none."""
+    """Copy the text of every license used; return the identifiers without a text."""
     used = sorted({str(pair[key]) for pair in pairs for key in ("image_license", "audio_license")})
     missing: list[str] = []
     for name in used:
-        # A license string comes from the metadata table: only what looks like an identifier may become a file name.
+        # A license string comes from the metadata table: only an identifier may become a file name.
         safe = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,80}", name) is not None
         source = texts / f"{name}.txt"
         if safe and source.is_file() and not source.is_symlink():
@@ -178,5 +176,7 @@ def _describe(
     kinds = {"pairs.parquet": "application/x-parquet", "index.parquet": "application/x-parquet", "LICENSES.csv": "text/csv"}
     kinds.update(dict.fromkeys(shards, "application/x-tar"))
     files = [{"name": name, "format": kind, "sha256": sha256_file(folder / name)} for name, kind in sorted(kinds.items())]
-    description = f"{len(pairs)} pictures, each paired by machine with a sound from an unrelated pool, in WebDataset shards."
+    description = (
+        f"{len(pairs)} images, each paired automatically with a clip of an unrelated collection, as WebDataset."
+    )
     write_json(folder / "croissant.json", croissant(pairs, files, "seeing_sound_pairs", description, __version__))

@@ -1,7 +1,7 @@
-"""What a license asks for, and what a pair of two licensed works asks for: the stricter of both, with all obligations.
+"""Terms of licenses, and of pairs of licensed works: the stricter license, with the obligations of both.
 
-A pair is a collection of two separate works, so both licenses go on holding for their own work; the pair's `license` is the
-stricter one by `strictness`, and `obligations` is the union. This is bookkeeping for sharing a data set, not legal advice.
+A pair is a collection of two separate works, each under its own license. The `license` of a pair is the stricter one by
+`strictness`, and its `obligations` are the union. This is bookkeeping for sharing a data set, not legal advice.
 Identifiers are those of the SPDX license list (https://spdx.org/licenses/), expressions those of SPDX 2.3 annex D.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 from pipeline_steps.core.schemas import PUBLIC_DOMAIN
 
@@ -20,7 +20,7 @@ CLOSED_STRICTNESS = 90
 
 @dataclass(frozen=True, slots=True)
 class LicenseTerms:
-    """The terms of one license or of a combination. Higher `strictness` asks for more (order of families, see `_FAMILIES`)."""
+    """Terms of one license or of a combination; `strictness` orders the families in `_FAMILIES`."""
 
     strictness: int
     obligations: frozenset[str] = frozenset()
@@ -34,7 +34,7 @@ class LicenseTerms:
 
     @property
     def publishable(self) -> bool:
-        """May a normalised (resized, resampled) copy be given to others?"""
+        """Whether a resized or resampled copy may be shared."""
         return self.redistribution and self.derivatives
 
 
@@ -46,7 +46,7 @@ _SOURCE = frozenset({"attribution", "notice", "share-alike", "source"})
 UNKNOWN = LicenseTerms(UNKNOWN_STRICTNESS, redistribution=False, derivatives=False, commercial=False)
 CLOSED = replace(UNKNOWN, strictness=CLOSED_STRICTNESS)
 
-# First match wins; the pattern covers the whole identifier, in upper case.
+# The first match counts; a pattern matches the whole identifier in upper case.
 _FAMILIES: tuple[tuple[str, LicenseTerms], ...] = (
     (PUBLIC_DOMAIN.upper() + r"|PUBLIC-DOMAIN|CC-PDDC|CC-PDM-1\.0|PDDL-1\.0", LicenseTerms(0)),
     (r"CC0-1\.0|UNLICENSE|0BSD|WTFPL|MIT-0", LicenseTerms(1)),
@@ -68,9 +68,9 @@ _TOKENS = re.compile(r"\(|\)|\bAND\b|\bOR\b|\bWITH\b")
 
 @lru_cache(maxsize=4096)
 def terms(license: str | None) -> LicenseTerms:
-    """Terms of an SPDX identifier or expression; whatever is not understood is `UNKNOWN`, never guessed.
+    """Terms of an SPDX identifier or expression; `UNKNOWN` if it cannot be parsed.
 
-    `A OR B` lets the user choose, so the less strict side counts; `A AND B` binds to both; `A WITH exception` counts as A.
+    `A OR B` has the terms of the less strict side, `A AND B` those of both, `A WITH exception` those of A.
     """
     if license is None or not license.strip() or len(license) > 500:
         return UNKNOWN
@@ -89,7 +89,7 @@ def _identifier(name: str) -> LicenseTerms:
 
 
 class _SpdxParser:
-    """Recursive descent over SPDX tokens; None stands for a syntax error."""
+    """Recursive-descent parser of SPDX tokens; None means a syntax error."""
 
     def __init__(self, tokens: list[str]) -> None:
         self._tokens = tokens
@@ -135,7 +135,7 @@ class _SpdxParser:
 
 
 def combine_pair(first: LicenseTerms, second: LicenseTerms) -> LicenseTerms:
-    """Terms of a collection that holds two works: the stricter order, all obligations, only what both allow."""
+    """Terms of a collection of two works: larger strictness, all obligations, permissions that both give."""
     return LicenseTerms(
         max(first.strictness, second.strictness),
         first.obligations | second.obligations,
@@ -146,26 +146,16 @@ def combine_pair(first: LicenseTerms, second: LicenseTerms) -> LicenseTerms:
 
 
 def strictest(licenses: Iterable[str | None]) -> str | None:
-    """The strictest of several licenses; None (unknown) as soon as one of them is unknown or not understood.
+    """Strictest of several licenses; None if one of them is unknown or cannot be parsed.
 
-    Between two of equal strictness the later in (case-folded) spelling wins, so the order of the arguments never matters.
+    Of two with equal strictness the one that sorts later (case-folded) is returned, so the order of arguments does not matter.
     """
-    worst: str | None = None
-    key: tuple[int, str, str] | None = None
-    for license in licenses:
-        found = terms(license)
-        if license is None or not found.known:
-            return None
-        name = " ".join(license.split())
-        own = (found.strictness, name.casefold(), name)
-        if key is None or own > key:
-            worst, key = name, own
-    return worst
+    names = [" ".join(license.split()) if license else "" for license in licenses]
+    if not all(terms(name).known for name in names):
+        return None
+    return max(names, key=lambda name: (terms(name).strictness, name.casefold(), name), default=None)
 
 
 def combine_all(licenses: Iterable[str | None]) -> LicenseTerms:
-    """Terms of a pair whose works carry these licenses; public domain for none at all."""
-    result = LicenseTerms(0)
-    for license in licenses:
-        result = combine_pair(result, terms(license))
-    return result
+    """Terms of works under these licenses together; public domain if there are none."""
+    return reduce(combine_pair, map(terms, licenses), LicenseTerms(0))

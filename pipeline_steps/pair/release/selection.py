@@ -1,4 +1,4 @@
-"""What a published set holds: which pairs may go out, the JSON of each, and the tables about licenses. Pure."""
+"""Contents of a published set: which pairs may be published, their metadata, and the license tables. No I/O."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ReleaseSelection:
-    """Pairs that are published, and (pair, code, reason) of those that are left out."""
+    """Pairs that are published, and (pair, code, reason) of excluded pairs."""
 
     pairs: list[Row]
     left_out: list[tuple[Row, str, str]]
@@ -28,15 +28,15 @@ class ReleaseSelection:
 
 
 def select(pairs: Sequence[Row], licenses: Collection[str] | None) -> ReleaseSelection:
-    """Leave out every pair with a work that may not be shared in changed form, whose license is unknown or not listed.
+    """Exclude pairs with a work whose license is unknown, forbids sharing changed copies, or is not listed.
 
     Args:
-        licenses: SPDX ids that are wanted; None for all that may be shared.
+        licenses: SPDX ids that are included; None for every license that allows sharing.
     """
     kept: list[Row] = []
     left_out: list[tuple[Row, str, str]] = []
     for pair in pairs:
-        own = {"picture": pair["image_license"], "sound": pair["audio_license"]}
+        own = {"image": pair["image_license"], "audio": pair["audio_license"]}
         unknown = [f"{what} {name!r}" for what, name in own.items() if not terms(name).known]
         closed = [f"{what} {name!r}" for what, name in own.items() if not terms(name).publishable]
         unwanted = [f"{what} {name!r}" for what, name in own.items() if licenses is not None and name not in licenses]
@@ -45,14 +45,14 @@ def select(pairs: Sequence[Row], licenses: Collection[str] | None) -> ReleaseSel
         elif closed:
             left_out.append((pair, "LICENSE_FORBIDS", f"no sharing of changed copies: {', '.join(closed)}"))
         elif unwanted:
-            left_out.append((pair, "LICENSE_NOT_LISTED", f"not among the licenses asked for: {', '.join(unwanted)}"))
+            left_out.append((pair, "LICENSE_NOT_LISTED", f"not among the listed licenses: {', '.join(unwanted)}"))
         else:
             kept.append(pair)
     return ReleaseSelection(kept, left_out)
 
 
 def track_members(pair: Row) -> list[str]:
-    """Member extension of each track: `flac` for a single one, `0.flac`, `1.flac`... for several."""
+    """Member extension of each clip: `flac` for a single clip, `0.flac`, `1.flac`... for several."""
     count = len(pair["tracks"])
     return ["flac"] if count == 1 else [f"{index}.flac" for index in range(count)]
 
@@ -88,7 +88,7 @@ CREDIT_COLUMNS = ("kind", "id", "license", "license_url", "obligations", "author
 
 
 def credits_csv(pairs: Sequence[Row], images: Mapping[str, Row], audio: Mapping[str, Row]) -> str:
-    """One line for each work in the set, as a spreadsheet: whom to name and under which license. Cells cannot be formulas."""
+    """CSV with attribution and license of each work. Cells cannot act as formulas."""
     used = [("image", pair["image_id"], images[pair["image_id"]]) for pair in pairs]
     used += [("audio", track["audio_id"], audio[track["audio_id"]]) for pair in pairs for track in pair["tracks"]]
     lines = []
@@ -99,7 +99,7 @@ def credits_csv(pairs: Sequence[Row], images: Mapping[str, Row], audio: Mapping[
 
 
 def left_out_csv(selection: ReleaseSelection) -> str:
-    """One line for each pair that was left out, with the reason."""
+    """CSV of excluded pairs, with the reason."""
     header = ("pair_id", "image_id", "audio_id", "image_license", "audio_license", "code", "reason")
     lines = [
         (

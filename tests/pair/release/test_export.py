@@ -23,7 +23,7 @@ from pipeline_steps.core.tables import read_table, write_table
 from pipeline_steps.pair.release.export import export_webdataset
 from pipeline_steps.pair.release.selection import select, track_members
 from pipeline_steps.pair.stage import PairConfig, run
-from tests.pair.synthetic_tables import World
+from tests.pair.synthetic_tables import SyntheticDataset
 
 READER = """
 import io, json, sys
@@ -41,11 +41,11 @@ print(json.dumps(found))
 
 
 @pytest.fixture
-def paired(world: World, settings: Callable[..., PairConfig]) -> ProjectPaths:
-    world.images[0]["license"] = None
-    world.images[1]["license"] = "CC-BY-ND-4.0"
-    world.images[2]["author"] = '=HYPERLINK("http://evil.example","click")'
-    layout = world.write()
+def paired(dataset: SyntheticDataset, settings: Callable[..., PairConfig]) -> ProjectPaths:
+    dataset.images[0]["license"] = None
+    dataset.images[1]["license"] = "CC-BY-ND-4.0"
+    dataset.images[2]["author"] = '=HYPERLINK("http://evil.example","click")'
+    layout = dataset.write()
     run(settings(), layout)
     return layout
 
@@ -84,11 +84,13 @@ def test_the_index_finds_every_member_and_its_hash(paired: ProjectPaths, tmp_pat
 
 
 @pytest.mark.fault
-def test_i15_what_may_not_be_shared_is_left_out_counted_and_listed(paired: ProjectPaths, world: World, tmp_path: Path) -> None:
+def test_i15_what_may_not_be_shared_is_left_out_counted_and_listed(
+    paired: ProjectPaths, dataset: SyntheticDataset, tmp_path: Path
+) -> None:
     folder = tmp_path / "release"
     release = export_webdataset(paired, folder)
     assert release.left_out == {"LICENSE_FORBIDS": 1, "LICENSE_UNKNOWN": 1}
-    kept_back = {world.images[0]["image_id"], world.images[1]["image_id"]}
+    kept_back = {dataset.images[0]["image_id"], dataset.images[1]["image_id"]}
     with (folder / "left_out.csv").open(newline="") as handle:
         listed = {row["image_id"]: row["code"] for row in csv.DictReader(handle)}
     assert set(listed) == kept_back
