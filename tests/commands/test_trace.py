@@ -122,7 +122,7 @@ def test_a_model_made_outside_dvc_has_no_lock(traced: ProjectPaths, sonify: Soni
     register(traced, [0.5, 0.6], version=3)
     result = sonify("trace", "3")
     assert result.exit_code == 3
-    with pytest.raises(DataError, match=r"no dvc\.lock in this repository holds"):
+    with pytest.raises(DataError, match=r"no dvc\.lock in this repository contains"):
         find_lock(traced, "models/audio2image", "0" * 32)
 
 
