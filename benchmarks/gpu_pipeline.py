@@ -292,10 +292,11 @@ def sampling(scratch: Path, rounds: int) -> list[dict[str, Any]]:
 
 def scratch_model(rounds: int) -> list[dict[str, Any]]:
     """The recipe `scratch` at its default size (64 px, 12 Euler steps, guidance)."""
+    from pipeline_steps.train.autoencoder_training import build_autoencoder
+
     import pipeline_steps.diffusion.pipelines.base as drawing
     from pipeline_steps.diffusion.audio_conditioner import ConditionerInput
     from pipeline_steps.diffusion.pipelines.safetensors_io import new_scheduler
-    from pipeline_steps.train.autoencoder_training import build_autoencoder
     from pipeline_steps.train.config import TrainConfig
     from pipeline_steps.train.lightning_module import build_conditioner, build_denoiser
 

@@ -42,15 +42,15 @@ from typing import Any
 
 import diffusers
 import torch
+from pipeline_steps.train.compile_probe import SHORTEST_S, is_compile_worthwhile
+from pipeline_steps.train.prefetch import Prefetcher, TimedLoader, map_tensors
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline_steps.core.config import load_params
-from pipeline_steps.train.compile_probe import SHORTEST_S, is_compile_worthwhile
 from pipeline_steps.train.config import TrainConfig
 from pipeline_steps.train.data import TrainingBatch
 from pipeline_steps.train.lightning_module import DiffusionModule
-from pipeline_steps.train.prefetch import Prefetcher, TimedLoader, map_tensors
 
 PROJECT = Path(__file__).resolve().parents[1]
 

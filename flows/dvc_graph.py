@@ -174,7 +174,7 @@ def _open(root: Path) -> Any:
         raise ConfigError(f"DVC cannot read {root}: {_one_line(error)}", "fix the named file, or run: sonify doctor") from error
 
 
-def share_cache(project: Path, root: Path) -> None:
+def link_dvc_cache(project: Path, root: Path) -> None:
     """Configure the worktree `root` to use the DVC cache of `project`; DVC's other state stays inside `root`."""
     from dvc.config import Config
     from dvc.repo import Repo

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from flows.dvc_graph import StageNode, overlaps, read_graph, share_cache
+from flows.dvc_graph import StageNode, link_dvc_cache, overlaps, read_graph
 from flows.param_overrides import RunRequest, write_params
 from pipeline_steps.core.errors import ConfigError, ResourceError
 from pipeline_steps.core.git import git, try_git
@@ -130,7 +130,7 @@ def _link_shared_paths(project: Path, root: Path, commit: str, request: RunReque
     local = project / ".dvc/config.local"
     if local.is_file():
         shutil.copyfile(local, root / ".dvc/config.local")
-    share_cache(project, root)
+    link_dvc_cache(project, root)
     nodes = read_graph(root)
     _link_sources(project, root, nodes)
     return RunWorkspace(root, project, commit, tuple(changes))

@@ -67,7 +67,7 @@ class StableDiffusionBackbone(HubModel):
         self.unet: Any = None
         self.vae: Any = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> StableDiffusionBackbone:
+    def __deepcopy__(self, _copies: dict[int, Any]) -> StableDiffusionBackbone:
         """Return the same object: an averaged copy of its owner shares the frozen weights."""
         return self
 

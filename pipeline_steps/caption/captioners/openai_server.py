@@ -7,12 +7,16 @@ import base64
 import difflib
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, Self
-
-from pydantic import Field
+from typing import Any, Self
 
 from pipeline_steps.caption.captioners.base import CAPTIONERS, CaptionFailure, Name
-from pipeline_steps.caption.captioners.chat_client import KEY, ChatClient, RequestRejectedError, ServerUnavailableError
+from pipeline_steps.caption.captioners.chat_client import (
+    KEY,
+    ChatClient,
+    OpenAIServerConfig,
+    RequestRejectedError,
+    ServerUnavailableError,
+)
 from pipeline_steps.caption.captioners.prompt import (
     YES_NO_SCHEMA,
     ResponseParseError,
@@ -28,30 +32,7 @@ from pipeline_steps.caption.captioners.vlm_response import (
     with_verification,
 )
 from pipeline_steps.core.array_types import ByteArray
-from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.errors import ConfigError, ServiceError
-
-
-class OpenAIServerConfig(StageConfig):
-    """Group `caption.openai_server`. The key is read from the environment only."""
-
-    url: str = Field(
-        default="http://127.0.0.1:8000/v1", pattern=r"^https?://[^\s@]+$", description="address of the server, including /v1"
-    )
-    model: str = Field(default="", max_length=500, description="model name on the server")
-    vision_families: list[str] = Field(
-        default_factory=list, description="families of the model's vision tower, e.g. [clip]; judges of these are rejected"
-    )
-    api_key_env: str = Field(
-        default="", pattern=r"^[A-Za-z0-9_]*$", description="environment variable that contains the key; empty: no key"
-    )
-    response_format: Literal["json_schema", "json_object", "none"] = Field(
-        default="json_schema", description="format that the server is requested to enforce"
-    )
-    concurrency: int = Field(default=8, ge=1, le=1024, description="concurrent requests")
-    requests_per_second: float = Field(default=0.0, ge=0, le=10_000, description="rate limit; 0: no limit")
-    timeout_seconds: float = Field(default=120.0, gt=0, le=3600, description="time limit of one request")
-    max_attempts: int = Field(default=6, ge=1, le=20, description="attempts per request, with increasing delays")
 
 
 @CAPTIONERS.register("openai_server")

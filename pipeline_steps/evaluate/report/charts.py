@@ -128,7 +128,7 @@ def line_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x_label: str
         return round(TOP + (height - TOP - 40) * (1 - (inside - bottom) / (top - bottom or 1.0)), 2)
 
     lines = tuple(
-        Polyline(name, number % 4, " ".join(f"{across(x)},{up(y)}" for x, y in _thinned(points)))
+        Polyline(name, number % 4, " ".join(f"{across(x)},{up(y)}" for x, y in _subsampled(points)))
         for number, (name, points) in enumerate(kept.items())
     )
     return LineChart(
@@ -180,7 +180,7 @@ def _smoothed(points: Sequence[tuple[float, float]], width: int) -> list[tuple[f
     return found
 
 
-def _thinned(points: Sequence[tuple[float, float]], at_most: int = 400) -> list[tuple[float, float]]:
+def _subsampled(points: Sequence[tuple[float, float]], at_most: int = 400) -> list[tuple[float, float]]:
     if len(points) <= at_most:
         return list(points)
     return [points[int(place * (len(points) - 1) / (at_most - 1))] for place in range(at_most)]

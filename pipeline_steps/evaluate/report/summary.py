@@ -81,11 +81,11 @@ def headline(evaluation: Row, judge: str, audio_judge: str, pool: tuple[int, int
             )
         )
     paired, pictures = pool
-    share = {"value": paired / pictures if pictures else None}
+    fraction = {"value": paired / pictures if pictures else None}
     cards.append(
         _card(
             "Pictures that got a sound",
-            share,
+            fraction,
             f"{paired} of {pictures} in the pool.",
             "The others abstained; their reasons are below.",
             "",

@@ -176,7 +176,5 @@ def _describe(
     kinds = {"pairs.parquet": "application/x-parquet", "index.parquet": "application/x-parquet", "LICENSES.csv": "text/csv"}
     kinds.update(dict.fromkeys(shards, "application/x-tar"))
     files = [{"name": name, "format": kind, "sha256": sha256_file(folder / name)} for name, kind in sorted(kinds.items())]
-    description = (
-        f"{len(pairs)} images, each paired automatically with a clip of an unrelated collection, as WebDataset."
-    )
+    description = f"{len(pairs)} images, each paired automatically with a clip of an unrelated collection, as WebDataset."
     write_json(folder / "croissant.json", croissant(pairs, files, "seeing_sound_pairs", description, __version__))

@@ -40,7 +40,7 @@ class LicenseTerms:
 
 _ATTRIBUTION = frozenset({"attribution"})
 _NOTICE = frozenset({"attribution", "notice"})
-_SHARE_ALIKE = frozenset({"attribution", "notice", "share-alike"})
+_RECIPROCAL = frozenset({"attribution", "notice", "share-alike"})
 _SOURCE = frozenset({"attribution", "notice", "share-alike", "source"})
 
 UNKNOWN = LicenseTerms(UNKNOWN_STRICTNESS, redistribution=False, derivatives=False, commercial=False)
@@ -52,12 +52,12 @@ _FAMILIES: tuple[tuple[str, LicenseTerms], ...] = (
     (r"CC0-1\.0|UNLICENSE|0BSD|WTFPL|MIT-0", LicenseTerms(1)),
     (r"MIT(-.+)?|ISC|ZLIB|X11|BSL-1\.0|BSD-[1-4]-CLAUSE(-.+)?|APACHE-(1\.[01]|2\.0)|OFL-1\.[01]", LicenseTerms(10, _NOTICE)),
     (r"CC-BY-[1-4]\.[05](-[A-Z]{2,3})?|ODC-BY-1\.0", LicenseTerms(20, _NOTICE)),
-    (r"CC-BY-SA-[1-4]\.[05](-[A-Z]{2,3})?|LAL-1\.[23]|ODBL-1\.0", LicenseTerms(30, _SHARE_ALIKE)),
+    (r"CC-BY-SA-[1-4]\.[05](-[A-Z]{2,3})?|LAL-1\.[23]|ODBL-1\.0", LicenseTerms(30, _RECIPROCAL)),
     (r"LGPL-[23]\.[01](-ONLY|-OR-LATER|\+)?|MPL-[12]\.[01]", LicenseTerms(40, _SOURCE)),
     (r"GPL-[123]\.0(-ONLY|-OR-LATER|\+)?", LicenseTerms(50, _SOURCE)),
     (r"AGPL-[13]\.0(-ONLY|-OR-LATER|\+)?|GFDL-1\.[123](-.+)?", LicenseTerms(55, _SOURCE)),
     (r"CC-BY-NC-[1-4]\.[05](-[A-Z]{2,3})?", LicenseTerms(60, _NOTICE, commercial=False)),
-    (r"CC-BY-NC-SA-[1-4]\.[05](-[A-Z]{2,3})?", LicenseTerms(65, _SHARE_ALIKE, commercial=False)),
+    (r"CC-BY-NC-SA-[1-4]\.[05](-[A-Z]{2,3})?", LicenseTerms(65, _RECIPROCAL, commercial=False)),
     (r"CC-BY-ND-[1-4]\.[05](-[A-Z]{2,3})?", LicenseTerms(70, _NOTICE, derivatives=False)),
     (r"CC-BY-(NC-ND|ND-NC)-[1-4]\.[05](-[A-Z]{2,3})?", LicenseTerms(75, _NOTICE, derivatives=False, commercial=False)),
     (r"LICENSEREF-(PROPRIETARY|ALL-RIGHTS-RESERVED|NO-REDISTRIBUTION)(-.*)?|ALL RIGHTS RESERVED|PROPRIETARY|NONE", CLOSED),

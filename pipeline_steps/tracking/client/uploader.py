@@ -30,7 +30,7 @@ from pipeline_steps.tracking.errors import EntryRejectedError, RunDeletedError, 
 from pipeline_steps.tracking.settings import HTTP_TIMEOUT_S, SYNC_TIMEOUT_S, TrackingSettings, read_settings, redact
 
 if TYPE_CHECKING:
-    from pipeline_steps.tracking.client.mlflow_client import MlflowStore
+    from pipeline_steps.tracking.client.mlflow_writer import MlflowWriter
 
 POLL_S = 4.0
 MAX_BACKOFF_S = 60.0
@@ -55,7 +55,7 @@ def check_reachable(settings: TrackingSettings) -> None:
         raise StoreUnavailableError(f"{parts.hostname}:{port} does not answer: {error.strerror or error}") from error
 
 
-def upload_queue(queue: OfflineQueue, store: MlflowStore) -> None:
+def upload_queue(queue: OfflineQueue, store: MlflowWriter) -> None:
     """Upload every complete entry of a queue in batches; the progress is saved after each batch.
 
     Raises:
@@ -106,7 +106,7 @@ def _advance(queue: OfflineQueue, state: QueueState, offset: int, count: int, la
     queue.save_state(state)
 
 
-def try_upload(queue: OfflineQueue, make_store: Callable[[], MlflowStore], settings: TrackingSettings) -> str:
+def try_upload(queue: OfflineQueue, make_store: Callable[[], MlflowWriter], settings: TrackingSettings) -> str:
     """Upload one queue under its lock. Returns an empty string, or why entries remain."""
     lock = FileLock(queue.lock_file)
     try:
@@ -132,14 +132,14 @@ def try_upload(queue: OfflineQueue, make_store: Callable[[], MlflowStore], setti
     return problem
 
 
-def _store_factory(settings: TrackingSettings, timeout_s: int) -> Callable[[], MlflowStore]:
+def _store_factory(settings: TrackingSettings, timeout_s: int) -> Callable[[], MlflowWriter]:
     """Function that creates the store on its first call: mlflow is only imported when there are entries."""
 
     @functools.cache
-    def make_store() -> MlflowStore:
-        from pipeline_steps.tracking.client.mlflow_client import MlflowStore
+    def make_store() -> MlflowWriter:
+        from pipeline_steps.tracking.client.mlflow_writer import MlflowWriter
 
-        return MlflowStore(settings, timeout_s)
+        return MlflowWriter(settings, timeout_s)
 
     return make_store
 

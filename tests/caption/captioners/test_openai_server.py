@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from pipeline_steps.caption.captioners.base import CaptionFailure, CaptionOptions
-from pipeline_steps.caption.captioners.chat_client import ChatClient, _retry_after
-from pipeline_steps.caption.captioners.openai_server import OpenAIServerCaptioner, OpenAIServerConfig
+from pipeline_steps.caption.captioners.chat_client import ChatClient, OpenAIServerConfig, _retry_after
+from pipeline_steps.caption.captioners.openai_server import OpenAIServerCaptioner
 from pipeline_steps.caption.captioners.prompt import PromptConfig
 from pipeline_steps.caption.captioners.vlm_response import VlmResponse
 from pipeline_steps.core.errors import ConfigError, ServiceError
