@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from benchmarks.servers import free_port
-from flows.dvc_graph import read_graph, share_cache
+from flows.dvc_graph import read_graph, link_dvc_cache
 from flows.serve import prefect_server, prepare_environment
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "--quiet", "--shared", str(PROJECT), str(clone)], check=True)
-        share_cache(PROJECT, clone)
+        link_dvc_cache(PROJECT, clone)
         dvc = [sys.executable, "-m", "dvc"]
         seconds([*dvc, "checkout", "--quiet"], clone)
         prepare_environment(clone)
