@@ -8,11 +8,10 @@ from pydantic import Field, model_validator
 
 from pipeline_steps.caption.captioners.base import CAPTIONERS
 from pipeline_steps.caption.captioners.prompt import PromptConfig
-from pipeline_steps.core.config import StageConfig
-from pipeline_steps.core.executors.base import ExecutorName, RayConfig
+from pipeline_steps.core.executors.base import ItemStageConfig
 
 
-class CaptionConfig(StageConfig):
+class CaptionConfig(ItemStageConfig):
     """Section `caption`. Each captioner has a group of its own, whose model is the `config_class` of the captioner."""
 
     registries: ClassVar = {"captioner": CAPTIONERS}
@@ -26,10 +25,6 @@ class CaptionConfig(StageConfig):
     )
     max_phrase_chars: int = Field(120, ge=8, le=2000, description="maximum length of a phrase in characters")
     batch_size: int = Field(32, ge=1, le=4096, description="images per forward pass and per cache file")
-    max_failed_fraction: float = Field(0.05, ge=0, le=1, description="quarantined fraction at which the stage fails")
-    cache_dir: str = Field("", max_length=1000, description="folder or fsspec URL of the result cache; empty: .cache/items")
-    executor: ExecutorName = Field("local", description="`local`: this process; `ray`: actors of a Ray cluster")
-    ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")
     def _check_captioner(self) -> Self:

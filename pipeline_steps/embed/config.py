@@ -6,22 +6,17 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from pipeline_steps.core.config import StageConfig
-from pipeline_steps.core.executors.base import ExecutorName, RayConfig
+from pipeline_steps.core.executors.base import ItemStageConfig
 from pipeline_steps.models.text_audio.base import TEXT_AUDIO_ENCODERS
 
 
-class EmbedConfig(StageConfig):
+class EmbedConfig(ItemStageConfig):
     """Section `embed` of `params.yaml`."""
 
     registries: ClassVar = {"encoder": TEXT_AUDIO_ENCODERS}
 
     encoder: str = Field("yamnet_minilm", description="text-audio encoder: yamnet_minilm, clap, laion_clap or an installed one")
     batch_size: int = Field(64, ge=1, le=4096, description="texts or clips per cache part and per call of an actor")
-    max_failed_fraction: float = Field(0.05, ge=0, le=1, description="largest fraction of quarantined items")
-    cache_dir: str = Field("", max_length=1000, description="folder or fsspec URL of the result cache; empty: .cache/items")
-    executor: ExecutorName = Field("local", description="local: this process; ray: actors of a Ray cluster")
-    ray: RayConfig = RayConfig()
 
     @property
     def encoder_config(self) -> Any:

@@ -57,6 +57,15 @@ class RayConfig(StageConfig):
         return self
 
 
+class ItemStageConfig(StageConfig):
+    """Parameters shared by the stages that process items through an executor."""
+
+    max_failed_fraction: float = Field(0.05, ge=0, le=1, description="quarantined fraction above which the stage fails")
+    cache_dir: str = Field("", max_length=1000, description="folder or fsspec URL of the result cache; empty: .cache/items")
+    executor: ExecutorName = Field("local", description="`local`: this process; `ray`: actors of a Ray cluster")
+    ray: RayConfig = RayConfig()
+
+
 class ItemProcessor(Protocol):
     """Work of a stage on its items. It is pickled before `load`, so until then it must hold settings and no model."""
 
