@@ -63,6 +63,7 @@ def test_features_are_those_of_transformers_whatever_the_batch(folders: dict[str
     from transformers import AutoImageProcessor, AutoModel, CLIPModel
 
     judge = JUDGES[name](str(folders[name])).load()
+    assert isinstance(judge, ImageFeatureExtractor)
     images = pictures()
     made = judge.features(images)
     assert made.shape == (4, WIDTH[name])

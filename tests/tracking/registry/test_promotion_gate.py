@@ -79,7 +79,7 @@ def test_markdown_shows_verdict_reasons_and_numbers() -> None:
 
 def test_gate_of_this_project_is_valid_and_its_metrics_exist() -> None:
     found = read_gate(ProjectPaths(PROJECT))
-    params = YAML(typ="safe").load((PROJECT / "presets/embedded.yaml").read_text())["evaluate"]
+    params = YAML(typ="safe").load((PROJECT / "params.yaml").read_text())["evaluate"]
     judge = params["image_judges"][0]
     metrics = {f"{group}/{name}" for group in ("test", "gold") for name in (
         f"win_rate_{judge}", f"ais_win_rate_{params['audio_judge']}_{judge}", f"kid_{judge}")}  # fmt: skip
