@@ -1,45 +1,48 @@
 """Choice of the number of torch threads on a machine that other processes use too."""
 
+import os
 import time
+from pathlib import Path
 
 import torch
 
+STAT = Path("/proc/stat")
+
+
+def busy_seconds() -> float:
+    """Return the processor time that all processes of the machine have used since it started, summed over its cores."""
+    fields = [int(field) for field in STAT.read_text(encoding="ascii").split("\n", 1)[0].split()[1:]]
+    user, nice, system, _idle, _iowait, *interrupts = fields[:8]
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
 
 class ThreadTuner:
-    """Picks the faster of one thread and all threads by timing steps, again and again.
+    """Gives torch as many threads as there are cores that other processes leave free, at least one.
 
-    On a busy machine, two threads are as slow as the slower one; on a quiet machine, they are nearly twice as fast.
-    A fixed number of threads keeps the order of floating-point sums, and so makes a resumed run equal bit by bit.
+    A parallel region waits for its slowest thread, so a thread on a busy core costs more than it gives.
+    A fixed number of threads keeps the order of floating-point sums: then a resumed run is equal bit by bit.
 
     Args:
-        threads: number of threads, or 0 to tune between 1 and the number of cores.
-        period: steps between two measurements.
-        probe: steps timed for each candidate.
+        threads: fixed number of threads, or 0 to follow the load.
+        seconds: time between two adjustments.
     """
 
-    def __init__(self, threads: int, period: int = 150, probe: int = 4) -> None:
-        self.candidates = [threads] if threads else sorted({1, torch.get_num_threads()})
-        self.period, self.probe = period, probe
-        self._position, self._last = 0, time.monotonic()
-        self._seconds = dict.fromkeys(self.candidates, 0.0)
-        torch.set_num_threads(self.candidates[0])
+    def __init__(self, threads: int, seconds: float = 5.0) -> None:
+        self.cores = torch.get_num_threads()
+        self.seconds = seconds
+        self.adjusts = not threads and self.cores > 1 and STAT.exists()
+        torch.set_num_threads(threads or (1 if self.adjusts else self.cores))
+        self._mark()
+
+    def _mark(self) -> None:
+        if self.adjusts:
+            self._time, self._busy, self._own = time.monotonic(), busy_seconds(), time.process_time()
 
     def step(self) -> None:
-        """Call after every step."""
-        now = time.monotonic()
-        seconds, self._last = now - self._last, now
-        if len(self.candidates) == 1:
+        """Call after every optimizer step."""
+        elapsed = time.monotonic() - self._time if self.adjusts else 0.0
+        if elapsed < self.seconds:
             return
-        stage, offset = divmod(self._position, self.probe + 1)
-        if stage < len(self.candidates):
-            candidate = self.candidates[stage]
-            self._seconds[candidate] = 0.0 if offset == 0 else self._seconds[candidate] + seconds
-        self._position += 1
-        following = self._position // (self.probe + 1)
-        if following < len(self.candidates):
-            torch.set_num_threads(self.candidates[following])
-        elif following == len(self.candidates) and self._position % (self.probe + 1) == 0:
-            torch.set_num_threads(min(self.candidates, key=self._seconds.__getitem__))
-        elif self._position >= self.period:
-            self._position = 0
-            torch.set_num_threads(self.candidates[0])
+        others = (busy_seconds() - self._busy - (time.process_time() - self._own)) / elapsed
+        torch.set_num_threads(max(1, min(self.cores, int(self.cores - others + 0.6))))
+        self._mark()
