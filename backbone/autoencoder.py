@@ -44,7 +44,7 @@ def create_autoencoder(settings: dict[str, Any]) -> AutoencoderKL:
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
     """Return uint8 images [n, h, w, 3] as floats in [-1, 1], [n, 3, h, w]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
 def reconstruction_loss(output: torch.Tensor, target: torch.Tensor, gradient_weight: float) -> torch.Tensor:

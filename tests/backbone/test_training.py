@@ -13,8 +13,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from backbone import threads
 from backbone.autoencoder import create_autoencoder, encode_all, whiten
 from backbone.config import params
+from backbone.evaluate import generate, measure
 from backbone.export import assemble, averaged_unet, export
 from backbone.model import create_unet
 from backbone.train import TrainingData, ema_exponent, make_batch, sample_times
@@ -138,6 +140,50 @@ def test_export_loads_in_a_fresh_process_with_diffusers_alone(
     result = json.loads(done.stdout.strip().splitlines()[-1])
     assert result["shape"] == [2, 64, 64, 3]
     assert result["differ"] > 0
+
+
+def test_generate_equals_the_stock_pipeline(tiny_data: Path, tiny_params: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(tiny_data / "autoencoder" / "vae")
+    unet = create_unet(params("unet", tiny_params), vae.config.latent_channels, 8, seed=1).eval()
+    pipeline = assemble(unet, vae, tiny_data / "dataset" / "text")
+    pipeline.set_progress_bar_config(disable=True)
+    ours = generate(pipeline, ["dog", "church bell"], seeds=2, guidance_scale=3.0, steps=3)
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    stock = pipeline(
+        ["church bell"] * 2, num_inference_steps=3, guidance_scale=3.0, generator=generators, output_type="np"
+    ).images
+    assert np.abs(ours[1].astype(int) - np.round(stock * 255).astype(int)).max() <= 1
+    assert np.abs(ours[0].astype(int) - ours[1].astype(int)).max() > 1
+
+
+def test_memorised_samples_are_reported() -> None:
+    rng = np.random.default_rng(0)
+    training, validation = (rng.integers(0, 255, (n, 16, 16, 3), dtype=np.uint8) for n in (12, 4))
+    things = np.array(["dog", "cat"] * 6)
+    copies = np.stack([training[[0, 2]], training[[1, 1]]])
+    report = measure(copies, ["dog", "cat"], training, things, validation)
+    assert report["fraction_within_rmse_25_of_training"] == 1
+    assert report["fraction_within_rmse_25_of_validation_images"] == 0
+    assert report["nearest5_thing_agreement"] == 1
+    assert report["training_images_recalled"] == 3
+    assert report["fraction_of_prompts_without_two_samples_within_rmse_20"] == 0.5
+
+
+def test_threads_follow_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = {"time": 0.0, "busy": 0.0, "own": 0.0}
+    monkeypatch.setattr(threads.time, "monotonic", lambda: clock["time"])
+    monkeypatch.setattr(threads.time, "process_time", lambda: clock["own"])
+    monkeypatch.setattr(threads, "busy_seconds", lambda: clock["busy"])
+    chosen = []
+    monkeypatch.setattr(threads.torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 2)
+    tuner = threads.ThreadTuner(0)
+    for others in (0.1, 1.0, 2.0, 0.3):
+        clock["time"] += 10
+        clock["own"] += 10
+        clock["busy"] += 10 * (1 + others)
+        tuner.step()
+    assert chosen == [1, 2, 1, 1, 2]
 
 
 def test_real_model_is_small() -> None:
