@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from benchmarks.servers import free_port
-from flows.dvc_graph import read_graph, link_dvc_cache
+from flows.dvc_graph import link_dvc_cache, read_graph
 from flows.serve import prefect_server, prepare_environment
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.errors import ConfigError, IntegrityError
+from pipeline_steps.evaluate.judges.base import ImageFeatureExtractor
 from pipeline_steps.evaluate.judges.clip import ClipImageEncoder
 from pipeline_steps.evaluate.judges.dinov2 import Dinov2
 from pipeline_steps.evaluate.judges.hub_vision_model import TransformersImageEncoder
