@@ -292,26 +292,24 @@ def sampling(scratch: Path, rounds: int) -> list[dict[str, Any]]:
 
 def scratch_model(rounds: int) -> list[dict[str, Any]]:
     """The recipe `scratch` at its default size (64 px, 12 Euler steps, guidance)."""
-    from pipeline_steps.train.autoencoder_training import build_autoencoder
-
-    import pipeline_steps.diffusion.pipelines.base as drawing
     from pipeline_steps.diffusion.audio_conditioner import ConditionerInput
-    from pipeline_steps.diffusion.pipelines.safetensors_io import new_scheduler
-    from pipeline_steps.train.config import TrainConfig
-    from pipeline_steps.train.lightning_module import build_conditioner, build_denoiser
+    from pipeline_steps.diffusion.pipelines.base import GenerationConfig
+    from pipeline_steps.diffusion.pipelines.scratch import Audio2ImageFlowPipeline, new_scheduler
+    from pipeline_steps.train.recipes.scratch.autoencoder_training import build_autoencoder
+    from pipeline_steps.train.recipes.scratch.config import ScratchConfig
+    from pipeline_steps.train.recipes.scratch.training import build_conditioner, build_denoiser
 
-    config = TrainConfig()
-    side = config.picture_size
-    codec = build_autoencoder(config.codec, config.seed)
-    codec.fit(torch.rand(64, 3, side, side) * 2 - 1)
-    denoiser = build_denoiser(config, build_conditioner(config)).to(DEVICE)
-    defaults = drawing.DrawingDefaults(config.drawing.steps, config.drawing.guidance_scale, config.sound.max_seconds, side)
-    pipe = drawing.ScratchPipeline(denoiser, codec.to(DEVICE), new_scheduler(config.drawing.shift), None, defaults)
+    config, side = ScratchConfig(), 64
+    autoencoder = build_autoencoder(config.autoencoder, seed=0)
+    autoencoder.fit(torch.rand(64, 3, side, side) * 2 - 1)
+    denoiser = build_denoiser(config, side, build_conditioner(config.conditioner)).to(DEVICE)
+    generation_config = GenerationConfig(num_inference_steps=12, guidance_scale=3.0, max_seconds=10.0, resolution=side)
+    pipe = Audio2ImageFlowPipeline(denoiser, autoencoder.to(DEVICE), new_scheduler(3.0), None, generation_config)
     batch = 192 if GPU else 16
 
     def draw(count: int) -> None:
         conditioner = denoiser.conditioner
-        wide = torch.randn(count, conditioner.frames, conditioner.frame_in.in_features)
+        wide = torch.randn(count, conditioner.num_time_tokens, conditioner.frame_in.in_features)
         pipe.generate_from_embeds(ConditionerInput(wide, torch.randn(count, conditioner.summary_width)), list(range(count)))
 
     sides = [

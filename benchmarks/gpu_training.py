@@ -4,22 +4,21 @@ Usage: python -m benchmarks.gpu_training [--models scratch,sd15] [--steps 20] [-
 
 Two models with random weights (speed does not depend on them):
 
-- scratch: recipe `scratch` from params.yaml, at --scratch-widths and --scratch-size (the demo's say nothing of
-  a GPU), in its second phase: U-Net and conditioner learn;
-- sd15: recipe `adapter` on Stable Diffusion 1.5's U-Net (860 M weights) and autoencoder, 512 px: the resampler of AST tokens
-  and IP-Adapter's keys and values for 32 audio tokens learn, the rest is frozen.
+- scratch: recipe `scratch` from params.yaml, at --scratch-widths and --scratch-size, in its second phase, in which U-Net and
+  conditioner are trained;
+- sd15: recipe `ip_adapter` on Stable Diffusion 1.5's U-Net (860 M weights) and autoencoder, 512 px: the resampler of AST tokens
+  and the keys and values for 32 audio tokens are trained, the rest is frozen.
 
-Sides: `plain` is the loop of diffusers' examples: fp32, AdamW as it comes, pictures encoded in every step, data made in
-the same thread, no fusion, no compile. `ours` is what `train` does on a GPU: bf16 autocast, latents made once, channels-last,
-SDPA, fused AdamW, `train.compiling`'s rule for torch.compile, batches prepared ahead and copied beside the work; `ours, eager`
-leaves the compiler out. Both train the same modules of the product. Rounds are interleaved; images/s is that of the best round,
-beside the median.
+Sides: `plain` is the loop of diffusers' examples: fp32, AdamW, images encoded in every step, data made in the same thread, no
+fusion, no compilation. `ours` is what `train` does on a GPU: bf16 autocast, cached latents, channels-last, SDPA, fused AdamW,
+torch.compile, a DataLoader with worker processes and pinned memory; `ours, eager` is not compiled. Both train the same modules.
+Rounds are interleaved; images/s is that of the best round, beside the median.
 
 MFU: floating-point operations of one forward and backward pass, counted by torch's FlopCounterMode on that very model (multiply
-and add are two; frozen weights' gradients are not computed and not counted; encoding pictures is not counted), times steps/s,
-over the card's published dense bf16 peak. Peak memory is what the side itself holds and takes: weights, optimiser, activations.
-Waiting: share of the time in which the device had no work because of data (`train.loading`).
-On a machine with no GPU the models are narrow, the numbers test the script and say nothing of a GPU; the output says so.
+and add are two; frozen weights' gradients are not computed and not counted; encoding images is not counted), times steps/s,
+over the card's published dense bf16 peak. Peak memory is that of the side itself: weights, optimizer, activations.
+Waiting: fraction of the time in which the device had no work because of data.
+Without a GPU the models are narrow and the numbers only test the script; the output says so.
 """
 
 from __future__ import annotations
@@ -42,13 +41,14 @@ from typing import Any
 
 import diffusers
 import torch
-from pipeline_steps.train.compile_probe import SHORTEST_S, is_compile_worthwhile
-from pipeline_steps.train.prefetch import Prefetcher, TimedLoader, map_tensors
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline_steps.core.config import load_params
+from pipeline_steps.train.compilation import inductor_or_eager
 from pipeline_steps.train.config import TrainConfig
+from pipeline_steps.train.config_groups import OptimizerConfig
 from pipeline_steps.train.data import TrainingBatch
 from pipeline_steps.train.lightning_module import DiffusionModule
 
@@ -86,72 +86,77 @@ def peak_tflops(name: str) -> float | None:
     return PEAK_TFLOPS[max(fitting, key=len)] if fitting else None
 
 
+SETTINGS: dict[str, Any] = {"digest": "benchmark", "optimizer": OptimizerConfig(), "seed": 0, "max_nonfinite_steps": 3}
+
+
 @dataclass
 class Task:
     """A model to be trained, as the product has it.
 
     Attributes:
-        training: the product's module; its `losses` are what is learned.
-        encode: pictures -> latents, the frozen encoder's work.
-        pictures: one batch [N, 3, H, W] on the CPU.
+        training: the product's module.
+        encode: images -> latents, by the frozen autoencoder.
+        images: one batch [N, 3, H, W] on the CPU.
         batch: the rest of it; its latents are replaced.
-        frozen: what lies on the device beside the module.
+        frozen: other networks on the device.
     """
 
     training: DiffusionModule
     encode: Callable[[torch.Tensor], torch.Tensor]
-    pictures: torch.Tensor
+    images: torch.Tensor
     batch: TrainingBatch
     frozen: list[nn.Module]
 
     def loss(self, batch: TrainingBatch) -> torch.Tensor:
         """Mean over a batch that lies on the device."""
-        return self.training.losses(batch).mean()
+        return self.training.per_sample_loss(batch).mean()
 
 
 def scratch(arguments: argparse.Namespace, device: torch.device, _dtype: torch.dtype) -> Task:
-    """Recipe `scratch`: U-Net and conditioner learn, composer and prior are done."""
+    """Recipe `scratch`: U-Net and conditioner are trained, MLP and prior are done."""
     from pipeline_steps.diffusion.audio_conditioner import ConditionerInput
     from pipeline_steps.diffusion.autoencoder import PatchPCAAutoencoder
-    from pipeline_steps.train.lightning_module import build_conditioner, build_denoiser
+    from pipeline_steps.train.recipes.scratch.lightning_module import ScratchModule
+    from pipeline_steps.train.recipes.scratch.training import build_conditioner, build_denoiser
 
     section = load_params(arguments.root / "params.yaml")["train"]
-    section["picture_size"] = arguments.scratch_size
-    section["unet"] = {**section["unet"], "widths": arguments.scratch_widths}
-    config = TrainConfig.model_validate({**section, "recipe": "scratch"})
-    draws = torch.Generator().manual_seed(0)
-    count, size = arguments.scratch_batch, config.picture_size
-    pictures = torch.rand(count, 3, size, size, generator=draws) * 2 - 1
-    codec = PatchPCAAutoencoder(config.codec.channels, config.codec.whitening, config.codec.width)
-    codec.fit(pictures)
-    codec.requires_grad_(False).eval()
-    conditioner = build_conditioner(config)
-    denoiser = build_denoiser(config, conditioner)
+    section["resolution"] = arguments.scratch_size
+    section["scratch"]["unet"]["block_out_channels"] = arguments.scratch_widths
+    config = TrainConfig.from_params({**section, "recipe": "scratch"}).recipe_config
+    generator = torch.Generator().manual_seed(0)
+    count, size = arguments.scratch_batch, arguments.scratch_size
+    images = torch.rand(count, 3, size, size, generator=generator) * 2 - 1
+    part = config.autoencoder
+    autoencoder = PatchPCAAutoencoder(part.latent_channels, part.whitening, part.hidden_channels)
+    autoencoder.fit(images)
+    autoencoder.requires_grad_(False).eval()
+    conditioner = build_conditioner(config.conditioner)
+    denoiser = build_denoiser(config, size, conditioner)
     with torch.no_grad():
-        denoiser.prior.fit(codec.encode(pictures))
-    training = DiffusionModule(config, denoiser, "benchmark").to(device)
-    training.prepare(config.optimiser.compose.steps)
-    denoiser.composer.requires_grad_(False)
-    part = config.conditioner
-    sounds = ConditionerInput(
-        torch.randn(count, part.frames, part.frame_components, generator=draws),
-        torch.randn(count, conditioner.summary_width, generator=draws),
+        denoiser.prior.fit(autoencoder.encode(images))
+    training = ScratchModule(denoiser, config.phases, **SETTINGS).to(device)
+    training.on_step_phase(config.phases.mlp.max_steps)
+    denoiser.mlp.requires_grad_(False)
+    audio = ConditionerInput(
+        torch.randn(count, config.conditioner.num_time_tokens, config.conditioner.frame_pca_dim, generator=generator),
+        torch.randn(count, conditioner.summary_width, generator=generator),
     )
-    shape = (count, config.codec.channels, size // 8, size // 8)
-    return Task(training, codec.to(device).encode, pictures, batch_of(shape, sounds, draws), [codec])
+    shape = (count, part.latent_channels, size // 8, size // 8)
+    return Task(training, autoencoder.to(device).encode, images, batch_of(shape, audio, generator), [autoencoder])
 
 
 def sd15(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Task:
-    """Recipe `adapter` on Stable Diffusion 1.5's shape; `--reduced` narrows it. Sounds are AST grids of ten seconds."""
+    """Recipe `ip_adapter` on Stable Diffusion 1.5's shape; `--reduced` narrows it. Audio is AST tokens of ten seconds."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
     from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter, collate_audio_tokens
     from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
     from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
-    from pipeline_steps.train.recipes.ip_adapter import AudioIPAdapterModule
+    from pipeline_steps.train.recipes.ip_adapter.config import IPAdapterPhases, ResamplerConfig
+    from pipeline_steps.train.recipes.ip_adapter.lightning_module import AudioIPAdapterModule
 
     narrow = arguments.reduced
-    width, moments, bands = (64, 8, 2) if narrow else (768, 101, 12)
+    width, length, bands = (64, 8, 2) if narrow else (768, 101, 12)
     size, count = (64, 2) if narrow else (512, arguments.sd15_batch)
     backbone = StableDiffusionBackbone("random weights", dtype=dtype)
     with torch.device(device):
@@ -173,36 +178,34 @@ def sd15(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype
     backbone.unet.requires_grad_(False).to(dtype)
     backbone.vae.requires_grad_(False).eval()
     backbone.device = device
-    backbone.noise = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    changes = {"count": 32} | ({"inner": 32, "depth": 1, "heads": 2} if narrow else {})
-    config = TrainConfig.model_validate({"recipe": "adapter", "backbone": {"model": "random"}, "resampler": changes})
-    resampler = PerceiverResampler(width, bands, width=width, **config.resampler.model_dump())
+    backbone.noise_scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    changes: dict[str, Any] = {"num_queries": 32} | ({"dim": 32, "depth": 1, "heads": 2} if narrow else {})
+    resampler = PerceiverResampler(width, bands, output_width=width, **ResamplerConfig(**changes).model_dump())
     adapter = AudioIPAdapter(backbone, resampler)
-    draws = torch.Generator().manual_seed(0)
-    adapter._texts[""] = torch.randn(1, 77, width, generator=draws)  # there is no text encoder here
-    training = AudioIPAdapterModule(config, adapter, "benchmark").to(device)
-    pictures = torch.rand(count, 3, size, size, generator=draws) * 2 - 1
-    sounds = collate_audio_tokens([torch.randn(moments, bands, width, generator=draws).half() for _ in range(count)])
+    generator = torch.Generator().manual_seed(0)
+    adapter._prompt_embeds[""] = torch.randn(1, 77, width, generator=generator)  # there is no text encoder here
+    training = AudioIPAdapterModule(adapter, IPAdapterPhases(), 5.0, **SETTINGS).to(device)
+    images = torch.rand(count, 3, size, size, generator=generator) * 2 - 1
+    audio = collate_audio_tokens([torch.randn(length, bands, width, generator=generator).half() for _ in range(count)])
 
     def encode(given: torch.Tensor) -> torch.Tensor:
         mean, std = backbone.encode(given)
-        return backbone.latents(mean, std, torch.randn_like(mean))
+        return backbone.sample_latents(mean, std, torch.randn_like(mean))
 
-    batch = batch_of((count, 4, size // 8, size // 8), sounds, draws)
-    return Task(training, encode, pictures, batch, [backbone.unet, backbone.vae])
+    batch = batch_of((count, 4, size // 8, size // 8), audio, generator)
+    return Task(training, encode, images, batch, [backbone.unet, backbone.vae])
 
 
-def batch_of(shape: tuple[int, ...], sounds: Any, draws: torch.Generator) -> TrainingBatch:
-    """A whole step's batch around some sounds; latents [N, C, h, w] of `shape` are still zero."""
+def batch_of(shape: tuple[int, ...], audio: Any, generator: torch.Generator) -> TrainingBatch:
+    """A whole step's batch around some audio; latents [N, C, h, w] of `shape` are still zero."""
     count = shape[0]
     return TrainingBatch(
-        step=0,
-        rows=list(range(count)),
         latents=torch.zeros(shape),
-        tokens=sounds,
-        noise=torch.randn(shape, generator=draws),
-        times=torch.rand(count, generator=draws),
-        heard=torch.rand(count, generator=draws) > 0.15,
+        noise=torch.randn(shape, generator=generator),
+        times=torch.rand(count, generator=generator),
+        condition_mask=torch.rand(count, generator=generator) > 0.15,
+        audio=audio,
+        rows=list(range(count)),
         total=count,
     )
 
@@ -218,109 +221,133 @@ class Side:
         self.device = device
         self.learning = [value for value in task.training.parameters() if value.requires_grad]
         self.note = ""
-        self.optimiser: torch.optim.Optimizer
-        self.source: TimedLoader[Any]
+        self.optimizer: torch.optim.Optimizer
+        self.source: TimedBatches
 
     def run(self, steps: int) -> None:
         """Make so many steps."""
         raise TypeError("a side says how it trains")
 
     def resident_bytes(self) -> int:
-        """Weights, frozen models and what the optimiser remembers."""
+        """Weights, frozen models and what the optimizer remembers."""
         tensors = [value for module in [self.task.training, *self.task.frozen] for value in module.state_dict().values()]
-        tensors += [value for state in self.optimiser.state.values() for value in state.values() if torch.is_tensor(value)]
+        tensors += [value for state in self.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
         return sum(value.numel() * value.element_size() for value in {id(value): value for value in tensors}.values())
 
 
 class Plain(Side):
-    """diffusers' training loop: fp32, pictures encoded in each step, data made in between, AdamW as it comes."""
+    """diffusers' training loop: fp32, images encoded in each step, data made in between, AdamW as it comes."""
 
     def __init__(self, task: Task, device: torch.device) -> None:
         super().__init__(task, device)
-        self.optimiser = torch.optim.AdamW(self.learning, lr=1e-5)
-        self.source = TimedLoader(self._batches(), device)
-        self._batch = iter(self.source)
+        self.optimizer = torch.optim.AdamW(self.learning, lr=1e-5)
+        self.source = TimedBatches(self._batches(), device)
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, TrainingBatch]]:
         while True:
-            pictures, batch = host_batch(self.task, self.task.pictures)
-            yield pictures.to(self.device), batch.to(self.device)
+            images, batch = host_batch(self.task.batch, self.task.images)
+            yield images.to(self.device), batch.to(self.device)
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
-            pictures, batch = next(self._batch)
+            images, batch = next(self.source)
             with torch.no_grad():
-                latents = self.task.encode(pictures)
+                latents = self.task.encode(images)
             loss = self.task.loss(replace(batch, latents=latents))
             loss.backward()
             nn.utils.clip_grad_norm_(self.learning, 1.0)
-            self.optimiser.step()
-            self.optimiser.zero_grad()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
             loss.item()
 
 
-class Ours(Side):
-    """What `train` does: the optimiser that the module configures, and on a GPU autocast, channels-last, batches ahead."""
+class TimedBatches:
+    """Iterator over batches that measures the time spent waiting for them, on the device if that is a GPU."""
 
-    def __init__(self, task: Task, device: torch.device, compiled: str, steps: int) -> None:
+    def __init__(self, batches: Iterator[Any], device: torch.device) -> None:
+        self.batches = batches
+        self.device = device
+        self.waits: list[tuple[Any, Any]] = []
+
+    def __next__(self) -> Any:
+        begin = self._now()
+        batch = next(self.batches)
+        self.waits.append((begin, self._now()))
+        return batch
+
+    def waited(self) -> float:
+        """Seconds since the last call."""
+        wait(self.device)
+        waits, self.waits = self.waits, []
+        if self.device.type == "cuda":
+            return sum(float(begin.elapsed_time(end)) for begin, end in waits) / 1000.0
+        return sum(float(end - begin) for begin, end in waits)
+
+    def _now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+
+class HostBatches(Dataset[TrainingBatch]):
+    """Batches of a task with cached latents, for a DataLoader."""
+
+    def __init__(self, task: Task, latents: torch.Tensor) -> None:
+        self.batch, self.latents = task.batch, latents
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, index: int) -> TrainingBatch:
+        latents, batch = host_batch(self.batch, self.latents)
+        return replace(batch, latents=latents)
+
+
+class Ours(Side):
+    """The loop of stage `train`: configured optimizer, DataLoader, and on a GPU autocast and channels-last."""
+
+    def __init__(self, task: Task, device: torch.device, compiled: bool) -> None:
         super().__init__(task, device)
         cuda = device.type == "cuda"
-        self.optimiser = task.training.configure_optimizers()["optimizer"]
+        self.optimizer = task.training.configure_optimizers()["optimizer"]
         self.amp = torch.autocast("cuda", torch.bfloat16) if cuda else contextlib.nullcontext()
         with torch.no_grad():
-            self._latents = torch.cat([task.encode(part.to(device)).float().cpu() for part in task.pictures.split(4)])
+            latents = torch.cat([task.encode(part.to(device)).float().cpu() for part in task.images.split(4)])
         if cuda:
             task.training.unet.to(memory_format=torch.channels_last)
-        self.source = TimedLoader(Prefetcher(self._batches(), 2, device), device)
-        self._batch: Iterator[TrainingBatch] = iter(self.source)
-        if compiled != "off":
-            self._compile(compiled, steps)
-
-    def _batches(self) -> Iterator[TrainingBatch]:
-        while True:
-            latents, batch = host_batch(self.task, self._latents)
-            yield replace(batch, latents=latents)
-
-    def _compile(self, mode: str, steps: int) -> None:
-        """The rule of `train.compiling`."""
-        self.run(3)
-        eager = timed(self.device, lambda: self.run(5)) / 5
-        if mode == "auto" and (self.device.type == "cpu" or eager * steps < SHORTEST_S):
-            self.note = "not compiled (auto)"
-            return
-        self.task.training.unet.compile()
-        compiling = timed(self.device, lambda: self.run(3)) - 3 * eager
-        now = timed(self.device, lambda: self.run(5)) / 5
-        told = f"{eager * 1000:.1f} -> {now * 1000:.1f} ms a step, {compiling:.0f} s to compile"
-        if mode == "auto" and not is_compile_worthwhile(eager, now, compiling, steps):
-            self.task.training.unet._compiled_call_impl = None
-            self.note = f"does not pay: {told}"
-            return
-        self.note = f"compiled: {told}"
+        loader: DataLoader[TrainingBatch] = DataLoader(
+            HostBatches(task, latents), batch_size=None, num_workers=2 if cuda else 0, pin_memory=cuda
+        )
+        self.source = TimedBatches((batch.to(device) for batch in loader), device)
+        if compiled:
+            task.training.unet.compile(backend=inductor_or_eager)
+            self.note = f"first step {timed(device, lambda: self.run(1)):.0f} s"
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
-            batch = next(self._batch)
+            batch = next(self.source)
             with self.amp:
                 loss = self.task.loss(batch)
             loss.backward()
             nn.utils.clip_grad_norm_(self.learning, 1.0)
-            self.optimiser.step()
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
             loss.item()
 
 
-def ours(name: str, arguments: argparse.Namespace, device: torch.device, compiled: str) -> Side:
-    """The one place where our side is made: frozen weights in the precision that `train` gives them."""
+def ours(name: str, arguments: argparse.Namespace, device: torch.device, compiled: bool) -> Side:
+    """Our side, with frozen weights in the precision that `train` uses."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return Ours(TASKS[name](arguments, device, dtype), device, compiled, arguments.run_steps)
+    return Ours(TASKS[name](arguments, device, dtype), device, compiled)
 
 
-def host_batch(task: Task, first: torch.Tensor) -> tuple[torch.Tensor, TrainingBatch]:
-    """A batch as a loader makes it: gathered by row from what lies in memory, noise drawn anew; `first` beside it."""
+def host_batch(batch: TrainingBatch, first: torch.Tensor) -> tuple[torch.Tensor, TrainingBatch]:
+    """Batch as a loader makes it, gathered by row, with new noise; and `first` in the same order."""
     rows = torch.randperm(len(first))
-    batch = map_tensors(task.batch, lambda value: value[rows])
-    return first[rows], replace(batch, noise=torch.randn(task.batch.noise.shape))
+    shuffled = batch.map_tensors(lambda value: value[rows])
+    return first[rows], replace(shuffled, noise=torch.randn(batch.noise.shape))
 
 
 def timed(device: torch.device, work: Callable[[], None]) -> float:
@@ -350,10 +377,10 @@ def measure(name: str, device: torch.device, arguments: argparse.Namespace, peak
     """Sides in turn, round by round."""
     sides: dict[str, Side] = {"plain diffusers loop": Plain(TASKS[name](arguments, device, torch.float32), device)}
     task = sides["plain diffusers loop"].task
-    flops, count = flops_of(task, device), len(task.pictures)
-    sides["ours, eager"] = ours(name, arguments, device, "off")
-    if arguments.compile != "off":
-        sides["ours"] = ours(name, arguments, device, arguments.compile)
+    flops, count = flops_of(task, device), len(task.images)
+    sides["ours, eager"] = ours(name, arguments, device, compiled=False)
+    if arguments.compile:
+        sides["ours"] = ours(name, arguments, device, compiled=True)
     rows: dict[str, dict[str, Any]] = {side: {"seconds": [], "waited": [], "peak_gib": []} for side in sides}
     for side in sides.values():
         side.run(arguments.warm)
@@ -363,9 +390,9 @@ def measure(name: str, device: torch.device, arguments: argparse.Namespace, peak
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
                 before = torch.cuda.memory_allocated(device)
-            waited = side.source.waited()
+            side.source.waited()
             rows[label]["seconds"].append(timed(device, partial(side.run, arguments.steps)))
-            rows[label]["waited"].append(side.source.waited() - waited)
+            rows[label]["waited"].append(side.source.waited())
             if device.type == "cuda":
                 most = torch.cuda.max_memory_allocated(device) - before + side.resident_bytes()
                 rows[label]["peak_gib"].append(most / 2**30)
@@ -382,7 +409,7 @@ def measure(name: str, device: torch.device, arguments: argparse.Namespace, peak
             "tflops": round(tflops, 4),
             "mfu": round(tflops / peak, 4) if peak else None,
             "peak_gib": round(max(rows[label]["peak_gib"]), 2) if rows[label]["peak_gib"] else None,
-            "wait_share": round(sum(rows[label]["waited"]) / sum(seconds), 4),
+            "data_wait_ratio": round(sum(rows[label]["waited"]) / sum(seconds), 4),
             "note": side.note,
         }
     learning = sum(value.numel() for value in sides["ours, eager"].learning)
@@ -403,8 +430,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="timed steps of a round; default 20, reduced 3")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm", type=int, default=3)
-    parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto")
-    parser.add_argument("--run-steps", type=int, default=20_000, help="steps of the run that compiling has to pay in")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="default: on a GPU")
     parser.add_argument("--sd15-batch", type=int, default=16)
     parser.add_argument("--scratch-batch", type=int, help="default 256, reduced 4")
     parser.add_argument("--scratch-size", type=int, help="px; default 256, reduced 64")
@@ -417,6 +443,7 @@ def main() -> None:
     diffusers.logging.set_verbosity_error()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     arguments.reduced = arguments.reduced or device.type == "cpu"
+    arguments.compile = device.type == "cuda" if arguments.compile is None else arguments.compile
     arguments.steps = arguments.steps or (3 if arguments.reduced else 20)
     arguments.scratch_batch = arguments.scratch_batch or (4 if arguments.reduced else 256)
     arguments.scratch_size = arguments.scratch_size or (64 if arguments.reduced else 256)
@@ -450,7 +477,7 @@ def table(name: str, result: dict[str, Any], mark: str) -> None:
         mfu = f"{row['mfu']:.1%}" if row["mfu"] is not None else "-"
         peak = row["peak_gib"] if row["peak_gib"] is not None else "-"
         rate = f"{row['images_per_s']:.4g} | {row['images_per_s_median']:.4g} | {row['ratio_median']:.2f}"
-        print(f"| {side} | {rate} | {row['tflops']:.3g} | {mfu} | {peak} | {row['wait_share']:.1%} | {row['note']} |")
+        print(f"| {side} | {rate} | {row['tflops']:.3g} | {mfu} | {peak} | {row['data_wait_ratio']:.1%} | {row['note']} |")
     assert all(math.isfinite(row["images_per_s"]) for row in result["sides"].values())
 
 

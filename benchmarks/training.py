@@ -1,14 +1,14 @@
-"""Training recipes side by side at their own budgets: CPU seconds, peak memory, codec error, KID, agreement, drawing speed.
+"""Variants of recipe `scratch` at their own budgets: CPU time, memory, autoencoder error, KID, win rate, sampling speed.
 
-Usage: python -m benchmarks.training [--root .] [--recipes default,codec-tiny,...] [--keep DIR] [--threads 1] [--json FILE]
+Usage: python -m benchmarks.training [--root .] [--variants default,autoencoder-tiny,...] [--keep DIR] ...
 
-Each recipe changes some keys of section `train` of the project's params.yaml and is trained in a child process on the
-project's own pairs, in a folder of its own with its own memo. Measured on the pairs of split `test`, four drawings a sound:
+Each variant changes some keys of section `train` of the project's params.yaml. It is trained in a child process on the
+project's pairs, in its own folder with its own cache. Measured on the pairs of split `test`, four images per clip:
 
-- kid: squared MMD with the cubic kernel between EfficientNet-Lite0 features of drawn and real test pictures (lower is better);
-- win: how often the picture drawn from a pair's sound is nearer to the pair's picture than one drawn from the sound of another
-  sound group, in centred cosine of SSD-MobileNet features; 0.5 is chance. The full protocol is in stage `evaluate`;
-- s/100: CPU seconds to draw 100 pictures.
+- kid: squared MMD with the cubic kernel between EfficientNet-Lite0 features of generated and real images (lower is better);
+- win: how often the image generated from a pair's clip is nearer to the pair's image than one generated from a clip of another
+  audio group, in centered cosine of SSD-MobileNet features; 0.5 is chance. The full protocol is in stage `evaluate`;
+- sample_s_per_100: CPU seconds to generate 100 images.
 """
 
 from __future__ import annotations
@@ -33,30 +33,34 @@ from pipeline_steps.core.tables import read_table
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-COMPOSE = {"steps": 1500, "batch_size": 128, "learning_rate": 1e-3}
-REFINE = {"steps": 200, "batch_size": 16, "learning_rate": 1e-3}
-RECIPES: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "codec-linear": {"codec": {"steps": 0}},
-    "codec-tiny": {"codec": {"kind": "tiny", "channels": 16, "width": 32, "steps": 500}},
-    "composer-only": {"optimiser": {"compose": {**COMPOSE, "steps": 1900}, "refine": {**REFINE, "steps": 0}}},
-    "unet-only": {"optimiser": {"compose": {**COMPOSE, "steps": 0}, "refine": {**REFINE, "steps": 1300}}},
-    "unet-velocity": {
-        "codec": {"channels": 48, "whitening": 0.5},
-        "objective": {"prediction": "velocity", "time_mean": 0.0},
-        "optimiser": {
-            "compose": {**COMPOSE, "steps": 0},
-            "refine": {"steps": 480, "batch_size": 48, "learning_rate": 1e-3},
-        },
+    "autoencoder-linear": {"autoencoder.max_steps": 0},
+    "autoencoder-tiny": {
+        "autoencoder.type": "tiny",
+        "autoencoder.latent_channels": 16,
+        "autoencoder.max_steps": 500,
     },
-    "mirrored": {"picture": {"mirror": 0.5}},
-    "no-sound-views": {"sound": {"views": 1}},
+    "mlp-only": {"phases.mlp.max_steps": 1900, "phases.unet.max_steps": 0},
+    "unet-only": {"phases.mlp.max_steps": 0, "phases.unet.max_steps": 1300},
+    "unet-velocity": {
+        "autoencoder.latent_channels": 48,
+        "autoencoder.whitening": 0.5,
+        "objective.prediction_type": "velocity",
+        "objective.logit_mean": 0.0,
+        "phases.mlp.max_steps": 0,
+        "phases.unet.max_steps": 480,
+        "phases.unet.batch_size": 48,
+    },
+    "mirrored": {"image_augmentation.hflip_prob": 0.5},
+    "no-audio-augmentation": {"audio.num_augmentations": 1},
 }
+"""Keys of group `train.scratch` or of section `train`, and their values."""
 SAMPLES = 4
 
 
 def child(root: str, changes: str, threads: int) -> None:
-    """Train one recipe in `root` and print its numbers as the last line."""
+    """Train one variant in `root` and print its numbers as the last line."""
     import torch
 
     torch.set_num_threads(threads)
@@ -66,15 +70,19 @@ def child(root: str, changes: str, threads: int) -> None:
     layout = ProjectPaths(Path(root))
     section = load_params(layout.params)["train"]
     for key, value in json.loads(changes).items():
-        section[key] = {**section[key], **value} if isinstance(value, dict) else value
-    config = TrainConfig.model_validate({**section, "threads": threads})
+        *groups, name = key.split(".")
+        node = section["scratch"] if groups[0] in section["scratch"] else section
+        for group in groups:
+            node = node[group]
+        node[name] = value
+    config = TrainConfig.from_params({**section, "num_threads": threads})
     begin, cpu = time.monotonic(), time.process_time()
     report = run(config, layout)
     numbers = {
         "wall_s": round(time.monotonic() - begin, 1),
         "cpu_s": round(time.process_time() - cpu, 1),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "samples": sum(phase.steps * phase.batch_size for phase in (config.optimiser.compose, config.optimiser.refine)),
+        "samples": sum(phase.max_steps * phase.batch_size for phase in config.recipe_config.training_phases.values()),
         **report.metrics,
         **measure(layout),
     }
@@ -91,22 +99,24 @@ def measure(layout: ProjectPaths) -> dict[str, float]:
     rows = [row for row in read_table(layout.pairs / "pairs.parquet", PAIRS).to_pylist() if row["split"] == "test"]
     media = MediaShardReader(layout.media)
     pipeline = AutoAudio2ImagePipeline.from_pretrained(layout.model)
-    size = pipeline.defaults.picture_size
+    size = pipeline.generation_config.resolution
     real = [pad_to_square(media.image(row["image_id"]), size) for row in rows]
-    tokens = [pipeline.encode_audio(media.sound(row["tracks"][0]["audio_id"])) for row in rows]
+    embeds = [pipeline.encode_audio(media.sound(row["tracks"][0]["audio_id"])) for row in rows]
     cpu = time.process_time()
-    drawn = pipeline.generate_batch(tokens, SAMPLES, seed=0)
-    drawing = (time.process_time() - cpu) / (len(rows) * SAMPLES) * 100
-    eye = EfficientNetLite0(layout.assets).load()
-    kid = np.mean([cubic_mmd(eye.features(real), eye.features(list(drawn[:, sample]))) for sample in range(SAMPLES)])
+    generated = pipeline.generate_batch(embeds, SAMPLES, seed=0)
+    sampling = (time.process_time() - cpu) / (len(rows) * SAMPLES) * 100
+    encoder = EfficientNetLite0(layout.assets).load()
+    kid = np.mean(
+        [cubic_mmd(encoder.features(real), encoder.features(list(generated[:, sample]))) for sample in range(SAMPLES)]
+    )
     judge = SsdMobileNetV2(layout.assets).load()
-    asked = judge.features(real)
-    answers = [judge.features(list(drawn[:, sample])) for sample in range(SAMPLES)]
+    real_features = judge.features(real)
+    answers = [judge.features(list(generated[:, sample])) for sample in range(SAMPLES)]
     groups = [row["audio_group"] for row in rows]
     return {
         "kid": round(float(kid), 4),
-        "win": round(float(np.mean([win_rate(asked, answer, groups) for answer in answers])), 4),
-        "draw_s_per_100": round(drawing, 2),
+        "win": round(float(np.mean([win_rate(real_features, answer, groups) for answer in answers])), 4),
+        "sample_s_per_100": round(sampling, 2),
     }
 
 
@@ -117,9 +127,9 @@ def cubic_mmd(x: np.ndarray, y: np.ndarray) -> float:
     return float((xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (m * (m - 1)) - 2 * xy.mean())
 
 
-def win_rate(real: np.ndarray, drawn: np.ndarray, groups: list[str]) -> float:
-    """Mean over pairs i of the share of other-group j for which drawn i is more like real i than drawn j is."""
-    x, y = real - real.mean(0), drawn - drawn.mean(0)
+def win_rate(real: np.ndarray, generated: np.ndarray, groups: list[str]) -> float:
+    """Mean over pairs i of the fraction of other-group j for which generated i is closer to real i than generated j."""
+    x, y = real - real.mean(0), generated - generated.mean(0)
     scores = (x / np.linalg.norm(x, axis=1, keepdims=True)) @ (y / np.linalg.norm(y, axis=1, keepdims=True)).T
     wins = []
     for i, group in enumerate(groups):
@@ -140,8 +150,8 @@ def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=PROJECT)
-    parser.add_argument("--recipes", default=",".join(RECIPES))
-    parser.add_argument("--keep", type=Path, help="keep each recipe's project below this folder")
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--keep", type=Path, help="keep each variant's project below this folder")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", nargs=2, metavar=("ROOT", "CHANGES"), help=argparse.SUPPRESS)
@@ -155,16 +165,16 @@ def main() -> None:
         "wall_s",
         "peak_mb",
         "samples",
-        "codec_psnr_val_db",
+        "autoencoder_psnr_val_db",
         "loss",
         "validation_loss",
         "kid",
         "win",
-        "draw_s_per_100",
+        "sample_s_per_100",
     )
-    print("| recipe | " + " | ".join(columns) + " |\n|" + " --- |" * (len(columns) + 1), flush=True)
+    print("| variant | " + " | ".join(columns) + " |\n|" + " --- |" * (len(columns) + 1), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        for name in arguments.recipes.split(","):
+        for name in arguments.variants.split(","):
             folder = (arguments.keep or Path(scratch)) / name
             project_copy(arguments.root, folder)
             command = [
@@ -174,7 +184,7 @@ def main() -> None:
                 str(arguments.threads),
                 "--child",
                 str(folder),
-                json.dumps(RECIPES[name]),
+                json.dumps(VARIANTS[name]),
             ]
             output = subprocess.run(
                 command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "SONIFY_TRACKING": "off"}

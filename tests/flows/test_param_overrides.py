@@ -42,7 +42,7 @@ def test_overrides_are_set_and_reported(root: Path) -> None:
         "train.scratch.phases.unet.max_steps: 200 -> 7",
     ]
     after = loaded(root)
-    after["train"]["optimiser"]["refine"]["steps"] = 200  # type: ignore[index]
+    after["train"]["scratch"]["phases"]["unet"]["max_steps"] = 200  # type: ignore[index]
     after["ingest"]["metadata"] = "manifest.csv"  # type: ignore[index]
     after["pair"]["event_pooling"] = "max"  # type: ignore[index]
     assert after == before, "nothing else has changed"
