@@ -44,8 +44,9 @@ import transformers  # noqa: E402
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel  # noqa: E402
 
 from pipeline_steps.core.l2_normalize import l2_normalize  # noqa: E402
+from pipeline_steps.core.project_paths import ProjectPaths  # noqa: E402
 from pipeline_steps.embed.int8_check import neighbor_agreement  # noqa: E402
-from pipeline_steps.models.text_audio.clap import ClapEncoder  # noqa: E402
+from pipeline_steps.models.text_audio.clap import ClapEncoder, ClapEncoderConfig  # noqa: E402
 from tests.factories.checkpoints.clap import TEXTS, clap_checkpoint  # noqa: E402
 
 torch.set_num_threads(arguments.threads)
@@ -139,7 +140,10 @@ def main() -> None:
             rows = [model.get_text_features(**words(text, return_tensors="pt")).pooler_output for text in texts]
             return torch.cat(rows).numpy()
 
-        encoders = {backend: ClapEncoder(str(folder), backend=backend).load() for backend in arguments.backends}
+        encoders = {
+            backend: ClapEncoder(ClapEncoderConfig(model=str(folder), backend=backend), ProjectPaths(Path())).load()
+            for backend in arguments.backends
+        }
         ours = {
             f"clap, {name}": lambda encoder=encoder: encoder.encode_audio([read(file) for file in files])
             for name, encoder in encoders.items()

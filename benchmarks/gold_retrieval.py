@@ -44,7 +44,7 @@ from pipeline_steps.ingest.config import IngestConfig
 from pipeline_steps.ingest.decoding.decode import decode
 from pipeline_steps.ingest.sources.file_walk import inspect_file
 from pipeline_steps.ingest.stage import build_decode_job
-from pipeline_steps.models.text_audio.yamnet_minilm import YamnetMiniLMEncoder, softmax_over_tags
+from pipeline_steps.models.text_audio.yamnet_minilm import YamnetMiniLMEncoder, YamnetMiniLMEncoderConfig, softmax_over_tags
 from pipeline_steps.retrieve.config import HubnessCorrectionConfig
 from pipeline_steps.retrieve.index.exact import ExactIndex
 from pipeline_steps.retrieve.ranking import hubness_report, rank_neighbors
@@ -186,14 +186,16 @@ def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
         )
 
 
-def development(bridge: YamnetMiniLMEncoder, plain: YamnetMiniLMEncoder, candidates: Candidates) -> dict[str, Any]:
+def development(
+    layout: ProjectPaths, bridge: YamnetMiniLMEncoder, plain: YamnetMiniLMEncoder, candidates: Candidates
+) -> dict[str, Any]:
     """Label text -> pool sounds with that label: the set on which variants were chosen; gold pairs take no part."""
     rows = np.flatnonzero(candidates.pool)
     labels = [candidates.labels[row] for row in rows]
     texts = sorted(set().union(*labels))
     relevant = [np.array([text in seen for seen in labels]) for text in texts]
     posteriors, plain_posteriors = candidates.posteriors[rows], candidates.plain_posteriors[rows]
-    named = YamnetMiniLMEncoder(bridge.yamnet.assets, phrase_weight=0.0, temperature=bridge.temperature).load()
+    named = YamnetMiniLMEncoder(bridge.config.model_copy(update={"phrase_weight": 0.0}), layout).load()
     scores: dict[str, FloatArray] = {
         "plain bridge": plain.encode_texts(texts) @ plain.audio_vectors(plain_posteriors).T,
         "quick try: softmax 0.05, log posterior / prior": quick_try(bridge, texts, plain_posteriors, plain_posteriors.mean(0)),
@@ -241,7 +243,7 @@ def main() -> int:
     layout = ProjectPaths(options.root)
 
     bridge = build_encoder(EmbedConfig(), layout).load()
-    plain = YamnetMiniLMEncoder(layout.assets, text_pooling="plain", loudness_power=0.0).load()
+    plain = YamnetMiniLMEncoder(YamnetMiniLMEncoderConfig(text_pooling="plain", loudness_power=0.0), layout).load()
     gold_rows = manifest(options.gold, "gold")
     pictures = [row for row in gold_rows if row["kind"] == "image" and row["pair"]]
     gold_sounds = [row for row in gold_rows if row["kind"] == "sound"]
@@ -286,7 +288,7 @@ def main() -> int:
     answer["bars"] = bars(answer["pair"])
     answer["differences"] = differences(answer["ranks"]["pair"], options.seed)
     if options.development:
-        answer["development"] = development(bridge, plain, candidates)
+        answer["development"] = development(layout, bridge, plain, candidates)
     if options.json:
         options.json.write_text(json.dumps(answer, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return 0 if all(bar["met"] for bar in answer["bars"].values()) else 1

@@ -120,7 +120,8 @@ def clap(scratch: Path, rounds: int) -> list[dict[str, Any]]:
     """File to vector."""
     from transformers import ClapFeatureExtractor, ClapModel
 
-    from pipeline_steps.models.text_audio.clap import ClapEncoder
+    from pipeline_steps.core.project_paths import ProjectPaths
+    from pipeline_steps.models.text_audio.clap import ClapEncoder, ClapEncoderConfig
     from tests.factories.checkpoints.clap import clap_checkpoint
 
     folder = clap_checkpoint(scratch / "clap", full_size=GPU)
@@ -128,7 +129,7 @@ def clap(scratch: Path, rounds: int) -> list[dict[str, Any]]:
     few = files[: 32 if GPU else 4]
     model = ClapModel.from_pretrained(folder).eval().to(DEVICE)
     extractor = ClapFeatureExtractor.from_pretrained(folder)
-    encoder = ClapEncoder(str(folder)).load()
+    encoder = ClapEncoder(ClapEncoderConfig(model=str(folder)), ProjectPaths(Path())).load()
 
     @torch.inference_mode()
     def plain() -> np.ndarray:

@@ -21,8 +21,7 @@ from transformers import ClapModel
 
 from pipeline_steps.audio.log_mel import ClapFeatureConfig, clap_log_mel, split_windows
 from pipeline_steps.embed.int8_check import neighbor_agreement
-from pipeline_steps.models.text_audio.clap import ClapEncoder
-from tests.factories.checkpoints.clap import clap_checkpoint, clap_config, roberta_tokenizer
+from tests.factories.checkpoints.clap import clap_checkpoint, clap_config, clap_encoder, roberta_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,7 +78,7 @@ def main() -> None:
         trained(sounds, [files[place].stem.split("-")[1] for place in order]).save_pretrained(folder)
         asked = sounds[-arguments.sounds :]  # those it never heard are among them
         backends = ("torch", "openvino", "openvino-int8")
-        vectors = {name: ClapEncoder(str(folder), backend=name).load().encode_audio(asked) for name in backends}
+        vectors = {name: clap_encoder(folder, backend=name).load().encode_audio(asked) for name in backends}
     base = vectors.pop("torch")
     others = (base @ base.T)[~np.eye(len(base), dtype=bool)]
     print(f"different sounds have cosines of {others.mean():.3f} +- {others.std():.3f}")

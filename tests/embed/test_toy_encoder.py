@@ -15,7 +15,7 @@ from pipeline_steps.embed.stage import embed_texts, run
 from pipeline_steps.evaluate.retrieval.label_oracle import label_vectors
 from tests.embed.test_stage import SOUNDS, write_events
 from tests.factories.catalog import write_catalog
-from tests.factories.toy_encoder import ToyEncoder
+from tests.factories.toy_encoder import ToyEncoder, ToyEncoderConfig
 
 PARAMS = {"embed": {"encoder": "toy", "toy": {"bands": 12}}}
 
@@ -33,11 +33,12 @@ def test_an_encoder_of_another_package_is_selected_by_name(tmp_path: Path, demo:
     assert np.load(layout.embeddings / "audio.npy").shape == (4, 12)
     again = run(config, layout)  # type: ignore[arg-type]
     assert (again.computed, again.reused) == (0, 6)
-    vectors, computed, _ = embed_texts(ToyEncoder(12), config, layout, ["dog barking", "a bell"])  # type: ignore[arg-type]
+    encoder = ToyEncoder(ToyEncoderConfig(bands=12), layout)
+    vectors, computed, _ = embed_texts(encoder, config, layout, ["dog barking", "a bell"])  # type: ignore[arg-type]
     assert (vectors.shape, computed) == ((2, 12), 1)
     found = label_vectors(layout, str(layout.result_cache), meta, ["dog", "bell"], "dog barking", vectors[0])
     assert found is not None
-    assert np.array_equal(found["bell"], ToyEncoder(12).encode_texts(["bell"])[0])
+    assert np.array_equal(found["bell"], encoder.encode_texts(["bell"])[0])
 
 
 def test_the_group_of_an_encoder_is_validated() -> None:

@@ -10,7 +10,6 @@ from pydantic import Field
 
 from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.config import StageConfig
-from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.models.text_audio.base import TEXT_AUDIO_ENCODERS, TextAudioEncoder
 
 
@@ -30,34 +29,23 @@ class ToyEncoder(TextAudioEncoder):
     version = 1
     config_class = ToyEncoderConfig
 
-    def __init__(self, bands: int) -> None:
-        self.bands = bands
-
-    @classmethod
-    def from_config(cls, config: ToyEncoderConfig, layout: ProjectPaths) -> Self:
-        return cls(config.bands)
-
     @property
     def dimension(self) -> int:
-        return self.bands
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {"bands": self.bands}
+        return int(self.config.bands)
 
     def load(self) -> Self:
         return self
 
     def describe(self) -> Any:
-        return {"name": self.name, "version": self.version, "bands": self.bands}
+        return {"name": self.name, "version": self.version, "bands": self.dimension}
 
     def text_rows(self, texts: Sequence[str]) -> FloatArray:
-        counts = [[1.0 + text.count(chr(97 + band)) for band in range(self.bands)] for text in texts]
+        counts = [[1.0 + text.count(chr(97 + band)) for band in range(self.dimension)] for text in texts]
         return _unit(np.array(counts, np.float32))
 
     def audio_rows(self, prepared: Sequence[FloatArray]) -> FloatArray:
         spectra = [np.abs(np.fft.rfft(clip)) for clip in prepared]
-        return _unit(np.stack([[part.mean() + 1e-3 for part in np.array_split(one, self.bands)] for one in spectra]))
+        return _unit(np.stack([[part.mean() + 1e-3 for part in np.array_split(one, self.dimension)] for one in spectra]))
 
 
 def _unit(rows: np.ndarray) -> FloatArray:

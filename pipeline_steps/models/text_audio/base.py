@@ -70,6 +70,7 @@ class TextAudioEncoder(ABC):
         family, families: model families, so that evaluation can reject judges of the same kind.
         version: raised with every change of the outputs.
         config_class: model of the configuration group; None for an encoder without parameters.
+        recorded_as: keys of the configuration group that `meta.json` records under another name.
         vectors_need_weights: whether `audio_vectors` or `text_vectors` use the weights.
         rebuild_tolerance: largest difference of a vector's numbers after the encoder is rebuilt from `parameters`.
     """
@@ -79,13 +80,13 @@ class TextAudioEncoder(ABC):
     families: ClassVar[tuple[str, ...]]
     version: ClassVar[int]
     config_class: ClassVar[type[StageConfig] | None] = None
+    recorded_as: ClassVar[Mapping[str, str]] = {}
     vectors_need_weights: ClassVar[bool] = False
     rebuild_tolerance: ClassVar[float] = 1e-2
 
-    @classmethod
-    @abstractmethod
-    def from_config(cls, config: Any, layout: ProjectPaths) -> Self:
-        """Encoder of a configuration group (an instance of `config_class`). Loads no weights and downloads nothing."""
+    def __init__(self, config: Any, layout: ProjectPaths) -> None:
+        """Store the configuration group (an instance of `config_class`). Load no weights, download nothing."""
+        self.config = config
 
     @classmethod
     def check_config(cls, config: Any) -> None:
@@ -150,12 +151,16 @@ class TextAudioEncoder(ABC):
     @property
     def parameters(self) -> dict[str, Any]:
         """Argument of `from_parameters` that rebuilds this encoder; recorded in `meta.json`."""
-        return {}
+        return {self.recorded_as.get(key, key): value for key, value in self.config.model_dump().items()} if self.config else {}
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any], layout: ProjectPaths) -> Self | None:
-        """Encoder with recorded `parameters`; None if it needs a file outside the project."""
-        return cls.from_config(cls.config_class.model_validate(parameters) if cls.config_class else None, layout)
+        """Encoder with recorded `parameters`; None if they are empty, because it needs files outside the project."""
+        if cls.config_class is None:
+            return cls(None, layout)
+        keys = {recorded: key for key, recorded in cls.recorded_as.items()}
+        values = {keys.get(key, key): value for key, value in parameters.items()}
+        return cls(cls.config_class.model_validate(values), layout) if values else None
 
     def meta(self) -> dict[str, Any]:
         """First entries of `meta.json`: name of the space and of the encoder."""

@@ -96,49 +96,30 @@ class ClapEncoderConfig(StageConfig):
 
 @TEXT_AUDIO_ENCODERS.register("clap")
 class ClapEncoder(HubModel, TextAudioEncoder):
-    """Text-audio encoder over transformers' ClapModel. Reads safetensors only and runs no code of the checkpoint.
-
-    Args:
-        model: hub id or local folder.
-        revision: commit of a hub id; sha256 of a folder, checked when given.
-        device: auto, cpu or cuda.
-        dtype: auto (bfloat16 on GPU, float32 on CPU), float32 or bfloat16.
-        backend: torch, or for audio openvino or openvino-int8 (CPU; extra `openvino`).
-        root: folder that a relative `model` may lie in.
-    """
+    """Text-audio encoder over transformers' ClapModel. Reads safetensors only and runs no code of the checkpoint."""
 
     name = "clap"
     families = ("clap",)
     family = "clap"
     version = 1
     config_class: ClassVar[type[StageConfig] | None] = ClapEncoderConfig
+    recorded_as: ClassVar[Mapping[str, str]] = {"dtype": "precision"}
 
-    def __init__(
-        self,
-        model: str,
-        revision: str = "",
-        device: str = "auto",
-        dtype: str = "auto",
-        backend: Backend = "torch",
-        root: Path = Path(),
-    ) -> None:
-        super().__init__(model, revision, KEY, root)
-        self.backend = backend
-        self.device = resolve_device("cpu" if device == "auto" and backend != "torch" else device, KEY)
-        if backend != "torch" and self.device != "cpu":
+    def __init__(self, config: Any, layout: ProjectPaths) -> None:
+        HubModel.__init__(self, config.model, config.revision, KEY, layout.root)
+        TextAudioEncoder.__init__(self, config, layout)
+        self.backend: Backend = config.backend
+        self.device = resolve_device("cpu" if config.device == "auto" and self.backend != "torch" else config.device, KEY)
+        if self.backend != "torch" and self.device != "cpu":
             raise ConfigError(
-                f"{KEY}.backend: {backend} computes on the CPU only", f"set {KEY}.device to cpu, or the backend to torch"
+                f"{KEY}.backend: {self.backend} computes on the CPU only", f"set {KEY}.device to cpu, or the backend to torch"
             )
-        self.dtype = resolve_dtype(dtype, self.device)
-        self._config: dict[str, Any] = {}
+        self.dtype = resolve_dtype(config.dtype, self.device)
+        self._model_config: dict[str, Any] = {}
         self._network: Any = None
         self._tokenizer: Any = None
         self._audio_forward: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.front_end: ClapFeatureConfig
-
-    @classmethod
-    def from_config(cls, config: Any, layout: ProjectPaths) -> Self:
-        return cls(**config.model_dump(exclude={"min_int8_recall"}), root=layout.root)
 
     @classmethod
     def check_config(cls, config: Any) -> None:
@@ -152,36 +133,28 @@ class ClapEncoder(HubModel, TextAudioEncoder):
         return config.model_copy(update={"backend": "openvino"}), config.min_int8_recall
 
     def _accept(self, folder: Path) -> None:
-        self._config = check_checkpoint(folder)
-        if self._config.get("model_type") != "clap":
+        self._model_config = check_checkpoint(folder)
+        if self._model_config.get("model_type") != "clap":
             raise ConfigError(
-                f"{KEY}.model: {self.model} is of type {self._config.get('model_type')}, not clap",
+                f"{KEY}.model: {self.model} is of type {self._model_config.get('model_type')}, not clap",
                 "name a ClapModel checkpoint; convert laion-clap's .pt files, or use embed.encoder laion_clap",
             )
         self.front_end = read_front_end(folder)
-        bands = (self._config.get("audio_config") or {}).get("num_mel_bins", 64)
+        bands = (self._model_config.get("audio_config") or {}).get("num_mel_bins", 64)
         if bands != self.front_end.bands:
             raise IntegrityError(f"{folder}: the model has {bands} mel bands, its front-end {self.front_end.bands}")
 
     @property
     def dimension(self) -> int:
         self.fetch()
-        return int(self._config.get("projection_dim", 512))
+        return int(self._model_config.get("projection_dim", 512))
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Recorded arguments of the constructor; empty for a folder outside the project, whose path is not recorded."""
+        """Empty for a folder outside the project, whose path is not recorded."""
         if Path(self.model).is_absolute():
             return {}
         return {"model": self.model, "revision": self.revision, "precision": self.dtype, "backend": self.backend}
-
-    @classmethod
-    def from_parameters(cls, parameters: Mapping[str, Any], layout: ProjectPaths) -> Self | None:
-        if not parameters:
-            return None
-        given = dict(parameters)
-        dtype = given.pop("precision")
-        return cls(**given, dtype=dtype, root=layout.root)
 
     def meta(self) -> dict[str, Any]:
         return {"space": "@".join([self.name, *self.identity.values()]), "encoder": self.name}
@@ -191,13 +164,8 @@ class ClapEncoder(HubModel, TextAudioEncoder):
         return {"name": self.name, "version": self.version, **self.identity, "precision": self.dtype, "shape": shape}
 
     def describe_audio(self) -> dict[str, Any]:
-        described = {
-            "name": self.name,
-            "version": self.version,
-            **self.identity,
-            "precision": self.dtype,
-            "backend": self.backend,
-        }
+        network = {"name": self.name, "version": self.version, **self.identity}
+        described = {**network, "precision": self.dtype, "backend": self.backend}
         return {**described, "int8": self.describe_int8()} if self.backend == "openvino-int8" else described
 
     def describe_int8(self) -> dict[str, Any]:

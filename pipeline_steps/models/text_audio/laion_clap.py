@@ -10,9 +10,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -21,7 +20,7 @@ from pipeline_steps.core.errors import ConfigError, IntegrityError
 from pipeline_steps.core.hashing import sha256_file
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.models.text_audio.base import TEXT_AUDIO_ENCODERS
-from pipeline_steps.models.text_audio.clap import ClapEncoder, Device
+from pipeline_steps.models.text_audio.clap import ClapEncoder, ClapEncoderConfig, Device
 
 if TYPE_CHECKING:
     import torch
@@ -62,30 +61,19 @@ class LaionClapEncoderConfig(StageConfig):
 
 @TEXT_AUDIO_ENCODERS.register("laion_clap")
 class LaionClapEncoder(ClapEncoder):
-    """Text-audio encoder over laion-clap's networks (HTSAT and RoBERTa).
-
-    Args:
-        checkpoint: laion-clap's .pt file.
-        sha256: of that file, checked when given.
-        text_model_dir: folder with RoBERTa's `config.json` and vocabulary.
-        device: auto, cpu or cuda.
-        root: folder that relative paths start from.
-    """
+    """Text-audio encoder over laion-clap's networks (HTSAT and RoBERTa)."""
 
     name = "laion"
     version = 1
     config_class = LaionClapEncoderConfig
+    recorded_as: ClassVar = {"text_model_dir": "text"}
 
-    def __init__(
-        self, checkpoint: str, sha256: str = "", text_model_dir: str = "", device: str = "auto", root: Path = Path()
-    ) -> None:
-        super().__init__(checkpoint, sha256, device, "float32", "torch", root)
-        self.text_model_dir = text_model_dir
+    def __init__(self, config: LaionClapEncoderConfig, layout: ProjectPaths) -> None:
+        settings = {"model": config.checkpoint, "revision": config.sha256, "device": config.device, "dtype": "float32"}
+        super().__init__(ClapEncoderConfig.model_validate(settings), layout)
+        self.text_model_dir = self.root / config.text_model_dir
+        self._recorded = {"checkpoint": config.checkpoint, "sha256": config.sha256, "text": config.text_model_dir}
         self._architecture: ClapArchitecture | None = None
-
-    @classmethod
-    def from_config(cls, config: Any, layout: ProjectPaths) -> Self:
-        return cls(**config.model_dump(), root=layout.root)
 
     @classmethod
     def check_config(cls, config: Any) -> None:
@@ -106,28 +94,21 @@ class LaionClapEncoder(ClapEncoder):
         if self._architecture is None:
             self._architecture = infer_architecture(self._weights(path))
             self.front_end = self._architecture.front_end
-            self._config = {"projection_dim": self._architecture.dimension}
+            self._model_config = {"projection_dim": self._architecture.dimension}
             self._identity = {"sha256": sha256_file(path)}
         return path
 
     def _weights(self, path: Path) -> Weights:
         from pipeline_steps.models.text_audio.convert_laion_clap import load_text_config, read_laion
 
-        load_text_config(self.root / self.text_model_dir)
+        load_text_config(self.text_model_dir)
         return read_laion(path, self.revision)
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Recorded arguments of the constructor; empty for files outside the project, whose paths are not recorded."""
-        if Path(self.model).is_absolute() or Path(self.text_model_dir).is_absolute():
-            return {}
-        return {"checkpoint": self.model, "sha256": self.revision, "text": self.text_model_dir}
-
-    @classmethod
-    def from_parameters(cls, parameters: Mapping[str, Any], layout: ProjectPaths) -> Self | None:
-        if not parameters:
-            return None
-        return cls(parameters["checkpoint"], parameters["sha256"], parameters["text"], root=layout.root)
+        """Empty for files outside the project, whose paths are not recorded."""
+        outside = any(Path(self._recorded[name]).is_absolute() for name in ("checkpoint", "text"))
+        return {} if outside else self._recorded
 
     def load(self) -> Self:
         """Build laion-clap's network and load the weights; a second call does nothing.
@@ -142,7 +123,7 @@ class LaionClapEncoder(ClapEncoder):
             model = clap_module("model")
             weights = self._weights(self.fetch())
             self._tokenizer = AutoTokenizer.from_pretrained(
-                self.root / self.text_model_dir, trust_remote_code=False, local_files_only=True, model_type="roberta"
+                self.text_model_dir, trust_remote_code=False, local_files_only=True, model_type="roberta"
             )
             self._network = self._build(model, weights).to(self.device).eval()
             self._audio_forward = self._forward_windows
@@ -161,7 +142,7 @@ class LaionClapEncoder(ClapEncoder):
             embed_dim=shape.width, depths=list(shape.depths), num_heads=list(shape.heads), window_size=shape.window,
             config=audio, enable_fusion=shape.fused, fusion_type=fusion,
         )  # fmt: skip
-        settings = RobertaConfig.from_dict(load_text_config(self.root / self.text_model_dir))
+        settings = RobertaConfig.from_dict(load_text_config(self.text_model_dir))
         empty = model.CLAPTextCfg(77, 1, settings.hidden_size, 1, 1, "transformer")
         features = branch.num_features
         network = model.CLAP(features, audio, empty, False, shape.fused, fusion, shape.dimension)

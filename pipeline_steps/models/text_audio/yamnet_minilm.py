@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -113,25 +112,17 @@ def baseline_audio_embeddings(posteriors: FloatArray, tag_vectors: FloatArray) -
 class YamnetMiniLMEncoderConfig(StageConfig):
     """Group `embed.yamnet_minilm`."""
 
-    text_pooling: TextPooling = Field("tags", description="tags: softmax over 521 tags; plain: MiniLM vector, the baseline")
-    temperature: float = Field(0.06, ge=0.005, le=1, description="of the softmax over tag similarities of a text")
-    phrase_weight: float = Field(0.5, ge=0, le=1, description="weight of a tag's hand-written phrases against its name")
-    loudness_power: float = Field(0.5, ge=0, le=2, description="exponent: windows are averaged with weights RMS ** power")
+    text_pooling: TextPooling = Field(default="tags", description="tags: softmax over tags; plain: MiniLM, the baseline")
+    temperature: float = Field(default=0.06, ge=0.005, le=1, description="of the softmax over tag similarities of a text")
+    phrase_weight: float = Field(default=0.5, ge=0, le=1, description="weight of a tag's hand-written phrases against its name")
+    loudness_power: float = Field(default=0.5, ge=0, le=2, description="windows are averaged with weights RMS ** power")
 
 
 @TEXT_AUDIO_ENCODERS.register("yamnet_minilm")
 class YamnetMiniLMEncoder(TextAudioEncoder):
     """Text-audio encoder built from YAMNet and MiniLM.
 
-    The cache keeps tag posteriors and MiniLM vectors, so a change of `temperature` or `phrase_weight` runs no audio network.
-
-    Args:
-        assets: folder written by stage `assets`.
-        text_pooling: `tags` (521 dimensions) or `plain` (384 dimensions, the baseline).
-        temperature: of the softmax over tag similarities of a text.
-        phrase_weight: weight of a tag's hand-written phrases against its name, for tags that have phrases.
-        loudness_power: windows are averaged with weights RMS ** power.
-        device: torch device.
+    The cache keeps tag posteriors and MiniLM vectors, so a change of `temperature` or `phrase_weight` runs no network on audio.
     """
 
     name = "bridge"
@@ -139,74 +130,48 @@ class YamnetMiniLMEncoder(TextAudioEncoder):
     families = ("minilm", "yamnet")
     version = 1
     config_class = YamnetMiniLMEncoderConfig
+    recorded_as: ClassVar = {"text_pooling": "recipe"}
     vectors_need_weights = True
     rebuild_tolerance = 1e-3
     model_names = ("YAMNet", "MiniLM")
+    config: YamnetMiniLMEncoderConfig
 
-    def __init__(
-        self,
-        assets: Path,
-        text_pooling: TextPooling = "tags",
-        temperature: float = 0.06,
-        phrase_weight: float = 0.5,
-        loudness_power: float = 0.5,
-        device: str = "cpu",
-    ) -> None:
+    def __init__(self, config: YamnetMiniLMEncoderConfig, layout: ProjectPaths) -> None:
         from pipeline_steps.models.audio.yamnet import YamNet
         from pipeline_steps.models.text_audio.minilm import MiniLM
 
-        self.text_pooling = text_pooling
-        self.temperature = temperature
-        self.phrase_weight = phrase_weight
-        self.loudness_power = loudness_power
-        self.yamnet = YamNet(assets, device)
-        self.minilm = MiniLM(assets, device)
+        super().__init__(config, layout)
+        self.plain = config.text_pooling == "plain"
+        self.yamnet = YamNet(layout.assets)
+        self.minilm = MiniLM(layout.assets)
         self._tag_vectors: FloatArray | None = None
-
-    @classmethod
-    def from_config(cls, config: YamnetMiniLMEncoderConfig, layout: ProjectPaths) -> Self:
-        return cls(layout.assets, **config.model_dump())
 
     @property
     def dimension(self) -> int:
-        return self.minilm.dimension if self.text_pooling == "plain" else TAGS
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {
-            "recipe": self.text_pooling,
-            "temperature": self.temperature,
-            "phrase_weight": self.phrase_weight,
-            "loudness_power": self.loudness_power,
-        }
-
-    @classmethod
-    def from_parameters(cls, parameters: Mapping[str, Any], layout: ProjectPaths) -> Self:
-        given = dict(parameters)
-        return cls(layout.assets, given.pop("recipe", "tags"), **given)
+        return self.minilm.dimension if self.plain else TAGS
 
     def meta(self) -> dict[str, Any]:
-        return {"space": f"yamnet-minilm-{self.name}/{self.text_pooling}"}
+        return {"space": f"yamnet-minilm-{self.name}/{self.config.text_pooling}"}
 
     def describe_audio(self) -> dict[str, Any]:
-        kind = "plain" if self.text_pooling == "plain" else "levelled"
+        kind = "plain" if self.plain else "levelled"
         model = self.yamnet.describe()
-        return {"version": self.version, "model": model, "windows": kind, "loudness_power": self.loudness_power}
+        return {"version": self.version, "model": model, "windows": kind, "loudness_power": self.config.loudness_power}
 
     def describe_texts(self) -> list[Any]:
-        return [self.minilm.describe(), PROMPTS, self.text_pooling]
+        return [self.minilm.describe(), PROMPTS, self.config.text_pooling]
 
     def describe_tags(self) -> dict[str, Any]:
         """Everything that shapes the text vectors of the tags."""
-        phrases = [PROMPTS, self.phrase_weight, hand_written_phrases()]
+        phrases = [PROMPTS, self.config.phrase_weight, hand_written_phrases()]
         return {"version": self.version, "model": self.minilm.describe(), "phrases": fingerprint(phrases)}
 
     def describe(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "family": self.family,
-            "recipe": self.text_pooling,
-            "temperature": self.temperature,
+            "recipe": self.config.text_pooling,
+            "temperature": self.config.temperature,
             "sounds": self.describe_audio(),
             "tags": self.describe_tags(),
         }
@@ -227,14 +192,14 @@ class YamnetMiniLMEncoder(TextAudioEncoder):
 
         samples = resample(samples_48k, STORED_RATE, SAMPLE_RATE)
         with torch.inference_mode():
-            if self.text_pooling == "plain":
+            if self.plain:
                 whole = max(0, len(samples) - MIN_SAMPLES) // HOP_SAMPLES * HOP_SAMPLES + MIN_SAMPLES
                 patches = self.yamnet.frames(samples[:whole])
                 weights = np.full(len(patches), 1.0 / len(patches), np.float32)
             else:
                 cut = windows(normalize_level(samples))
                 patches = np.concatenate([self.yamnet.frames(window) for window in cut])
-                weights = window_weights(cut, self.loudness_power)
+                weights = window_weights(cut, self.config.loudness_power)
             logits = self.yamnet(patches)[0].cpu().numpy().astype(np.float64)
         probabilities = 1.0 / (1.0 + np.exp(-np.clip(logits, -60.0, 60.0)))
         return np.asarray(weights @ probabilities, np.float32)
@@ -248,22 +213,22 @@ class YamnetMiniLMEncoder(TextAudioEncoder):
 
         `tags`: the square root of the posteriors (Hellinger), so that one strong tag does not outweigh the others.
         """
-        if self.text_pooling == "plain":
+        if self.plain:
             return baseline_audio_embeddings(rows, self.minilm.encode_batched(self.yamnet.class_names))
         return l2_normalize(np.sqrt(np.maximum(rows, 0.0)))
 
     def text_rows(self, texts: Sequence[str]) -> FloatArray:
         """MiniLM vectors [N, 384] of texts: the mean over the prompts; for `plain`, of the text itself."""
-        if self.text_pooling == "plain" or not texts:
+        if self.plain or not texts:
             return self.minilm.encode(texts)
         prompted = self.minilm.encode([prompt.format(text) for text in texts for prompt in PROMPTS])
         return l2_normalize(prompted.reshape(len(texts), len(PROMPTS), -1).mean(axis=1))
 
     def text_vectors(self, rows: FloatArray) -> FloatArray:
         """MiniLM vectors [N, 384] -> unit vectors [N, dimension]: softmax over the similarities to the tags."""
-        if self.text_pooling == "plain":
+        if self.plain:
             return rows
-        return l2_normalize(softmax_over_tags(rows @ self.tag_vectors().T, self.temperature))
+        return l2_normalize(softmax_over_tags(rows @ self.tag_vectors().T, self.config.temperature))
 
     def tag_vectors(self) -> FloatArray:
         """MiniLM vectors [521, 384] of the tags: mean over prompts of the name, mixed with the hand-written phrases."""
@@ -277,7 +242,7 @@ class YamnetMiniLMEncoder(TextAudioEncoder):
                 row = l2_normalize(np.mean([encoded[text] for text in tag_prompts(name)], axis=0, keepdims=True))
                 if name in written:
                     scene = l2_normalize(np.mean([encoded[text] for text in written[name]], axis=0, keepdims=True))
-                    row = l2_normalize((1.0 - self.phrase_weight) * row + self.phrase_weight * scene)
+                    row = l2_normalize((1.0 - self.config.phrase_weight) * row + self.config.phrase_weight * scene)
                 rows.append(row[0])
             self._tag_vectors = np.stack(rows)
         return self._tag_vectors
@@ -294,7 +259,7 @@ class YamnetMiniLMEncoder(TextAudioEncoder):
 
     def text_artifact(self) -> CachedArtifact | None:
         """Tag vectors, flattened; `plain` needs none."""
-        if self.text_pooling == "plain":
+        if self.plain:
             return None
         return CachedArtifact(
             "embed-tags",

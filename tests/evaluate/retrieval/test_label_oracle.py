@@ -12,8 +12,7 @@ import pytest
 from pipeline_steps.core.errors import IntegrityError
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.evaluate.retrieval.label_oracle import label_vectors
-from pipeline_steps.models.text_audio.clap import ClapEncoder
-from tests.factories.checkpoints.clap import TEXTS, clap_checkpoint
+from tests.factories.checkpoints.clap import TEXTS, clap_checkpoint, clap_encoder
 
 LABELS = ["dog", "sea waves"]
 
@@ -32,7 +31,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_labels_are_embedded_by_the_clap_of_the_space(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
-    encoder = ClapEncoder("models/clap", device="cpu").load()
+    encoder = clap_encoder("models/clap", device="cpu").load()
     meta = {"encoder": "clap", "parameters": encoder.parameters}
     assert str(project) not in str(meta)
     monkeypatch.chdir("/")  # the folder is the project's, whatever the working directory
@@ -43,7 +42,7 @@ def test_labels_are_embedded_by_the_clap_of_the_space(project: Path, monkeypatch
 
 
 def test_a_clap_that_has_changed_since_is_an_error(project: Path, tmp_path: Path) -> None:
-    encoder = ClapEncoder("models/clap", device="cpu", root=project).load()
+    encoder = clap_encoder("models/clap", device="cpu", root=project).load()
     shutil.copytree(project, tmp_path / "changed")
     shutil.rmtree(tmp_path / "changed/models/clap")
     clap_checkpoint(tmp_path / "changed/models/clap", seed=1)
@@ -53,6 +52,6 @@ def test_a_clap_that_has_changed_since_is_an_error(project: Path, tmp_path: Path
 
 
 def test_a_space_that_cannot_be_rebuilt_leaves_the_row_out(project: Path) -> None:
-    outside = ClapEncoder(str(project / "models/clap"), device="cpu")
+    outside = clap_encoder(project / "models/clap", device="cpu")
     for meta in ({"encoder": "clap", "parameters": outside.parameters}, {"encoder": "clap"}):
         assert ask(project, meta, np.zeros(24, np.float32)) is None

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.models.text_audio.clap import ClapEncoder, ClapEncoderConfig
+
 TEXTS = [
     "a dog barking in the distance",
     "rain on a tin roof",
@@ -65,6 +68,11 @@ def clap_config(vocabulary: int, fused: bool = False, full_size: bool = False) -
         "max_position_embeddings": 90, "projection_dim": 24, "layer_norm_eps": 1e-5,
     }  # fmt: skip
     return ClapConfig(audio_config=audio, text_config=text, projection_dim=24)
+
+
+def clap_encoder(model: str | Path, root: Path = Path(), **settings: Any) -> ClapEncoder:
+    """Encoder of a checkpoint; `settings` are keys of group `embed.clap`."""
+    return ClapEncoder(ClapEncoderConfig(model=str(model), **settings), ProjectPaths(root))
 
 
 def clap_checkpoint(folder: Path, fused: bool = False, full_size: bool = False, seed: int = 0) -> Path:

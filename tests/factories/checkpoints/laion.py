@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from pipeline_steps.audio.log_mel import ClapFeatureConfig, clap_mel_filters
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.models.text_audio.laion_clap import LaionClapEncoder, LaionClapEncoderConfig
 from tests.factories.checkpoints.clap import clap_config, randomised, roberta_tokenizer
 
 BACK = (
@@ -25,6 +27,12 @@ BACK = (
     (r"(blocks\.\d+)\.intermediate\.dense\.", r"\1.mlp.fc1."),
     (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
 )
+
+
+def laion_encoder(checkpoint: Path, text: Path) -> LaionClapEncoder:
+    """Encoder of a checkpoint with the texts of a folder."""
+    config = LaionClapEncoderConfig(checkpoint=str(checkpoint), text_model_dir=str(text))
+    return LaionClapEncoder(config, ProjectPaths(Path()))
 
 
 def text_folder(folder: Path) -> Path:

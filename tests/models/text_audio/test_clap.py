@@ -15,7 +15,7 @@ from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceErro
 from pipeline_steps.models.hub_checkpoint import folder_digest
 from pipeline_steps.models.text_audio.base import TextAudioEncoder
 from pipeline_steps.models.text_audio.clap import ClapEncoder
-from tests.factories.checkpoints.clap import TEXTS, clap_checkpoint
+from tests.factories.checkpoints.clap import TEXTS, clap_checkpoint, clap_encoder
 
 RANDOM = np.random.default_rng(1)
 WINDOW = (0.1 * RANDOM.standard_normal(480_000)).astype(np.float32)
@@ -32,7 +32,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def clap(folders: dict[str, Path]) -> ClapEncoder:
-    return ClapEncoder(str(folders["plain"])).load()
+    return clap_encoder(folders["plain"]).load()
 
 
 def theirs(folder: Path, sound: np.ndarray) -> np.ndarray:
@@ -49,7 +49,7 @@ def theirs(folder: Path, sound: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["plain", "fused"])
 def test_vectors_are_those_of_transformers(folders: dict[str, Path], kind: str) -> None:
-    encoder = ClapEncoder(str(folders[kind])).load()
+    encoder = clap_encoder(folders[kind]).load()
     assert isinstance(encoder, TextAudioEncoder)
     vectors = encoder.encode_audio([SHORT, WINDOW])
     for vector, sound in zip(vectors, (SHORT, WINDOW), strict=True):
@@ -96,7 +96,7 @@ def test_texts_are_those_of_transformers_and_long_ones_are_cut(folders: dict[str
 
 def test_openvino_gives_the_same_vectors(folders: dict[str, Path], clap: ClapEncoder) -> None:
     pytest.importorskip("openvino")
-    fast = ClapEncoder(str(folders["plain"]), backend="openvino").load()
+    fast = clap_encoder(folders["plain"], backend="openvino").load()
     assert np.abs(fast.encode_audio(SOUNDS) - clap.encode_audio(SOUNDS)).max() < 1e-5
     assert fast.describe_audio() != clap.describe_audio()
     assert fast.describe_texts() == clap.describe_texts()
@@ -105,16 +105,16 @@ def test_openvino_gives_the_same_vectors(folders: dict[str, Path], clap: ClapEnc
 def test_identity_is_content(folders: dict[str, Path], tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere"
     shutil.copytree(folders["plain"], copy)
-    here = ClapEncoder("elsewhere", root=tmp_path)
-    assert here.describe() == ClapEncoder(str(folders["plain"])).describe(), "a folder's place does not matter"
+    here = clap_encoder("elsewhere", root=tmp_path)
+    assert here.describe() == clap_encoder(folders["plain"]).describe(), "a folder's place does not matter"
     assert here.parameters["model"] == "elsewhere"
-    assert ClapEncoder(str(copy)).parameters == {}, "no absolute path is written down"
-    assert ClapEncoder(str(copy), folder_digest(copy)).identity == here.identity
+    assert clap_encoder(copy).parameters == {}, "no absolute path is written down"
+    assert clap_encoder(copy, revision=folder_digest(copy)).identity == here.identity
     with pytest.raises(IntegrityError, match="pinned"):
-        ClapEncoder(str(copy), "0" * 64).fetch()
+        clap_encoder(copy, revision="0" * 64).fetch()
     settings = json.loads((copy / "preprocessor_config.json").read_text())
     (copy / "preprocessor_config.json").write_text(json.dumps({**settings, "frequency_min": 0}))
-    assert ClapEncoder(str(copy)).describe() != here.describe()
+    assert clap_encoder(copy).describe() != here.describe()
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_what_cannot_be_trusted_or_used_is_refused(
     else:
         path.unlink()
     with pytest.raises(error, match=words):
-        ClapEncoder(str(folder)).load()
+        clap_encoder(folder).load()
 
 
 def test_missing_weights_are_not_drawn_at_random(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -155,16 +155,16 @@ def test_missing_weights_are_not_drawn_at_random(folders: dict[str, Path], tmp_p
     weights.pop("audio_projection.linear2.weight")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(IntegrityError, match="audio_projection"):
-        ClapEncoder(str(folder)).load()
+        clap_encoder(folder).load()
 
 
 def test_settings_that_cannot_be_met_are_named(clap: ClapEncoder) -> None:
     with pytest.raises(ConfigError, match="neither a folder nor a hub id"):
-        ClapEncoder("no such thing").fetch()
+        clap_encoder("no such thing").fetch()
     with pytest.raises(ConfigError, match="not a commit"):
-        ClapEncoder("owner/name", "main").fetch()
+        clap_encoder("owner/name", revision="main").fetch()
     with pytest.raises(ValueError, match="finite mono"):
         clap.prepare_audio(np.array([0.0, np.nan], np.float32))
     if not torch.cuda.is_available():
         with pytest.raises(ResourceError, match="no GPU"):
-            ClapEncoder("owner/name", device="cuda")
+            clap_encoder("owner/name", device="cuda")

@@ -13,7 +13,6 @@ import torch
 
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
 from pipeline_steps.core.hashing import sha256_file
-from pipeline_steps.models.text_audio.clap import ClapEncoder
 from pipeline_steps.models.text_audio.convert_laion_clap import (
     clap_configuration,
     convert,
@@ -23,9 +22,8 @@ from pipeline_steps.models.text_audio.convert_laion_clap import (
     read_laion,
     rename_keys,
 )
-from pipeline_steps.models.text_audio.laion_clap import LaionClapEncoder
-from tests.factories.checkpoints.clap import TEXTS
-from tests.factories.checkpoints.laion import laion_checkpoint, laion_state, text_folder
+from tests.factories.checkpoints.clap import TEXTS, clap_encoder
+from tests.factories.checkpoints.laion import laion_checkpoint, laion_encoder, laion_state, text_folder
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +35,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_converted_checkpoint_is_used_like_any_other(tmp_path: Path, text: Path, fused: bool) -> None:
     checkpoint = laion_checkpoint(tmp_path / "laion.pt", fused)
     folder = convert(checkpoint, text, tmp_path / "made", sha256_file(checkpoint))
-    encoder = ClapEncoder(str(folder)).load()
+    encoder = clap_encoder(folder).load()
     assert encoder.front_end == infer_architecture(read_laion(checkpoint)).front_end
     assert (encoder.front_end.low, encoder.front_end.scale) == (50, "htk" if fused else "slaney")
     texts, sounds = encoder.encode_texts(TEXTS), encoder.encode_audio([np.sin(np.arange(9000) / 5).astype(np.float32)])
@@ -136,7 +134,7 @@ def test_command(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 @pytest.mark.skipif(importlib.util.find_spec("laion_clap") is not None, reason="laion-clap is installed")
 def test_without_the_package_the_way_out_is_named(tmp_path: Path, text: Path) -> None:
-    encoder = LaionClapEncoder(str(laion_checkpoint(tmp_path / "laion.pt")), text_model_dir=str(text))
+    encoder = laion_encoder(laion_checkpoint(tmp_path / "laion.pt"), text)
     assert encoder.dimension == 24
     with pytest.raises(ConfigError, match="laion-clap is not installed") as caught:
         encoder.load()

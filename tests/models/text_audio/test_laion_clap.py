@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline_steps.models.text_audio.clap import ClapEncoder
 from pipeline_steps.models.text_audio.convert_laion_clap import convert
-from pipeline_steps.models.text_audio.laion_clap import LaionClapEncoder
-from tests.factories.checkpoints.clap import TEXTS
-from tests.factories.checkpoints.laion import laion_checkpoint, text_folder
+from tests.factories.checkpoints.clap import TEXTS, clap_encoder
+from tests.factories.checkpoints.laion import laion_checkpoint, laion_encoder, text_folder
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("laion_clap") is None, reason="laion-clap has an environment of its own (numpy < 2, torchvision)"
@@ -23,8 +21,8 @@ pytestmark = pytest.mark.skipif(
 def test_same_weights_same_vectors(tmp_path: Path, fused: bool) -> None:
     text = text_folder(tmp_path / "text")
     checkpoint = laion_checkpoint(tmp_path / "laion.pt", fused)
-    original = LaionClapEncoder(str(checkpoint), text_model_dir=str(text)).load()
-    converted = ClapEncoder(str(convert(checkpoint, text, tmp_path / "converted"))).load()
+    original = laion_encoder(checkpoint, text).load()
+    converted = clap_encoder(convert(checkpoint, text, tmp_path / "converted")).load()
     random = np.random.default_rng(0)
     time = np.arange(1_200_000) / 48_000
     sounds = [

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from pipeline_steps.core.errors import ConfigError
-from pipeline_steps.models.text_audio.clap import ClapEncoder
 from pipeline_steps.models.text_audio.int8_calibration import SIGNALS, calibration_signals
-from tests.factories.checkpoints.clap import TEXTS, clap_checkpoint
+from tests.factories.checkpoints.clap import TEXTS, clap_checkpoint, clap_encoder
 
 pytestmark = pytest.mark.full
 pytest.importorskip("openvino")
@@ -30,14 +29,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def network(folder: Path) -> bytes:
-    return ClapEncoder(str(folder), backend="openvino-int8").int8_network()
+    return clap_encoder(folder, backend="openvino-int8").int8_network()
 
 
 def test_vectors_are_near_those_of_float32_and_the_same_each_time(folder: Path, network: bytes) -> None:
-    exact = ClapEncoder(str(folder)).load()
+    exact = clap_encoder(folder).load()
     vectors = []
     for _ in range(2):
-        encoder = ClapEncoder(str(folder), backend="openvino-int8").load()
+        encoder = clap_encoder(folder, backend="openvino-int8").load()
         encoder.adopt_int8_network(network)
         vectors.append(encoder.encode_audio(SOUNDS))
         assert np.array_equal(encoder.encode_audio(SOUNDS[1:2])[0], vectors[-1][1]), "alone or in company"
@@ -62,7 +61,7 @@ def test_weights_are_stored_in_a_byte_each(folder: Path, network: bytes) -> None
 
 
 def test_marks_tell_the_vectors_apart(folder: Path) -> None:
-    sides = {backend: ClapEncoder(str(folder), backend=backend) for backend in ("torch", "openvino", "openvino-int8")}
+    sides = {backend: clap_encoder(folder, backend=backend) for backend in ("torch", "openvino", "openvino-int8")}
     marks = [side.describe_audio() for side in sides.values()]
     assert all(one != other for place, one in enumerate(marks) for other in marks[:place])
     assert sides["openvino-int8"].describe_texts() == sides["torch"].describe_texts()
@@ -70,7 +69,7 @@ def test_marks_tell_the_vectors_apart(folder: Path) -> None:
 
 def test_without_nncf_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
-    encoder = ClapEncoder(str(folder), backend="openvino-int8").load()
+    encoder = clap_encoder(folder, backend="openvino-int8").load()
     assert len(encoder.encode_texts(TEXTS)) == len(TEXTS), "texts need no quantised network"
     with pytest.raises(ConfigError, match=r"nncf.*not installed") as caught:
         encoder.encode_audio(SOUNDS[:1])
@@ -94,9 +93,9 @@ def test_another_process_makes_the_same_network_reports_nothing_home_and_keeps_s
 ) -> None:
     program = f"""
 import logging, pathlib, sys
-from pipeline_steps.models.text_audio.clap import ClapEncoder
+from tests.factories.checkpoints.clap import clap_encoder
 kind = logging.getLoggerClass()
-made = ClapEncoder({str(folder)!r}, backend="openvino-int8").int8_network()
+made = clap_encoder({str(folder)!r}, backend="openvino-int8").int8_network()
 import nncf, openvino.tools.ovc as ovc
 told = [type(nncf.telemetry.telemetry).__module__, type(ovc.telemetry).__module__]
 assert told == ["unittest.mock", "openvino.tools.ovc.telemetry_stub"], told
@@ -106,7 +105,7 @@ pathlib.Path({str(tmp_path / "network")!r}).write_bytes(made)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    encoder = ClapEncoder(str(folder), backend="openvino-int8").load()
+    encoder = clap_encoder(folder, backend="openvino-int8").load()
     vectors = []
     for block in (network, (tmp_path / "network").read_bytes()):
         encoder.adopt_int8_network(block)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline_steps.core.hashing import fingerprint
+from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.models.audio.yamnet import HOP_SAMPLES, MIN_SAMPLES
 from pipeline_steps.models.text_audio.base import TextAudioEncoder
 from pipeline_steps.models.text_audio.yamnet_minilm import (
@@ -18,6 +20,7 @@ from pipeline_steps.models.text_audio.yamnet_minilm import (
     QUIETEST,
     TAGS,
     YamnetMiniLMEncoder,
+    YamnetMiniLMEncoderConfig,
     baseline_audio_embeddings,
     hand_written_phrases,
     normalize_level,
@@ -31,9 +34,16 @@ from tests.models.golden_outputs import digest, sound
 GOLDEN = Path(__file__).with_name("golden_yamnet_minilm.json")
 
 
+def yamnet_minilm(assets: Path, **settings: Any) -> YamnetMiniLMEncoder:
+    """Encoder whose weights lie in the folder `assets`."""
+    layout = ProjectPaths(assets.parents[1])
+    assert layout.assets == assets
+    return YamnetMiniLMEncoder(YamnetMiniLMEncoderConfig(**settings), layout)
+
+
 @pytest.fixture(scope="module")
 def bridge(assets: Path) -> YamnetMiniLMEncoder:
-    return YamnetMiniLMEncoder(assets).load()
+    return yamnet_minilm(assets).load()
 
 
 def test_tag_phrases_split_synonyms() -> None:
@@ -147,15 +157,15 @@ def test_outputs_are_those_of_this_version(bridge: YamnetMiniLMEncoder, demo: Pa
 
 def test_every_parameter_is_in_the_fingerprint(assets: Path) -> None:
     variants = [
-        YamnetMiniLMEncoder(assets),
-        YamnetMiniLMEncoder(assets, text_pooling="plain"),
-        YamnetMiniLMEncoder(assets, temperature=0.05),
-        YamnetMiniLMEncoder(assets, phrase_weight=0.0),
-        YamnetMiniLMEncoder(assets, loudness_power=0.0),
+        yamnet_minilm(assets),
+        yamnet_minilm(assets, text_pooling="plain"),
+        yamnet_minilm(assets, temperature=0.05),
+        yamnet_minilm(assets, phrase_weight=0.0),
+        yamnet_minilm(assets, loudness_power=0.0),
     ]
     assert len({fingerprint(variant.describe()) for variant in variants}) == len(variants)
 
 
 def test_foreign_tag_vectors_are_refused(assets: Path) -> None:
     with pytest.raises(ValueError, match="shape"):
-        YamnetMiniLMEncoder(assets).set_tag_embeddings(np.zeros((3, 384), np.float32))
+        yamnet_minilm(assets).set_tag_embeddings(np.zeros((3, 384), np.float32))
