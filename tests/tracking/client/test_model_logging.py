@@ -69,7 +69,7 @@ def test_served_model_generates_the_images_of_the_pipeline(
     answer = served.predict(pandas.DataFrame({"audio_base64": [clip]}), params={"num_samples": 2, "seed": 5})
     with Image.open(io.BytesIO(base64.b64decode(answer["png_base64"][0]))) as image:
         generated = np.asarray(image)
-    expected = AutoAudio2ImagePipeline.from_pretrained(exported_model).draw(decode_audio(clip), num_samples=2, seed=5)
+    expected = AutoAudio2ImagePipeline.from_pretrained(exported_model)(decode_audio(clip), num_samples=2, seed=5)
     assert generated.shape == (32, 64, 3)
     assert np.abs(generated.astype(int) - np.concatenate(list(expected), axis=1)).max() <= 1
     with pytest.raises(ValueError, match="num_samples must be"):
