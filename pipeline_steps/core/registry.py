@@ -18,6 +18,7 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
+import re
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
@@ -38,7 +39,7 @@ class Registry(Generic[T]):
     def __init__(self, role: str, package: str) -> None:
         self.role = role
         self.package = package
-        self.entry_point_group = f"seeing_sound.{role.replace(' ', '_')}"
+        self.entry_point_group = f"seeing_sound.{re.sub('[ -]', '_', role)}"
         self._implementations: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
