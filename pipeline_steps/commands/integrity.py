@@ -158,7 +158,7 @@ def _index(layout: ProjectPaths) -> Iterator[IntegrityCheck]:
     from pipeline_steps.retrieve.stage import read_vectors
 
     path = layout.retrieval / "index.ann"
-    side_car = IndexMetadata.from_dict(json.loads((layout.retrieval / "index.json").read_text(encoding="utf-8")))
+    side_car = IndexMetadata.from_json((layout.retrieval / "index.json").read_text(encoding="utf-8"))
     cure = "dvc checkout data/retrieval, or dvc repro --force retrieve"
     found = sha256_file(path) if path.is_file() else "missing"
     problem = "" if found == side_car.sha256 else f"sha256 of index.ann is {found}, its side-car says {side_car.sha256}"

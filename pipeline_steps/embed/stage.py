@@ -37,7 +37,7 @@ VECTOR = pa.schema([pa.field("vector", pa.list_(pa.float32()))])
 
 def build_encoder(config: EmbedConfig, layout: ProjectPaths) -> TextAudioEncoder:
     """Encoder that the configuration selects. Loads no weights and downloads nothing."""
-    return TEXT_AUDIO_ENCODERS.get(config.encoder).from_config(config.encoder_config, layout)
+    return TEXT_AUDIO_ENCODERS.get(config.encoder)(config.encoder_config, layout)
 
 
 def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
