@@ -137,7 +137,7 @@ def _index(layout: ProjectPaths) -> Iterator[IntegrityCheck]:
 
     metadata = layout.retrieval / "index.json"
     if metadata.is_file():
-        expected = IndexMetadata.from_dict(json.loads(metadata.read_text(encoding="utf-8"))).sha256
+        expected = IndexMetadata.from_json(metadata.read_text(encoding="utf-8")).sha256
         yield _hash_check(layout.retrieval / "index.ann", "data/retrieval/index.ann", expected, "index.json", "retrieve")
 
 

@@ -115,10 +115,9 @@ def _open_index(layout: ProjectPaths, search_k: int, dimension: int, n_items: in
         IntegrityError: the metadata or the index are missing or damaged, or belong to other embeddings.
     """
     path = layout.retrieval / "index.json"
-    try:
-        metadata = IndexMetadata.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise IntegrityError(f"{path} is missing or damaged: {error}", "run: dvc repro --force retrieve") from error
+    if not path.is_file():
+        raise IntegrityError(f"{path} is missing", "run: dvc repro --force retrieve")
+    metadata = IndexMetadata.from_json(path.read_text(encoding="utf-8", errors="replace"))
     return AnnoyIndex.open(metadata, layout.retrieval / "index.ann", search_k, dimension, n_items, expected)
 
 
@@ -192,7 +191,7 @@ def _interactive_index(
         return None, None
     with atomic_path(layout.retrieval / "index.ann") as temporary:
         metadata = write_index(audio, group.trees, config.seed, temporary, index_fingerprint)
-    write_json(layout.retrieval / "index.json", metadata.as_dict())
+    write_json(layout.retrieval / "index.json", metadata.model_dump())
     annoy = _open_index(layout, group.search_k, audio.shape[1], len(audio), index_fingerprint)
     return annoy, _check_recall(config, group, ExactIndex(audio, config.query_batch_size), annoy, texts)
 

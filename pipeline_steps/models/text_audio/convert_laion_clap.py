@@ -1,9 +1,9 @@
-"""laion-clap's original checkpoints -> transformers' ClapModel layout: safetensors, configuration, front-end, vocabulary.
+"""Conversion of laion-clap checkpoints to the ClapModel layout: safetensors, configuration, front-end, vocabulary.
 
     python -m pipeline_steps.models.text_audio.convert_laion_clap CHECKPOINT.pt ROBERTA_FOLDER NEW_FOLDER [--sha256 HEX]
 
-The file is never unpickled freely: `weights_only=True` with numpy's plain numbers as the only further types. Shapes, and
-whether it has feature fusion, are read off the weights. Source of both layouts: laion-clap 1.1.7 (clap_module/htsat.py,
+The file is unpickled with `weights_only=True` and numpy's scalars as the only additional types. Shapes and feature fusion are
+inferred from the weights. Source of both layouts: laion-clap 1.1.7 (clap_module/htsat.py,
 model.py) and transformers (models/clap/modeling_clap.py).
 """
 
@@ -28,16 +28,16 @@ from pipeline_steps.core.hashing import sha256_file
 Weights = dict[str, torch.Tensor]
 
 LOWEST_HZ = 50.0
-"""laion-clap's mel bands begin here; transformers' extractor begins at 0 unless told."""
+"""Lowest frequency of laion-clap's mel bands; the default of transformers' extractor is 0."""
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 TEXT_EPSILON = 1e-5
-"""Of RoBERTa's layer norms; ClapTextConfig's default is 1e-12."""
+"""Epsilon of RoBERTa's layer norms; the default of ClapTextConfig is 1e-12."""
 
 DROPPED = re.compile(
     r"audio_branch\.(spectrogram_extractor|logmel_extractor|tscam_conv|head)\.|(audio|text)_transform\.|.*\.attn_mask$"
     r"|.*relative_position_index$|.*embeddings\.(position_ids|token_type_ids)$"
 )
-"""Front-end constants, the tag classifier, the training heads and what either side computes anew."""
+"""Front-end constants, the tag classifier, the training heads, and buffers that both sides compute."""
 
 RENAMED = (
     (re.compile(r"^text_branch\."), "text_model."),
@@ -56,13 +56,13 @@ RENAMED = (
 
 @dataclass(frozen=True, slots=True)
 class ClapArchitecture:
-    """What the weights say of the network.
+    """Architecture inferred from the weights.
 
     Attributes:
-        width: of the patch embedding (96 is HTSAT-tiny, 128 HTSAT-base).
-        depths, heads: blocks, and attention heads, of each stage.
+        width: of the patch embedding (96: HTSAT-tiny, 128: HTSAT-base).
+        depths, heads: blocks and attention heads of each stage.
         window: side of an attention window, in patches.
-        fused: whether it has feature fusion.
+        fused: whether the network has feature fusion.
         dimension: of the joint space.
     """
 
@@ -75,42 +75,43 @@ class ClapArchitecture:
 
     @property
     def front_end(self) -> ClapFeatureConfig:
-        """The log-mel that the checkpoint was trained on."""
+        """Log-mel front-end of the checkpoint's training."""
         return ClapFeatureConfig(low=LOWEST_HZ, scale="htk" if self.fused else "slaney")
 
 
 def read_laion(path: Path, sha256: str = "") -> Weights:
-    """Weights of an original checkpoint, without the `module.` of data-parallel training.
+    """Weights of an original checkpoint, without the prefix `module.` of data-parallel training.
 
     Raises:
-        DataError: no such file.
-        IntegrityError: another sha256 than pinned, a pickle that holds more than numbers, or no laion-clap checkpoint.
+        DataError: the file does not exist.
+        IntegrityError: the sha256 differs, the pickle has other objects than tensors and numbers, or the file is no laion-clap
+            checkpoint.
     """
     if not path.is_file():
-        raise DataError(f"{path} is missing", "download laion-clap's checkpoint, or name the file you have")
+        raise DataError(f"{path} is missing", "download laion-clap's checkpoint, or correct the path")
     if sha256 and (found := sha256_file(path)) != sha256:
-        raise IntegrityError(f"{path}: sha256 expected {sha256}, got {found}", "download the file again, or pin what is there")
-    scalar = np.float64(0).__reduce__()[0]  # numpy's maker of numbers, wherever this version keeps it
-    numbers: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+        raise IntegrityError(f"{path}: sha256 expected {sha256}, got {found}", "download the file again, or correct the sha256")
+    scalar = np.float64(0).__reduce__()[0]  # its module differs between versions of numpy
+    scalars: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     kinds = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")]
     try:
-        with torch.serialization.safe_globals([*numbers, np.dtype, *kinds]):
+        with torch.serialization.safe_globals([*scalars, np.dtype, *kinds]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile file may fail in any way
+    except Exception as error:  # a manipulated file may raise any error
         raise IntegrityError(
-            f"{path} is not read: {' '.join(str(error).split())[:160]}", "only files of tensors and plain numbers are opened"
+            f"{path} cannot be read: {' '.join(str(error).split())[:160]}", "use a file of tensors and plain numbers"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     weights = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, torch.Tensor)}
     if not any(name.startswith("audio_branch.patch_embed.") for name in weights):
-        raise IntegrityError(f"{path} holds no HTSAT audio branch", "name a checkpoint of laion-clap with an HTSAT encoder")
+        raise IntegrityError(f"{path} has no HTSAT audio branch", "use a laion-clap checkpoint with an HTSAT encoder")
     if "text_branch.embeddings.word_embeddings.weight" not in weights:
-        raise IntegrityError(f"{path} holds no RoBERTa text branch", "name a checkpoint of laion-clap with tmodel roberta")
+        raise IntegrityError(f"{path} has no RoBERTa text branch", "use a laion-clap checkpoint with tmodel roberta")
     return weights
 
 
 def infer_architecture(weights: Weights) -> ClapArchitecture:
-    """Shape of the network that the weights belong to."""
+    """Architecture of the network that has these weights."""
     blocks = [
         re.match(r"audio_branch\.layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table", name) for name in weights
     ]
@@ -128,7 +129,7 @@ def infer_architecture(weights: Weights) -> ClapArchitecture:
 
 
 def rename_keys(weights: Weights) -> Weights:
-    """The weights under ClapModel's names; query, key and value are split."""
+    """Weights under the names of ClapModel, with query, key and value split."""
     result: Weights = {}
     for name, value in weights.items():
         if DROPPED.match(name):
@@ -144,7 +145,7 @@ def rename_keys(weights: Weights) -> Weights:
 
 
 def load_text_config(folder: Path) -> dict[str, Any]:
-    """RoBERTa's `config.json`.
+    """Contents of RoBERTa's `config.json`.
 
     Raises:
         ConfigError: the folder has no configuration or no vocabulary.
@@ -161,7 +162,7 @@ def load_text_config(folder: Path) -> dict[str, Any]:
 
 
 def clap_configuration(weights: Weights, text: Mapping[str, Any]) -> Any:
-    """ClapConfig of the weights; of the text branch, heads and epsilon are taken from RoBERTa's settings."""
+    """ClapConfig of the weights; heads and epsilon of the text branch come from RoBERTa's configuration."""
     from transformers import ClapConfig
 
     shape = infer_architecture(weights)
@@ -189,13 +190,13 @@ def clap_configuration(weights: Weights, text: Mapping[str, Any]) -> Any:
 
 
 def check_front_end(weights: Weights, shape: ClapArchitecture) -> None:
-    """Refuse a checkpoint whose own mel filters are not the ones its converted front-end would use.
+    """Check that the checkpoint's mel filters are those of its converted front-end.
 
     Raises:
         IntegrityError: the filters differ.
     """
     own = weights.get("audio_branch.logmel_extractor.melW")
-    if own is None or shape.fused:  # a fused network is fed from outside; its stored filters are never used
+    if own is None or shape.fused:  # a fused network gets its features as input and does not use its stored filters
         return
     made = clap_mel_filters(shape.front_end)
     if own.shape != made.shape or np.abs(own.float().numpy() - made).max() > 1e-6:
@@ -203,16 +204,16 @@ def check_front_end(weights: Weights, shape: ClapArchitecture) -> None:
 
 
 def convert(checkpoint: Path, text: Path, folder: Path, sha256: str = "") -> Path:
-    """Write a ClapModel folder of an original checkpoint; transformers and this project load it like any other.
+    """Write a ClapModel folder of an original checkpoint, which transformers and this project can load.
 
     Args:
         checkpoint: laion-clap's .pt file.
         text: folder with RoBERTa's `config.json` and vocabulary.
-        folder: is made; must be empty if it is there.
+        folder: created; must be empty if it exists.
         sha256: of the checkpoint, checked when given.
 
     Raises:
-        ConfigError, DataError, IntegrityError: the input is missing, not what it should be, or not fully understood.
+        ConfigError, DataError, IntegrityError: the input is missing or invalid, or has weights that cannot be converted.
     """
     from safetensors.torch import save_file
     from transformers import ClapFeatureExtractor, ClapModel
@@ -232,7 +233,7 @@ def convert(checkpoint: Path, text: Path, folder: Path, sha256: str = "") -> Pat
     odd += sorted(name for name in set(wanted) & set(made) if wanted[name] != tuple(made[name].shape))
     if odd:
         raise IntegrityError(
-            f"{checkpoint}: {len(odd)} weights do not fit ClapModel (first: {odd[0]})", "name an HTSAT checkpoint"
+            f"{checkpoint}: {len(odd)} weights do not fit ClapModel (first: {odd[0]})", "use an HTSAT checkpoint"
         )
     folder.mkdir(parents=True, exist_ok=True)
     for name in TEXT_FILES[1:]:
@@ -249,7 +250,7 @@ def convert(checkpoint: Path, text: Path, folder: Path, sha256: str = "") -> Pat
 
 
 def main() -> None:
-    """Command line."""
+    """Command-line interface."""
     parser = argparse.ArgumentParser(description="Convert a laion-clap checkpoint to the ClapModel layout (safetensors).")
     parser.add_argument("checkpoint", type=Path, help="laion-clap's .pt file")
     parser.add_argument("text", type=Path, help="folder with RoBERTa's config.json and vocabulary")

@@ -1,9 +1,7 @@
-"""Signals that set the ranges of a quantised sound network.
+"""Synthetic signals that calibrate the activation ranges of a quantized audio network.
 
-They are computed and not taken from a pool, so that a sound's vector depends on the sound and the network alone: a run that
-adds one sound changes no other vector, and two teams with different pools make the same network. What they must do is drive
-every layer over the range that recordings drive it: silence to full scale, noise of any colour, steady and gliding tones,
-clicks, slow and fast envelopes, one event between pauses.
+They do not come from a pool, so a vector depends on its clip and the network alone. They cover the range of recordings: silence
+to full scale, noise of several spectra, steady and gliding tones, clicks, slow and fast envelopes, one event between pauses.
 """
 
 from __future__ import annotations
@@ -15,12 +13,12 @@ import numpy as np
 from pipeline_steps.core.array_types import FloatArray
 
 VERSION = 1
-"""Goes up with any change of the signals."""
+"""Raised with every change of the signals."""
 SIGNALS = 48
 
 
 def calibration_signals(samples: int, rate: int) -> Iterator[FloatArray]:
-    """`SIGNALS` mono signals of `samples` samples at `rate` Hz, the same at every call."""
+    """`SIGNALS` mono signals of `samples` samples at `rate` Hz, identical at every call."""
     seconds = np.arange(samples) / rate
     for number in range(SIGNALS):
         random = np.random.Generator(np.random.PCG64([VERSION, number]))
@@ -48,7 +46,7 @@ def calibration_signals(samples: int, rate: int) -> Iterator[FloatArray]:
 
 
 def _noise(random: np.random.Generator, samples: int) -> np.ndarray:
-    """Noise whose power falls with frequency to a random exponent between white and brown; its peak is 1."""
+    """Noise with peak 1 whose spectrum falls with a random exponent between white and brown noise."""
     spectrum = np.fft.rfft(random.standard_normal(samples))
     spectrum *= np.arange(1.0, len(spectrum) + 1) ** -random.uniform(0, 1)
     wave = np.fft.irfft(spectrum, samples)
@@ -56,7 +54,7 @@ def _noise(random: np.random.Generator, samples: int) -> np.ndarray:
 
 
 def _harmonics(random: np.random.Generator, seconds: np.ndarray) -> np.ndarray:
-    """A tone with up to 20 overtones and vibrato; its peak is at most 1."""
+    """Tone with up to 20 harmonics and vibrato; its peak is at most 1."""
     pitch, depth, speed = random.uniform(50, 1500), random.uniform(0, 0.05), random.uniform(0.5, 8)
     phase = 2 * np.pi * pitch * seconds + pitch * depth / speed * np.sin(2 * np.pi * speed * seconds)
     weights = np.arange(1.0, random.integers(2, 21)) ** -random.uniform(0, 2)

@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2: sentence vectors (Apache-2.0, https://arxiv.org/abs/2002.10957, sentence-transformers' fine-tuning)."""
+"""Sentence encoder all-MiniLM-L6-v2 (Apache-2.0, https://arxiv.org/abs/2002.10957, fine-tuned by sentence-transformers)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ LAYERS = 6
 HEADS = 12
 EPSILON = 1e-12
 MAX_TOKENS = 256
-"""The published model's limit; longer texts are cut."""
-TOGETHER = 64
-"""Texts per forward pass of `encode_together`."""
+"""Limit of the published model; longer texts are cut."""
+BATCH_SIZE = 64
+"""Texts per forward pass of `encode_batched`."""
 
 
 class MiniLM(BundledModel):
-    """Texts -> unit vectors of 384 numbers whose inner product is the meaning's cosine similarity."""
+    """Encoder of texts as unit vectors of 384 numbers; the inner product is the cosine similarity."""
 
     name = "minilm"
     family = "minilm"
@@ -37,19 +37,18 @@ class MiniLM(BundledModel):
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> FloatArray:
-        """Unit rows [N, 384]: mean over tokens of the last layer, then L2.
+        """Unit rows [N, 384]: mean over tokens of the last layer, L2-normalized.
 
-        Texts go through one by one (some 5 ms each): without padding a text's bytes never depend on its neighbours.
+        Texts are encoded one by one, so a row's bytes do not depend on the other texts.
         """
         rows = [self._encode_one(text) for text in texts]
         return np.stack(rows) if rows else np.zeros((0, self.dimension), np.float32)
 
     @torch.inference_mode()
     def encode_batched(self, texts: Sequence[str]) -> FloatArray:
-        """Unit rows [N, 384] of a fixed list of texts, several times faster than one by one.
+        """Unit rows [N, 384] of a fixed list of texts, such as the names of tags; several times faster than one by one.
 
-        Texts of the same number of tokens share a forward pass, so nothing is padded; a row depends on the other texts by
-        rounding alone. For lists that never change, such as the names of tags.
+        A batch has texts with the same number of tokens, so there is no padding. A row depends on the other texts by rounding.
         """
         by_length: dict[int, list[int]] = {}
         tokens = [self._tokenizer.encode(text).ids for text in texts]
@@ -57,8 +56,8 @@ class MiniLM(BundledModel):
             by_length.setdefault(len(ids), []).append(row)
         vectors = np.zeros((len(texts), self.dimension), np.float32)
         for _, rows in sorted(by_length.items()):
-            for start in range(0, len(rows), TOGETHER):
-                part = rows[start : start + TOGETHER]
+            for start in range(0, len(rows), BATCH_SIZE):
+                part = rows[start : start + BATCH_SIZE]
                 vectors[part] = self._forward(torch.tensor([tokens[row] for row in part], device=self.device))
         return vectors
 

@@ -1,6 +1,6 @@
-"""CPU inference through OpenVINO: the same network without the cost of eager execution, in float32 or in 8-bit integers.
+"""CPU inference with OpenVINO, in float32 or in 8-bit integers.
 
-Neither OpenVINO nor NNCF reports home from here: both send usage events unless their telemetry package cannot be imported.
+OpenVINO and NNCF send usage events unless their telemetry package cannot be imported. This module blocks its import.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ClapAudioTower(torch.nn.Module):
 
 
 def compile_model(network: torch.nn.Module, example: torch.Tensor, threads: int) -> Forward:
-    """A function equal to `network` up to rounding, for inputs shaped like `example`; one core a call, callable from threads.
+    """Function equal to `network` up to rounding, for inputs shaped like `example`. Thread-safe; a call uses one core.
 
     Raises:
         ConfigError: OpenVINO is not installed.
@@ -50,16 +50,16 @@ def compile_model(network: torch.nn.Module, example: torch.Tensor, threads: int)
 
 
 def quantize_int8(network: torch.nn.Module, example: torch.Tensor, calibration: Sequence[torch.Tensor], exact: str) -> bytes:
-    """`network` with 8-bit weights and activations (post-training quantisation of NNCF), as one block for `opened`.
+    """`network` with 8-bit weights and activations (post-training quantization of NNCF), serialized for `load_compiled`.
 
-    Swin and other transformers have activations with far outliers in single channels. NNCF's transformer scheme shifts these
-    into the weights (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438) and leaves layer norms, softmax and embeddings in float.
+    Swin and other transformers have activations with large outliers in single channels. NNCF's transformer scheme moves these
+    into the weights (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438) and keeps layer norms, softmax and embeddings in float.
 
     Args:
         network: in float32.
         example: an input; the shape is fixed to it.
         calibration: inputs of that shape, which set the ranges of the activations.
-        exact: regular expression; layers whose name it finds stay in float32.
+        exact: regular expression; layers whose name it matches stay in float32.
 
     Raises:
         ConfigError: OpenVINO or NNCF is not installed.
@@ -67,30 +67,30 @@ def quantize_int8(network: torch.nn.Module, example: torch.Tensor, calibration: 
     openvino = _openvino()
     kind = logging.getLoggerClass()
     start = time.monotonic()
-    with contextlib.redirect_stdout(io.StringIO()):  # NNCF logs and draws bars there, where a command's own output goes
+    with contextlib.redirect_stdout(io.StringIO()):  # NNCF writes logs and progress bars to standard output
         try:
             import nncf
         except ImportError as error:
-            raise ConfigError("the backend openvino-int8 needs nncf, which is not installed", INSTALL) from error
+            raise ConfigError("nncf is not installed, which embed.clap.backend openvino-int8 needs", INSTALL) from error
         finally:
-            logging.setLoggerClass(kind)  # which it replaces for everybody
-        small = nncf.quantize(
+            logging.setLoggerClass(kind)  # NNCF replaces it
+        quantized = nncf.quantize(
             _converted(network, example),
             nncf.Dataset([inputs.numpy() for inputs in calibration]),
             subset_size=len(calibration),
             model_type=nncf.ModelType.TRANSFORMER,
             ignored_scope=nncf.IgnoredScope(patterns=[f".*{exact}.*"]),
         )
-    log.info("quantised the network on %d signals in %.0f s", len(calibration), time.monotonic() - start)
+    log.info("quantized the network on %d signals in %.0f s", len(calibration), time.monotonic() - start)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "graph.xml"
-        openvino.serialize(small, path)
-        described, weights = path.read_bytes(), path.with_suffix(".bin").read_bytes()
-    return len(described).to_bytes(8, "big") + described + weights
+        openvino.serialize(quantized, path)
+        graph, weights = path.read_bytes(), path.with_suffix(".bin").read_bytes()
+    return len(graph).to_bytes(8, "big") + graph + weights
 
 
 def load_compiled(block: bytes, threads: int) -> Forward:
-    """The function that `quantised` wrote down; one core a call, callable from threads.
+    """Function of a network that `quantize_int8` serialized. Thread-safe; a call uses one core.
 
     Raises:
         ConfigError: OpenVINO is not installed.
@@ -101,20 +101,20 @@ def load_compiled(block: bytes, threads: int) -> Forward:
 
 
 def _openvino() -> Any:
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # Python's way to say: not importable
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # makes it not importable
     try:
         import openvino
     except ImportError as error:
-        raise ConfigError("the backend openvino is not installed", INSTALL) from error
+        raise ConfigError("openvino is not installed, which embed.clap.backend needs", INSTALL) from error
     return openvino
 
 
 def _converted(network: torch.nn.Module, example: torch.Tensor) -> Any:
-    """OpenVINO's graph of `network`, in float32."""
+    """OpenVINO graph of `network`, in float32."""
     openvino = _openvino()
     trace: Any = torch.jit.trace  # untyped in torch
     with torch.inference_mode(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Converting a tensor to a Python")  # branches on the input's shape, which is fixed
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python")  # branches on the input shape, which is fixed
         warnings.simplefilter("ignore", DeprecationWarning)
         traced = trace(network.eval(), example, strict=False, check_trace=False)
         return openvino.convert_model(traced, example_input=example, input=list(example.shape))

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from annoy import AnnoyIndex as NativeIndex
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline_steps.core.array_types import FloatArray, IntArray
 from pipeline_steps.core.config import StageConfig
@@ -43,9 +41,10 @@ for item in range(0, n_items, step):
 """
 
 
-@dataclass(frozen=True, slots=True)
-class IndexMetadata:
+class IndexMetadata(BaseModel):
     """Metadata of an index file, checked before the file is opened."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     sha256: str
     bytes: int
@@ -56,25 +55,18 @@ class IndexMetadata:
     seed: int
     fingerprint: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """Dictionary for JSON."""
-        return asdict(self)
-
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Self:
-        """Metadata from a dictionary.
+    def from_json(cls, text: str) -> Self:
+        """Metadata from the content of `index.json`.
 
         Raises:
-            IntegrityError: a key is missing or unknown, or a value has another type.
+            IntegrityError: it is not JSON, a key is missing or unknown, or a value has another type.
         """
-        kinds = {"sha256": str, "metric": str, "fingerprint": str}
-        names = list(cls.__dataclass_fields__)
-        if not isinstance(value, Mapping) or sorted(value) != sorted(names):
-            raise IntegrityError(f"index.json: the keys must be {', '.join(names)}", ACTION)
-        for name in names:
-            if type(value[name]) is not kinds.get(name, int):
-                raise IntegrityError(f"index.json: {name} is {value[name]!r}", ACTION)
-        return cls(**value)
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise IntegrityError(f"index.json: {'.'.join(map(str, problem['loc']))}: {problem['msg']}", ACTION) from error
 
 
 def _build_native(items: FloatArray, trees: int, seed: int) -> NativeIndex:
@@ -94,7 +86,10 @@ def write_index(items: FloatArray, trees: int, seed: int, path: Path, fingerprin
     """Write an index of unit rows [N, D] to `path`; the same input gives the same bytes."""
     n_items, dimension = items.shape
     _build_native(items, trees, seed).save(str(path))
-    return IndexMetadata(sha256_file(path), path.stat().st_size, dimension, METRIC, n_items, trees, seed, fingerprint)
+    return IndexMetadata(
+        sha256=sha256_file(path), bytes=path.stat().st_size, dimension=dimension, metric=METRIC, n_items=n_items, trees=trees,
+        seed=seed, fingerprint=fingerprint,
+    )  # fmt: skip
 
 
 def validate_index(metadata: IndexMetadata, path: Path, dimension: int, n_items: int, fingerprint: str) -> None:

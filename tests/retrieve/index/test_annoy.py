@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ def open_it(path: Path, metadata: IndexMetadata, **changes: object) -> AnnoyInde
 
 
 def forged(path: Path, metadata: IndexMetadata) -> IndexMetadata:
-    return dataclasses.replace(metadata, sha256=sha256_file(path), bytes=path.stat().st_size)
+    return metadata.model_copy(update={"sha256": sha256_file(path), "bytes": path.stat().st_size})
 
 
 def test_it_finds_what_exact_search_finds(index: tuple[Path, IndexMetadata], items: np.ndarray) -> None:
@@ -126,11 +126,11 @@ def test_an_index_of_other_embeddings_is_refused_and_both_values_are_shown(
 def test_another_metric_is_refused(index: tuple[Path, IndexMetadata]) -> None:
     path, metadata = index
     with pytest.raises(IntegrityError, match="metric"):
-        validate_index(dataclasses.replace(metadata, metric="angular"), path, D, N, "space")
+        validate_index(metadata.model_copy(update={"metric": "angular"}), path, D, N, "space")
 
 
 @pytest.mark.parametrize("change", [{"sha256": 5}, {"n_items": "many"}, {"surprise": 1}, {"seed": None}, {"dimension": True}])
 def test_a_damaged_metadata_is_refused(index: tuple[Path, IndexMetadata], change: dict[str, object]) -> None:
     with pytest.raises(IntegrityError, match=r"index\.json"):
-        IndexMetadata.from_dict({**index[1].as_dict(), **change})
-    assert IndexMetadata.from_dict(index[1].as_dict()) == index[1]
+        IndexMetadata.from_json(json.dumps({**index[1].model_dump(), **change}))
+    assert IndexMetadata.from_json(index[1].model_dump_json()) == index[1]
