@@ -40,7 +40,7 @@ def assemble(unet: UNet2DConditionModel, vae: AutoencoderKL, text: Path) -> Stab
     """Return the pipeline of stock components."""
     return StableDiffusionPipeline(
         vae=vae,
-        text_encoder=BertModel.from_pretrained(text / "text_encoder", add_pooling_layer=False),
+        text_encoder=BertModel.from_pretrained(text / "text_encoder"),
         tokenizer=AutoTokenizer.from_pretrained(text / "tokenizer"),
         unet=unet,
         scheduler=create_scheduler(),
