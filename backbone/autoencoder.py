@@ -7,6 +7,7 @@ The result is a stock `AutoencoderKL`.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import time
@@ -108,15 +109,17 @@ def whiten(model: AutoencoderKL, latents: np.ndarray, exponent: float) -> None:
 def train(
     model: AutoencoderKL, images: np.ndarray, settings: dict[str, Any], run: Path, decoder_only: bool = False, threads: int = 0
 ) -> None:
-    """Train in place; resumes from the newest checkpoint of `run`.
+    """Train in place; resumes from the checkpoint of `run` if its settings and images are the same.
 
     With `decoder_only` the encoder is fixed, so that latents encoded earlier stay valid.
     """
     steps, size = settings["decoder_steps" if decoder_only else "steps"], settings["batch_size"]
     parameters = list((model.decoder if decoder_only else model).parameters())
     optimizer = torch.optim.AdamW(parameters, lr=settings["lr"], weight_decay=1e-4, betas=(0.9, 0.98), fused=True)
-    path, start = run / ("decoder.pt" if decoder_only else "autoencoder.pt"), 0
-    if (state := load_checkpoint(path)) is not None:
+    path, start = run / "checkpoint.pt", 0
+    identity = json.dumps([settings, decoder_only, hashlib.sha256(images.tobytes()).hexdigest()], sort_keys=True)
+    state = load_checkpoint(path)
+    if state is not None and state.get("identity") == identity:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
@@ -150,7 +153,8 @@ def train(
             rate = (step + 1 - start) * size / (time.monotonic() - began)
             print(f"step {step + 1}/{steps} loss {loss.item():.4f} {rate:.1f} samples/s", flush=True)
         if time.monotonic() - saved > settings["checkpoint_seconds"] or step + 1 == steps:
-            save_checkpoint(path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "identity": identity}
+            save_checkpoint(path, state)
             saved = time.monotonic()
 
 
@@ -162,27 +166,28 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
     settings = {**params("autoencoder"), "resolution": params("dataset")["resolution"]}
-    dataset, output = data_folder() / "dataset", data_folder() / "autoencoder"
+    dataset, output = data_folder() / "dataset", data_folder() / ("decoder" if arguments.decoder_only else "autoencoder")
     images = np.load(dataset / "images.npy", mmap_mode="r")
     split = np.array(pq.read_table(dataset / "items.parquet", columns=["split"])["split"].to_pylist())
     training, held_out = np.asarray(images[split == "train"]), np.asarray(images[split == "validation"])
+    output.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {}
     if arguments.decoder_only:
-        model = AutoencoderKL.from_pretrained(output / "vae")
-        before = psnr(model, held_out)
+        model = AutoencoderKL.from_pretrained(data_folder() / "autoencoder" / "vae")
+        report["psnr_validation_before"] = psnr(model, held_out)
         train(model, training, settings, output, decoder_only=True, threads=arguments.threads)
-        report = {"psnr_validation_before": before}
     else:
         model = create_autoencoder(settings)
         train(model, training, settings, output, threads=arguments.threads)
         model.eval()
         whiten(model, encode_all(model, training, mirrored=False), settings["whitening"])
-        np.save(output / "latents.npy", np.stack([encode_all(model, images, mirrored=m) for m in (False, True)], axis=1))
-        latents = np.load(output / "latents.npy", mmap_mode="r")
-        report = {"latent_standard_deviation": [round(float(v), 3) for v in np.std(latents, axis=(0, 1, 3, 4))]}
+        latents = np.stack([encode_all(model, images, mirrored=mirrored) for mirrored in (False, True)], axis=1)
+        np.save(output / "latents.npy", latents)
+        report["latent_standard_deviation"] = [round(float(value), 3) for value in latents.std(axis=(0, 1, 3, 4))]
     model.eval()
     report |= {"psnr_validation": psnr(model, held_out), "psnr_train": psnr(model, training[:256])}
     model.save_pretrained(output / "vae", safe_serialization=True)
-    (output / ("decoder.json" if arguments.decoder_only else "report.json")).write_text(json.dumps(report, indent=2))
+    (output / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
     print(json.dumps(report, indent=2))
 
 

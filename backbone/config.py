@@ -20,3 +20,9 @@ def params(section: str, path: Path | None = None) -> dict[str, Any]:
 def data_folder() -> Path:
     """Return the folder of all outputs: $BACKBONE_DATA, or backbone/data."""
     return Path(os.environ.get("BACKBONE_DATA", HERE / "data"))
+
+
+def vae_folder() -> Path:
+    """Return the autoencoder with the further trained decoder, or the first one when there is none yet."""
+    refined = data_folder() / "decoder" / "vae"
+    return refined if refined.exists() else data_folder() / "autoencoder" / "vae"

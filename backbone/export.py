@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import AutoTokenizer, BertModel
 
 from backbone.checkpoint import load_checkpoint
-from backbone.config import HERE, data_folder, params
+from backbone.config import HERE, data_folder, params, vae_folder
 from backbone.model import create_scheduler, create_unet
 
 # Weights of the text encoder. They are an asset of their own and do not count as weights of the backbone.
@@ -40,7 +40,7 @@ def assemble(unet: UNet2DConditionModel, vae: AutoencoderKL, text: Path) -> Stab
     """Return the pipeline of stock components."""
     return StableDiffusionPipeline(
         vae=vae,
-        text_encoder=BertModel.from_pretrained(text / "text_encoder", add_pooling_layer=False),
+        text_encoder=BertModel.from_pretrained(text / "text_encoder"),
         tokenizer=AutoTokenizer.from_pretrained(text / "tokenizer"),
         unet=unet,
         scheduler=create_scheduler(),
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--average", type=int, default=-1, help="which of train.ema_relative_std")
     arguments = parser.parse_args()
     folder = data_folder()
-    vae = AutoencoderKL.from_pretrained(folder / "autoencoder" / "vae")
+    vae = AutoencoderKL.from_pretrained(vae_folder())
     size = params("dataset")["resolution"] // 2 ** (len(vae.config.block_out_channels) - 1)
     unet = averaged_unet(
         folder / arguments.run / "checkpoint.pt", params("unet"), vae.config.latent_channels, size, arguments.average

@@ -18,10 +18,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image, ImageDraw
 
 from backbone.checkpoint import generator_of, load_checkpoint, save_checkpoint
-from backbone.config import data_folder, params
+from backbone.config import data_folder, params, vae_folder
 from backbone.model import PooledTextOverride, create_scheduler, create_unet, decode, sample_latents
 from backbone.text import TextEncoder
 from backbone.threads import ThreadTuner
@@ -131,6 +132,8 @@ class Trainer:
     def __init__(self, unet: UNet2DConditionModel, settings: dict[str, Any], device: torch.device) -> None:
         self.unet = unet.to(device)
         self.settings, self.device, self.step, self.samples = settings, device, 0, 0
+        if device.type == "cpu":  # the fused kernel is slower for so few tokens
+            unet.set_attn_processor(AttnProcessor())
         self.override = PooledTextOverride(unet)
         self.optimizer = torch.optim.AdamW(
             unet.parameters(),
@@ -283,7 +286,7 @@ def run(folder: Path, output: Path, arguments: argparse.Namespace) -> None:
             raise ValueError(f"{checkpoint}: belongs to other data, another UNet or another seed; use another --run folder")
         trainer.load(state)
         del state
-    vae = AutoencoderKL.from_pretrained(folder / "autoencoder" / "vae").eval()
+    vae = AutoencoderKL.from_pretrained(vae_folder()).eval()
     encoder = TextEncoder(folder / "dataset" / "text")
     prompts = list(settings["grid_prompts"])
     encoded = torch.from_numpy(encoder.token_states(["", *prompts])).float()

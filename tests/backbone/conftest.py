@@ -30,7 +30,7 @@ def write_tiny_text_encoder(folder: Path) -> None:
         vocab_size=len(words), hidden_size=384, num_hidden_layers=1, num_attention_heads=6, intermediate_size=64
     )
     config.use_attention_mask = True
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder / "text_encoder")
+    BertModel(config).save_pretrained(folder / "text_encoder")
 
 
 @pytest.fixture(scope="session")
