@@ -201,8 +201,8 @@ def _locked(repo: Any) -> Iterator[None]:
 
 
 def _pipeline_stages(repo: Any) -> dict[str, Any]:
-    """Stages of `dvc.yaml`; `.dvc` files are stages without a name."""
-    return {stage.name: stage for stage in repo.index.stages if getattr(stage, "name", None)}
+    """Stages of the project's `dvc.yaml` by name; not `.dvc` files, and not a `dvc.yaml` in a subfolder."""
+    return {stage.name: stage for stage in repo.index.stages if stage.path_in_repo == "dvc.yaml"}
 
 
 def _order(repo: Any, stages: Mapping[str, Any]) -> list[str]:
@@ -213,8 +213,8 @@ def _order(repo: Any, stages: Mapping[str, Any]) -> list[str]:
 
 
 def _upstream(repo: Any, stage: Any) -> list[str]:
-    before = {other.name for other in repo.index.graph.successors(stage) if getattr(other, "name", None)}
-    return [other.name for other in repo.index.stages if getattr(other, "name", None) in before]
+    before = set(repo.index.graph.successors(stage))
+    return [name for name, other in _pipeline_stages(repo).items() if other in before]
 
 
 def _node(repo: Any, stage: Any) -> StageNode:

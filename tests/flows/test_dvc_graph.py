@@ -84,6 +84,18 @@ def test_reasons_of_changes(project: Path) -> None:
     assert "changed command" in reasons(project)["model"]
 
 
+def test_other_pipelines_in_subfolders_are_ignored(project: Path) -> None:
+    (project / "other").mkdir()
+    text = (
+        "stages:\n  count:\n    cmd: echo\n    outs: [x]\n  extra:\n    cmd: echo\n    deps: [../out/join.txt]\n    outs: [y]\n"
+    )
+    (project / "other/dvc.yaml").write_text(text)
+    nodes = {node.name: node for node in read_graph(project)}
+    assert list(nodes) == ["count", "join", "model"]
+    assert nodes["count"].cmd == "python work.py count"
+    assert set(reasons(project).values()) == {"nothing to do"}
+
+
 def test_meta_does_not_make_stages_stale(project: Path) -> None:
     text = (project / "dvc.yaml").read_text()
     (project / "dvc.yaml").write_text(text.replace("timeout_s: 60", "timeout_s: 61").replace("retries: 2", "retries: 9"))
