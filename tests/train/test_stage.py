@@ -197,7 +197,7 @@ def test_ctrl_c_ends_it_as_any_other_stage(
         for number, handler in handlers.items():
             signal.signal(number, handler)
     assert json.loads(Path("error.json").read_text())["kind"] == "interrupted"
-    assert "run again to go on" in capsys.readouterr().err
+    assert "run again to continue" in capsys.readouterr().err
 
 
 def test_what_auto_finds_is_part_of_the_run(make_project: MakeProject, tmp_path: Path) -> None:
