@@ -1,4 +1,4 @@
-"""The stage embed with the encoder `clap`: a tiny checkpoint of the true architecture on real sounds."""
+"""Stage `embed` with encoder `clap`: a small checkpoint of the real architecture on real clips."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pipeline_steps.core.tables import read_table
 from pipeline_steps.embed.config import EmbedConfig
 from pipeline_steps.embed.stage import build_encoder, embed_texts, run
 from pipeline_steps.models.text_audio.clap import ClapEncoder
-from tests.embed.test_stage import SOUNDS, write_events
 from tests.factories.catalog import bytes_below, write_catalog
 from tests.factories.checkpoints.clap import clap_checkpoint
+from tests.factories.events import CLIPS, write_events
 
 PHRASES = {"a" * 32: "a dog barking in the distance", "b" * 32: "rain on a tin roof"}
 
@@ -25,14 +25,16 @@ PHRASES = {"a" * 32: "a dog barking in the distance", "b" * 32: "rain on a tin r
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory, demo: Path, assets: Path) -> ProjectPaths:
     made = ProjectPaths(tmp_path_factory.mktemp("clap"))
-    write_catalog(made, demo, ["dog-000"], SOUNDS, assets=assets)
+    write_catalog(made, demo, ["dog-000"], CLIPS, assets=assets)
     write_events(made, PHRASES)
     clap_checkpoint(made.root / "checkpoints/clap")
     return made
 
 
-def config(memo: Path, **more: object) -> EmbedConfig:
-    return EmbedConfig.from_params({"encoder": "clap", "clap": {"model": "checkpoints/clap"}, "cache_dir": str(memo), **more})
+def config(cache_dir: Path, **more: object) -> EmbedConfig:
+    return EmbedConfig.from_params(
+        {"encoder": "clap", "clap": {"model": "checkpoints/clap"}, "cache_dir": str(cache_dir), **more}
+    )
 
 
 def test_vectors_are_written_once_and_reused(layout: ProjectPaths, tmp_path: Path) -> None:
@@ -48,10 +50,10 @@ def test_vectors_are_written_once_and_reused(layout: ProjectPaths, tmp_path: Pat
     again = run(config(tmp_path / "memo"), layout)
     assert (again.computed, again.reused) == (0, 6)
     run(config(tmp_path / "other", batch_size=1), layout)
-    assert bytes_below(layout.embeddings) == before, "neither memo nor batch changes a byte"
+    assert bytes_below(layout.embeddings) == before, "neither cache nor batch size changes a byte"
 
 
-def test_the_space_can_be_opened_again(layout: ProjectPaths, tmp_path: Path) -> None:
+def test_the_encoder_can_be_rebuilt_from_meta(layout: ProjectPaths, tmp_path: Path) -> None:
     run(config(tmp_path / "memo"), layout)
     meta = json.loads((layout.embeddings / "meta.json").read_text())
     encoder = ClapEncoder.from_parameters(meta["parameters"], layout)
@@ -64,10 +66,10 @@ def test_the_space_can_be_opened_again(layout: ProjectPaths, tmp_path: Path) -> 
         build_encoder(chosen, layout).load(), chosen, layout, ["a crowd cheering", *PHRASES.values()]
     )
     assert asked.shape == (3, 24)
-    assert computed == 1, "only the new question is computed"
+    assert computed == 1, "only the new text is computed"
 
 
-def test_a_sound_that_cannot_be_heard_is_quarantined(
+def test_a_clip_that_cannot_be_encoded_is_quarantined(
     layout: ProjectPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = ClapEncoder.prepare_audio
@@ -86,7 +88,7 @@ def test_a_sound_that_cannot_be_heard_is_quarantined(
     assert "finite mono" in row["reason"]
 
 
-def test_an_encoder_without_its_model_is_refused() -> None:
+def test_an_encoder_without_its_model_is_rejected() -> None:
     for encoder in ("clap", "laion_clap"):
         with pytest.raises(ValidationError, match=f"encoder {encoder} needs"):
             EmbedConfig(encoder=encoder)

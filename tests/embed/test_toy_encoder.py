@@ -13,8 +13,8 @@ from pipeline_steps.core.errors import ConfigError
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.embed.stage import embed_texts, run
 from pipeline_steps.evaluate.retrieval.label_oracle import label_vectors
-from tests.embed.test_stage import SOUNDS, write_events
 from tests.factories.catalog import write_catalog
+from tests.factories.events import CLIPS, write_events
 from tests.factories.toy_encoder import ToyEncoder, ToyEncoderConfig
 
 PARAMS = {"embed": {"encoder": "toy", "toy": {"bands": 12}}}
@@ -22,7 +22,7 @@ PARAMS = {"embed": {"encoder": "toy", "toy": {"bands": 12}}}
 
 def test_an_encoder_of_another_package_is_selected_by_name(tmp_path: Path, demo: Path, assets: Path) -> None:
     layout = ProjectPaths(tmp_path)
-    write_catalog(layout, demo, ["dog-000"], SOUNDS, assets=assets)
+    write_catalog(layout, demo, ["dog-000"], CLIPS, assets=assets)
     write_events(layout, {"a" * 32: "dog barking", "b" * 32: "sheep bleating"})
     config = parse_section(config_class("embed"), "embed", PARAMS)
     report = run(config, layout)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""D4: what may not enter the space."""
+"""Checks of vectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_codes() -> None:
     assert validate_vectors(np.zeros((0, 3), np.float32)) == []
 
 
-def test_rows_must_be_of_unit_length() -> None:
+def test_rows_must_have_unit_length() -> None:
     assert_unit(np.array([[0.6, 0.8]], np.float32), "rows")
     assert_unit(np.zeros((0, 2), np.float32), "rows")
     for bad in ([0.6, 0.9], [0.0, 0.0], [np.nan, 1.0]):

@@ -1,4 +1,4 @@
-"""Fixtures of the small dataset."""
+"""Fixtures of the synthetic data set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def empty_dataset(tmp_path: Path) -> SyntheticDataset:
 
 @pytest.fixture
 def dataset(empty_dataset: SyntheticDataset) -> SyntheticDataset:
-    """120 pictures and 64 sounds of eight kinds, ten silent pictures, one true pair held out."""
+    """120 images and 64 clips of eight kinds, ten images without events, one held-out pair."""
     for seed in range(120):
         empty_dataset.add_image(KINDS[seed % 8], seed)
     for seed in range(120, 130):

@@ -1,4 +1,4 @@
-"""A small dataset on disk: pictures and sounds of eight kinds, with tables as the stages before `pair` write them."""
+"""Synthetic data set on disk: images and clips of eight kinds, with the tables of the stages before `pair`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LICENSES = ("CC0-1.0", "MIT", "CC-BY-4.0", "GPL-2.0-or-later")
 
 
 def config(**changes: Any) -> PairConfig:
-    """The stage's defaults, adapted to a dataset whose null is normal and which can spare few sounds for the test."""
+    """Defaults of the stage with values for a small data set whose random scores are normal."""
     return PairConfig(**{"null_quantile": 0.9, "splits": {"audio": {"test": 0.18}, "image": {"test": 0.35}}, **changes})
 
 
 @dataclass
 class SyntheticDataset:
-    """Rows that a test may change before `write`; `vectors` and `phrases` give each sound and text its place."""
+    """Rows that a test may change before `write`; `vectors` and `phrases` have the vector of each clip and text."""
 
     layout: ProjectPaths
     images: list[dict[str, Any]] = field(default_factory=list)
@@ -41,7 +41,7 @@ class SyntheticDataset:
     payloads: dict[str, bytes] = field(default_factory=dict)
 
     def add_image(self, kind: str | None, seed: int, **changes: Any) -> str:
-        """A picture of a kind; None for one that suggests no sound."""
+        """Add an image of a kind; None: without a sound event."""
         random = np.random.default_rng([seed, 1])
         buffer = io.BytesIO()
         Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(buffer, "PNG")
@@ -69,7 +69,7 @@ class SyntheticDataset:
         return name
 
     def add_audio(self, kind: str, seed: int, **changes: Any) -> str:
-        """A sound of a kind: a unit vector near the kind's phrase."""
+        """Add a clip of a kind: a unit vector near the phrase of the kind."""
         random = np.random.default_rng([seed, 2])
         buffer = io.BytesIO()
         soundfile.write(buffer, random.uniform(-0.5, 0.5, 2400), 48_000, format="FLAC", subtype="PCM_16")
@@ -84,7 +84,7 @@ class SyntheticDataset:
         return name
 
     def write(self, k: int = 50) -> ProjectPaths:
-        """All tables and shards."""
+        """Write all tables and shards."""
         layout = self.layout
         write_table(layout.catalog / "images.parquet", IMAGES, self.images)
         write_table(layout.catalog / "audio.parquet", AUDIO, self.audio)

@@ -1,4 +1,4 @@
-"""Both solvers against brute force, and against each other on larger inputs."""
+"""Both solvers, compared with brute force and with each other."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pipeline_steps.pair import assignment
 from pipeline_steps.pair.assignment import Assignment, Edges, solve_assignment, solve_auction, solve_exact
 
 
-def edges_of(table: dict[tuple[int, int], float], pictures: int, groups: int) -> Edges:
+def edges_of(table: dict[tuple[int, int], float], images: int, groups: int) -> Edges:
     keys = sorted(table)
     return Edges(
         np.array([p for p, _ in keys], dtype=np.int64),
         np.array([g for _, g in keys], dtype=np.int64),
         np.array([table[key] for key in keys], dtype=np.float64),
-        pictures,
+        images,
         groups,
     )
 
@@ -33,17 +33,17 @@ def check(edges: Edges, found: Assignment, capacity: int) -> None:
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[Edges, int, float]:
-    pictures, groups = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    images, groups = draw(st.integers(1, 5)), draw(st.integers(1, 4))
     cells = st.dictionaries(
-        st.tuples(st.integers(0, pictures - 1), st.integers(0, groups - 1)), st.integers(1, 40).map(lambda v: v / 8), min_size=1
+        st.tuples(st.integers(0, images - 1), st.integers(0, groups - 1)), st.integers(1, 40).map(lambda v: v / 8), min_size=1
     )
     table, capacity = draw(cells), draw(st.integers(1, 3))
     best = 0.0
-    for choice in itertools.product([-1, *range(groups)], repeat=pictures):
+    for choice in itertools.product([-1, *range(groups)], repeat=images):
         if all(choice.count(g) <= capacity for g in range(groups)):
             total = sum(table.get((p, g), -1e9) for p, g in enumerate(choice) if g >= 0)
             best = max(best, total)
-    return edges_of(table, pictures, groups), capacity, best
+    return edges_of(table, images, groups), capacity, best
 
 
 @settings(max_examples=150, deadline=None)
@@ -65,12 +65,12 @@ def test_auction_is_within_its_bound(problem: tuple[Edges, int, float], epsilon:
     assert found.gap == pytest.approx(edges.n_images * epsilon)
 
 
-def large(pictures: int, groups: int, candidates: int) -> Edges:
+def large(images: int, groups: int, candidates: int) -> Edges:
     random = np.random.default_rng(1)
     popular = random.random(groups) ** 3
-    group = np.stack([random.choice(groups, candidates, replace=False, p=popular / popular.sum()) for _ in range(pictures)])
-    value = random.random((pictures, candidates)) + popular[group]
-    return Edges(np.repeat(np.arange(pictures), candidates), group.reshape(-1), value.reshape(-1), pictures, groups)
+    group = np.stack([random.choice(groups, candidates, replace=False, p=popular / popular.sum()) for _ in range(images)])
+    value = random.random((images, candidates)) + popular[group]
+    return Edges(np.repeat(np.arange(images), candidates), group.reshape(-1), value.reshape(-1), images, groups)
 
 
 def test_auction_agrees_with_exact_on_a_contested_pool() -> None:
@@ -96,14 +96,14 @@ def test_no_candidates_at_all() -> None:
     assert found.edge.tolist() == [-1, -1, -1]
 
 
-def test_a_cap_beyond_the_pool_is_harmless() -> None:
+def test_a_cap_beyond_the_pool() -> None:
     edges = edges_of({(0, 0): 1.0, (1, 0): 2.0}, 2, 1)
     assert solve_assignment(edges, 10**6, 10**6, 0.01).edge.tolist() == [0, 1]
 
 
 @settings(max_examples=60, deadline=None)
 @given(problems())
-def test_the_table_of_places_changes_nothing(problem: tuple[Edges, int, float]) -> None:
+def test_the_slot_table_does_not_change_the_result(problem: tuple[Edges, int, float]) -> None:
     edges, capacity, _ = problem
     if not len(edges.value):
         return

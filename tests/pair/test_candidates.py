@@ -1,4 +1,4 @@
-"""Calibration and the joining of events, against plain loops."""
+"""Calibration and candidates, compared with plain loops."""
 
 from __future__ import annotations
 
@@ -21,52 +21,52 @@ from pipeline_steps.pair.candidates import (
 from pipeline_steps.pair.reuse_stats import entropy_bits, reuse_metrics
 
 
-def make(texts: int = 12, sounds: int = 30, k: int = 8, pictures: int = 20) -> tuple[EventArrays, NeighborArrays]:
+def make(texts: int = 12, clips: int = 30, k: int = 8, images: int = 20) -> tuple[EventArrays, NeighborArrays]:
     random = np.random.default_rng(5)
-    sound = np.concatenate([random.choice(sounds, k, replace=False) for _ in range(texts)])
+    clip = np.concatenate([random.choice(clips, k, replace=False) for _ in range(texts)])
     z = random.normal(2, 2, texts * k)
-    neighbors = NeighborArrays(np.arange(texts + 1) * k, sound, z, z, z + 0.1 * random.standard_normal(texts * k))
-    counts = random.integers(1, 4, pictures)
-    picture = np.repeat(np.arange(pictures), counts)
+    neighbors = NeighborArrays(np.arange(texts + 1) * k, clip, z, z, z + 0.1 * random.standard_normal(texts * k))
+    counts = random.integers(1, 4, images)
+    image = np.repeat(np.arange(images), counts)
     text = np.concatenate([random.choice(texts, count, replace=False) for count in counts])
-    return EventArrays(picture, text, random.uniform(0.1, 1, len(picture))), neighbors
+    return EventArrays(image, text, random.uniform(0.1, 1, len(image))), neighbors
 
 
-@pytest.mark.parametrize("combine", ["max", "mean"])
+@pytest.mark.parametrize("pooling", ["max", "mean"])
 @pytest.mark.parametrize(("chunk", "span"), [(3, 2**62), (1000, 2**62), (1000, 0)])
-def test_join_is_the_plain_loop(combine: str, chunk: int, span: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_equal_those_of_plain_loops(pooling: str, chunk: int, span: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "CHUNK", chunk)
     monkeypatch.setattr(candidates, "KEY_SPAN", span)
     events, neighbors = make()
     admissible = neighbors.z_score >= 1.5
     value = normalize_scores(neighbors, admissible)
-    found = build_candidates(events, neighbors, value, admissible, combine, 5)
+    found = build_candidates(events, neighbors, value, admissible, pooling, 5)
     expected: dict[int, dict[int, list[tuple[float, int, int]]]] = defaultdict(lambda: defaultdict(list))
-    for event, (picture, text) in enumerate(zip(events.image, events.text, strict=True)):
+    for event, (image, text) in enumerate(zip(events.image, events.text, strict=True)):
         for row in range(neighbors.starts[text], neighbors.starts[text + 1]):
             if admissible[row]:
-                expected[picture][neighbors.audio[row]].append((events.weight[event] * value[row], event, row))
+                expected[image][neighbors.audio[row]].append((events.weight[event] * value[row], event, row))
     total = np.bincount(events.image, weights=events.weight)
-    for picture, options in expected.items():
-        own = found.where(found.image == picture)
+    for image, options in expected.items():
+        own = found.where(found.image == image)
         scores = {
-            sound: max(hits)[0] if combine == "max" else sum(hit[0] for hit in hits) / total[picture]
-            for sound, hits in options.items()
+            clip: max(hits)[0] if pooling == "max" else sum(hit[0] for hit in hits) / total[image]
+            for clip, hits in options.items()
         }
         assert own.value.tolist() == pytest.approx(sorted(scores.values(), reverse=True)[:5])
-        for sound, score, event, row in zip(own.audio, own.value, own.event, own.row, strict=True):
-            assert scores[sound] == pytest.approx(score)
-            assert (event, row) == max(options[sound])[1:]
+        for clip, score, event, row in zip(own.audio, own.value, own.event, own.row, strict=True):
+            assert scores[clip] == pytest.approx(score)
+            assert (event, row) == max(options[clip])[1:]
     assert set(found.image.tolist()) == set(expected)
 
 
 def test_nothing_admissible_gives_no_candidates() -> None:
     events, neighbors = make()
-    nobody = np.zeros(len(neighbors.z_score), dtype=bool)
-    assert len(build_candidates(events, neighbors, normalize_scores(neighbors, nobody), nobody, "max", 5)) == 0
+    none = np.zeros(len(neighbors.z_score), dtype=bool)
+    assert len(build_candidates(events, neighbors, normalize_scores(neighbors, none), none, "max", 5)) == 0
 
 
-def test_a_surer_event_counts_more() -> None:
+def test_a_more_certain_event_has_more_weight() -> None:
     salience, confidence = np.array([1.0, 0.5]), np.array([0.4, 0.2])
     assert event_weight(salience, confidence, 0.5).tolist() == pytest.approx([0.4**0.5, 0.1**0.5])
     assert event_weight(salience, confidence, 0.0).tolist() == [1.0, 1.0]
@@ -82,7 +82,7 @@ def test_null_threshold_separates_real_matches_from_chance() -> None:
     assert threshold == pytest.approx(3.09, abs=0.35), "scores of random vectors are nearly normal"
     assert null_threshold(chance, audio, 0.999, 10**6, 0) == threshold
     assert null_threshold(chance, audio, 0.5, 10**6, 0) == pytest.approx(0, abs=0.05)
-    assert null_threshold(chance, audio[:1], 0.9, 1000, 0) == -np.inf, "one sound cannot be compared with chance"
+    assert null_threshold(chance, audio[:1], 0.9, 1000, 0) == -np.inf, "one clip cannot be compared with random clips"
 
 
 def test_rank_within() -> None:
@@ -90,7 +90,7 @@ def test_rank_within() -> None:
     assert rank_within(np.zeros(0, dtype=np.int64)).tolist() == []
 
 
-def test_measures_of_balance() -> None:
+def test_reuse_metrics() -> None:
     assert gini(np.array([1, 1, 1, 1])) == 0
     assert gini(np.array([0, 0, 0, 4])) == 0.75
     assert skewness(np.array([2, 2, 2])) == 0

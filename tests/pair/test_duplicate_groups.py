@@ -1,4 +1,4 @@
-"""Duplicate groups against brute force."""
+"""Duplicate groups, compared with brute force."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def rows_with_copies(n: int, copies: int) -> np.ndarray:
     return rows
 
 
-def test_near_duplicates_are_those_of_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_duplicates_equal_those_of_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_with_copies(300, 40)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     expected = [(i, j) for i in range(300) for j in range(i + 1, 300) if unit[i] @ unit[j] >= 0.99]
@@ -28,7 +28,7 @@ def test_near_duplicates_are_those_of_brute_force(monkeypatch: pytest.MonkeyPatc
     assert duplicate_groups.near_duplicates(rows, 0.99) == expected
 
 
-def test_a_silent_row_is_nobodys_duplicate() -> None:
+def test_a_zero_row_has_no_duplicate() -> None:
     assert duplicate_groups.near_duplicates(np.zeros((3, 4), dtype=np.float32), 0.9) == []
 
 
@@ -48,8 +48,8 @@ def test_merge_makes_the_finest_common_groups(labels: list[str], data: st.DataOb
         assert {j for j, other in enumerate(merged) if other == name} == reach[i]
 
 
-def test_near_duplicates_of_a_large_set_are_found_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clustered rows with a large common mean: buckets are uneven, copies are few."""
+def test_near_duplicates_of_a_large_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clustered rows with a large common mean: buckets of unequal size, few copies."""
     random = np.random.default_rng(1)
     topics = random.standard_normal((20, 32)) + 2
     rows = (topics[random.integers(0, 20, 4000)] + 0.5 * random.standard_normal((4000, 32))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The stage on a small dataset: balance, caps, splits without a leak, abstentions with a reason, same bytes again."""
+"""Stage `pair` on a small data set: counts, cap, splits without leakage, abstentions, reproducible bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def kind_of(dataset: SyntheticDataset) -> dict[str, str]:
     return kinds | {row["audio_id"]: KINDS[int(row["path"][7:-5]) % 8] for row in dataset.audio}
 
 
-def test_a_world_is_paired(dataset: SyntheticDataset, settings: Settings) -> None:
+def test_a_dataset_is_paired(dataset: SyntheticDataset, settings: Settings) -> None:
     layout = dataset.write()
     report = run(settings(max_reuse=3), layout)
     report.check_balance()
@@ -75,7 +75,7 @@ def test_no_group_is_in_two_splits(dataset: SyntheticDataset, settings: Settings
         assert all(len(found) == 1 for found in sides.values())
 
 
-def test_the_cap_counts_near_duplicate_sounds_as_one(dataset: SyntheticDataset, settings: Settings) -> None:
+def test_the_cap_counts_near_duplicate_clips_as_one(dataset: SyntheticDataset, settings: Settings) -> None:
     first = next(row["audio_id"] for row in dataset.audio)
     for row in dataset.audio:
         if row["path"][7:-5].isdigit() and int(row["path"][7:-5]) % 8 == 0 and not row["holdout"]:
@@ -85,17 +85,17 @@ def test_the_cap_counts_near_duplicate_sounds_as_one(dataset: SyntheticDataset, 
     dogs = [pair for pair in pairs_of(layout) if pair["tracks"][0]["phrase"] == "sound of a dog"]
     assert len({pair["audio_group"] for pair in dogs}) == 1
     assert len(dogs) == 3
-    pictures = {row["image_id"] for row in dataset.events if row["sound_source"] == "dog"} - {pair["image_id"] for pair in dogs}
+    unpaired = {row["image_id"] for row in dataset.events if row["sound_source"] == "dog"} - {pair["image_id"] for pair in dogs}
     abstained = read_table(layout.pairs / "abstained.parquet", ABSTAINED).to_pylist()
-    assert {row["code"] for row in abstained if row["image_id"] in pictures} == {"CAPACITY"}
+    assert {row["code"] for row in abstained if row["image_id"] in unpaired} == {"CAPACITY"}
 
 
-def test_what_is_near_the_gold_pairs_stays_out(dataset: SyntheticDataset, settings: Settings) -> None:
+def test_near_duplicates_of_gold_pairs_are_not_paired(dataset: SyntheticDataset, settings: Settings) -> None:
     gold_image = next(row for row in dataset.images if row["holdout"])
-    gold_sound = next(row for row in dataset.audio if row["holdout"])
+    gold_clip = next(row for row in dataset.audio if row["holdout"])
     dataset.images[0]["group_id"] = gold_image["group_id"]
-    dataset.audio[0]["group_id"] = gold_sound["group_id"]
-    dataset.vectors[dataset.audio[8]["audio_id"]] = dataset.vectors[gold_sound["audio_id"]]
+    dataset.audio[0]["group_id"] = gold_clip["group_id"]
+    dataset.vectors[dataset.audio[8]["audio_id"]] = dataset.vectors[gold_clip["audio_id"]]
     layout = dataset.write()
     report = run(settings(), layout)
     pairs = pairs_of(layout)
@@ -107,8 +107,8 @@ def test_what_is_near_the_gold_pairs_stays_out(dataset: SyntheticDataset, settin
 
 
 @pytest.mark.fault
-def test_c8_a_planted_leak_stops_the_stage(dataset: SyntheticDataset, settings: Settings) -> None:
-    """Two copies of one picture whose groups the table calls different end on two sides: the check sees the pictures."""
+def test_a_planted_leak_stops_the_stage(dataset: SyntheticDataset, settings: Settings) -> None:
+    """Two copies of one image with different groups are in two splits: the leak check compares perceptual hashes."""
     layout = dataset.write()
     run(settings(), layout)
     by_split = {pair["split"]: pair["image_id"] for pair in pairs_of(layout)}
@@ -123,9 +123,7 @@ def test_c8_a_planted_leak_stops_the_stage(dataset: SyntheticDataset, settings: 
 
 
 @pytest.mark.fault
-def test_a_copy_of_a_gold_picture_stops_the_stage_whatever_the_groups_say(
-    dataset: SyntheticDataset, settings: Settings
-) -> None:
+def test_a_copy_of_a_gold_image_stops_the_stage(dataset: SyntheticDataset, settings: Settings) -> None:
     gold = next(row for row in dataset.images if row["holdout"])
     layout = dataset.write()
     run(settings(), layout)
@@ -139,7 +137,7 @@ def test_a_copy_of_a_gold_picture_stops_the_stage_whatever_the_groups_say(
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 8), st.sampled_from(["train", "val", "test"]), st.floats(-1, 1))
-def test_held_out_items_are_a_side_of_their_own(phash: int, flips: int, split: str, tilt: float) -> None:
+def test_held_out_items_are_a_split_of_their_own(phash: int, flips: int, split: str, tilt: float) -> None:
     pair = {"image_id": "a", "split": split, "image_group": "a", "audio_group": "s", "tracks": [{"audio_id": "s"}]}
     hashes = {name: f"{value:016x}" for name, value in (("a", phash), ("gold", phash ^ (2**flips - 1)), ("pool", phash))}
     vectors = {"s": np.array([1, 0], np.float32), "ding": np.array([tilt, 1 - abs(tilt)], np.float32)}
@@ -152,7 +150,7 @@ def test_held_out_items_are_a_side_of_their_own(phash: int, flips: int, split: s
     assert find_leaks([pair], hashes, vectors, {"a"}, 4, 0.995).counts() == {name: int(name == "holdout") for name in counts}
 
 
-def test_e13_a_new_picture_moves_nobody_to_another_split(dataset: SyntheticDataset, settings: Settings) -> None:
+def test_a_new_image_changes_no_other_split(dataset: SyntheticDataset, settings: Settings) -> None:
     layout = dataset.write()
     run(settings(), layout)
     before = {pair["image_id"]: pair for pair in pairs_of(layout)}
@@ -167,10 +165,10 @@ def test_e13_a_new_picture_moves_nobody_to_another_split(dataset: SyntheticDatas
             assert before[name] == after[name]
 
 
-def test_pictures_below_the_null_abstain_with_their_number(dataset: SyntheticDataset, settings: Settings) -> None:
+def test_images_below_the_threshold_abstain_with_their_score(dataset: SyntheticDataset, settings: Settings) -> None:
     name = dataset.add_image("ghost", 7000)
     phrase = "sound of a ghost"
-    dataset.phrases[phrase] = -dataset.phrases["sound of a dog"]  # unlike dogs, and no nearer to one sound than to another
+    dataset.phrases[phrase] = -dataset.phrases["sound of a dog"]  # unlike dogs, and equally far from all clips
     layout = dataset.write()
     run(settings(null_quantile=0.95), layout)
     row = next(r for r in read_table(layout.pairs / "abstained.parquet", ABSTAINED).to_pylist() if r["image_id"] == name)
@@ -194,7 +192,7 @@ def test_licenses_may_be_restricted(dataset: SyntheticDataset, settings: Setting
     assert [pair["image_id"] for pair in unknown] == [dataset.images[0]["image_id"]]
 
 
-def test_gain_brings_a_sound_to_the_target_within_its_bound(dataset: SyntheticDataset, settings: Settings) -> None:
+def test_gain_moves_a_clip_to_the_target_within_its_bound(dataset: SyntheticDataset, settings: Settings) -> None:
     layout = dataset.write()
     run(settings(target_lufs=-18.0, max_gain_db=5.0), layout)
     loudness = {row["audio_id"]: row["lufs"] for row in dataset.audio}
@@ -216,7 +214,7 @@ def test_same_inputs_same_bytes(dataset: SyntheticDataset, settings: Settings, t
 
 
 @pytest.mark.fault
-def test_c9_all_abstained_is_an_error_that_says_why(empty_dataset: SyntheticDataset, settings: Settings) -> None:
+def test_all_abstained_is_an_error_with_reasons(empty_dataset: SyntheticDataset, settings: Settings) -> None:
     empty_dataset.add_image(None, 1)
     empty_dataset.add_audio("dog", 1)
     empty_dataset.add_audio("bell", 2)
@@ -225,9 +223,7 @@ def test_c9_all_abstained_is_an_error_that_says_why(empty_dataset: SyntheticData
 
 
 @pytest.mark.fault
-def test_c10_one_picture_and_one_sound(
-    empty_dataset: SyntheticDataset, settings: Settings, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_one_image_and_one_clip(empty_dataset: SyntheticDataset, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     empty_dataset.add_image("dog", 1)
     empty_dataset.add_audio("dog", 1)
     layout = empty_dataset.write()
@@ -237,7 +233,7 @@ def test_c10_one_picture_and_one_sound(
     assert "too small for all splits: no pair in val, test" in caplog.text
 
 
-def test_all_held_out_or_lost_pictures_are_errors(empty_dataset: SyntheticDataset, settings: Settings) -> None:
+def test_only_held_out_images_or_lost_images_are_errors(empty_dataset: SyntheticDataset, settings: Settings) -> None:
     empty_dataset.add_image("dog", 1, holdout=True)
     empty_dataset.add_audio("dog", 1)
     with pytest.raises(DataError, match="no image may be paired"):
@@ -248,7 +244,7 @@ def test_all_held_out_or_lost_pictures_are_errors(empty_dataset: SyntheticDatase
         run(settings(), empty_dataset.write())
 
 
-def test_quarantined_captions_stay_in_the_balance(dataset: SyntheticDataset, settings: Settings) -> None:
+def test_quarantined_captions_are_counted(dataset: SyntheticDataset, settings: Settings) -> None:
     row = dataset.abstained.pop()
     dataset.quarantined.append(
         {
@@ -269,7 +265,7 @@ def test_quarantined_captions_stay_in_the_balance(dataset: SyntheticDataset, set
     assert report.n_quarantined == 1
 
 
-def test_embeddings_that_do_not_fit_their_ids(dataset: SyntheticDataset, settings: Settings) -> None:
+def test_embeddings_of_another_length_than_their_ids_are_an_error(dataset: SyntheticDataset, settings: Settings) -> None:
     layout = dataset.write()
     (layout.embeddings / "audio.npy").write_bytes((layout.embeddings / "text.npy").read_bytes())
     with pytest.raises(DataError, match=r"audio\.npy is float32 \(8, 32\), its id table has 65 rows"):
@@ -292,9 +288,9 @@ def test_croissant_validates_and_reads(dataset: SyntheticDataset, settings: Sett
 
 
 @pytest.mark.fault
-def test_i8_i9_the_card_shows_hostile_text_and_does_not_obey_it(dataset: SyntheticDataset, settings: Settings) -> None:
-    evil = "![x](http://evil.example/a.png) | <script>alert(1)</script> {{ 7*7 }}\n# heading"
-    dataset.events[0] |= {"phrase": evil}
+def test_the_card_escapes_hostile_text(dataset: SyntheticDataset, settings: Settings) -> None:
+    hostile = "![x](http://evil.example/a.png) | <script>alert(1)</script> {{ 7*7 }}\n# heading"
+    dataset.events[0] |= {"phrase": hostile}
     dataset.images[2]["license"] = "CC0-1.0<img src=x onerror=alert(1)>"
     layout = dataset.write()
     run(settings(), layout)

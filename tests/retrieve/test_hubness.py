@@ -1,4 +1,4 @@
-"""Hub damping and calibration against their formulas, written out naively."""
+"""Hubness correction and calibration, compared with plain formulas."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline_steps.retrieve.index.exact import ExactIndex
 from pipeline_steps.retrieve.index.top_k import top_k
 from pipeline_steps.retrieve.ranking import hubness_report, rank_neighbors
 
-WORLDS = st.tuples(st.integers(0, 2**31), st.integers(2, 9), st.integers(2, 9), st.integers(1, 6))
+SIZES = st.tuples(st.integers(0, 2**31), st.integers(2, 9), st.integers(2, 9), st.integers(1, 6))
 
 
 def unit(seed: int, rows: int, dimension: int = 5) -> np.ndarray:
@@ -29,9 +29,9 @@ def unit(seed: int, rows: int, dimension: int = 5) -> np.ndarray:
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
-@given(WORLDS)
-def test_csls_is_equation_7(world: tuple[int, int, int, int]) -> None:
-    seed, n_queries, n_items, k = world
+@given(SIZES)
+def test_csls_is_equation_7(sizes: tuple[int, int, int, int]) -> None:
+    seed, n_queries, n_items, k = sizes
     queries, items = unit(seed, n_queries), unit(seed + 1, n_items)
     scores = queries @ items.T
     query_means = csls_neighborhood_mean(top_k(scores, k)[1], k)
@@ -44,9 +44,9 @@ def test_csls_is_equation_7(world: tuple[int, int, int, int]) -> None:
             assert got[q, a] == pytest.approx(2 * scores[q, a] - r_q - r_a, abs=1e-5)
 
 
-@given(WORLDS, st.floats(0.5, 100))
-def test_inverted_softmax_ranks_as_published(world: tuple[int, int, int, int], beta: float) -> None:
-    seed, n_queries, n_items, _ = world
+@given(SIZES, st.floats(0.5, 100))
+def test_inverted_softmax_ranks_as_published(sizes: tuple[int, int, int, int], beta: float) -> None:
+    seed, n_queries, n_items, _ = sizes
     scores = (unit(seed, n_queries) @ unit(seed + 1, n_items).T).astype(np.float64)
     normalisers = np.tile(item_log_normalizers(scores.astype(np.float32), beta), (n_queries, 1))
     active = np.arange(n_queries) % 2 == 0
@@ -85,32 +85,32 @@ def test_calibration_is_a_z_score() -> None:
     np.testing.assert_allclose(calibrate(np.array([[3.0], [1.0]], np.float32), null), [[2.0], [0.0]])
 
 
-@given(WORLDS, st.sampled_from(["none", "csls", "dis"]))
-def test_ranking_keeps_its_promises(world: tuple[int, int, int, int], method: str) -> None:
-    seed, n_texts, n_sounds, k = world
-    texts, sounds = unit(seed, n_texts), unit(seed + 1, n_sounds)
+@given(SIZES, st.sampled_from(["none", "csls", "dis"]))
+def test_ranking_invariants(sizes: tuple[int, int, int, int], method: str) -> None:
+    seed, n_texts, n_clips, k = sizes
+    texts, clips = unit(seed, n_texts), unit(seed + 1, n_clips)
     correction = HubnessCorrectionConfig.model_validate({"method": method, "k": 3})
-    ranked = rank_neighbors(ExactIndex(sounds), texts, sounds, k, correction, 100, 0)
-    assert ranked.rows.shape == (n_texts, min(k, n_sounds))
+    ranked = rank_neighbors(ExactIndex(clips), texts, clips, k, correction, 100, 0)
+    assert ranked.rows.shape == (n_texts, min(k, n_clips))
     assert (np.diff(ranked.corrected_score, axis=1) <= 0).all()
     assert all(len(set(row)) == len(row) for row in ranked.rows.tolist())
-    np.testing.assert_allclose(np.take_along_axis(texts @ sounds.T, ranked.rows, 1), ranked.score, atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(texts @ clips.T, ranked.rows, 1), ranked.score, atol=1e-5)
     if method == "none":
         np.testing.assert_array_equal(ranked.corrected_score, ranked.score)
-    again = rank_neighbors(ExactIndex(sounds), texts, sounds, k, correction, 100, 0)
+    again = rank_neighbors(ExactIndex(clips), texts, clips, k, correction, 100, 0)
     assert again.corrected_score.tobytes() == ranked.corrected_score.tobytes()
 
 
-def test_damping_spreads_a_planted_hub() -> None:
+def test_correction_reduces_a_planted_hub() -> None:
     random = np.random.default_rng(0)
     texts = unit(1, 60, 12)
-    sounds = unit(2, 40, 12)
-    sounds[7] = texts.mean(0) / np.linalg.norm(texts.mean(0))  # near to everything
-    texts = texts + 0.4 * sounds[7] + 0.01 * random.normal(size=texts.shape)
+    clips = unit(2, 40, 12)
+    clips[7] = texts.mean(0) / np.linalg.norm(texts.mean(0))  # near every text
+    texts = texts + 0.4 * clips[7] + 0.01 * random.normal(size=texts.shape)
     texts = (texts / np.linalg.norm(texts, axis=1, keepdims=True)).astype(np.float32)
-    before = ExactIndex(sounds).search(texts, 10)[0]
-    after = rank_neighbors(ExactIndex(sounds), texts, sounds, 10, HubnessCorrectionConfig(k=10), 100, 0).rows
-    report = hubness_report(before, after, len(sounds))
+    before = ExactIndex(clips).search(texts, 10)[0]
+    after = rank_neighbors(ExactIndex(clips), texts, clips, 10, HubnessCorrectionConfig(k=10), 100, 0).rows
+    report = hubness_report(before, after, len(clips))
     assert report["corrected"]["max_k_occurrence"] < report["raw"]["max_k_occurrence"]
     assert report["corrected"]["gini"] < report["raw"]["gini"]
     assert report["corrected"]["k_occurrence_skewness"] < report["raw"]["k_occurrence_skewness"]

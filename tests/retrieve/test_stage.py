@@ -1,8 +1,7 @@
-"""The stage on made-up embeddings: pool only, floors, refusals, bytes."""
+"""Stage `retrieve` on synthetic embeddings: pool items only, thresholds, errors, reproducible bytes."""
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from pathlib import Path
@@ -10,86 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline_steps.core.atomic import write_bytes, write_json
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
-from pipeline_steps.core.hashing import sha256_bytes, text_id
-from pipeline_steps.core.project_paths import ProjectPaths
-from pipeline_steps.core.schemas import AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBORS, TEXT_IDS
-from pipeline_steps.core.tables import read_table, write_table
+from pipeline_steps.core.hashing import text_id
+from pipeline_steps.core.schemas import NEIGHBORS, TEXT_IDS
+from pipeline_steps.core.tables import read_table
 from pipeline_steps.retrieve.stage import RetrieveConfig, open_pool_index, run
-
-D = 24
-
-
-def unit(seed: int, rows: int) -> np.ndarray:
-    values = np.random.default_rng(seed).normal(size=(rows, D))
-    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+from tests.retrieve.synthetic_embeddings import D, make, unit, write_vectors
 
 
-def write_vectors(layout: ProjectPaths, texts: np.ndarray, sounds: np.ndarray, fingerprint: str = "space") -> None:
-    hashes = {}
-    for name, rows in (("text.npy", texts), ("audio.npy", sounds)):
-        buffer = io.BytesIO()
-        np.save(buffer, rows)
-        write_bytes(layout.embeddings / name, buffer.getvalue())
-        hashes[name] = sha256_bytes(buffer.getvalue())
-    meta = {"dimension": texts.shape[1], "fingerprint": fingerprint, "families": ["yamnet"], "sha256": hashes}
-    write_json(layout.embeddings / "meta.json", meta)
-
-
-def provenance(item: str, holdout: bool) -> dict[str, object]:
-    return {
-        "sha256": item * 2, "path": f"{item}.x", "sources": [f"{item}.x"], "bytes": 1, "format": "X", "normalizations": [],
-        "license": None, "author": None, "source": None, "group_id": item, "holdout": holdout,
-    }  # fmt: skip
-
-
-def make(folder: Path, n_texts: int = 12, n_sounds: int = 40, held_sounds: int = 5, held_images: int = 2) -> ProjectPaths:
-    """Texts 0..n-1 belong to one picture each; the last pictures and sounds are held out."""
-    layout = ProjectPaths(folder)
-    phrases = [f"sound {number}" for number in range(n_texts)]
-    images = [f"{number:032x}" for number in range(n_texts)]
-    sounds = [f"{number:032x}" for number in range(1000, 1000 + n_sounds)]
-    rows = {"width": 1, "height": 1, "num_frames": 1, "phash": "0" * 16}
-    write_table(
-        layout.catalog / "images.parquet",
-        IMAGES,
-        [{"image_id": item, **provenance(item, n >= n_texts - held_images), **rows} for n, item in enumerate(images)],
-    )
-    rows = {
-        "sample_rate": 1,
-        "channels": 1,
-        "duration_s": 1.0,
-        "lufs": 0.0,
-        "peak_dbfs": 0.0,
-        "silence_ratio": 0.0,
-        "clipping_ratio": 0.0,
-    }
-    write_table(
-        layout.catalog / "audio.parquet",
-        AUDIO,
-        [{"audio_id": item, **provenance(item, n >= n_sounds - held_sounds), **rows} for n, item in enumerate(sounds)],
-    )
-    events = [
-        {"image_id": item, "rank": 0, "text_id": text_id(phrase), "phrase": phrase, "sound_source": "", "visible": True,
-         "salience": 1.0, "confidence": 1.0}
-        for item, phrase in zip(images, phrases, strict=True)
-    ]  # fmt: skip
-    write_table(layout.captions / "events.parquet", EVENTS, events)
-    keyed = sorted((text_id(phrase), phrase) for phrase in phrases)
-    write_table(
-        layout.embeddings / "text_ids.parquet",
-        TEXT_IDS,
-        [{"row": row, "text_id": key, "phrase": phrase} for row, (key, phrase) in enumerate(keyed)],
-    )
-    write_table(
-        layout.embeddings / "audio_ids.parquet", AUDIO_IDS, [{"row": n, "audio_id": item} for n, item in enumerate(sounds)]
-    )
-    write_vectors(layout, unit(1, n_texts), unit(2, n_sounds))
-    return layout
-
-
-def test_neighbours_are_the_best_pool_sounds_of_pool_texts(tmp_path: Path) -> None:
+def test_neighbors_are_the_best_pool_clips_of_pool_texts(tmp_path: Path) -> None:
     layout = make(tmp_path)
     report = run(RetrieveConfig(k=7, hubness_correction={"method": "none"}), layout)
     report.check_balance()
@@ -121,21 +49,21 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, index: str) -> None
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("n_sounds", [1, 2])
-def test_k_above_the_pool_works_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, n_sounds: int) -> None:
-    layout = make(tmp_path, n_sounds=n_sounds, held_sounds=0)
+@pytest.mark.parametrize("n_clips", [1, 2])
+def test_k_above_the_pool_works_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, n_clips: int) -> None:
+    layout = make(tmp_path, n_clips=n_clips, held_clips=0)
     with caplog.at_level(logging.WARNING):
         run(RetrieveConfig(k=50), layout)
     rows = read_table(layout.retrieval / "neighbors.parquet", NEIGHBORS).to_pylist()
-    assert len(rows) == 10 * n_sounds
+    assert len(rows) == 10 * n_clips
     assert "all of them are neighbors" in caplog.text
     assert all(np.isfinite([row["z_score"], row["corrected_score"]]).all() for row in rows)
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize(("held_sounds", "held_images"), [(40, 0), (0, 12)])
-def test_an_empty_side_stops_the_stage(tmp_path: Path, held_sounds: int, held_images: int) -> None:
-    layout = make(tmp_path, held_sounds=held_sounds, held_images=held_images)
+@pytest.mark.parametrize(("held_clips", "held_images"), [(40, 0), (0, 12)])
+def test_an_empty_side_stops_the_stage(tmp_path: Path, held_clips: int, held_images: int) -> None:
+    layout = make(tmp_path, held_clips=held_clips, held_images=held_images)
     with pytest.raises(DataError, match="nothing to retrieve"):
         run(RetrieveConfig(), layout)
     assert not (layout.retrieval / "index.ann").exists(), "no empty index is built"
@@ -143,7 +71,7 @@ def test_an_empty_side_stops_the_stage(tmp_path: Path, held_sounds: int, held_im
 
 @pytest.mark.fault
 def test_recall_below_the_floor_stops_the_stage(tmp_path: Path) -> None:
-    layout = make(tmp_path, n_sounds=400)
+    layout = make(tmp_path, n_clips=400)
     with pytest.raises(DataError, match=r"recall@10 .*annoy.min_recall 0.99") as failure:
         run(RetrieveConfig.from_params({"annoy": {"trees": 1, "search_k": 1, "min_recall": 0.99}}), layout)
     assert failure.value.exit_code == 3
@@ -151,7 +79,7 @@ def test_recall_below_the_floor_stops_the_stage(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault
-def test_an_index_of_other_embeddings_is_refused(tmp_path: Path) -> None:
+def test_an_index_of_other_embeddings_is_rejected(tmp_path: Path) -> None:
     layout = make(tmp_path)
     run(RetrieveConfig(), layout)
     index, vectors, ids = open_pool_index(layout, RetrieveConfig())
@@ -164,7 +92,7 @@ def test_an_index_of_other_embeddings_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.fault
 @pytest.mark.parametrize("damage", ["bytes", "nan", "rows", "meta", "missing"])
-def test_damaged_embeddings_are_refused(tmp_path: Path, damage: str) -> None:
+def test_damaged_embeddings_are_rejected(tmp_path: Path, damage: str) -> None:
     layout = make(tmp_path)
     if damage == "bytes":
         payload = bytearray((layout.embeddings / "audio.npy").read_bytes())
@@ -183,10 +111,10 @@ def test_damaged_embeddings_are_refused(tmp_path: Path, damage: str) -> None:
     assert not (layout.retrieval / "index.ann").exists()
 
 
-def test_cluster_finds_what_exact_finds_and_says_how(tmp_path: Path) -> None:
+def test_ivf_finds_the_exact_neighbors_and_reports_its_probes(tmp_path: Path) -> None:
     tables = []
     for index in ("exact", "ivf"):
-        layout = make(tmp_path / index, n_sounds=600)
+        layout = make(tmp_path / index, n_clips=600)
         report = run(RetrieveConfig.from_params({"index": index, "k": 5, "annoy": {"trees": 0}}), layout)
         tables.append(read_table(layout.retrieval / "neighbors.parquet", NEIGHBORS))
     found = report.metrics["ivf"]
@@ -194,14 +122,16 @@ def test_cluster_finds_what_exact_finds_and_says_how(tmp_path: Path) -> None:
     assert found["recall"] >= 0.97
     assert found["sample"] == 10
     assert report.metrics["ivf_among_texts"]["cells"] > 1
-    assert tables[0]["audio_id"] == tables[1]["audio_id"], "made-up vectors have no structure: both are exact"
+    assert tables[0]["audio_id"] == tables[1]["audio_id"], "random vectors have no structure: both searches are exact"
 
 
-def test_without_trees_there_is_no_index_and_questions_scan(tmp_path: Path) -> None:
+def test_without_trees_there_is_no_index_and_queries_are_exact(tmp_path: Path) -> None:
     layout = make(tmp_path)
     run(RetrieveConfig(), layout)
     report = run(RetrieveConfig.from_params({"annoy": {"trees": 0}}), layout)
-    assert [path.name for path in layout.retrieval.iterdir()] == ["neighbors.parquet"], "the index of the run before is gone"
+    assert [path.name for path in layout.retrieval.iterdir()] == ["neighbors.parquet"], (
+        "the earlier index is removed"
+    )
     assert report.metrics["annoy_recall_at_10"] is None
     index, vectors, ids = open_pool_index(layout, RetrieveConfig())
     assert index.n_items == len(vectors) == len(ids) == 35
@@ -209,14 +139,14 @@ def test_without_trees_there_is_no_index_and_questions_scan(tmp_path: Path) -> N
 
 
 @pytest.mark.fault
-def test_annoy_without_trees_is_refused(tmp_path: Path) -> None:
+def test_annoy_without_trees_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"annoy\.trees is 0"):
         run(RetrieveConfig.from_params({"index": "annoy", "annoy": {"trees": 0}}), make(tmp_path))
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("lost", ["index.json", "index.ann"])
-def test_half_an_index_is_refused(tmp_path: Path, lost: str) -> None:
+def test_an_incomplete_index_is_rejected(tmp_path: Path, lost: str) -> None:
     layout = make(tmp_path)
     run(RetrieveConfig(), layout)
     (layout.retrieval / lost).unlink()

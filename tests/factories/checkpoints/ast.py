@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tests.factories.checkpoints.clap import randomised
+from tests.factories.checkpoints.clap import randomized
 
 
 def ast_checkpoint(folder: Path) -> Path:
@@ -15,6 +15,6 @@ def ast_checkpoint(folder: Path) -> Path:
 
     torch.manual_seed(0)
     config = ASTConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, num_labels=3)
-    randomised(ASTForAudioClassification(config), 5).save_pretrained(folder)
+    randomized(ASTForAudioClassification(config), 5).save_pretrained(folder)
     ASTFeatureExtractor().save_pretrained(folder)
     return folder

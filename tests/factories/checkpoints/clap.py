@@ -1,4 +1,4 @@
-"""CLAP checkpoints of true architecture and tiny size: real configuration, own tokenizer, random weights."""
+"""Small CLAP checkpoints of the real architecture: real configuration, own tokenizer, random weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXTS = [
 
 
 def roberta_tokenizer() -> Any:
-    """A byte-level BPE tokenizer with RoBERTa's special tokens, trained on the spot."""
+    """Byte-level BPE tokenizer with RoBERTa's special tokens, trained on `TEXTS`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -37,23 +37,23 @@ def roberta_tokenizer() -> Any:
     )  # fmt: skip
 
 
-def randomised(model: Any, seed: int = 0) -> Any:
-    """The model with all weights drawn afresh, large enough that a misplaced one shows; running statistics as well."""
+def randomized(model: Any, seed: int = 0) -> Any:
+    """Model with new random weights and running statistics, large enough that a misplaced weight changes outputs."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in [*model.named_parameters(), *model.named_buffers()]:
             if weight.is_floating_point() and "mask" not in name:
-                drawn = torch.randn(weight.shape, generator=generator)
+                noise = torch.randn(weight.shape, generator=generator)
                 wide = weight.ndim > 1
-                kept = drawn * (1.5 / weight[0].numel() ** 0.5) if wide else 0.2 * drawn + (1.0 if "norm" in name else 0.0)
+                kept = noise * (1.5 / weight[0].numel() ** 0.5) if wide else 0.2 * noise + (1.0 if "norm" in name else 0.0)
                 if name.endswith(("running_mean", "running_var")):  # of log mel in dB
-                    kept = -30 + 5 * drawn if "mean" in name else 300 + 50 * drawn
+                    kept = -30 + 5 * noise if "mean" in name else 300 + 50 * noise
                 weight.copy_(kept)
     return model
 
 
 def clap_config(vocabulary: int, fused: bool = False, full_size: bool = False) -> Any:
-    """Configuration: the published shape, or the same with fewer and narrower layers."""
+    """Configuration of the published model, or one with fewer and narrower layers."""
     from transformers import ClapConfig
 
     fusion = {"enable_fusion": True, "fusion_type": "aff_2d"} if fused else {}
@@ -76,12 +76,12 @@ def clap_encoder(model: str | Path, root: Path = Path(), **settings: Any) -> Cla
 
 
 def clap_checkpoint(folder: Path, fused: bool = False, full_size: bool = False, seed: int = 0) -> Path:
-    """Write a checkpoint in the layout of published ones."""
+    """Write a checkpoint in the layout of published checkpoints."""
     from transformers import ClapFeatureExtractor, ClapModel
 
     torch.manual_seed(seed)
     words = roberta_tokenizer()
-    randomised(ClapModel(clap_config(len(words), fused, full_size)), seed).save_pretrained(folder)
+    randomized(ClapModel(clap_config(len(words), fused, full_size)), seed).save_pretrained(folder)
     truncation = "fusion" if fused else "rand_trunc"
     ClapFeatureExtractor(truncation=truncation, padding="repeatpad", frequency_min=50).save_pretrained(folder)
     words.save_pretrained(folder)

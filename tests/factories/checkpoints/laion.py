@@ -1,4 +1,4 @@
-"""Checkpoints in the layout of laion-clap's own, tiny: weights, training state, and the parts that are dropped."""
+"""Small checkpoints in the layout of laion-clap: weights, training state, and parts that the conversion drops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from pipeline_steps.audio.log_mel import ClapFeatureConfig, clap_mel_filters
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.models.text_audio.laion_clap import LaionClapEncoder, LaionClapEncoderConfig
-from tests.factories.checkpoints.clap import clap_config, randomised, roberta_tokenizer
+from tests.factories.checkpoints.clap import clap_config, randomized, roberta_tokenizer
 
 BACK = (
     (r"^text_model\.", "text_branch."),
@@ -36,7 +36,7 @@ def laion_encoder(checkpoint: Path, text: Path) -> LaionClapEncoder:
 
 
 def text_folder(folder: Path) -> Path:
-    """RoBERTa's configuration and vocabulary, tiny."""
+    """Small configuration and vocabulary of RoBERTa."""
     from transformers import RobertaConfig
 
     words = roberta_tokenizer()
@@ -51,11 +51,11 @@ def text_folder(folder: Path) -> Path:
 
 
 def laion_state(fused: bool = False) -> dict[str, torch.Tensor]:
-    """Weights of a tiny network under laion-clap's names."""
+    """Weights of a small network under the names of laion-clap."""
     from transformers import ClapModel
 
     torch.manual_seed(3)
-    model = randomised(ClapModel(clap_config(len(roberta_tokenizer()), fused)), 3)
+    model = randomized(ClapModel(clap_config(len(roberta_tokenizer()), fused)), 3)
     state: dict[str, torch.Tensor] = {}
     for name, value in model.state_dict().items():
         for pattern, old in BACK:
@@ -74,7 +74,7 @@ def laion_state(fused: bool = False) -> dict[str, torch.Tensor]:
 
 
 def laion_checkpoint(path: Path, fused: bool = False, **more: Any) -> Path:
-    """Write what laion-clap's training loop writes: parallel-training names, numpy numbers, an optimiser's state."""
+    """Write a checkpoint as laion-clap's training does: parallel-training names, numpy numbers, optimizer state."""
     state = {f"module.{name}": value for name, value in laion_state(fused).items()}
     scores = {"epoch": 7, "name": "tiny", "best": np.float64(0.5), "optimizer": {"state": {0: {"step": 3}}, "param_groups": []}}
     torch.save({**scores, "state_dict": state, **more}, path)

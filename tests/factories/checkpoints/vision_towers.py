@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tests.factories.checkpoints.clap import randomised
+from tests.factories.checkpoints.clap import randomized
 
 
 def dinov2_checkpoint(folder: Path, registers: bool = False) -> Path:
@@ -17,7 +17,7 @@ def dinov2_checkpoint(folder: Path, registers: bool = False) -> Path:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 70, "patch_size": 14}
     model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**shape)) if registers else Dinov2Model(Dinov2Config(**shape))
-    randomised(model, 3).save_pretrained(folder)
+    randomized(model, 3).save_pretrained(folder)
     BitImageProcessorPil(
         size={"shortest_edge": 48}, crop_size={"height": 42, "width": 42}, resample=3, do_convert_rgb=True,
         image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
@@ -39,7 +39,7 @@ def clip_checkpoint(folder: Path, tower_alone: bool = False) -> Path:
         "vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
         "projection_dim": 24,
     }  # fmt: skip
-    whole = randomised(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)), 4)
+    whole = randomized(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)), 4)
     if tower_alone:
         tower = CLIPVisionModelWithProjection(CLIPVisionConfig(**vision))
         kept = {name: value for name, value in whole.state_dict().items() if name.startswith(("vision_model", "visual_proj"))}

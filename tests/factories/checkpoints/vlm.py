@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tests.factories.checkpoints.clap import randomised
+from tests.factories.checkpoints.clap import randomized
 
 TEXTS = [
     '{"events":[{"sound":"a dog barking","source":"dog","visible":true,"distance":"near","salience":8,"likelihood":9}]}',
@@ -38,7 +38,7 @@ def tokenizer(image: str, *special: str) -> PreTrainedTokenizerFast:
 
 
 def save(folder: Path, model: Any, images: Any, words: Any, image: str, settings: dict[str, Any]) -> Path:
-    """Write a checkpoint in the layout of published ones."""
+    """Write a checkpoint in the layout of published checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     model.generation_config.eos_token_id = words.eos_token_id
     model.save_pretrained(folder)
@@ -125,7 +125,7 @@ def _qwen(folder: Path, generation: str, seed: int | None = None) -> Path:
     images = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=56 * 56)
     model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
     if seed is not None:
-        randomised(model, seed)
+        randomized(model, seed)
     settings = {"processor_class": f"{name}Processor"}
     return save(folder, model, images, words, "<|vision_start|><|image_pad|><|vision_end|>", settings)
 

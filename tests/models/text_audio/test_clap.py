@@ -1,4 +1,4 @@
-"""The encoder `clap` on tiny checkpoints of the true architecture, against transformers' own way of using them."""
+"""Encoder `clap` on small checkpoints of the real architecture, compared with transformers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RANDOM = np.random.default_rng(1)
 WINDOW = (0.1 * RANDOM.standard_normal(480_000)).astype(np.float32)
 SHORT = (0.5 * np.sin(np.arange(30_000) / 9)).astype(np.float32)
 LONG = (0.2 * RANDOM.standard_normal(1_000_000) * np.linspace(1, 0, 1_000_000)).astype(np.float32)
-SOUNDS = [SHORT, WINDOW, LONG]
+CLIPS = [SHORT, WINDOW, LONG]
 
 
 @pytest.fixture(scope="module")
@@ -35,51 +35,51 @@ def clap(folders: dict[str, Path]) -> ClapEncoder:
     return clap_encoder(folders["plain"]).load()
 
 
-def theirs(folder: Path, sound: np.ndarray) -> np.ndarray:
-    """The vector of a sound of at most 10 s, by transformers' extractor and model."""
+def transformers_vector(folder: Path, clip: np.ndarray) -> np.ndarray:
+    """Vector of a clip of at most 10 s by transformers' extractor and model."""
     from transformers import ClapFeatureExtractor, ClapModel
 
     model = ClapModel.from_pretrained(folder).eval()
-    inputs = ClapFeatureExtractor.from_pretrained(folder)(sound, sampling_rate=48_000, padding="repeat", return_tensors="pt")
-    with torch.inference_mode():  # their extractor calls one sound of each batch of a fused model long, at random
+    inputs = ClapFeatureExtractor.from_pretrained(folder)(clip, sampling_rate=48_000, padding="repeat", return_tensors="pt")
+    with torch.inference_mode():  # the extractor marks a random clip of each batch of a fused model as long
         is_longer = torch.zeros_like(torch.as_tensor(inputs["is_longer"]))
         found = model.get_audio_features(inputs["input_features"].float(), is_longer).pooler_output[0]
     return np.asarray(found.numpy())
 
 
 @pytest.mark.parametrize("kind", ["plain", "fused"])
-def test_vectors_are_those_of_transformers(folders: dict[str, Path], kind: str) -> None:
+def test_vectors_equal_those_of_transformers(folders: dict[str, Path], kind: str) -> None:
     encoder = clap_encoder(folders[kind]).load()
     assert isinstance(encoder, TextAudioEncoder)
     vectors = encoder.encode_audio([SHORT, WINDOW])
-    for vector, sound in zip(vectors, (SHORT, WINDOW), strict=True):
-        assert np.abs(vector - theirs(folders[kind], sound)).max() < 1e-5
-    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3, "they tell the sounds apart"
+    for vector, clip in zip(vectors, (SHORT, WINDOW), strict=True):
+        assert np.abs(vector - transformers_vector(folders[kind], clip)).max() < 1e-5
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3, "the vectors of different clips differ"
 
 
-def test_a_long_sound_is_the_mean_of_fixed_windows(folders: dict[str, Path], clap: ClapEncoder) -> None:
-    mean = np.mean([theirs(folders["plain"], window) for window in split_windows(LONG, 480_000)], axis=0)
+def test_a_long_clip_is_the_mean_of_fixed_windows(folders: dict[str, Path], clap: ClapEncoder) -> None:
+    mean = np.mean([transformers_vector(folders["plain"], window) for window in split_windows(LONG, 480_000)], axis=0)
     expected = mean / np.linalg.norm(mean)
     np.testing.assert_allclose(clap.encode_audio([LONG])[0], expected, atol=1e-5)
 
 
 def test_the_same_item_gives_the_same_bytes(clap: ClapEncoder) -> None:
     before = torch.get_num_threads()
-    sounds, texts = clap.encode_audio(SOUNDS), clap.encode_texts(TEXTS * 5)
-    for row, sound in enumerate(SOUNDS):
-        assert np.array_equal(clap.encode_audio([sound])[0], sounds[row]), "alone or in company"
+    clips, texts = clap.encode_audio(CLIPS), clap.encode_texts(TEXTS * 5)
+    for row, clip in enumerate(CLIPS):
+        assert np.array_equal(clap.encode_audio([clip])[0], clips[row]), "in any batch"
     for row, text in enumerate(TEXTS):
         assert np.array_equal(clap.encode_texts([text])[0], texts[row])
         assert np.array_equal(texts[row], texts[row + 2 * len(TEXTS)])
     try:
         torch.set_num_threads(3)
-        assert np.array_equal(clap.encode_audio(SOUNDS[::-1])[::-1], sounds), "on any number of cores, in any order"
+        assert np.array_equal(clap.encode_audio(CLIPS[::-1])[::-1], clips), "with any number of cores, in any order"
         assert np.array_equal(clap.encode_texts(TEXTS), texts[: len(TEXTS)])
     finally:
         torch.set_num_threads(before)
 
 
-def test_texts_are_those_of_transformers_and_long_ones_are_cut(folders: dict[str, Path], clap: ClapEncoder) -> None:
+def test_texts_equal_those_of_transformers_and_long_texts_are_cut(folders: dict[str, Path], clap: ClapEncoder) -> None:
     from transformers import AutoTokenizer, ClapModel
 
     model, words = ClapModel.from_pretrained(folders["plain"]).eval(), AutoTokenizer.from_pretrained(folders["plain"])
@@ -97,18 +97,18 @@ def test_texts_are_those_of_transformers_and_long_ones_are_cut(folders: dict[str
 def test_openvino_gives_the_same_vectors(folders: dict[str, Path], clap: ClapEncoder) -> None:
     pytest.importorskip("openvino")
     fast = clap_encoder(folders["plain"], backend="openvino").load()
-    assert np.abs(fast.encode_audio(SOUNDS) - clap.encode_audio(SOUNDS)).max() < 1e-5
+    assert np.abs(fast.encode_audio(CLIPS) - clap.encode_audio(CLIPS)).max() < 1e-5
     assert fast.describe_audio() != clap.describe_audio()
     assert fast.describe_texts() == clap.describe_texts()
 
 
-def test_identity_is_content(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_identity_depends_on_content_only(folders: dict[str, Path], tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere"
     shutil.copytree(folders["plain"], copy)
     here = clap_encoder("elsewhere", root=tmp_path)
-    assert here.describe() == clap_encoder(folders["plain"]).describe(), "a folder's place does not matter"
+    assert here.describe() == clap_encoder(folders["plain"]).describe(), "the path of a folder does not matter"
     assert here.parameters["model"] == "elsewhere"
-    assert clap_encoder(copy).parameters == {}, "no absolute path is written down"
+    assert clap_encoder(copy).parameters == {}, "no absolute path is recorded"
     assert clap_encoder(copy, revision=folder_digest(copy)).identity == here.identity
     with pytest.raises(IntegrityError, match="pinned"):
         clap_encoder(copy, revision="0" * 64).fetch()
@@ -130,7 +130,7 @@ def test_identity_is_content(folders: dict[str, Path], tmp_path: Path) -> None:
         ("model.safetensors", b'\x08\0\0\0\0\0\0\0{"a":1}}', IntegrityError, "cannot be loaded"),
     ],
 )
-def test_what_cannot_be_trusted_or_used_is_refused(
+def test_invalid_checkpoints_are_rejected(
     folders: dict[str, Path], tmp_path: Path, file: str, change: object, error: type[Exception], words: str
 ) -> None:
     folder = tmp_path / "damaged"
@@ -146,7 +146,7 @@ def test_what_cannot_be_trusted_or_used_is_refused(
         clap_encoder(folder).load()
 
 
-def test_missing_weights_are_not_drawn_at_random(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_missing_weights_are_an_error(folders: dict[str, Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "holes"
@@ -158,7 +158,7 @@ def test_missing_weights_are_not_drawn_at_random(folders: dict[str, Path], tmp_p
         clap_encoder(folder).load()
 
 
-def test_settings_that_cannot_be_met_are_named(clap: ClapEncoder) -> None:
+def test_invalid_settings_are_errors(clap: ClapEncoder) -> None:
     with pytest.raises(ConfigError, match="neither a folder nor a hub id"):
         clap_encoder("no such thing").fetch()
     with pytest.raises(ConfigError, match="not a commit"):

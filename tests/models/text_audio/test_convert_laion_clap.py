@@ -1,4 +1,4 @@
-"""laion-clap's checkpoints: converted without being unpickled freely, complete or not at all."""
+"""Conversion of laion-clap checkpoints: no unpickling of code, and no partial output."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-def test_a_converted_checkpoint_is_used_like_any_other(tmp_path: Path, text: Path, fused: bool) -> None:
+def test_a_converted_checkpoint_loads(tmp_path: Path, text: Path, fused: bool) -> None:
     checkpoint = laion_checkpoint(tmp_path / "laion.pt", fused)
     folder = convert(checkpoint, text, tmp_path / "made", sha256_file(checkpoint))
     encoder = clap_encoder(folder).load()
     assert encoder.front_end == infer_architecture(read_laion(checkpoint)).front_end
     assert (encoder.front_end.low, encoder.front_end.scale) == (50, "htk" if fused else "slaney")
-    texts, sounds = encoder.encode_texts(TEXTS), encoder.encode_audio([np.sin(np.arange(9000) / 5).astype(np.float32)])
+    texts, clips = encoder.encode_texts(TEXTS), encoder.encode_audio([np.sin(np.arange(9000) / 5).astype(np.float32)])
     assert texts.shape == (5, 24)
-    assert sounds.shape == (1, 24)
-    assert not list(folder.glob("*.pt")), "nothing pickled is left"
+    assert clips.shape == (1, 24)
+    assert not list(folder.glob("*.pt")), "the output has no pickle"
 
 
-def test_shape_is_read_off_the_weights(text: Path) -> None:
+def test_the_architecture_is_inferred_from_the_weights(text: Path) -> None:
     shape = infer_architecture(laion_state(True))
     assert (shape.width, shape.depths, shape.heads, shape.window) == (16, (2, 2, 2, 2), (2, 2, 4, 4), 8)
     assert (shape.fused, shape.dimension) == (True, 24)
@@ -62,8 +62,8 @@ def test_query_key_and_value_are_split(text: Path) -> None:
     assert not [name for name in made if "tscam" in name or "audio_transform" in name or "melW" in name]
 
 
-class Evil:
-    """Makes a folder when it is unpickled."""
+class FolderOnUnpickling:
+    """Object whose unpickling creates a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)
@@ -73,8 +73,8 @@ class Evil:
 
 
 @pytest.mark.fault
-def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path, text: Path) -> None:
-    checkpoint = laion_checkpoint(tmp_path / "evil.pt", extra=Evil(tmp_path / "owned"))
+def test_a_pickle_with_code_is_rejected_and_not_run(tmp_path: Path, text: Path) -> None:
+    checkpoint = laion_checkpoint(tmp_path / "evil.pt", extra=FolderOnUnpickling(tmp_path / "owned"))
     with pytest.raises(IntegrityError, match="cannot be read"):
         convert(checkpoint, text, tmp_path / "made")
     assert not (tmp_path / "owned").exists()
@@ -83,13 +83,13 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path, text: Pa
 
 @pytest.mark.fault
 @pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"PK\x03\x04 not a zip", b"hello"])
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_checkpoint_is_rejected(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.pt").write_bytes(content)
     with pytest.raises(IntegrityError, match=r"bad\.pt"):
         read_laion(tmp_path / "bad.pt")
 
 
-def test_other_models_and_damage_are_named(tmp_path: Path, text: Path) -> None:
+def test_other_models_and_damaged_files_are_errors(tmp_path: Path, text: Path) -> None:
     with pytest.raises(DataError, match="missing"):
         read_laion(tmp_path / "none.pt")
     checkpoint = laion_checkpoint(tmp_path / "laion.pt")
@@ -113,15 +113,13 @@ def test_other_models_and_damage_are_named(tmp_path: Path, text: Path) -> None:
         ("module.audio_branch.logmel_extractor.melW", torch.ones(513, 64), "mel filters"),
     ],
 )
-def test_weights_that_are_not_understood_stop_it(
-    tmp_path: Path, text: Path, name: str, value: torch.Tensor | None, words: str
-) -> None:
+def test_unknown_weights_are_an_error(tmp_path: Path, text: Path, name: str, value: torch.Tensor | None, words: str) -> None:
     state = {f"module.{key}": tensor for key, tensor in laion_state().items()}
     state.pop(name, None)
     torch.save({"state_dict": state if value is None else {**state, name: value}}, tmp_path / "odd.pt")
     with pytest.raises(IntegrityError, match=words):
         convert(tmp_path / "odd.pt", text, tmp_path / "made")
-    assert not (tmp_path / "made").exists(), "all or nothing"
+    assert not (tmp_path / "made").exists(), "there is no partial output"
 
 
 def test_command(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +131,7 @@ def test_command(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 
 @pytest.mark.skipif(importlib.util.find_spec("laion_clap") is not None, reason="laion-clap is installed")
-def test_without_the_package_the_way_out_is_named(tmp_path: Path, text: Path) -> None:
+def test_without_the_package_the_error_names_an_alternative(tmp_path: Path, text: Path) -> None:
     encoder = laion_encoder(laion_checkpoint(tmp_path / "laion.pt"), text)
     assert encoder.dimension == 24
     with pytest.raises(ConfigError, match="laion-clap is not installed") as caught:

@@ -25,14 +25,14 @@ def test_same_weights_same_vectors(tmp_path: Path, fused: bool) -> None:
     converted = clap_encoder(convert(checkpoint, text, tmp_path / "converted")).load()
     random = np.random.default_rng(0)
     time = np.arange(1_200_000) / 48_000
-    sounds = [
+    clips = [
         (0.1 * random.standard_normal(30_000)).astype(np.float32),
         (0.5 * np.sin(2 * np.pi * 440 * time[:480_000])).astype(np.float32),
         (0.2 * random.standard_normal(len(time)) * np.exp(-time)).astype(np.float32),
     ]
-    heard, expected = converted.encode_audio(sounds), original.encode_audio(sounds)
-    assert np.abs(heard - expected).max() < 1e-4
-    assert np.abs(heard[0] - heard[1]).max() > 1e-3, "the vectors tell sounds apart"
+    found, expected = converted.encode_audio(clips), original.encode_audio(clips)
+    assert np.abs(found - expected).max() < 1e-4
+    assert np.abs(found[0] - found[1]).max() > 1e-3, "the vectors of different clips differ"
     read, expected = converted.encode_texts(TEXTS), original.encode_texts(TEXTS)
     assert np.abs(read - expected).max() < 1e-4
-    assert np.abs(read[0] - read[1]).max() > 1e-3, "the vectors tell texts apart"
+    assert np.abs(read[0] - read[1]).max() > 1e-3, "the vectors of different texts differ"

@@ -1,4 +1,4 @@
-"""MiniLM: the published numbers, and rows that do not depend on their neighbours."""
+"""MiniLM: published vectors, and independence of rows."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def test_rows_are_unit_and_independent(minilm: MiniLM) -> None:
     assert minilm.encode([]).shape == (0, 384)
 
 
-def test_meaning_is_near(minilm: MiniLM) -> None:
+def test_similar_texts_have_similar_vectors(minilm: MiniLM) -> None:
     bark, dog, train = minilm.encode(["a dog barking", "a barking puppy", "a steam train whistle"])
     assert bark @ dog > bark @ train + 0.2

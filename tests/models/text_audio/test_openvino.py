@@ -1,4 +1,4 @@
-"""The backend openvino-int8 of `clap`: a quantised network of the true architecture, beside the same in float32."""
+"""Backend openvino-int8 of `clap`: a quantized network of the real architecture, compared with float32."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytest.importorskip("nncf")
 RANDOM = np.random.default_rng(1)
 LONG = (0.2 * RANDOM.standard_normal(1_000_000) * np.linspace(1, 0, 1_000_000)).astype(np.float32)
 WINDOW = (0.1 * RANDOM.standard_normal(480_000)).astype(np.float32)
-SOUNDS = [(0.5 * np.sin(np.arange(30_000) / 9)).astype(np.float32), WINDOW, LONG]
+CLIPS = [(0.5 * np.sin(np.arange(30_000) / 9)).astype(np.float32), WINDOW, LONG]
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +32,19 @@ def network(folder: Path) -> bytes:
     return clap_encoder(folder, backend="openvino-int8").int8_network()
 
 
-def test_vectors_are_near_those_of_float32_and_the_same_each_time(folder: Path, network: bytes) -> None:
+def test_vectors_are_near_float32_and_reproducible(folder: Path, network: bytes) -> None:
     exact = clap_encoder(folder).load()
     vectors = []
     for _ in range(2):
         encoder = clap_encoder(folder, backend="openvino-int8").load()
         encoder.adopt_int8_network(network)
-        vectors.append(encoder.encode_audio(SOUNDS))
-        assert np.array_equal(encoder.encode_audio(SOUNDS[1:2])[0], vectors[-1][1]), "alone or in company"
+        vectors.append(encoder.encode_audio(CLIPS))
+        assert np.array_equal(encoder.encode_audio(CLIPS[1:2])[0], vectors[-1][1]), "in any batch"
     assert np.array_equal(*vectors)
-    expected = exact.encode_audio(SOUNDS)
+    expected = exact.encode_audio(CLIPS)
     assert (expected * vectors[0]).sum(1).min() > 0.999
-    assert np.abs(expected - vectors[0]).max() > 1e-5, "it is another network"
-    assert np.array_equal(encoder.encode_texts(TEXTS), exact.encode_texts(TEXTS)), "texts stay as they are"
+    assert np.abs(expected - vectors[0]).max() > 1e-5, "the network is quantized"
+    assert np.array_equal(encoder.encode_texts(TEXTS), exact.encode_texts(TEXTS)), "texts do not change"
 
 
 def test_weights_are_stored_in_a_byte_each(folder: Path, network: bytes) -> None:
@@ -60,19 +60,19 @@ def test_weights_are_stored_in_a_byte_each(folder: Path, network: bytes) -> None
     assert counts["i8"] > 4 * counts["f32"], "float32 are the last two layers and the biases of positions"
 
 
-def test_marks_tell_the_vectors_apart(folder: Path) -> None:
+def test_fingerprints_differ_between_backends(folder: Path) -> None:
     sides = {backend: clap_encoder(folder, backend=backend) for backend in ("torch", "openvino", "openvino-int8")}
     marks = [side.describe_audio() for side in sides.values()]
     assert all(one != other for place, one in enumerate(marks) for other in marks[:place])
     assert sides["openvino-int8"].describe_texts() == sides["torch"].describe_texts()
 
 
-def test_without_nncf_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nncf_the_error_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
     encoder = clap_encoder(folder, backend="openvino-int8").load()
-    assert len(encoder.encode_texts(TEXTS)) == len(TEXTS), "texts need no quantised network"
+    assert len(encoder.encode_texts(TEXTS)) == len(TEXTS), "texts need no quantized network"
     with pytest.raises(ConfigError, match=r"nncf.*not installed") as caught:
-        encoder.encode_audio(SOUNDS[:1])
+        encoder.encode_audio(CLIPS[:1])
     assert "seeing-sound[openvino]" in str(caught.value.action)
 
 
@@ -88,7 +88,7 @@ def test_calibration_signals_are_fixed_and_span_silence_to_full_scale() -> None:
     assert len({one.tobytes() for one in made}) == SIGNALS
 
 
-def test_another_process_makes_the_same_network_reports_nothing_home_and_keeps_standard_output_clean(
+def test_quantization_is_reproducible_sends_no_telemetry_and_writes_no_standard_output(
     folder: Path, network: bytes, tmp_path: Path
 ) -> None:
     program = f"""
@@ -109,5 +109,5 @@ pathlib.Path({str(tmp_path / "network")!r}).write_bytes(made)
     vectors = []
     for block in (network, (tmp_path / "network").read_bytes()):
         encoder.adopt_int8_network(block)
-        vectors.append(encoder.encode_audio(SOUNDS[:2]))
+        vectors.append(encoder.encode_audio(CLIPS[:2]))
     assert np.array_equal(*vectors)

@@ -1,4 +1,4 @@
-"""The published set: read back by the webdataset package, complete with papers, and without what must not go out."""
+"""Export: readable by webdataset, with documentation, without unpublishable pairs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def paired(dataset: SyntheticDataset, settings: Callable[..., PairConfig]) -> Pr
     return layout
 
 
-def test_webdataset_reads_what_was_written(paired: ProjectPaths, tmp_path: Path) -> None:
+def test_webdataset_reads_the_export(paired: ProjectPaths, tmp_path: Path) -> None:
     folder = tmp_path / "release"
     release = export_webdataset(paired, folder, pairs_per_shard=20)
     shards = [str(folder / name) for name in release.shards]
@@ -84,7 +84,7 @@ def test_the_index_finds_every_member_and_its_hash(paired: ProjectPaths, tmp_pat
 
 
 @pytest.mark.fault
-def test_i15_what_may_not_be_shared_is_left_out_counted_and_listed(
+def test_unpublishable_pairs_are_excluded_counted_and_listed(
     paired: ProjectPaths, dataset: SyntheticDataset, tmp_path: Path
 ) -> None:
     folder = tmp_path / "release"
@@ -100,7 +100,7 @@ def test_i15_what_may_not_be_shared_is_left_out_counted_and_listed(
 
 
 @pytest.mark.fault
-def test_i10_no_cell_is_a_formula(paired: ProjectPaths, tmp_path: Path) -> None:
+def test_no_csv_cell_is_a_formula(paired: ProjectPaths, tmp_path: Path) -> None:
     export_webdataset(paired, tmp_path / "release")
     with (tmp_path / "release/LICENSES.csv").open(newline="") as handle:
         authors = [row["author"] for row in csv.DictReader(handle)]
@@ -110,7 +110,7 @@ def test_i10_no_cell_is_a_formula(paired: ProjectPaths, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_only_the_licenses_asked_for(paired: ProjectPaths, tmp_path: Path) -> None:
+def test_only_listed_licenses_are_exported(paired: ProjectPaths, tmp_path: Path) -> None:
     release = export_webdataset(paired, tmp_path / "release", licenses=["CC0-1.0", "MIT"])
     pairs = read_table(tmp_path / "release/pairs.parquet", PAIRS).to_pylist()
     assert {pair[key] for pair in pairs for key in ("image_license", "audio_license")} <= {"CC0-1.0", "MIT"}
@@ -121,7 +121,7 @@ def test_only_the_licenses_asked_for(paired: ProjectPaths, tmp_path: Path) -> No
         export_webdataset(paired, tmp_path / "other", licenses=["CC-BY-SA-4.0"])
 
 
-def test_a_folder_in_use_is_refused(paired: ProjectPaths, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_rejected(paired: ProjectPaths, tmp_path: Path) -> None:
     (tmp_path / "release").mkdir()
     (tmp_path / "release/notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not an empty folder"):
@@ -129,7 +129,7 @@ def test_a_folder_in_use_is_refused(paired: ProjectPaths, tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "release").iterdir()] == ["notes.txt"]
 
 
-def test_license_texts_travel_along(paired: ProjectPaths, tmp_path: Path, demo: Path) -> None:
+def test_license_texts_are_copied(paired: ProjectPaths, tmp_path: Path, demo: Path) -> None:
     release = export_webdataset(paired, tmp_path / "release", license_texts=demo / "LICENSES")
     texts = {path.stem for path in (tmp_path / "release/LICENSES").iterdir()}
     assert texts == {"CC0-1.0", "MIT", "GPL-2.0-or-later"}
@@ -159,11 +159,11 @@ def test_several_tracks_become_several_members(paired: ProjectPaths, tmp_path: P
     assert sample["tracks"][1]["gain_db"] == -6.0
 
 
-def test_selection_keeps_every_pair_in_one_place(paired: ProjectPaths) -> None:
+def test_selection_partitions_the_pairs(paired: ProjectPaths) -> None:
     pairs = read_table(paired.pairs / "pairs.parquet", PAIRS).to_pylist()
     chosen = select(pairs, None)
     assert len(chosen.pairs) + len(chosen.left_out) == len(pairs)
 
 
-def test_markdown_is_shown_not_obeyed() -> None:
+def test_markdown_is_escaped() -> None:
     assert escape_markdown("a|b\n# c ![x](http://h/i.png) <b>") == "a\\|b \\# c \\!\\[x\\]\\(http:\u200b//h/i.png\\) &lt;b&gt;"

@@ -1,4 +1,4 @@
-"""License algebra: a table of what is known, and laws that hold for whatever is written in a metadata table."""
+"""License terms: a table of known licenses, and laws for arbitrary strings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KNOWN = [
     "CC-BY-SA-2.0", "CC-BY-SA-4.0", "LAL-1.3", "LGPL-2.1-or-later", "GPL-2.0-or-later", "GPL-3.0-only", "AGPL-3.0-only",
     "GFDL-1.3-or-later", "CC-BY-NC-4.0", "CC-BY-NC-SA-3.0", "CC-BY-ND-4.0", "CC-BY-NC-ND-4.0", "LicenseRef-Proprietary",
 ]  # fmt: skip
-"""From the least to the most strict."""
+"""Licenses from the least to the most strict."""
 
 licenses = st.one_of(st.none(), st.sampled_from(KNOWN), st.text(max_size=20))
 
@@ -93,6 +93,6 @@ def test_laws_of_the_algebra(a: str | None, b: str | None, c: str | None) -> Non
 
 
 @given(st.text(alphabet="()ANDORWITHMIT CC0-1.0", max_size=60))
-def test_any_expression_is_read_or_unknown(text: str) -> None:
+def test_any_expression_is_parsed_or_unknown(text: str) -> None:
     found = terms(text)
     assert found.known or not found.publishable

@@ -1,4 +1,4 @@
-"""D1, D2, D6: nothing is mapped that is not what its side-car says, and what forges the side-car kills a child only."""
+"""Annoy index: checks against its metadata, and a child process that loads the file first."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def forged(path: Path, metadata: IndexMetadata) -> IndexMetadata:
     return metadata.model_copy(update={"sha256": sha256_file(path), "bytes": path.stat().st_size})
 
 
-def test_it_finds_what_exact_search_finds(index: tuple[Path, IndexMetadata], items: np.ndarray) -> None:
+def test_it_finds_the_exact_neighbors(index: tuple[Path, IndexMetadata], items: np.ndarray) -> None:
     search = open_it(*index)
     rows, scores = search.search(items[:50], 10)
     exact_rows, exact_scores = ExactIndex(items).search(items[:50], 10)
@@ -55,12 +55,12 @@ def test_k_above_n_gives_n(index: tuple[Path, IndexMetadata], items: np.ndarray)
 
 
 @pytest.mark.parametrize("method", ["none", "csls", "dis"])
-def test_what_annoy_does_not_find_is_ranked_last_and_counted_for_nobody(
+def test_missing_neighbors_are_ranked_last_and_not_counted(
     index: tuple[Path, IndexMetadata], items: np.ndarray, method: str
 ) -> None:
     path, metadata = index
     poor = AnnoyIndex.open(metadata, path, 1, D, N, "space")
-    assert (poor.search(items[:5], 200)[0] == -1).any(), "the search is poor enough for this test"
+    assert (poor.search(items[:5], 200)[0] == -1).any(), "the index finds too few neighbors"
     correction = HubnessCorrectionConfig.model_validate({"method": method, "k": 3})
     ranked = rank_neighbors(poor, items[:5], items, 100, correction, 50, 0)
     for row, damped in zip(ranked.rows, ranked.corrected_score, strict=True):
@@ -79,7 +79,7 @@ def test_the_same_input_gives_the_same_bytes(index: tuple[Path, IndexMetadata], 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("damage", ["truncated", "random", "zeros", "missing"])
-def test_a_damaged_file_is_refused_before_it_is_opened(index: tuple[Path, IndexMetadata], damage: str) -> None:
+def test_a_damaged_file_is_rejected_before_it_is_opened(index: tuple[Path, IndexMetadata], damage: str) -> None:
     path, metadata = index
     payload = path.read_bytes()
     changed = {
@@ -97,7 +97,7 @@ def test_a_damaged_file_is_refused_before_it_is_opened(index: tuple[Path, IndexM
 
 @pytest.mark.fault
 @pytest.mark.parametrize("damage", ["pointers", "zeros"])
-def test_a_forged_metadata_costs_a_child_and_no_more(index: tuple[Path, IndexMetadata], damage: str) -> None:
+def test_a_forged_index_kills_only_a_child_process(index: tuple[Path, IndexMetadata], damage: str) -> None:
     path, metadata = index
     payload = bytearray(path.read_bytes())
     if damage == "zeros":
@@ -113,7 +113,7 @@ def test_a_forged_metadata_costs_a_child_and_no_more(index: tuple[Path, IndexMet
 
 @pytest.mark.fault
 @pytest.mark.parametrize(("key", "value"), [("dimension", 2 * D), ("n_items", N + 1), ("fingerprint", "another model")])
-def test_an_index_of_other_embeddings_is_refused_and_both_values_are_shown(
+def test_metadata_of_other_embeddings_are_rejected_with_both_values(
     index: tuple[Path, IndexMetadata], key: str, value: object
 ) -> None:
     path, metadata = index
@@ -123,14 +123,14 @@ def test_an_index_of_other_embeddings_is_refused_and_both_values_are_shown(
     assert str(getattr(metadata, key)) in str(failure.value)
 
 
-def test_another_metric_is_refused(index: tuple[Path, IndexMetadata]) -> None:
+def test_another_metric_is_rejected(index: tuple[Path, IndexMetadata]) -> None:
     path, metadata = index
     with pytest.raises(IntegrityError, match="metric"):
         validate_index(metadata.model_copy(update={"metric": "angular"}), path, D, N, "space")
 
 
 @pytest.mark.parametrize("change", [{"sha256": 5}, {"n_items": "many"}, {"surprise": 1}, {"seed": None}, {"dimension": True}])
-def test_a_damaged_metadata_is_refused(index: tuple[Path, IndexMetadata], change: dict[str, object]) -> None:
+def test_damaged_metadata_are_rejected(index: tuple[Path, IndexMetadata], change: dict[str, object]) -> None:
     with pytest.raises(IntegrityError, match=r"index\.json"):
         IndexMetadata.from_json(json.dumps({**index[1].model_dump(), **change}))
     assert IndexMetadata.from_json(index[1].model_dump_json()) == index[1]

@@ -1,4 +1,4 @@
-"""Exact search against brute force."""
+"""Exact search, compared with brute force."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def test_top_k_is_the_sorted_order_with_ties_to_the_smaller_column(scores: np.nd
 
 
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 30), st.integers(1, 60), st.integers(1, 7))
-def test_blocks_change_nothing(seed: int, queries: int, items: int, k: int, block: int) -> None:
+def test_the_batch_size_does_not_change_results(seed: int, queries: int, items: int, k: int, block: int) -> None:
     random = np.random.default_rng(seed)
     asked = random.normal(size=(queries, 8)).astype(np.float32)
     held = random.normal(size=(items, 8)).astype(np.float32)
     rows, scores = ExactIndex(held, block).search(asked, k)
     truth = asked.astype(np.float64) @ held.T.astype(np.float64)
-    assert rows.shape == scores.shape == (queries, min(k, items)), "k > n gives n"
+    assert rows.shape == scores.shape == (queries, min(k, items)), "k > n returns n"
     np.testing.assert_allclose(np.take_along_axis(truth, rows, 1), scores, atol=1e-4)
     np.testing.assert_allclose(np.sort(truth, axis=1)[:, ::-1][:, : min(k, items)], scores, atol=1e-4)
 
 
-def test_no_query_gives_no_row() -> None:
+def test_no_query_returns_no_row() -> None:
     rows, scores = ExactIndex(np.eye(3, dtype=np.float32)).search(np.zeros((0, 3), np.float32), 2)
     assert rows.shape == scores.shape == (0, 2)
 

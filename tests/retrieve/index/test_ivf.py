@@ -1,4 +1,4 @@
-"""Batched search through cells, the running top-k, the choice between searches, exact search on a torch device."""
+"""IVF index, running top-k, choice of `auto`, and exact search on a torch device."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def clustered(n: int, seed: int, d: int = 16, topics: int = 40) -> np.ndarray:
     st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 400), st.integers(1, 90), st.lists(st.integers(1, 90), min_size=1)
 )
 @settings(max_examples=60, deadline=None)
-def test_running_best_is_the_top_k_of_all_that_was_offered(seed: int, n: int, items: int, k: int, steps: list[int]) -> None:
+def test_the_running_top_k_equals_the_top_k(seed: int, n: int, items: int, k: int, steps: list[int]) -> None:
     random = np.random.default_rng(seed)
     scores = random.choice(np.linspace(-1, 1, 9), (n, items)).astype(np.float32)  # many ties
     if seed % 3 == 0:
-        scores.sort(axis=1)  # each block beats all before
+        scores.sort(axis=1)  # each block exceeds all earlier blocks
     best, at, turn = RunningTopK(n, k), 0, 0
     while at < items:
         end = min(items, at + steps[turn % len(steps)])
@@ -50,7 +50,7 @@ def test_running_best_is_the_top_k_of_all_that_was_offered(seed: int, n: int, it
     assert (rows[:, size:] == -1).all()
 
 
-def test_queries_may_come_in_any_part() -> None:
+def test_queries_may_be_updated_in_any_order() -> None:
     random = np.random.default_rng(0)
     scores = random.normal(size=(7, 300)).astype(np.float32)
     best = RunningTopK(7, 5)
@@ -60,7 +60,7 @@ def test_queries_may_come_in_any_part() -> None:
     np.testing.assert_array_equal(best.result()[0], top_k(scores, 5)[0])
 
 
-def test_a_long_scan_finds_what_one_product_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_equals_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
     items, queries = clustered(3000, 1), clustered(50, 2)
     items[700:720] = items[5]  # equal vectors: ties go to the smaller row
     whole = ExactIndex(items, 16).search(queries, 30)
@@ -94,14 +94,14 @@ def test_few_items_work(n: int) -> None:
     np.testing.assert_array_equal(np.sort(found[0], axis=1), np.tile(np.arange(n), (n, 1)))
 
 
-def test_equal_items_leave_cells_empty_and_nothing_breaks() -> None:
+def test_equal_items_with_empty_cells() -> None:
     items = np.tile(clustered(1, 0), (300, 1))
     found = IVFIndex(items, items[:5], 0.97, 0).search(items[:5], 4)[0]
     assert found.shape == (5, 4)
     assert (found >= 0).all()
 
 
-def test_measured_recall_reaches_its_target_on_other_queries() -> None:
+def test_recall_reaches_its_target_on_other_queries() -> None:
     items, queries = clustered(6000, 5), clustered(800, 6)
     found = IVFIndex(items, queries[:400], 0.97, 0)
     exact = ExactIndex(items).search(queries[400:], 10)
@@ -153,7 +153,7 @@ def test_probes_are_the_nearest_centroids(seed: int, n: int, probes: int) -> Non
     assert choose_probes(cells, queries, ExactIndex(items).search(queries, 3)[0], 0.999)[0] <= len(cells)
 
 
-def test_the_rule_of_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choice_of_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
 
     def absent() -> bool:
@@ -162,7 +162,7 @@ def test_the_rule_of_auto(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(auto, "cuda_found", absent)
     assert resolve_index(1000, 1000) == "exact"
-    assert not asked, "small pools never look for a GPU: their outs are the same on any machine"
+    assert not asked, "small pools never look for a GPU: their outputs agree on all machines"
     assert resolve_index(20_000, 60_000) == "exact"
     assert resolve_index(250_000, 1_000_000) == "ivf"
     monkeypatch.setattr(auto, "cuda_found", lambda: True)
@@ -191,7 +191,7 @@ def test_search_on_a_torch_device_is_exact(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.fault
-def test_a_gpu_that_is_not_there_is_named() -> None:
+def test_a_missing_gpu_is_an_error() -> None:
     import torch
 
     if torch.cuda.is_available():

@@ -15,7 +15,7 @@ from pipeline_steps.core.tables import read_table
 from pipeline_steps.retrieve.index.base import INDEXES
 from pipeline_steps.retrieve.stage import RetrieveConfig, run
 from tests.factories.toy_index import ToyIndex
-from tests.retrieve.test_stage import make
+from tests.retrieve.synthetic_embeddings import make
 
 
 def test_registered_indexes() -> None:
