@@ -37,7 +37,7 @@ class LeakReport:
                 one, two = found[0]
                 raise DataError(
                     f"leak between splits by {name}: {one} and {two} are in different splits ({len(found)} crossings)",
-                    "give them one group in the metadata table, or raise ingest.image.near_duplicate_bits, and run again",
+                    "give them one group in the metadata table, or raise ingest.image.phash_distance, and run again",
                     details={"crossings": self.counts()},
                 )
 

@@ -50,9 +50,7 @@ def test_an_image_is_in_a_split_with_a_good_match(best: dict[str, dict[str, floa
         if values:
             assert values[splits[group]] >= 0.6 * max(values.values())
             can_train = values.get("train", 0) >= 0.6 * max(values.values())
-            assert splits[group] == "train" or not can_train or kinds[group] & trained, (
-                "every tested kind is trained"
-            )
+            assert splits[group] == "train" or not can_train or kinds[group] & trained, "every tested kind is trained"
         others = {name: value for name, value in best.items() if len(name) == len(group)}
         assert image_splits(others, kinds, 0, 0.4, 0.2, 0.6)[group] == splits[group], "images of other kinds do not matter"
 

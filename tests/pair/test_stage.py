@@ -129,7 +129,7 @@ def test_a_copy_of_a_gold_image_stops_the_stage(dataset: SyntheticDataset, setti
     run(settings(), layout)
     paired = pairs_of(layout)[0]["image_id"]
     row = next(row for row in dataset.images if row["image_id"] == paired)
-    row["phash"] = f"{int(gold['phash'], 16) ^ 0b101:016x}"  # ingest did not group: metadata, phash_distance: -1
+    row["phash"] = f"{int(gold['phash'], 16) ^ 0b101:016x}"  # ingest did not group: phash_distance is -1
     dataset.write()
     with pytest.raises(DataError, match="near-duplicate picture") as caught:
         run(settings(), layout)
