@@ -341,7 +341,7 @@ def test_labels_command_writes_the_table_of_evaluate(tmp_path: Path) -> None:
     images = [{"image_id": file.item_id, "sources": [name]} for name, file in files.items() if file.kind == "image"]
     audio = [{"audio_id": file.item_id, "sources": [name]} for name, file in files.items() if file.kind == "audio"]
     truth = match(rows, images, audio)
-    assert truth.unmatched == 0
+    assert truth.num_unmatched == 0
     assert [pair.label for pair in truth.pairs] == ["dog", "secret words"]
 
 
