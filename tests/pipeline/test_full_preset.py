@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from safetensors import safe_open
 
 from pipeline_steps.__main__ import STAGES
+from pipeline_steps.core.presets import load_overlay, merge
 from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
 from pipeline_steps.diffusion.pipelines.ip_adapter import AudioIPAdapterPipeline
 from tests.factories.demo_project import PROJECT, build, demo_rows, repro, write_params
@@ -60,7 +61,8 @@ def build_small(folder: Path, preset: str = "full") -> dict[str, str]:
     """A subset of the demo data, the preset shrunk; returns the environment in which its hub is read."""
     chosen = [row for row in demo_rows() if row["label"] in LABELS]
     build(folder, chosen)
-    params = YAML().load(PROJECT / f"presets/{preset}.yaml")
+    params = YAML().load(PROJECT / "params.yaml")
+    merge(params, load_overlay(PROJECT, preset))
     sounds = [folder / "data/demo" / row["file"] for row in chosen if row["kind"] == "sound"]
     hub = fill_hub(folder / "hub", params, sounds)
     write_params(folder, params, SHRUNK)
@@ -158,7 +160,7 @@ def look_at_evaluation(folder: Path, params: Any) -> None:
             for row in rated:
                 assert 0 <= rows[row][f"win_rate_{judge}"]["value"] <= 1, (name, row)
     seen_by = evaluation["judges"]["dinov2"]
-    assert seen_by.items() >= params["evaluate"]["checkpoints"]["dinov2"].items()
+    assert seen_by.items() >= params["evaluate"]["judge_checkpoints"]["dinov2"].items()
     assert evaluation["protocol"]["image_judges"] == list(JUDGES)
     assert evaluation["protocol"]["shared_families"] == []
     assert len(set(evaluation["warnings"])) == len(evaluation["warnings"])
