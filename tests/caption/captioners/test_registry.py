@@ -83,6 +83,13 @@ def test_a_captioner_of_another_package_runs_in_the_stage(installed_toy: None, t
     run_stage("caption", layout)
     report = json.loads((tmp_path / "reports/caption.json").read_text())
     assert (report["computed"], report["reused"], report["n_ok"]) == (0, 3, 3), "thresholds apply to cached predictions"
+    again = json.loads((layout.captions / "meta.json").read_text())
+    assert again["fingerprint"] != meta["fingerprint"], "the phrase is part of the fingerprint of captions"
+
+    layout.params.write_text("caption: {captioner: toy, min_confidence: 1.0, toy: {min_brightness: 0.0}}\n")
+    run_stage("caption", layout)
+    abstained = read_table(layout.captions / "abstained.parquet", ABSTAINED).to_pylist()
+    assert [row["code"] for row in abstained] == ["LOW_CONFIDENCE"] * 3
     with pytest.raises(ConfigError, match=r"caption\.toy\.phrases is unknown; did you mean phrase\?"):
         parse_section(CaptionConfig, "caption", {"caption": {"captioner": "toy", "toy": {"phrases": "x"}}})
 

@@ -36,6 +36,9 @@ class ToyCaptioner(Captioner[float]):
     def describe_prediction(self) -> dict[str, Any]:
         return {"name": self.name, "version": self.version}
 
+    def describe_selection(self) -> dict[str, Any]:
+        return {**super().describe_selection(), **self.config.model_dump()}
+
     def predict(self, images: Sequence[ByteArray]) -> list[float]:
         return [float(image.mean()) / 255 for image in images]
 
@@ -46,6 +49,10 @@ class ToyCaptioner(Captioner[float]):
         return float(row["brightness"])
 
     def caption(self, prediction: float) -> CaptionResult:
+        reason = f"brightness {prediction:.2f}"
         if prediction < self.config.min_brightness:
-            return CaptionResult((), "NO_SOUND", f"brightness {prediction:.2f}", prediction)
-        return CaptionResult((SoundEvent(self.config.phrase, "dog", True, 1.0, prediction),), "", "", prediction)
+            return CaptionResult(events=(), code="NO_SOUND", reason=reason, score=prediction)
+        event = SoundEvent(self.config.phrase, sound_source="dog", visible=True, salience=1.0, confidence=prediction)
+        if event.confidence < self.options.selection.min_confidence:
+            return CaptionResult(events=(), code="LOW_CONFIDENCE", reason=reason, score=prediction, guesses=(event,))
+        return CaptionResult(events=(event,), code="", reason="", score=prediction)
