@@ -87,7 +87,7 @@ class WorkerPool:
             if not pending:
                 return
             done, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
+            for future in [future for future in pending if future in done]:  # `done` is a set: its order is arbitrary
                 key, job, starts = pending.pop(future)
                 try:
                     result = self._result(future)
