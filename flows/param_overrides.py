@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +9,8 @@ from typing import Any
 
 from pipeline_steps.core.atomic import write_text
 from pipeline_steps.core.config import load_params
-from pipeline_steps.core.errors import ConfigError
-from pipeline_steps.core.presets import changed_values, load_overlay, render_params, validate_params
+from pipeline_steps.core.errors import ConfigError, suggest_name
+from pipeline_steps.core.presets import changed_values, edit_params, load_overlay, render_params, validate_params
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,7 @@ def write_params(root: Path, request: RunRequest) -> list[str]:
     text = path.read_text(encoding="utf-8")
     if request.preset:
         text = render_params(text, load_overlay(root, request.preset))
-    if request.overrides or request.seed is not None:
-        text = _override(text, request)
+    text = edit_params(text, lambda params: _override(params, request))
     if request.changes_params:
         write_text(path, text)
     new = load_params(path)
@@ -59,19 +56,11 @@ def write_params(root: Path, request: RunRequest) -> list[str]:
     return changed_values(old, new)
 
 
-def _override(text: str, request: RunRequest) -> str:
-    from ruamel.yaml import YAML
-
-    yaml = YAML()
-    yaml.width = 4096
-    params = yaml.load(text)
+def _override(params: dict[str, Any], request: RunRequest) -> None:
     for line in request.overrides:
         _set(params, *_parse(line))
     if request.seed is not None:
         _set_seed(params, request.seed)
-    buffer = io.StringIO()
-    yaml.dump(params, buffer)
-    return buffer.getvalue()
 
 
 def _parse(line: str) -> tuple[list[str], Any]:
@@ -90,8 +79,7 @@ def _parse(line: str) -> tuple[list[str], Any]:
 def _set(params: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     """Set a dotted key. The section must exist; the configuration of its stage validates the keys below it."""
     if keys[0] not in params or len(keys) < 2:
-        close = difflib.get_close_matches(keys[0], list(params), n=1)
-        action = f"did you mean {close[0]}?" if close else f"use one of {', '.join(params)}"
+        action = suggest_name(keys[0], list(params), f"use one of {', '.join(params)}")
         name = ".".join(keys)
         raise ConfigError(f"{name} is unknown" if len(keys) > 1 else f"{name} is a whole section", action)
     node: Any = params

@@ -15,7 +15,7 @@ from pipeline_steps.core.errors import ConfigError
 from pipeline_steps.core.seeding import seeded_rng
 
 ROOMS_VERSION = 2
-"""Raised whenever rooms or what is heard in them change: part of the memo's fingerprint."""
+"""Raised whenever the simulated rooms or the reverberation change: part of the fingerprint of cached features."""
 MAX_ORDER = 20
 """Reflections that are followed."""
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline_steps.commands.console import handle_errors, layout_of, print_result
-from pipeline_steps.core.errors import ERROR_FILE, ConfigError, LockedError, StageError, load_error_file
+from pipeline_steps.core.errors import ERROR_FILE, ConfigError, LockedError, StageError, load_error_file, suggest_name
 from pipeline_steps.core.hashing import sha256_file
 from pipeline_steps.core.project_paths import ProjectPaths
 
@@ -66,12 +66,12 @@ def _failure(layout: ProjectPaths, dvc_code: int) -> StageError:
     if error is not None:
         error.reason = f"{error.stage}: {error.reason}"
         return error
-    from pipeline_steps.commands.doctor import living_lock_holders
+    from pipeline_steps.commands.doctor import check_unlocked
 
-    if holders := living_lock_holders(layout):
-        return LockedError(
-            f"another dvc is running in this project (PID {', '.join(map(str, holders))})", "wait for it, or stop it"
-        )
+    try:
+        check_unlocked(layout)
+    except LockedError as locked:
+        return locked
     return ConfigError(f"dvc repro ended with {dvc_code} before a stage could report", "see DVC's message above; sonify doctor")
 
 
@@ -111,9 +111,7 @@ def run(
     layout = layout_of(context)
     for stage in stages or []:
         if stage not in STAGES:
-            close = difflib.get_close_matches(stage, STAGES, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"stages: {', '.join(STAGES)}"
-            raise ConfigError(f"there is no stage {stage!r}", hint)
+            raise ConfigError(f"there is no stage {stage!r}", suggest_name(stage, STAGES, f"stages: {', '.join(STAGES)}"))
     if not (layout.root / "dvc.yaml").is_file():
         raise ConfigError(f"{layout.root.resolve()} holds no dvc.yaml", "go to the project folder, or use --project")
     changes = apply_preset(layout, preset) if preset else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from pipeline_steps.core.errors import ConfigError
+from pipeline_steps.core.errors import ConfigError, suggest_name
 from pipeline_steps.core.registry import Registry
 
 MAX_BYTES = 1_000_000
@@ -111,7 +110,7 @@ def load_params(path: Path) -> dict[str, Any]:
     from ruamel.yaml.error import YAMLError
 
     if not path.is_file():
-        raise ConfigError(f"{path} is missing", "copy a file from presets/ or run in the project folder")
+        raise ConfigError(f"{path} is missing", "run in the project folder, or restore it: git checkout params.yaml")
     if path.stat().st_size > MAX_BYTES:
         raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes", "shorten it")
     text = path.read_text(encoding="utf-8")
@@ -146,7 +145,7 @@ def parse_section(model: type[Section], name: str, params: Mapping[str, Any]) ->
         ConfigError: all problems of the section in one message; unknown keys with "did you mean".
     """
     if name not in params:
-        raise ConfigError(f"params.yaml has no section {name!r}", "take it from presets/embedded.yaml")
+        raise ConfigError(f"params.yaml has no section {name!r}", "restore it: git checkout params.yaml")
     try:
         section = params[name]
         if isinstance(section, Mapping):
@@ -161,9 +160,9 @@ def _explain(model: type[BaseModel], section: str, problem: dict[str, Any]) -> s
     location = [str(part) for part in problem["loc"]]
     key = ".".join([section, *location])
     if problem["type"] == "extra_forbidden":
-        keys = _keys_at(model, location[:-1])
-        close = difflib.get_close_matches(location[-1], keys, n=1)
-        return f"{key} is unknown" + (f"; did you mean {close[0]}?" if close else f"; valid keys: {', '.join(sorted(keys))}")
+        keys = sorted(_keys_at(model, location[:-1]))
+        listed = f"valid keys: {', '.join(keys)}" if keys else "this group has no keys"
+        return f"{key} is unknown; {suggest_name(location[-1], keys, listed)}"
     return f"{key}: {problem['msg']} (got {problem.get('input')!r})"
 
 

@@ -6,14 +6,22 @@ failure, so callers of DVC (Prefect flows, `sonify`) read the code from that fil
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ERROR_FILE = "error.json"
 """File in the project root; a run of a stage removes the file of the run before."""
+
+
+def suggest_name(name: str, choices: Iterable[str], otherwise: str = "") -> str:
+    """Action for an unknown name: the closest of `choices`, else `otherwise`, else the list of them."""
+    names = list(choices)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]}?" if close else otherwise or f"choose one of {', '.join(names) or 'none'}"
 
 
 @dataclass

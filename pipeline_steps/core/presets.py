@@ -6,14 +6,13 @@ is applied before it. Comments and the order of keys of `params.yaml` stay.
 
 from __future__ import annotations
 
-import difflib
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline_steps.core.config import config_class, load_params, parse_section
-from pipeline_steps.core.errors import ConfigError, StageError
+from pipeline_steps.core.errors import ConfigError, StageError, suggest_name
 
 EXTENDS = "extends"
 
@@ -36,9 +35,7 @@ def load_overlay(root: Path, name: str) -> dict[str, Any]:
         names = preset_names(root)
         if current not in names:
             where = f"presets/{chain[-1]}.yaml: extends: " if chain else ""
-            close = difflib.get_close_matches(str(current), names, n=1)
-            action = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(names) or 'none'}"
-            raise ConfigError(f"{where}there is no preset {current!r}", action)
+            raise ConfigError(f"{where}there is no preset {current!r}", suggest_name(str(current), names))
         if current in chain:
             raise ConfigError(f"presets/{current}.yaml extends itself: {' -> '.join([*chain, current])}", "remove one extends")
         chain.append(current)
@@ -66,19 +63,27 @@ def render_params(text: str, overlay: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: the overlay has a section that `params.yaml` lacks.
     """
+
+    def apply(params: Any) -> None:
+        for section in overlay:
+            if section not in params:
+                action = suggest_name(str(section), list(params))
+                raise ConfigError(f"section {section!r} of the preset is not in params.yaml", action)
+        merge(params, overlay)
+
+    return edit_params(text, apply)
+
+
+def edit_params(text: str, edit: Callable[[Any], None]) -> str:
+    """Text of `params.yaml` after `edit` changed its values in place; the same text if no value changed."""
     from ruamel.yaml import YAML
 
     yaml = YAML()
     yaml.width = 4096
     yaml.preserve_quotes = True
     params = yaml.load(text) or {}
-    for section in overlay:
-        if section not in params:
-            close = difflib.get_close_matches(str(section), list(params), n=1)
-            action = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(params)}"
-            raise ConfigError(f"section {section!r} of the preset is not in params.yaml", action)
     before = dict(flatten(params))
-    merge(params, overlay)
+    edit(params)
     if dict(flatten(params)) == before:
         return text
     buffer = io.StringIO()

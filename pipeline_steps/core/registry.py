@@ -14,7 +14,6 @@ when all modules of the package are imported. Another package registers through 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import pkgutil
@@ -23,7 +22,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
-from pipeline_steps.core.errors import ConfigError
+from pipeline_steps.core.errors import ConfigError, suggest_name
 
 T = TypeVar("T")
 
@@ -71,10 +70,7 @@ class Registry(Generic[T]):
         if name not in self._implementations:
             self._import_package()
         if name not in self._implementations:
-            names = self.names()
-            close = difflib.get_close_matches(name, names, n=1)
-            action = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(names)}"
-            raise ConfigError(f"unknown {self.role} {name!r}", action)
+            raise ConfigError(f"unknown {self.role} {name!r}", suggest_name(name, self.names()))
         return self._implementations[name]
 
     def __contains__(self, name: str) -> bool:

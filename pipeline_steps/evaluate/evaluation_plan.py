@@ -179,6 +179,12 @@ def mix_id(tracks: Tracks) -> str:
     return fingerprint([[audio_id, round(gain, 4)] for audio_id, gain in tracks])
 
 
+def tracks_by_mix(plan: EvaluationPlan, pairs: Iterable[Row]) -> dict[str, Tracks]:
+    """Tracks of the clips of a plan and of further pairs, by their key."""
+    tracks = {clip.key: clip.tracks for clip in plan.clips}
+    return tracks | {mix_id(clip): clip for clip in map(pair_tracks, pairs)}
+
+
 def evenly_spaced_indices(n: int, at_most: int, include_last: bool = False) -> list[int]:
     """At most `at_most` evenly spaced indices below `n`, sorted; the first is 0, the last is n - 1 if `include_last`."""
     if n <= at_most:

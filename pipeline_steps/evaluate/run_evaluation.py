@@ -14,7 +14,7 @@ from pipeline_steps.core.array_types import ByteArray, DoubleArray, FloatArray
 from pipeline_steps.core.media_shards import MediaShardReader
 from pipeline_steps.diffusion.image_processor import pad_to_square
 from pipeline_steps.evaluate.config import EvaluateConfig
-from pipeline_steps.evaluate.evaluation_plan import EvaluationPlan, evenly_spaced_indices, mix_id
+from pipeline_steps.evaluate.evaluation_plan import EvaluationPlan, evenly_spaced_indices, mix_id, tracks_by_mix
 from pipeline_steps.evaluate.generation import ImageGenerator, render
 from pipeline_steps.evaluate.judges import audio_image_regression, whitened_space
 from pipeline_steps.evaluate.judges.base import AudioFeatureExtractor, ImageFeatureExtractor
@@ -92,8 +92,7 @@ def run_evaluation(
 
     audio_judge.load()
     log.info("extracting audio features with %s", config.audio_judge)
-    tracks = {clip.key: clip.tracks for clip in plan.clips}
-    tracks |= {mix_id(pair_tracks(pair)): pair_tracks(pair) for pair in plan.training_pairs}
+    tracks = tracks_by_mix(plan, plan.training_pairs)
 
     def audio_features(keys: Sequence[str]) -> FloatArray:
         return np.stack(map_items(lambda key: audio_judge.embed(render(tracks[key], media.sound)), keys))

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from pipeline_steps import tracking
-from pipeline_steps.audio.mixing import pair_tracks
 from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.atomic import write_bytes
 from pipeline_steps.core.errors import DataError, IntegrityError
@@ -42,9 +41,9 @@ from pipeline_steps.evaluate.evaluation_plan import (
     EvaluationPlan,
     build_evaluation_plan,
     evenly_spaced_indices,
-    mix_id,
     pair_texts,
     select_calibration_images,
+    tracks_by_mix,
 )
 from pipeline_steps.evaluate.generation import ImageGenerator, render
 from pipeline_steps.evaluate.ground_truth import GroundTruth, match, parse_manifest
@@ -146,8 +145,7 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGener
     if retrieval:
         evaluation["retrieval"] = retrieval
 
-    tracks = {clip.key: clip.tracks for clip in plan.clips}
-    tracks |= {mix_id(pair_tracks(pair)): pair_tracks(pair) for pair in tables.pairs}
+    tracks = tracks_by_mix(plan, tables.pairs)
 
     def load_audio(key: str) -> FloatArray:
         return render(tracks.get(key, ((key, 0.0),)), media.sound)

@@ -68,7 +68,7 @@ def fetch_checkpoint(model: str, revision: str, key: str, files: Sequence[str] =
 
     Args:
         model: local folder or hub id.
-        revision: commit of a hub id, 40 hex digits: a branch could change under the memo.
+        revision: commit of a hub id, 40 hex digits: a branch could change while results are cached.
         key: of params.yaml, for messages.
         files: patterns of what is fetched.
 
@@ -154,7 +154,7 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
     """Refuse a folder that wants to run code or has no safetensors; returns its `config.json`.
 
     Raises:
-        IntegrityError: as `check_json`, or no safetensors, or no usable `config.json`.
+        IntegrityError: as `reject_remote_code`, or no safetensors, or no usable `config.json`.
     """
     reject_remote_code(folder)
     if not (folder / "config.json").is_file():
@@ -170,9 +170,7 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
 def _code_key(value: Any) -> str:
     if isinstance(value, dict):
         for key, inner in value.items():
-            if key in {"auto_map", "custom_pipelines"} and inner:
-                return str(key)
-            if key == "trust_remote_code" and inner:
+            if key in {"auto_map", "custom_pipelines", "trust_remote_code"} and inner:
                 return str(key)
             if found := _code_key(inner):
                 return found

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline_steps.audio.mixing import mix_tracks
+from pipeline_steps.audio.mixing import Tracks, mix_tracks, pair_tracks
 from pipeline_steps.audio.reverb import ROOMS_VERSION, simulate_room_impulse_responses
 from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.hashing import fingerprint
@@ -43,18 +43,18 @@ MIX_POOL_SIZE = 256
 
 Ids are content hashes, so this is a random sample, and adding a clip changes at most one member.
 """
-Tracks = tuple[tuple[str, float], ...]
-"""Audio id and gain in dB of each track of a clip."""
+GAIN_DECIMALS = 3
+"""Gains of clips are compared and cached with so many decimals."""
 
 
-def pair_tracks(row: dict[str, Any]) -> Tracks:
-    """Tracks of a pair."""
-    return tuple((track["audio_id"], round(float(track["gain_db"]), 3)) for track in row["tracks"])
+def clip_of(pair: dict[str, Any]) -> Tracks:
+    """Clip of a pair: its tracks with rounded gains."""
+    return pair_tracks(pair, GAIN_DECIMALS)
 
 
 def distinct_clips(rows: Iterable[dict[str, Any]]) -> list[Tracks]:
     """Distinct clips of pairs, sorted."""
-    return sorted({pair_tracks(row) for row in rows})
+    return sorted({clip_of(row) for row in rows})
 
 
 def mix_partner(tracks: Tracks, augmentation: int, pool: list[Tracks]) -> Tracks:

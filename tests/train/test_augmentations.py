@@ -45,7 +45,7 @@ def test_a_share_of_views_is_heard_in_a_room_and_none_by_default() -> None:
     assert 18 <= changed <= 42
 
 
-def test_what_is_remembered_of_views_knows_of_rooms_only_where_there_are_some() -> None:
+def test_the_fingerprint_of_augmentations_holds_reverberation_only_where_it_is_used() -> None:
     assert "reverb_share" not in AudioEncodingConfig().augmentation_identity()
     assert AudioEncodingConfig(reverb_prob=0.2).augmentation_identity()["reverb_share"] == 0.2
     assert "num_augmentations" not in AudioEncodingConfig(reverb_prob=0.2).augmentation_identity()

@@ -84,7 +84,7 @@ def in_two_microbatches(make_project: MakeProject, tmp_path_factory: pytest.Temp
 
 
 def _twin(of: ProjectPaths, make_project: MakeProject, root: Path) -> ProjectPaths:
-    """Another project with the same inputs and what was remembered and learned of them before training."""
+    """Another project with the same inputs and the results cached and trained for them before training."""
     layout = make_project(root)
     shutil.copytree(of.root / ".cache", layout.root / ".cache")
     return layout

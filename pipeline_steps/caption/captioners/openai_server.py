@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import difflib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
@@ -32,7 +31,7 @@ from pipeline_steps.caption.captioners.vlm_response import (
     with_verification,
 )
 from pipeline_steps.core.array_types import ByteArray
-from pipeline_steps.core.errors import ConfigError, ServiceError
+from pipeline_steps.core.errors import ConfigError, ServiceError, suggest_name
 
 
 @CAPTIONERS.register("openai_server")
@@ -78,11 +77,8 @@ class OpenAIServerCaptioner(GenerativeCaptioner):
             served = runner.run(self._served_models())
         model = self.config.model
         if served and model not in served:
-            close = difflib.get_close_matches(model, served, n=1)
-            raise ConfigError(
-                f"{KEY}.model: the server does not serve {model}",
-                f"did you mean {close[0]}?" if close else f"choose one of {', '.join(served[:5])}",
-            )
+            action = suggest_name(model, served, f"choose one of {', '.join(served[:5])}")
+            raise ConfigError(f"{KEY}.model: the server does not serve {model}", action)
         return self
 
     async def _served_models(self) -> list[str]:

@@ -101,30 +101,30 @@ def test_what_a_model_writes_by_the_schema_comes_back(events: list[PredictedEven
     ]
 
 
-def test_memo_rows_round_trip() -> None:
+def test_cached_rows_round_trip() -> None:
     for answer in (VlmResponse((), "m"), with_verification(VlmResponse((HEARD, HEARD), "m", 2), [0.5, 0.25])):
         back = row_to_response(response_to_row(answer))
         assert back == answer
 
 
 @given(st.lists(st.tuples(*[st.floats(0, 1)] * 3) | st.tuples(*[st.integers(0, 10).map(lambda n: n / 10)] * 3), max_size=5))
-def test_a_remembered_answer_makes_the_caption_of_the_fresh_one(shares: list[tuple[float, float, float]]) -> None:
+def test_a_cached_response_gives_the_caption_of_the_new_one(values: list[tuple[float, float, float]]) -> None:
     heard = tuple(
-        PredictedEvent(f"sound {n}", "", True, True, salience, likely) for n, (salience, likely, _) in enumerate(shares)
+        PredictedEvent(f"sound {n}", "", True, True, salience, likely) for n, (salience, likely, _) in enumerate(values)
     )
     rules = EventSelection(max_events=5, min_confidence=0.3, min_relative_weight=0.6)
-    for answer in (VlmResponse(heard, "m"), with_verification(VlmResponse(heard, "m"), [chance for *_, chance in shares])):
+    for answer in (VlmResponse(heard, "m"), with_verification(VlmResponse(heard, "m"), [chance for *_, chance in values])):
         row = response_to_row(answer)
-        remembered = pa.Table.from_pylist([row], schema=RESPONSE_SCHEMA).to_pylist()[0]
-        assert row_to_response(remembered) == row_to_response(row)
-        cached, new = (select_response_events(row_to_response(one), rules, 0.5) for one in (remembered, row))
+        cached_row = pa.Table.from_pylist([row], schema=RESPONSE_SCHEMA).to_pylist()[0]
+        assert row_to_response(cached_row) == row_to_response(row)
+        cached, new = (select_response_events(row_to_response(one), rules, 0.5) for one in (cached_row, row))
         assert cached == new
 
 
-def test_seven_of_ten_remembered_still_reach_a_floor_of_seven_tenths() -> None:
+def test_a_cached_likelihood_of_seven_tenths_reaches_a_threshold_of_seven_tenths() -> None:
     row = response_to_row(VlmResponse((PredictedEvent("rain", "", True, True, 1.0, 0.7),), "m"))
-    remembered = pa.Table.from_pylist([row], schema=RESPONSE_SCHEMA).to_pylist()[0]
-    assert select_response_events(row_to_response(remembered), EventSelection(5, 0.7, 0.1), 0.5).code == ""
+    cached_row = pa.Table.from_pylist([row], schema=RESPONSE_SCHEMA).to_pylist()[0]
+    assert select_response_events(row_to_response(cached_row), EventSelection(5, 0.7, 0.1), 0.5).code == ""
 
 
 def test_a_phrase_of_another_hand_stays_a_quotation() -> None:

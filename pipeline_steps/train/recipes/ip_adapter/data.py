@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline_steps.audio.mixing import Tracks
 from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.core.result_cache import ResultCache
 from pipeline_steps.diffusion.image_processor import normalize_to_tensor, pad_to_square
 from pipeline_steps.diffusion.ip_adapter import collate_audio_tokens
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
-from pipeline_steps.train.audio_feature_cache import Tracks, distinct_clips, pair_tracks
+from pipeline_steps.train.audio_feature_cache import clip_of, distinct_clips
 from pipeline_steps.train.data import (
     AudioImageDataModule,
     BatchPartition,
@@ -121,7 +122,7 @@ def load_pairs(
         means,
         stds,
         images=[images[row["image_id"]] for row in rows],
-        clips=[clips[pair_tracks(row)] for row in rows],
+        clips=[clips[clip_of(row)] for row in rows],
         tokens=[features[tracks] for tracks in clips],
     )
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline_steps.audio.mixing import Tracks
 from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.diffusion.audio_conditioner import AudioConditioner, ConditionerInput, collate
 from pipeline_steps.diffusion.audio_features import AudioFeatures
 from pipeline_steps.diffusion.autoencoder import Autoencoder
 from pipeline_steps.diffusion.image_processor import normalize_to_tensor, pad_to_square
 from pipeline_steps.diffusion.rectified_flow import logit_normal_times
-from pipeline_steps.train.audio_feature_cache import Tracks, distinct_clips, pair_tracks
+from pipeline_steps.train.audio_feature_cache import clip_of, distinct_clips
 from pipeline_steps.train.augmentations import augment_images
 from pipeline_steps.train.config_groups import ImageAugmentationConfig
 from pipeline_steps.train.data import (
@@ -68,7 +69,7 @@ def load_pairs(
     stacked = np.stack(squares) if squares else np.zeros((0, resolution, resolution, 3), np.uint8)
     return ScratchDataset(
         images=normalize_to_tensor(stacked),
-        clips=[index[pair_tracks(row)] for row in rows],
+        clips=[index[clip_of(row)] for row in rows],
         inputs=[conditioner_inputs(conditioner, features[tracks]) for tracks in clips],
     )
 
