@@ -183,6 +183,9 @@ def main() -> None:
         whiten(model, encode_all(model, training, mirrored=False), settings["whitening"])
         latents = np.stack([encode_all(model, images, mirrored=mirrored) for mirrored in (False, True)], axis=1)
         np.save(output / "latents.npy", latents)
+        scenes = np.load(dataset / "scenes.npy", mmap_mode="r")
+        scene_latents = np.stack([encode_all(model, scenes, mirrored=mirrored) for mirrored in (False, True)], axis=1)
+        np.save(output / "scene_latents.npy", scene_latents)
         report["latent_standard_deviation"] = [round(float(value), 3) for value in latents.std(axis=(0, 1, 3, 4))]
     model.eval()
     report |= {"psnr_validation": psnr(model, held_out), "psnr_train": psnr(model, training[:256])}

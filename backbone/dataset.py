@@ -1,6 +1,7 @@
 """Stage `dataset`: images with captions from the fetched packages, without images of the evaluation set.
 
-Writes `images.npy` (uint8, [images, size, size, 3]), `items.parquet`, `captions.json`, `licenses.csv` and `report.json`.
+Writes `images.npy` (uint8, [images, size, size, 3]), `items.parquet`, `scenes.npy`, `scenes.parquet`, `captions.json`,
+`licenses.csv` and `report.json`.
 The output depends only on the packages, params.yaml and the evaluation images.
 """
 
@@ -25,8 +26,11 @@ from backbone import leaks, names
 from backbone.config import HERE, data_folder, params
 from backbone.debian import deb_files
 from backbone.fetch import packages
+from backbone.scenes import compose_scenes
 from backbone.text import TextEncoder, write_text_encoder
 
+EXACT = 0.75
+"""Cosine from which on a name means the thing itself."""
 STYLES = {
     "openclipart-png": ("clip art", "cartoon clip art"),
     "@lobehub/fluent-emoji-3d": ("3d emoji", "fluent 3d style"),
@@ -143,7 +147,7 @@ def render(content: bytes, size: int, margin: int, max_pixels: int, min_side: in
     return np.asarray(square), leaks.Appearance.of(rgba)
 
 
-def captions(item_names: tuple[str, ...], package: str, thing: Thing, similarity: float, exact: float = 0.75) -> list[str]:
+def captions(item_names: tuple[str, ...], package: str, thing: Thing, similarity: float) -> list[str]:
     """Return the caption variants of one image.
 
     The names alone come first, then templates, the style of the package, and, when the image shows the thing
@@ -155,7 +159,7 @@ def captions(item_names: tuple[str, ...], package: str, thing: Thing, similarity
         f"{item_names[0]}, {STYLES[package][0]}",
         f"{item_names[-1]}, {STYLES[package][1]}",
     ]
-    if similarity >= exact:
+    if similarity >= EXACT:
         texts += [
             thing.thing,
             f"a {thing.thing}",
@@ -177,6 +181,25 @@ def _manifest(path: Path) -> frozenset[tuple[str, str]]:
 def evaluation_files(root: Path, settings: dict[str, Any]) -> frozenset[tuple[str, str]]:
     """Return package and path of the evaluation images, as their manifest names them."""
     return _manifest(root / settings["leak_manifest"])
+
+
+def sampling_weights(rows: list[dict[str, Any]], balance: float, weak_weight: float) -> np.ndarray:
+    """Return the sampling weight of each item; zero outside the training split and for silent things."""
+    training = np.array([row["split"] == "train" and row["sounds"] for row in rows])
+    _, inverse = np.unique([row["thing"] for row in rows], return_inverse=True)
+    count = np.bincount(inverse[training], minlength=inverse.max() + 1).clip(1)
+    strength = np.where(np.array([row["similarity"] for row in rows]) >= EXACT, 1.0, weak_weight)
+    return np.where(training, strength * count[inverse] ** -balance, 0.0)
+
+
+def write_scenes(images: np.ndarray, rows: list[dict[str, Any]], output: Path, settings: dict[str, Any]) -> None:
+    """Write the scenes of a data set."""
+    weights = np.array([row["sampling_weight"] for row in rows])
+    names_of = np.array([row["thing"] for row in rows])
+    scenes = compose_scenes(images, names_of, weights, settings["scenes"] | {"seed": settings["seed"]})
+    np.save(output / "scenes.npy", np.stack([scene.pixels for scene in scenes]))
+    columns = [{"first": scene.first, "second": scene.second, "weight": scene.weight} for scene in scenes]
+    pq.write_table(pa.Table.from_pylist(columns), output / "scenes.parquet")
 
 
 def _license_rows(kept: Counter) -> list[dict[str, Any]]:
@@ -260,7 +283,11 @@ def build(downloads: Path, output: Path, root: Path, settings: dict[str, Any]) -
                 "phash": ["".join("01"[int(b)] for b in view) for view in bits[i]],
             }
         )
-    np.save(output / "images.npy", np.stack([pixels[i] for i in keep]))
+    weights = sampling_weights(rows, settings["balance"], settings["weak_weight"])
+    rows = [row | {"sampling_weight": float(weight)} for row, weight in zip(rows, weights, strict=True)]
+    images = np.stack([pixels[i] for i in keep])
+    np.save(output / "images.npy", images)
+    write_scenes(images, rows, output, settings)
     np.save(output / "token_states.npy", encoder.token_states(list(texts)))
     (output / "captions.json").write_text(json.dumps(list(texts), indent=0), encoding="utf-8")
     pq.write_table(pa.Table.from_pylist(rows), output / "items.parquet")

@@ -36,6 +36,9 @@ class TrainingData:
 
     Attributes:
         latents: memory-mapped, [images, 2, channels, size, size]; the second axis is the mirror image.
+        scene_latents: memory-mapped, [scenes, 2, channels, size, size].
+        scenes: [scenes, 2] rows of the images in each scene; the second is -1 for a scene of one thing.
+        scene_weights: [scenes] weight of the first one in the blend of token states.
         states: memory-mapped float16 token states [captions, tokens, width]; row 0 is the empty caption.
         captions: caption rows of each image.
         weights: sampling weight of each image; zero outside the training split.
@@ -43,34 +46,35 @@ class TrainingData:
     """
 
     latents: np.ndarray
+    scene_latents: np.ndarray
+    scenes: np.ndarray
+    scene_weights: np.ndarray
     states: np.ndarray
     captions: list[np.ndarray]
     weights: torch.Tensor
     validation: np.ndarray
 
     @classmethod
-    def load(cls, folder: Path, settings: dict[str, Any]) -> "TrainingData":
+    def load(cls, folder: Path) -> "TrainingData":
         """Load what the stages `dataset` and `autoencoder` wrote."""
         items = pq.read_table(folder / "dataset" / "items.parquet").to_pylist()
-        sounds = np.array([item["sounds"] for item in items])
-        training = np.array([item["split"] == "train" for item in items]) & sounds
-        things = np.array([item["thing"] for item in items])
-        names, inverse = np.unique(things, return_inverse=True)
-        count = np.bincount(inverse[training], minlength=len(names)).clip(1)
-        strength = np.where(np.array([item["similarity"] for item in items]) >= 0.75, 1.0, settings["weak_weight"])
-        weights = np.where(training, strength * count[inverse] ** -float(settings["balance"]), 0.0)
+        scenes = pq.read_table(folder / "dataset" / "scenes.parquet")
         return cls(
             latents=np.load(folder / "autoencoder" / "latents.npy", mmap_mode="r"),
+            scene_latents=np.load(folder / "autoencoder" / "scene_latents.npy", mmap_mode="r"),
+            scenes=np.stack([scenes["first"].to_numpy(), scenes["second"].to_numpy()], axis=1),
+            scene_weights=scenes["weight"].to_numpy(),
             states=np.load(folder / "dataset" / "token_states.npy", mmap_mode="r"),
             captions=[np.array(item["captions"]) for item in items],
-            weights=torch.from_numpy(weights),
-            validation=np.flatnonzero(sounds & ~training),
+            weights=torch.tensor([item["sampling_weight"] for item in items], dtype=torch.float64),
+            validation=np.flatnonzero([item["sounds"] and item["split"] == "validation" for item in items]),
         )
 
     def fingerprint(self) -> str:
         """Return a hash of the latents, captions and weights."""
         digest = hashlib.sha256()
-        for part in (self.latents[::17], self.states[::101], self.weights.numpy(), np.concatenate(self.captions)):
+        parts = (self.latents[::17], self.scene_latents[::17], self.states[::101], self.weights.numpy(), *self.captions)
+        for part in parts:
             digest.update(np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()[:16]
 
@@ -98,25 +102,44 @@ def sample_times(size: int, settings: dict[str, Any], rng: torch.Generator) -> t
 
 
 def make_batch(data: TrainingData, step: int, settings: dict[str, Any]) -> Batch:
-    """Return batch `step`; a pure function of the data, the settings and the step."""
+    """Return batch `step`; a pure function of the data, the settings and the step.
+
+    The first samples are single images, the others scenes. A single image is a scene whose first weight is 1.
+    """
     size, rng = settings["batch_size"], generator_of(settings["seed"], step)
-    images = torch.multinomial(data.weights, size, replacement=True, generator=rng).numpy()
+    single = size - round(size * settings["scene_fraction"])
+    images = torch.multinomial(data.weights, single, replacement=True, generator=rng).numpy()
+    scenes = torch.randint(0, len(data.scenes), (size - single,), generator=rng).numpy()
     mirrored = torch.randint(0, 2, (size,), generator=rng).numpy()
-    choice = torch.rand(size, generator=rng).numpy()
-    rows = np.array([data.captions[i][int(c * len(data.captions[i]))] for i, c in zip(images, choice, strict=True)])
-    rows[(torch.rand(size, generator=rng) < settings["condition_dropout"]).numpy()] = 0
+    first = np.concatenate([images, data.scenes[scenes, 0]])
+    second = np.concatenate([np.full(single, -1), data.scenes[scenes, 1]])
+    weight = torch.from_numpy(np.concatenate([np.ones(single), data.scene_weights[scenes]]).astype(np.float32))[:, None, None]
+
+    def caption_rows(shown: np.ndarray) -> np.ndarray:
+        choice = torch.rand(size, generator=rng).numpy()
+        return np.array(
+            [0 if i < 0 else data.captions[i][int(c * len(data.captions[i]))] for i, c in zip(shown, choice, strict=True)]
+        )
+
+    rows = np.stack([caption_rows(first), caption_rows(second)])
+    rows[:, (torch.rand(size, generator=rng) < settings["condition_dropout"]).numpy()] = 0
     pooled_rows = np.where((torch.rand(size, generator=rng) < settings["pooled_dropout"]).numpy(), 0, rows)
-    latents = torch.from_numpy(np.ascontiguousarray(data.latents[images, mirrored]))
-    states = torch.from_numpy(data.states[rows].astype(np.float32))
-    pooled = torch.from_numpy(data.states[pooled_rows].astype(np.float32))
-    jitter = settings["text_noise"] * torch.randn(states.shape, generator=rng)
+    latents = torch.from_numpy(
+        np.concatenate([data.latents[images, mirrored[:single]], data.scene_latents[scenes, mirrored[single:]]])
+    )
+    jitter = settings["text_noise"] * torch.randn((size, *data.states.shape[1:]), generator=rng)
+
+    def blend(caption: np.ndarray) -> torch.Tensor:
+        one, other = (torch.from_numpy(data.states[part].astype(np.float32)) for part in caption)
+        return weight * one + (1 - weight) * other + jitter * torch.from_numpy(caption[0] > 0)[:, None, None]
+
     return Batch(
-        images=images,
+        images=first,
         latents=latents,
         noise=torch.randn(latents.shape, generator=rng),
         timesteps=sample_times(size, settings, rng),
-        states=states + jitter * torch.from_numpy(rows > 0)[:, None, None],
-        pooled_states=pooled + jitter * torch.from_numpy(pooled_rows > 0)[:, None, None],
+        states=blend(rows),
+        pooled_states=blend(pooled_rows),
     )
 
 
@@ -275,7 +298,7 @@ def run(folder: Path, output: Path, arguments: argparse.Namespace) -> None:
         settings["batch_size"] = arguments.batch_size
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     torch.set_flush_denormal(True)
-    data = TrainingData.load(folder, settings)
+    data = TrainingData.load(folder)
     architecture = params("unet", arguments.params)
     unet = create_unet(architecture, data.latents.shape[2], data.latents.shape[-1], settings["seed"])
     trainer = Trainer(unet, settings, device)

@@ -60,16 +60,20 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "sounds": i != 5,
             "split": "validation" if i == 4 else "train",
             "captions": [1 + 2 * (i % 3), 2 + 2 * (i % 3)],
+            "sampling_weight": 0.0 if i in (4, 5) else 0.5,
         }
         for i in range(12)
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "dataset" / "items.parquet")
+    scenes = [{"first": 0, "second": 1, "weight": 0.6}, {"first": 2, "second": -1, "weight": 0.3}]
+    pq.write_table(pa.Table.from_pylist(scenes), folder / "dataset" / "scenes.parquet")
     settings = params("autoencoder") | {"block_out_channels": [8, 8, 8, 8], "resolution": 64}
     vae = create_autoencoder(settings).eval()
     (folder / "autoencoder").mkdir()
     vae.save_pretrained(folder / "autoencoder" / "vae")
     latents = np.stack([encode_all(vae, images, mirrored=m) for m in (False, True)], axis=1)
     np.save(folder / "autoencoder" / "latents.npy", latents)
+    np.save(folder / "autoencoder" / "scene_latents.npy", latents[:2] + 1)
     return folder
 
 

@@ -29,7 +29,7 @@ def train_command(tiny_params: Path, run: str, until: int) -> list[str]:
 
 def test_batches_depend_on_seed_and_step_only(tiny_data: Path) -> None:
     settings = params("train") | {"batch_size": 8}
-    first, second = (TrainingData.load(tiny_data, settings) for _ in range(2))
+    first, second = (TrainingData.load(tiny_data) for _ in range(2))
     make_batch(second, 3, settings)
     a, b, other = make_batch(first, 7, settings), make_batch(second, 7, settings), make_batch(first, 8, settings)
     for name in ("latents", "noise", "timesteps", "states", "pooled_states"):
@@ -39,10 +39,33 @@ def test_batches_depend_on_seed_and_step_only(tiny_data: Path) -> None:
 
 def test_batches_have_no_validation_or_unusable_images(tiny_data: Path) -> None:
     settings = params("train") | {"batch_size": 64}
-    data = TrainingData.load(tiny_data, settings)
+    data = TrainingData.load(tiny_data)
     used = {int(i) for step in range(10) for i in make_batch(data, step, settings).images}
     assert used == set(range(12)) - {4, 5}
     assert data.validation.tolist() == [4]
+
+
+def test_scenes_have_blended_token_states(tiny_data: Path) -> None:
+    no_noise = {"condition_dropout": 0.0, "pooled_dropout": 0.0, "text_noise": 0.0, "scene_fraction": 0.5}
+    settings = params("train") | {"batch_size": 64} | no_noise
+    data = TrainingData.load(tiny_data)
+    batch = make_batch(data, 0, settings)
+    captions = data.states.astype(np.float32)
+    scene_latents = torch.from_numpy(np.array(data.scene_latents)).flatten(0, 1)
+    for row in range(64):
+        own = captions[data.captions[int(batch.images[row])]]
+        if row < 32:
+            expected = own
+            assert any(torch.equal(batch.latents[row], torch.from_numpy(v)) for v in data.latents[batch.images[row]])
+        else:
+            assert any(torch.equal(batch.latents[row], latents) for latents in scene_latents)
+            two = batch.images[row] == 0
+            other = captions[data.captions[1]] if two else captions[:1]
+            weight = 0.6 if two else 0.3
+            expected = weight * own[:, None] + (1 - weight) * other[None]
+            expected = expected.reshape(-1, *expected.shape[2:])
+        assert np.abs(expected - batch.states[row].numpy()).max((1, 2)).min() < 1e-5
+        assert torch.equal(batch.states[row], batch.pooled_states[row])
 
 
 def test_times_cover_the_schedule() -> None:

@@ -1,0 +1,62 @@
+"""Sizes, places and reproducibility of scenes."""
+
+import numpy as np
+import pytest
+
+from backbone.dataset import sampling_weights
+from backbone.scenes import compose_scenes, place, side_of
+
+SETTINGS = {"count": 40, "pair_fraction": 0.5, "seed": 3}
+
+
+def squares() -> np.ndarray:
+    """Four images: a filled square of another grey level each."""
+    images = np.full((4, 64, 64, 3), 255, np.uint8)
+    for level, image in enumerate(images):
+        image[2:62, 2:62] = 40 * level
+    return images
+
+
+@pytest.mark.parametrize("weight", [0.2, 0.5, 0.8])
+def test_two_things_fit_and_share_the_area_by_weight(weight: float) -> None:
+    one, other = side_of(weight, 2), side_of(1 - weight, 2)
+    assert one**2 / other**2 == pytest.approx(weight / (1 - weight))
+    assert one + other < 1.06
+
+
+def test_a_thing_grows_with_its_weight() -> None:
+    areas = []
+    for weight in (0.1, 0.5, 1.0):
+        canvas = np.full((64, 64, 3), 255, np.uint8)
+        place(canvas, squares()[1], side_of(weight, 1), 0.5, 0.5)
+        areas.append(int((canvas < 128).all(2).sum()))
+    assert areas == sorted(areas)
+    assert areas[0] < 0.15 * areas[2]
+
+
+def test_scenes_show_what_they_name() -> None:
+    things = np.array(["dog", "cat", "bell", "owl"])
+    scenes = compose_scenes(squares(), things, np.array([1.0, 1.0, 1.0, 0.0]), SETTINGS)
+    again = compose_scenes(squares(), things, np.array([1.0, 1.0, 1.0, 0.0]), SETTINGS)
+    assert all(np.array_equal(a.pixels, b.pixels) and a.weight == b.weight for a, b in zip(scenes, again, strict=True))
+    assert {scene.second >= 0 for scene in scenes} == {True, False}
+    for scene in scenes:
+        assert 3 not in (scene.first, scene.second)
+        assert scene.first != scene.second
+        levels = {int(v) for v in np.unique(scene.pixels[..., 0])}
+        for row in {scene.first, scene.second} - {-1}:
+            assert min(abs(level - 40 * row) for level in levels) <= 4
+
+
+def test_weights_favor_rare_things_and_leave_validation_out() -> None:
+    rows = [{"split": "train", "sounds": True, "thing": "dog", "similarity": 0.9}] * 4
+    rows += [
+        {"split": "train", "sounds": True, "thing": "cat", "similarity": 0.9},
+        {"split": "train", "sounds": True, "thing": "cat", "similarity": 0.7},
+        {"split": "validation", "sounds": True, "thing": "cat", "similarity": 0.9},
+        {"split": "train", "sounds": False, "thing": "owl", "similarity": 0.9},
+    ]
+    weights = sampling_weights(rows, balance=0.5, weak_weight=0.6)
+    assert weights[:4] == pytest.approx(0.5)
+    assert weights[4:6] == pytest.approx([2**-0.5, 0.6 * 2**-0.5])
+    assert not weights[6:].any()
