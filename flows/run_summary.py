@@ -105,7 +105,7 @@ def _show_mlflow_runs(workspace: RunWorkspace, flow_run_id: str, restored: Colle
     missing = settings.uri.startswith("sqlite:///") and not Path(settings.uri.removeprefix("sqlite:///")).is_file()
     if settings.mode == "off" or missing:
         return  # nothing was tracked, and MLflow would create an empty database
-    locked = lock_outs(read_lock(workspace.root / "dvc.lock"))
+    locked = lock_outs(read_lock(ProjectPaths(workspace.root).lock))
     rows = [(run, "this run") for run in runs_for_flow(layout, flow_run_id)] if flow_run_id else []
     rows += [(run, "an earlier run") for run in runs_for_outputs(layout, [locked[out] for out in restored if out in locked])]
     if rows:

@@ -35,7 +35,7 @@ def check_all(layout: ProjectPaths) -> list[IntegrityCheck]:
     """
     cache = cache_folder(layout)
     checks: list[IntegrityCheck] = []
-    for stage, entry in read_lock(layout.root / "dvc.lock").get("stages", {}).items():
+    for stage, entry in read_lock(layout.lock).get("stages", {}).items():
         for out in entry.get("outs", []):
             checks += [check_out(layout.root / out["path"], out, stage), *check_cache(cache, out, stage)]
     for check in (_shards, _index, _embeddings, _weights):

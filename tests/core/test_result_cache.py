@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -90,7 +91,8 @@ def test_a_part_that_another_reader_sets_aside_is_nobodys_error(tmp_path: Path, 
     first, second = sorted(tmp_path.rglob("*.parquet"))[:2]
     first.write_bytes(b"garbage")
     slow = memo(tmp_path)
-    read = slow._read
+    slow._fs = LocalFileSystem(skip_instance_cache=True)
+    read = slow._fs.cat_file
 
     def late(path: str) -> bytes:
         if path == str(second):
@@ -100,7 +102,7 @@ def test_a_part_that_another_reader_sets_aside_is_nobodys_error(tmp_path: Path, 
         memo(tmp_path).load(["a", "b", "c"])  # the other reader, between look and move
         return payload
 
-    monkeypatch.setattr(slow, "_read", late)
+    monkeypatch.setattr(slow._fs, "cat_file", late)
     assert len(slow.load(["a", "b", "c"])) == 1
     assert [path.name for path in tmp_path.rglob("*.damaged")] == [f"{first.name}.damaged"]
 

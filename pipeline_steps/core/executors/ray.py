@@ -210,10 +210,7 @@ def _connect(ray: Any, settings: RayConfig) -> None:
             host, port = settings.address.rsplit(":", 1)
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         ray.init(address=settings.address, **quiet)
-    except (OSError, OverflowError, ray.exceptions.RayError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ServiceError(f"no Ray cluster at {settings.address!r}: {reason}", action, transient=True) from error
-    except RuntimeError as error:
+    except (OSError, OverflowError, RuntimeError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[:300]
         if "ersion mismatch" in reason:
             raise ConfigError(
