@@ -78,9 +78,10 @@ def model_trace(
         DataError: no `dvc.lock` in this repository holds the model.
         IntegrityError: files brought back have other bytes.
     """
+    from pipeline_steps.tracking.lineage.dvc_digests import relative
     from pipeline_steps.tracking.lineage.lock_history import checkout_snapshot, find_lock, stage_lineage
 
-    path = info.tags.get("dvc.path") or layout.model.relative_to(layout.root).as_posix()
+    path = info.tags.get("dvc.path") or relative(layout, layout.model)
     lock = find_lock(layout, path, info.md5, info.commit)
     steps = stage_lineage(lock.content, path)
     differing = disagreements(registry, info, steps)
@@ -108,14 +109,8 @@ def model_trace(
 def disagreements(registry: ModelRegistry, info: ModelVersionInfo, steps: list[StageProvenance]) -> list[str]:
     """Data sets that the training run logged with another md5 than the lock has: it ran outside `dvc repro`."""
     from pipeline_steps.tracking.client.mlflow_client import run_datasets
-    from pipeline_steps.tracking.errors import EntryRejectedError
 
-    if not info.run_id:
-        return []
-    try:
-        logged = run_datasets(registry.call(lambda: registry.client.get_run(info.run_id)))
-    except (EntryRejectedError, DataError):
-        return []
+    logged = run_datasets(registry.run(info.run_id))
     locked = {path: md5 for step in steps for path, md5 in {**step.reads, **step.writes}.items()}
     return [f"{name}: MLflow {md5}, dvc.lock {locked[name]}" for name, md5 in logged.items() if locked.get(name, md5) != md5]
 

@@ -39,6 +39,7 @@ from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.core.atomic import link_or_copy
 from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.errors import ServiceError
+from pipeline_steps.core.presets import flatten
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.tracking.client.offline_queue import FINISHED, OfflineQueue, open_queue
 from pipeline_steps.tracking.client.system_metrics import SystemMetricsMonitor
@@ -112,7 +113,7 @@ class Tracker(NoOpTracker):
         return 1 + max((step for key, step in self._last_steps.items() if key.startswith("system/")), default=-1)
 
     def log_params(self, values: Mapping[str, Any]) -> None:
-        clean = {_key(key): _redacted(key, value)[:MAX_PARAM_LENGTH] for key, value in _flatten(values, ".").items()}
+        clean = {_key(key): _redacted(key, value)[:MAX_PARAM_LENGTH] for key, value in flatten(values) if value != {}}
         if clean:
             self._append("params", values=clean)
 
@@ -147,9 +148,8 @@ class Tracker(NoOpTracker):
         with self._guard():
             path = self._queue.new_folder() / f"{_leaf(name)}.wav"
             soundfile.write(path, np.clip(samples, -1.0, 1.0), rate, subtype="PCM_16", format="WAV")
-            self._append(
-                "artifact", file=self._queue.name_of(path), folder=_artifact_folder(f"audio/{name}".rpartition("/")[0])
-            )
+            folder = _artifact_folder(f"audio/{name}".rpartition("/")[0])
+            self._append("artifact", file=self._queue.name_of(path), folder=folder)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         with self._guard():
@@ -180,10 +180,8 @@ class Tracker(NoOpTracker):
         with self._guard():
             data: dict[str, str] = {}
             if dataset is not None:
-                data = {
-                    "name": dvc_digests.relative(self._layout, dataset),
-                    "digest": dvc_digests.dvc_digest(self._layout, dataset)[0],
-                }
+                name, digest = dvc_digests.relative(self._layout, dataset), dvc_digests.dvc_digest(self._layout, dataset)[0]
+                data = {"name": name, "digest": digest}
             self._append("model_metrics", digest=dvc_digests.dvc_digest(self._layout, folder)[0], values=numbers, dataset=data)
 
     def close(self, status: str) -> None:
@@ -193,16 +191,12 @@ class Tracker(NoOpTracker):
             log.warning("tracking: %d metric values were NaN or infinite and were dropped", self._nonfinite)
         self._append("end", status=status)
         if self._failed_writes:
-            log.warning(
-                "tracking: %d entries could not be written to %s: %s",
-                self._failed_writes,
-                self._queue.folder,
-                self._write_error,
-            )
+            text = "tracking: %d entries could not be written to %s: %s"
+            log.warning(text, self._failed_writes, self._queue.folder, self._write_error)
 
     def _numbers(self, values: Mapping[str, Any]) -> dict[str, float]:
         numbers: dict[str, float] = {}
-        for key, value in _flatten(values, "/").items():
+        for key, value in flatten(values, "/"):
             if not isinstance(value, (bool, int, float, np.number, np.bool_)):
                 continue
             number = float(value)
@@ -355,24 +349,9 @@ def _prune_or_warn(queue: OfflineQueue, settings: TrackingSettings) -> int:
             queue.prune()
         return 0
     reason = state.problem or "timeout"
-    print(
-        f"tracking: {unsent} entries not sent to {redact(settings.uri)} ({reason}); they stay in {queue.folder}; "
-        "run: sonify sync",
-        file=sys.stderr,
-        flush=True,
-    )
+    text = f"tracking: {unsent} entries not sent to {redact(settings.uri)} ({reason}); they stay in {queue.folder}"
+    print(f"{text}; run: sonify sync", file=sys.stderr, flush=True)
     return unsent
-
-
-def _flatten(values: Mapping[str, Any], separator: str, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{separator}{key}" if prefix else str(key)
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, separator, name)
-        else:
-            flat[name] = value
-    return flat
 
 
 def _redacted(key: str, value: Any) -> str:

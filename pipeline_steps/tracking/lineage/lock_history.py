@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +58,8 @@ class StageProvenance:
 
     def as_dict(self) -> dict[str, Any]:
         """Fields for JSON."""
-        return {
-            "stage": self.stage,
-            "reads": dict(self.reads),
-            "raw": list(self.raw),
-            "writes": dict(self.writes),
-            "code": dict(self.code),
-            "params_digest": inputs_digest({}, self.params),
-        }
+        fields = asdict(self)
+        return fields | {"params_digest": inputs_digest({}, fields.pop("params"))}
 
 
 def iter_lock_history(layout: ProjectPaths, holding: str = "") -> Iterator[LockSnapshot]:

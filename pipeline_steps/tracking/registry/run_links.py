@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,7 +36,8 @@ def runs_for_flow(layout: ProjectPaths, flow_run_id: str) -> list[RunLink]:
     """
     store = _store(layout)
     query = f"tags.flow_run_id = '{flow_run_id}'"
-    found = store.call(lambda: store.client.search_runs([store.experiment_id()], query, order_by=["attributes.start_time ASC"]))
+    order = ["attributes.start_time ASC"]
+    found = store.call(store.client.search_runs, [store.experiment_id()], query, order_by=order)
     return [_link(store.settings, run) for run in found]
 
 
@@ -49,7 +49,7 @@ def runs_for_outputs(layout: ProjectPaths, digests: Iterable[str]) -> list[RunLi
     """
     store = _store(layout)
     run_ids = [model.source_run_id for digest in digests if (model := find_model(store, digest)) is not None]
-    runs = [store.call(functools.partial(store.client.get_run, run_id)) for run_id in run_ids if run_id]
+    runs = [store.call(store.client.get_run, run_id) for run_id in run_ids if run_id]
     return [_link(store.settings, run) for run in runs]
 
 
