@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_steps.commands.forget import drop_csv_rows, may_derive_from
+from pipeline_steps.commands.deletion import drop_csv_rows, may_derive_from
 from pipeline_steps.core.hashing import sha256_bytes
 from pipeline_steps.core.media_shards import MediaShardReader
 from pipeline_steps.core.project_paths import ProjectPaths
