@@ -146,7 +146,7 @@ def test_check_says_what_ingest_would_do_and_writes_nothing(root: Path, tmp_path
     before = sorted(tmp_path.rglob("*"))
     good = sonify(root, "check", str(folder), "--json")
     assert good.exit_code == 0, good.output
-    assert (json_output(good)["pictures"], json_output(good)["sounds"]) == (2, 1)
+    assert (json_output(good)["images"], json_output(good)["audio"]) == (2, 1)
     (folder / "broken.jpg").write_bytes(b"<html>not found</html>")
     bad = sonify(root, "check", str(folder), "--json")
     assert bad.exit_code == 3
@@ -435,11 +435,11 @@ def test_find_hears_a_dog_and_writes_its_bark(root: Path, assets: Path, tmp_path
     assert result.exit_code == 0, result.output
     found = json_output(result)
     assert "dog" in found["events"][0]["phrase"]
-    assert found["sounds"][0]["path"].startswith("s-dog-")
-    assert [sound["score"] for sound in found["sounds"]] == sorted((sound["score"] for sound in found["sounds"]), reverse=True)
+    assert found["audio"][0]["path"].startswith("s-dog-")
+    assert [clip["score"] for clip in found["audio"]] == sorted((clip["score"] for clip in found["audio"]), reverse=True)
     samples, rate = soundfile.read(found["wav"])
     assert rate == 48_000
-    assert len(samples) / rate == pytest.approx(found["sounds"][0]["duration_s"], abs=0.1)
+    assert len(samples) / rate == pytest.approx(found["audio"][0]["duration_s"], abs=0.1)
     assert Path(found["wav"]).name == "i-dog-000.sound.wav"
     refused = sonify(root, "find", str(pool / "s-dog-004.ogg"))
     assert refused.exit_code == 3

@@ -25,7 +25,7 @@ def labels(
     gold: Annotated[str, typer.Option(help="Split whose rows are the gold pairs of the evaluation.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
-    """Write kind, file, label, split and pair of every item of DIR whose layout says them."""
+    """Write kind, file, label, split and pair of every item of DIR whose layout has labels."""
     from pipeline_steps.core.atomic import write_bytes
     from pipeline_steps.ingest.config import IngestConfig
     from pipeline_steps.ingest.sources.resolve import collect_ground_truth

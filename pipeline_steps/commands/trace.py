@@ -39,18 +39,11 @@ def trace(
     if everything:
         versions = ModelRegistry(layout).versions()
         rows = [[info.version, info.md5, ", ".join(info.aliases), info.commit[:12]] for info in versions]
-        print_result(
-            {
-                "versions": [
-                    {"version": i.version, "md5": i.md5, "aliases": list(i.aliases), "commit": i.commit} for i in versions
-                ]
-            },
-            table([["version", "DVC md5", "aliases", "commit"], *rows]),
-            as_json,
-        )
+        listed = [{name: getattr(info, name) for name in ("version", "md5", "aliases", "commit")} for info in versions]
+        print_result({"versions": listed}, table([["version", "DVC md5", "aliases", "commit"], *rows]), as_json)
         return
     if not what:
-        raise ConfigError("nothing to trace", "name a model version, an alias, a run, or a picture or sound; or use --list")
+        raise ConfigError("nothing to trace", "name a model version, an alias, a run, an image or a clip; or use --list")
     items = [] if _is_version(what) or checkout else find_items(layout, what)
     if items:
         found = trace_item(layout, items[0])
@@ -139,7 +132,7 @@ def item_lines(found: ItemTrace) -> list[str]:
     """Lines of an item's trace for the terminal."""
     item = found.item
     lines = [
-        f"{'picture' if item.kind == 'image' else 'sound'} {item.item_id}, {item.state}"
+        f"{'image' if item.kind == 'image' else 'audio clip'} {item.item_id}, {item.state}"
         + (", held out for evaluation" if item.holdout else ""),
         *(f"  {source}" for source in item.sources),
     ]
