@@ -35,16 +35,7 @@ class ExportResult:
     pairs: dict[str, int]
     left_out: dict[str, int]
     shards: list[str]
-    missing_texts: list[str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Dictionary for `--json`."""
-        return {
-            "pairs": self.pairs,
-            "left_out": self.left_out,
-            "shards": self.shards,
-            "licenses_without_text": self.missing_texts,
-        }
+    licenses_without_text: list[str]
 
 
 def export_webdataset(

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -152,16 +153,12 @@ class DvcCache:
     """Read access to DVC's local cache by md5. A folder is stored as a JSON listing of its files."""
 
     def __init__(self, layout: ProjectPaths) -> None:
-        self._layout = layout
-        self._folder: Path | None = None
+        self._root = layout.root
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """Folder of the cache, as `dvc cache dir` prints it."""
-        if self._folder is None:
-            output = _dvc(self._layout.root, "cache", "dir")
-            self._folder = (self._layout.root / output.strip().splitlines()[-1]).resolve()
-        return self._folder
+        return (self._root / _dvc(self._root, "cache", "dir").strip().splitlines()[-1]).resolve()
 
     def path(self, md5: str) -> Path | None:
         """Path of an object; None if it is not in the cache."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline_steps.core.errors import ConfigError, DataError, ServiceError
@@ -58,8 +57,7 @@ class ModelRegistry(MlflowStore):
     def __init__(self, layout: ProjectPaths) -> None:
         self.layout = layout
         settings = read_settings(layout)
-        database = settings.uri.removeprefix("sqlite:///")
-        if database != settings.uri and not Path(database).is_file():  # MLflow would create an empty database
+        if settings.is_missing:
             raise ConfigError(f"{redact(settings.uri)} does not exist: nothing was tracked here", "run: dvc repro")
         try:
             check_reachable(settings)

@@ -266,13 +266,17 @@ def _sync_alias(registry: ModelRegistry, promotion_log: PromotionLog) -> None:
         note = f"{last.number:04d} {last.kind} by {last.actor}"[:500]
         time.sleep(PAUSE_S * attempt)
         try:
-            registry.call(registry.client.set_registered_model_alias, REGISTERED_MODEL, CHAMPION, champion)
-            registry.call(registry.client.set_model_version_tag, REGISTERED_MODEL, champion, PROMOTED_TAG, note)
+            _set_alias(registry, champion, note)
         except EntryRejectedError as error:  # of two processes that create the alias at once the database refuses one
             problem = error
         except DataError as error:
             raise DataError(f"version {champion} cannot be champion: {error.reason}", "run: sonify rollback") from error
     raise ServiceError(f"the alias {CHAMPION} could not be set: {problem}", "run sonify promote again", transient=True)
+
+
+def _set_alias(registry: ModelRegistry, version: str, note: str) -> None:
+    registry.call(registry.client.set_registered_model_alias, REGISTERED_MODEL, CHAMPION, version)
+    registry.call(registry.client.set_model_version_tag, REGISTERED_MODEL, version, PROMOTED_TAG, note)
 
 
 def _last_refusal(events: Sequence[PromotionEvent], version: str) -> PromotionEvent | None:
