@@ -17,7 +17,7 @@ SECRET_WORDS = ("token", "password", "secret", "api_key", "apikey")
 
 
 class StageConfig(BaseModel):
-    """Base of every stage's section and of every group in it: frozen, strict about unknown keys.
+    """Base of every stage's section, of every group in it, and of other configuration files: frozen, strict about unknown keys.
 
     Attributes:
         registries: fields whose value names an implementation (or a list of names), with the registry that holds them. The

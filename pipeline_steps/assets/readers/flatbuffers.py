@@ -48,10 +48,10 @@ class FlatBufferTable:
         field = self._field(slot)
         return None if field is None else field + int(_unpack(self.payload, "I", field))
 
-    def integer(self, slot: int, code: str, default: int = 0) -> int:
-        """An integer field of `struct` code `code`."""
+    def integer(self, slot: int, code: str) -> int:
+        """An integer field of `struct` code `code`; 0 when absent."""
         field = self._field(slot)
-        return default if field is None else int(_unpack(self.payload, code, field))
+        return 0 if field is None else int(_unpack(self.payload, code, field))
 
     def table(self, slot: int) -> FlatBufferTable | None:
         """A nested table, None when absent."""

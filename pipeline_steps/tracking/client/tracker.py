@@ -42,7 +42,7 @@ from pipeline_steps.core.errors import ServiceError
 from pipeline_steps.core.presets import flatten
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.tracking.client.offline_queue import FINISHED, OfflineQueue, open_queue
-from pipeline_steps.tracking.client.system_metrics import SystemMetricsMonitor
+from pipeline_steps.tracking.client.system_metrics import log_system_metrics
 from pipeline_steps.tracking.lineage import dvc_digests
 from pipeline_steps.tracking.settings import TrackingSettings, child_environment, is_secret_name, read_settings, redact
 
@@ -221,39 +221,28 @@ class Tracker(NoOpTracker):
                 self._write_error = str(error)
 
 
-class _UploaderProcess:
-    """Child process that uploads the queue to MLflow. It runs while the pipe to its standard input is open."""
+def _start_uploader(settings: TrackingSettings, queue: OfflineQueue) -> subprocess.Popen[bytes] | None:
+    """Start the child process that uploads the queue to MLflow. It runs while the pipe to its standard input is open."""
+    command = [sys.executable, "-m", "pipeline_steps.tracking.client.uploader", str(queue.folder.resolve())]
+    environment = child_environment(settings)
+    try:
+        with (queue.folder / "uploader.log").open("ab") as output:
+            # A session of its own: Ctrl+C must only reach the stage; the uploader exits when the pipe closes.
+            return subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
+            )
+    except OSError as error:
+        log.warning("tracking: the uploader could not be started (%s); entries stay in the queue", error)
+        return None
 
-    def __init__(self, settings: TrackingSettings, queue: OfflineQueue) -> None:
-        self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
-        try:
-            with (queue.folder / "uploader.log").open("ab") as output:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "pipeline_steps.tracking.client.uploader", str(queue.folder.resolve())],
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=output,
-                    env=child_environment(settings),
-                    start_new_session=True,  # Ctrl+C must only reach the stage; the uploader exits when the pipe closes
-                )
-        except OSError as error:
-            log.warning("tracking: the uploader could not be started (%s); entries stay in the queue", error)
 
-    def finish(self, seconds: float) -> None:
-        """Request the upload of the remaining entries, wait at most `seconds`, then kill the process."""
-        process = self._process
-        if process is None or process.stdin is None:
-            return
-        try:
-            process.stdin.close()
-        except OSError:
-            log.debug("tracking: the uploader had exited before the end of the stage")
-        try:
-            process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def _finish_upload(uploader: subprocess.Popen[bytes], seconds: float) -> None:
+    """Request the upload of the remaining entries, wait at most `seconds`, then kill the process."""
+    try:
+        uploader.communicate(timeout=seconds)  # closes standard input
+    except subprocess.TimeoutExpired:
+        uploader.kill()
+        uploader.wait()
 
 
 @contextmanager
@@ -292,27 +281,23 @@ def run(
         yield NoOpTracker()
         return
     tracker = Tracker(queue, layout)
-    uploader = _UploaderProcess(settings, queue) if settings.mode != "queue" else None
-    monitor = SystemMetricsMonitor(tracker.log_metrics, first_step=tracker.next_system_step())
+    uploader = _start_uploader(settings, queue) if settings.mode != "queue" else None
     tracker._append("start")
     _log_start(tracker, layout, stage, config, inputs)
-    monitor.start()
     status, wait_s = "FAILED", settings.deadline_s
     try:
-        yield tracker
+        with log_system_metrics(tracker.log_metrics, tracker.next_system_step()):
+            yield tracker
         status = FINISHED
-    except Exception:
-        raise
-    except BaseException:  # interrupted: a user or a scheduler waits for the exit
-        status, wait_s = "KILLED", min(wait_s, INTERRUPTED_WAIT_S)
+    except BaseException as error:
+        if not isinstance(error, Exception):  # interrupted: a user or a scheduler waits for the exit
+            status, wait_s = "KILLED", min(wait_s, INTERRUPTED_WAIT_S)
         raise
     finally:
-        monitor.stop()
         tracker.close(status)
-        unsent = 0
         if uploader is not None:
-            uploader.finish(wait_s)
-            unsent = _prune_or_warn(queue, settings)
+            _finish_upload(uploader, wait_s)
+        unsent = _prune_or_warn(queue, settings) if settings.mode != "queue" else 0
     if unsent and settings.mode == "strict":
         raise ServiceError(
             f"{unsent} tracking entries could not be sent to {redact(settings.uri)}", "run: sonify sync", transient=True

@@ -125,7 +125,7 @@ def _store_factory(settings: TrackingSettings, timeout_s: int) -> Callable[[], M
     return make_store
 
 
-def sync(layout: ProjectPaths, timeout_s: int = SYNC_TIMEOUT_S) -> dict[str, str]:
+def sync(layout: ProjectPaths) -> dict[str, str]:
     """Upload the remaining entries of every queue of the project, oldest first.
 
     Copies of finished, completely uploaded runs are deleted.
@@ -134,7 +134,7 @@ def sync(layout: ProjectPaths, timeout_s: int = SYNC_TIMEOUT_S) -> dict[str, str
         Queue key -> why entries remain; empty if everything was uploaded.
     """
     settings = read_settings(layout)
-    make_store = _store_factory(settings, timeout_s)
+    make_store = _store_factory(settings, SYNC_TIMEOUT_S)
     problems: dict[str, str] = {}
     for queue in all_queues(layout):
         problem = try_upload(queue, make_store, settings) if queue.unsent() else ""

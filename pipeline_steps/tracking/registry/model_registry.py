@@ -30,7 +30,6 @@ class ModelVersionInfo:
         run_id: training run.
         model_id: MLflow's logged model.
         commit: git commit at training; empty if unknown.
-        created: milliseconds since 1970.
         aliases: aliases of the version.
         tags: all tags of the version.
     """
@@ -41,7 +40,6 @@ class ModelVersionInfo:
     run_id: str = ""
     model_id: str = ""
     commit: str = ""
-    created: int = 0
     aliases: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
 
@@ -158,7 +156,6 @@ class ModelRegistry(MlflowStore):
             run_id=version.run_id or "",
             model_id=str(version.source).removeprefix("models:/"),
             commit=tags.get("git.commit", ""),
-            created=int(version.creation_timestamp),
             aliases=tuple(sorted(alias for alias, holder in aliases.items() if holder == number)),
             tags=tags,
         )
