@@ -1,4 +1,4 @@
-"""Deletion of an image or audio clip behind `sonify forget`: what holds it, and how it is removed."""
+"""Deletion of an image or audio clip for `sonify forget`: search for its copies, and their removal."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class DeletionPlan:
 
 
 def plan_deletion(layout: ProjectPaths, item: TracedItem, trace: ItemTrace) -> DeletionPlan:
-    """Find everything that holds the item; changes nothing."""
+    """Find all copies of the item; changes nothing."""
     root = pool_root(layout)
     plan = DeletionPlan(files=raw_files(root, item), cache_parts=cache_parts(layout, item.item_id))
     names = pool_names(root, item, plan.files)
@@ -189,7 +189,7 @@ def stored_copies(layout: ProjectPaths, item: TracedItem, names: set[str]) -> li
         lines.append("DVC's remote: after the rebuild: dvc push, then dvc gc --workspace --cloud")
     root = str(load_params(layout.params)["ingest"]["root"])
     if try_git(layout.root, "log", "--all", "-1", "--format=%H", "--", *(f"{root}/{name}" for name in sorted(names))):
-        lines.append("git's history holds the raw file: rewrite it (git filter-repo) and have every clone replaced")
+        lines.append("git's history contains the raw file: rewrite it (git filter-repo) and have every clone replaced")
     if kept := find_worktrees(layout, item, root):
         lines.append(
             f"worktrees of failed runs: {', '.join(relative(layout, path) for path in kept)}; "

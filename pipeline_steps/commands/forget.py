@@ -31,7 +31,7 @@ def forget(
         raise DataError(f"{what!r} is not an item of a catalog and not a file of the pool", "sonify trace, or dvc repro ingest")
     item = items[0]
     if as_json and not (yes or dry_run):
-        raise ConfigError("--json asks no questions", "add --yes or --dry-run")
+        raise ConfigError("--json cannot ask for confirmation", "add --yes or --dry-run")
     plan = plan_deletion(layout, item, trace_item(layout, item))
     name = f"{'image' if item.kind == 'image' else 'audio clip'} {item.item_id}"
     if not dry_run:

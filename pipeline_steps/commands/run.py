@@ -110,7 +110,7 @@ def run(
         if stage not in STAGES:
             raise ConfigError(f"there is no stage {stage!r}", suggest_name(stage, STAGES, f"stages: {', '.join(STAGES)}"))
     if not (layout.root / "dvc.yaml").is_file():
-        raise ConfigError(f"{layout.root.resolve()} holds no dvc.yaml", "go to the project folder, or use --project")
+        raise ConfigError(f"{layout.root.resolve()} contains no dvc.yaml", "go to the project folder, or use --project")
     changes = apply_preset(layout, preset) if preset else []
     if preset and not as_json:
         print("\n".join(changes) if changes else f"params.yaml already has the values of preset {preset}", flush=True)

@@ -51,7 +51,7 @@ def read_tflite(payload: bytes) -> list[TFLiteLayer]:
     codes = [max(code.integer(0, "b"), code.integer(3, "i")) for code in model.tables(1)]
     graphs, buffers = model.tables(2), model.tables(4)
     if not graphs:
-        raise AssetFormatError("the TensorFlow Lite model holds no graph")
+        raise AssetFormatError("the TensorFlow Lite model contains no graph")
     tensors = graphs[0].tables(0)
     layers: list[TFLiteLayer] = []
     for number, operator in enumerate(graphs[0].tables(3)):
@@ -70,16 +70,16 @@ def read_tflite(payload: bytes) -> list[TFLiteLayer]:
 
 def _index(value: int, items: list[FlatBufferTable] | list[int], what: str) -> int:
     if not 0 <= value < len(items):
-        raise AssetFormatError(f"{what}: {value} of {len(items)}")
+        raise AssetFormatError(f"{what} is {value}; the model has {len(items)}")
     return value
 
 
 def _constant(tensor: FlatBufferTable, buffers: list[FlatBufferTable]) -> npt.NDArray[np.float32]:
-    """A constant tensor, dequantised in float64 and rounded once."""
+    """Constant tensor, dequantised in float64 and rounded to float32."""
     shape = tuple(int(size) for size in tensor.numbers(0, "<i4")[: MOST_RANK + 1])
     kind = tensor.integer(1, "b")
     if len(shape) > MOST_RANK or min(shape, default=1) < 0 or kind not in DTYPES:
-        raise AssetFormatError(f"constant of shape {shape} and type {kind}")
+        raise AssetFormatError(f"a constant has the unsupported shape {shape} or type {kind}")
     stored = buffers[_index(tensor.integer(2, "I"), buffers, "buffer of a constant")].numbers(0, "u1")
     dtype = np.dtype(DTYPES[kind])
     if len(stored) != math.prod(shape) * dtype.itemsize:
@@ -93,11 +93,11 @@ def _constant(tensor: FlatBufferTable, buffers: list[FlatBufferTable]) -> npt.ND
     axis = quantisation.integer(6, "i") if quantisation else 0
     per_slice = len(scale) > 1
     if not len(scale) or len(zero) not in (1, len(scale)) or (per_slice and not 0 <= axis < len(shape)):
-        raise AssetFormatError(f"constant of shape {shape} without usable quantisation")
+        raise AssetFormatError(f"a constant of shape {shape} is without usable quantisation")
     if per_slice and len(scale) != shape[axis]:
         raise AssetFormatError(f"{len(scale)} scales for axis {axis} of shape {shape}")
     if not np.isfinite(scale).all():
-        raise AssetFormatError("a scale that is not a finite number")
+        raise AssetFormatError("a scale is not a finite number")
     along = tuple(-1 if per_slice and position == axis else 1 for position in range(len(shape)))
     zeros, scales = (np.broadcast_to(each, scale.shape).astype(np.float64).reshape(along) for each in (zero, scale))
     with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""The readers of TensorFlow's files: right on well-formed input, IntegrityError (and nothing else) on any other."""
+"""Tests of the readers of TensorFlow's files; malformed input raises IntegrityError only."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_truncated_data_is_refused() -> None:
         read_bundle(index, data[:-1])
 
 
-def test_a_tensor_that_does_not_fill_its_shape_is_refused() -> None:
+def test_tensor_that_does_not_fill_its_shape_is_an_error() -> None:
     tensor = field(1, 1) + field(2, shape(2, 4)) + field(4, WEIGHTS.tobytes())
     node = field(1, b"w") + field(2, b"Const") + field(5, field(1, b"value") + field(2, field(8, tensor)))
     with pytest.raises(IntegrityError, match="do not fill shape"):
