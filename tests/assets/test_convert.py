@@ -1,4 +1,4 @@
-"""Converters: folding is exact, bad members are refused, nothing but tensors is ever built."""
+"""Tests of the converters: folded weights, invalid members, pickles that run code."""
 
 from __future__ import annotations
 

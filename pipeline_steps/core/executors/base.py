@@ -67,7 +67,7 @@ class ItemStageConfig(StageConfig):
 
 
 class ItemProcessor(Protocol):
-    """Work of a stage on its items. It is pickled before `load`, so until then it must hold settings and no model."""
+    """Work of a stage on its items. It is pickled before `load`, so until then it must contain no model."""
 
     cache: ResultCache
 

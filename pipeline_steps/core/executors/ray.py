@@ -32,14 +32,14 @@ from pipeline_steps.core.hashing import fingerprint
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 128 * 2**20
-"""Shared memory of a local Ray: it holds only ids."""
+"""Shared memory of a local Ray, which contains only ids."""
 CONNECT_SECONDS = 5.0
 STARTS = 3
 INIT_DEATHS = 3
 """Consecutive actors that may die while loading (memory, a lost node) before the stage stops."""
 
 OUTCOME = pa.schema([(name, pa.string()) for name in ("id", "code", "reason", "error")])
-"""Answer of an actor for an id. `code` is empty if its row is in the cache; `error` stops the stage."""
+"""Result of an actor for an id. `code` is empty if its row is in the cache; `error` stops the stage."""
 
 
 class RayWorker:
@@ -210,10 +210,7 @@ def _connect(ray: Any, settings: RayConfig) -> None:
             host, port = settings.address.rsplit(":", 1)
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         ray.init(address=settings.address, **quiet)
-    except (OSError, OverflowError, ray.exceptions.RayError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ServiceError(f"no Ray cluster at {settings.address!r}: {reason}", action, transient=True) from error
-    except RuntimeError as error:
+    except (OSError, OverflowError, RuntimeError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[:300]
         if "ersion mismatch" in reason:
             raise ConfigError(
