@@ -24,6 +24,7 @@ from pipeline_steps.caption.captioners.prompt import PromptConfig
 from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.errors import StageError
+from pipeline_steps.core.gpu_memory import gpu_memory_guard
 from pipeline_steps.core.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -229,7 +230,8 @@ def predict_batch(
     found: dict[Name, Prediction | CaptionFailure] = {}
     for name in names:
         try:
-            single = predict([images[name]])
+            with gpu_memory_guard("caption.batch_size", "choose a smaller model or a larger GPU"):
+                single = predict([images[name]])
         except StageError:
             raise
         except Exception as error:
