@@ -65,6 +65,10 @@ class ProjectPaths:
         return self.root / ".cache/items"
 
     @property
+    def converted_checkpoints(self) -> Path:
+        return self.root / ".cache/checkpoints"
+
+    @property
     def runs(self) -> Path:
         return self.root / ".runs"
 

@@ -21,9 +21,15 @@ from pipeline_steps.caption.captioners.vlm_response import (
 )
 from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.config import StageConfig
-from pipeline_steps.core.errors import ConfigError, IntegrityError
 from pipeline_steps.core.gpu_memory import gpu_memory_guard, is_out_of_memory
-from pipeline_steps.models.hub_checkpoint import HubModel, check_checkpoint, resolve_device, resolve_dtype, vision_families
+from pipeline_steps.models.hub_checkpoint import (
+    HubModel,
+    check_checkpoint,
+    load_weights,
+    resolve_device,
+    resolve_dtype,
+    vision_families,
+)
 
 log = logging.getLogger(__name__)
 
@@ -102,32 +108,11 @@ class VlmCaptioner(GenerativeCaptioner, HubModel):
         if self._model is not None:
             return self
         import torch
-        from safetensors import SafetensorError
         from transformers import AutoModelForImageTextToText, GenerationConfig
 
         folder = self.fetch()
         self._processor = load_processor(folder, str(self._model_config.get("model_type")))
-        try:
-            model, info = AutoModelForImageTextToText.from_pretrained(
-                folder,
-                dtype=getattr(torch, self.dtype),
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except (ValueError, KeyError, ImportError) as error:
-            raise ConfigError(
-                f"{KEY}.model: {' '.join(str(error).split())[:300]}", "choose an image-text-to-text model of transformers"
-            ) from error
-        except (OSError, RuntimeError, SafetensorError) as error:  # SafetensorError: damaged header
-            reason = f"{KEY}.model: the weights cannot be loaded: {' '.join(str(error).split())[:300]}"
-            raise IntegrityError(reason, "fetch the checkpoint again") from error
-        missing = sorted([*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])])
-        if missing:  # transformers would initialize them at random
-            raise IntegrityError(
-                f"{KEY}.model: {len(missing)} weights are not in the checkpoint (first: {missing[0]})", "fetch it again"
-            )
+        model = load_weights(AutoModelForImageTextToText, folder, KEY, getattr(torch, self.dtype))
         with gpu_memory_guard(MEMORY_KEYS, MORE_MEMORY):
             model = model.to(self.device).eval()
         tokenizer = self._processor.tokenizer

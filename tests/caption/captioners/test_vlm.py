@@ -246,19 +246,19 @@ def test_a_checkpoint_that_brings_code_is_refused(
 @pytest.mark.fault
 def test_pickled_missing_and_cut_weights_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = copy(folders, "llava", tmp_path)
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    (folder / "model.safetensors").rename(folder / "weights.pt")
     with pytest.raises(IntegrityError, match="no safetensors"):
         captioner_of(folder).load()
     from safetensors.torch import load_file, save_file
 
-    weights = load_file(folder / "pytorch_model.bin")
+    weights = load_file(folder / "weights.pt")
     dropped = sorted(weights)[3]
     save_file(
         {name: value for name, value in weights.items() if name != dropped}, folder / "model.safetensors", {"format": "pt"}
     )
     with pytest.raises(IntegrityError, match="1 weights are not in the checkpoint"):
         captioner_of(folder).load()
-    (folder / "model.safetensors").write_bytes((folder / "pytorch_model.bin").read_bytes()[:-100])
+    (folder / "model.safetensors").write_bytes((folder / "weights.pt").read_bytes()[:-100])
     with pytest.raises(IntegrityError, match="weights"):
         captioner_of(folder).load()
 
