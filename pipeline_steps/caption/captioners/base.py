@@ -61,8 +61,9 @@ class SoundEvent:
 class CaptionFailure(NamedTuple):
     """Quarantine code of an image without a prediction, and a reason of one line.
 
-    CAPTION_FAILED: the model raised an error. CAPTION_UNREADABLE: two responses did not match the schema. CAPTION_REFUSED: the
-    server rejected the request. CAPTION_UNREACHED: all attempts for this image failed, while the server answered others.
+    CAPTION_FAILED: the model raised an error. CAPTION_UNREADABLE: two responses did not match the schema, or one has no text.
+    CAPTION_REFUSED: the server rejected the request, or the model refused. CAPTION_UNREACHED: all attempts for this image
+    failed, while the server answered others.
     """
 
     code: str
