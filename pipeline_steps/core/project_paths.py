@@ -36,6 +36,7 @@ class ProjectPaths:
     model = _Below("models/audio2image")
     reports = _Below("reports")
     result_cache = _Below(".cache/items")
+    converted_checkpoints = _Below(".cache/checkpoints")
     runs = _Below(".runs")
 
     def report(self, stage: str) -> Path:

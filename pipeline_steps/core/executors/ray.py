@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def _deserialize_error(text: str) -> Exception:
 
 def run_on_ray(
     work: ItemProcessor, ids: Sequence[str], batch_size: int, settings: RayConfig
-) -> Iterator[tuple[str, Failure | None]]:
+) -> Generator[tuple[str, Failure | None], None, None]:
     """Yield (id, None) if its row is in the cache, else (id, failure), in the order in which batches finish.
 
     Raises:

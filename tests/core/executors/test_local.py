@@ -67,6 +67,40 @@ def test_items_finished_before_an_error_are_cached(tmp_path: Path) -> None:
     assert set(work.cache.load(["x", "y", "z"])) == {"x"}
 
 
+@pytest.mark.fault
+def test_items_that_all_fail_stop_the_stage_with_the_most_frequent_reason(tmp_path: Path) -> None:
+    class Failing(Upper):
+        def results(self, ids: Sequence[str]) -> Iterator[tuple[str, Result]]:
+            for at, key in enumerate(ids):
+                asked.append(key)
+                yield key, ("A", "odd one") if at % 3 == 1 else ("B", f"Invalid buffer size: {at}")
+
+    asked: list[str] = []
+    ids = [f"item{number}" for number in range(1000)]
+    with pytest.raises(DataError, match=r"first 33 of 1000 .* \(22 of 33\): B: Invalid buffer size: 0") as caught:
+        run_items(Failing(tmp_path), ids, 8, failure_limit=32)
+    assert caught.value.exit_code == 3
+    assert len(asked) == 33
+    assert len(run_items(Failing(tmp_path), ids, 8).failed) == 1000
+    assert len(run_items(Failing(tmp_path), ids[:32], 8, failure_limit=32).failed) == 32
+
+
+@pytest.mark.fault
+def test_one_success_lets_a_stage_continue(tmp_path: Path) -> None:
+    ids = ["bad", "good", *(f"bad{number}" for number in range(100))]
+    assert len(run_items(Upper(tmp_path), ids, 8, failure_limit=32).failed) == 101
+
+
+def test_the_accepted_fraction_counts_where_results_are_cached() -> None:
+    config = CaptionConfig(max_failed_fraction=0.05)
+    assert (config.failure_limit(10_000, 0), config.failure_limit(10_000, 9_000), config.failure_limit(100, 90)) == (
+        32,
+        500,
+        32,
+    )
+    assert CaptionConfig(max_failed_fraction=1.0).failure_limit(10_000, 0) == 10_000
+
+
 class Elsewhere(Upper):
     """Processor with another fingerprint, as on a machine with other weights."""
 
