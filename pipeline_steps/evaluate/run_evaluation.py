@@ -13,6 +13,9 @@ from pipeline_steps.audio.mixing import pair_tracks
 from pipeline_steps.core.array_types import ByteArray, DoubleArray, FloatArray
 from pipeline_steps.core.media_shards import MediaShardReader
 from pipeline_steps.diffusion.image_processor import pad_to_square
+from pipeline_steps.evaluate.abilities.base import AbilitySetup
+from pipeline_steps.evaluate.abilities.run_abilities import AbilityResults, ShownSweep, run_abilities
+from pipeline_steps.evaluate.abilities.scores import ClassSpace
 from pipeline_steps.evaluate.config import EvaluateConfig
 from pipeline_steps.evaluate.evaluation_plan import EvaluationPlan, evenly_spaced_indices, mix_id, tracks_by_mix
 from pipeline_steps.evaluate.generation import ImageGenerator, render
@@ -25,9 +28,10 @@ from pipeline_steps.evaluate.judges.feature_extractors import (
     extract_image_features,
     map_items,
 )
+from pipeline_steps.evaluate.metrics.bootstrap import Estimate
 from pipeline_steps.evaluate.metrics.gain_sensitivity import gain_distances
 from pipeline_steps.evaluate.metrics.memorisation import memorisation_block
-from pipeline_steps.evaluate.metrics.set_metrics import SetEvaluator, SetFeatures, SetMetrics
+from pipeline_steps.evaluate.metrics.set_metrics import SetEvaluator, SetFeatures, SetMetrics, metric_entry
 from pipeline_steps.evaluate.nearest_training import nearest_training_images
 
 log = logging.getLogger(__name__)
@@ -43,11 +47,12 @@ class EvaluationResult:
     """Results of the evaluation.
 
     Attributes:
-        evaluation: blocks of `evaluation.json`: one per set, `sensitivity`, `judges`, `warnings`.
+        evaluation: blocks of `evaluation.json`: one per set, `sensitivity`, `abilities`, `memorisation`, `judges`, `warnings`.
         sets: results of the first image judge by name of the set; a set of fewer than two pairs is absent.
         per_pair: values of all judges, one row per set and pair.
         bootstrap: "set/metric" -> bootstrap values [B] of the model row; see `SetMetrics.bootstrap`.
         generated: [M, S, H, W, 3] samples of each clip.
+        shown_sweeps: images and audio of the abilities for the report.
         computed, reused: features of catalog items that were computed, and read from the cache.
     """
 
@@ -56,6 +61,7 @@ class EvaluationResult:
     per_pair: list[Row]
     bootstrap: Mapping[str, DoubleArray]
     generated: ByteArray
+    shown_sweeps: Sequence[ShownSweep]
     computed: int
     reused: int
 
@@ -141,6 +147,9 @@ def run_evaluation(
         evaluator, facts = _calibrate(config, name, generator.sample_rate_hz, plan, calibration_images, features, audio)
         by_judge[name] = {key: evaluator.evaluate(key) for key, pairs in plan.sets.items() if len(pairs) > 1}
         evaluation["judges"][name] = {**facts, "family": judge.family, **judge.identity}
+        if name == config.image_judges[0]:
+            abilities = _abilities(evaluator, judge, generator, clips, calibration_images, evaluation["judges"][name])
+            evaluation["abilities"] = abilities.block
         if name == config.image_judges[0] and config.gain_sensitivity.num_clips and config.gain_sensitivity.gains_db:
             evaluation["sensitivity"] = _gain_sensitivity(evaluator, judge, generator, clips)
     if memorisation := memorisation_block(plan, generated, load_square, config, generator.sample_rate_hz):
@@ -173,6 +182,7 @@ def run_evaluation(
             for metric, values in metrics.bootstrap.items()
         },
         generated,
+        abilities.shown,
         computed,
         reused,
     )
@@ -223,6 +233,33 @@ def _regression_warnings(config: EvaluateConfig, plan: EvaluationPlan, facts: Ma
         for name, value in r2.items()
         if value < audio_image_regression.WEAK_R2
     ]
+
+
+def _abilities(
+    evaluator: SetEvaluator,
+    judge: ImageFeatureExtractor,
+    generator: ImageGenerator,
+    clips: Sequence[FloatArray],
+    calibration_images: Sequence[str],
+    facts: Row,
+) -> AbilityResults:
+    """Measure the abilities by an image judge; its class space is that of the calibration images, described in `facts`."""
+    config, plan, space = evaluator.config, evaluator.plan, evaluator.space
+    classes = ClassSpace.fit(
+        space.project(evaluator.features.images(calibration_images)), [plan.labels.get(image) for image in calibration_images]
+    )
+    chosen = config.abilities
+    setup = AbilitySetup(plan.clips, clips, generator, classes, chosen.num_clips, chosen.num_samples, config.seed)
+
+    def features(images: ByteArray) -> DoubleArray:
+        return space.project(extract_generated_features(judge, images))
+
+    def entry(estimate: Estimate, of_pixels: bool) -> Row:
+        return metric_entry(estimate, "pixels" if of_pixels else evaluator.judge, config.seed, generator.sample_rate_hz)
+
+    if classes is not None:
+        facts |= {"ability_classes": len(classes.names), "ability_temperature": round(classes.temperature, 6)}
+    return run_abilities(chosen.names, setup, features, entry, config.num_bootstrap)
 
 
 def _gain_sensitivity(

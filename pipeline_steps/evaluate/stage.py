@@ -36,6 +36,7 @@ from pipeline_steps.core.schemas import (
 )
 from pipeline_steps.core.stage_report import StageReport
 from pipeline_steps.core.tables import read_table
+from pipeline_steps.evaluate.abilities.run_abilities import ability_numbers
 from pipeline_steps.evaluate.audio_captions import caption_audio
 from pipeline_steps.evaluate.config import EvaluateConfig
 from pipeline_steps.evaluate.evaluation_plan import (
@@ -339,6 +340,7 @@ def _track(
     for key, rows in evaluation.get("memorisation", {}).get("sets", {}).items():
         for row, metrics in rows.items():
             numbers |= {f"{key}/{row}/{metric}": found["value"] for metric, found in metrics.items()}
+    numbers |= ability_numbers(evaluation["abilities"])
     tracker.log_metrics(numbers)
     tracker.log_model_metrics(layout.model, {key: value for key, value in numbers.items() if "/model/" in key}, layout.pairs)
     for key, metrics in result.sets.items():

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
 from pipeline_steps.core.schemas import IMAGES, PAIRS
 from pipeline_steps.core.tables import read_table, write_table
-from pipeline_steps.evaluate.config import GainSensitivityConfig
+from pipeline_steps.evaluate.config import AbilitiesConfig, GainSensitivityConfig
 from pipeline_steps.evaluate.stage import evaluate
 from pipeline_steps.tracking.client.tracker import NoOpTracker
-from tests.evaluate.synthetic_dataset import CONFIG, ColorGenerator, OtherReports, SyntheticDataset, files
+from tests.evaluate.abilities.property_generator import PropertyGenerator
+from tests.evaluate.judges import toy_judge  # noqa: F401  registers the judge
+from tests.evaluate.synthetic_dataset import CLASSES, CONFIG, ColorGenerator, OtherReports, SyntheticDataset, files
 
 NOT_MEASURED = GainSensitivityConfig(num_clips=0)
 
@@ -155,3 +157,38 @@ def test_training_pairs_that_share_one_sound_give_no_audio_judge(
     told = "ais_win_rate_aisfx: not measured; its judge is fitted on 3 or more training pairs of 2 or more sound groups"
     assert [text for text in found["warnings"] if text.startswith(told)] == [f"{told}, and there are 9 of 1"]
     assert told in (tmp_path / "index.html").read_text()
+
+
+def test_abilities_reach_the_numbers_the_plots_and_the_page(world: SyntheticDataset, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(
+        update={
+            "abilities": AbilitiesConfig(num_clips=3, num_samples=1),
+            "gain_sensitivity": NOT_MEASURED,
+            "image_judges": ["toy"],
+            "cache_dir": str(world.layout.result_cache),
+        }
+    )
+    numbers: dict[str, float] = {}
+
+    class Recorder(NoOpTracker):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            numbers.update(metrics)
+
+    evaluate(config, OtherReports(world.layout.root, tmp_path), PropertyGenerator("loudest"), Recorder())
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    block = evaluation["abilities"]
+    assert set(block) == {"semantic_mixing", "interpolation", "loudness", "acoustic_space", "words_and_sound"}
+    assert block["semantic_mixing"]["sweep"]["spearman"]["value"] > 0.7
+    assert evaluation["judges"]["toy"]["ability_classes"] == len(CLASSES)
+    assert numbers["abilities/model/semantic_mixing.spearman"] == block["semantic_mixing"]["sweep"]["spearman"]["value"]
+    assert "test/model/copy_fraction" in numbers
+    rows = (tmp_path / "plots/abilities.csv").read_text().splitlines()
+    assert rows[0] == "ability,condition,at,value,low,high,n"
+    assert len(rows) == 1 + 2 * 9 + 2 * 9 + 2 * 7 + 3 * 6
+    page = (tmp_path / "index.html").read_text()
+    assert block["semantic_mixing"]["sentence"].split(":")[0] in page
+    assert "Not measured: the model reads no text." in page
+    written = [path.name for path in (tmp_path / "audio").iterdir()] + [path.name for path in (tmp_path / "samples").iterdir()]
+    shown = [name for name in written if name.startswith(("semantic-mixing", "drawn-semantic-mixing"))]
+    assert len(shown) == 2 * (5 + 1 + 2)  # two items: players of sweep and control, and two strips
+    assert all(name in page for name in shown)
