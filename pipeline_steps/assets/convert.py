@@ -221,6 +221,18 @@ def aisfx(members: Mapping[str, bytes]) -> list[bytes]:
     return [_serialise(tensors)]
 
 
+def copy(members: Mapping[str, bytes]) -> list[bytes]:
+    """Members as they are, in the order of the manifest."""
+    return list(members.values())
+
+
+def half_precision(members: Mapping[str, bytes]) -> list[bytes]:
+    """Floating-point tensors of one safetensors file in float16; other tensors as they are."""
+    tensors = load_safetensors(members["weights"])
+    halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    return [save_safetensors(dict(sorted(halved.items())), metadata={"format": "pt"})]
+
+
 CONVERTERS: dict[str, Callable[[Mapping[str, bytes]], list[bytes]]] = {
     "yamnet": yamnet,
     "minilm": minilm,
@@ -230,6 +242,8 @@ CONVERTERS: dict[str, Callable[[Mapping[str, bytes]], list[bytes]]] = {
     "ssd_mobilenet_v2": ssd_mobilenet_v2,
     "augnet": augnet,
     "aisfx": aisfx,
+    "copy": copy,
+    "half_precision": half_precision,
 }
 
 

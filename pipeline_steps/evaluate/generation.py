@@ -14,9 +14,6 @@ from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
 from pipeline_steps.diffusion.pipelines.base import Audio2ImagePipeline, interpolate_embeds
 from pipeline_steps.models.audio.yamnet import SAMPLE_RATE
 
-TEXT_ENCODER_FAMILY = "clip"
-"""Family of the text encoders of Stable Diffusion; a judge of this family would favor its images."""
-
 
 class ImageGenerator(Protocol):
     """Reproducible generator of images from audio.
@@ -85,7 +82,7 @@ class PipelineImageGenerator:
         self.guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
         self.num_inference_steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.has_text_encoder = pipeline.has_text_encoder
-        self.families = pipeline.families | ({TEXT_ENCODER_FAMILY} if self.has_text_encoder else set())
+        self.families = pipeline.families
 
     def generate(self, clips: Sequence[FloatArray], num_samples: int, seed: int) -> ByteArray:
         """RGB uint8 [M, num_samples, side, side, 3] from mono 48 kHz audio."""

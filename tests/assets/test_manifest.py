@@ -58,6 +58,8 @@ def test_the_project_file_is_valid_and_complete(project: Path) -> None:
         ({"bytes": "-1"}, "bytes"),
         ({"license": '""'}, "license"),
         ({"license": '"MIT"\nlicence = "MIT"'}, "licence"),
+        ({"family": '"vocabulary"\nfolder = "weights"'}, "either package"),
+        ({"family": '"vocabulary"\nfolder = "../weights"'}, "folder"),
     ],
 )
 def test_invalid_values_are_errors_with_their_key(changes: dict[str, str], word: str) -> None:

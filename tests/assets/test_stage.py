@@ -106,6 +106,37 @@ def test_fetch_convert_and_reuse(tmp_path: Path, registry: Path) -> None:
     assert (layout.assets / "meta.json").read_bytes() == before
 
 
+def test_an_asset_may_lie_in_a_folder_of_the_project(tmp_path: Path) -> None:
+    layout = ProjectPaths(tmp_path / "project")
+    source = layout.root / "weights/unet/labels.txt"
+    source.parent.mkdir(parents=True)
+    source.write_bytes(LABELS)
+    (layout.root / "assets.toml").write_text(f"""
+[[asset]]
+name = "labels"
+folder = "weights"
+family = "vocabulary"
+license = "CC0-1.0"
+provenance = "made for this test"
+converter = "copy"
+outputs = ["backbone/labels.txt"]
+[asset.members.labels]
+path = "unet/labels.txt"
+sha256 = "{hashlib.sha256(LABELS).hexdigest()}"
+bytes = {len(LABELS)}
+""")
+    report = run(AssetsConfig(), layout)
+    assert (report.n_ok, report.computed, report.reused) == (1, 0, 1)
+    assert (layout.assets / "backbone/labels.txt").read_bytes() == LABELS
+    assert json.loads((layout.assets / "meta.json").read_text())["files"]["backbone/labels.txt"]["source"] == "weights"
+    source.write_bytes(LABELS[:-1] + b"?")
+    with pytest.raises(IntegrityError, match=r"labels\.txt: sha256 expected"):
+        run(AssetsConfig(), layout)
+    source.unlink()
+    with pytest.raises(IntegrityError, match="git checkout"):
+        run(AssetsConfig(), layout)
+
+
 def test_wheel_with_another_hash_is_an_error(tmp_path: Path, registry: Path) -> None:
     good = build_wheel(tmp_path / "good")
     layout = manifest(tmp_path / "project", good)
