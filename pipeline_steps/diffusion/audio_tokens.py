@@ -1,79 +1,171 @@
-"""Audio tokens of recipe `ip_adapter`: encoder outputs as grids [time, bands, width], in order of time."""
+"""What one clip conditions recipe `ip_adapter` with: encoder tokens in order of time, tag probabilities, and the level."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
+from pipeline_steps.audio.loudness import integrated_loudness
+from pipeline_steps.audio.resample import resample
 from pipeline_steps.core.array_types import FloatArray
-from pipeline_steps.diffusion.audio_features import FEATURE_WIDTH, AudioFeatures, extract_audio_features, preprocess_waveform
-from pipeline_steps.models.audio.ast import STORED_RATE, AstEncoder
-from pipeline_steps.models.audio.yamnet import YamNet
+from pipeline_steps.models.audio.ast import STORED_RATE
+from pipeline_steps.models.audio.yamnet import SAMPLE_RATE, YamNet
 
-TOKENS_VERSION = 1
+TOKENS_VERSION = 2
 """Version of the tokens, part of `describe`. Raise it whenever their values change."""
+MIN_SECONDS = 2.0
+"""Shorter clips are repeated up to this length for YAMNet, which is weak on clips of less than a patch."""
+FLOOR_DB = -70.0
+"""Loudness assigned to silence."""
+REFERENCE_DB = -23.0
+"""Loudness that a clip is scaled to before YAMNet, so that tags and tokens do not depend on the level."""
+TAGS = 521
 
 
-def yamnet_tokens(features: AudioFeatures) -> torch.Tensor:
-    """float16 [time, 1, 1024]: square roots of YAMNet's frames, 0.16 s apart. The root evens out their range."""
-    return features.frames.float().sqrt().half()[:, None]
+@dataclass(frozen=True, slots=True)
+class AudioTokens:
+    """Encoded clip.
+
+    Attributes:
+        grid: float16 [time, bands, width], encoder tokens.
+        tags: float32 [521], AudioSet tag probabilities of YAMNet, averaged over its patches.
+        loudness: LUFS of the clip, at least -70.
+    """
+
+    grid: torch.Tensor
+    tags: torch.Tensor
+    loudness: float
 
 
-class YamnetTokenizer:
-    """Tokens of one band from YAMNet's last feature map."""
+class AudioTokenizer(ABC):
+    """Pretrained encoder of a clip as `AudioTokens`. Tags are YAMNet's whatever the encoder of the grid.
 
-    name: ClassVar[str] = "yamnet"
-    family: ClassVar[str] = YamNet.family
-    bands, width = 1, FEATURE_WIDTH
+    Args:
+        encoder: of the grid.
+        tagger: of the tags.
 
-    def __init__(self, encoder: YamNet) -> None:
+    Attributes:
+        bands: tokens per time step.
+        width: width of a token.
+        rate: sample rate of prepared waveforms, Hz.
+    """
+
+    name: ClassVar[str]
+    rate: ClassVar[int]
+    bands: int
+    width: int
+
+    def __init__(self, encoder: Any, tagger: YamNet) -> None:
         self.encoder = encoder
+        self.tagger = tagger
+
+    @property
+    def families(self) -> frozenset[str]:
+        """Model families of the encoder and the tagger."""
+        return frozenset({self.encoder.family, self.tagger.family})
 
     def describe(self) -> dict[str, Any]:
         """Everything except the audio that determines the tokens."""
-        return {**self.encoder.describe(), "grids": TOKENS_VERSION}
+        return {**self.encoder.describe(), "grids": TOKENS_VERSION, "tagger": self.tagger.describe()}
 
-    def tokenize(self, clips: Sequence[FloatArray], max_seconds: float) -> list[torch.Tensor]:
-        """float16 [time, bands, width] of the first `max_seconds` of each mono 48 kHz clip [T].
+    @abstractmethod
+    def prepare(self, samples_48k: FloatArray, max_seconds: float) -> FloatArray:
+        """Waveform [T] at `rate` of the first `max_seconds` of a mono 48 kHz clip; augmentation is applied to it.
+
+        Raises:
+            ValueError: the clip is empty, not mono, or not finite.
+        """
+
+    @abstractmethod
+    def encode(self, waveforms: Sequence[FloatArray]) -> list[AudioTokens]:
+        """Tokens of prepared waveforms."""
+
+    def tokenize(self, clips: Sequence[FloatArray], max_seconds: float) -> list[AudioTokens]:
+        """Tokens of the first `max_seconds` of each mono 48 kHz clip [T].
 
         Raises:
             ValueError: a clip is empty, not mono, or not finite.
         """
-        self.encoder.load()
-        return [yamnet_tokens(extract_audio_features(self.encoder, preprocess_waveform(clip, max_seconds))) for clip in clips]
+        return self.encode([self.prepare(clip, max_seconds) for clip in clips])
+
+    def _tag(self, samples_16k: FloatArray) -> tuple[torch.Tensor, float, torch.Tensor]:
+        """Tag probabilities [521], loudness and feature map [time, 1024] of a 16 kHz waveform, at the reference level.
+
+        One clip per call, so that rounding does not depend on a batch.
+        """
+        self.tagger.load()
+        loudness = max(FLOOR_DB, integrated_loudness(samples_16k, SAMPLE_RATE))
+        scaled = samples_16k * np.float32(10 ** ((REFERENCE_DB - loudness) / 20) if loudness > FLOOR_DB else 1.0)
+        with torch.inference_mode():
+            logits, _, feature_map = self.tagger(torch.from_numpy(self.tagger.frames(scaled)))
+            frames = feature_map.mean(3).permute(0, 2, 1).reshape(-1, feature_map.shape[1])
+        return logits.sigmoid().mean(0).clone(), loudness, frames.clone()
 
 
-class AstTokenizer:
+def check_waveform(samples: FloatArray) -> None:
+    """Check a clip.
+
+    Raises:
+        ValueError: the samples are empty, not one-dimensional, or contain NaN or infinity.
+    """
+    if samples.ndim != 1 or not samples.size or not np.isfinite(samples).all():
+        raise ValueError(f"expected finite mono samples [T], got shape {samples.shape}")
+
+
+def to_16k(samples_48k: FloatArray) -> FloatArray:
+    """Resample to 16 kHz and repeat the clip up to 2 s."""
+    samples = resample(samples_48k, STORED_RATE, SAMPLE_RATE)
+    shortest = int(MIN_SECONDS * SAMPLE_RATE)
+    return samples if len(samples) >= shortest else np.resize(samples, shortest)
+
+
+class YamnetTokenizer(AudioTokenizer):
+    """Tokens of one band from YAMNet's last feature map, 0.16 s apart. Their square root evens out their range."""
+
+    name = "yamnet"
+    rate = SAMPLE_RATE
+    bands, width = 1, 1024
+
+    def prepare(self, samples_48k: FloatArray, max_seconds: float) -> FloatArray:
+        check_waveform(samples_48k)
+        return to_16k(samples_48k[: math.ceil(max_seconds * STORED_RATE)])
+
+    def encode(self, waveforms: Sequence[FloatArray]) -> list[AudioTokens]:
+        encoded = [self._tag(waveform) for waveform in waveforms]
+        return [AudioTokens(frames.sqrt().half()[:, None], tags, loudness) for tags, loudness, frames in encoded]
+
+
+class AstTokenizer(AudioTokenizer):
     """Tokens of an Audio Spectrogram Transformer: 12 bands, 0.1 s apart."""
 
-    name: ClassVar[str] = "ast"
-    family: ClassVar[str] = AstEncoder.family
-
-    def __init__(self, encoder: AstEncoder) -> None:
-        self.encoder = encoder
+    name = "ast"
+    rate = STORED_RATE
 
     @property
-    def bands(self) -> int:
+    def bands(self) -> int:  # type: ignore[override]
         """Tokens per time step."""
-        return self.encoder.bands
+        return int(self.encoder.bands)
 
     @property
-    def width(self) -> int:
+    def width(self) -> int:  # type: ignore[override]
         """Width of a token."""
-        return self.encoder.dimension
+        return int(self.encoder.dimension)
 
-    def describe(self) -> dict[str, Any]:
-        """Everything except the audio that determines the tokens."""
-        return {**self.encoder.describe(), "grids": TOKENS_VERSION}
+    def prepare(self, samples_48k: FloatArray, max_seconds: float) -> FloatArray:
+        check_waveform(samples_48k)
+        return samples_48k[: math.ceil(max_seconds * STORED_RATE)]
 
-    def tokenize(self, clips: Sequence[FloatArray], max_seconds: float) -> list[torch.Tensor]:
-        """Like `YamnetTokenizer.tokenize`."""
+    def encode(self, waveforms: Sequence[FloatArray]) -> list[AudioTokens]:
         self.encoder.load()
-        grids = self.encoder.grids([clip[: math.ceil(max_seconds * STORED_RATE)] for clip in clips])
-        return [torch.from_numpy(grid).half() for grid in grids]
-
-
-GridTokenizer = YamnetTokenizer | AstTokenizer
+        grids = self.encoder.grids(list(waveforms))
+        tagged = [self._tag(to_16k(waveform)) for waveform in waveforms]
+        return [
+            AudioTokens(torch.from_numpy(grid).half(), tags, loudness)
+            for grid, (tags, loudness, _) in zip(grids, tagged, strict=True)
+        ]

@@ -7,6 +7,7 @@ and stock pipelines run the same code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from torch import nn
 
+from pipeline_steps.diffusion.audio_prompt import AudioPrompt
+from pipeline_steps.diffusion.audio_tokens import AudioTokens
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler, pad_audio_tokens
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
 from pipeline_steps.diffusion.tensor_batch import TensorBatch
@@ -25,40 +28,48 @@ PROJECTION = {"ff.net.0.proj": "proj.0", "ff.net.2": "proj.2", "norm": "proj.3"}
 
 @dataclass(frozen=True, slots=True)
 class AudioTokenBatch(TensorBatch):
-    """Encoder tokens of N clips: grids [N, time, bands, width] and mask [N, time], false for padding."""
+    """Encoded clips of N samples.
+
+    Attributes:
+        grids: [N, time, bands, width] encoder tokens.
+        mask: [N, time], false for padding.
+        text: [N, L, width] prompt embeddings.
+    """
 
     grids: torch.Tensor
     mask: torch.Tensor
-
-
-def collate_audio_tokens(grids: list[torch.Tensor]) -> AudioTokenBatch:
-    """Pad grids [time, bands, width] of different lengths to one batch."""
-    return AudioTokenBatch(*pad_audio_tokens(grids))
+    text: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class AudioEmbeds(TensorBatch):
-    """Resampler output for N clips: embeddings [N, num_queries, dim], the `image_embeds` of an IP-Adapter."""
+    """Condition of N images.
+
+    Attributes:
+        embeds: [N, num_queries, dim] resampler output, the `image_embeds` of an IP-Adapter.
+        text: [N, L, width] prompt embeddings.
+    """
 
     embeds: torch.Tensor
+    text: torch.Tensor
 
 
 class AudioIPAdapter(nn.Module):
     """Trained part of recipe `ip_adapter`: the resampler, and keys and values of every cross-attention.
 
-    Keys and values start as copies of the text's. Parameters and state contain the adapter alone; the backbone, whose U-Net
-    gets the attention processors, is not a submodule.
+    Keys start as copies of the text's and values as zeros: an untrained adapter draws what the audio prompt says. Parameters
+    and state contain the adapter alone; the backbone, whose U-Net gets the attention processors, is not a submodule.
 
     Args:
         backbone: loaded, and not used by another adapter.
         resampler: its output width is the U-Net's `cross_attention_dim`.
-        prompt: text used with every clip.
+        audio_prompt: makes the prompt of a clip.
     """
 
-    def __init__(self, backbone: StableDiffusionBackbone, resampler: PerceiverResampler, prompt: str = "") -> None:
+    def __init__(self, backbone: StableDiffusionBackbone, resampler: PerceiverResampler, audio_prompt: AudioPrompt) -> None:
         super().__init__()
         self.backbone = backbone
-        self.prompt = prompt
+        self.audio_prompt = audio_prompt
         self.resampler = resampler
         processors: dict[str, Any] = {}
         unet = backbone.unet
@@ -70,7 +81,7 @@ class AudioIPAdapter(nn.Module):
             width, width_in = attention.to_k.weight.shape
             processor: Any = IPAdapterAttnProcessor2_0(width, width_in, num_tokens=(resampler.settings["num_queries"],))
             processor.to_k_ip[0].weight.data.copy_(attention.to_k.weight)
-            processor.to_v_ip[0].weight.data.copy_(attention.to_v.weight)
+            processor.to_v_ip[0].weight.data.zero_()
             processors[name] = processor
         unet.set_attn_processor(dict(processors))
         unet.encoder_hid_proj = MultiIPAdapterImageProjection([resampler.image_proj])
@@ -83,12 +94,21 @@ class AudioIPAdapter(nn.Module):
         """Device of the weights."""
         return self.resampler.queries.device
 
-    def encode_prompt(self, text: str) -> torch.Tensor:
-        """Text tokens [1, L, width], cached by text."""
+    def encode_prompt_on_cpu(self, text: str) -> torch.Tensor:
+        """Text tokens [1, L, width] on the CPU, cached by text."""
         if text not in self._prompt_embeds:
             with torch.inference_mode(False):  # the cached tensor is also used in training
                 self._prompt_embeds[text] = self.backbone.encode_prompt([text]).cpu()
-        return self._prompt_embeds[text].to(self.device)
+        return self._prompt_embeds[text]
+
+    def encode_prompt(self, text: str) -> torch.Tensor:
+        """Text tokens [1, L, width]."""
+        return self.encode_prompt_on_cpu(text).to(self.device)
+
+    def collate(self, clips: Sequence[AudioTokens]) -> AudioTokenBatch:
+        """Pad the grids of clips to one batch and add their prompt embeddings. On the CPU."""
+        grids, mask = pad_audio_tokens([clip.grid for clip in clips])
+        return AudioTokenBatch(grids, mask, self.audio_prompt.embed(clips, self.encode_prompt_on_cpu))
 
     def encode_audio(self, tokens: AudioTokenBatch, condition_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Embeddings [N, num_queries, dim]; the learned null embeddings where `condition_mask` [N] is false."""
@@ -112,7 +132,7 @@ class AudioIPAdapter(nn.Module):
         self, noisy: torch.Tensor, timesteps: torch.Tensor, tokens: AudioTokenBatch, condition_mask: torch.Tensor
     ) -> torch.Tensor:
         """U-Net output; where `condition_mask` [N] is false, audio and prompt are both dropped, as in guidance."""
-        text = torch.where(condition_mask[:, None, None], self.encode_prompt(self.prompt), self.encode_prompt(""))
+        text = torch.where(condition_mask[:, None, None], tokens.text, self.encode_prompt(""))
         return self.unet_forward(noisy, timesteps, text, self.encode_audio(tokens, condition_mask))
 
     def set_scale(self, scale: float) -> None:

@@ -1,7 +1,7 @@
-"""Frozen Stable Diffusion 1.x or 2.x backbone (Rombach et al. 2022, arXiv 2112.10752).
+"""Frozen text-to-image backbone in the layout of Stable Diffusion 1.x and 2.x (Rombach et al. 2022, arXiv 2112.10752).
 
-Any folder in the diffusers layout with a `UNet2DConditionModel`, an `AutoencoderKL`, a scheduler and optionally a CLIP text
-encoder. Weights are read from safetensors only; code of the checkpoint is never run.
+Any folder in the diffusers layout with a `UNet2DConditionModel`, an `AutoencoderKL`, a scheduler and optionally a text encoder
+of class CLIPTextModel or BertModel. Weights are read from safetensors only; code of the checkpoint is never run.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ FILES = (
 PREDICTIONS = ("epsilon", "v_prediction")
 UNSUPPORTED_UNET_KEYS = ("encoder_hid_dim_type", "addition_embed_type", "class_embed_type", "time_cond_proj_dim")
 """U-Net settings that require inputs other than latents, time and text: SDXL, Kandinsky, consistency models."""
+TEXT_ONLY = {"addition_embed_type": "text"}
+"""Exception: this setting pools the text that cross-attention reads."""
+TEXT_FAMILIES = {"clip_text_model": "clip", "bert": "minilm"}
+"""Supported text encoders by `model_type` of their configuration, and their model family."""
 
 SchedulerName = Literal["dpm++", "ddim"]
 
@@ -63,6 +67,7 @@ class StableDiffusionBackbone(HubModel):
         self.dtype = dtype
         self.device = torch.device("cpu")
         self._text_encoder: Any = None
+        self._text_type = ""
         self._tokenizer: Any = None
         self.unet: Any = None
         self.vae: Any = None
@@ -83,7 +88,7 @@ class StableDiffusionBackbone(HubModel):
         schedule = json.loads((folder / "scheduler/scheduler_config.json").read_text(encoding="utf-8"))
         if unet.get("_class_name") != "UNet2DConditionModel" or vae.get("_class_name") != "AutoencoderKL":
             refuse(f"parts {unet.get('_class_name')} and {vae.get('_class_name')}, not UNet2DConditionModel and AutoencoderKL")
-        unsupported = [name for name in UNSUPPORTED_UNET_KEYS if unet.get(name) is not None]
+        unsupported = [name for name in UNSUPPORTED_UNET_KEYS if unet.get(name) not in (None, TEXT_ONLY.get(name))]
         if unsupported:
             refuse(f"its U-Net requires more than latents, time and text ({', '.join(unsupported)})")
         channels = unet.get("in_channels", 4), unet.get("out_channels", 4), vae.get("latent_channels", 4)
@@ -96,8 +101,9 @@ class StableDiffusionBackbone(HubModel):
         if (folder / "text_encoder").is_dir():
             reject_remote_code(folder / "tokenizer")
             text = check_checkpoint(folder / "text_encoder")
-            if text.get("model_type") != "clip_text_model":
-                refuse(f"its text encoder is a {text.get('model_type')}, not a clip_text_model")
+            if text.get("model_type") not in TEXT_FAMILIES:
+                refuse(f"its text encoder is a {text.get('model_type')}, not one of {', '.join(TEXT_FAMILIES)}")
+            self._text_type = str(text["model_type"])
             if text.get("hidden_size") != unet.get("cross_attention_dim"):
                 refuse(f"text has width {text.get('hidden_size')}, cross-attention {unet.get('cross_attention_dim')}")
 
@@ -153,6 +159,12 @@ class StableDiffusionBackbone(HubModel):
         """Whether the checkpoint has a text encoder."""
         return (self.fetch() / "text_encoder").is_dir()
 
+    @property
+    def text_family(self) -> str:
+        """Model family of the text encoder, which judges must not share."""
+        self.fetch()
+        return TEXT_FAMILIES[self._text_type]
+
     @torch.no_grad()
     def encode_prompt(self, texts: Sequence[str]) -> torch.Tensor:
         """Text tokens [N, L, width], equal to those of StableDiffusionPipeline.
@@ -182,15 +194,16 @@ class StableDiffusionBackbone(HubModel):
         return tokens
 
     def _load_text_encoder(self) -> None:
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers import BertModel, BertTokenizer, CLIPTextModel, CLIPTokenizer
 
         folder = self.fetch()
+        model, tokenizer = (BertModel, BertTokenizer) if self._text_type == "bert" else (CLIPTextModel, CLIPTokenizer)
         try:
-            self._tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+            self._tokenizer = tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"{self.key}.model: the tokenizer cannot be loaded: {' '.join(str(error).split())[:200]}"
             raise IntegrityError(reason, "fetch the checkpoint again, with all its files") from error
-        text = load_weights(CLIPTextModel, folder / "text_encoder", self.key, torch.float32)
+        text = load_weights(model, folder / "text_encoder", self.key, torch.float32)
         self._text_encoder = text.requires_grad_(False).eval().to(self.device)
 
     @torch.no_grad()

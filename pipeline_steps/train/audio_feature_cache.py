@@ -26,8 +26,8 @@ from pipeline_steps.diffusion.audio_features import (
     extract_audio_features,
     preprocess_waveform,
 )
-from pipeline_steps.diffusion.audio_tokens import AstTokenizer, GridTokenizer, YamnetTokenizer, yamnet_tokens
-from pipeline_steps.models.audio.ast import STORED_RATE, AstEncoder
+from pipeline_steps.diffusion.audio_tokens import AstTokenizer, AudioTokenizer, AudioTokens, YamnetTokenizer
+from pipeline_steps.models.audio.ast import AstEncoder
 from pipeline_steps.models.audio.yamnet import SAMPLE_RATE, YamNet
 from pipeline_steps.train.augmentations import AUGMENT_VERSION, NUM_ROOMS, augment_audio
 from pipeline_steps.train.config_groups import AudioEncodingConfig
@@ -35,7 +35,7 @@ from pipeline_steps.train.config_groups import AudioEncodingConfig
 FEATURES_SCHEMA = pa.schema(
     [pa.field("frames", pa.binary()), pa.field("logits", pa.binary()), pa.field("level", pa.list_(pa.float32()))]
 )
-TOKENS_SCHEMA = pa.schema([pa.field("grid", pa.binary())])
+TOKENS_SCHEMA = pa.schema([pa.field("grid", pa.binary()), pa.field("tags", pa.binary()), pa.field("loudness", pa.float64())])
 WAVEFORM_CACHE_SIZE = 256
 """Preprocessed waveforms kept in memory. The augmentations of a clip follow each other; clips to mix in come in any order."""
 MIX_POOL_SIZE = 256
@@ -111,53 +111,59 @@ class AudioFeatureSpec:
     rows_per_part: int = 256
 
 
-def build_tokenizer(audio: AudioEncodingConfig, assets: Path, root: Path, device: str) -> GridTokenizer:
+def build_tokenizer(audio: AudioEncodingConfig, assets: Path, root: Path, device: str) -> AudioTokenizer:
     """Audio encoder that the configuration selects; its weights are not loaded yet."""
+    tagger = YamNet(assets)
     if audio.encoder == "ast":
-        return AstTokenizer(AstEncoder(audio.ast.model, audio.ast.revision, device, audio.ast.dtype, root=root))
-    return YamnetTokenizer(YamNet(assets))
+        return AstTokenizer(AstEncoder(audio.ast.model, audio.ast.revision, device, audio.ast.dtype, root=root), tagger)
+    return YamnetTokenizer(tagger, tagger)
 
 
-def yamnet_feature_spec(encoder: YamNet, max_seconds: float, tokens: bool = False) -> AudioFeatureSpec:
-    """Features of YAMNet, read as `AudioFeatures` or as tokens; the cached rows are the same. One clip per call."""
+def frames_feature_spec(encoder: YamNet, max_seconds: float) -> AudioFeatureSpec:
+    """YAMNet's frames and logits. One clip per call."""
     return AudioFeatureSpec(
         identity={"encoder": encoder.describe(), "features": FEATURES_VERSION},
         schema=FEATURES_SCHEMA,
         preprocess=lambda samples: preprocess_waveform(samples, max_seconds),
         extract=lambda waveforms: [features_to_row(extract_audio_features(encoder, waveform)) for waveform in waveforms],
-        read=(lambda row: yamnet_tokens(row_to_features(row))) if tokens else row_to_features,
+        read=row_to_features,
         rate=SAMPLE_RATE,
     )
 
 
-def ast_feature_spec(encoder: AstTokenizer, max_seconds: float) -> AudioFeatureSpec:
-    """Tokens of an Audio Spectrogram Transformer, in half precision. The waveform is augmented at 48 kHz."""
+def tokens_feature_spec(tokenizer: AudioTokenizer, max_seconds: float) -> AudioFeatureSpec:
+    """Tokens of an audio encoder, in half precision."""
 
     def extract(waveforms: list[FloatArray]) -> list[dict[str, Any]]:
-        return [{"grid": grid.numpy().tobytes()} for grid in encoder.tokenize(waveforms, max_seconds)]
+        return [
+            {
+                "grid": tokens.grid.numpy().tobytes(),
+                "tags": tokens.tags.half().numpy().tobytes(),
+                "loudness": round(tokens.loudness, 3),
+            }
+            for tokens in tokenizer.encode(waveforms)
+        ]
 
-    def read(row: dict[str, Any]) -> torch.Tensor:
-        return torch.from_numpy(np.frombuffer(row["grid"], np.float16).copy()).view(-1, encoder.bands, encoder.width)
+    def read(row: dict[str, Any]) -> AudioTokens:
+        grid = torch.from_numpy(np.frombuffer(row["grid"], np.float16).copy()).view(-1, tokenizer.bands, tokenizer.width)
+        return AudioTokens(grid, torch.from_numpy(np.frombuffer(row["tags"], np.float16).astype(np.float32)), row["loudness"])
 
-    longest = int(np.ceil(max_seconds * STORED_RATE))
     return AudioFeatureSpec(
-        identity={"encoder": encoder.describe()},
+        identity={"encoder": tokenizer.describe()},
         schema=TOKENS_SCHEMA,
-        preprocess=lambda samples: samples[:longest],
+        preprocess=lambda samples: tokenizer.prepare(samples, max_seconds),
         extract=extract,
         read=read,
-        rate=STORED_RATE,
+        rate=tokenizer.rate,
         batch_size=16,
         rows_per_part=64,
     )
 
 
-def feature_spec_for(encoder: GridTokenizer, max_seconds: float, tokens: bool) -> AudioFeatureSpec:
+def feature_spec_for(tokenizer: AudioTokenizer, max_seconds: float, tokens: bool) -> AudioFeatureSpec:
     """Feature spec of an audio encoder; loads its weights."""
-    encoder.encoder.load()
-    if isinstance(encoder, AstTokenizer):
-        return ast_feature_spec(encoder, max_seconds)
-    return yamnet_feature_spec(encoder.encoder, max_seconds, tokens)
+    tokenizer.encoder.load()
+    return tokens_feature_spec(tokenizer, max_seconds) if tokens else frames_feature_spec(tokenizer.encoder, max_seconds)
 
 
 def cache_fingerprint(audio: AudioEncodingConfig, seed: int, spec: AudioFeatureSpec) -> str:

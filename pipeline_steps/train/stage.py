@@ -30,7 +30,7 @@ from pipeline_steps.core.schemas import PAIRS
 from pipeline_steps.core.source_files import PACKAGE, imported_files
 from pipeline_steps.core.stage_report import StageReport
 from pipeline_steps.core.tables import read_table
-from pipeline_steps.diffusion.audio_tokens import GridTokenizer
+from pipeline_steps.diffusion.audio_tokens import AudioTokenizer
 from pipeline_steps.diffusion.pipelines.safetensors_io import load_weights, write_weights
 from pipeline_steps.train.audio_feature_cache import (
     build_tokenizer,
@@ -140,7 +140,7 @@ def build_recipe(config: TrainConfig, layout: ProjectPaths, setup: DistributedSe
 
 
 def run_digest(
-    config: TrainConfig, layout: ProjectPaths, encoder: GridTokenizer, recipe: Recipe, setup: DistributedSetup
+    config: TrainConfig, layout: ProjectPaths, encoder: AudioTokenizer, recipe: Recipe, setup: DistributedSetup
 ) -> str:
     """Identity of a run: parameters, data, frozen models, imported code, torch and hardware.
 
@@ -190,7 +190,7 @@ def _load_inputs(
     config: TrainConfig,
     layout: ProjectPaths,
     folder: Path,
-    encoder: GridTokenizer,
+    encoder: AudioTokenizer,
     recipe: Recipe,
     pairs: Pairs,
     digest: str,

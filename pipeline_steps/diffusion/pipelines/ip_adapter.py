@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,8 +19,9 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.core.atomic import atomic_path, write_json
 from pipeline_steps.core.errors import DataError, IntegrityError
-from pipeline_steps.diffusion.audio_tokens import AstTokenizer, GridTokenizer, YamnetTokenizer
-from pipeline_steps.diffusion.ip_adapter import AudioEmbeds, AudioIPAdapter, collate_audio_tokens
+from pipeline_steps.diffusion.audio_prompt import AudioPrompt
+from pipeline_steps.diffusion.audio_tokens import AstTokenizer, AudioTokenizer, AudioTokens, YamnetTokenizer
+from pipeline_steps.diffusion.ip_adapter import AudioEmbeds, AudioIPAdapter
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
 from pipeline_steps.diffusion.pipelines.base import PIPELINES, Audio2ImagePipeline, GenerationConfig, to_uint8
 from pipeline_steps.diffusion.pipelines.safetensors_io import (
@@ -37,7 +38,6 @@ from pipeline_steps.diffusion.pipelines.safetensors_io import (
 from pipeline_steps.diffusion.rectified_flow import classifier_free_guidance
 from pipeline_steps.diffusion.stable_diffusion import FILES as BACKBONE_FILES
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
-from pipeline_steps.diffusion.tensor_batch import TensorBatch
 from pipeline_steps.models.audio.ast import AstEncoder
 from pipeline_steps.models.audio.yamnet import YamNet
 from pipeline_steps.models.hub_checkpoint import FILES as ENCODER_FILES
@@ -50,14 +50,6 @@ COPY_LIMIT = 100_000_000
 MODELS_VARIABLE = "SONIFY_MODELS"
 """Environment variable: folder of the local checkpoints that an export names; the default is the project of the export."""
 SCHEDULERS = {"DPMSolverMultistepScheduler": DPMSolverMultistepScheduler, "DDIMScheduler": DDIMScheduler}
-
-
-@dataclass(frozen=True, slots=True)
-class IPAdapterCondition(TensorBatch):
-    """Condition of N images: audio embeddings [N, num_queries, dim] and text tokens [N, L, width]."""
-
-    audio: torch.Tensor
-    text: torch.Tensor
 
 
 @PIPELINES.register(CLASS_NAME)
@@ -77,7 +69,7 @@ class AudioIPAdapterPipeline(Audio2ImagePipeline):
         self,
         adapter: AudioIPAdapter,
         scheduler: object,
-        encoder: GridTokenizer | None,
+        encoder: AudioTokenizer | None,
         generation_config: GenerationConfig,
     ) -> None:
         self.adapter = adapter.eval()
@@ -113,6 +105,13 @@ class AudioIPAdapterPipeline(Audio2ImagePipeline):
         side = self.generation_config.resolution // backbone.stride
         return backbone.channels, side, side
 
+    @property
+    def families(self) -> frozenset[str]:
+        """Model families of the audio encoder, the tagger and the text encoder."""
+        backbone = self.adapter.backbone
+        text = {backbone.text_family} if backbone.has_text_encoder else set()
+        return frozenset(text | (self.encoder.families if self.encoder is not None else set()))
+
     def encode_audio(self, samples_48k: FloatArray) -> AudioEmbeds:
         """Encode a mono 48 kHz clip [T]; the result can be reused for any number of images.
 
@@ -124,30 +123,27 @@ class AudioIPAdapterPipeline(Audio2ImagePipeline):
         return self.encode_tokens(self.encoder.tokenize([samples_48k], self.generation_config.max_seconds)[0])
 
     @torch.no_grad()
-    def encode_tokens(self, grid: torch.Tensor) -> AudioEmbeds:
-        """Encode one grid [time, bands, width]. One grid per call, so that the result does not depend on padding."""
-        return AudioEmbeds(self.adapter.encode_audio(collate_audio_tokens([grid]).to(self.device)).cpu())
+    def encode_tokens(self, tokens: AudioTokens) -> AudioEmbeds:
+        """Encode one clip. One clip per call, so that the result does not depend on padding."""
+        batch = self.adapter.collate([tokens])
+        return AudioEmbeds(self.adapter.encode_audio(batch.to(self.device)).cpu(), batch.text)
 
     def collate(self, embeds: list[AudioEmbeds]) -> AudioEmbeds:
         """Concatenate encoded clips into one batch."""
-        return AudioEmbeds(torch.cat([item.embeds for item in embeds]))
+        return AudioEmbeds(torch.cat([item.embeds for item in embeds]), torch.cat([item.text for item in embeds]))
 
     def null_embeds(self, count: int) -> AudioEmbeds:
-        """Batch of `count` learned embeddings that stand for missing audio."""
-        return AudioEmbeds(self.adapter.null_audio_embeds(count))
+        """Batch of `count` placeholders for missing audio: learned embeddings and the empty prompt."""
+        return AudioEmbeds(self.adapter.null_audio_embeds(count), self.adapter.encode_prompt("").expand(count, -1, -1))
 
-    def ip_adapter_image_embeds(self, samples_48k: FloatArray) -> list[torch.Tensor]:
-        """Argument `ip_adapter_image_embeds` of a stock StableDiffusionPipeline with `ip_adapter.safetensors` loaded.
-
-        Returns:
-            one tensor [2, 1, num_queries, dim]: null embeddings (for guidance), then those of the clip.
-        """
-        embeds = self.encode_audio(samples_48k).embeds
-        return [torch.cat([self.adapter.null_audio_embeds(1).cpu(), embeds])[:, None]]
-
-    def prepare_condition(self, embeds: AudioEmbeds) -> IPAdapterCondition:
-        """Audio embeddings with the text tokens of the adapter's prompt."""
-        return IPAdapterCondition(embeds.embeds, self.adapter.encode_prompt(self.adapter.prompt).expand(len(embeds), -1, -1))
+    def stock_arguments(self, samples_48k: FloatArray) -> dict[str, Any]:
+        """Arguments of a stock StableDiffusionPipeline with `ip_adapter.safetensors` loaded: prompt and adapter embeddings."""
+        encoded, null = self.encode_audio(samples_48k), self.null_embeds(1).to("cpu")
+        return {
+            "prompt_embeds": encoded.text,
+            "negative_prompt_embeds": null.text,
+            "ip_adapter_image_embeds": [torch.cat([null.embeds, encoded.embeds])[:, None]],
+        }
 
     def generate_from_text(
         self,
@@ -168,17 +164,55 @@ class AudioIPAdapterPipeline(Audio2ImagePipeline):
         if not texts:
             return np.zeros((0, num_samples, size, size, 3), np.uint8)
         text = self.adapter.backbone.encode_prompt(texts).repeat_interleave(num_samples, 0)
-        condition = IPAdapterCondition(self.adapter.null_audio_embeds(len(text)), text)
-        indices = list(range(num_samples)) * len(texts)
-        self.adapter.set_scale(0.0)
+        condition = AudioEmbeds(self.adapter.null_audio_embeds(len(text)), text)
+        images = self._sample_scaled(condition, 0.0, num_samples, seed, guidance_scale, num_inference_steps)
+        return images.reshape(len(texts), num_samples, size, size, 3)
+
+    def generate_from_audio_and_text(
+        self,
+        embeds: list[AudioEmbeds],
+        text: str,
+        audio_scale: float,
+        num_samples: int = 1,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+    ) -> ByteArray:
+        """Generate images uint8 [N, num_samples, H, W, 3] from N encoded clips beside a text.
+
+        The prompt embeddings of audio and text are averaged with the weights `audio_scale` and 1 - `audio_scale`.
+
+        Raises:
+            ValueError: the backbone has no text encoder.
+        """
+        settings = (num_samples, seed, guidance_scale, num_inference_steps)
+        if not self.has_text_encoder:
+            return super().generate_from_audio_and_text(embeds, text, audio_scale, *settings)
+        batch = self.collate([item for item in embeds for _ in range(num_samples)]).to(self.device)
+        prompt = audio_scale * batch.text + (1.0 - audio_scale) * self.adapter.encode_prompt(text)
+        condition = AudioEmbeds(batch.embeds, prompt)
+        images = self._sample_scaled(condition, audio_scale, *settings)
+        return images.reshape(len(embeds), num_samples, *images.shape[1:])
+
+    def _sample_scaled(
+        self,
+        condition: AudioEmbeds,
+        audio_scale: float,
+        num_samples: int,
+        seed: int,
+        guidance_scale: float | None,
+        num_inference_steps: int | None,
+    ) -> ByteArray:
+        """Images uint8 of a condition with `num_samples` rows per clip or text, with a weight of the audio attention."""
+        indices = list(range(num_samples)) * (len(condition) // num_samples)
+        self.adapter.set_scale(audio_scale)
         try:
-            images = self.sample_images(condition, indices, seed, guidance_scale, num_inference_steps)
+            return to_uint8(self.sample_images(condition, indices, seed, guidance_scale, num_inference_steps))
         finally:
             self.adapter.set_scale(1.0)
-        return to_uint8(images).reshape(len(texts), num_samples, size, size, 3)
 
     def denoise(
-        self, latents: torch.Tensor, condition: IPAdapterCondition, guidance_scale: float, num_inference_steps: int
+        self, latents: torch.Tensor, condition: AudioEmbeds, guidance_scale: float, num_inference_steps: int
     ) -> torch.Tensor:
         """Images float [N, 3, H, W] in [-1, 1] from initial latents [N, C, h, w], in the precision of the backbone."""
         backbone = self.adapter.backbone
@@ -187,9 +221,9 @@ class AudioIPAdapterPipeline(Audio2ImagePipeline):
         return backbone.decode(latents.float())
 
     def _denoise_latents(
-        self, latents: torch.Tensor, condition: IPAdapterCondition, guidance_scale: float, num_inference_steps: int
+        self, latents: torch.Tensor, condition: AudioEmbeds, guidance_scale: float, num_inference_steps: int
     ) -> torch.Tensor:
-        count, text, audio = len(latents), condition.text, condition.audio
+        count, text, audio = len(latents), condition.text, condition.embeds
         guided = guidance_scale not in (0.0, 1.0)
         if guidance_scale != 1.0:
             null_text = self.adapter.encode_prompt("").expand(count, -1, -1)
@@ -210,7 +244,7 @@ class AudioIPAdapterPipeline(Audio2ImagePipeline):
         return latents
 
 
-def save_adapter(folder: Path, pipeline: AudioIPAdapterPipeline, encoder: GridTokenizer, assets: Path) -> None:
+def save_adapter(folder: Path, pipeline: AudioIPAdapterPipeline, encoder: AudioTokenizer, assets: Path) -> None:
     """Write an adapter into a new folder. `model_index.json` is written last and marks the folder as complete.
 
     Args:
@@ -228,16 +262,15 @@ def save_adapter(folder: Path, pipeline: AudioIPAdapterPipeline, encoder: GridTo
     scheduler: Any = pipeline.scheduler
     scheduler.save_pretrained(folder / "scheduler")
     backbone = _model_reference(adapter.backbone, BACKBONE_FILES, folder / "backbone")
+    copy_encoder_weights(assets, folder / "encoder")
+    reference = {"kind": "copy"}
     if isinstance(encoder, AstTokenizer):
         ast = encoder.encoder
-        reference = {**_model_reference(ast, ENCODER_FILES, folder / "encoder"), "dtype": ast.precision}
-    else:
-        copy_encoder_weights(assets, folder / "encoder")
-        reference = {"kind": "copy"}
+        reference = {**_model_reference(ast, ENCODER_FILES, folder / "ast"), "dtype": ast.precision}
     index = {
         "_class_name": CLASS_NAME,
         "format": FORMAT,
-        "prompt": adapter.prompt,
+        "audio_prompt": adapter.audio_prompt.settings(),
         "backbone": backbone,
         "encoder": {"name": encoder.name, **reference},
         "generation_config": asdict(pipeline.generation_config),
@@ -260,7 +293,7 @@ def _model_reference(model: StableDiffusionBackbone | AstEncoder, files: Sequenc
     return {"kind": "copy", "revision": identity["sha256"]}
 
 
-def load_adapter(folder: Path, dtype: torch.dtype) -> tuple[AudioIPAdapter, Any, GridTokenizer, dict[str, Any]]:
+def load_adapter(folder: Path, dtype: torch.dtype) -> tuple[AudioIPAdapter, Any, AudioTokenizer, dict[str, Any]]:
     """Adapter in its backbone (on the CPU, frozen weights of `dtype`), scheduler, encoder and index of an exported folder.
 
     Raises:
@@ -279,7 +312,11 @@ def load_adapter(folder: Path, dtype: torch.dtype) -> tuple[AudioIPAdapter, Any,
         resampler = PerceiverResampler(**settings)
     except (TypeError, ValueError, RuntimeError) as error:
         raise IntegrityError(f"{folder / 'resampler/config.json'}: settings are not valid: {error}", RETRAIN) from error
-    adapter = AudioIPAdapter(backbone, resampler, str(index.get("prompt", "")))
+    try:
+        audio_prompt = AudioPrompt(**index["audio_prompt"])
+    except (KeyError, TypeError) as error:
+        raise IntegrityError(f"{folder / INDEX}: audio_prompt is not valid: {error}", RETRAIN) from error
+    adapter = AudioIPAdapter(backbone, resampler, audio_prompt)
     hashes = index.get("sha256", {})
     for name, state in ((IP_ADAPTER, adapter.ip_adapter_state_dict()), (RESAMPLER, adapter.resampler_state_dict())):
         tensors = read_weights(folder / name, hashes.get(name, ""))
@@ -290,14 +327,14 @@ def load_adapter(folder: Path, dtype: torch.dtype) -> tuple[AudioIPAdapter, Any,
     return adapter, scheduler.from_config(schedule), _load_encoder(folder, index), index
 
 
-def _load_encoder(folder: Path, index: dict[str, Any]) -> GridTokenizer:
-    reference = index.get("encoder", {})
+def _load_encoder(folder: Path, index: dict[str, Any]) -> AudioTokenizer:
+    reference, tagger = index.get("encoder", {}), YamNet(folder / "encoder")
     if reference.get("name") == YamnetTokenizer.name:
-        return YamnetTokenizer(YamNet(folder / "encoder"))
+        return YamnetTokenizer(tagger, tagger)
     if reference.get("name") != AstTokenizer.name:
         raise IntegrityError(f"{folder / INDEX}: unknown encoder {reference.get('name')!r}", RETRAIN)
     model = _resolve_reference(folder, "encoder", index)
-    return AstTokenizer(AstEncoder(**model, precision=str(reference.get("dtype")), key="encoder"))
+    return AstTokenizer(AstEncoder(**model, precision=str(reference.get("dtype")), key="encoder"), tagger)
 
 
 def _resolve_reference(folder: Path, part: str, index: dict[str, Any]) -> dict[str, Any]:
@@ -305,7 +342,7 @@ def _resolve_reference(folder: Path, part: str, index: dict[str, Any]) -> dict[s
     reference = index.get(part, {})
     revision = str(reference.get("revision", ""))
     if reference.get("kind") == "copy":
-        return {"model": str(folder / part), "revision": revision}
+        return {"model": str(folder / ("ast" if part == "encoder" else part)), "revision": revision}
     model = str(reference.get("model", ""))
     if reference.get("kind") == "hub":
         return {"model": model, "revision": revision}

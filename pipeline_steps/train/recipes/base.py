@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline_steps.audio.mixing import Tracks
     from pipeline_steps.core.array_types import ByteArray
     from pipeline_steps.core.result_cache import ResultCache
-    from pipeline_steps.diffusion.audio_tokens import GridTokenizer
+    from pipeline_steps.diffusion.audio_tokens import AudioTokenizer
     from pipeline_steps.train.data import AudioImageDataModule
     from pipeline_steps.train.distributed import DistributedSetup
     from pipeline_steps.train.lightning_module import DiffusionModule
@@ -93,7 +93,7 @@ class TrainingInputs:
     digest: str
     pairs: Mapping[str, list[dict[str, Any]]]
     features: Mapping[Tracks, list[Any]]
-    encoder: GridTokenizer
+    encoder: AudioTokenizer
     image: Callable[[str], ByteArray]
     open_cache: Callable[[str, pa.Schema], ResultCache]
     load_or_train: Callable[[str, Callable[[], Any], Callable[[], Any]], Any]

@@ -32,12 +32,32 @@ def clip_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def stable_diffusion(folder: Path, prediction: str = "epsilon", text: bool = True) -> Path:
-    """Write a checkpoint in the layout of published ones: four levels, two layers a block, PNDM."""
+def bert_text_encoder(folder: Path) -> tuple[Any, Any]:
+    """Tokenizer and text encoder in the layout of the embedded backbone: BERT, 16 tokens, attention mask."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+    words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizer(str(folder / "vocab.txt"), model_max_length=16)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        use_attention_mask=True,
+    )  # fmt: skip
+    return tokenizer, BertModel(config)
+
+
+def stable_diffusion(folder: Path, prediction: str = "epsilon", text: str = "clip") -> Path:
+    """Write a checkpoint in the layout of published ones: four levels, two layers a block, PNDM.
+
+    `text` selects the text encoder: `clip`, `bert` (pooled into the time embedding too), or empty for none.
+    """
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(0)
+    pooled = {"addition_embed_type": "text", "addition_embed_type_num_heads": 2} if text == "bert" else {}
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 16, 32, 32),
@@ -45,6 +65,7 @@ def stable_diffusion(folder: Path, prediction: str = "epsilon", text: bool = Tru
         cross_attention_dim=24,
         attention_head_dim=2,
         norm_num_groups=8,
+        **pooled,
     )
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -62,13 +83,17 @@ def stable_diffusion(folder: Path, prediction: str = "epsilon", text: bool = Tru
         vae.save_pretrained(folder / "vae")
         scheduler.save_pretrained(folder / "scheduler")
         return folder
-    tokenizer = clip_tokenizer(folder / "tokenizer")
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    if text == "bert":
+        tokenizer, text_encoder = bert_text_encoder(folder / "tokenizer")
+    else:
+        tokenizer = clip_tokenizer(folder / "tokenizer")
+        config = CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        text_encoder = CLIPTextModel(config)
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=CLIPTextModel(config), tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.save_pretrained(folder)

@@ -16,6 +16,10 @@ from safetensors.torch import load_file
 from pipeline_steps.core.errors import ConfigError
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.result_cache import ResultCache
+from pipeline_steps.diffusion.audio_prompt import AudioPrompt
+from pipeline_steps.diffusion.audio_tokens import AudioTokens
+from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
+from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
 from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
 from pipeline_steps.train import stage
@@ -103,7 +107,7 @@ def test_it_writes_an_adapter_that_draws_and_says_how_it_went(undisturbed: Undis
     assert len((layout.model / "training/loss.csv").read_text().splitlines()) == 7
     assert not list(layout.runs.rglob("*.ckpt")), "a finished run keeps no checkpoint"
     pipeline = AutoAudio2ImagePipeline.from_pretrained(layout.model, "cpu")
-    assert pipeline.families == {"ast"}
+    assert pipeline.families == {"ast", "yamnet", "clip"}
     assert pipeline(TONE, num_samples=2).shape == (2, 64, 64, 3)
     assert pipeline.generate_from_text(["a dog barks"]).shape == (1, 1, 64, 64, 3)
     scheduler = json.loads((layout.model / "scheduler/scheduler_config.json").read_text())
@@ -180,8 +184,8 @@ def test_yamnet_serves_as_encoder_too(make_adapter_project: MakeProject, tmp_pat
     }
     stage.run(adapter_config(**changes), layout)
     pipeline = AutoAudio2ImagePipeline.from_pretrained(layout.model, "cpu")
-    assert pipeline.families == {"yamnet"}
-    assert json.loads((layout.model / "model_index.json").read_text())["prompt"] == "a photo"
+    assert pipeline.families == {"yamnet", "clip"}
+    assert json.loads((layout.model / "model_index.json").read_text())["audio_prompt"]["template"] == "a photo"
     assert pipeline(TONE).shape == (1, 64, 64, 3)
 
 
@@ -201,7 +205,7 @@ def test_what_does_not_fit_the_backbone_is_said(make_adapter_project: MakeProjec
     layout = make_adapter_project(tmp_path)
     with pytest.raises(ConfigError, match="multiple of 64"):
         stage.run(adapter_config(resolution=96), layout)
-    stable_diffusion(tmp_path / "textless", text=False)
+    stable_diffusion(tmp_path / "textless", text="")
     with pytest.raises(ConfigError, match="has no text encoder"):
         stage.run(adapter_config(ip_adapter={"backbone": {"model": "textless", "prompt": "a photo"}}), layout)
     with pytest.raises(ConfigError, match="neither a folder nor a hub id"):
@@ -259,13 +263,14 @@ def test_latents_are_cached_and_sampled_from_their_distribution(
     assert calls == [1, 1], "one new image and its mirror image"
     assert torch.equal(again[0], means[1])
 
-    grid = torch.zeros(4, 12, 24, dtype=torch.float16)
+    tokens = AudioTokens(torch.zeros(4, 12, 24, dtype=torch.float16), torch.rand(521), -20.0)
     wide = torch.full_like(stds, 0.5)
-    data = IPAdapterDataset(means, wide, [0, 1], [0, 0], [[grid]])
+    data = IPAdapterDataset(means, wide, [0, 1], [0, 0], [[tokens]])
     config = IPAdapterConfig.model_validate(adapter_phase(9, 64))
+    adapter = AudioIPAdapter(backbone, PerceiverResampler(24, 12, output_width=24, dim=32, heads=2), AudioPrompt())
 
     def batch(step: int, partition: BatchPartition = BatchPartition()) -> TrainingBatch:  # noqa: B008 - frozen
-        return IPAdapterDataModule(data, data, backbone, config, 0.0, 0, partition, {}).training_batch(step)
+        return IPAdapterDataModule(data, data, adapter, config, 0.0, 0, partition, {}).training_batch(step)
 
     halves = [batch(7, BatchPartition(rank, 2)) for rank in range(2)]
     assert torch.equal(torch.cat([half.latents for half in halves]), batch(7).latents)

@@ -23,7 +23,11 @@ class BackboneConfig(StageConfig):
     revision: str = Field(
         default="", max_length=64, description="commit (40 hex digits) of a hub id; sha256 of a folder (64), checked when given"
     )
-    prompt: str = Field(default="", max_length=1000, description="text used with every clip; needs a text encoder")
+    prompt: str = Field(
+        default="{}",
+        max_length=1000,
+        description="prompt of a source, {} is its name; without {} a text for every clip; empty: no text",
+    )
 
 
 class ResamplerConfig(StageConfig):

@@ -14,8 +14,9 @@ from pipeline_steps.audio.mixing import Tracks
 from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.core.result_cache import ResultCache
+from pipeline_steps.diffusion.audio_tokens import AudioTokens
 from pipeline_steps.diffusion.image_processor import normalize_to_tensor, pad_to_square
-from pipeline_steps.diffusion.ip_adapter import collate_audio_tokens
+from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
 from pipeline_steps.train.audio_feature_cache import clip_of, distinct_clips
 from pipeline_steps.train.data import (
@@ -44,14 +45,14 @@ class IPAdapterDataset:
     Attributes:
         means, stds: float16 [P, V, C, h, w], latent distributions of each image and (V = 2) of its mirror image.
         images, clips: [N] indices of each pair's image and clip.
-        tokens: audio tokens of each clip, one float16 grid [time, bands, width] per augmentation, the first of the clip itself.
+        tokens: audio tokens of each clip, one item per augmentation, the first of the clip itself.
     """
 
     means: torch.Tensor
     stds: torch.Tensor
     images: list[int]
     clips: list[int]
-    tokens: list[list[torch.Tensor]]
+    tokens: list[list[AudioTokens]]
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -111,7 +112,7 @@ def latents_fingerprint(backbone: StableDiffusionBackbone, resolution: int, acce
 
 def load_pairs(
     rows: list[dict[str, Any]],
-    features: Mapping[Tracks, list[torch.Tensor]],
+    features: Mapping[Tracks, list[AudioTokens]],
     latents: Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]],
 ) -> IPAdapterDataset:
     """Pairs of a split: latents of their images by id, and the audio tokens of their clips."""
@@ -132,7 +133,7 @@ class IPAdapterDataModule(AudioImageDataModule):
 
     Args:
         train, validation: pairs of the splits.
-        backbone: loaded; its noise schedule and scaling are used.
+        adapter: in its loaded backbone, whose noise schedule and scaling are used; it collates audio tokens.
         config: group of the recipe.
         hflip_prob: probability of a mirror image.
         seed: of order, augmentation and noise.
@@ -143,7 +144,7 @@ class IPAdapterDataModule(AudioImageDataModule):
         self,
         train: IPAdapterDataset,
         validation: IPAdapterDataset,
-        backbone: StableDiffusionBackbone,
+        adapter: AudioIPAdapter,
         config: IPAdapterConfig,
         hflip_prob: float,
         seed: int,
@@ -153,7 +154,7 @@ class IPAdapterDataModule(AudioImageDataModule):
         super().__init__(partition, loader_arguments)
         self.train = train
         self.validation = validation
-        self.backbone = backbone
+        self.adapter = adapter
         self.config = config
         self.hflip_prob = hflip_prob
         self.seed = seed
@@ -164,22 +165,22 @@ class IPAdapterDataModule(AudioImageDataModule):
         rows = batch_indices(len(data), self.config.phases.adapter.batch_size, self.seed, step)
         generator = step_generator(self.seed, "batch", step)
         count, mine = len(rows), self.partition.slice_of(len(rows), micro)
-        timesteps = self.backbone.noise_scheduler.config.num_train_timesteps
+        timesteps = self.adapter.backbone.noise_scheduler.config.num_train_timesteps
         mirrored = (torch.rand(count, generator=generator) < self.hflip_prob).long()[mine]
         images = torch.tensor([data.images[row] for row in rows[mine]])
         mean, std = data.means[images, mirrored].float(), data.stds[images, mirrored].float()
         shape = (count, *mean.shape[1:])
-        latents = self.backbone.sample_latents(mean, std, torch.randn(shape, generator=generator)[mine])
-        grids = []
+        latents = self.adapter.backbone.sample_latents(mean, std, torch.randn(shape, generator=generator)[mine])
+        clips = []
         for row in rows:
             augmentations = data.tokens[data.clips[row]]
-            grids.append(augmentations[int(torch.randint(len(augmentations), (1,), generator=generator))])
+            clips.append(augmentations[int(torch.randint(len(augmentations), (1,), generator=generator))])
         return TrainingBatch(
             latents=latents,
             noise=torch.randn(shape, generator=generator)[mine],
             times=((torch.randint(timesteps, (count,), generator=generator) + 0.5) / timesteps)[mine],
             condition_mask=(torch.rand(count, generator=generator) >= self.config.conditioning_dropout_prob)[mine],
-            audio=collate_audio_tokens(grids[mine]),
+            audio=self.adapter.collate(clips[mine]),
             rows=rows[mine],
             step=step,
             total=count,
@@ -193,6 +194,6 @@ class IPAdapterDataModule(AudioImageDataModule):
         if not rows:
             return None
         mean = data.means[[data.images[row] for row in rows], 0].float()
-        latents = self.backbone.sample_latents(mean, torch.zeros_like(mean), torch.zeros_like(mean))
-        tokens = collate_audio_tokens([data.tokens[data.clips[row]][0] for row in rows])
+        latents = self.adapter.backbone.sample_latents(mean, torch.zeros_like(mean), torch.zeros_like(mean))
+        tokens = self.adapter.collate([data.tokens[data.clips[row]][0] for row in rows])
         return deterministic_batch(rows, latents, tokens, self.seed)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from pipeline_steps.core.errors import ConfigError
-from pipeline_steps.diffusion.audio_tokens import GridTokenizer
+from pipeline_steps.diffusion.audio_prompt import AudioPrompt
+from pipeline_steps.diffusion.audio_tokens import AudioTokenizer
 from pipeline_steps.diffusion.ip_adapter import AudioEmbeds, AudioIPAdapter
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
 from pipeline_steps.diffusion.pipelines.ip_adapter import AudioIPAdapterPipeline, save_adapter
@@ -30,7 +31,7 @@ def build_backbone(config: BackboneConfig, settings: RecipeSettings) -> StableDi
 
 
 def build_adapter(
-    config: IPAdapterConfig, resolution: int, backbone: StableDiffusionBackbone, encoder: GridTokenizer
+    config: IPAdapterConfig, resolution: int, backbone: StableDiffusionBackbone, encoder: AudioTokenizer
 ) -> AudioIPAdapter:
     """Untrained adapter in a loaded backbone.
 
@@ -47,7 +48,7 @@ def build_adapter(
             f"train.ip_adapter.backbone.prompt: {config.backbone.model} has no text encoder", "set it to an empty text"
         )
     resampler = PerceiverResampler(encoder.width, encoder.bands, output_width=backbone.width, **config.resampler.model_dump())
-    return AudioIPAdapter(backbone, resampler, config.backbone.prompt)
+    return AudioIPAdapter(backbone, resampler, AudioPrompt(config.backbone.prompt))
 
 
 def prepare(
@@ -84,7 +85,7 @@ def prepare(
             max_nonfinite_steps=settings.max_nonfinite_steps,
         ),
         datamodule=IPAdapterDataModule(
-            train, validation, backbone, config, hflip_prob, seed, setup.partition, setup.loader_arguments
+            train, validation, adapter, config, hflip_prob, seed, setup.partition, setup.loader_arguments
         ),
         sample_grid=lambda: sample_grid(pipeline, embeds, len(shown), seed),
         export=lambda folder: save_adapter(folder, pipeline, inputs.encoder, settings.assets),
