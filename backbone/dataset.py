@@ -28,6 +28,7 @@ from backbone.debian import deb_files
 from backbone.fetch import packages
 from backbone.scenes import compose_scenes
 from backbone.text import TextEncoder, write_text_encoder
+from pipeline_steps.diffusion.audio_prompt import tag_sources
 
 EXACT = 0.75
 """Cosine from which on a name means the thing itself."""
@@ -183,13 +184,60 @@ def evaluation_files(root: Path, settings: dict[str, Any]) -> frozenset[tuple[st
     return _manifest(root / settings["leak_manifest"])
 
 
-def sampling_weights(rows: list[dict[str, Any]], balance: float, weak_weight: float) -> np.ndarray:
-    """Return the sampling weight of each item; zero outside the training split and for silent things."""
-    training = np.array([row["split"] == "train" and row["sounds"] for row in rows])
-    _, inverse = np.unique([row["thing"] for row in rows], return_inverse=True)
-    count = np.bincount(inverse[training], minlength=inverse.max() + 1).clip(1)
+def without_article(source: str) -> str:
+    """Return a source without its article: "a dog" -> "dog"."""
+    article, _, rest = source.partition(" ")
+    return rest if article in ("a", "an") else source
+
+
+def find_core(rows: list[dict[str, Any]], sources: list[str], encoder: TextEncoder, settings: dict[str, Any]) -> dict[int, str]:
+    """Return the rows of the core images with the source that each shows: the best images of every source of the audio prompt.
+
+    An image matches by its name, or by its thing where it shows the thing itself. Flat drawings go before clip art.
+    """
+    texts = sorted({row[key] for row in rows for key in ("name", "thing")})
+    position = {text: i for i, text in enumerate(texts)}
+    cosine = encoder.sentence_vectors([without_article(s) for s in sources]) @ encoder.sentence_vectors(texts).T
+    by_name = cosine[:, [position[row["name"]] for row in rows]]
+    shows_thing = np.array([row["sounds"] and row["similarity"] >= EXACT for row in rows])
+    by_thing = np.where(shows_thing, cosine[:, [position[row["thing"]] for row in rows]], 0)
+    match = np.maximum(by_name, by_thing)
+    usable = np.array([row["split"] == "train" and names.is_usable(row["name"]) for row in rows])
+    penalty = np.array([settings["penalty"].get(row["package"], 0.0) for row in rows])
+    core: dict[int, str] = {}
+    for source, similarity in zip(sources, match, strict=True):
+        for threshold in settings["similarity"]:
+            score = np.where(usable & (similarity >= threshold), similarity - penalty, -1)
+            best = [int(i) for i in np.argsort(-score, kind="stable")[: settings["per_source"]] if score[i] > 0]
+            if best:
+                break
+        core |= {i: source for i in best if i not in core}
+    return core
+
+
+def mark_core(rows: list[dict[str, Any]], core: dict[int, str], texts: dict[str, int]) -> None:
+    """Add the column `core` (the source, or empty) and the caption of the source to its images, in place."""
+    for i, row in enumerate(rows):
+        row["core"] = core.get(i, "")
+        if row["core"]:
+            row["captions"] = [*row["captions"], *[texts.setdefault(row["core"], len(texts))] * 3]
+
+
+def sampling_weights(rows: list[dict[str, Any]], balance: float, weak_weight: float, rest_weight: float) -> np.ndarray:
+    """Return the sampling weight of each item; zero outside the training split.
+
+    Images that are not core images count `rest_weight` times, and not at all when their thing makes no sound.
+    """
+    core = np.array([bool(row["core"]) for row in rows])
+    training = np.array([row["split"] == "train" for row in rows])
+    sounds = np.array([row["sounds"] for row in rows])
+    weights = np.zeros(len(rows))
+    for column, chosen in (("core", training & core), ("thing", training & sounds & ~core)):
+        _, inverse = np.unique([row[column] for row in rows], return_inverse=True)
+        count = np.bincount(inverse[chosen], minlength=inverse.max() + 1).clip(1)
+        weights += np.where(chosen, count[inverse] ** -balance, 0.0)
     strength = np.where(np.array([row["similarity"] for row in rows]) >= EXACT, 1.0, weak_weight)
-    return np.where(training, strength * count[inverse] ** -balance, 0.0)
+    return np.where(core, weights, rest_weight * strength * weights)
 
 
 def write_scenes(images: np.ndarray, rows: list[dict[str, Any]], output: Path, settings: dict[str, Any]) -> None:
@@ -283,7 +331,9 @@ def build(downloads: Path, output: Path, root: Path, settings: dict[str, Any]) -
                 "phash": ["".join("01"[int(b)] for b in view) for view in bits[i]],
             }
         )
-    weights = sampling_weights(rows, settings["balance"], settings["weak_weight"])
+    sources = sorted({source for source, _ in tag_sources() if source})
+    mark_core(rows, find_core(rows, sources, encoder, settings["core"]), texts)
+    weights = sampling_weights(rows, settings["balance"], settings["weak_weight"], settings["core"]["rest_weight"])
     rows = [row | {"sampling_weight": float(weight)} for row, weight in zip(rows, weights, strict=True)]
     images = np.stack([pixels[i] for i in keep])
     np.save(output / "images.npy", images)

@@ -309,6 +309,8 @@ def run(folder: Path, output: Path, arguments: argparse.Namespace) -> None:
             raise ValueError(f"{checkpoint}: belongs to other data, another UNet or another seed; use another --run folder")
         trainer.load(state)
         del state
+    elif arguments.init_from is not None:
+        trainer.load(torch.load(arguments.init_from, map_location="cpu", weights_only=True))
     vae = AutoencoderKL.from_pretrained(vae_folder()).eval()
     encoder = TextEncoder(folder / "dataset" / "text")
     prompts = list(settings["grid_prompts"])
@@ -364,6 +366,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", default="run", help="folder of checkpoints, log and grids, below the data folder")
     parser.add_argument("--params", type=Path, help="another params.yaml")
+    parser.add_argument("--init-from", type=Path, help="checkpoint of another run that a new run starts from")
     parser.add_argument("--until", type=int, default=0, help="stop after this many steps; 0: never")
     parser.add_argument("--threads", type=int, help="torch threads; default: tuned while running")
     parser.add_argument("--batch-size", type=int, help="overrides train.batch_size, for a GPU")
