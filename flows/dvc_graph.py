@@ -32,7 +32,8 @@ class StageNode:
         outs: everything that the stage writes, including metrics.
         uncached: outs that are tracked by git instead of DVC's cache (`cache: false`).
         upstream: names of the stages whose outs the stage reads.
-        meta: execution hints (`retries`, `timeout_s`, `tags`, `flow`); a change does not make the stage stale.
+        meta: execution hints; a change does not make the stage stale. `retries` after transient failures, `retry_delay_s`,
+            `timeout_s` of one attempt, `tags` of the Prefect task, and the `flow` that runs the stage.
     """
 
     name: str
@@ -45,21 +46,6 @@ class StageNode:
     params: tuple[str, ...]
     upstream: tuple[str, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def retries(self) -> int:
-        """Number of retries after transient failures."""
-        return int(self.meta.get("retries", 0))
-
-    @property
-    def timeout_s(self) -> float | None:
-        """Time limit of one attempt in seconds; None: no limit."""
-        return float(self.meta["timeout_s"]) if "timeout_s" in self.meta else None
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """Tags of the Prefect task."""
-        return tuple(str(tag) for tag in self.meta.get("tags", ()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,7 @@ def _run(
 ) -> RunSummary:
     log = get_run_logger()
     log.info("plan:\n%s", plan_text(plan))
-    ignore_api_errors(lambda: create_table_artifact(plan_rows(plan), key="plan", description="Plan of this run"))
+    ignore_api_errors(create_table_artifact, plan_rows(plan), key="plan", description="Plan of this run")
     selected = targets([each.node for each in plan]) or tuple(each.node.name for each in plan)
     if only_targets and (stale := [each for each in plan if each.runs and each.node.name not in selected]):
         raise DataError(

@@ -59,7 +59,7 @@ def final_state(work: Callable[[], str]) -> State[None]:
         line = redact(str(error))
         get_run_logger().error("%s", line)
         text = f"**{escape_markdown(line)}**\n\nExit code {error.exit_code} ({error.kind})."
-        ignore_api_errors(lambda: create_markdown_artifact(text, key="failure", description="Why this run failed"))
+        ignore_api_errors(create_markdown_artifact, text, key="failure", description="Why this run failed")
         return Failed(message=line)
 
 
@@ -79,7 +79,7 @@ def decide_promotion(mode: PromotionMode, *, wait_here: bool, timeout_hours: flo
     _flush_tracking(layout)
     proposal = propose(layout)
     text = describe(proposal)
-    ignore_api_errors(lambda: create_markdown_artifact(text, key="promotion", description="Challenger compared with champion"))
+    ignore_api_errors(create_markdown_artifact, text, key="promotion", description="Challenger compared with champion")
     challenger = f"version {proposal.challenger.version}"
     if proposal.champion is not None and proposal.champion.version == proposal.challenger.version:
         return f"{challenger} is the champion already"
