@@ -25,26 +25,19 @@ MAX_VALUE_LENGTH = 40
 
 @dataclass(frozen=True, slots=True)
 class StageNode:
-    """One stage of `dvc.yaml`. Paths are relative to the project folder.
-
-    Attributes:
-        params: sections (or keys) of `params.yaml` that the stage reads.
-        outs: everything that the stage writes, including metrics.
-        uncached: outs that are tracked by git instead of DVC's cache (`cache: false`).
-        upstream: names of the stages whose outs the stage reads.
-        meta: execution hints; a change does not make the stage stale. `retries` after transient failures, `retry_delay_s`,
-            `timeout_s` of one attempt, `tags` of the Prefect task, and the `flow` that runs the stage.
-    """
+    """One stage of `dvc.yaml`. Paths are relative to the project folder."""
 
     name: str
     cmd: str
     desc: str
     deps: tuple[str, ...]
-    outs: tuple[str, ...]
-    uncached: tuple[str, ...]
+    outs: tuple[str, ...]  # everything that the stage writes, including metrics
+    uncached: tuple[str, ...]  # outs that are tracked by git instead of DVC's cache (`cache: false`)
     metrics: tuple[str, ...]
-    params: tuple[str, ...]
-    upstream: tuple[str, ...]
+    params: tuple[str, ...]  # sections (or keys) of `params.yaml` that the stage reads
+    upstream: tuple[str, ...]  # names of the stages whose outs the stage reads
+    # Execution hints: `retries` after transient failures, `retry_delay_s`, `timeout_s` of one attempt, `tags` of the Prefect
+    # task, and the `flow` that runs the stage. A change does not make the stage stale.
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 

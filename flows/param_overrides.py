@@ -15,19 +15,12 @@ from pipeline_steps.core.presets import changed_values, edit_params, load_overla
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """Requested parameters of a run.
+    """Requested parameters of a run."""
 
-    Attributes:
-        preset: name of a preset in `presets/`; empty: none.
-        overrides: `KEY=VALUE` lines with a dotted key and a YAML value.
-        seed: value of every parameter named `seed`; None: unchanged.
-        revision: git revision to run.
-    """
-
-    preset: str = ""
-    overrides: tuple[str, ...] = ()
-    seed: int | None = None
-    revision: str = "HEAD"
+    preset: str = ""  # name of a preset in `presets/`; empty: none
+    overrides: tuple[str, ...] = ()  # `KEY=VALUE` lines with a dotted key and a YAML value
+    seed: int | None = None  # value of every parameter named `seed`; None: unchanged
+    revision: str = "HEAD"  # git revision to run
 
     @property
     def changes_params(self) -> bool:

@@ -30,42 +30,25 @@ BUCKET = "mlflow"
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """One process under the supervisor.
+    """One process under the supervisor."""
 
-    Attributes:
-        name: name of the service.
-        command: argument list without secrets.
-        environment: additional environment variables without secrets.
-        health: URL that answers 200 if the service is healthy; empty for PostgreSQL, which is checked with `pg_isready`.
-        user: system user to run as if it must not be root; empty: the caller.
-        startup_timeout_s: longest time to become healthy in seconds. The first start creates the databases.
-        stop_signal: signal for a regular stop.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    environment: dict[str, str]
-    health: str
-    user: str = ""
-    startup_timeout_s: float = 600.0
-    stop_signal: str = "TERM"
+    name: str  # name of the service
+    command: tuple[str, ...]  # argument list without secrets
+    environment: dict[str, str]  # additional environment variables without secrets
+    health: str  # URL that answers 200 if the service is healthy; empty for PostgreSQL, which is checked with `pg_isready`
+    user: str = ""  # system user to run as if it must not be root; empty: the caller
+    startup_timeout_s: float = 600.0  # longest time to become healthy in seconds. The first start creates the databases.
+    stop_signal: str = "TERM"  # signal for a regular stop
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceEnvironment:
-    """Folder, ports and project of the services.
+    """Folder, ports and project of the services."""
 
-    Attributes:
-        folder: state, logs and secrets; default `.runs/services` in the project.
-        ports: ports by the names in `PORTS`.
-        project: project folder (with dvc.yaml) of the worker's flows.
-        extra: additional environment variables of the worker.
-    """
-
-    folder: Path
-    ports: dict[str, int]
-    project: Path = PROJECT
-    extra: dict[str, str] = field(default_factory=dict)
+    folder: Path  # state, logs and secrets; default `.runs/services` in the project
+    ports: dict[str, int]  # ports by the names in `PORTS`
+    project: Path = PROJECT  # project folder (with dvc.yaml) of the worker's flows
+    extra: dict[str, str] = field(default_factory=dict)  # additional environment variables of the worker
 
     @property
     def secrets(self) -> Path:

@@ -27,17 +27,11 @@ MOST_RANK = 8
 
 @dataclass(frozen=True, slots=True)
 class TFLiteLayer:
-    """An operator with weights, in the graph's order and layout.
+    """An operator with weights, in the graph's order and layout."""
 
-    Attributes:
-        operator: CONV_2D (weight [out, k, k, in]), DEPTHWISE_CONV_2D ([1, k, k, channels]) or FULLY_CONNECTED ([out, in]).
-        weight: float32.
-        bias: float32 [out].
-    """
-
-    operator: int
+    operator: int  # CONV_2D (weight [out, k, k, in]), DEPTHWISE_CONV_2D ([1, k, k, channels]) or FULLY_CONNECTED ([out, in])
     weight: npt.NDArray[np.float32]
-    bias: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]  # [out]
 
 
 def read_tflite(payload: bytes) -> list[TFLiteLayer]:

@@ -15,17 +15,11 @@ from pipeline_steps.core.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class IndexSettings:
-    """Settings of the stage that apply to every index.
+    """Settings of the stage that apply to every index."""
 
-    Attributes:
-        seed: of everything random.
-        query_batch_size: queries per matrix product.
-        recall_sample_size: largest number of queries on which an index measures its recall.
-    """
-
-    seed: int = 0
-    query_batch_size: int = 1024
-    recall_sample_size: int = 500
+    seed: int = 0  # of everything random
+    query_batch_size: int = 1024  # queries per matrix product
+    recall_sample_size: int = 500  # largest number of queries on which an index measures its recall
 
 
 class VectorIndex(ABC):

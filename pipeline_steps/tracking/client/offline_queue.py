@@ -37,25 +37,15 @@ def queue_root(layout: ProjectPaths) -> Path:
 
 @dataclass
 class QueueState:
-    """Upload progress of a queue.
+    """Upload progress of a queue."""
 
-    Attributes:
-        uri: the store, without credentials; empty before the first upload.
-        run_id: MLflow run id; empty before the run exists.
-        offset: bytes of `entries.jsonl` that were uploaded.
-        sent: number of uploaded entries.
-        rejected: number of entries that the store refused permanently.
-        ended: status of the run after its last entry was uploaded, else empty.
-        problem: why the last attempt failed, else empty.
-    """
-
-    uri: str = ""
-    run_id: str = ""
-    offset: int = 0
-    sent: int = 0
-    rejected: int = 0
-    ended: str = ""
-    problem: str = ""
+    uri: str = ""  # the store, without credentials; empty before the first upload
+    run_id: str = ""  # MLflow run id; empty before the run exists
+    offset: int = 0  # bytes of `entries.jsonl` that were uploaded
+    sent: int = 0  # number of uploaded entries
+    rejected: int = 0  # number of entries that the store refused permanently
+    ended: str = ""  # status of the run after its last entry was uploaded, else empty
+    problem: str = ""  # why the last attempt failed, else empty
 
 
 @dataclass

@@ -41,21 +41,14 @@ class LockSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class StageProvenance:
-    """One stage of a lineage.
+    """One stage of a lineage."""
 
-    Attributes:
-        stage: name of the stage.
-        reads, writes, code: inputs, outs and source files with DVC md5.
-        params: parameters of the stage.
-        raw: inputs that no stage writes.
-    """
-
-    stage: str
-    reads: Mapping[str, str]
-    writes: Mapping[str, str]
-    code: Mapping[str, str]
-    params: Mapping[str, Any]
-    raw: tuple[str, ...]
+    stage: str  # name of the stage
+    reads: Mapping[str, str]  # inputs with DVC md5
+    writes: Mapping[str, str]  # outs with DVC md5
+    code: Mapping[str, str]  # source files with DVC md5
+    params: Mapping[str, Any]  # parameters of the stage
+    raw: tuple[str, ...]  # inputs that no stage writes
 
     def as_dict(self) -> dict[str, Any]:
         """Fields for JSON."""

@@ -30,24 +30,15 @@ PAUSE_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class PromotionProposal:
-    """A challenger, the champion and the result of the gate.
+    """A challenger, the champion and the result of the gate."""
 
-    Attributes:
-        champion: current champion; None if there is none.
-        challenger: version with the alias `challenger`, or the requested version.
-        gate: result of the promotion gate.
-        layout: paths of the project.
-        num_events: number of entries in the promotion log at the time of the proposal. A decision is refused if the log has
-            grown since.
-        runs: compared evaluation runs (champion's, challenger's).
-    """
-
-    champion: ModelVersionInfo | None
-    challenger: ModelVersionInfo
-    gate: GateResult
-    layout: ProjectPaths
+    champion: ModelVersionInfo | None  # current champion; None if there is none
+    challenger: ModelVersionInfo  # version with the alias `challenger`, or the requested version
+    gate: GateResult  # result of the promotion gate
+    layout: ProjectPaths  # paths of the project
+    # entries of the promotion log at the time of the proposal; a decision is refused if the log has grown since
     num_events: int
-    runs: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()  # compared evaluation runs (champion's, challenger's)
 
 
 def propose(layout: ProjectPaths, challenger: str = CHALLENGER) -> PromotionProposal:
