@@ -30,11 +30,6 @@ FINISHED = "FINISHED"
 UNREADABLE = "unreadable"
 
 
-def queue_root(layout: ProjectPaths) -> Path:
-    """Folder of a project's queues."""
-    return layout.runs / "tracking"
-
-
 @dataclass
 class QueueState:
     """Upload progress of a queue."""
@@ -177,7 +172,7 @@ def open_queue(layout: ProjectPaths, stage: str, resume_key: str | None, header:
     """
     key = resume_key or f"{_now_ms():x}-{os.getpid():x}"
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{stage}-{key}")[:120]
-    root = queue_root(layout)
+    root = layout.tracking
     root.mkdir(parents=True, exist_ok=True)
     number = 0
     while True:
@@ -195,11 +190,8 @@ def open_queue(layout: ProjectPaths, stage: str, resume_key: str | None, header:
 
 def all_queues(layout: ProjectPaths) -> Iterator[OfflineQueue]:
     """Yield every queue of the project, oldest first, so that a model is uploaded before its evaluation."""
-    root = queue_root(layout)
-    if not root.is_dir():
-        return
     found = []
-    for folder in root.iterdir():
+    for folder in layout.tracking.glob("*"):
         with contextlib.suppress(OSError, ValueError):
             queue = OfflineQueue(folder)
             found.append((queue.header()["start_time"], folder.name, queue))
