@@ -25,8 +25,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline_steps.core.errors import ConfigError, ResourceError, ServiceError, StageError, error_from_dict
-from pipeline_steps.core.executors.base import Failure, ItemProcessor, RayConfig
-from pipeline_steps.core.executors.local import process_and_cache
+from pipeline_steps.core.executors.base import Failure, ItemProcessor, RayConfig, process_and_cache
 from pipeline_steps.core.hashing import fingerprint
 
 log = logging.getLogger(__name__)

@@ -85,13 +85,10 @@ def pool_root(layout: ProjectPaths) -> Path:
     return layout.root / str(load_params(layout.params).get("ingest", {}).get("root", ""))
 
 
-def find_items(layout: ProjectPaths, text: str) -> list[TracedItem]:
-    """Find the item with an id (or prefix), path in the pool, or file on disk.
+def find_item(layout: ProjectPaths, text: str) -> TracedItem | None:
+    """Find the item with an id (or prefix), path in the pool, or file on disk; None if there is none.
 
     The catalog is searched first, then the quarantine, then older catalogs, newest first.
-
-    Returns:
-        A list with the item; empty if there is none.
 
     Raises:
         ConfigError: the prefix matches several items.
@@ -113,7 +110,7 @@ def find_items(layout: ProjectPaths, text: str) -> list[TracedItem]:
     ids = sorted({item.item_id for item in found})
     if len(ids) > 1:
         raise ConfigError(f"{text!r} matches {len(ids)} items: {', '.join(ids[:5])}", "give more characters of the id")
-    return found[:1]
+    return found[0] if found else None
 
 
 def trace_item(layout: ProjectPaths, item: TracedItem) -> ItemTrace:
