@@ -85,11 +85,9 @@ class ItemProcessor(Protocol):
 
     def describe(self) -> Any:
         """Everything except the item that determines a result; its fingerprint is that of the cache."""
-        ...
 
     def load(self) -> None:
         """Load the model and open the media, once per worker process."""
-        ...
 
     def results(self, ids: Sequence[str]) -> Iterator[tuple[str, Result]]:
         """One result per id, in any order.
@@ -97,7 +95,6 @@ class ItemProcessor(Protocol):
         Raises:
             StageError: an error that stops the stage.
         """
-        ...
 
 
 FLUSH_SECONDS = 1.0

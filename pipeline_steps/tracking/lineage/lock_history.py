@@ -75,13 +75,7 @@ def iter_lock_history(layout: ProjectPaths, holding: str = "") -> Iterator[LockS
 
 
 def find_lock(layout: ProjectPaths, path: str, md5: str, commit: str = "") -> LockSnapshot:
-    """Find the first lock in which the out `path` has this md5.
-
-    Args:
-        layout: paths of the project.
-        path: out, relative to the project.
-        md5: DVC md5 of the out.
-        commit: preferred commit.
+    """Find the first lock in which the out `path` (relative to the project) has this DVC md5; that of `commit` is preferred.
 
     Raises:
         DataError: no lock contains it (made outside `dvc repro`, or its commit is not in this clone).

@@ -80,11 +80,7 @@ class PromotionLog:
         reason: str,
         details: Mapping[str, Any],
     ) -> PromotionEvent:
-        """Write entry `num_events + 1`.
-
-        Args:
-            num_events: number of entries at the time of the decision.
-            kind, version, former, actor, reason, details: see `PromotionEvent`.
+        """Write entry `num_events + 1`; `num_events` is the number of entries at the time of the decision.
 
         Raises:
             LockedError: another process has written this entry.
