@@ -73,10 +73,7 @@ def read_graph(root: Path) -> tuple[StageNode, ...]:
 def make_plan(root: Path, stages: Iterable[str] = (), *, force: bool = False) -> tuple[PlannedStage, ...]:
     """Plan a run of `stages` (default: all) and the stages that they depend on.
 
-    Args:
-        root: folder with `dvc.yaml`.
-        stages: names of the target stages.
-        force: run the targets even if nothing has changed.
+    With `force` the targets run even if nothing has changed.
 
     Raises:
         ConfigError: a stage does not exist, or DVC cannot read the project.

@@ -64,12 +64,9 @@ def final_state(work: Callable[[], str]) -> State[None]:
 
 
 def decide_promotion(mode: PromotionMode, *, wait_here: bool, timeout_hours: float = 72.0) -> str:
-    """Decide the promotion or request an approval; returns a message with the result.
+    """Decide the promotion or request an approval, which expires after `timeout_hours`; returns a message with the result.
 
-    Args:
-        mode: how the promotion is decided.
-        wait_here: in manual mode, pause this run; else start the deployment `promote`, which pauses its own run.
-        timeout_hours: longest wait for an approval.
+    In manual mode, `wait_here` pauses this run; otherwise the deployment `promote` is started, which pauses its own run.
 
     Raises:
         StageError: there is no challenger or evaluation, MLflow is unavailable, or another decision was made meanwhile.

@@ -123,7 +123,4 @@ def _stage_report(root: Path, each: PlannedStage) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return None
+    return path.read_text(encoding="utf-8") if path.is_file() else None

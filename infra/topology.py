@@ -114,10 +114,9 @@ def constants(*names: str) -> dict[str, str]:
     """Variables of files in env/, by name."""
     found: dict[str, str] = {}
     for name in names:
-        for line in (INFRA / "env" / f"{name}.env").read_text(encoding="utf-8").splitlines():
-            if line.strip() and not line.startswith("#"):
-                key, _, value = line.partition("=")
-                found[key.strip()] = value.strip()
+        lines = (INFRA / "env" / f"{name}.env").read_text(encoding="utf-8").splitlines()
+        settings = (line.partition("=") for line in lines if line.strip() and not line.startswith("#"))
+        found |= {key.strip(): value.strip() for key, _, value in settings}
     return found
 
 

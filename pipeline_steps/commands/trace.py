@@ -117,7 +117,9 @@ def model_lines(
         f"version {info.version}  {info.md5}  {', '.join(info.aliases)}".rstrip(),
         f"trained at commit {info.commit[:12] or 'unknown'}{dirty}; digests of dvc.lock in {lock.where}",
         f"training run {info.run_id or 'unknown'}; evaluations {', '.join(evaluations) or 'none'}",
-        *table(["", *row] for row in _facts(info)),
+        *table(
+            ["", name, info.tags[name]] for name in sorted(info.tags) if name.startswith(("pairs.", "families.", "params."))
+        ),
         "",
         *table(rows),
     ]
@@ -152,10 +154,6 @@ def item_lines(found: ItemTrace) -> list[str]:
     if found.versions_problem:
         lines.append(f"model versions are unknown: {found.versions_problem}")
     return lines
-
-
-def _facts(info: ModelVersionInfo) -> list[list[str]]:
-    return [[name, value] for name, value in sorted(info.tags.items()) if name.startswith(("pairs.", "families.", "params."))]
 
 
 def _is_version(text: str) -> bool:

@@ -195,8 +195,7 @@ def all_queues(layout: ProjectPaths) -> Iterator[OfflineQueue]:
         with contextlib.suppress(OSError, ValueError):
             queue = OfflineQueue(folder)
             found.append((queue.header()["start_time"], folder.name, queue))
-    for _, _, queue in sorted(found, key=lambda item: item[:2]):
-        yield queue
+    yield from (queue for _, _, queue in sorted(found, key=lambda item: item[:2]))
 
 
 def _parse_entry(line: bytes) -> dict[str, Any]:

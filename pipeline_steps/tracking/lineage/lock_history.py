@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,10 +66,8 @@ def iter_lock_history(layout: ProjectPaths, holding: str = "") -> Iterator[LockS
     for commit in listed.split():
         text = try_git(layout.root, "show", f"{commit}:./{LOCK}")
         if text and holding in text:
-            try:
+            with suppress(ConfigError):
                 yield LockSnapshot(commit, parse_lock(text, f"{LOCK} of {commit[:12]}"))
-            except ConfigError:
-                continue
     path = layout.root / LOCK
     if path.is_file() and holding in path.read_text(encoding="utf-8", errors="replace"):
         yield LockSnapshot("", parse_lock(path.read_text(encoding="utf-8"), str(path)))

@@ -232,7 +232,4 @@ def _item_key(row: Mapping[str, str]) -> tuple[str | None, ...]:
 
 
 def _number(text: str | None) -> float:
-    try:
-        return float(text) if text else math.nan
-    except ValueError:
-        return math.nan
+    return float(text or math.nan)
