@@ -84,7 +84,6 @@ class MlflowStore:
         if found:
             return str(found[0].info.run_id)
         tags = {
-            **header.get("tags", {}),
             RUN_KEY_TAG: key,
             "mlflow.user": _user(),
             "mlflow.source.name": f"python -m pipeline_steps {header['stage']}",

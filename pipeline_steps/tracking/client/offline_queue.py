@@ -1,7 +1,7 @@
 """Offline queue: tracking entries are appended to local disk first and uploaded later. Does not import mlflow.
 
 .runs/tracking/<key>/
-    run.json        stage, store, tags, start time (written once)
+    run.json        stage, store, start time (written once)
     entries.jsonl   one JSON object per line, append only; a partial last line is cut when the run is opened again
     files/          copies of images, audio, artifacts
     state.json      upload progress: store, run id, byte offset (written by the uploader only)
