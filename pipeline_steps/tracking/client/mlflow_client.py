@@ -69,7 +69,7 @@ class MlflowStore:
                     self.call(client.create_experiment, name, self.settings.artifacts or None, tags=EXPERIMENT_TAGS)
                 found = self.call(client.get_experiment_by_name, name)
             if found is None:
-                raise StoreUnavailableError(f"experiment {name!r} cannot be created")
+                raise EntryRejectedError(f"experiment {name!r} cannot be created")
             if found.lifecycle_stage == "deleted":
                 self.call(client.restore_experiment, found.experiment_id)
             self._experiment_id = str(found.experiment_id)
