@@ -35,7 +35,7 @@ def mark_dead_run_crashed(record: Mapping[str, Any] | None, log: Callable[[str],
         run_id = UUID(str(record.get("flow_run_id", "")))
     except ValueError:
         return
-    ignore_api_errors(lambda: mark_crashed(run_id, only_tasks=str(run_id) == own_id))
+    ignore_api_errors(mark_crashed, run_id, only_tasks=str(run_id) == own_id)
 
 
 def mark_dead_runs_crashed(project: Path) -> None:

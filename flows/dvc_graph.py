@@ -25,41 +25,20 @@ MAX_VALUE_LENGTH = 40
 
 @dataclass(frozen=True, slots=True)
 class StageNode:
-    """One stage of `dvc.yaml`. Paths are relative to the project folder.
-
-    Attributes:
-        params: sections (or keys) of `params.yaml` that the stage reads.
-        outs: everything that the stage writes, including metrics.
-        uncached: outs that are tracked by git instead of DVC's cache (`cache: false`).
-        upstream: names of the stages whose outs the stage reads.
-        meta: execution hints (`retries`, `timeout_s`, `tags`, `flow`); a change does not make the stage stale.
-    """
+    """One stage of `dvc.yaml`. Paths are relative to the project folder."""
 
     name: str
     cmd: str
     desc: str
     deps: tuple[str, ...]
-    outs: tuple[str, ...]
-    uncached: tuple[str, ...]
+    outs: tuple[str, ...]  # everything that the stage writes, including metrics
+    uncached: tuple[str, ...]  # outs that are tracked by git instead of DVC's cache (`cache: false`)
     metrics: tuple[str, ...]
-    params: tuple[str, ...]
-    upstream: tuple[str, ...]
+    params: tuple[str, ...]  # sections (or keys) of `params.yaml` that the stage reads
+    upstream: tuple[str, ...]  # names of the stages whose outs the stage reads
+    # Execution hints: `retries` after transient failures, `retry_delay_s`, `timeout_s` of one attempt, `tags` of the Prefect
+    # task, and the `flow` that runs the stage. A change does not make the stage stale.
     meta: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def retries(self) -> int:
-        """Number of retries after transient failures."""
-        return int(self.meta.get("retries", 0))
-
-    @property
-    def timeout_s(self) -> float | None:
-        """Time limit of one attempt in seconds; None: no limit."""
-        return float(self.meta["timeout_s"]) if "timeout_s" in self.meta else None
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """Tags of the Prefect task."""
-        return tuple(str(tag) for tag in self.meta.get("tags", ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +73,7 @@ def read_graph(root: Path) -> tuple[StageNode, ...]:
 def make_plan(root: Path, stages: Iterable[str] = (), *, force: bool = False) -> tuple[PlannedStage, ...]:
     """Plan a run of `stages` (default: all) and the stages that they depend on.
 
-    Args:
-        root: folder with `dvc.yaml`.
-        stages: names of the target stages.
-        force: run the targets even if nothing has changed.
+    With `force` the targets run even if nothing has changed.
 
     Raises:
         ConfigError: a stage does not exist, or DVC cannot read the project.

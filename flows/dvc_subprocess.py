@@ -88,7 +88,10 @@ def run_dvc_stage(
             if line is None:
                 timeout = ResourceError(f"took longer than {timeout_s:g} s", "raise timeout_s in its meta (dvc.yaml)")
                 raise StageFailedError(name, timeout, tuple(tail))
-            outcome = _outcome(line) or outcome
+            if line.startswith("Running stage "):
+                outcome = RAN
+            elif "is cached - skipping run" in line:
+                outcome = RESTORED
             if line.strip().startswith(HINTS):
                 continue
             tail.append(line)
@@ -119,14 +122,6 @@ def _error_from_output(tail: tuple[str, ...], code: int) -> StageError:
     errors = [line for line in tail if line.startswith("ERROR")]
     line = (errors or [line for line in tail if line.strip()] or [f"dvc ended with {code}"])[-1 if not errors else 0]
     return StageError(line.removeprefix("ERROR:").strip()[:500], "see the last lines of its log")
-
-
-def _outcome(line: str) -> str | None:
-    if line.startswith("Running stage "):
-        return RAN
-    if "is cached - skipping run" in line:
-        return RESTORED
-    return None
 
 
 @contextmanager

@@ -35,19 +35,12 @@ AUTHOR = ("-c", "user.name=Seeing Sound flows", "-c", "user.email=flows@localhos
 
 @dataclass(frozen=True, slots=True)
 class RunWorkspace:
-    """Folder in which the stages of a run are executed.
+    """Folder in which the stages of a run are executed."""
 
-    Attributes:
-        root: folder with `dvc.yaml`.
-        project: working tree of the user; equal to `root` without git.
-        commit: checked-out commit; empty without git.
-        changes: `key: old -> new` for every parameter that the run changes.
-    """
-
-    root: Path
-    project: Path
-    commit: str = ""
-    changes: tuple[str, ...] = ()
+    root: Path  # folder with `dvc.yaml`
+    project: Path  # working tree of the user; equal to `root` without git
+    commit: str = ""  # checked-out commit; empty without git
+    changes: tuple[str, ...] = ()  # `key: old -> new` for every parameter that the run changes
 
     @property
     def isolated(self) -> bool:

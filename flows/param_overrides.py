@@ -15,19 +15,12 @@ from pipeline_steps.core.presets import changed_values, edit_params, load_overla
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """Requested parameters of a run.
+    """Requested parameters of a run."""
 
-    Attributes:
-        preset: name of a preset in `presets/`; empty: none.
-        overrides: `KEY=VALUE` lines with a dotted key and a YAML value.
-        seed: value of every parameter named `seed`; None: unchanged.
-        revision: git revision to run.
-    """
-
-    preset: str = ""
-    overrides: tuple[str, ...] = ()
-    seed: int | None = None
-    revision: str = "HEAD"
+    preset: str = ""  # name of a preset in `presets/`; empty: none
+    overrides: tuple[str, ...] = ()  # `KEY=VALUE` lines with a dotted key and a YAML value
+    seed: int | None = None  # value of every parameter named `seed`; None: unchanged
+    revision: str = "HEAD"  # git revision to run
 
     @property
     def changes_params(self) -> bool:
@@ -48,19 +41,19 @@ def write_params(root: Path, request: RunRequest) -> list[str]:
     text = path.read_text(encoding="utf-8")
     if request.preset:
         text = render_params(text, load_overlay(root, request.preset))
-    text = edit_params(text, lambda params: _override(params, request))
+
+    def override(params: dict[str, Any]) -> None:
+        for line in request.overrides:
+            _set(params, *_parse(line))
+        if request.seed is not None:
+            _set_seed(params, request.seed)
+
+    text = edit_params(text, override)
     if request.changes_params:
         write_text(path, text)
     new = load_params(path)
     validate_params(new, "correct the overrides of this run")
     return changed_values(old, new)
-
-
-def _override(params: dict[str, Any], request: RunRequest) -> None:
-    for line in request.overrides:
-        _set(params, *_parse(line))
-    if request.seed is not None:
-        _set_seed(params, request.seed)
 
 
 def _parse(line: str) -> tuple[list[str], Any]:

@@ -81,14 +81,14 @@ def run_pipeline(parameters: RunParameters, targets: Targets, *, only_targets: b
         StageError: the run failed.
     """
     project, log = find_project(), get_run_logger()
-    name, run_id = safe_name(flow_run.get_name() or "run"), str(flow_run.get_id() or "")
+    name, run_id = run_identity()
     holder, wait_s = {"name": name, "flow_run_id": run_id}, parameters.wait_minutes * 60.0
     with workspace_lock(project, holder, wait_s, log.info) as crashed:
         mark_dead_run_crashed(crashed, log.warning, own_id=run_id)
         if _is_plain_request(project, parameters):
             plan = make_plan(project, targets(read_graph(project)))
             if not any(each.runs for each in plan):
-                return _run(RunWorkspace(project, project), plan, targets, parameters, only_targets, name, run_id)
+                return _run(RunWorkspace(project, project), plan, targets, parameters, only_targets)
         with open_workspace(project, name, parameters.request()) as workspace:
             log.info("%s%s", workspace.root, f" at {workspace.commit[:12]}" if workspace.commit else "")
             for change in workspace.changes:
@@ -97,7 +97,7 @@ def run_pipeline(parameters: RunParameters, targets: Targets, *, only_targets: b
                 log.warning("the working tree has uncommitted changes; they are not part of this run")
             check_sources(workspace)
             plan = make_plan(workspace.root, targets(read_graph(workspace.root)), force=parameters.force)
-            return _run(workspace, plan, targets, parameters, only_targets, name, run_id)
+            return _run(workspace, plan, targets, parameters, only_targets)
 
 
 def _is_plain_request(project: Path, parameters: RunParameters) -> bool:
@@ -125,18 +125,18 @@ def check_sources(workspace: RunWorkspace) -> None:
         raise DataError(f"{path} is {change}, but its .dvc file was not updated", f"dvc add {path}, and commit the .dvc file")
 
 
+def run_identity() -> tuple[str, str]:
+    """Name of the flow run, valid as the name of a folder and a branch, and its id."""
+    return safe_name(flow_run.get_name() or "run"), str(flow_run.get_id() or "")
+
+
 def _run(
-    workspace: RunWorkspace,
-    plan: Sequence[PlannedStage],
-    targets: Targets,
-    parameters: RunParameters,
-    only_targets: bool,
-    name: str,
-    run_id: str,
+    workspace: RunWorkspace, plan: Sequence[PlannedStage], targets: Targets, parameters: RunParameters, only_targets: bool
 ) -> RunSummary:
+    """Run the stages of a plan, create the artifacts of the results, and commit them on a run branch."""
     log = get_run_logger()
     log.info("plan:\n%s", plan_text(plan))
-    ignore_api_errors(lambda: create_table_artifact(plan_rows(plan), key="plan", description="Plan of this run"))
+    ignore_api_errors(create_table_artifact, plan_rows(plan), key="plan", description="Plan of this run")
     selected = targets([each.node for each in plan]) or tuple(each.node.name for each in plan)
     if only_targets and (stale := [each for each in plan if each.runs and each.node.name not in selected]):
         raise DataError(
@@ -158,13 +158,7 @@ def _run(
             done.append(state.result())
     finally:
         show_stages(workspace, plan, done)
-    return publish_results(workspace, plan, done, name, run_id)
-
-
-def publish_results(
-    workspace: RunWorkspace, plan: Sequence[PlannedStage], done: Sequence[StageOutcome], name: str, run_id: str
-) -> RunSummary:
-    """Create the artifacts of the results and commit them on a run branch."""
+    name, run_id = run_identity()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if any(each.runs for each in plan):
         show_metrics(workspace, plan)
@@ -176,5 +170,5 @@ def publish_results(
     report = publish_report(workspace, name)
     show_links(workspace, run_id, done, plan, report)
     summary = RunSummary({each.name: each.outcome for each in done}, branch, report)
-    get_run_logger().info("%s", summary)
+    log.info("%s", summary)
     return summary

@@ -59,17 +59,14 @@ def final_state(work: Callable[[], str]) -> State[None]:
         line = redact(str(error))
         get_run_logger().error("%s", line)
         text = f"**{escape_markdown(line)}**\n\nExit code {error.exit_code} ({error.kind})."
-        ignore_api_errors(lambda: create_markdown_artifact(text, key="failure", description="Why this run failed"))
+        ignore_api_errors(create_markdown_artifact, text, key="failure", description="Why this run failed")
         return Failed(message=line)
 
 
 def decide_promotion(mode: PromotionMode, *, wait_here: bool, timeout_hours: float = 72.0) -> str:
-    """Decide the promotion or request an approval; returns a message with the result.
+    """Decide the promotion or request an approval, which expires after `timeout_hours`; returns a message with the result.
 
-    Args:
-        mode: how the promotion is decided.
-        wait_here: in manual mode, pause this run; else start the deployment `promote`, which pauses its own run.
-        timeout_hours: longest wait for an approval.
+    In manual mode, `wait_here` pauses this run; otherwise the deployment `promote` is started, which pauses its own run.
 
     Raises:
         StageError: there is no challenger or evaluation, MLflow is unavailable, or another decision was made meanwhile.
@@ -79,7 +76,7 @@ def decide_promotion(mode: PromotionMode, *, wait_here: bool, timeout_hours: flo
     _flush_tracking(layout)
     proposal = propose(layout)
     text = describe(proposal)
-    ignore_api_errors(lambda: create_markdown_artifact(text, key="promotion", description="Challenger compared with champion"))
+    ignore_api_errors(create_markdown_artifact, text, key="promotion", description="Challenger compared with champion")
     challenger = f"version {proposal.challenger.version}"
     if proposal.champion is not None and proposal.champion.version == proposal.challenger.version:
         return f"{challenger} is the champion already"

@@ -44,7 +44,7 @@ def show_stages(workspace: RunWorkspace, plan: Sequence[PlannedStage], done: Seq
     """Create the table of durations, item counts and cache hits of every stage."""
     reports = {each.node.name: _stage_report(workspace.root, each) for each in plan}
     rows = stage_rows(plan, {each.name: each for each in done}, reports)
-    ignore_api_errors(lambda: create_table_artifact(rows, key="stages", description="Durations and cache hits by stage"))
+    ignore_api_errors(create_table_artifact, rows, key="stages", description="Durations and cache hits by stage")
 
 
 def show_metrics(workspace: RunWorkspace, plan: Sequence[PlannedStage]) -> None:
@@ -57,7 +57,7 @@ def show_metrics(workspace: RunWorkspace, plan: Sequence[PlannedStage]) -> None:
     old = {path: read_committed(workspace.project, baseline, path) for path in paths}
     new = {path: _text(workspace.root / path) for path in paths}
     text = metrics_text(metrics_diff(old, new), last or f"the commit of this run ({baseline[:12]})")
-    ignore_api_errors(lambda: create_markdown_artifact(text, key="metrics", description="Metrics compared with the last run"))
+    ignore_api_errors(create_markdown_artifact, text, key="metrics", description="Metrics compared with the last run")
 
 
 def publish_report(workspace: RunWorkspace, name: str) -> str | None:
@@ -86,14 +86,12 @@ def show_links(
 ) -> None:
     """Create links to the report and to the MLflow runs of this flow run and of restored models."""
     if report:
-        ignore_api_errors(
-            lambda: create_link_artifact(report, link_text="Report", key="report", description="Report of this run")
-        )
+        ignore_api_errors(create_link_artifact, report, link_text="Report", key="report", description="Report of this run")
     outcomes = {each.name: each.outcome for each in done}
     if not set(outcomes.values()) & {RAN, RESTORED}:
         return
     restored = {out for each in plan if outcomes.get(each.node.name) == RESTORED for out in each.node.outs}
-    ignore_api_errors(lambda: _show_mlflow_runs(workspace, flow_run_id, restored))
+    ignore_api_errors(_show_mlflow_runs, workspace, flow_run_id, restored)
 
 
 def _show_mlflow_runs(workspace: RunWorkspace, flow_run_id: str, restored: Collection[str]) -> None:
@@ -125,7 +123,4 @@ def _stage_report(root: Path, each: PlannedStage) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return None
+    return path.read_text(encoding="utf-8") if path.is_file() else None

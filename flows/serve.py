@@ -66,13 +66,8 @@ def deployments(project: Path, schedule: bool = True) -> list[RunnerDeployment]:
             enforce_parameter_schema=True,
         )
 
-    return [
-        deploy(reproduce, ["workspace"]),
-        deploy(refresh_data, ["workspace"]),
-        deploy(train_and_evaluate, ["workspace"]),
-        deploy(promote, ["decision"]),
-        deploy(nightly, ["workspace"], NIGHTLY_CRON),
-    ]
+    by_hand = [deploy(flow, ["workspace"]) for flow in (reproduce, refresh_data, train_and_evaluate)]
+    return [*by_hand, deploy(promote, ["decision"]), deploy(nightly, ["workspace"], NIGHTLY_CRON)]
 
 
 @contextmanager

@@ -6,15 +6,11 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, ParamSpec
 from uuid import UUID
 
 from prefect import get_run_logger, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
@@ -29,6 +25,8 @@ from flows.workspace_lock import recover_dvc_lock, update_lock_record
 from pipeline_steps.core.escape import escape_markdown
 from pipeline_steps.tracking.settings import redact
 
+Parameters = ParamSpec("Parameters")
+
 PROGRESS_EVERY_S = 3.0
 SLOW_S = 10.0
 PAUSE_S = 120.0
@@ -41,10 +39,10 @@ def artifact_key(*parts: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
-def ignore_api_errors(show: Callable[[], Any]) -> Any:
+def ignore_api_errors(show: Callable[Parameters, Any], *args: Parameters.args, **kwargs: Parameters.kwargs) -> Any:
     """Call `show` and ignore errors of Prefect's API while it creates artifacts; a warning is logged instead."""
     try:
-        return show()
+        return show(*args, **kwargs)
     except Exception as error:
         with suppress(Exception):
             get_run_logger().warning("artifact not created: %s", " ".join(str(error).split())[:300])
@@ -58,8 +56,8 @@ def stage_task(planned: PlannedStage) -> Task[[PlannedStage, RunWorkspace, bool]
         name=node.name,
         task_run_name=node.name,
         description=node.desc or node.cmd,
-        tags=node.tags,
-        retries=node.retries,
+        tags=[str(tag) for tag in node.meta.get("tags", ())],
+        retries=int(node.meta.get("retries", 0)),
         retry_delay_seconds=exponential_backoff(int(node.meta.get("retry_delay_s", RETRY_DELAY_S))),
         retry_condition_fn=is_transient,
     )
@@ -98,7 +96,7 @@ def run_stage(planned: PlannedStage, workspace: RunWorkspace, force: bool) -> St
             node.name,
             workspace.root,
             force=force,
-            timeout_s=node.timeout_s,
+            timeout_s=float(node.meta["timeout_s"]) if "timeout_s" in node.meta else None,
             environment={**workspace.environment(), "SONIFY_FLOW_RUN_ID": str(flow_run.get_id() or "")},
             on_line=on_line,
             on_start=lambda group: update_lock_record(workspace.project, group=group, folder=str(workspace.root)),
@@ -118,11 +116,8 @@ class _ProgressArtifact:
         self._parser = ProgressParser()
         self._stage = stage
         self._updated = 0.0
-        self._id: UUID | None = ignore_api_errors(
-            lambda: create_progress_artifact(
-                0.0, key=artifact_key("progress", stage), description=f"{escape_markdown(stage)}: started"
-            )
-        )
+        key, text = artifact_key("progress", stage), f"{escape_markdown(stage)}: started"
+        self._id: UUID | None = ignore_api_errors(create_progress_artifact, 0.0, key=key, description=text)
 
     def update(self, line: str) -> None:
         progress = self._parser.parse(line)
@@ -135,10 +130,9 @@ class _ProgressArtifact:
         self._show(100.0, f"{self._stage}: {outcome.outcome}")
 
     def _show(self, percent: float, text: str) -> None:
-        artifact = self._id
-        if artifact is not None:
+        if self._id is not None:
             started = time.monotonic()
-            ignore_api_errors(lambda: update_progress_artifact(artifact, progress=percent, description=escape_markdown(text)))
+            ignore_api_errors(update_progress_artifact, self._id, progress=percent, description=escape_markdown(text))
             if time.monotonic() - started > SLOW_S:  # the server is unavailable and Prefect has retried
                 self._updated = time.monotonic() + PAUSE_S
 
@@ -151,8 +145,5 @@ def _show_failure(error: StageFailedError) -> None:
         + f"Exit code {error.exit_code} ({error.kind}); {'transient' if error.transient else 'not transient: no retry'}."
         + f"\n\nLast lines of its log:\n\n{fenced(tail)}"
     )
-    ignore_api_errors(
-        lambda: create_markdown_artifact(
-            text, key=artifact_key("failure", error.stage), description=f"Why {error.stage} failed"
-        )
-    )
+    key = artifact_key("failure", error.stage)
+    ignore_api_errors(create_markdown_artifact, text, key=key, description=f"Why {error.stage} failed")

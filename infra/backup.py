@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +38,11 @@ def save(env: ServiceEnvironment, folder: Path) -> int:
         _postgres(env, "pg_dump", "--format=custom", f"--file={folder / name}.dump", name)
     objects = folder / "objects"
     objects.mkdir()
-    client = _s3(env)
-    for key in _keys(client):
-        target_path = objects / key
-        target_path.parent.mkdir(parents=True, exist_ok=True)
-        client.download_file(BUCKET, key, str(target_path))
+    bucket = _bucket(env)
+    for found in bucket.objects.all() if bucket.creation_date else ():
+        if not found.key.endswith("/"):
+            (objects / found.key).parent.mkdir(parents=True, exist_ok=True)
+            bucket.download_file(found.key, str(objects / found.key))
     shutil.copytree(env.secrets, folder / "secrets")
     digests = {path.relative_to(folder).as_posix(): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     (folder / MANIFEST).write_text(json.dumps({"sha256": digests}, indent=1))
@@ -68,11 +67,11 @@ def restore(env: ServiceEnvironment, folder: Path) -> int:
         flags = ("--clean", "--if-exists", "--exit-on-error", "--single-transaction")
         _postgres(env, "pg_restore", *flags, f"--dbname={name}", str(folder / f"{name}.dump"))
     objects = [path for path in (folder / "objects").rglob("*") if path.is_file()]
-    client = _s3(env)
-    if objects and BUCKET not in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
-        client.create_bucket(Bucket=BUCKET)
+    bucket = _bucket(env)
+    if objects and not bucket.creation_date:
+        bucket.create()
     for path in objects:
-        client.upload_file(str(path), BUCKET, path.relative_to(folder / "objects").as_posix())
+        bucket.upload_file(str(path), path.relative_to(folder / "objects").as_posix())
     return len(digests)
 
 
@@ -86,19 +85,14 @@ def _postgres(env: ServiceEnvironment, tool: str, *arguments: str) -> None:
         raise InfraError(f"{tool} failed: {done.stderr.strip()}")
 
 
-def _s3(env: ServiceEnvironment) -> Any:
+def _bucket(env: ServiceEnvironment) -> Any:
+    """Bucket of the artifacts; its `creation_date` is None if it does not exist."""
     import boto3
 
     lines = (env.secrets / "aws-credentials").read_text().splitlines()
     credentials = dict(line.split(" = ") for line in lines if " = " in line)
-    return boto3.client("s3", endpoint_url=f"http://{HOST}:{env.ports['S3_PORT']}", region_name="us-east-1", **credentials)
-
-
-def _keys(client: Any) -> Iterator[str]:
-    if BUCKET not in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
-        return
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
-        yield from (found["Key"] for found in page.get("Contents", []) if not found["Key"].endswith("/"))
+    endpoint = f"http://{HOST}:{env.ports['S3_PORT']}"
+    return boto3.resource("s3", endpoint_url=endpoint, region_name="us-east-1", **credentials).Bucket(BUCKET)
 
 
 def main(arguments: list[str] | None = None) -> int:

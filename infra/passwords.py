@@ -21,11 +21,7 @@ GENERATED = (
 
 
 def create(folder: Path) -> None:
-    """Create missing files; files that exist stay unchanged.
-
-    Args:
-        folder: folder of the files; created with mode 0700, the files with 0600.
-    """
+    """Create missing files (mode 0600) in `folder` (mode 0700); files that exist stay unchanged."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     for name in GENERATED:

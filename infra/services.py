@@ -274,14 +274,10 @@ def _initialize_postgres(env: ServiceEnvironment) -> None:
 
 
 def _create_roles(env: ServiceEnvironment) -> None:
-    environment = {
-        **_clean_environment(),
-        "PGPASSFILE": str(env.secrets / "pgpass-admin"),
-        "SERVICES_SECRETS": str(env.secrets),
-    }
+    secrets = {"PGPASSFILE": str(env.secrets / "pgpass-admin"), "SERVICES_SECRETS": str(env.secrets)}
     command = [str(postgres_tool("psql")), "-X", "-q", "-h", HOST, "-p", str(env.ports["POSTGRES_PORT"]), "-U", "postgres"]
     command += ["-d", "postgres", "-f", str(Path(__file__).with_name("roles.sql"))]
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, env=_clean_environment() | secrets, capture_output=True, text=True)
     if done.returncode != 0:
         raise InfraError(f"PostgreSQL refused roles.sql: {done.stderr.strip()}")
 

@@ -30,42 +30,25 @@ BUCKET = "mlflow"
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """One process under the supervisor.
+    """One process under the supervisor."""
 
-    Attributes:
-        name: name of the service.
-        command: argument list without secrets.
-        environment: additional environment variables without secrets.
-        health: URL that answers 200 if the service is healthy; empty for PostgreSQL, which is checked with `pg_isready`.
-        user: system user to run as if it must not be root; empty: the caller.
-        startup_timeout_s: longest time to become healthy in seconds. The first start creates the databases.
-        stop_signal: signal for a regular stop.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    environment: dict[str, str]
-    health: str
-    user: str = ""
-    startup_timeout_s: float = 600.0
-    stop_signal: str = "TERM"
+    name: str  # name of the service
+    command: tuple[str, ...]  # argument list without secrets
+    environment: dict[str, str]  # additional environment variables without secrets
+    health: str  # URL that answers 200 if the service is healthy; empty for PostgreSQL, which is checked with `pg_isready`
+    user: str = ""  # system user to run as if it must not be root; empty: the caller
+    startup_timeout_s: float = 600.0  # longest time to become healthy in seconds. The first start creates the databases.
+    stop_signal: str = "TERM"  # signal for a regular stop
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceEnvironment:
-    """Folder, ports and project of the services.
+    """Folder, ports and project of the services."""
 
-    Attributes:
-        folder: state, logs and secrets; default `.runs/services` in the project.
-        ports: ports by the names in `PORTS`.
-        project: project folder (with dvc.yaml) of the worker's flows.
-        extra: additional environment variables of the worker.
-    """
-
-    folder: Path
-    ports: dict[str, int]
-    project: Path = PROJECT
-    extra: dict[str, str] = field(default_factory=dict)
+    folder: Path  # state, logs and secrets; default `.runs/services` in the project
+    ports: dict[str, int]  # ports by the names in `PORTS`
+    project: Path = PROJECT  # project folder (with dvc.yaml) of the worker's flows
+    extra: dict[str, str] = field(default_factory=dict)  # additional environment variables of the worker
 
     @property
     def secrets(self) -> Path:
@@ -131,10 +114,9 @@ def constants(*names: str) -> dict[str, str]:
     """Variables of files in env/, by name."""
     found: dict[str, str] = {}
     for name in names:
-        for line in (INFRA / "env" / f"{name}.env").read_text(encoding="utf-8").splitlines():
-            if line.strip() and not line.startswith("#"):
-                key, _, value = line.partition("=")
-                found[key.strip()] = value.strip()
+        lines = (INFRA / "env" / f"{name}.env").read_text(encoding="utf-8").splitlines()
+        settings = (line.partition("=") for line in lines if line.strip() and not line.startswith("#"))
+        found |= {key.strip(): value.strip() for key, _, value in settings}
     return found
 
 
@@ -150,11 +132,6 @@ def client_environment(env: ServiceEnvironment) -> dict[str, str]:
         "SONIFY_PROJECT": str(env.project),
         "SONIFY_REPORTS_URL": env.demo,
     }
-
-
-def programs(env: ServiceEnvironment) -> list[ServiceSpec]:
-    """All services in the order in which they are started."""
-    return [_postgres(env), _object_store(env), _mlflow(env), _prefect(env), _demo(env), _worker(env)]
 
 
 def _database(env: ServiceEnvironment, driver: str, role: str) -> str:
@@ -192,69 +169,41 @@ def _postgres(env: ServiceEnvironment) -> ServiceSpec:
     )
 
 
-def _object_store(env: ServiceEnvironment) -> ServiceSpec:
-    port = env.ports["S3_PORT"]
-    return ServiceSpec(
-        STORE,
-        (str(INFRA / "bin/object-store"),),
-        _shared(env) | {"S3_HOST": HOST, "S3_BIND": HOST, "S3_PORT": str(port), "S3_DATA": str(env.folder / "objects")},
-        health=f"http://{HOST}:{port}/healthz",
+def programs(env: ServiceEnvironment) -> list[ServiceSpec]:
+    """All services in the order in which they are started."""
+    ports, api = {name: str(port) for name, port in env.ports.items()}, env.prefect_api
+    store = {"S3_HOST": HOST, "S3_BIND": HOST, "S3_PORT": ports["S3_PORT"], "S3_DATA": str(env.folder / "objects")}
+    mlflow = {
+        "MLFLOW_HOST": HOST,
+        "MLFLOW_PORT": ports["MLFLOW_PORT"],
+        "MLFLOW_SERVER_ALLOWED_HOSTS": f"{HOST}:{ports['MLFLOW_PORT']},localhost:{ports['MLFLOW_PORT']}",
+        "MLFLOW_BACKEND_STORE_URI": _database(env, "psycopg2", "mlflow"),
+        "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/artifacts",
+        "MLFLOW_S3_ENDPOINT_URL": f"http://{HOST}:{ports['S3_PORT']}",
+    }
+    prefect = {
+        "PREFECT_HOME": str(env.folder / "prefect-server"),
+        "PREFECT_SERVER_API_HOST": HOST,
+        "PREFECT_SERVER_API_PORT": ports["PREFECT_PORT"],
+        "PREFECT_API_URL": api,
+        "PREFECT_SERVER_UI_API_URL": api,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": api.removesuffix("/api"),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": _database(env, "asyncpg", "prefect"),
+    }
+    demo = {"SONIFY_PROJECT": str(env.project), "DEMO_HOST": HOST, "DEMO_PORT": ports["DEMO_PORT"]}
+    worker = {
+        **client_environment(env),
+        "PREFECT_WORKER_NAME": "worker-1",
+        "PREFECT_WORKER_WEBSERVER_HOST": HOST,
+        "PREFECT_WORKER_WEBSERVER_PORT": ports["WORKER_PORT"],
+        **env.extra,
+    }
+    started_by_scripts = (
+        (STORE, "object-store", _shared(env) | store, f"http://{HOST}:{ports['S3_PORT']}/healthz"),
+        (MLFLOW, "mlflow-server", _shared(env, "mlflow") | mlflow, f"{env.mlflow}/health"),
+        (PREFECT, "prefect-server", _shared(env, "prefect") | prefect, f"{api}/health"),
+        (DEMO, "demo-page", _shared(env) | demo, f"{env.demo}/healthz"),
+        (WORKER, "prefect-worker", _shared(env) | worker, f"http://{HOST}:{ports['WORKER_PORT']}/health"),
     )
-
-
-def _mlflow(env: ServiceEnvironment) -> ServiceSpec:
-    port = env.ports["MLFLOW_PORT"]
-    return ServiceSpec(
-        MLFLOW,
-        (str(INFRA / "bin/mlflow-server"),),
-        _shared(env, "mlflow")
-        | {
-            "MLFLOW_HOST": HOST,
-            "MLFLOW_PORT": str(port),
-            "MLFLOW_SERVER_ALLOWED_HOSTS": f"{HOST}:{port},localhost:{port}",
-            "MLFLOW_BACKEND_STORE_URI": _database(env, "psycopg2", "mlflow"),
-            "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/artifacts",
-            "MLFLOW_S3_ENDPOINT_URL": f"http://{HOST}:{env.ports['S3_PORT']}",
-        },
-        health=f"http://{HOST}:{port}/health",
-    )
-
-
-def _prefect(env: ServiceEnvironment) -> ServiceSpec:
-    return ServiceSpec(
-        PREFECT,
-        (str(INFRA / "bin/prefect-server"),),
-        _shared(env, "prefect")
-        | {
-            "PREFECT_HOME": str(env.folder / "prefect-server"),
-            "PREFECT_SERVER_API_HOST": HOST,
-            "PREFECT_SERVER_API_PORT": str(env.ports["PREFECT_PORT"]),
-            "PREFECT_API_URL": env.prefect_api,
-            "PREFECT_SERVER_UI_API_URL": env.prefect_api,
-            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": env.prefect_api.removesuffix("/api"),
-            "PREFECT_SERVER_DATABASE_CONNECTION_URL": _database(env, "asyncpg", "prefect"),
-        },
-        health=f"{env.prefect_api}/health",
-    )
-
-
-def _worker(env: ServiceEnvironment) -> ServiceSpec:
-    port = env.ports["WORKER_PORT"]
-    return ServiceSpec(
-        WORKER,
-        (str(INFRA / "bin/prefect-worker"),),
-        _shared(env)
-        | client_environment(env)
-        | {"PREFECT_WORKER_NAME": "worker-1", "PREFECT_WORKER_WEBSERVER_HOST": HOST, "PREFECT_WORKER_WEBSERVER_PORT": str(port)}
-        | env.extra,
-        health=f"http://{HOST}:{port}/health",
-    )
-
-
-def _demo(env: ServiceEnvironment) -> ServiceSpec:
-    return ServiceSpec(
-        DEMO,
-        (str(INFRA / "bin/demo-page"),),
-        _shared(env) | {"SONIFY_PROJECT": str(env.project), "DEMO_HOST": HOST, "DEMO_PORT": str(env.ports["DEMO_PORT"])},
-        health=f"{env.demo}/healthz",
-    )
+    scripts = (ServiceSpec(name, (str(INFRA / "bin" / script),), own, url) for name, script, own, url in started_by_scripts)
+    return [_postgres(env), *scripts]

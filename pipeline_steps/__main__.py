@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import logging
@@ -62,30 +63,23 @@ def main(arguments: list[str] | None = None) -> int:
         failure = error
     except MemoryError:
         failure = ResourceError("out of memory", "lower the stage's batch size", transient=True)
-    except OSError as error:
-        if error.errno != 28:  # ENOSPC
-            return _internal(arguments[0], error_file)
-        failure = ResourceError(
-            f"no space left on device: {error.filename}", "free disk space and run again; finished items are cached"
-        )
     except (KeyboardInterrupt, SigtermReceived) as stop:
         code = 130 if isinstance(stop, KeyboardInterrupt) else 143
         write_json(error_file, {"stage": arguments[0], "kind": "interrupted", "exit_code": code, "transient": True})
         print(f"{arguments[0]}: interrupted; finished items are cached, run again to continue", file=sys.stderr)
         return code
-    except Exception:
-        return _internal(arguments[0], error_file)
+    except Exception as error:
+        if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
+            trace = traceback.format_exc()
+            internal = {"stage": arguments[0], "kind": "internal", "exit_code": 1, "transient": False, "reason": trace}
+            write_json(error_file, internal)
+            print(trace, file=sys.stderr)
+            return 1
+        reason = f"no space left on device: {error.filename}"
+        failure = ResourceError(reason, "free disk space and run again; finished items are cached")
     write_json(error_file, {"stage": arguments[0], **json.loads(json.dumps(failure.as_dict(), default=str))})
     print(f"{arguments[0]}: {failure}", file=sys.stderr)
     return failure.exit_code
-
-
-def _internal(stage: str, error_file: Path) -> int:
-    """Report an unexpected error: its traceback goes to the log, the exit code is 1."""
-    trace = traceback.format_exc()
-    write_json(error_file, {"stage": stage, "kind": "internal", "exit_code": 1, "transient": False, "reason": trace})
-    print(trace, file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

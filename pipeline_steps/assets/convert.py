@@ -234,16 +234,11 @@ def half_precision(members: Mapping[str, bytes]) -> list[bytes]:
 
 
 CONVERTERS: dict[str, Callable[[Mapping[str, bytes]], list[bytes]]] = {
-    "yamnet": yamnet,
-    "minilm": minilm,
-    "efficientnet_lite0": efficientnet_lite0,
-    "efficientnet_lite3": efficientnet_lite3,
-    "label_list": label_list,
-    "ssd_mobilenet_v2": ssd_mobilenet_v2,
-    "augnet": augnet,
-    "aisfx": aisfx,
-    "copy": copy,
-    "half_precision": half_precision,
+    function.__name__: function
+    for function in (
+        *(yamnet, minilm, efficientnet_lite0, efficientnet_lite3, label_list, ssd_mobilenet_v2, augnet, aisfx),
+        *(copy, half_precision),
+    )
 }
 
 

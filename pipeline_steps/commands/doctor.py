@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import typer
 
@@ -166,15 +165,12 @@ def _weights(layout: ProjectPaths) -> Iterator[CheckResult]:
         return
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        wrong = [name for name, entry in files.items() if _size(layout.assets / name) != entry["bytes"]]
+        sizes = {name: path.stat().st_size for name in files if (path := layout.assets / name).is_file()}
+        wrong = [name for name, entry in files.items() if sizes.get(name) != entry["bytes"]]
     except BROKEN_FILE_ERRORS as error:
         raise IntegrityError(f"{path} is damaged: {error}", "dvc repro --force assets") from error
     found = f"missing or truncated: {', '.join(wrong)}" if wrong else f"{len(files)} files (sonify verify hashes them)"
     yield _require("weights", not wrong, found, "", "dvc repro --force assets", IntegrityError.exit_code)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
 
 
 def _locks(layout: ProjectPaths) -> Iterator[CheckResult]:

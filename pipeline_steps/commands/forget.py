@@ -23,13 +23,12 @@ def forget(
     """Remove an item from pool, result cache and shards, and list what must be rebuilt and what cannot be removed."""
     from pipeline_steps.commands.deletion import execute_plan, plan_deletion
     from pipeline_steps.commands.doctor import check_unlocked
-    from pipeline_steps.tracking.registry.item_trace import find_items, trace_item
+    from pipeline_steps.tracking.registry.item_trace import find_item, trace_item
 
     layout = layout_of(context)
-    items = find_items(layout, what)
-    if not items:
+    item = find_item(layout, what)
+    if item is None:
         raise DataError(f"{what!r} is not an item of a catalog and not a file of the pool", "sonify trace, or dvc repro ingest")
-    item = items[0]
     if as_json and not (yes or dry_run):
         raise ConfigError("--json cannot ask for confirmation", "add --yes or --dry-run")
     plan = plan_deletion(layout, item, trace_item(layout, item))

@@ -54,9 +54,8 @@ def reproduce(layout: ProjectPaths, stages: list[str], force: bool, quiet: bool)
         done = subprocess.run(command, cwd=layout.root, stdout=STDERR if quiet else None, check=False)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    if done.returncode == 0:
-        return
-    raise _failure(layout, done.returncode)
+    if done.returncode:
+        raise _failure(layout, done.returncode)
 
 
 def _failure(layout: ProjectPaths, dvc_code: int) -> StageError:

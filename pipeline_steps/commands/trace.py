@@ -32,7 +32,7 @@ def trace(
     as_json: JsonFlag = False,
 ) -> None:
     """Print the lineage of a model, or the pairs, splits and models that use an item."""
-    from pipeline_steps.tracking.registry.item_trace import find_items, trace_item
+    from pipeline_steps.tracking.registry.item_trace import find_item, trace_item
     from pipeline_steps.tracking.registry.model_registry import ModelRegistry
 
     layout = layout_of(context)
@@ -44,9 +44,9 @@ def trace(
         return
     if not what:
         raise ConfigError("nothing to trace", "name a model version, an alias, a run, an image or a clip; or use --list")
-    items = [] if _is_version(what) or checkout else find_items(layout, what)
-    if items:
-        found = trace_item(layout, items[0])
+    item = None if _is_version(what) or checkout else find_item(layout, what)
+    if item:
+        found = trace_item(layout, item)
         print_result(found.as_dict(), item_lines(found), as_json)
         return
     try:
@@ -80,13 +80,9 @@ def model_trace(
     differing = disagreements(registry, info, steps)
     evaluations = [str(run.info.run_id) for run in registry.evaluations(info)]
     value: dict[str, Any] = {
-        "version": info.version,
-        "md5": info.md5,
-        "aliases": list(info.aliases),
-        "run_id": info.run_id,
+        **{name: getattr(info, name) for name in ("version", "md5", "aliases", "run_id", "tags")},
         "trained_at_commit": info.commit,
         "lock_commit": lock.commit,
-        "tags": dict(info.tags),
         "steps": [step.as_dict() for step in steps],
         "evaluations": evaluations,
         "differs_from_mlflow": differing,
@@ -121,7 +117,9 @@ def model_lines(
         f"version {info.version}  {info.md5}  {', '.join(info.aliases)}".rstrip(),
         f"trained at commit {info.commit[:12] or 'unknown'}{dirty}; digests of dvc.lock in {lock.where}",
         f"training run {info.run_id or 'unknown'}; evaluations {', '.join(evaluations) or 'none'}",
-        *table(["", *row] for row in _facts(info)),
+        *table(
+            ["", name, info.tags[name]] for name in sorted(info.tags) if name.startswith(("pairs.", "families.", "params."))
+        ),
         "",
         *table(rows),
     ]
@@ -156,10 +154,6 @@ def item_lines(found: ItemTrace) -> list[str]:
     if found.versions_problem:
         lines.append(f"model versions are unknown: {found.versions_problem}")
     return lines
-
-
-def _facts(info: ModelVersionInfo) -> list[list[str]]:
-    return [[name, value] for name, value in sorted(info.tags.items()) if name.startswith(("pairs.", "families.", "params."))]
 
 
 def _is_version(text: str) -> bool:

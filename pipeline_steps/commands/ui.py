@@ -16,10 +16,8 @@ from pipeline_steps.core.errors import ConfigError
 
 def is_loopback(host: str) -> bool:
     """True for `localhost` and loopback addresses."""
-    if host == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
 

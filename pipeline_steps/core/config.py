@@ -75,12 +75,8 @@ class StageConfig(BaseModel):
     def __reduce__(self) -> tuple[Any, ...]:
         # A model made by `with_groups` has no importable name: pickle stores its base and its values.
         kind = type(self)
-        base = kind.__base__ if "__made_by_with_groups__" in vars(kind) else kind
-        return _restore, (base, self.model_dump())
-
-
-def _restore(model: type[StageConfig], values: dict[str, Any]) -> StageConfig:
-    return model.from_params(values)
+        base: Any = kind.__base__ if "__made_by_with_groups__" in vars(kind) else kind
+        return base.from_params, (self.model_dump(),)
 
 
 RESERVED_NAMES = ("auto",)

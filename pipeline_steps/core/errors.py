@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,7 @@ class StageError(Exception):
 
     def as_dict(self) -> dict[str, object]:
         """JSON form, as in `error.json`."""
-        return {
-            "kind": self.kind,
-            "exit_code": self.exit_code,
-            "reason": self.reason,
-            "action": self.action,
-            "transient": self.transient,
-            "details": self.details,
-        }
+        return {"kind": self.kind, "exit_code": self.exit_code, **asdict(self)}
 
 
 class ConfigError(StageError):

@@ -38,6 +38,7 @@ class ProjectPaths:
     result_cache = _Below(".cache/items")
     converted_checkpoints = _Below(".cache/checkpoints")
     runs = _Below(".runs")
+    tracking = _Below(".runs/tracking")
 
     def report(self, stage: str) -> Path:
         return self.reports / f"{stage}.json"

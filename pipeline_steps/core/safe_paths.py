@@ -43,14 +43,7 @@ def display_path(name: str) -> str:
     """
     text = name.replace("\\", "\\\\")
     text = "".join(f"\\x{ord(char) - 0xDC00:02x}" if 0xDC80 <= ord(char) <= 0xDCFF else char for char in text)
-
-    def escape(match: re.Match[str]) -> str:
-        char = match.group()
-        return {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(char) or (
-            f"\\x{ord(char):02x}" if ord(char) < 0x100 else f"\\u{ord(char):04x}"
-        )
-
-    return _CONTROL.sub(escape, text)
+    return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode("ascii"), text)
 
 
 def check_encoding(name: str) -> None:

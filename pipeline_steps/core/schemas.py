@@ -24,6 +24,10 @@ class TableSchema:
     unique: bool = True
 
 
+def _table(name: str, fields: list[pa.Field], key: tuple[str, ...], unique: bool = True) -> TableSchema:
+    return TableSchema(name, pa.schema(fields), key, unique)
+
+
 _PROVENANCE = [
     _field("path", pa.string()),  # first path in sorted order, relative to the pool root, escaped
     _field("sources", pa.list_(pa.string())),  # every path that holds these bytes
@@ -37,116 +41,98 @@ _PROVENANCE = [
     _field("holdout", pa.bool_()),  # true: only used in evaluation
 ]
 
-IMAGES = TableSchema(
+IMAGES = _table(
     "images",
-    pa.schema(
-        [
-            _field("image_id", pa.string()),
-            _field("sha256", pa.string()),
-            *_PROVENANCE,
-            _field("width", pa.int32()),  # px, of the original after orientation
-            _field("height", pa.int32()),
-            _field("num_frames", pa.int32()),
-            _field("phash", pa.string()),  # 64-bit perceptual hash, 16 hex digits
-        ]
-    ),
+    [
+        _field("image_id", pa.string()),
+        _field("sha256", pa.string()),
+        *_PROVENANCE,
+        _field("width", pa.int32()),  # px, of the original after orientation
+        _field("height", pa.int32()),
+        _field("num_frames", pa.int32()),
+        _field("phash", pa.string()),  # 64-bit perceptual hash, 16 hex digits
+    ],
     ("image_id",),
 )
 
-AUDIO = TableSchema(
+AUDIO = _table(
     "audio",
-    pa.schema(
-        [
-            _field("audio_id", pa.string()),
-            _field("sha256", pa.string()),
-            *_PROVENANCE,
-            _field("sample_rate", pa.int32()),  # Hz, of the original
-            _field("channels", pa.int16()),
-            _field("duration_s", pa.float64()),
-            _field("lufs", pa.float32()),  # BS.1770 integrated loudness of the mono mix
-            _field("peak_dbfs", pa.float32()),
-            _field("silence_ratio", pa.float32()),  # fraction of 20 ms frames below -60 dBFS
-            _field("clipping_ratio", pa.float32()),  # fraction of samples at full scale
-        ]
-    ),
+    [
+        _field("audio_id", pa.string()),
+        _field("sha256", pa.string()),
+        *_PROVENANCE,
+        _field("sample_rate", pa.int32()),  # Hz, of the original
+        _field("channels", pa.int16()),
+        _field("duration_s", pa.float64()),
+        _field("lufs", pa.float32()),  # BS.1770 integrated loudness of the mono mix
+        _field("peak_dbfs", pa.float32()),
+        _field("silence_ratio", pa.float32()),  # fraction of 20 ms frames below -60 dBFS
+        _field("clipping_ratio", pa.float32()),  # fraction of samples at full scale
+    ],
     ("audio_id",),
 )
 
-QUARANTINE = TableSchema(
+QUARANTINE = _table(
     "quarantine",
-    pa.schema(
-        [
-            _field("item_id", pa.string()),
-            _field("kind", pa.string()),  # image | audio | unknown
-            _field("path", pa.string()),  # escaped, relative to the pool root
-            _field("bytes", pa.int64()),
-            _field("stage", pa.string()),
-            _field("code", pa.string()),
-            _field("reason", pa.string()),
-            _field("decoder", pa.string()),
-            _field("action", pa.string()),  # dropped | abstained
-            _field("retryable", pa.bool_()),
-        ]
-    ),
+    [
+        _field("item_id", pa.string()),
+        _field("kind", pa.string()),  # image | audio | unknown
+        _field("path", pa.string()),  # escaped, relative to the pool root
+        _field("bytes", pa.int64()),
+        _field("stage", pa.string()),
+        _field("code", pa.string()),
+        _field("reason", pa.string()),
+        _field("decoder", pa.string()),
+        _field("action", pa.string()),  # dropped | abstained
+        _field("retryable", pa.bool_()),
+    ],
     ("kind", "path", "item_id"),
     unique=False,
 )
 
-EVENTS = TableSchema(
+EVENTS = _table(
     "events",
-    pa.schema(
-        [
-            _field("image_id", pa.string()),
-            _field("rank", pa.int16()),  # 0 is the most prominent event
-            _field("text_id", pa.string()),
-            _field("phrase", pa.string()),  # short acoustic phrase
-            _field("sound_source", pa.string()),  # what makes it
-            _field("visible", pa.bool_()),
-            _field("salience", pa.float32()),  # 0..1, prominence within the scene
-            _field("confidence", pa.float32()),  # 0..1, that the source is present and audible
-        ]
-    ),
+    [
+        _field("image_id", pa.string()),
+        _field("rank", pa.int16()),  # 0 is the most prominent event
+        _field("text_id", pa.string()),
+        _field("phrase", pa.string()),  # short acoustic phrase
+        _field("sound_source", pa.string()),  # what makes it
+        _field("visible", pa.bool_()),
+        _field("salience", pa.float32()),  # 0..1, prominence within the scene
+        _field("confidence", pa.float32()),  # 0..1, that the source is present and audible
+    ],
     ("image_id", "rank"),
 )
 
-ABSTAINED = TableSchema(
+ABSTAINED = _table(
     "abstained",
-    pa.schema(
-        [
-            _field("image_id", pa.string()),
-            _field("stage", pa.string()),  # caption | pair
-            _field("code", pa.string()),
-            _field("reason", pa.string()),
-            _field("score", pa.float32(), True),
-        ]
-    ),
+    [
+        _field("image_id", pa.string()),
+        _field("stage", pa.string()),  # caption | pair
+        _field("code", pa.string()),
+        _field("reason", pa.string()),
+        _field("score", pa.float32(), True),
+    ],
     ("image_id",),
 )
 
-TEXT_IDS = TableSchema(
-    "text_ids",
-    pa.schema([_field("row", pa.int32()), _field("text_id", pa.string()), _field("phrase", pa.string())]),
-    ("row",),
+TEXT_IDS = _table(
+    "text_ids", [_field("row", pa.int32()), _field("text_id", pa.string()), _field("phrase", pa.string())], ("row",)
 )
 
-AUDIO_IDS = TableSchema(
-    "audio_ids",
-    pa.schema([_field("row", pa.int32()), _field("audio_id", pa.string())]),
-    ("row",),
-)
+AUDIO_IDS = _table("audio_ids", [_field("row", pa.int32()), _field("audio_id", pa.string())], ("row",))
 
-NEIGHBORS = TableSchema(
+NEIGHBORS = _table(
     "neighbors",
-    pa.schema(
-        [
-            _field("text_id", pa.string()),
-            _field("rank", pa.int16()),
-            _field("audio_id", pa.string()),
-            _field("score", pa.float32()),  # inner product in the text-audio space
-            _field("z_score", pa.float32()),  # (score - mean) / std over random pool sounds for this text
-            _field("corrected_score", pa.float32()),  # score after hub damping; what pairing uses
-        ]
-    ),
+    [
+        _field("text_id", pa.string()),
+        _field("rank", pa.int16()),
+        _field("audio_id", pa.string()),
+        _field("score", pa.float32()),  # inner product in the text-audio space
+        _field("z_score", pa.float32()),  # (score - mean) / std over random pool sounds for this text
+        _field("corrected_score", pa.float32()),  # score after hub damping; what pairing uses
+    ],
     ("text_id", "rank"),
 )
 
@@ -158,23 +144,21 @@ TRACK = pa.struct(
     ]
 )
 
-PAIRS = TableSchema(
+PAIRS = _table(
     "pairs",
-    pa.schema(
-        [
-            _field("pair_id", pa.string()),
-            _field("image_id", pa.string()),
-            _field("tracks", pa.list_(TRACK)),
-            _field("score", pa.float32()),  # damped score of the first track
-            _field("z_score", pa.float32()),
-            _field("license", pa.string(), True),  # the stricter of both
-            _field("image_license", pa.string(), True),
-            _field("audio_license", pa.string(), True),
-            _field("image_group", pa.string()),
-            _field("audio_group", pa.string()),
-            _field("split", pa.string()),  # train | val | test
-        ]
-    ),
+    [
+        _field("pair_id", pa.string()),
+        _field("image_id", pa.string()),
+        _field("tracks", pa.list_(TRACK)),
+        _field("score", pa.float32()),  # damped score of the first track
+        _field("z_score", pa.float32()),
+        _field("license", pa.string(), True),  # the stricter of both
+        _field("image_license", pa.string(), True),
+        _field("audio_license", pa.string(), True),
+        _field("image_group", pa.string()),
+        _field("audio_group", pa.string()),
+        _field("split", pa.string()),  # train | val | test
+    ],
     ("pair_id",),
 )
 
@@ -186,26 +170,22 @@ _MEMBER = [
     _field("sha256", pa.string()),  # of the payload
 ]
 
-SHARD_INDEX = TableSchema(
+SHARD_INDEX = _table(
     "shard_index",
-    pa.schema(
-        [
-            _field("item_id", pa.string()),
-            _field("kind", pa.string()),  # image | audio
-            *_MEMBER,
-        ]
-    ),
+    [
+        _field("item_id", pa.string()),
+        _field("kind", pa.string()),  # image | audio
+        *_MEMBER,
+    ],
     ("kind", "item_id"),
 )
 
-RELEASE_INDEX = TableSchema(
+RELEASE_INDEX = _table(
     "release_index",
-    pa.schema(
-        [
-            _field("pair_id", pa.string()),
-            _field("split", pa.string()),
-            *_MEMBER,
-        ]
-    ),
+    [
+        _field("pair_id", pa.string()),
+        _field("split", pa.string()),
+        *_MEMBER,
+    ],
     ("shard", "offset"),
 )

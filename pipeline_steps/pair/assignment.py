@@ -60,7 +60,6 @@ def solve_assignment(edges: Edges, capacity: int, exact_solver_max_edges: int, e
 
 def solve_exact(edges: Edges, capacity: int) -> Assignment:
     """Optimal assignment. Memory and time grow with edges x capacity."""
-    count = len(edges.value)
     slot_rows = np.repeat(edges.image, capacity)
     slot_columns = (edges.group[:, None] * capacity + np.arange(capacity)[None, :]).reshape(-1)
     own = np.arange(edges.n_images)
@@ -77,9 +76,8 @@ def solve_exact(edges: Edges, capacity: int) -> Assignment:
     group_of = np.full(edges.n_images, -1, dtype=np.int64)
     real = columns < offset
     group_of[rows[real]] = columns[real] // capacity
-    index = np.arange(count)
     hit = edges.group == group_of[edges.image]
-    chosen[edges.image[hit]] = index[hit]
+    chosen[edges.image[hit]] = np.flatnonzero(hit)
     return Assignment(chosen, float(edges.value[hit].sum()), 0.0, "exact")
 
 

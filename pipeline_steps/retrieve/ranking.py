@@ -26,18 +26,13 @@ REPORT_K = 10
 
 @dataclass(frozen=True, slots=True)
 class RankedNeighbors:
-    """Neighbors of each text, best corrected score first.
+    """Neighbors of each text, best corrected score first."""
 
-    Attributes:
-        rows, score, z_score, corrected_score: [Q, k]; row -1 for a neighbor that the index did not find.
-        nearest: [Q, at most 10], the rows before hubness correction.
-    """
-
-    rows: IntArray
+    rows: IntArray  # [Q, k], like the three scores; -1 for a neighbor that the index did not find
     score: FloatArray
     z_score: FloatArray
     corrected_score: FloatArray
-    nearest: IntArray
+    nearest: IntArray  # [Q, at most 10], the rows before hubness correction
 
 
 def correct_hubness(

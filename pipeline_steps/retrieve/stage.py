@@ -22,8 +22,7 @@ from pipeline_steps.core.stage_report import StageReport
 from pipeline_steps.core.tables import read_table, write_table
 from pipeline_steps.retrieve.config import RetrieveConfig
 from pipeline_steps.retrieve.index.annoy import AnnoyIndex, AnnoyIndexConfig, IndexMetadata, write_index
-from pipeline_steps.retrieve.index.auto import resolve_index
-from pipeline_steps.retrieve.index.base import INDEXES, VectorIndex, recall_at
+from pipeline_steps.retrieve.index.base import INDEXES, VectorIndex, recall_at, resolve_index
 from pipeline_steps.retrieve.index.exact import ExactIndex
 from pipeline_steps.retrieve.ranking import REPORT_K, RankedNeighbors, hubness_report, rank_neighbors
 

@@ -33,22 +33,15 @@ _SECRET_MIN_LENGTH = 6
 
 @dataclass(frozen=True, slots=True)
 class TrackingSettings:
-    """Tracking settings of a project.
+    """Tracking settings of a project."""
 
-    Attributes:
-        mode: `on`; `off`; `queue` (write to the offline queue only; `sonify sync` uploads it); `strict` (a stage exits with 5
-            when entries could not be uploaded).
-        uri: MLflow tracking URI.
-        experiment: MLflow experiment name.
-        artifacts: artifact root of the experiment if the store is a database; empty for a server, which has its own.
-        deadline_s: longest wait for the uploader at the end of a stage.
-    """
-
+    # `on`; `off`; `queue` (write to the offline queue only; `sonify sync` uploads it); `strict` (a stage exits with 5
+    # when entries could not be uploaded)
     mode: str
-    uri: str
-    experiment: str
-    artifacts: str
-    deadline_s: float
+    uri: str  # MLflow tracking URI
+    experiment: str  # MLflow experiment name
+    artifacts: str  # artifact root of the experiment if the store is a database; empty for a server, which has its own
+    deadline_s: float  # longest wait for the uploader at the end of a stage
 
     @property
     def is_server(self) -> bool:

@@ -65,7 +65,7 @@ def test_page_embeds_all_files(sonify: Sonify, runs: list[str], tmp_path: Path) 
     assert "https://" not in text
     assert "<script" not in text
     assert text.count('class="sample"') == 2
-    assert text.count("not kept") == 1
+    assert text.count("not logged") == 1
     assert text.count("data:image/png") == 3
 
 

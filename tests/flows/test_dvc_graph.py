@@ -100,7 +100,7 @@ def test_meta_does_not_make_stages_stale(project: Path) -> None:
     text = (project / "dvc.yaml").read_text()
     (project / "dvc.yaml").write_text(text.replace("timeout_s: 60", "timeout_s: 61").replace("retries: 2", "retries: 9"))
     assert set(reasons(project).values()) == {"nothing to do"}
-    assert {node.name: node.retries for node in read_graph(project)} == {"count": 1, "join": 0, "model": 9}
+    assert {node.name: node.meta.get("retries", 0) for node in read_graph(project)} == {"count": 1, "join": 0, "model": 9}
 
 
 def test_invalid_projects_are_refused(project: Path, tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ def test_no_file_contains_a_secret(
 ) -> None:
     secrets = [f"s3cr3t-{number}-value" for number in range(4)]
     monkeypatch.setenv("TEAM_SECRET", secrets[0])
-    with tracking.run("train", layout, Config(api_key=secrets[1]), tags={"db_password": secrets[2]}) as tracker:
+    with tracking.run("train", layout, Config(api_key=secrets[1])) as tracker:
+        tracker.log_tags({"db_password": secrets[2]})
         tracker.log_params({"source": f"s3://{secrets[3]}@bucket", "inner": {"access_key": secrets[1], "tokens": 8}})
         tracker.log_tags({"auth.token": secrets[2], "note": f"used {secrets[0]}", "uri": f"https://x?api_key={secrets[3]}"})
     assert sync(layout) == {}

@@ -6,6 +6,7 @@ tensor.proto. Only float32 tensors are returned; nothing of the graph is execute
 
 from __future__ import annotations
 
+import pkgutil
 from typing import Any
 
 import numpy as np
@@ -20,35 +21,8 @@ DT_FLOAT = 1
 TABLE_MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES = 48
 
-MESSAGES = """
-name: "weights.proto" package: "weights" syntax: "proto3"
-message_type { name: "Dim" field { name: "size" number: 1 type: TYPE_INT64 } }
-message_type { name: "Shape"
-  field { name: "dim" number: 2 type: TYPE_MESSAGE type_name: ".weights.Dim" label: LABEL_REPEATED } }
-message_type { name: "BundleEntry"
-  field { name: "dtype" number: 1 type: TYPE_INT32 }
-  field { name: "shape" number: 2 type: TYPE_MESSAGE type_name: ".weights.Shape" }
-  field { name: "shard_id" number: 3 type: TYPE_INT32 }
-  field { name: "offset" number: 4 type: TYPE_UINT64 }
-  field { name: "size" number: 5 type: TYPE_UINT64 } }
-message_type { name: "Tensor"
-  field { name: "dtype" number: 1 type: TYPE_INT32 }
-  field { name: "shape" number: 2 type: TYPE_MESSAGE type_name: ".weights.Shape" }
-  field { name: "content" number: 4 type: TYPE_BYTES } }
-message_type { name: "Value" field { name: "tensor" number: 8 type: TYPE_MESSAGE type_name: ".weights.Tensor" } }
-message_type { name: "Attribute"
-  field { name: "key" number: 1 type: TYPE_STRING }
-  field { name: "value" number: 2 type: TYPE_MESSAGE type_name: ".weights.Value" } }
-message_type { name: "Node"
-  field { name: "name" number: 1 type: TYPE_STRING }
-  field { name: "op" number: 2 type: TYPE_STRING }
-  field { name: "attr" number: 5 type: TYPE_MESSAGE type_name: ".weights.Attribute" label: LABEL_REPEATED } }
-message_type { name: "Graph"
-  field { name: "node" number: 1 type: TYPE_MESSAGE type_name: ".weights.Node" label: LABEL_REPEATED } }
-"""
-"""The fields of TensorFlow's messages that hold weights, as a FileDescriptorProto."""
-
-_CLASSES = message_factory.GetMessages([text_format.Parse(MESSAGES, descriptor_pb2.FileDescriptorProto())])
+_MESSAGES = pkgutil.get_data(__package__, "tensorflow_messages.pbtxt") or b""
+_CLASSES = message_factory.GetMessages([text_format.Parse(_MESSAGES, descriptor_pb2.FileDescriptorProto())])
 
 
 def _parse(message: str, payload: bytes) -> Any:

@@ -6,17 +6,14 @@ process that computes a result appends it to the cache at once, so a killed proc
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
 from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.result_cache import ResultCache
-
-log = logging.getLogger(__name__)
-
 
 ExecutorName = Literal["local", "ray"]
 
@@ -88,11 +85,9 @@ class ItemProcessor(Protocol):
 
     def describe(self) -> Any:
         """Everything except the item that determines a result; its fingerprint is that of the cache."""
-        ...
 
     def load(self) -> None:
         """Load the model and open the media, once per worker process."""
-        ...
 
     def results(self, ids: Sequence[str]) -> Iterator[tuple[str, Result]]:
         """One result per id, in any order.
@@ -100,4 +95,24 @@ class ItemProcessor(Protocol):
         Raises:
             StageError: an error that stops the stage.
         """
-        ...
+
+
+FLUSH_SECONDS = 1.0
+"""Longest time that a result waits before the pending results are written as one cache part."""
+
+
+def process_and_cache(work: ItemProcessor, ids: Sequence[str], part: int) -> Generator[tuple[str, Result], None, None]:
+    """Yield the results of `work`; append rows to the cache in parts of up to `part`, also when interrupted."""
+    pending: dict[str, Mapping[str, Any]] = {}
+    since = 0.0
+    try:
+        for key, result in work.results(ids):
+            if not isinstance(result, tuple):
+                since = since if pending else time.monotonic()
+                pending[key] = result
+            yield key, result
+            if len(pending) >= part or (pending and time.monotonic() - since > FLUSH_SECONDS):
+                work.cache.append(pending)
+                pending = {}
+    finally:
+        work.cache.append(pending)

@@ -25,8 +25,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline_steps.core.errors import ConfigError, ResourceError, ServiceError, StageError, error_from_dict
-from pipeline_steps.core.executors.base import Failure, ItemProcessor, RayConfig
-from pipeline_steps.core.executors.local import process_and_cache
+from pipeline_steps.core.executors.base import Failure, ItemProcessor, RayConfig, process_and_cache
 from pipeline_steps.core.hashing import fingerprint
 
 log = logging.getLogger(__name__)
@@ -51,7 +50,12 @@ class RayWorker:
     def __init__(self, pickled: bytes, part: int, folder: str) -> None:
         self._part, self._error = part, ""
         try:
-            self._enter(folder)
+            if not Path(folder).is_dir():
+                raise ConfigError(
+                    f"{socket.gethostname()} has no folder {folder}",
+                    "mount the project folder under the same path on every node",
+                )
+            os.chdir(folder)  # the driver's folder, so that relative paths are the same
             work: ItemProcessor = pickle.loads(pickled)  # noqa: S301 - by the driver, through Ray, which pickles everything
             self._work = work
             work.load()
@@ -63,14 +67,6 @@ class RayWorker:
                 )
         except Exception as error:
             self._error = _serialize_error(error)
-
-    def _enter(self, folder: str) -> None:
-        """Change to the driver's folder, so that relative paths are the same."""
-        if not Path(folder).is_dir():
-            raise ConfigError(
-                f"{socket.gethostname()} has no folder {folder}", "mount the project folder under the same path on every node"
-            )
-        os.chdir(folder)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Outcomes [N] of ids [N]."""
@@ -115,9 +111,17 @@ def run_on_ray(
         StageError: raised inside an actor.
     """
     with _ray_session(settings) as ray:
+        import torch
         from ray.data import exceptions as halted
 
-        _configure_ray_data(ray, settings)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # no hints
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.execution_no_progress_timeout_s = settings.no_progress_timeout_seconds
+        context.max_consecutive_actor_init_deaths = INIT_DEATHS
+        # Actors use the same number of torch threads, because another number rounds sums differently.
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(torch.get_num_threads())}}
         tables = [pa.table({"id": pa.array(ids[at : at + batch_size], pa.string())}) for at in range(0, len(ids), batch_size)]
         most = min(settings.max_actors, len(tables))
         outcomes = ray.data.from_arrow(tables).map_batches(
@@ -130,7 +134,7 @@ def run_on_ray(
             ),
             num_cpus=settings.cpus_per_actor,
             num_gpus=settings.gpus_per_actor or None,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(_threads())}},
+            runtime_env=environment,
         )
         try:
             for batch in outcomes.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
@@ -145,23 +149,6 @@ def run_on_ray(
                 "run again: finished items are cached; see the cluster's logs, and <stage>.ray.no_progress_timeout_seconds",
                 transient=True,
             ) from error
-
-
-def _threads() -> int:
-    """Number of torch threads, also for the actors: another number rounds sums differently."""
-    import torch
-
-    return torch.get_num_threads()
-
-
-def _configure_ray_data(ray: Any, settings: RayConfig) -> None:
-    """Disable progress bars and hints; set the time limit and the number of tolerated actor failures."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = settings.no_progress_timeout_seconds
-    context.max_consecutive_actor_init_deaths = INIT_DEATHS
 
 
 @contextmanager

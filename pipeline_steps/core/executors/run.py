@@ -12,8 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline_steps.core.errors import DataError
-from pipeline_steps.core.executors.base import ExecutorName, Failure, ItemProcessor, RayConfig, Result
-from pipeline_steps.core.executors.local import FLUSH_SECONDS, process_and_cache
+from pipeline_steps.core.executors.base import (
+    FLUSH_SECONDS,
+    ExecutorName,
+    Failure,
+    ItemProcessor,
+    RayConfig,
+    Result,
+    process_and_cache,
+)
 
 log = logging.getLogger(__name__)
 

@@ -44,16 +44,10 @@ def split_table(pairs: Sequence[Row]) -> list[dict[str, Any]]:
     table = []
     for split in SPLITS:
         own = [pair for pair in pairs if pair["split"] == split]
-        table.append(
-            {
-                "split": split,
-                "pairs": len(own),
-                "images": len({pair["image_id"] for pair in own}),
-                "clips": len({track["audio_id"] for pair in own for track in pair["tracks"]}),
-                "image_groups": len({pair["image_group"] for pair in own}),
-                "audio_groups": len({pair["audio_group"] for pair in own}),
-            }
-        )
+        clips = {track["audio_id"] for pair in own for track in pair["tracks"]}
+        kinds = {"images": "image_id", "image_groups": "image_group", "audio_groups": "audio_group"}
+        distinct = {name: len({pair[column] for pair in own}) for name, column in kinds.items()}
+        table.append({"split": split, "pairs": len(own), "clips": len(clips), **distinct})
     return table
 
 

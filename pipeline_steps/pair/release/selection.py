@@ -59,23 +59,14 @@ def track_members(pair: Row) -> list[str]:
 
 def sample_json(pair: Row, image: Row, audio: Mapping[str, Row]) -> dict[str, Any]:
     """Metadata of one sample; `image` and `audio[audio_id]` are catalog rows."""
-    members = track_members(pair)
     return {
-        "pair_id": pair["pair_id"],
-        "split": pair["split"],
-        "score": pair["score"],
-        "z_score": pair["z_score"],
-        "license": pair["license"],
+        **{name: pair[name] for name in ("pair_id", "split", "score", "z_score", "license")},
         "obligations": sorted(combine_all((pair["image_license"], pair["audio_license"])).obligations),
         "image": {"image_id": pair["image_id"], "group": pair["image_group"], **_credit(image)},
         "tracks": [
-            {
-                **track,
-                "member": member,
-                "duration_s": audio[track["audio_id"]]["duration_s"],
-                **_credit(audio[track["audio_id"]]),
-            }
-            for track, member in zip(pair["tracks"], members, strict=True)
+            {**track, "member": member, "duration_s": clip["duration_s"], **_credit(clip)}
+            for track, member in zip(pair["tracks"], track_members(pair), strict=True)
+            for clip in [audio[track["audio_id"]]]
         ],
     }
 
@@ -101,18 +92,10 @@ def credits_csv(pairs: Sequence[Row], images: Mapping[str, Row], audio: Mapping[
 def left_out_csv(selection: ReleaseSelection) -> str:
     """CSV of excluded pairs, with the reason."""
     header = ("pair_id", "image_id", "audio_id", "image_license", "audio_license", "code", "reason")
-    lines = [
-        (
-            pair["pair_id"],
-            pair["image_id"],
-            " ".join(track["audio_id"] for track in pair["tracks"]),
-            pair["image_license"],
-            pair["audio_license"],
-            code,
-            reason,
-        )
-        for pair, code, reason in sorted(selection.left_out, key=lambda item: str(item[0]["pair_id"]))
-    ]
+    lines = []
+    for pair, code, reason in sorted(selection.left_out, key=lambda item: str(item[0]["pair_id"])):
+        clips = " ".join(track["audio_id"] for track in pair["tracks"])
+        lines.append((pair["pair_id"], pair["image_id"], clips, pair["image_license"], pair["audio_license"], code, reason))
     return _csv(header, lines)
 
 

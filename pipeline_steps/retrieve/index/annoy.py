@@ -100,8 +100,7 @@ def validate_index(metadata: IndexMetadata, path: Path, dimension: int, n_items:
     """
     expected = {"fingerprint": fingerprint, "dimension": dimension, "metric": METRIC, "n_items": n_items}
     for name, value in expected.items():
-        if getattr(metadata, name) != value:
-            own = getattr(metadata, name)
+        if (own := getattr(metadata, name)) != value:
             raise IntegrityError(f"{path}: {name} of the index is {own}, the embeddings have {value}", ACTION)
     if not path.is_file():
         raise IntegrityError(f"{path} is missing", ACTION)
@@ -170,11 +169,7 @@ class AnnoyIndex(VectorIndex):
     def open(cls, metadata: IndexMetadata, path: Path, search_k: int, dimension: int, n_items: int, fingerprint: str) -> Self:
         """Index from a memory-mapped file, after every check.
 
-        Args:
-            metadata: read from the file beside the index.
-            path: the index.
-            search_k: nodes inspected per query.
-            dimension, n_items, fingerprint: of the embeddings that the index must belong to.
+        `dimension`, `n_items` and `fingerprint` are those of the embeddings that the index must belong to.
 
         Raises:
             IntegrityError: see `validate_index` and `probe_in_subprocess`.

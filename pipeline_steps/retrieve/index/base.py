@@ -1,4 +1,4 @@
-"""Vector indexes: base class, registry, and recall of one index against another."""
+"""Vector indexes: base class, registry, choice for `retrieve.index: auto`, and recall of one index against another."""
 
 from __future__ import annotations
 
@@ -15,17 +15,11 @@ from pipeline_steps.core.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class IndexSettings:
-    """Settings of the stage that apply to every index.
+    """Settings of the stage that apply to every index."""
 
-    Attributes:
-        seed: of everything random.
-        query_batch_size: queries per matrix product.
-        recall_sample_size: largest number of queries on which an index measures its recall.
-    """
-
-    seed: int = 0
-    query_batch_size: int = 1024
-    recall_sample_size: int = 500
+    seed: int = 0  # of everything random
+    query_batch_size: int = 1024  # queries per matrix product
+    recall_sample_size: int = 500  # largest number of queries on which an index measures its recall
 
 
 class VectorIndex(ABC):
@@ -78,3 +72,31 @@ def recall_at(found: IntArray, exact: IntArray, k: int) -> float:
         return 1.0
     hits = [len(set(a[:k].tolist()) & set(b[:k].tolist())) for a, b in zip(found, exact, strict=True)]
     return float(np.mean(hits) / k)
+
+
+SMALL_SCORES = 10**9
+"""Texts x clips below which exact search on the CPU takes seconds. No GPU is looked for, so outputs agree on all machines."""
+
+LARGE_SCORES = 2 * 10**9
+"""Texts x clips from which `ivf` is used on machines without a GPU: exact search takes half a minute on one core there."""
+
+
+def resolve_index(n_texts: int, n_clips: int) -> str:
+    """Registered name of the index for a pool of this size.
+
+    `exact` below `SMALL_SCORES`; above, `torch` if there is a CUDA GPU; else `exact` below `LARGE_SCORES` and `ivf` from there
+    on. `ivf` falls back to exact search where clusters do not help.
+    """
+    scores = n_texts * n_clips
+    if scores < SMALL_SCORES:
+        return "exact"
+    if cuda_found():
+        return "torch"
+    return "exact" if scores < LARGE_SCORES else "ivf"
+
+
+def cuda_found() -> bool:
+    """Whether torch finds a CUDA device. Imports torch."""
+    import torch
+
+    return torch.cuda.is_available()

@@ -38,20 +38,13 @@ MEASURED_K = 10
 
 @dataclass(frozen=True, slots=True)
 class ProbeSelection:
-    """Number of probed cells, with the recall that a sample of queries reaches.
+    """Number of probed cells, with the recall that a sample of queries reaches."""
 
-    Attributes:
-        probes: nearest cells scored per query; 0 means that all items are scored (exact search).
-        recall: recall@10 of the sample with these probes.
-        scanned: mean fraction of the items that is scored for a query of the sample.
-        cells, sample: number of cells, number of queries of the sample.
-    """
-
-    probes: int
-    recall: float
-    scanned: float
-    cells: int
-    sample: int
+    probes: int  # nearest cells scored per query; 0 means that all items are scored (exact search)
+    recall: float  # recall@10 of the sample with these probes
+    scanned: float  # mean fraction of the items that is scored for a query of the sample
+    cells: int  # number of cells
+    sample: int  # number of queries of the sample
 
 
 class IVFIndexConfig(StageConfig):

@@ -52,12 +52,12 @@ class MlflowStore:
 
         try:
             return function(*args, **kwargs)
-        except MlflowException as error:
-            if error.error_code in REJECTION_CODES:
+        except (MlflowException, OSError) as error:  # exceptions of requests and TimeoutError are OSError
+            code = getattr(error, "error_code", type(error).__name__)
+            if code in REJECTION_CODES:
                 raise EntryRejectedError(str(error)) from error
-            raise StoreUnavailableError(f"{error.error_code}: {_first_line(str(error))}") from error
-        except (OSError, TimeoutError) as error:  # requests' exceptions are OSError
-            raise StoreUnavailableError(f"{type(error).__name__}: {_first_line(str(error))}") from error
+            first_line, _, _ = str(error).strip().partition("\n")
+            raise StoreUnavailableError(f"{code}: {first_line}") from error
 
     def experiment_id(self) -> str:
         """Id of the project's experiment, which is created if it does not exist."""
@@ -69,7 +69,7 @@ class MlflowStore:
                     self.call(client.create_experiment, name, self.settings.artifacts or None, tags=EXPERIMENT_TAGS)
                 found = self.call(client.get_experiment_by_name, name)
             if found is None:
-                raise StoreUnavailableError(f"experiment {name!r} cannot be created")
+                raise EntryRejectedError(f"experiment {name!r} cannot be created")
             if found.lifecycle_stage == "deleted":
                 self.call(client.restore_experiment, found.experiment_id)
             self._experiment_id = str(found.experiment_id)
@@ -84,7 +84,6 @@ class MlflowStore:
         if found:
             return str(found[0].info.run_id)
         tags = {
-            **header.get("tags", {}),
             RUN_KEY_TAG: key,
             "mlflow.user": _user(),
             "mlflow.source.name": f"python -m pipeline_steps {header['stage']}",
@@ -99,7 +98,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container without a passwd entry
         return "unknown"
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else ""

@@ -1,7 +1,7 @@
 """Offline queue: tracking entries are appended to local disk first and uploaded later. Does not import mlflow.
 
 .runs/tracking/<key>/
-    run.json        stage, store, tags, start time (written once)
+    run.json        stage, store, start time (written once)
     entries.jsonl   one JSON object per line, append only; a partial last line is cut when the run is opened again
     files/          copies of images, audio, artifacts
     state.json      upload progress: store, run id, byte offset (written by the uploader only)
@@ -30,32 +30,17 @@ FINISHED = "FINISHED"
 UNREADABLE = "unreadable"
 
 
-def queue_root(layout: ProjectPaths) -> Path:
-    """Folder of a project's queues."""
-    return layout.runs / "tracking"
-
-
 @dataclass
 class QueueState:
-    """Upload progress of a queue.
+    """Upload progress of a queue."""
 
-    Attributes:
-        uri: the store, without credentials; empty before the first upload.
-        run_id: MLflow run id; empty before the run exists.
-        offset: bytes of `entries.jsonl` that were uploaded.
-        sent: number of uploaded entries.
-        rejected: number of entries that the store refused permanently.
-        ended: status of the run after its last entry was uploaded, else empty.
-        problem: why the last attempt failed, else empty.
-    """
-
-    uri: str = ""
-    run_id: str = ""
-    offset: int = 0
-    sent: int = 0
-    rejected: int = 0
-    ended: str = ""
-    problem: str = ""
+    uri: str = ""  # the store, without credentials; empty before the first upload
+    run_id: str = ""  # MLflow run id; empty before the run exists
+    offset: int = 0  # bytes of `entries.jsonl` that were uploaded
+    sent: int = 0  # number of uploaded entries
+    rejected: int = 0  # number of entries that the store refused permanently
+    ended: str = ""  # status of the run after its last entry was uploaded, else empty
+    problem: str = ""  # why the last attempt failed, else empty
 
 
 @dataclass
@@ -187,7 +172,7 @@ def open_queue(layout: ProjectPaths, stage: str, resume_key: str | None, header:
     """
     key = resume_key or f"{_now_ms():x}-{os.getpid():x}"
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{stage}-{key}")[:120]
-    root = queue_root(layout)
+    root = layout.tracking
     root.mkdir(parents=True, exist_ok=True)
     number = 0
     while True:
@@ -205,16 +190,12 @@ def open_queue(layout: ProjectPaths, stage: str, resume_key: str | None, header:
 
 def all_queues(layout: ProjectPaths) -> Iterator[OfflineQueue]:
     """Yield every queue of the project, oldest first, so that a model is uploaded before its evaluation."""
-    root = queue_root(layout)
-    if not root.is_dir():
-        return
     found = []
-    for folder in root.iterdir():
+    for folder in layout.tracking.glob("*"):
         with contextlib.suppress(OSError, ValueError):
             queue = OfflineQueue(folder)
             found.append((queue.header()["start_time"], folder.name, queue))
-    for _, _, queue in sorted(found, key=lambda item: item[:2]):
-        yield queue
+    yield from (queue for _, _, queue in sorted(found, key=lambda item: item[:2]))
 
 
 def _parse_entry(line: bytes) -> dict[str, Any]:

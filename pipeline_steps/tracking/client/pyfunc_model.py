@@ -92,19 +92,14 @@ class Audio2ImagePyfunc(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-d
             raise ValueError(
                 f"num_samples must be 1..{MAX_SAMPLES}, num_inference_steps 0..{MAX_STEPS}, guidance_scale 0..100; got {values}"
             )
-        rows = [
-            encode_png(
-                self.pipeline(
-                    decode_audio(str(text)),
-                    num_samples=count,
-                    seed=int(values["seed"]),
-                    guidance_scale=None if guidance == UNSET else guidance,
-                    num_inference_steps=steps or None,
-                )
-            )
-            for text in model_input["audio_base64"]
-        ]
-        return pandas.DataFrame({"png_base64": rows})
+        options: dict[str, Any] = {
+            "num_samples": count,
+            "seed": int(values["seed"]),
+            "guidance_scale": None if guidance == UNSET else guidance,
+            "num_inference_steps": steps or None,
+        }
+        audio = (decode_audio(str(text)) for text in model_input["audio_base64"])
+        return pandas.DataFrame({"png_base64": [encode_png(self.pipeline(samples, **options)) for samples in audio]})
 
 
 mlflow.models.set_model(Audio2ImagePyfunc())

@@ -6,7 +6,7 @@ import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 Sample = dict[str, float]
 
@@ -50,10 +50,8 @@ def sample(process: object) -> Sample:
     memory = psutil.virtual_memory()
     resident = 0
     for member in (process, *process.children(recursive=True)):  # type: ignore[attr-defined]
-        try:
+        with suppress(psutil.Error):
             resident += member.memory_info().rss
-        except psutil.Error:
-            continue
     values = {
         "system/cpu_utilization_percentage": float(psutil.cpu_percent()),
         "system/system_memory_usage_megabytes": memory.used / 1e6,
@@ -67,8 +65,6 @@ def sample(process: object) -> Sample:
             free, total = torch.cuda.mem_get_info(index)
             values[f"system/gpu_{index}_memory_usage_megabytes"] = (total - free) / 1e6
             values[f"system/gpu_{index}_memory_usage_percentage"] = 100.0 * (total - free) / total
-            try:
+            with suppress(Exception):  # needs the NVML bindings, which are optional
                 values[f"system/gpu_{index}_utilization_percentage"] = float(torch.cuda.utilization(index))
-            except Exception:  # noqa: S112 - needs the NVML bindings, which are optional
-                continue
     return values

@@ -252,7 +252,6 @@ def run(
     config: StageConfig,
     *,
     inputs: Sequence[Path] = (),
-    tags: Mapping[str, Any] | None = None,
     resume_key: str | None = None,
 ) -> Iterator[NoOpTracker]:
     """Track one run of a stage.
@@ -262,7 +261,6 @@ def run(
         layout: paths of the project.
         config: configuration of the stage; logged as parameters.
         inputs: outs of earlier stages that this stage reads; logged as data sets with their DVC md5 as digest.
-        tags: additional tags.
         resume_key: runs of the same stage and key are one MLflow run until one of them finishes.
 
     Raises:
@@ -273,9 +271,8 @@ def run(
     if settings.mode == "off":
         yield NoOpTracker()
         return
-    header = {"uri": redact(settings.uri), "name": stage, "tags": {key: _redacted(key, v) for key, v in (tags or {}).items()}}
     try:
-        queue = open_queue(layout, stage, resume_key, header)
+        queue = open_queue(layout, stage, resume_key, {"uri": redact(settings.uri), "name": stage})
     except OSError as error:
         log.warning("tracking: the queue cannot be created (%s); this run is not tracked", error)
         yield NoOpTracker()

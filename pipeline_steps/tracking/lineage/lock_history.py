@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,21 +42,14 @@ class LockSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class StageProvenance:
-    """One stage of a lineage.
+    """One stage of a lineage."""
 
-    Attributes:
-        stage: name of the stage.
-        reads, writes, code: inputs, outs and source files with DVC md5.
-        params: parameters of the stage.
-        raw: inputs that no stage writes.
-    """
-
-    stage: str
-    reads: Mapping[str, str]
-    writes: Mapping[str, str]
-    code: Mapping[str, str]
-    params: Mapping[str, Any]
-    raw: tuple[str, ...]
+    stage: str  # name of the stage
+    reads: Mapping[str, str]  # inputs with DVC md5
+    writes: Mapping[str, str]  # outs with DVC md5
+    code: Mapping[str, str]  # source files with DVC md5
+    params: Mapping[str, Any]  # parameters of the stage
+    raw: tuple[str, ...]  # inputs that no stage writes
 
     def as_dict(self) -> dict[str, Any]:
         """Fields for JSON."""
@@ -72,23 +66,15 @@ def iter_lock_history(layout: ProjectPaths, holding: str = "") -> Iterator[LockS
     for commit in listed.split():
         text = try_git(layout.root, "show", f"{commit}:./{LOCK}")
         if text and holding in text:
-            try:
+            with suppress(ConfigError):
                 yield LockSnapshot(commit, parse_lock(text, f"{LOCK} of {commit[:12]}"))
-            except ConfigError:
-                continue
     path = layout.root / LOCK
     if path.is_file() and holding in path.read_text(encoding="utf-8", errors="replace"):
         yield LockSnapshot("", parse_lock(path.read_text(encoding="utf-8"), str(path)))
 
 
 def find_lock(layout: ProjectPaths, path: str, md5: str, commit: str = "") -> LockSnapshot:
-    """Find the first lock in which the out `path` has this md5.
-
-    Args:
-        layout: paths of the project.
-        path: out, relative to the project.
-        md5: DVC md5 of the out.
-        commit: preferred commit.
+    """Find the first lock in which the out `path` (relative to the project) has this DVC md5; that of `commit` is preferred.
 
     Raises:
         DataError: no lock contains it (made outside `dvc repro`, or its commit is not in this clone).

@@ -35,48 +35,30 @@ MODEL_PROTOCOL_KEYS = ("guidance_scale", "num_inference_steps", "side_px")
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRun:
-    """One evaluation of one model.
+    """One evaluation of one model."""
 
-    Attributes:
-        run_id: MLflow run of the evaluation.
-        data: data set -> DVC md5 of everything that the evaluation read except the model.
-        protocol: settings of the evaluation: judges, seed, samples per clip.
-        values: "set/metric" -> {value, low, high, n, clusters} of the row `model`.
-        items: rows of the item table: set, pair, sound (clip id), cluster, and one number per metric.
-        replicates: "set/metric" -> bootstrap replicates [repeats]; the resampling is the same for all models on the same data.
-        notes: warnings of the evaluation.
-    """
-
-    run_id: str
-    data: Mapping[str, str]
-    protocol: Mapping[str, Any]
-    values: Mapping[str, Mapping[str, Any]]
-    items: Sequence[Mapping[str, str]]
+    run_id: str  # MLflow run of the evaluation
+    data: Mapping[str, str]  # data set -> DVC md5 of everything that the evaluation read except the model
+    protocol: Mapping[str, Any]  # settings of the evaluation: judges, seed, samples per clip
+    values: Mapping[str, Mapping[str, Any]]  # "set/metric" -> {value, low, high, n, clusters} of the row `model`
+    items: Sequence[Mapping[str, str]]  # rows of the item table: set, pair, sound (clip id), cluster, and one number per metric
+    # "set/metric" -> bootstrap replicates [repeats]; the resampling is the same for all models on the same data
     replicates: Mapping[str, DoubleArray]
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # warnings of the evaluation
 
 
 @dataclass(frozen=True, slots=True)
 class MetricComparison:
-    """One metric of two models on the same items.
+    """One metric of two models on the same items."""
 
-    Attributes:
-        metric: "set/metric".
-        higher_is_better: direction of the metric.
-        a, b: the two values.
-        difference: B minus A; low, high and p are None if the metric cannot be resampled.
-        wins, losses: number of items on which B is better or worse; None if the metric has no value per item.
-        note: why there is no interval; else empty.
-    """
-
-    metric: str
-    higher_is_better: bool
-    a: float
-    b: float
-    difference: PairedDifference
-    wins: int | None = None
-    losses: int | None = None
-    note: str = ""
+    metric: str  # "set/metric"
+    higher_is_better: bool  # direction of the metric
+    a: float  # value of A
+    b: float  # value of B
+    difference: PairedDifference  # B minus A; low, high and p are None if the metric cannot be resampled
+    wins: int | None = None  # number of items on which B is better; None if the metric has no value per item
+    losses: int | None = None  # number of items on which B is worse
+    note: str = ""  # why there is no interval; else empty
 
     @property
     def gain(self) -> float:
@@ -250,7 +232,4 @@ def _item_key(row: Mapping[str, str]) -> tuple[str | None, ...]:
 
 
 def _number(text: str | None) -> float:
-    try:
-        return float(text) if text else math.nan
-    except ValueError:
-        return math.nan
+    return float(text or math.nan)

@@ -25,24 +25,15 @@ MIN_PREFIX = 4
 
 @dataclass(frozen=True, slots=True)
 class TracedItem:
-    """One image or audio clip.
+    """One image or audio clip."""
 
-    Attributes:
-        kind: `image` or `audio`.
-        item_id: hash of its bytes.
-        sources: paths of all files with these bytes, relative to the pool.
-        holdout: held out for evaluation; never trained on.
-        state: `in the catalog`, `in quarantine: CODE`, or `in an older catalog`.
-        license, author: values of the metadata table.
-    """
-
-    kind: str
-    item_id: str
-    sources: tuple[str, ...]
-    holdout: bool
-    state: str
-    license: str | None = None
-    author: str | None = None
+    kind: str  # `image` or `audio`
+    item_id: str  # hash of its bytes
+    sources: tuple[str, ...]  # paths of all files with these bytes, relative to the pool
+    holdout: bool  # held out for evaluation; never trained on
+    state: str  # `in the catalog`, `in quarantine: CODE`, or `in an older catalog`
+    license: str | None = None  # license in the metadata table
+    author: str | None = None  # author in the metadata table
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +47,13 @@ class PairOccurrence:
 
 @dataclass(frozen=True, slots=True)
 class VersionUsage:
-    """Pairs with the item in the training data of a model version.
+    """Pairs with the item in the training data of a model version."""
 
-    Attributes:
-        version, aliases: the model version.
-        pairs_md5: DVC md5 of its pairs; empty if it was not logged.
-        pairs_available: whether its pair table can still be read.
-        occurrences: pairs that contain the item.
-    """
-
-    version: str
-    aliases: tuple[str, ...]
-    pairs_md5: str
-    pairs_available: bool
-    occurrences: tuple[PairOccurrence, ...] = ()
+    version: str  # model version
+    aliases: tuple[str, ...]  # aliases of the version
+    pairs_md5: str  # DVC md5 of its pairs; empty if it was not logged
+    pairs_available: bool  # whether its pair table can still be read
+    occurrences: tuple[PairOccurrence, ...] = ()  # pairs that contain the item
 
     @property
     def splits(self) -> dict[str, int]:
@@ -101,13 +85,10 @@ def pool_root(layout: ProjectPaths) -> Path:
     return layout.root / str(load_params(layout.params).get("ingest", {}).get("root", ""))
 
 
-def find_items(layout: ProjectPaths, text: str) -> list[TracedItem]:
-    """Find the item with an id (or prefix), path in the pool, or file on disk.
+def find_item(layout: ProjectPaths, text: str) -> TracedItem | None:
+    """Find the item with an id (or prefix), path in the pool, or file on disk; None if there is none.
 
     The catalog is searched first, then the quarantine, then older catalogs, newest first.
-
-    Returns:
-        A list with the item; empty if there is none.
 
     Raises:
         ConfigError: the prefix matches several items.
@@ -129,7 +110,7 @@ def find_items(layout: ProjectPaths, text: str) -> list[TracedItem]:
     ids = sorted({item.item_id for item in found})
     if len(ids) > 1:
         raise ConfigError(f"{text!r} matches {len(ids)} items: {', '.join(ids[:5])}", "give more characters of the id")
-    return found[:1]
+    return found[0] if found else None
 
 
 def trace_item(layout: ProjectPaths, item: TracedItem) -> ItemTrace:

@@ -41,48 +41,30 @@ class FieldDiff:
 
 @dataclass(frozen=True, slots=True)
 class SampleComparison:
-    """One clip, its real image, and the image that each model generated from it.
+    """One clip, its real image, and the image that each model generated from it."""
 
-    Attributes:
-        set: `test` or `gold`.
-        name: pair id.
-        image, audio, a, b: bytes of the files; empty if a run did not log the file.
-        metrics: metric -> values of A and B for this item.
-    """
-
-    set: str
-    name: str
-    image: bytes
-    audio: bytes
-    a: bytes
-    b: bytes
-    metrics: Mapping[str, tuple[float, float]]
+    set: str  # `test` or `gold`
+    name: str  # pair id
+    image: bytes  # bytes of the real image; like those below empty if no run logged the file
+    audio: bytes  # bytes of the clip
+    a: bytes  # bytes of the image that A generated
+    b: bytes  # bytes of the image that B generated
+    metrics: Mapping[str, tuple[float, float]]  # metric -> values of A and B for this item
 
 
 @dataclass(frozen=True, slots=True)
 class ModelComparison:
-    """Result of `sonify compare`.
+    """Result of `sonify compare`."""
 
-    Attributes:
-        a, b: the two versions; differences are B minus A.
-        metrics: metrics that both evaluations have.
-        data: data set -> DVC md5 of the evaluations' data.
-        runs: the two evaluation runs.
-        parameters: differing training parameters.
-        provenance: differing training data, commits and model families.
-        samples: generated images for the same clips.
-        notes: warnings of the evaluations and of the comparison.
-    """
-
-    a: ModelVersionInfo
-    b: ModelVersionInfo
-    metrics: Sequence[MetricComparison]
-    data: Mapping[str, str]
-    runs: tuple[str, str]
-    parameters: Sequence[FieldDiff]
-    provenance: Sequence[FieldDiff]
-    samples: Sequence[SampleComparison]
-    notes: Sequence[str]
+    a: ModelVersionInfo  # baseline
+    b: ModelVersionInfo  # newer version; differences are B minus A
+    metrics: Sequence[MetricComparison]  # metrics that both evaluations have
+    data: Mapping[str, str]  # data set -> DVC md5 of the evaluations' data
+    runs: tuple[str, str]  # the two evaluation runs
+    parameters: Sequence[FieldDiff]  # differing training parameters
+    provenance: Sequence[FieldDiff]  # differing training data, commits and model families
+    samples: Sequence[SampleComparison]  # generated images for the same clips
+    notes: Sequence[str]  # warnings of the evaluations and of the comparison
 
     def as_dict(self) -> dict[str, Any]:
         """Fields for JSON, without the samples."""

@@ -21,27 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelVersionInfo:
-    """One version of the registered model.
+    """One version of the registered model."""
 
-    Attributes:
-        version: version number.
-        md5: DVC's md5 of the exported folder.
-        url: page in MLflow; None if the store is a database without a server.
-        run_id: training run.
-        model_id: MLflow's logged model.
-        commit: git commit at training; empty if unknown.
-        aliases: aliases of the version.
-        tags: all tags of the version.
-    """
-
-    version: str
-    md5: str
-    url: str | None
-    run_id: str = ""
-    model_id: str = ""
-    commit: str = ""
-    aliases: tuple[str, ...] = ()
-    tags: Mapping[str, str] = field(default_factory=dict)
+    version: str  # version number
+    md5: str  # DVC's md5 of the exported folder
+    url: str | None  # page in MLflow; None if the store is a database without a server
+    run_id: str = ""  # training run
+    model_id: str = ""  # MLflow's logged model
+    commit: str = ""  # git commit at training; empty if unknown
+    aliases: tuple[str, ...] = ()  # aliases of the version
+    tags: Mapping[str, str] = field(default_factory=dict)  # all tags of the version
 
 
 class ModelRegistry(MlflowStore):

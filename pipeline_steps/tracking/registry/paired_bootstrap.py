@@ -19,22 +19,14 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """B minus A on the same items.
+    """B minus A on the same items."""
 
-    Attributes:
-        value: mean difference.
-        low, high: 95 % percentile interval; None with fewer than two clusters.
-        p: two-sided bootstrap p-value of "no difference"; None with fewer than two clusters.
-        n: number of items.
-        clusters: number of independent groups of items.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    p: float | None
-    n: int
-    clusters: int
+    value: float  # mean difference
+    low: float | None  # lower end of the 95 % percentile interval; None with fewer than two clusters
+    high: float | None  # upper end of the interval
+    p: float | None  # two-sided bootstrap p-value of "no difference"; None with fewer than two clusters
+    n: int  # number of items
+    clusters: int  # number of independent groups of items
 
 
 def paired_difference(

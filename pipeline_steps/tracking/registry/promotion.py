@@ -1,9 +1,4 @@
-"""Promotion of models: propose, promote, reject, roll back. Decisions are entries of the promotion log.
-
-proposal = propose(layout)
-print(proposal.gate.markdown())
-promote(proposal, actor="ada", reason="better images of dogs")
-"""
+"""Promotion of models: propose, promote, reject, roll back. Decisions are entries of the promotion log."""
 
 from __future__ import annotations
 
@@ -30,32 +25,19 @@ PAUSE_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class PromotionProposal:
-    """A challenger, the champion and the result of the gate.
+    """A challenger, the champion and the result of the gate."""
 
-    Attributes:
-        champion: current champion; None if there is none.
-        challenger: version with the alias `challenger`, or the requested version.
-        gate: result of the promotion gate.
-        layout: paths of the project.
-        num_events: number of entries in the promotion log at the time of the proposal. A decision is refused if the log has
-            grown since.
-        runs: compared evaluation runs (champion's, challenger's).
-    """
-
-    champion: ModelVersionInfo | None
-    challenger: ModelVersionInfo
-    gate: GateResult
-    layout: ProjectPaths
+    champion: ModelVersionInfo | None  # current champion; None if there is none
+    challenger: ModelVersionInfo  # version with the alias `challenger`, or the requested version
+    gate: GateResult  # result of the promotion gate
+    layout: ProjectPaths  # paths of the project
+    # entries of the promotion log at the time of the proposal; a decision is refused if the log has grown since
     num_events: int
-    runs: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()  # compared evaluation runs (champion's, challenger's)
 
 
 def propose(layout: ProjectPaths, challenger: str = CHALLENGER) -> PromotionProposal:
-    """Compare the challenger with the champion on the same test items. Reads only.
-
-    Args:
-        layout: paths of the project.
-        challenger: version, alias or run; default: the newest model.
+    """Compare the challenger (version, alias or run; default: the newest model) with the champion. Reads only.
 
     Raises:
         ConfigError: the gate file is not valid, or nothing was tracked.
@@ -95,11 +77,7 @@ def propose(layout: ProjectPaths, challenger: str = CHALLENGER) -> PromotionProp
 def promote(proposal: PromotionProposal, *, actor: str, reason: str, override: bool = False) -> PromotionEvent:
     """Make the challenger champion. Of two concurrent promotions one is refused.
 
-    Args:
-        proposal: proposal that the decision is based on.
-        actor: user or flow that decides.
-        reason: reason of the decision.
-        override: promote although the gate is not passed. Incomparable evaluations cannot be overridden.
+    With `override` it is promoted although the gate is not passed. Incomparable evaluations cannot be overridden.
 
     Raises:
         ConfigError: the challenger is the champion already, or actor or reason is empty.

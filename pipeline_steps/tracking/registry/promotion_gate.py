@@ -41,18 +41,12 @@ class PromotionGate(StageConfig):
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """Result of the promotion gate.
+    """Result of the promotion gate."""
 
-    Attributes:
-        passed: whether the challenger meets every rule.
-        reasons: one line per rule with the required and the measured value.
-        comparable: whether both models were evaluated on the same data; if not, the gate cannot be overridden.
-        metrics: all compared metrics; empty without a champion or if the evaluations are not comparable.
-    """
-
-    passed: bool
-    reasons: tuple[str, ...]
-    comparable: bool = True
+    passed: bool  # whether the challenger meets every rule
+    reasons: tuple[str, ...]  # one line per rule with the required and the measured value
+    comparable: bool = True  # whether both models were evaluated on the same data; if not, the gate cannot be overridden
+    # all compared metrics; empty without a champion or if the evaluations are not comparable
     metrics: tuple[MetricComparison, ...] = ()
 
     def markdown(self) -> str:

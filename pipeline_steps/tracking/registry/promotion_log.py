@@ -32,29 +32,17 @@ MAX_TEXT = 1000
 
 @dataclass(frozen=True, slots=True)
 class PromotionEvent:
-    """One entry of the promotion log. The names of the fields are the keys of the stored JSON.
+    """One entry of the promotion log. The names of the fields are the keys of the stored JSON."""
 
-    Attributes:
-        number: 1, 2, ...
-        kind: `promote`, `rollback` or `reject`.
-        version: version that became champion or was rejected.
-        former: champion before the event; None if there was none.
-        actor: user or flow that decided.
-        reason: reason given by the actor.
-        time: ISO 8601 in UTC, by the writer's clock.
-        details: md5 of the model, whether the gate passed, its reasons, the compared evaluation runs.
-        token: random value that identifies the writer.
-    """
-
-    number: int
-    kind: str
-    version: str
-    former: str | None
-    actor: str
-    reason: str
-    time: str
-    details: Mapping[str, Any]
-    token: str
+    number: int  # 1, 2, ...
+    kind: str  # `promote`, `rollback` or `reject`
+    version: str  # version that became champion or was rejected
+    former: str | None  # champion before the event; None if there was none
+    actor: str  # user or flow that decided
+    reason: str  # reason given by the actor
+    time: str  # ISO 8601 in UTC, by the writer's clock
+    details: Mapping[str, Any]  # md5 of the model, whether the gate passed, its reasons, the compared evaluation runs
+    token: str  # random value that identifies the writer
 
     def as_dict(self) -> dict[str, Any]:
         """Fields for JSON, without the token."""
@@ -92,11 +80,7 @@ class PromotionLog:
         reason: str,
         details: Mapping[str, Any],
     ) -> PromotionEvent:
-        """Write entry `num_events + 1`.
-
-        Args:
-            num_events: number of entries at the time of the decision.
-            kind, version, former, actor, reason, details: see `PromotionEvent`.
+        """Write entry `num_events + 1`; `num_events` is the number of entries at the time of the decision.
 
         Raises:
             LockedError: another process has written this entry.

@@ -27,10 +27,7 @@ class RunLink:
 def linked_runs(layout: ProjectPaths, flow_run_id: str, digests: Iterable[str]) -> list[RunLink]:
     """MLflow runs of the stages of a flow run, in the order of their start, and runs that made models of earlier runs.
 
-    Args:
-        layout: paths of the project.
-        flow_run_id: id of the flow run; empty: none.
-        digests: DVC md5 of outs that were restored; outs that are no models are skipped.
+    An empty id means no flow run. `digests` are the DVC md5s of restored outs; outs that are no models are skipped.
 
     Raises:
         StoreUnavailableError: the store does not answer.

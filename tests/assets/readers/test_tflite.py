@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_steps.assets.convert import convert
-from pipeline_steps.assets.readers.flatbuffers import MOST_TABLES, FlatBufferTable, root
-from pipeline_steps.assets.readers.tflite import CONV_2D, FULLY_CONNECTED, read_tflite
+from pipeline_steps.assets.readers.tflite import CONV_2D, FULLY_CONNECTED, MOST_TABLES, FlatBufferTable, read_tflite, root
 from pipeline_steps.core.errors import IntegrityError
 
 Node = Callable[[bytearray], int]

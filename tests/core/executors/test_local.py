@@ -16,8 +16,7 @@ from pydantic import ValidationError
 
 from pipeline_steps.caption.config import CaptionConfig
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError, StageError
-from pipeline_steps.core.executors.base import RayConfig, Result
-from pipeline_steps.core.executors.local import process_and_cache
+from pipeline_steps.core.executors.base import RayConfig, Result, process_and_cache
 from pipeline_steps.core.executors.ray import OUTCOME, RayWorker, _deserialize_error, _serialize_error
 from pipeline_steps.core.executors.run import run_items
 from pipeline_steps.core.hashing import fingerprint, text_id

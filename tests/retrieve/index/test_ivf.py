@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_steps.core.errors import ResourceError
-from pipeline_steps.retrieve.index import auto, exact
-from pipeline_steps.retrieve.index.auto import resolve_index
-from pipeline_steps.retrieve.index.base import INDEXES, IndexSettings, recall_at
+from pipeline_steps.retrieve.index import base, exact
+from pipeline_steps.retrieve.index.base import INDEXES, IndexSettings, recall_at, resolve_index
 from pipeline_steps.retrieve.index.exact import ExactIndex
 from pipeline_steps.retrieve.index.ivf import IVFIndex, choose_probes, probed_cells
 from pipeline_steps.retrieve.index.kmeans import cell_count, fit_cells
@@ -160,12 +159,12 @@ def test_the_choice_of_auto(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(True)
         return False
 
-    monkeypatch.setattr(auto, "cuda_found", absent)
+    monkeypatch.setattr(base, "cuda_found", absent)
     assert resolve_index(1000, 1000) == "exact"
     assert not asked, "small pools never look for a GPU: their outputs agree on all machines"
     assert resolve_index(20_000, 60_000) == "exact"
     assert resolve_index(250_000, 1_000_000) == "ivf"
-    monkeypatch.setattr(auto, "cuda_found", lambda: True)
+    monkeypatch.setattr(base, "cuda_found", lambda: True)
     assert resolve_index(250_000, 1_000_000) == "torch"
 
 

@@ -44,9 +44,8 @@ def test_entries_are_uploaded_to_sqlite_by_the_child_process(
     monkeypatch.setenv("SONIFY_TRACKING", "on")
     monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
     image = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
-    with tracking.run(
-        "train", layout, Config(api_key="hunter22"), inputs=[layout.pairs], tags={"where": "http://me:pw@host/hf_verysecret"}
-    ) as tracker:
+    with tracking.run("train", layout, Config(api_key="hunter22"), inputs=[layout.pairs]) as tracker:
+        tracker.log_tags({"where": "http://me:pw@host/hf_verysecret"})
         tracker.log_metrics({"train/loss": 0.5, "loss%": 1, "bad": float("nan"), "worse": float("inf"), "text": "no"}, step=3)
         tracker.log_image("samples/grid", image, step=3)
         tracker.log_audio("test/dog", np.zeros(4800, np.float32), 48_000)
