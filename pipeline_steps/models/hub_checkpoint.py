@@ -259,16 +259,20 @@ def load_weights(kind: Any, folder: Path, key: str, dtype: Any) -> Any:
     return model
 
 
-def vision_families(config: dict[str, Any]) -> tuple[str, ...]:
-    """Families of a checkpoint's parts, so that evaluation can refuse judges of them: the model's and its vision tower's.
+TOWER_FAMILIES = {"clip_vision_model": "clip", "siglip_vision_model": "siglip", "siglip2_vision_model": "siglip"}
+"""`model_type` of a vision tower's configuration -> family."""
+TOWER_ORIGINS = {
+    **dict.fromkeys(("smolvlm", "idefics3", "idefics2", "paligemma", "gemma3"), "siglip"),
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "qwen3_5"), "siglip"),
+    **dict.fromkeys(("blip-2", "instructblip", "idefics", "kosmos-2", "qwen2_vl"), "clip"),
+}
+"""`model_type` of a model -> family of the published tower that its own was initialized from, where the configuration does not
+say so (BLIP-2 and InstructBLIP: EVA-CLIP, Qwen2-VL: the CLIP of Data Filtering Networks, Qwen3-VL: SigLIP 2)."""
 
-    The tower's is read off the configuration; models whose configuration hides that their tower began as a published CLIP or
-    SigLIP are listed by name (BLIP-2 and InstructBLIP: EVA-CLIP, Qwen2-VL: the CLIP of Data Filtering Networks).
-    """
-    towers = {"clip_vision_model": "clip", "siglip_vision_model": "siglip", "siglip2_vision_model": "siglip"}
-    heirs = {"smolvlm": "siglip", "idefics3": "siglip", "idefics2": "siglip", "paligemma": "siglip", "gemma3": "siglip"}
-    heirs |= dict.fromkeys(("blip-2", "instructblip", "idefics", "kosmos-2", "qwen2_vl"), "clip")
+
+def vision_families(config: dict[str, Any]) -> tuple[str, ...]:
+    """Families of a checkpoint's parts, so that evaluation can refuse judges of them: the model's and its vision tower's."""
     kind = str(config.get("model_type") or "unknown")
     vision = config.get("vision_config") or {}
     tower = str(vision.get("model_type") or "") if isinstance(vision, dict) else ""
-    return tuple(sorted({kind, *([towers.get(tower, tower)] if tower else []), *([heirs[kind]] if kind in heirs else [])}))
+    return tuple(sorted({kind, TOWER_FAMILIES.get(tower, tower), TOWER_ORIGINS.get(kind, "")} - {""}))
