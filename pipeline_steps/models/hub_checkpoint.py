@@ -151,7 +151,7 @@ def resolve_dtype(precision: str, device: str) -> str:
 
 
 def reject_remote_code(folder: Path) -> None:
-    """Refuse a folder whose JSON files ask for code of the checkpoint to be run.
+    """Refuse a folder whose JSON files request that code of the checkpoint is run.
 
     Raises:
         IntegrityError: `auto_map` or `trust_remote_code` anywhere in a JSON file, or an unreadable file.
@@ -166,7 +166,7 @@ def reject_remote_code(folder: Path) -> None:
         key = _code_key(value)
         if key:
             raise IntegrityError(
-                f"{path}: {key} asks for code of the checkpoint to be run; nothing was imported",
+                f"{path}: {key} requests that code of the checkpoint is run; nothing was imported",
                 "choose a checkpoint of an architecture that transformers itself knows",
             )
 
