@@ -166,7 +166,7 @@ def reject_remote_code(folder: Path) -> None:
         key = _code_key(value)
         if key:
             raise IntegrityError(
-                f"{path}: {key} requests that code of the checkpoint is run; nothing was imported",
+                f"{path}: {key} asks for code of the checkpoint to be run; nothing was imported",
                 "choose a checkpoint of an architecture that transformers itself knows",
             )
 

@@ -63,7 +63,7 @@ class EfficientNetLite(BundledModel):
 
     @torch.inference_mode()
     def tag(self, images: Sequence[ByteArray]) -> tuple[FloatArray, FloatArray]:
-        """Probabilities [N, 1000] and pooled features [N, 1280], one image at a time, so that bytes do not depend on the batch."""
+        """Probabilities [N, 1000] and pooled features [N, 1280], one image at a time: bytes do not depend on the batch."""
         probabilities = np.zeros((len(images), 1000), np.float32)
         features = np.zeros((len(images), 1280), np.float32)
         for row, image in enumerate(images):
