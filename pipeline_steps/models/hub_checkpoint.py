@@ -98,9 +98,8 @@ def fetch_checkpoint(model: str, revision: str, key: str, files: Sequence[str] =
         raise ConfigError(
             f"{key}.revision: {revision!r} is not a commit", "pin the 40 hex digits that the model's page shows under history"
         )
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
@@ -111,7 +110,7 @@ def fetch_checkpoint(model: str, revision: str, key: str, files: Sequence[str] =
         raise ConfigError(
             f"{key}.model: the hub has no {model} at {revision}", "check both; a gated model needs HF_TOKEN"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # the errors of the HTTP library that huggingface_hub uses, which changes between releases
         raise ServiceError(
             f"{key}.model: {model} cannot be fetched: {type(error).__name__}",
             "connect to the hub, or name a local folder with the same files",

@@ -34,22 +34,27 @@ class HubServer:
 
             def do_GET(self) -> None:
                 parts = self.path.split("?")[0].strip("/").split("/")
-                if parts[:2] == ["api", "models"] and parts[4:5] == ["revision"]:
-                    self.list_files("/".join(parts[2:4]), parts[5])
+                if parts[:2] == ["api", "models"] and parts[4:5] in (["revision"], ["tree"]):
+                    self.list_files("/".join(parts[2:4]), parts[5], parts[4] == "tree")
                 elif parts[2:3] == ["resolve"]:
                     self.send_file("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
                 else:
                     self.reply(404, b"{}", {})
 
-            def list_files(self, model: str, commit: str) -> None:
+            def list_files(self, model: str, commit: str, as_tree: bool) -> None:
                 if (model, commit) not in commits:
                     known = any(name == model for name, _ in commits)
                     code = "RevisionNotFound" if known else "RepoNotFound"
                     self.reply(404, b'{"error": "not found"}', {"X-Error-Code": code})
                     return
-                names = sorted(path.name for path in commits[model, commit].iterdir())
-                siblings = [{"rfilename": name} for name in names]
-                self.reply(200, json.dumps({"id": model, "sha": commit, "siblings": siblings}).encode(), {})
+                paths = sorted(commits[model, commit].iterdir())
+                siblings = [{"rfilename": path.name} for path in paths]
+                tree = [
+                    {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": sha256_file(path)[:40]}
+                    for path in paths
+                ]
+                answer = tree if as_tree else {"id": model, "sha": commit, "siblings": siblings}
+                self.reply(200, json.dumps(answer).encode(), {})
 
             def send_file(self, model: str, commit: str, name: str) -> None:
                 path = commits[model, commit] / name
