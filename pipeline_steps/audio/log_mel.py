@@ -24,6 +24,9 @@ BLOCK = 64
 """Frames a block: 64 x 1024 doubles are half a megabyte."""
 
 
+Padding = Literal["repeat", "repeatpad", "pad"]
+
+
 @dataclass(frozen=True, slots=True)
 class ClapFeatureConfig:
     """CLAP's input, as in its `preprocessor_config.json`.
@@ -34,6 +37,7 @@ class ClapFeatureConfig:
         fft, hop: samples of a frame, and between two of them.
         bands: mel bands between `low` and `high` Hz.
         scale: `slaney` (area-normalised triangles; checkpoints without fusion) or `htk` (unit triangles; with fusion).
+        padding: how a short clip fills its window, see `split_windows`.
     """
 
     sample_rate: int = 48_000
@@ -44,6 +48,7 @@ class ClapFeatureConfig:
     low: float = 0.0
     high: float = 14_000.0
     scale: Literal["slaney", "htk"] = "slaney"
+    padding: Padding = "repeatpad"
 
     @property
     def samples(self) -> int:
@@ -176,10 +181,11 @@ def ast_log_mel(windows: torch.Tensor, settings: AstFeatureConfig) -> torch.Tens
     return mel.clamp_(min=floor).log_().sub_(settings.mean).div_(2 * settings.std)
 
 
-def split_windows(samples: FloatArray, length: int) -> FloatArray:
-    """Consecutive windows [N, length] of mono samples [T]; the last window ends with the last sample.
+def split_windows(samples: FloatArray, length: int, padding: Padding = "repeat") -> FloatArray:
+    """Consecutive windows [N, length] of mono samples [T]; the last window ends with the last sample. No random crop.
 
-    A shorter clip is repeated to fill its window. The windows are deterministic: no random crop, no padding with silence.
+    A shorter clip is repeated to the end of its window (`repeat`), or as often as it fits as a whole, followed by silence
+    (`repeatpad`), or once, followed by silence (`pad`).
 
     Raises:
         ValueError: empty, not one-dimensional, or holding NaN or infinity.
@@ -188,7 +194,12 @@ def split_windows(samples: FloatArray, length: int) -> FloatArray:
     if samples.ndim != 1 or not samples.size or not np.isfinite(samples).all():
         raise ValueError(f"expected finite mono samples [T], got shape {samples.shape}")
     if len(samples) <= length:
-        return np.resize(samples, length)[None]
+        if padding == "repeat":
+            return np.resize(samples, length)[None]
+        window = np.zeros((1, length), np.float32)
+        filled = len(samples) * (length // len(samples) if padding == "repeatpad" else 1)
+        window[0, :filled] = np.resize(samples, filled)
+        return window
     last = len(samples) - length
     return np.stack([samples[start : start + length] for start in [*range(0, last, length), last]])
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import typer
 
@@ -235,9 +236,20 @@ def _tracking(layout: ProjectPaths) -> Iterator[CheckResult]:
 
 
 @handle_errors
-def doctor(context: typer.Context, as_json: JsonFlag = False) -> None:
+def doctor(
+    context: typer.Context,
+    as_json: JsonFlag = False,
+    online: Annotated[
+        bool, typer.Option("--online", help="Also check the checkpoints and servers that params.yaml names.")
+    ] = False,
+) -> None:
     """Check versions, compiler, disk, GPU, git, parameters, dvc.lock, weights, locks and tracking."""
-    results = run_checks(layout_of(context))
+    layout = layout_of(context)
+    results = run_checks(layout)
+    if online:
+        from pipeline_steps.commands.preflight import run_preflight
+
+        results += run_preflight(layout)
     code = max((result.exit_code for result in results if result.status == "fail"), default=0)
     lines = table([result.status, result.name, result.found, result.wanted] for result in results)
     lines += [f"fix for {result.name}: {result.fix}" for result in results if result.fix]

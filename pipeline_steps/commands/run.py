@@ -11,7 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from pipeline_steps.commands.console import handle_errors, layout_of, print_result
-from pipeline_steps.core.errors import ERROR_FILE, ConfigError, LockedError, StageError, load_error_file, suggest_name
+from pipeline_steps.core.errors import (
+    ERROR_FILE,
+    ConfigError,
+    IntegrityError,
+    LockedError,
+    ServiceError,
+    StageError,
+    load_error_file,
+    suggest_name,
+)
+from pipeline_steps.core.escape import escape_terminal
 from pipeline_steps.core.hashing import sha256_file
 from pipeline_steps.core.project_paths import ProjectPaths
 
@@ -73,6 +83,30 @@ def _failure(layout: ProjectPaths, dvc_code: int) -> StageError:
     return ConfigError(f"dvc repro ended with {dvc_code} before a stage could report", "see DVC's message above; sonify doctor")
 
 
+def check_checkpoints(layout: ProjectPaths, stages: list[str]) -> None:
+    """Check the checkpoints and servers of the stages to run; print a line on stderr for each fault.
+
+    One that cannot be reached now stops nothing: the stage may need no more than its cache.
+
+    Raises:
+        ConfigError, IntegrityError: a fault that a later attempt does not remove.
+    """
+    from pipeline_steps.__main__ import STAGES
+    from pipeline_steps.commands.preflight import run_preflight
+
+    if not layout.params.is_file():
+        return
+    last = max((STAGES.index(stage) for stage in stages), default=len(STAGES) - 1)
+    faults = [result for result in run_preflight(layout, STAGES[: last + 1]) if result.status == "fail"]
+    for result in faults:
+        print(escape_terminal(f"{result.name}: {result.found} -> {result.fix}"), file=sys.stderr, flush=True)
+    lasting = [result for result in faults if result.exit_code != ServiceError.exit_code]
+    if lasting:
+        kind = IntegrityError if lasting[0].exit_code == IntegrityError.exit_code else ConfigError
+        names = ", ".join(result.name for result in lasting)
+        raise kind(f"{names}: not usable, see above; no stage was run", lasting[0].fix)
+
+
 def summary(layout: ProjectPaths) -> dict[str, Any]:
     """Item counts of every stage with a report."""
     from pipeline_steps.__main__ import STAGES
@@ -113,6 +147,7 @@ def run(
     changes = apply_preset(layout, preset) if preset else []
     if preset and not as_json:
         print("\n".join(changes) if changes else f"params.yaml already has the values of preset {preset}", flush=True)
+    check_checkpoints(layout, stages or [])
     reproduce(layout, stages or [], force, quiet=as_json)
     done = summary(layout)
     page = layout.reports / "index.html"

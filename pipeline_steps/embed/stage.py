@@ -26,6 +26,7 @@ from pipeline_steps.core.stage_report import StageReport
 from pipeline_steps.core.tables import read_table, write_table
 from pipeline_steps.embed.config import EmbedConfig
 from pipeline_steps.embed.int8_check import MIN_CLIPS, calibration_sample, neighbor_agreement
+from pipeline_steps.embed.known_answer import TEXTS, check_text_vectors
 from pipeline_steps.embed.vector_checks import assert_unit, validate_vectors
 from pipeline_steps.models.text_audio.base import TEXT_AUDIO_ENCODERS, TextAudioEncoder
 
@@ -48,6 +49,7 @@ def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
 
     Raises:
         DataError: there is no audio or no text, too many of them have no usable vector, or the first ones all failed.
+        IntegrityError: the encoder gives unlike texts the same vector.
     """
     report = StageReport("embed")
     catalog = read_table(layout.catalog / "audio.parquet", AUDIO).to_pylist()
@@ -69,6 +71,8 @@ def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
     text_ids = sorted(phrases)
     texts = [phrases[key] for key in text_ids]
     text_vectors, text_computed, artifact_cached = embed_texts(encoder, config, layout, texts, config.executor)
+    known, *_ = embed_texts(encoder, config, layout, TEXTS, config.executor)
+    check_text_vectors(known, str(encoder.meta()["space"]))
 
     rows, failed, computed = _load_or_compute(processor, audio_ids, config, config.executor)
     computed += computed_by_check

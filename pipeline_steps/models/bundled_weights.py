@@ -1,4 +1,4 @@
-"""Base of the models whose weights the `assets` stage fetched: find them, check them, load them."""
+"""Base class of the models whose weights stage `assets` fetched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ META = "meta.json"
 
 
 class BundledModel:
-    """Fetching (stage `assets`), loading (`load`) and using are separate steps.
+    """Model with weights in the assets folder. The constructor loads no weights; `load` does.
 
     Args:
         assets: folder written by the `assets` stage.
@@ -28,7 +28,7 @@ class BundledModel:
     family: ClassVar[str]
     version: ClassVar[int]
     files: ClassVar[tuple[str, ...]]
-    """Files of the assets folder this model reads; the first one holds its weights."""
+    """Files of the assets folder that the model reads; the first one contains its weights."""
 
     def __init__(self, assets: Path, device: str = "cpu") -> None:
         self.assets = Path(assets)
@@ -41,7 +41,7 @@ class BundledModel:
         return {"name": self.name, "family": self.family, "version": self.version, "sha256": hashes}
 
     def load(self) -> Self:
-        """Read and check the weights; calling it again does nothing.
+        """Read and check the weights; a second call does nothing.
 
         Raises:
             DataError: the assets folder or a file of it is missing.
@@ -62,7 +62,7 @@ class BundledModel:
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """The tensors by name; `load` must have been called."""
+        """Tensors by name; requires `load`."""
         if self._weights is None:
             raise RuntimeError(f"{self.name}: call load() before use")
         return self._weights

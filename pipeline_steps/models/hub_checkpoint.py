@@ -98,9 +98,8 @@ def fetch_checkpoint(model: str, revision: str, key: str, files: Sequence[str] =
         raise ConfigError(
             f"{key}.revision: {revision!r} is not a commit", "pin the 40 hex digits that the model's page shows under history"
         )
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
@@ -111,7 +110,7 @@ def fetch_checkpoint(model: str, revision: str, key: str, files: Sequence[str] =
         raise ConfigError(
             f"{key}.model: the hub has no {model} at {revision}", "check both; a gated model needs HF_TOKEN"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # the errors of the HTTP library that huggingface_hub uses, which changes between releases
         raise ServiceError(
             f"{key}.model: {model} cannot be fetched: {type(error).__name__}",
             "connect to the hub, or name a local folder with the same files",
@@ -151,7 +150,7 @@ def resolve_dtype(precision: str, device: str) -> str:
 
 
 def reject_remote_code(folder: Path) -> None:
-    """Refuse a folder whose JSON files ask for code of the checkpoint to be run.
+    """Refuse a folder whose JSON files request that code of the checkpoint is run.
 
     Raises:
         IntegrityError: `auto_map` or `trust_remote_code` anywhere in a JSON file, or an unreadable file.
@@ -259,16 +258,20 @@ def load_weights(kind: Any, folder: Path, key: str, dtype: Any) -> Any:
     return model
 
 
-def vision_families(config: dict[str, Any]) -> tuple[str, ...]:
-    """Families of a checkpoint's parts, so that evaluation can refuse judges of them: the model's and its vision tower's.
+TOWER_FAMILIES = {"clip_vision_model": "clip", "siglip_vision_model": "siglip", "siglip2_vision_model": "siglip"}
+"""`model_type` of a vision tower's configuration -> family."""
+TOWER_ORIGINS = {
+    **dict.fromkeys(("smolvlm", "idefics3", "idefics2", "paligemma", "gemma3"), "siglip"),
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "qwen3_5"), "siglip"),
+    **dict.fromkeys(("blip-2", "instructblip", "idefics", "kosmos-2", "qwen2_vl"), "clip"),
+}
+"""`model_type` of a model -> family of the published tower that its own was initialized from, where the configuration does not
+say so (BLIP-2 and InstructBLIP: EVA-CLIP, Qwen2-VL: the CLIP of Data Filtering Networks, Qwen3-VL: SigLIP 2)."""
 
-    The tower's is read off the configuration; models whose configuration hides that their tower began as a published CLIP or
-    SigLIP are listed by name (BLIP-2 and InstructBLIP: EVA-CLIP, Qwen2-VL: the CLIP of Data Filtering Networks).
-    """
-    towers = {"clip_vision_model": "clip", "siglip_vision_model": "siglip", "siglip2_vision_model": "siglip"}
-    heirs = {"smolvlm": "siglip", "idefics3": "siglip", "idefics2": "siglip", "paligemma": "siglip", "gemma3": "siglip"}
-    heirs |= dict.fromkeys(("blip-2", "instructblip", "idefics", "kosmos-2", "qwen2_vl"), "clip")
+
+def vision_families(config: dict[str, Any]) -> tuple[str, ...]:
+    """Families of a checkpoint's parts, so that evaluation can refuse judges of them: the model's and its vision tower's."""
     kind = str(config.get("model_type") or "unknown")
     vision = config.get("vision_config") or {}
     tower = str(vision.get("model_type") or "") if isinstance(vision, dict) else ""
-    return tuple(sorted({kind, *([towers.get(tower, tower)] if tower else []), *([heirs[kind]] if kind in heirs else [])}))
+    return tuple(sorted({kind, TOWER_FAMILIES.get(tower, tower), TOWER_ORIGINS.get(kind, "")} - {""}))

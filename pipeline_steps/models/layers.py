@@ -1,4 +1,4 @@
-"""Convolutions as TensorFlow pads them: the pretrained networks here were all trained there or follow its rule."""
+"""Convolutions with the padding of TensorFlow, with which the bundled networks were trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's SAME rule along one axis: output ceil(size / stride); the odd pixel goes behind."""
+    """TensorFlow's SAME rule along one axis: output ceil(size / stride); an odd pixel is added at the end."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 

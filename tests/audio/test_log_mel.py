@@ -81,6 +81,9 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 @given(st.integers(1, 700), st.integers(1, 200))
 def test_windows_hold_every_sample_and_nothing_else(count: int, length: int) -> None:
     samples = np.arange(count, dtype=np.float32)
+    for padding, repeats in (("repeatpad", length // count), ("pad", 1)) if count <= length else ():
+        (window,) = split_windows(samples, length, padding)
+        assert np.array_equal(window, np.pad(np.tile(samples, repeats), (0, length - repeats * count)))
     windows = split_windows(samples, length)
     assert windows.shape == (max(1, -(-count // length)), length)
     assert set(windows.ravel()) == set(samples), "no silence is added and nothing is left out"

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from pipeline_steps.caption.captioners.base import CAPTIONERS, CaptionFailure, CaptionOptions
 from pipeline_steps.caption.captioners.prompt import ResponseParseError, caption_prompt, parse_response, response_schema
-from pipeline_steps.caption.captioners.vlm_processor import load_processor
+from pipeline_steps.caption.captioners.vlm_processor import check_model_type, load_processor
 from pipeline_steps.caption.captioners.vlm_response import (
     GenerativeCaptioner,
     VlmResponse,
@@ -60,7 +60,7 @@ class VlmConfig(StageConfig):
 
 @CAPTIONERS.register("vlm")
 class VlmCaptioner(GenerativeCaptioner, HubModel):
-    """Captioner from a vision-language model (LLaVA, Qwen-VL, SmolVLM and other families).
+    """Captioner from a vision-language model whose type is one of `vlm_processor.MODEL_TYPES`.
 
     Decoding is greedy with left padding. Weights are read from safetensors only; code of the checkpoint is not executed.
     """
@@ -87,6 +87,7 @@ class VlmCaptioner(GenerativeCaptioner, HubModel):
 
     def _accept(self, folder: Path) -> None:
         self._model_config = check_checkpoint(folder)
+        check_model_type(str(self._model_config.get("model_type")))
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -102,8 +103,9 @@ class VlmCaptioner(GenerativeCaptioner, HubModel):
         """Load processor and weights; repeated calls have no effect.
 
         Raises:
-            ConfigError: the checkpoint is not an image-text-to-text model that transformers supports.
+            ConfigError: the type of the checkpoint is not supported, or a file of its processor is missing.
             IntegrityError: weights are missing, damaged or have another shape than the configuration.
+            ResourceError: the weights do not fit into GPU memory.
         """
         if self._model is not None:
             return self
@@ -223,8 +225,13 @@ class VlmCaptioner(GenerativeCaptioner, HubModel):
 
         content = [[{"type": "image"}, {"type": "text", "text": text}] for text in texts]
         prompts = [self._render([{"role": "user", "content": part}]) for part in content]
+        bos = self._processor.tokenizer.bos_token
         inputs = self._processor(
-            text=prompts, images=[[Image.fromarray(image)] for image in images], padding=True, return_tensors="pt"
+            text=prompts,
+            images=[[Image.fromarray(image)] for image in images],
+            padding=True,
+            return_tensors="pt",
+            add_special_tokens=not (bos and prompts[0].startswith(bos)),  # templates of Gemma and Llama begin with it
         )
         return inputs.to(self.device, dtype=getattr(torch, self.dtype))
 

@@ -1,8 +1,8 @@
-"""Sound -> tokens `ast`: patches of an Audio Spectrogram Transformer, in order of time (Gong et al. 2021, arXiv 2104.01778).
+"""Audio tokens `ast`: patches of an Audio Spectrogram Transformer in order of time (Gong et al. 2021, arXiv 2104.01778).
 
-AST hears 10.24 s. Its extractor fills a shorter sound up with zeros *before* normalising, which reads as a loud plateau
-(+0.47, where digital silence is -1.28). Here a short sound is repeated until the window is full, so the network sees nothing
-but sound, and the tokens past its end are dropped. Features are normalised by fixed numbers: loudness stays in the tokens.
+A window has 10.24 s. The published extractor pads a shorter clip with zeros before it normalizes, which gives a constant of
++0.47, where digital silence is -1.28. Here a short clip is repeated to the end of its window, and the tokens after its end are
+dropped. Features are normalized by fixed numbers, so tokens contain the loudness.
 """
 
 from __future__ import annotations
@@ -24,27 +24,29 @@ from pipeline_steps.models.hub_checkpoint import HubModel, check_checkpoint, loa
 STORED_RATE = 48_000
 MODEL_TYPE = "audio-spectrogram-transformer"
 WINDOWS_TOGETHER = 16
-"""Windows of a forward pass on a GPU; a smaller rest is filled up."""
+"""Windows of a forward pass on a GPU; a smaller batch is padded."""
 
 
 def load_feature_extractor_config(folder: Path) -> AstFeatureConfig:
     """Front-end that a checkpoint's `preprocessor_config.json` describes.
 
     Raises:
-        IntegrityError: the file is missing, or asks for features that are not normalised.
+        IntegrityError: the file is missing, or describes features that are not normalized.
     """
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         raise IntegrityError(f"{path} is missing", "fetch the checkpoint again, with all its files")
     settings = json.loads(path.read_text(encoding="utf-8"))
     if not settings.get("do_normalize", True):
-        raise IntegrityError(f"{path}: do_normalize is off", "no published AST was trained so; set it to true")
+        raise IntegrityError(
+            f"{path}: do_normalize is false; true is required", "set it to true, as in published AST checkpoints"
+        )
     kept = ("sampling_rate", "num_mel_bins", "max_length", "mean", "std")
     return AstFeatureConfig(*(kind(settings[name]) for name, kind in zip(kept, (int, int, int, float, float), strict=True)))
 
 
 class AstEncoder(HubModel):
-    """`AudioTokenizer` over transformers' ASTModel. Weights from safetensors alone, no code of the checkpoint.
+    """`AudioTokenizer` over transformers' ASTModel. Runs no code of the checkpoint.
 
     Args:
         model: hub id or local folder.
@@ -52,7 +54,7 @@ class AstEncoder(HubModel):
         device: auto, cpu or cuda.
         precision: auto (bfloat16 on GPU, float32 on CPU), float32 or bfloat16.
         key: of params.yaml, for messages.
-        root: folder that a relative `model` may lie in.
+        root: project folder; a relative `model` is resolved against it.
     """
 
     name = "ast"
@@ -88,29 +90,29 @@ class AstEncoder(HubModel):
 
     @property
     def dimension(self) -> int:
-        """Numbers in a token."""
+        """Length of a token."""
         self.fetch()
         return int(self._config.hidden_size)
 
     @property
     def bands(self) -> int:
-        """Tokens of one moment: patches over frequency."""
+        """Tokens per time step: patches over frequency."""
         self.fetch()
         return (self.front_end.bands - int(self._config.patch_size)) // int(self._config.frequency_stride) + 1
 
     @property
     def moments(self) -> int:
-        """Moments in a window: patches over time."""
+        """Time steps of a window: patches over time."""
         self.fetch()
         return (self.front_end.frames - int(self._config.patch_size)) // int(self._config.time_stride) + 1
 
     def describe(self) -> dict[str, Any]:
-        """Name, family, checkpoint and precision: everything but the sound that shapes its tokens."""
+        """Name, family, checkpoint and precision: everything except the clip that determines its tokens."""
         named = {"name": self.name, "family": self.family, "version": self.version}
         return {**named, **self.identity, "precision": self.precision}
 
     def load(self) -> Self:
-        """Load the weights; calling it again does nothing.
+        """Load the weights; a second call does nothing.
 
         Raises:
             IntegrityError: weights are missing or have another shape than the configuration says.
@@ -122,15 +124,15 @@ class AstEncoder(HubModel):
         return self
 
     def tokens(self, samples_48k: FloatArray) -> FloatArray:
-        """Tokens [T, dimension] of a mono 48 kHz sound, by moment (0.1 s apart) and within it from low to high bands."""
+        """Tokens [T, dimension] of a mono 48 kHz clip, by time step (0.1 s) and within it from low to high bands."""
         grid = self.grids([samples_48k])[0]
         return grid.reshape(-1, grid.shape[-1])
 
     def grids(self, sounds: Sequence[FloatArray]) -> list[FloatArray]:
-        """Tokens [moments, bands, dimension] of each mono 48 kHz sound; a sound longer than a window has several in a row.
+        """Tokens [moments, bands, dimension] of each mono 48 kHz clip; those of several windows are concatenated.
 
         Raises:
-            ValueError: a sound is empty, not one-dimensional, or holds NaN or infinity.
+            ValueError: a clip is empty, not one-dimensional, or contains NaN or infinity.
         """
         self.load()
         cut = [self._windows(sound) for sound in sounds]
@@ -150,7 +152,7 @@ class AstEncoder(HubModel):
         return grids
 
     def _windows(self, samples_48k: FloatArray) -> tuple[FloatArray, list[int]]:
-        """Windows [N, samples] one after another, the last one repeated to its full length; how many moments of each count."""
+        """Consecutive windows [N, samples], the last one repeated to its full length, and the number of valid steps of each."""
         samples = np.asarray(samples_48k, np.float32)
         if samples.ndim != 1 or not samples.size or not np.isfinite(samples).all():
             raise ValueError(f"expected finite mono samples [T], got shape {samples.shape}")
@@ -158,7 +160,7 @@ class AstEncoder(HubModel):
         if not samples.size:  # less than one sample at the lower rate
             samples = np.zeros(1, np.float32)
         length, step = self.front_end.samples, int(self._config.time_stride) * 160
-        # Windows follow each other by whole moments, so that time runs on evenly from one to the next.
+        # Windows are a whole number of time steps apart, so that the steps are evenly spaced across windows.
         stride = self.moments * step
         starts = range(0, max(1, len(samples) - (length - stride)), stride)
         parts = [samples[start : start + length] for start in starts]
@@ -169,7 +171,7 @@ class AstEncoder(HubModel):
     def _forward(self, windows: torch.Tensor) -> torch.Tensor:
         features = ast_log_mel(windows.to(self.device), self.front_end)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            hidden = self._network(input_values=features).last_hidden_state[:, 2:]  # the first two stand for the whole window
-        # The network counts band by band; tokens go moment by moment.
+            hidden = self._network(input_values=features).last_hidden_state[:, 2:]  # without the class and distillation tokens
+        # The network orders patches by band; tokens are ordered by time step.
         grid: torch.Tensor = hidden.view(len(windows), self.bands, self.moments, -1).transpose(1, 2)
         return grid

@@ -1,4 +1,4 @@
-"""YAMNet: AudioSet tags, a 1024-d embedding and a feature map of sounds (Google, Apache-2.0; MobileNet v1 on log-mel patches).
+"""YAMNet: AudioSet tags, a 1024-d embedding and a feature map of audio (Google, Apache-2.0; MobileNet v1 on log-mel patches).
 
 Source: https://github.com/tensorflow/models/tree/master/research/audioset/yamnet (params.py, features.py, yamnet.py).
 """
@@ -27,7 +27,7 @@ STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 
 
 class YamNet(BundledModel):
-    """Sound tagger and feature extractor, in torch, differentiable in its weights' inputs."""
+    """Audio tagger and feature extractor in torch, differentiable in its inputs."""
 
     name = "yamnet"
     family = "yamnet"
@@ -42,9 +42,9 @@ class YamNet(BundledModel):
         self.class_names = [row["display_name"] for row in rows]
 
     def frames(self, samples_16k: FloatArray) -> FloatArray:
-        """Log-mel patches [N, 1, 96 frames, 64 bands] of a mono 16 kHz sound, 0.96 s each, 0.48 s apart.
+        """Log-mel patches [N, 1, 96 frames, 64 bands] of a mono 16 kHz clip, 0.96 s each, 0.48 s apart.
 
-        The end is zero-padded to whole patches as the original does; a short sound gives one patch.
+        The end is zero-padded to whole patches as the original does; a short clip gives one patch.
         """
         samples = np.asarray(samples_16k, dtype=np.float32)
         hops = -(-max(0, len(samples) - MIN_SAMPLES) // HOP_SAMPLES)
@@ -55,7 +55,7 @@ class YamNet(BundledModel):
     def __call__(self, patches: FloatArray | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Run the network on patches [N, 1, 96, 64].
 
-        Results of a patch do not depend on the others up to floating-point rounding; pass one sound a call where bytes matter.
+        Results of a patch do not depend on the others up to floating-point rounding; pass one clip per call where bytes matter.
 
         Returns:
             logits [N, 521] (sigmoid gives the tag probabilities), embedding [N, 1024], feature map [N, 1024, 3 time, 2 mel].

@@ -1,9 +1,9 @@
 """Text-audio encoder `clap`: a ClapModel checkpoint of transformers, by hub id and commit or by folder.
 
 Sources: Elizalde et al. 2022; Wu et al. 2023, arXiv 2211.06687. Long clips are cut into fixed windows whose vectors are
-averaged, short clips are repeated. The random crop of the original is not used, because it gives one file many vectors. On a
-CPU each window and each batch of texts has a fixed shape and one core, so that the bytes of a vector depend on its own clip or
-text alone, not on the batch or the number of cores.
+averaged, short clips fill a window as the checkpoint says. The random crop of the original is not used, because it gives one
+file many vectors. On a CPU each window and each batch of texts has a fixed shape and one core, so that the bytes of a vector
+depend on its own clip or text alone, not on the batch or the number of cores.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -58,7 +58,7 @@ def read_front_end(folder: Path) -> ClapFeatureConfig:
     Raises:
         IntegrityError: neither file exists, or it describes a front-end that is not supported.
     """
-    from pipeline_steps.audio.log_mel import ClapFeatureConfig
+    from pipeline_steps.audio.log_mel import ClapFeatureConfig, Padding
 
     for name in ("preprocessor_config.json", "processor_config.json"):
         if not (folder / name).is_file():
@@ -69,6 +69,9 @@ def read_front_end(folder: Path) -> ClapFeatureConfig:
             continue
         if settings.get("top_db") is not None:
             raise IntegrityError(f"{folder / name}: top_db is set, which is not supported", "remove it")
+        padding = settings.get("padding") or "repeatpad"
+        if padding not in get_args(Padding):
+            raise IntegrityError(f"{folder / name}: padding {padding!r} is not supported", "use repeatpad")
         return ClapFeatureConfig(
             sample_rate=int(settings["sampling_rate"]),
             seconds=float(settings["max_length_s"]),
@@ -78,6 +81,7 @@ def read_front_end(folder: Path) -> ClapFeatureConfig:
             low=float(settings["frequency_min"]),
             high=float(settings["frequency_max"]),
             scale="htk" if settings.get("truncation") == "fusion" else "slaney",
+            padding=padding,
         )
     raise IntegrityError(f"{folder}: preprocessor_config.json is missing", "fetch the checkpoint again, with all its files")
 
@@ -99,12 +103,12 @@ class ClapEncoderConfig(StageConfig):
 
 @TEXT_AUDIO_ENCODERS.register("clap")
 class ClapEncoder(HubModel, TextAudioEncoder):
-    """Text-audio encoder over transformers' ClapModel. Reads safetensors only and runs no code of the checkpoint."""
+    """Text-audio encoder over transformers' ClapModel. Runs no code of the checkpoint."""
 
     name = "clap"
     families = ("clap",)
     family = "clap"
-    version = 1
+    version = 2
     config_class: ClassVar[type[StageConfig] | None] = ClapEncoderConfig
     recorded_as: ClassVar[Mapping[str, str]] = {"dtype": "precision"}
 
@@ -263,7 +267,7 @@ class ClapEncoder(HubModel, TextAudioEncoder):
         self.fetch()
         rate = self.front_end.sample_rate
         samples = resample(samples, STORED_RATE, rate) if samples.size and rate != STORED_RATE else samples
-        return split_windows(samples, self.front_end.samples)
+        return split_windows(samples, self.front_end.samples, self.front_end.padding)
 
     def audio_rows(self, prepared: Sequence[FloatArray]) -> FloatArray:
         """Unit vectors [N, dimension] of the windows of N clips: the mean over the unit vectors of their windows."""

@@ -64,7 +64,7 @@ class LaionClapEncoder(ClapEncoder):
     """Text-audio encoder over laion-clap's networks (HTSAT and RoBERTa)."""
 
     name = "laion"
-    version = 1
+    version = 2
     config_class = LaionClapEncoderConfig
     recorded_as: ClassVar = {"text_model_dir": "text"}
 

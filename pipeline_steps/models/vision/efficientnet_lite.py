@@ -24,21 +24,21 @@ STRIDES = (1, 2, 2, 2, 1, 2, 1)
 
 
 class EfficientNetLite(BundledModel):
-    """Picture tagger and feature extractor; the sizes are in the subclasses.
+    """Image classifier and feature extractor; the sizes are in the subclasses.
 
     Args:
-        framing: how a picture becomes square; part of the fingerprint.
+        framing: how an image becomes square; part of the fingerprint.
     """
 
     family = "efficientnet"
 
     side: ClassVar[int]
-    """Pixels of the square the network sees."""
+    """Side of the input, in pixels."""
     depths: ClassVar[tuple[int, ...]]
     """Blocks of each stage."""
     mean: ClassVar[float]
     scale: ClassVar[float]
-    """The network sees (byte - mean) * scale."""
+    """The input is (byte - mean) * scale."""
 
     labels: list[str]
     """1000 ImageNet labels, synonyms separated by ", ", in class order."""
@@ -54,16 +54,16 @@ class EfficientNetLite(BundledModel):
         self.labels = payloads["imagenet_labels.txt"].decode("utf-8").split("\n")[:-1]
 
     def probabilities(self, images: Sequence[ByteArray]) -> FloatArray:
-        """Class probabilities [N, 1000] of RGB pictures."""
+        """Class probabilities [N, 1000] of RGB images."""
         return self.tag(images)[0]
 
     def features(self, images: Sequence[ByteArray]) -> FloatArray:
-        """Pooled features [N, 1280] of RGB pictures."""
+        """Pooled features [N, 1280] of RGB images."""
         return self.tag(images)[1]
 
     @torch.inference_mode()
     def tag(self, images: Sequence[ByteArray]) -> tuple[FloatArray, FloatArray]:
-        """Probabilities [N, 1000] and pooled features [N, 1280], one picture at a time: bytes never depend on the batch."""
+        """Probabilities [N, 1000] and pooled features [N, 1280], one image at a time: bytes do not depend on the batch."""
         probabilities = np.zeros((len(images), 1000), np.float32)
         features = np.zeros((len(images), 1280), np.float32)
         for row, image in enumerate(images):
@@ -75,7 +75,7 @@ class EfficientNetLite(BundledModel):
         return probabilities, features
 
     def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pooled features [N, 1280] and logits [N, 1000] of normalised pictures [N, 3, side, side]; differentiable."""
+        """Pooled features [N, 1280] and logits [N, 1000] of normalized images [N, 3, side, side]; differentiable."""
         weights = self.weights
         hidden = F.relu6(conv2d_same(inputs, weights["stem.weight"], weights["stem.bias"], stride=2))
         index = 0

@@ -1,4 +1,4 @@
-"""Pictures as the networks want them: framing and resizing, without torchvision or OpenCV."""
+"""Framing and resizing of input images with Pillow, without torchvision or OpenCV."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL import Image
 from pipeline_steps.core.array_types import ByteArray, FloatArray
 
 Framing = Literal["crop", "pad", "stretch"]
-"""crop: central square; pad: whole picture on a white square; stretch: whole picture, aspect given up."""
+"""crop: central square; pad: whole image on a white square; stretch: whole image, aspect ratio changed."""
 
 
 def crop_or_pad_square(image: ByteArray, framing: Framing) -> ByteArray:
-    """A square picture by cropping or padding; `stretch` leaves it as it is."""
+    """Crop or pad an image to a square; `stretch` returns it unchanged."""
     height, width = image.shape[:2]
     if framing == "stretch" or height == width:
         return image

@@ -1,4 +1,4 @@
-"""SSD-MobileNet-v2: objects, boxes and features of pictures (Google, Apache-2.0; ssd_mobilenet_v2_coco_2018_03_29).
+"""SSD-MobileNet-v2: objects, boxes and features of images (Google, Apache-2.0; ssd_mobilenet_v2_coco_2018_03_29).
 
 Sources: https://arxiv.org/abs/1512.02325 (SSD), https://arxiv.org/abs/1801.04381 (MobileNet v2), and the TensorFlow object
 detection API for the anchors and the box coder. A plain torch port: no TensorFlow, no OpenCV.
@@ -46,7 +46,7 @@ class Detection:
 
 
 class SsdMobileNetV2(BundledModel):
-    """Object detector and feature extractor. Pictures are stretched to 300 x 300, as in training."""
+    """Object detector and feature extractor. Images are stretched to 300 x 300, as in training."""
 
     name = "ssd_mobilenet_v2"
     family = "ssd-mobilenet"
@@ -57,12 +57,12 @@ class SsdMobileNetV2(BundledModel):
 
     @torch.inference_mode()
     def detect(self, images: Sequence[ByteArray], min_score: float = 0.1) -> list[list[Detection]]:
-        """Objects of each RGB picture, best first, at most 100, after per-class suppression at IoU 0.6."""
+        """Objects of each RGB image, best first, at most 100, after per-class suppression at IoU 0.6."""
         return [self._decode(*self.forward(self._input(image)), min_score) for image in images]
 
     @torch.inference_mode()
     def features(self, images: Sequence[ByteArray]) -> FloatArray:
-        """Rows [N, 960] for similarities: the last depthwise map of the backbone, averaged over the middle 60 % of the picture.
+        """Rows [N, 960] for similarities: the last depthwise map of the backbone, averaged over the middle 60 % of the image.
 
         The layer and the window told apart the labels of small pictures best among those tried (docs/evaluation.md).
         """
@@ -86,7 +86,7 @@ class SsdMobileNetV2(BundledModel):
         return batch.contiguous(memory_format=torch.channels_last)
 
     def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Box codes [N, 1917, 4] and class logits [N, 1917, 91] of pictures [N, 3, 300, 300] in [-1, 1]."""
+        """Box codes [N, 1917, 4] and class logits [N, 1917, 91] of images [N, 3, 300, 300] in [-1, 1]."""
         first, _, deepest = self._trunk(inputs)
         levels = [first, self._unit(deepest, "head")]
         for extra in range(2, 6):

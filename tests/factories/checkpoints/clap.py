@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline_steps.core.project_paths import ProjectPaths
@@ -75,13 +76,25 @@ def clap_encoder(model: str | Path, root: Path = Path(), **settings: Any) -> Cla
     return ClapEncoder(ClapEncoderConfig(model=str(model), **settings), ProjectPaths(root))
 
 
+def spread_texts(model: Any, words: Any) -> Any:
+    """Subtract the mean of the text vectors, which an untrained model gives to all texts alike."""
+    generator = np.random.default_rng(0)
+    texts = [" ".join(generator.permutation(" ".join(TEXTS).split())[:5]) for _ in range(32)]
+    read = words(texts, padding=True, truncation=True, max_length=77, return_tensors="pt")
+    model.eval()
+    with torch.no_grad():
+        pooled = model.text_model(read["input_ids"], read["attention_mask"]).pooler_output
+        model.text_projection.linear2.bias -= model.text_projection(pooled).mean(0)
+    return model
+
+
 def clap_checkpoint(folder: Path, fused: bool = False, full_size: bool = False, seed: int = 0) -> Path:
     """Write a checkpoint in the layout of published checkpoints."""
     from transformers import ClapFeatureExtractor, ClapModel
 
     torch.manual_seed(seed)
     words = roberta_tokenizer()
-    randomized(ClapModel(clap_config(len(words), fused, full_size)), seed).save_pretrained(folder)
+    spread_texts(randomized(ClapModel(clap_config(len(words), fused, full_size)), seed), words).save_pretrained(folder)
     truncation = "fusion" if fused else "rand_trunc"
     ClapFeatureExtractor(truncation=truncation, padding="repeatpad", frequency_min=50).save_pretrained(folder)
     words.save_pretrained(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tests.factories.checkpoints.clap import randomized
@@ -23,26 +23,44 @@ TEMPLATE = (
 )
 
 
-def tokenizer(image: str, *special: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with the special tokens of a family."""
+def tokenizer(image: str, *special: str, **named: str) -> PreTrainedTokenizerFast:
+    """Byte-level BPE tokenizer with the special tokens of a family; `named` are attributes, e.g. boi_token.
+
+    With a `bos_token`, the tokenizer begins every text with it, as those of Gemma and Llama do.
+    """
     words = Tokenizer(models.BPE())
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
-    kept = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", *dict.fromkeys((image, *special))]
+    kept = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", *dict.fromkeys((image, *special, *named.values()))]
     trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=kept, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     words.train_from_iterator(TEXTS * 4, trainer)
+    bos = named.pop("bos_token", None)
+    if bos:
+        words.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, kept.index(bos))])
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<|pad|>", eos_token="<|end|>", extra_special_tokens={"image_token": image}
-    )
+        tokenizer_object=words, pad_token="<|pad|>", eos_token="<|end|>", bos_token=bos,
+        extra_special_tokens={"image_token": image, **named},
+    )  # fmt: skip
     return fast
 
 
-def save(folder: Path, model: Any, images: Any, words: Any, image: str, settings: dict[str, Any]) -> Path:
-    """Write a checkpoint in the layout of published checkpoints."""
+def save(folder: Path, model: Any, images: Any, words: Any, image: str, settings: dict[str, Any], suffix: str = "") -> Path:
+    """Write a checkpoint in the layout of published checkpoints.
+
+    Args:
+        folder: created.
+        model, images, words: network, image processor, tokenizer.
+        image: text of an image in a prompt.
+        settings: of `processor_config.json`.
+        suffix: of the image processor's class in `preprocessor_config.json`; many published files have "Fast".
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model.generation_config.eos_token_id = words.eos_token_id
     model.save_pretrained(folder)
     images.save_pretrained(folder)
+    path = folder / "preprocessor_config.json"
+    named = {"image_processor_type": type(images).__name__.removesuffix("Pil") + suffix}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **named, **settings}))
     words.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE.replace("IMAGE", image))
     (folder / "processor_config.json").write_text(json.dumps(settings))
@@ -114,7 +132,7 @@ def _qwen(folder: Path, generation: str, seed: int | None = None) -> Path:
         },
     }[generation]  # fmt: skip
     text = {
-        "vocab_size": output_width(words), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "vocab_size": len(words), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096,
         "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
         "pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id, "bos_token_id": None,
@@ -131,6 +149,7 @@ def _qwen(folder: Path, generation: str, seed: int | None = None) -> Path:
     model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
     if seed is not None:
         randomized(model, seed)
+    model.resize_token_embeddings(output_width(words), mean_resizing=False)
     settings = {"processor_class": f"{name}Processor"}
     return save(folder, model, images, words, "<|vision_start|><|image_pad|><|vision_end|>", settings)
 
@@ -159,4 +178,185 @@ def smolvlm(folder: Path) -> Path:
     return save(folder, SmolVLMForConditionalGeneration(config), images, words, "<image>", settings)
 
 
-FAMILIES = {"llava": llava, "qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_5_vl, "smolvlm": smolvlm}
+def small_text(kind: str, words: Any, **more: Any) -> dict[str, Any]:
+    """Settings of a small language model."""
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id, "bos_token_id": None}
+    return {"model_type": kind, "vocab_size": output_width(words), "num_key_value_heads": 2, **size, **ends, **more}
+
+
+def small_vision(**more: Any) -> dict[str, Any]:
+    """Settings of a small vision tower."""
+    return {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, **more}
+
+
+def qwen3_vl(folder: Path) -> Path:
+    return _qwen3(folder, "Qwen3VL", "qwen3_vl_text")
+
+
+def qwen3_vl_moe(folder: Path) -> Path:
+    return _qwen3(folder, "Qwen3VLMoe", "qwen3_vl_moe_text", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+
+
+def qwen3_5(folder: Path) -> Path:
+    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    return _qwen3(folder, "Qwen3_5", "qwen3_5_text", layer_types=["linear_attention", "full_attention"], **linear)
+
+
+def _qwen3(folder: Path, name: str, text: str, **more: Any) -> Path:
+    import transformers
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    torch.manual_seed(4)
+    special = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    words = tokenizer(*special)
+    rope = {"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True, "rope_theta": 10000.0}
+    ids = dict(zip(("image", "video", "vision_start", "vision_end"), words.convert_tokens_to_ids(list(special)), strict=True))
+    vision = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 32, "num_heads": 2, "patch_size": 16,
+        "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+    }  # fmt: skip
+    config = getattr(transformers, f"{name}Config")(
+        text_config=small_text(text, words, head_dim=16, rope_parameters=rope, max_position_embeddings=4096, **more),
+        vision_config=vision, **{f"{part}_token_id": number for part, number in ids.items()},
+    )  # fmt: skip
+    images = Qwen2VLImageProcessorPil(patch_size=16, min_pixels=32 * 32, max_pixels=64 * 64)
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+    settings = {"processor_class": "Qwen3VLProcessor"}
+    made = save(folder, model, images, words, "<|vision_start|><|image_pad|><|vision_end|>", settings, "Fast")
+    template = (made / "chat_template.jinja").read_text()
+    (made / "chat_template.json").write_text(json.dumps({"chat_template": template}))  # the only form in the published files
+    (made / "chat_template.jinja").unlink()
+    return made
+
+
+def idefics3(folder: Path) -> Path:
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    torch.manual_seed(5)
+    words = tokenizer("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
+    config = Idefics3Config(
+        text_config=small_text("llama", words), vision_config=small_vision(image_size=28, patch_size=7), scale_factor=2,
+        image_token_id=words.convert_tokens_to_ids("<image>"), pad_token_id=words.pad_token_id,
+    )  # fmt: skip
+    images = Idefics3ImageProcessorPil(size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
+    settings = {"processor_class": "Idefics3Processor", "image_seq_len": 4}
+    return save(folder, Idefics3ForConditionalGeneration(config), images, words, "<image>", settings)
+
+
+def llava_onevision(folder: Path) -> Path:
+    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+
+    torch.manual_seed(6)
+    words = tokenizer("<image>", "<video>")
+    vision = small_vision(model_type="siglip_vision_model", image_size=28, patch_size=7, vision_use_head=False)
+    pinpoints = [[28, 28], [28, 56], [56, 28], [56, 56]]
+    config = LlavaOnevisionConfig(
+        text_config=small_text("qwen2", words), vision_config=vision, image_grid_pinpoints=pinpoints,
+        image_token_index=words.convert_tokens_to_ids("<image>"), video_token_index=words.convert_tokens_to_ids("<video>"),
+    )  # fmt: skip
+    images = LlavaOnevisionImageProcessorPil(size={"height": 28, "width": 28}, image_grid_pinpoints=pinpoints)
+    settings = {"processor_class": "LlavaOnevisionProcessor", "num_image_tokens": 16, "vision_feature_select_strategy": "full"}
+    return save(folder, LlavaOnevisionForConditionalGeneration(config), images, words, "<image>", settings)
+
+
+def llava_next(folder: Path) -> Path:
+    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    torch.manual_seed(7)
+    words = tokenizer("<image>")
+    vision = small_vision(model_type="clip_vision_model", image_size=28, patch_size=14, projection_dim=32)
+    pinpoints = [[28, 56], [56, 28], [56, 56]]
+    config = LlavaNextConfig(
+        text_config=small_text("mistral", words), vision_config=vision, image_grid_pinpoints=pinpoints,
+        image_token_index=words.convert_tokens_to_ids("<image>"), vision_feature_layer=-1,
+    )  # fmt: skip
+    size = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    images = LlavaNextImageProcessorPil(image_grid_pinpoints=pinpoints, **size)
+    settings = {"processor_class": "LlavaNextProcessor", "patch_size": 14, "vision_feature_select_strategy": "default"}
+    settings["num_additional_image_tokens"] = 1
+    return save(folder, LlavaNextForConditionalGeneration(config), images, words, "<image>", settings)
+
+
+def internvl(folder: Path) -> Path:
+    from transformers import InternVLConfig, InternVLForConditionalGeneration
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    torch.manual_seed(8)
+    named = {
+        "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }  # fmt: skip
+    words = tokenizer("<IMG_CONTEXT>", **named)
+    config = InternVLConfig(
+        text_config=small_text("qwen2", words), vision_config=small_vision(image_size=[28, 28], patch_size=[7, 7]),
+        image_seq_length=4, image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
+    )  # fmt: skip
+    images = GotOcr2ImageProcessorPil(size={"height": 28, "width": 28}, crop_to_patches=True, max_patches=3)
+    settings = {"processor_class": "InternVLProcessor", "image_seq_length": 4}
+    return save(folder, InternVLForConditionalGeneration(config), images, words, "<IMG_CONTEXT>\n", settings, "Fast")
+
+
+GEMMA = {"bos_token": "<bos>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+
+
+def gemma3(folder: Path) -> Path:
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    torch.manual_seed(9)
+    words = tokenizer("<image_soft_token>", **GEMMA)
+    text = small_text("gemma3_text", words, head_dim=16, layer_types=["sliding_attention", "full_attention"])
+    config = Gemma3Config(
+        text_config=text, vision_config=small_vision(model_type="siglip_vision_model", image_size=28, patch_size=7),
+        mm_tokens_per_image=4, image_token_index=words.convert_tokens_to_ids("<image_soft_token>"),
+        boi_token_index=words.convert_tokens_to_ids("<start_of_image>"),
+        eoi_token_index=words.convert_tokens_to_ids("<end_of_image>"),
+    )  # fmt: skip
+    images = Gemma3ImageProcessorPil(size={"height": 28, "width": 28})
+    settings = {"processor_class": "Gemma3Processor", "image_seq_length": 4}
+    made = save(folder, Gemma3ForConditionalGeneration(config), images, words, "<start_of_image>", settings)
+    return begin_with_bos(made)
+
+
+def begin_with_bos(folder: Path) -> Path:
+    """The template writes the first token itself, as those of Gemma do."""
+    path = folder / "chat_template.jinja"
+    path.write_text("{{ bos_token }}" + path.read_text())
+    return folder
+
+
+def gemma4(folder: Path) -> Path:
+    from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+    from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+    torch.manual_seed(10)
+    audio = {"audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"}
+    words = tokenizer("<|image|>", "<|video|>", **GEMMA, **audio)
+    text = small_text(
+        "gemma4_text", words, head_dim=16, global_head_dim=16, layer_types=["sliding_attention", "full_attention"],
+        vocab_size_per_layer_input=output_width(words), hidden_size_per_layer_input=8, max_position_embeddings=4096,
+    )  # fmt: skip
+    ids = {
+        name: words.convert_tokens_to_ids(token)
+        for name, token in (
+            ("image_token_id", "<|image|>"), ("video_token_id", "<|video|>"), ("audio_token_id", "<|audio|>"),
+            ("boi_token_id", "<start_of_image>"), ("eoi_token_id", "<end_of_image>"), ("boa_token_id", "<|audio>"),
+            ("eoa_token_index", "<audio|>"),
+        )
+    }  # fmt: skip
+    vision = small_vision(num_key_value_heads=2, head_dim=16, patch_size=4, position_embedding_size=256)
+    config = Gemma4Config(text_config=text, vision_config=vision, audio_config=None, **ids)
+    images = Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70, pooling_kernel_size=3)
+    model = Gemma4ForConditionalGeneration(config)
+    return begin_with_bos(save(folder, model, images, words, "<|image|>", {"processor_class": "Gemma4Processor"}))
+
+
+FAMILIES = {
+    "gemma3": gemma3, "gemma4": gemma4, "idefics3": idefics3, "internvl": internvl, "llava": llava, "llava_next": llava_next,
+    "llava_onevision": llava_onevision, "qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl, "qwen3_vl_moe": qwen3_vl_moe, "qwen3_5": qwen3_5, "smolvlm": smolvlm,
+}  # fmt: skip

@@ -40,7 +40,7 @@ def transformers_vector(folder: Path, clip: np.ndarray) -> np.ndarray:
     from transformers import ClapFeatureExtractor, ClapModel
 
     model = ClapModel.from_pretrained(folder).eval()
-    inputs = ClapFeatureExtractor.from_pretrained(folder)(clip, sampling_rate=48_000, padding="repeat", return_tensors="pt")
+    inputs = ClapFeatureExtractor.from_pretrained(folder)(clip, sampling_rate=48_000, return_tensors="pt")
     with torch.inference_mode():  # the extractor marks a random clip of each batch of a fused model as long
         is_longer = torch.zeros_like(torch.as_tensor(inputs["is_longer"]))
         found = model.get_audio_features(inputs["input_features"].float(), is_longer).pooler_output[0]
@@ -55,6 +55,18 @@ def test_vectors_equal_those_of_transformers(folders: dict[str, Path], kind: str
     for vector, clip in zip(vectors, (SHORT, WINDOW), strict=True):
         assert np.abs(vector - transformers_vector(folders[kind], clip)).max() < 1e-5
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-3, "the vectors of different clips differ"
+
+
+@pytest.mark.parametrize("padding", ["repeatpad", "repeat", "pad"])
+def test_a_short_clip_fills_its_window_as_the_checkpoint_says(folders: dict[str, Path], tmp_path: Path, padding: str) -> None:
+    folder = tmp_path / padding
+    shutil.copytree(folders["plain"], folder)
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "padding": padding}))
+    encoder = clap_encoder(folder).load()
+    for seconds in (2.0, 3.7):  # 2 s fit five times as a whole, 3.7 s twice
+        clip = np.random.default_rng(1).normal(0, 0.1, int(48_000 * seconds)).astype(np.float32)
+        assert np.abs(encoder.encode_audio([clip])[0] - transformers_vector(folder, clip)).max() < 1e-5, seconds
 
 
 def test_a_long_clip_is_the_mean_of_fixed_windows(folders: dict[str, Path], clap: ClapEncoder) -> None:
@@ -123,6 +135,7 @@ def test_the_identity_depends_on_content_only(folders: dict[str, Path], tmp_path
         ("config.json", {"model_type": "clip"}, ConfigError, "not clap"),
         ("config.json", {"auto_map": {"AutoModel": "evil.Model"}}, IntegrityError, "auto_map"),
         ("preprocessor_config.json", {"top_db": 80}, IntegrityError, "top_db"),
+        ("preprocessor_config.json", {"padding": "reflect"}, IntegrityError, "padding 'reflect'"),
         ("preprocessor_config.json", {"feature_size": 128}, IntegrityError, "mel bands"),
         ("preprocessor_config.json", None, IntegrityError, "missing"),
         ("tokenizer.json", None, IntegrityError, "tokenizer"),
