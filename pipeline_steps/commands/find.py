@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BEST = 5
 CANDIDATES = 50
+SUFFIX = ".sound.wav"
 
 
 def caption_image(layout: ProjectPaths, params: dict[str, Any], image_path: Path) -> CaptionResult:
@@ -112,7 +113,7 @@ def find(
     import soundfile
     import torch
 
-    from pipeline_steps.core.atomic import atomic_path
+    from pipeline_steps.core.atomic import MAX_NAME_BYTES, atomic_path, shortened
     from pipeline_steps.core.config import load_params
     from pipeline_steps.core.media_shards import SAMPLE_RATE, MediaShardReader
 
@@ -129,7 +130,7 @@ def find(
         )
         return
     sounds = rank_audio(layout, params, events)
-    target = out or Path(f"{picture.stem}.sound.wav")
+    target = out or Path(shortened(picture.stem, MAX_NAME_BYTES - len(SUFFIX)) + SUFFIX)
     with atomic_path(target) as temporary:
         soundfile.write(
             temporary, MediaShardReader(layout.media).sound(sounds[0]["audio_id"]), SAMPLE_RATE, subtype="PCM_16", format="WAV"
