@@ -49,7 +49,7 @@ def prepare_environment(project: Path) -> None:
 def time_zone() -> str:
     """IANA name of the time zone of schedules: TZ if it holds one, else UTC.
 
-    TZ may also hold a POSIX rule (`CET-1CEST,M3.5.0,M10.5.0/3`) or the path of a file (`:/etc/localtime`). Schedules need a name.
+    TZ may also hold a POSIX rule (`CET-1CEST,M3.5.0,M10.5.0/3`) or a file (`:/etc/localtime`). Schedules need a name.
     """
     stated = os.environ.get("TZ", "").removeprefix(":")
     name = os.path.realpath(stated).partition("/zoneinfo/")[2] if stated.startswith("/") else stated

@@ -457,6 +457,10 @@ def test_find_hears_a_dog_and_writes_its_bark(root: Path, assets: Path, tmp_path
     )
     for stage in ("ingest", "caption", "embed", "retrieve"):
         run_stage(stage, layout)
+    long_name = tmp_path / ("l" * 250 + ".webp")
+    shutil.copy(demo / "images/i-dog-000.webp", long_name)
+    assert sonify(root, "find", str(long_name)).exit_code == 0
+    assert (tmp_path / ("l" * 245 + ".sound.wav")).is_file()
     result = sonify(root, "find", str(demo / "images/i-dog-000.webp"), "--json")
     assert result.exit_code == 0, result.output
     found = json_output(result)
