@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 from flows.dvc_subprocess import PROCESS_GUARD, terminate_process_group
 from flows.git_worktree import find_project
@@ -45,6 +46,20 @@ def prepare_environment(project: Path) -> None:
         os.environ.setdefault(name, value)
 
 
+def time_zone() -> str:
+    """IANA name of the time zone of schedules: TZ if it holds one, else UTC.
+
+    TZ may also hold a POSIX rule (`CET-1CEST,M3.5.0,M10.5.0/3`) or a file (`:/etc/localtime`). Schedules need a name.
+    """
+    stated = os.environ.get("TZ", "").removeprefix(":")
+    name = os.path.realpath(stated).partition("/zoneinfo/")[2] if stated.startswith("/") else stated
+    try:
+        return ZoneInfo(name).key if name else "UTC"
+    except (ValueError, OSError, KeyError):  # ZoneInfoNotFoundError is a KeyError
+        print(f"flows.serve: TZ={os.environ['TZ']} is not an IANA name; schedules use UTC", file=sys.stderr)
+        return "UTC"
+
+
 def deployments(project: Path, schedule: bool = True) -> list[RunnerDeployment]:
     """All deployments; a deployment has one run at a time, further runs wait in the queue."""
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
@@ -61,7 +76,7 @@ def deployments(project: Path, schedule: bool = True) -> list[RunnerDeployment]:
             name=flow.name,
             description=flow.description,
             tags=["seeing-sound", *tags],
-            schedule=Cron(cron, timezone=os.environ.get("TZ") or "UTC") if cron and schedule else None,
+            schedule=Cron(cron, timezone=time_zone()) if cron and schedule else None,
             concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
             enforce_parameter_schema=True,
         )

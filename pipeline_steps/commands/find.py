@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BEST = 5
 CANDIDATES = 50
+SUFFIX = ".sound.wav"
 
 
 def caption_image(layout: ProjectPaths, params: dict[str, Any], image_path: Path) -> CaptionResult:
@@ -102,7 +103,7 @@ def find(
     import soundfile
     import torch
 
-    from pipeline_steps.core.atomic import atomic_path
+    from pipeline_steps.core.atomic import MAX_NAME_BYTES, atomic_path, shortened
     from pipeline_steps.core.config import load_params
     from pipeline_steps.core.media_shards import SAMPLE_RATE, MediaShardReader
 
@@ -119,7 +120,7 @@ def find(
         )
         return
     clips = rank_audio(layout, params, events)
-    target = out or Path(f"{image.stem}.sound.wav")
+    target = out or Path(shortened(image.stem, MAX_NAME_BYTES - len(SUFFIX)) + SUFFIX)
     with atomic_path(target) as temporary:
         soundfile.write(
             temporary, MediaShardReader(layout.media).sound(clips[0]["audio_id"]), SAMPLE_RATE, subtype="PCM_16", format="WAV"

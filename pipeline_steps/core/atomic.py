@@ -11,6 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+MAX_NAME_BYTES = 255
+"""Limit of the usual file systems for one name."""
+
+
+def shortened(name: str, max_bytes: int) -> str:
+    """Beginning of a file name that has at most `max_bytes` bytes in UTF-8."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= max_bytes else encoded[:max_bytes].decode("utf-8", "ignore")
+
 
 def fsync_dir(folder: Path) -> None:
     """Make a rename inside `folder` durable."""
@@ -25,7 +34,8 @@ def fsync_dir(folder: Path) -> None:
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path in the target's folder; on success it replaces `target`, on error it is removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    prefix = f".{shortened(target.name, MAX_NAME_BYTES - 24)}."  # mkstemp adds eight characters
+    descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=target.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:

@@ -38,8 +38,7 @@ _KINDS: dict[str, Kind] = {
 _ALLOWED: tuple[tuple[bytes, Kind, str], ...] = (
     (b"\xff\xd8\xff", "image", "JPEG"), (b"\x89PNG\r\n\x1a\n", "image", "PNG"), (b"GIF87a", "image", "GIF"),
     (b"GIF89a", "image", "GIF"), (b"II*\x00", "image", "TIFF"), (b"MM\x00*", "image", "TIFF"),
-    (b"II+\x00\x08\x00", "image", "TIFF"), (b"MM\x00+\x00\x08", "image", "TIFF"), (b"fLaC", "audio", "FLAC"),
-    (b"OggS", "audio", "OGG"),
+    (b"II+\x00\x08\x00", "image", "TIFF"), (b"fLaC", "audio", "FLAC"), (b"OggS", "audio", "OGG"),
 )  # fmt: skip
 _ALLOWED_CONTAINERS: dict[tuple[bytes, bytes], tuple[Kind, str]] = {
     (b"RIFF", b"WEBP"): ("image", "WEBP"),
@@ -54,12 +53,19 @@ HEAD_BYTES = 512
 """Bytes by which a format is recognized."""
 
 _BMP_HEADER_SIZES = frozenset(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
+_UNSUPPORTED_VARIANTS = ((12, b"CgBI", "Apple's variant of PNG"),)
+"""Formats that begin like an allowed one."""
+
 _UNSUPPORTED: tuple[tuple[int, bytes, str], ...] = (
     (0, b"%PDF", "PDF"), (0, b"8BPS", "PSD"), (0, b"%!PS", "EPS"), (0, b"\xc5\xd0\xd3\xc6", "EPS"), (0, b"SIMPLE  =", "FITS"),
     (0, b"gd2\x00", "GD"), (0, b"\x00\x00\x00\x0cjP  ", "JPEG2000"), (0, b"\xff\x4f\xff\x51", "JPEG2000"),
     (0, b"\x00\x00\x01\x00", "ICO"), (0, b"icns", "ICNS"), (0, b"DDS ", "DDS"), (0, b"gimp xcf", "XCF"),
     (0, b"\xff\x0a", "JPEG XL"), (0, b"\x76\x2f\x31\x01", "OpenEXR"), (0, b"\x1aE\xdf\xa3", "Matroska"), (0, b"RF64", "RF64"),
-    (0, b"BW64", "BW64"),
+    (0, b"BW64", "BW64"), (0, b"MM\x00+\x00\x08", "big-endian BigTIFF"), (0, b"II\xbc\x01", "JPEG XR"), (0, b"qoif", "QOI"),
+    (0, b"FLIF", "FLIF"), (0, b"BPG\xfb", "BPG"), (0, b"IIRO", "camera raw"), (0, b"\x8aMNG", "MNG"), (0, b"\x8bJNG", "JNG"),
+    (0, b"\xff\xf1", "AAC"), (0, b"\xff\xf9", "AAC"), (0, b"\x0bw", "AC-3"), (0, b"TTA1", "TTA"), (0, b"DSD ", "DSF"),
+    (0, b"FRM8", "DSDIFF"), (0, b"OFR ", "OptimFROG"), (0, b"MPCK", "Musepack"), (0, b"MP+", "Musepack"),
+    (0, b"Creative Voice File", "VOC"),
     (0, b"riff", "W64"), (0, b"caff", "CAF"), (0, b".snd", "AU"), (0, b"MThd", "MIDI"), (0, b"0&\xb2u", "ASF"),
     (0, b"#!AMR", "AMR"), (0, b"MAC ", "Monkey's Audio"), (0, b"wvpk", "WavPack"), (0, b"PK\x03\x04", "ZIP"),
     (0, b"\x1f\x8b", "gzip"), (0, b"7z\xbc\xaf\x27\x1c", "7z"), (0, b"\xfd7zXZ\x00", "xz"), (0, b"BZh", "bzip2"),
@@ -98,6 +104,9 @@ def read_head(handle: BinaryIO, size: int = HEAD_BYTES) -> bytes:
 
 def detect_format(head: bytes) -> FileSignature:
     """Detect the format from the first bytes of a file (512 are enough)."""
+    for offset, magic, name in _UNSUPPORTED_VARIANTS:
+        if head[offset : offset + len(magic)] == magic:
+            return FileSignature("unknown", name, "unsupported")
     for magic, kind, name in _ALLOWED:
         if head.startswith(magic):
             return FileSignature(kind, name, "allowed")

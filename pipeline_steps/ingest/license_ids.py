@@ -7,7 +7,7 @@ import re
 from pipeline_steps.core.schemas import PUBLIC_DOMAIN
 
 _SHORT_NAMES = {
-    "cc0": "CC0-1.0", "cc-0": "CC0-1.0", "creative commons 0": "CC0-1.0", "public domain": PUBLIC_DOMAIN,
+    "cc0": "CC0-1.0", "cc0-1.0": "CC0-1.0", "cc-0": "CC0-1.0", "creative commons 0": "CC0-1.0", "public domain": PUBLIC_DOMAIN,
     "mit": "MIT", "apache-2.0": "Apache-2.0", "bsd-3-clause": "BSD-3-Clause", "bsd-2-clause": "BSD-2-Clause",
     "gpl-2.0": "GPL-2.0-only", "gpl-3.0": "GPL-3.0-only", "odbl": "ODbL-1.0", "odc-by": "ODC-By-1.0", "pddl": "PDDL-1.0",
     "cc-sampling+": "LicenseRef-CC-Sampling-Plus-1.0",

@@ -21,6 +21,7 @@ CODES: dict[str, ReasonCode] = {
     "EMPTY_FILE": ReasonCode("file without bytes"),
     "FILE_CHANGED": ReasonCode("bytes changed between hashing and decoding", retryable=True),
     "FILE_MISSING": ReasonCode("file of the metadata table that does not exist", retryable=True),
+    "NOT_DOWNLOADED": ReasonCode("table row whose download failed, by its column `status`", action="abstained"),
     "NOT_EMBEDDED": ReasonCode("table row without embedded bytes; nothing is downloaded"),
     "FILE_TOO_LARGE": ReasonCode("image file larger than ingest.image.max_file_mb"),
     "FILE_UNREADABLE": ReasonCode("file that cannot be opened or read", retryable=True),
@@ -39,6 +40,7 @@ CODES: dict[str, ReasonCode] = {
     "IMG_CORRUPT": ReasonCode("image that the decoder cannot read"),
     "IMG_MODE": ReasonCode("pixel type without a defined conversion to 8-bit RGB (32-bit samples)"),
     "IMG_TOO_SMALL": ReasonCode("shorter side below ingest.image.min_side"),
+    "IMG_TRANSPARENT": ReasonCode("image without a visible pixel", action="abstained"),
     "IMG_TRUNCATED": ReasonCode("file that ends before the image does"),
     "AUD_CORRUPT": ReasonCode("audio that the decoder cannot read, or an impossible header"),
     "AUD_EMPTY": ReasonCode("no bytes, or no samples"),
@@ -51,13 +53,16 @@ CODES: dict[str, ReasonCode] = {
 }
 
 NORMALIZATIONS: dict[str, str] = {
+    "ALPHA_IGNORED": "an alpha channel of zeros was never set; the image is opaque",
     "ALPHA_OVER_WHITE": "transparency was composited over white",
+    "CMYK_ASSUMED": "CMYK without Adobe's marker; 0 was taken as no ink",
     "CMYK_TO_RGB": "CMYK was converted to RGB",
-    "DEPTH_16": "16-bit samples were rescaled to 8 bit, not clipped",
+    "DEPTH_16": "samples of more than 8 bit were rescaled to 8 bit, not clipped",
     "EXIF_IGNORED": "unreadable EXIF data; the image was taken as upright",
     "FIRST_FRAME": "several frames; the first was used",
     "ICC_APPLIED": "colors were converted to sRGB with the embedded profile",
     "ICC_IGNORED": "the embedded color profile could not be used",
+    "METADATA_IGNORED": "text or other metadata could not be read and was left out",
     "ORIENTED": "rotated or mirrored according to EXIF",
     "PALETTE_TO_RGB": "palette colors were converted to RGB",
     "BYTES_LEFT_OUT": "bytes that belong to no part of the format were left out",

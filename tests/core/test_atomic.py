@@ -39,6 +39,12 @@ def test_killed_write_keeps_the_old_file(tmp_path: Path) -> None:
     assert target.read_text() == "old"
 
 
+@pytest.mark.parametrize("name", ["l" * 255, "\u00e9" * 127 + "x"])
+def test_longest_possible_name_can_be_written(tmp_path: Path, name: str) -> None:
+    write_text(tmp_path / name, "content")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_json_is_sorted_and_nan_is_an_error(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": 1, "a": "é"})
     assert list(json.loads((tmp_path / "a.json").read_text())) == ["a", "b"]

@@ -40,6 +40,25 @@ def test_served_and_registered_deployments_are_equal() -> None:
     assert not deployments(PROJECT, schedule=False)[-1].schedules
 
 
+@pytest.mark.parametrize(
+    ("value", "zone"),
+    [
+        (None, "UTC"), ("", "UTC"), ("Europe/Berlin", "Europe/Berlin"), (":Europe/Berlin", "Europe/Berlin"), ("UTC", "UTC"),
+        ("CET-1CEST,M3.5.0,M10.5.0/3", "UTC"), ("<+03>-3", "UTC"), (":/etc/no-such-file", "UTC"), ("../etc/passwd", "UTC"),
+        ("/usr/share/zoneinfo/Asia/Tokyo", "Asia/Tokyo"),
+    ],
+)  # fmt: skip
+def test_time_zone_of_schedules_is_an_iana_name(value: str | None, zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.serve import time_zone
+
+    monkeypatch.delenv("TZ", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TZ", value)
+    if value and value.startswith("/usr") and not Path(value).exists():
+        pytest.skip("the system has no zoneinfo files")
+    assert time_zone() == zone
+
+
 def test_forms_are_flat_and_described() -> None:
     from flows.flow_parameters import NightlyParameters, PromoteParameters, ReproduceParameters, RunParameters
 

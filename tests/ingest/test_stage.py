@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,33 @@ def test_c3_hostile_paths_of_a_table(copy: Path) -> None:
     report = stage.run(CONFIG.model_copy(update={"max_failed_fraction": 0.5}), ProjectPaths(copy))
     assert report.metrics["codes"] == {"FILE_MISSING": 1, "PATH_UNSAFE": 6}
     assert report.n_in == 22 + 7
+
+
+def test_one_file_under_two_spellings_is_one_row(copy: Path) -> None:
+    rows = read_manifest(copy / "pool/manifest.csv")
+    again = rows[0] | {"file": f"./{rows[0]['file'].replace('/', '//')}"}
+    write_manifest(copy / "pool/manifest.csv", [*rows, again])
+    assert stage.run(CONFIG, ProjectPaths(copy)).n_in == 22
+    write_manifest(copy / "pool/manifest.csv", [*rows, again | {"licence": "CC-BY-NC-4.0"}])
+    with pytest.raises(DataError, match=r"rows 1 and 23 of the metadata table both describe .* and differ in license"):
+        stage.run(CONFIG, ProjectPaths(copy))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_name_in_another_normal_form_is_found(copy: Path, form: str) -> None:
+    """macOS stores decomposed letters; tables hold composed ones."""
+    on_disk, in_table = (
+        unicodedata.normalize(form, "caf\u00e9.png"),
+        unicodedata.normalize("NFC" if form == "NFD" else "NFD", "caf\u00e9.png"),
+    )
+    folder = unicodedata.normalize(form, "\u00e9t\u00e9")
+    (copy / "pool" / folder).mkdir()
+    Image.fromarray(np.random.default_rng(5).integers(0, 255, (50, 60, 3), np.uint8)).save(copy / "pool" / folder / on_disk)
+    rows = read_manifest(copy / "pool/manifest.csv")
+    write_manifest(copy / "pool/manifest.csv", [*rows, rows[0] | {"file": f"{folder}/{in_table}"}])
+    stage.run(CONFIG, ProjectPaths(copy))
+    paths = [row["path"] for row in read_table(copy / "data/catalog/images.parquet", IMAGES).to_pylist()]
+    assert f"{folder}/{on_disk}" in paths
 
 
 def test_too_many_failed_files_stop_the_stage_and_write_nothing(copy: Path) -> None:

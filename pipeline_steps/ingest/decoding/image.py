@@ -5,21 +5,46 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, PngImagePlugin, UnidentifiedImageError
 
-from pipeline_steps.ingest.decoding.truncation import find_truncation
+from pipeline_steps.ingest.decoding.image_metadata import (
+    MAX_ICC_BYTES,
+    ORIENTATION,
+    TRANSPOSITIONS,
+    UNSUPPORTED_PROCESSES,
+    ColorProfile,
+    jpeg_process,
+    lab_to_srgb,
+    orientation_of,
+    without_metadata,
+)
+from pipeline_steps.ingest.decoding.truncation import Truncation, find_truncation
 from pipeline_steps.ingest.reason_codes import RejectedItemError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that Pillow may open."""
 
 _TRUNCATED = re.compile(r"truncat|unexpected end|not enough|premature|end of file", re.IGNORECASE)
+_UNSUPPORTED = re.compile(
+    r"unknown (pixel|raw) mode|SyntaxError: \d+$|unsupported|not supported|cannot handle|not available|unknown compression",
+    re.IGNORECASE,
+)
 _PIXELS = re.compile(r"\((\d+) pixels\)")
 _DRAFT_MARGIN = 2
 """JPEG is decoded at a reduced scale at least this many times larger than the target, then filtered."""
+
+
+_BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _MAX_SAMPLE_VALUE, _PLANES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = (
+    258, 259, 262, 281, 284, 338, 339,
+)  # fmt: skip
+"""Tags of TIFF."""
+
+_TIFF_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000}
+"""None, CCITT, LZW, JPEG, Deflate, PackBits, LZMA, Zstandard."""
 
 
 class ImageLimits(NamedTuple):
@@ -48,15 +73,21 @@ def normalize_image(payload: bytes, form: str, limits: ImageLimits) -> dict[str,
         MemoryError: the process limit was reached.
     """
     truncation = find_truncation(io.BytesIO(payload), form)
-    if truncation and form in {"WEBP", "BMP"}:  # their header contains the file size, so decoding is not needed
+    if truncation and form == "WEBP":  # the header contains the file size, so decoding is not needed
         raise RejectedItemError("IMG_TRUNCATED", f"{form}: {truncation.missing} bytes missing; {truncation.reason}")
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
+    PngImagePlugin.MAX_TEXT_CHUNK = MAX_ICC_BYTES
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(payload), formats=(form,)) as image:
-                return _normalize(image, form, limits)
+        try:
+            return _open(payload, form, limits)
+        except _DECIDED:
+            raise
+        except Exception:
+            stripped = without_metadata(payload, form)
+            if stripped is None:
+                raise
+            row = _open(stripped, form, limits)
+            return {**row, "normalizations": sorted({*row["normalizations"], "METADATA_IGNORED"})}
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         count = _PIXELS.search(str(error))  # Pillow's message names a limit twice as large
         size = count.group(1) if count else "too many"
@@ -64,12 +95,45 @@ def normalize_image(payload: bytes, form: str, limits: ImageLimits) -> dict[str,
     except (RejectedItemError, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, KeyError and others
-        text = f"{type(error).__name__}: {error}"
-        if truncation or _TRUNCATED.search(text):
-            reason = f"{truncation.missing} or more bytes missing; {truncation.reason}" if truncation else "the data end early"
-            raise RejectedItemError("IMG_TRUNCATED", f"{form}: {reason} ({text})") from error
-        text = f"no readable {form} header" if isinstance(error, UnidentifiedImageError) else f"{form}: {text}"
-        raise RejectedItemError("IMG_CORRUPT", text) from error
+        raise _rejection(_cause(error, payload, form), payload, form, truncation) from error
+
+
+_DECIDED = (RejectedItemError, MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+def _open(payload: bytes, form: str, limits: ImageLimits) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(payload), formats=(form,)) as image:
+            return _normalize(image, form, limits)
+
+
+def _cause(error: Exception, payload: bytes, form: str) -> Exception:
+    """Error of the format's plugin, which `Image.open` replaces by "cannot identify"."""
+    if isinstance(error, UnidentifiedImageError):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                Image.OPEN[form][0](io.BytesIO(payload), "")
+        except Exception as cause:
+            return cause
+    return error
+
+
+def _rejection(error: Exception, payload: bytes, form: str, truncation: Truncation | None) -> RejectedItemError:
+    """Rejection for an error of Pillow: an unsupported variant of a format is not damage."""
+    text = f"{type(error).__name__}: {error}"
+    if truncation or _TRUNCATED.search(text):
+        reason = (
+            f"{truncation.missing} or more bytes missing; {truncation.reason}" if truncation else "bytes are missing at the end"
+        )
+        return RejectedItemError("IMG_TRUNCATED", f"{form}: {reason} ({text})")
+    if form == "JPEG" and jpeg_process(payload) in UNSUPPORTED_PROCESSES:
+        text = "unsupported coding process"
+    if _UNSUPPORTED.search(text):
+        return RejectedItemError("FORMAT_NOT_ALLOWED", f"this kind of {form} is not supported ({text}); convert it to PNG")
+    return RejectedItemError("IMG_CORRUPT", f"{form}: {text}")
 
 
 def _normalize(image: Image.Image, form: str, limits: ImageLimits) -> dict[str, Any]:
@@ -90,12 +154,21 @@ def _normalize(image: Image.Image, form: str, limits: ImageLimits) -> dict[str, 
         image.seek(0)
     if form == "JPEG":
         image.draft(None, (limits.max_side * _DRAFT_MARGIN, limits.max_side * _DRAFT_MARGIN))
+    tags = dict(getattr(image, "tag_v2", {}))  # of a TIFF; loading applies and removes the orientation
+    if form == "TIFF":
+        _check_tiff(tags)
     image.load()
-    profile = image.info.get("icc_profile")
-    upright = _apply_orientation(image, normalizations)
-    if (upright.width > upright.height) != (image.width > image.height):
+    if form == "TIFF":
+        width, height = image.size
+    profile = _color_profile(image, normalizations)
+    upright, turned = _apply_orientation(image, tags.get(ORIENTATION, 1), normalizations)
+    if turned:
         width, height = height, width
-    small = _downscale(_to_eight_bit(upright, normalizations), limits.max_side)
+    keep_gray = profile is not None and profile.space == "GRAY"
+    plain = _to_eight_bit(upright, form, tags, keep_gray, normalizations)
+    # Writers of BMP and TIFF leave the bytes of an alpha channel that they do not use at 0.
+    may_be_unused = form == "BMP" or (form == "TIFF" and 1 not in np.atleast_1d(tags.get(_EXTRA_SAMPLES, 0)))
+    small = _downscale(_check_alpha(plain, may_be_unused, normalizations), limits.max_side)
     flat = _over_white(_to_srgb(small, profile, normalizations), normalizations)
     return {
         "payload": _encode(flat),
@@ -108,38 +181,113 @@ def _normalize(image: Image.Image, form: str, limits: ImageLimits) -> dict[str, 
     }
 
 
-def _apply_orientation(image: Image.Image, normalizations: set[str]) -> Image.Image:
-    """Apply the EXIF orientation (tag 274)."""
+def _apply_orientation(image: Image.Image, applied: int, normalizations: set[str]) -> tuple[Image.Image, bool]:
+    """Upright image, and whether that exchanged width and height. `applied` is the orientation that loading applied."""
+    orientation = orientation_of(image)
+    if orientation is None:
+        normalizations.add("EXIF_IGNORED")
+        return image, False
+    if orientation > 1 or applied in TRANSPOSITIONS:
+        normalizations.add("ORIENTED")
+    if orientation == 1:
+        return image, False
+    return image.transpose(TRANSPOSITIONS[orientation]), orientation >= 5
+
+
+def _color_profile(image: Image.Image, normalizations: set[str]) -> ColorProfile | None:
+    payload = image.info.get("icc_profile")
+    if not payload:
+        return None
     try:
-        orientation = image.getexif().get(274, 1)
-        upright = ImageOps.exif_transpose(image)
+        return ColorProfile(payload)
     except MemoryError:
         raise
-    except Exception:  # EXIF is a TIFF inside the file; the image is usable without it
-        normalizations.add("EXIF_IGNORED")
-        return image
-    if orientation not in range(2, 9) or upright is None:
-        return image
-    normalizations.add("ORIENTED")
-    return upright
+    except Exception:  # the colors are less accurate without the profile, but usable
+        normalizations.add("ICC_IGNORED")
+        return None
 
 
-def _to_eight_bit(image: Image.Image, normalizations: set[str]) -> Image.Image:
-    """Convert any pixel type to 8-bit RGB, RGBA or CMYK. 16-bit gray is divided by 257, which maps 65535 to 255."""
+def _check_tiff(tags: Mapping[int, Any]) -> None:
+    """Reject kinds of TIFF that Pillow opens and decodes wrongly or not at all."""
+    compression, bits = tags.get(_COMPRESSION, 1), int(np.max(np.atleast_1d(tags.get(_BITS_PER_SAMPLE, 1))))
+    if compression not in _TIFF_COMPRESSIONS:
+        kind = f"compression {compression}"
+    elif tags.get(_PHOTOMETRIC) == 6 and compression not in {6, 7}:
+        kind = "YCbCr without JPEG compression"
+    elif tags.get(_PLANES) == 2 and bits > 8 and compression == 1:
+        kind = f"{bits}-bit samples in separate planes"
+    else:
+        return
+    raise RejectedItemError("FORMAT_NOT_ALLOWED", f"TIFF with {kind} is not supported; convert it to PNG")
+
+
+def _to_eight_bit(
+    image: Image.Image, form: str, tags: Mapping[int, Any], keep_gray: bool, normalizations: set[str]
+) -> Image.Image:
+    """Convert any pixel type to 8-bit RGB, RGBA or CMYK; to L or LA if `keep_gray` is set and the image is gray.
+
+    Args:
+        image: decoded and upright.
+        form: format of the file.
+        tags: of a TIFF; empty otherwise.
+        keep_gray: the color profile is one for gray values.
+        normalizations: receives the codes of the conversions.
+    """
     mode = image.mode
+    if 2 in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)):
+        raise RejectedItemError("IMG_MODE", "signed samples have no defined black; save it as unsigned 8 or 16 bit")
     if mode.startswith("I;16"):
-        gray = np.asarray(image, dtype=np.float32)
         normalizations.add("DEPTH_16")
-        return Image.fromarray(np.rint(gray / 257.0).astype(np.uint8), "L").convert("RGB")
+        image = _sixteen_to_eight(image, tags)
+        mode = image.mode
     if mode in {"I", "F"}:
         raise RejectedItemError("IMG_MODE", f"pixel type {mode} (32-bit samples) has no defined white; save it as 8 or 16 bit")
+    if mode == "LAB":
+        return lab_to_srgb(image)
     if mode == "P":
         normalizations.add("PALETTE_TO_RGB")
+    if mode == "CMYK" and form == "JPEG" and "adobe" not in image.info:
+        # Pillow inverts every CMYK JPEG, as Adobe's marker asks for; without the marker 0 is no ink.
+        normalizations.add("CMYK_ASSUMED")
+        return ImageChops.invert(image)
     if mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
-        return image.convert("RGBA")
+        return image.convert("LA" if keep_gray and mode in {"L", "LA", "La", "1"} else "RGBA")
     if mode in {"RGB", "CMYK"}:
         return image
-    return image.convert("RGB")
+    return image.convert("L" if keep_gray and mode in {"L", "1"} else "RGB")
+
+
+def _sixteen_to_eight(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """8-bit gray of samples of up to 16 bit. White is the largest value of the stated depth, 65535 by default.
+
+    Pillow neither scales samples of 12 bit nor inverts 16-bit samples whose 0 is white.
+    """
+    gray = np.asarray(image, dtype=np.float32)
+    white = float(2 ** int(np.atleast_1d(tags.get(_BITS_PER_SAMPLE, 16))[0]) - 1)
+    stated = int(np.atleast_1d(tags.get(_MAX_SAMPLE_VALUE, 0))[0])
+    if stated + 1 in {1 << bits for bits in range(9, 16)} and gray.max() <= stated:
+        white = float(stated)
+    if tags.get(_PHOTOMETRIC, 1) == 0:
+        gray = white - gray
+    scaled = Image.fromarray(np.rint(gray * np.float32(255.0 / white) if white != 65535.0 else gray / 257.0).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        scaled.putalpha(Image.fromarray(np.where(np.asarray(image) == transparent, 0, 255).astype(np.uint8)))
+    return scaled
+
+
+def _check_alpha(image: Image.Image, may_be_unused: bool, normalizations: set[str]) -> Image.Image:
+    """Remove an alpha channel of zeros if it may be unused.
+
+    Raises:
+        RejectedItemError: IMG_TRANSPARENT for another image without a visible pixel.
+    """
+    if image.mode not in {"RGBA", "LA"} or np.asarray(image.getchannel("A")).max() > 0:
+        return image
+    if not may_be_unused:
+        raise RejectedItemError("IMG_TRANSPARENT", "every pixel is transparent")
+    normalizations.add("ALPHA_IGNORED")
+    return image.convert(image.mode.removesuffix("A"))
 
 
 def _downscale(image: Image.Image, max_side: int) -> Image.Image:
@@ -151,21 +299,19 @@ def _downscale(image: Image.Image, max_side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None, normalizations: set[str]) -> Image.Image:
-    """Convert to sRGB with the embedded ICC profile (perceptual intent); CMYK without a profile by the plain formula."""
-    alpha = image.getchannel("A") if image.mode == "RGBA" else None
-    color = image.convert("RGB") if alpha else image
+def _to_srgb(image: Image.Image, profile: ColorProfile | None, normalizations: set[str]) -> Image.Image:
+    """Convert to sRGB with the embedded ICC profile; CMYK without a profile by the plain formula."""
+    alpha = image.getchannel("A") if image.mode in {"RGBA", "LA"} else None
+    color = image.convert(image.mode.removesuffix("A")) if alpha else image
     if color.mode == "CMYK":
         normalizations.add("CMYK_TO_RGB")
     if profile:
         try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            space = {"RGB": "RGB", "CMYK": "CMYK"}[source.profile.xcolor_space.strip()]
-            if space == color.mode and "sRGB" not in (source.profile.profile_description or ""):
-                converted = ImageCms.profileToProfile(color, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-                if converted is not None:
-                    color = converted
-                    normalizations.add("ICC_APPLIED")
+            if {"GRAY": "L"}.get(profile.space, profile.space) != color.mode:
+                normalizations.add("ICC_IGNORED")
+            elif not profile.is_srgb():
+                color = profile.to_srgb(color)
+                normalizations.add("ICC_APPLIED")
         except MemoryError:
             raise
         except Exception:  # the colors are less accurate without the profile, but usable

@@ -131,13 +131,119 @@ def test_datasets_folders(tmp_path: Path, make: Callable[[Path], None]) -> None:
     assert not found.contain("bell")
 
 
-def test_cc_parquet_row_without_bytes_is_not_embedded(tmp_path: Path) -> None:
+def test_cc_parquet_row_of_a_failed_download_abstains(tmp_path: Path) -> None:
     layouts.cc_parquet(tmp_path)
     found = Candidates(tmp_path)
     assert found.found.layouts == {".": "parquet"}
     assert {row.source for row in found.images.values()} == {"https://example.org/0.jpg", "https://example.org/1.jpg"}
-    assert found.rejected == {"00000.parquet/00000002/jpg": "NOT_EMBEDDED"}
+    assert found.rejected == {"00000.parquet/00000002/jpg": "NOT_DOWNLOADED"}
+    assert found.found.rejected[0].abstained
     assert not found.contain("secret")
+
+
+def arrow_file(path: Path, table: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize("state", [{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}, None])
+def test_cache_files_of_datasets_are_no_data(tmp_path: Path, state: dict | None) -> None:
+    """`map`, `filter` and `shuffle` leave their results beside the data."""
+    rows = layouts._rows(40)
+    arrow_file(tmp_path / "data-00000-of-00001.arrow", rows)
+    arrow_file(tmp_path / "cache-77aa02b78a30b761.arrow", layouts._rows(50))
+    arrow_file(tmp_path / "cache-2d0a802b78a30b76_00001_of_00004.arrow", pa.table({"indices": [2, 0, 1]}))
+    if state:
+        layouts.put(tmp_path / "state.json", json.dumps(state))
+    found = Candidates(tmp_path)
+    assert len(found.files) == 2 * rows.num_rows
+    assert not found.rejected
+    assert found.found.skipped_files["cache of datasets"] == 2
+
+
+def test_archive_that_is_not_listed_by_the_state_of_another_folder_is_read(tmp_path: Path) -> None:
+    arrow_file(tmp_path / "train/cached-lessons.arrow", layouts._rows(40))
+    assert len(Candidates(tmp_path).files) == 6
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        r"C:\data\0.jpg",
+        r"..\0.jpg",
+        "C:/data/0.jpg",
+        "/data/0.jpg",
+        "..",
+        "a/..",
+        "https://x.org/0.jpg?size=1",
+        "a\x00b.jpg",
+        ".",
+    ],
+)
+def test_path_of_an_embedded_item_is_only_a_label(tmp_path: Path, path: str) -> None:
+    media = pa.array([{"bytes": layouts.image(1), "path": path}], layouts._media_struct())
+    arrow_file(tmp_path / "data.arrow", pa.table({"image": media}))
+    found = Candidates(tmp_path)
+    assert not found.rejected
+    (name,) = found.files
+    assert name.startswith("data.arrow/00000000/image")
+    assert name.count("/") <= 3
+
+
+def test_hidden_members_of_a_tar_are_skipped(tmp_path: Path) -> None:
+    """macOS adds `._NAME` to each file; its content is no media, and its key would split the sample."""
+    double = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(60)
+    members = [("._0.jpg", double), ("0.jpg", layouts.image(1)), ("._0.json", double), ("0.json", b'{"license": "cc0"}')]
+    layouts.tar(
+        tmp_path / "x.tar", [*members, ("a/._1.jpg", double), ("a/1.jpg", layouts.image(2)), ("a\\2.jpg", layouts.image(3))]
+    )
+    layouts.put(tmp_path / "._x.tar", double)
+    found = Candidates(tmp_path)
+    assert sorted(file.license or "" for file in found.files.values()) == ["", "", "CC0-1.0"]
+    assert not found.rejected
+    assert found.found.skipped_files["hidden"] == 3
+
+
+@pytest.mark.parametrize(
+    ("head", "wanted"),
+    [
+        ("license: mit", "MIT"),
+        ("license: 'cc-by-4.0'  # see below", "CC-BY-4.0"),
+        ("license:\n- cc-by-4.0\n- cc-by-nc-4.0", "CC-BY-4.0 AND CC-BY-NC-4.0"),
+        ("license: [mit, cc0-1.0]", "CC0-1.0 AND MIT"),
+        ("license: [mit, unknown]", None),
+        ("license: other\nlicense_name: house-terms", "house-terms"),
+        ("license: other", None),
+        ("license: [", None),
+        ("title: x", None),
+    ],
+)
+def test_licenses_of_a_card_all_apply(tmp_path: Path, head: str, wanted: str | None) -> None:
+    layouts.datasets_parquet(tmp_path)
+    layouts.put(tmp_path / "README.md", f"---\nlanguage: en\n{head}\n---\n# set\n")
+    licenses = {file.license for file in Candidates(tmp_path).files.values()}
+    assert licenses == {"CC-BY-4.0", "CC0-1.0", wanted}
+
+
+def test_several_licenses_of_a_row_all_apply(tmp_path: Path) -> None:
+    media = pa.array([{"bytes": layouts.image(1), "path": "0.jpg"}], layouts._media_struct())
+    arrow_file(tmp_path / "data.arrow", pa.table({"image": media, "license": [["cc-by-4.0", "cc-by-nc-4.0"]]}))
+    (file,) = Candidates(tmp_path).files.values()
+    assert file.license == "CC-BY-4.0 AND CC-BY-NC-4.0"
+
+
+def test_snapshot_of_links_is_refused_for_the_true_reason(tmp_path: Path) -> None:
+    """The cache of the hub keeps contents in blobs/ and links in snapshots/."""
+    layouts.datasets_parquet(tmp_path / "made")
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "made/data/train-00000-of-00001.parquet").rename(tmp_path / "blobs/abc")
+    link = tmp_path / "snapshots/1/data/train-00000-of-00001.parquet"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("../../../blobs/abc")
+    found = Candidates(tmp_path / "snapshots/1")
+    assert found.rejected == {"data/train-00000-of-00001.parquet": "PATH_UNSAFE"}
+    assert "replace it by a copy" in found.found.rejected[0].reason
 
 
 def test_catalog_of_several_data_sets(tmp_path: Path) -> None:
@@ -319,7 +425,7 @@ def test_check_command_reports_layouts(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["-C", str(tmp_path), "check", str(tmp_path), "--json"])
     report = json.loads(done.output)
     assert report["layouts"] == {"set": "audioset", "web": "parquet"}
-    assert (report["pictures"], report["sounds"], report["codes"]) == (2, 1, {"NOT_EMBEDDED": 1})
+    assert (report["pictures"], report["sounds"], report["codes"]) == (2, 1, {"NOT_DOWNLOADED": 1})
 
 
 def test_labels_command_writes_the_table_of_evaluate(tmp_path: Path) -> None:

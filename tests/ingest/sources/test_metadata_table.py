@@ -40,6 +40,11 @@ def test_pool_and_holdout_filters(tmp_path: Path) -> None:
     }
 
 
+def test_rows_of_commas_are_empty_lines(tmp_path: Path) -> None:
+    text = HEADER + ",,,,,,\n1,a.png,dog,MIT,p,s,pool\n , ,,,,,\n,,\n\n,,,,,,\n"
+    assert [row.file for row in read(tmp_path, text)["rows"]] == ["a.png"]
+
+
 def test_only_configured_columns_are_read() -> None:
     class Strict(dict):
         def __getitem__(self, key: str) -> str:
