@@ -53,6 +53,8 @@ SHRUNK: dict[str, Any] = {
     "evaluate.num_calibration_images": 20,
     "evaluate.num_bootstrap": 100,
     "evaluate.gain_sensitivity.num_clips": 1,
+    "evaluate.abilities.num_clips": 3,
+    "evaluate.abilities.num_samples": 1,
     "evaluate.report.max_pairs": 6,
     "evaluate.report.max_samples": 6,
 }
@@ -157,6 +159,7 @@ def look_at_evaluation(folder: Path, params: Any) -> None:
         rows = evaluation[name]["rows"]
         assert set(rows) == set(ROWS)
         assert rows["text_oracle"].get("applicable", True), "its Stable Diffusion reads text"
+        assert "YAMNet" in rows["caption_route"]["reason"], "this preset needs no YAMNet"
         for judge in JUDGES:
             for row in rated:
                 assert 0 <= rows[row][f"win_rate_{judge}"]["value"] <= 1, (name, row)
