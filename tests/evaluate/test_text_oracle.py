@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.diffusion.audio_prompt import AudioPrompt
 from pipeline_steps.diffusion.audio_tokens import AstTokenizer
 from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
@@ -24,6 +25,7 @@ from pipeline_steps.evaluate.generation import load_generator
 from pipeline_steps.evaluate.metrics.win_rate_rows import JudgeFeatures, win_rates_per_pair
 from pipeline_steps.evaluate.stage import evaluate, find_audio_tagger
 from pipeline_steps.models.audio.ast import AstEncoder
+from pipeline_steps.models.audio.yamnet import YamNet
 from pipeline_steps.tracking.client.tracker import NoOpTracker
 from tests.evaluate.synthetic_dataset import CLASSES, CONFIG, ColorGenerator, OtherReports, SyntheticDataset, TextColorGenerator
 from tests.factories.checkpoints.ast import ast_checkpoint
@@ -93,10 +95,11 @@ def exported_adapter(world: SyntheticDataset, assets: Path) -> Path:
     ast_checkpoint(root / "models/ast")
     torch.manual_seed(0)
     backbone = StableDiffusionBackbone(str(stable_diffusion(root / "models/diffusion"))).load()
-    adapter = AudioIPAdapter(backbone, PerceiverResampler(24, 12, num_queries=2, output_width=24, dim=16, depth=1, heads=2), "")
+    resampler = PerceiverResampler(24, 12, num_queries=2, output_width=24, dim=16, depth=1, heads=2)
+    adapter = AudioIPAdapter(backbone, resampler, AudioPrompt("a drawing of {}"))
     generation_config = GenerationConfig(num_inference_steps=2, guidance_scale=2.0, max_seconds=1.0, resolution=64)
     pipeline = AudioIPAdapterPipeline(adapter, backbone.build_scheduler("dpm++"), None, generation_config)
-    save_adapter(root / "models/adapter", pipeline, AstTokenizer(AstEncoder(str(root / "models/ast"))), assets)
+    save_adapter(root / "models/adapter", pipeline, AstTokenizer(AstEncoder(str(root / "models/ast")), YamNet(assets)), assets)
     return root / "models/adapter"
 
 
@@ -115,7 +118,7 @@ def test_the_tagger_is_that_of_the_model_or_of_the_assets(world: SyntheticDatase
 def test_a_backbone_that_reads_is_its_own_text_oracle(world: SyntheticDataset, exported_adapter: Path, tmp_path: Path) -> None:
     source = load_generator(exported_adapter, None, None)
     assert source.has_text_encoder
-    assert source.families == {"ast", "clip"}  # its text encoder bars the judge of that family
+    assert source.families == {"ast", "clip", "yamnet"}  # its text encoder bars the judge of that family
     abilities = AbilitiesConfig(names=["words_and_sound", "interpolation"], num_clips=3, num_samples=1)
     config = SETTINGS.model_copy(update={"abilities": abilities})
     evaluate(config, OtherReports(world.layout.root, tmp_path), source, NoOpTracker())
