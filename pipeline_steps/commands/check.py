@@ -20,9 +20,7 @@ def check(
     as_json: JsonFlag = False,
 ) -> None:
     """Decode every file of DIR like ingest and list what it accepts and quarantines. Exit code 3 if a run would stop."""
-    from pipeline_steps.core.config import load_params, parse_section
     from pipeline_steps.core.pool_check import find_unhashable
-    from pipeline_steps.ingest.config import IngestConfig
     from pipeline_steps.ingest.stage import dry_run as decode
 
     layout = layout_of(context)

@@ -139,9 +139,10 @@ def _hub_files(key: str, model: str, revision: str) -> tuple[list[str], str]:
 
 def _check_server(layout: ProjectPaths, params: Mapping[str, Any]) -> str:
     """Ask the server of the captioner for its models; raises StageError if it does not answer or does not serve the model."""
+    from pipeline_steps.caption.config import CaptionConfig
     from pipeline_steps.caption.stage import build_captioner
-    from pipeline_steps.core.config import config_class, parse_section
+    from pipeline_steps.core.config import parse_section
 
-    build_captioner(parse_section(config_class("caption"), "caption", params), layout).load()
+    build_captioner(parse_section(CaptionConfig, "caption", params), layout).load()
     server = params["caption"]["openai_server"]
     return f"{server['model']} at {server['url']}"

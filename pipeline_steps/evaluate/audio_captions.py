@@ -18,6 +18,7 @@ MIN_RATIO = 0.5
 
 def caption_audio(tagger: YamNet, samples_48k: FloatArray) -> str:
     """Names of the most probable tags of a mono 48 kHz clip, as one text."""
+    tagger.load()
     samples = resample(samples_48k, 48_000, SAMPLE_RATE)
     with torch.inference_mode():
         logits, _, _ = tagger(torch.from_numpy(tagger.frames(samples)))

@@ -71,7 +71,7 @@ def run_evaluation(
     plan: EvaluationPlan,
     calibration_images: Sequence[str],
     texts: Mapping[str, str],
-    caption: Callable[[FloatArray], str],
+    caption: Callable[[FloatArray], str] | None,
     audio_vectors: Mapping[str, FloatArray],
     generator: ImageGenerator,
     media: MediaShardReader,
@@ -86,7 +86,7 @@ def run_evaluation(
         plan: pairs and clips.
         calibration_images: ids of real images on which the judges are calibrated.
         texts: text by name of a pair, for the text oracle.
-        caption: returns words for a clip, for the row `caption_route`.
+        caption: returns words for a clip, for the row `caption_route`; None without an audio tagger.
         audio_vectors: unit embeddings of the retrieval space by audio id, for the row `nearest_training_image`.
         generator: of the evaluated model.
         media: images and audio of the catalog.
@@ -98,10 +98,10 @@ def run_evaluation(
     log.info("generating %d images for each of %d clips", config.samples_per_audio, len(clips))
     generated = generator.generate(clips, config.samples_per_audio, config.seed)
     unconditional = generator.generate_unconditional(config.unconditional_samples, config.seed + 1)
-    captions = [caption(clip) for clip in clips] if generator.has_text_encoder else []
-    distinct_texts = sorted({*texts.values(), *captions}) if captions else []
-    from_text = generator.generate_from_text(distinct_texts, config.samples_per_audio, config.seed) if captions else None
-    text_rows = {name: distinct_texts.index(text) for name, text in texts.items()} if captions else {}
+    captions = [caption(clip) for clip in clips] if caption and generator.has_text_encoder else []
+    distinct_texts = sorted({*texts.values(), *captions}) if generator.has_text_encoder else []
+    from_text = generator.generate_from_text(distinct_texts, config.samples_per_audio, config.seed) if distinct_texts else None
+    text_rows = {name: distinct_texts.index(text) for name, text in texts.items()} if distinct_texts else {}
     nearest_training = nearest_training_images(plan, audio_vectors)
 
     audio_judge.load()

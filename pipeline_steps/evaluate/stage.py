@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,13 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGener
     retrieval, ranks = _retrieval(config, layout, embeddings_meta, space, phrases, tables, truth, plan, audio_groups)
     media = MediaShardReader(layout.media)
     texts = pair_texts(plan, tables.pairs, tables.events)
-    tagger = YamNet(layout.assets)
+    tagger = find_audio_tagger(layout)
     result = run_evaluation(
         config,
         plan,
         calibration_images,
         texts,
-        lambda samples: caption_audio(tagger.load(), samples),
+        None if tagger is None else partial(caption_audio, tagger),
         {audio_id: space.audio[row] for audio_id, row in space.audio_row.items()},
         generator,
         media,
@@ -248,6 +249,12 @@ def write_report(folder: Path, files: Mapping[str, bytes]) -> None:
     for path, payload in files.items():
         if "/" not in path:
             write_bytes(folder / path, payload)
+
+
+def find_audio_tagger(layout: ProjectPaths) -> YamNet | None:
+    """YAMNet of the exported model, else of the stage `assets`; None if neither has it. Its weights are loaded when needed."""
+    folders = [layout.model / "encoder", layout.assets]
+    return next((YamNet(folder) for folder in folders if all((folder / file).is_file() for file in YamNet.files)), None)
 
 
 def read_embeddings(layout: ProjectPaths, meta: Row) -> tuple[EmbeddingTable, list[str]]:

@@ -10,18 +10,22 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.diffusion.audio_prompt import AudioPrompt
 from pipeline_steps.diffusion.audio_tokens import AstTokenizer
 from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
 from pipeline_steps.diffusion.pipelines.base import GenerationConfig
 from pipeline_steps.diffusion.pipelines.ip_adapter import AudioIPAdapterPipeline, save_adapter
+from pipeline_steps.diffusion.pipelines.safetensors_io import copy_encoder_weights
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
-from pipeline_steps.evaluate.config import EvaluateConfig
+from pipeline_steps.evaluate.config import AbilitiesConfig, EvaluateConfig
 from pipeline_steps.evaluate.evaluation_plan import EvalAudio, EvalPair, EvaluationPlan, pair_texts
 from pipeline_steps.evaluate.generation import load_generator
 from pipeline_steps.evaluate.metrics.win_rate_rows import JudgeFeatures, win_rates_per_pair
-from pipeline_steps.evaluate.stage import evaluate
+from pipeline_steps.evaluate.stage import evaluate, find_audio_tagger
 from pipeline_steps.models.audio.ast import AstEncoder
+from pipeline_steps.models.audio.yamnet import YamNet
 from pipeline_steps.tracking.client.tracker import NoOpTracker
 from tests.evaluate.synthetic_dataset import CLASSES, CONFIG, ColorGenerator, OtherReports, SyntheticDataset, TextColorGenerator
 from tests.factories.checkpoints.ast import ast_checkpoint
@@ -91,19 +95,40 @@ def exported_adapter(world: SyntheticDataset, assets: Path) -> Path:
     ast_checkpoint(root / "models/ast")
     torch.manual_seed(0)
     backbone = StableDiffusionBackbone(str(stable_diffusion(root / "models/diffusion"))).load()
-    adapter = AudioIPAdapter(backbone, PerceiverResampler(24, 12, num_queries=2, output_width=24, dim=16, depth=1, heads=2), "")
+    resampler = PerceiverResampler(24, 12, num_queries=2, output_width=24, dim=16, depth=1, heads=2)
+    adapter = AudioIPAdapter(backbone, resampler, AudioPrompt("a drawing of {}"))
     generation_config = GenerationConfig(num_inference_steps=2, guidance_scale=2.0, max_seconds=1.0, resolution=64)
     pipeline = AudioIPAdapterPipeline(adapter, backbone.build_scheduler("dpm++"), None, generation_config)
-    save_adapter(root / "models/adapter", pipeline, AstTokenizer(AstEncoder(str(root / "models/ast"))), assets)
+    save_adapter(root / "models/adapter", pipeline, AstTokenizer(AstEncoder(str(root / "models/ast")), YamNet(assets)), assets)
     return root / "models/adapter"
+
+
+def test_the_tagger_is_that_of_the_model_or_of_the_assets(world: SyntheticDataset, assets: Path, tmp_path: Path) -> None:
+    assert find_audio_tagger(ProjectPaths(tmp_path)) is None
+    tagger = find_audio_tagger(world.layout)
+    assert tagger is not None
+    assert tagger.assets == world.layout.assets
+    copy_encoder_weights(assets, ProjectPaths(tmp_path).model / "encoder")
+    own = find_audio_tagger(ProjectPaths(tmp_path))
+    assert own is not None
+    assert own.assets == ProjectPaths(tmp_path).model / "encoder"
+    assert own.load().class_names == tagger.load().class_names
 
 
 def test_a_backbone_that_reads_is_its_own_text_oracle(world: SyntheticDataset, exported_adapter: Path, tmp_path: Path) -> None:
     source = load_generator(exported_adapter, None, None)
     assert source.has_text_encoder
-    assert source.families == {"ast", "clip"}  # its text encoder bars the judge of that family
-    evaluate(SETTINGS, OtherReports(world.layout.root, tmp_path), source, NoOpTracker())
-    row = json.loads((tmp_path / "evaluation.json").read_text())["test"]["rows"]["text_oracle"]
+    assert source.families == {"ast", "clip", "yamnet"}  # its text encoder bars the judge of that family
+    abilities = AbilitiesConfig(names=["words_and_sound", "interpolation"], num_clips=3, num_samples=1)
+    config = SETTINGS.model_copy(update={"abilities": abilities})
+    evaluate(config, OtherReports(world.layout.root, tmp_path), source, NoOpTracker())
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    row = evaluation["test"]["rows"]["text_oracle"]
+    for name, points in (("words_and_sound", 5), ("interpolation", 9)):
+        sweep = evaluation["abilities"][name]["sweep"]
+        assert sweep["spearman"]["n"] == 3
+        assert len(sweep["curve"]) == points
+        assert all(np.isfinite(point["value"]) for point in sweep["curve"])
     assert 0 <= row["win_rate_dinov2"]["value"] <= 1
     assert row["win_rate_dinov2"]["n"] == 6
     assert row["kid_dinov2"]["n"] == 6

@@ -35,6 +35,8 @@ SHRUNK: dict[str, Any] = {
     "evaluate.num_calibration_images": 30,
     "evaluate.num_bootstrap": 100,
     "evaluate.gain_sensitivity.num_clips": 1,
+    "evaluate.abilities.num_clips": 3,
+    "evaluate.abilities.num_samples": 1,
     "evaluate.report.max_pairs": 6,
     "evaluate.report.max_samples": 6,
 }

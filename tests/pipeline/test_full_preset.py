@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.full, pytest.mark.slow, pytest.mark.timeout(1500)]
 # The captioner, untrained, says one of a few things of each picture, so what is held out was heard in training and pairs
 # spread over the splits; see `talkative_qwen2_5_vl`.
 SHRUNK: dict[str, Any] = {
-    "assets.names": ["aisfx", "ssd_mobilenet_v2"],
+    "assets.names": ["aisfx", "ssd_mobilenet_v2", "yamnet"],
     "caption.min_confidence": 0.0,
     "pair.min_confidence": 0.0,
     "pair.null_quantile": 0.0,
@@ -53,6 +53,8 @@ SHRUNK: dict[str, Any] = {
     "evaluate.num_calibration_images": 20,
     "evaluate.num_bootstrap": 100,
     "evaluate.gain_sensitivity.num_clips": 1,
+    "evaluate.abilities.num_clips": 3,
+    "evaluate.abilities.num_samples": 1,
     "evaluate.report.max_pairs": 6,
     "evaluate.report.max_samples": 6,
 }
@@ -157,6 +159,7 @@ def look_at_evaluation(folder: Path, params: Any) -> None:
         rows = evaluation[name]["rows"]
         assert set(rows) == set(ROWS)
         assert rows["text_oracle"].get("applicable", True), "its Stable Diffusion reads text"
+        assert rows["caption_route"].get("applicable", True), "the exported model has YAMNet"
         for judge in JUDGES:
             for row in rated:
                 assert 0 <= rows[row][f"win_rate_{judge}"]["value"] <= 1, (name, row)

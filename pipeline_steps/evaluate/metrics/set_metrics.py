@@ -52,7 +52,7 @@ class SetFeatures:
         audio: [M, D_a] embedding of each clip by the audio judge.
         text_generated: [T, S, D] samples of each text; None if the model has no text encoder.
         text_rows: name of a pair -> row of `text_generated`; pairs without a text are absent.
-        caption_rows: [M] row of `text_generated` of the caption of each clip.
+        caption_rows: [M] row of `text_generated` of the caption of each clip; None without an audio tagger.
         nearest_training: ids of the nearest training images of each of the M clips.
     """
 
@@ -143,6 +143,9 @@ class SetEvaluator:
         if self.features.text_generated is None:
             reason = "the model reads no text, so there is no picture drawn from a caption to compare with"
             rows |= {row: {"applicable": False, "reason": reason} for row in TEXT_ROWS}
+        elif self.features.caption_rows is None:
+            reason = "neither the model nor the stage assets has YAMNet, whose tags are the words of this row"
+            rows["caption_route"] = {"applicable": False, "reason": reason}
         if not any(self.features.nearest_training):
             reason = "no training sound has an embedding, so none is nearest"
             rows |= {row: {"applicable": False, "reason": reason} for row in LOOKUP_ROWS}

@@ -13,7 +13,7 @@ from pipeline_steps.evaluate.abilities.base import SWEEP
 from pipeline_steps.evaluate.abilities.definitions import ABILITIES
 from pipeline_steps.evaluate.abilities.run_abilities import ShownSweep
 from pipeline_steps.evaluate.evaluation_plan import evenly_spaced_indices
-from pipeline_steps.evaluate.report.charts import curves_with_intervals
+from pipeline_steps.evaluate.report.charts import curves_with_intervals, number_text
 from pipeline_steps.evaluate.report.media import ReportMedia
 
 Row = Mapping[str, Any]
@@ -30,9 +30,17 @@ def ability_cards(block: Row, shown: Sequence[ShownSweep], media: ReportMedia) -
     for name in (name for name in ABILITIES if name in block):
         found = block[name]
         card = {"title": found["title"], "text": found.get("sentence") or f"Not measured: {found['reason']}."}
-        card |= {"verdict": found.get("verdict", "not measured").replace("_", " "), "chart": None, "score": "", "items": []}
+        card |= {
+            "verdict": found.get("verdict", "not measured").replace("_", " "),
+            "chart": None,
+            "score": "",
+            "range": "",
+            "items": [],
+        }
         if found["applicable"]:
             curves = {condition: metrics["curve"] for condition, metrics in conditions(found)}
+            ends = [number_text(ABILITIES[name].points[place]) for place in (0, -1)]
+            card["range"] = f"{found['axis']}: {ends[0]} to {ends[1]}"
             card |= {"chart": curves_with_intervals(curves, found["axis"]), "score": found["score"]}
             card["items"] = _items([sweep for sweep in shown if sweep.ability == name], media)
         cards.append(card)

@@ -57,7 +57,7 @@ def context(text: str = "a dog") -> dict[str, Any]:
         "name": "sweep", "control": False, "strip": "samples/d.png", "width": 100, "height": 32, "audio": ["audio/x.mp3"],
     }  # fmt: skip
     ability = {
-        "title": "Loudness", "verdict": "flat", "text": "Not found.", "score": "area",
+        "title": "Loudness", "verdict": "flat", "text": "Not found.", "score": "area", "range": "gain, dB: -6 to 6",
         "chart": curves_with_intervals({"sweep": curve, "control": curve}, "gain"),
         "items": [{"caption": text, "sweeps": [sweep, {**sweep, "control": True}]}],
     }  # fmt: skip
