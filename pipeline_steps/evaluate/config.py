@@ -98,6 +98,9 @@ class EvaluateConfig(StageConfig):
     density_k: int = Field(5, ge=1, le=100, description="neighbors of density and coverage")
     num_bootstrap: int = Field(2000, ge=100, le=100_000, description="bootstrap resamples of each 95 % interval")
     min_clusters: int = Field(30, ge=2, le=10_000, description="independent clips below which a set gets a warning")
+    memorisation_images: int = Field(
+        2000, ge=1, le=1_000_000, description="training images compared with generated ones; more are subsampled by the seed"
+    )
     gain_sensitivity: GainSensitivityConfig = GainSensitivityConfig()
     report: ReportConfig = ReportConfig()
     batch_size: int = Field(32, ge=1, le=4096, description="items per part of the result cache")

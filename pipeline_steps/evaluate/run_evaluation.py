@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,9 @@ from pipeline_steps.evaluate.judges.feature_extractors import (
     map_items,
 )
 from pipeline_steps.evaluate.metrics.gain_sensitivity import gain_distances
+from pipeline_steps.evaluate.metrics.memorisation import memorisation_block
 from pipeline_steps.evaluate.metrics.set_metrics import SetEvaluator, SetFeatures, SetMetrics
+from pipeline_steps.evaluate.nearest_training import nearest_training_images
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,8 @@ def run_evaluation(
     plan: EvaluationPlan,
     calibration_images: Sequence[str],
     texts: Mapping[str, str],
+    caption: Callable[[FloatArray], str],
+    audio_vectors: Mapping[str, FloatArray],
     generator: ImageGenerator,
     media: MediaShardReader,
     image_judges: Mapping[str, ImageFeatureExtractor],
@@ -76,6 +80,8 @@ def run_evaluation(
         plan: pairs and clips.
         calibration_images: ids of real images on which the judges are calibrated.
         texts: text by name of a pair, for the text oracle.
+        caption: returns words for a clip, for the row `caption_route`.
+        audio_vectors: unit embeddings of the retrieval space by audio id, for the row `nearest_training_image`.
         generator: of the evaluated model.
         media: images and audio of the catalog.
         image_judges: by name; the first one gives the headline numbers.
@@ -86,13 +92,20 @@ def run_evaluation(
     log.info("generating %d images for each of %d clips", config.samples_per_audio, len(clips))
     generated = generator.generate(clips, config.samples_per_audio, config.seed)
     unconditional = generator.generate_unconditional(config.unconditional_samples, config.seed + 1)
-    distinct_texts = sorted(set(texts.values())) if generator.has_text_encoder else []
-    from_text = generator.generate_from_text(distinct_texts, config.samples_per_audio, config.seed) if distinct_texts else None
-    text_rows = {name: distinct_texts.index(text) for name, text in texts.items()} if distinct_texts else {}
+    captions = [caption(clip) for clip in clips] if generator.has_text_encoder else []
+    distinct_texts = sorted({*texts.values(), *captions}) if captions else []
+    from_text = generator.generate_from_text(distinct_texts, config.samples_per_audio, config.seed) if captions else None
+    text_rows = {name: distinct_texts.index(text) for name, text in texts.items()} if captions else {}
+    nearest_training = nearest_training_images(plan, audio_vectors)
 
     audio_judge.load()
     log.info("extracting audio features with %s", config.audio_judge)
     tracks = tracks_by_mix(plan, plan.training_pairs)
+
+    def load_square(image_id: str) -> ByteArray:
+        # Real images pass the resize of training, as generated ones did: a judge must not tell them apart by it
+        # (Parmar et al. 2022, arXiv 2104.11222).
+        return pad_to_square(media.image(image_id), generator.resolution)
 
     def audio_features(keys: Sequence[str]) -> FloatArray:
         return np.stack(map_items(lambda key: audio_judge.embed(render(tracks[key], media.sound)), keys))
@@ -110,10 +123,7 @@ def run_evaluation(
         judge.load()
 
         def image_features(ids: Sequence[str], judge: ImageFeatureExtractor = judge) -> FloatArray:
-            # Real images pass the resize of training, as generated ones did: a judge must not tell them apart by it
-            # (Parmar et al. 2022, arXiv 2104.11222).
-            squares = map_items(lambda image_id: pad_to_square(media.image(image_id), generator.resolution), ids)
-            return extract_image_features(judge, squares)
+            return extract_image_features(judge, map_items(load_square, ids))
 
         description = [judge.describe(), "square_picture", generator.resolution]  # a changed word would empty the cache
         image_cache = CachedFeatures(open_cache("evaluate-picture", description), config.batch_size)
@@ -124,6 +134,8 @@ def run_evaluation(
             np.stack([audio[clip.key] for clip in plan.clips]),
             None if from_text is None else extract_generated_features(judge, from_text),
             text_rows,
+            np.array([distinct_texts.index(text) for text in captions], np.int64) if captions else None,
+            nearest_training,
         )
         computed, reused = computed + image_cache.computed, reused + image_cache.reused
         evaluator, facts = _calibrate(config, name, generator.sample_rate_hz, plan, calibration_images, features, audio)
@@ -131,6 +143,8 @@ def run_evaluation(
         evaluation["judges"][name] = {**facts, "family": judge.family, **judge.identity}
         if name == config.image_judges[0] and config.gain_sensitivity.num_clips and config.gain_sensitivity.gains_db:
             evaluation["sensitivity"] = _gain_sensitivity(evaluator, judge, generator, clips)
+    if memorisation := memorisation_block(plan, generated, load_square, config, generator.sample_rate_hz):
+        evaluation["memorisation"] = memorisation
     evaluation["warnings"] += _regression_warnings(config, plan, evaluation["judges"])
     evaluation["judges"][config.audio_judge] = {"family": audio_judge.family}
     for key, pairs in plan.sets.items():

@@ -169,7 +169,7 @@ class TextColorGenerator(ColorGenerator):
     def generate_from_text(self, texts: Sequence[str], num_samples: int, seed: int) -> npt.NDArray[np.uint8]:
         pictures = []
         for text in texts:
-            pitch = next(hertz for label, (hertz, _) in CLASSES.items() if label in text)
+            pitch = next((hertz for label, (hertz, _) in CLASSES.items() if label in text), 200.0)
             pictures.append(ColorGenerator().generate([tone(pitch, 0)], num_samples, seed)[0])
         return np.stack(pictures)
 

@@ -40,6 +40,16 @@ def test_who_hears_wins_and_the_controls_do_not(evaluated: dict[str, bytes]) -> 
     assert rows["shuffled_audio"]["win_rate_augnet"]["value"] < 0.4  # 4 rivals at most: 1/2 - 1/2 / 4
     assert rows["real_images"]["win_rate_augnet"]["value"] > 0.9
     assert rows["text_oracle"]["applicable"] is False
+    lookup = rows["nearest_training_image"]["win_rate_augnet"]["value"]  # the training images of the clip's class
+    assert lookup > 0.9
+    difference = rows["model_minus_nearest_training_image"]["win_rate_augnet"]
+    assert difference["value"] == pytest.approx(rows["model"]["win_rate_augnet"]["value"] - lookup, abs=1e-5)
+    assert difference["low"] <= difference["value"] <= difference["high"]
+    copies = found["memorisation"]["sets"]["test"]
+    assert found["memorisation"]["compared_images"] == found["memorisation"]["training_images"] == 9
+    assert copies["model"]["copy_fraction"]["value"] > 0.3  # the same shapes at the same places, but for the noise
+    assert copies["held_out_images"]["nearest_rmse"]["n"] == 6
+    assert 0 < copies["model"]["recalled_fraction"]["value"] <= 1
     assert (rows["model"]["density_augnet"]["n"], rows["model"]["coverage_augnet"]["n"]) == (12, 6)  # drawn, real
     assert 0 < found["judges"]["augnet"]["ais_leave_group_out_r2"] < 1
     assert found["judges"]["augnet"]["ais_training_sound_groups"] == 9

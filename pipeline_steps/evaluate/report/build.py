@@ -76,6 +76,10 @@ def build_report(
         "samples": _samples(config, result, plan, media),
         "charts": summary.win_charts(evaluation),
         "tables": summary.metric_tables(evaluation),
+        "memorisation": {
+            "tables": summary.memorisation_tables(evaluation),
+            **{key: evaluation.get("memorisation", {}).get(key, 0) for key in ("training_images", "compared_images")},
+        },
         "retrieval": summary.retrieval_table(evaluation["retrieval"]) if "retrieval" in evaluation else None,
         "sensitivity": _sensitivity(evaluation),
         "training": _training(history, files),

@@ -62,6 +62,7 @@ def context(text: str = "a dog") -> dict[str, Any]:
         "samples": [{"key": "test", "title": "Test", "shown": 1, "total": 1, "cards": [draw]}],
         "charts": [{"title": "win", "chart": interval_chart([("model", entry, "model")], 0.5)}],
         "tables": [],
+        "memorisation": {"tables": [], "training_images": 0, "compared_images": 0},
         "retrieval": None,
         "sensitivity": None,
         "training": {"charts": [{"title": "loss", "chart": line_chart({text: [(1, 2.0), (2, 1.0)]}, "steps")}], "grids": []},

@@ -1,0 +1,26 @@
+"""Interpolation of encoded clips: ends are kept, directions turn evenly, norms change in proportion."""
+
+import torch
+
+from pipeline_steps.diffusion.audio_conditioner import ConditionerInput
+from pipeline_steps.diffusion.pipelines.base import interpolate_embeds, slerp
+
+
+def test_directions_turn_evenly_and_norms_change_in_proportion() -> None:
+    first, second = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 4.0]])
+    halfway = slerp(first, second, 0.5)
+    torch.testing.assert_close(halfway, torch.tensor([[3.0, 3.0]]) / 2**0.5)
+    third = slerp(first, second, 1 / 3)
+    torch.testing.assert_close(third, third.norm() * torch.tensor([[3**0.5 / 2, 0.5]]))
+    for ends in ((first, second), (first, 3 * first), (first, torch.zeros(1, 2))):
+        torch.testing.assert_close(slerp(*ends, 0.0), ends[0])
+        torch.testing.assert_close(slerp(*ends, 1.0), ends[1])
+    assert slerp(first, -first, 0.5).isfinite().all()
+
+
+def test_every_tensor_of_an_encoded_clip_is_interpolated() -> None:
+    torch.manual_seed(0)
+    first, second = (ConditionerInput(torch.randn(1, 4, 8), torch.randn(1, 10)) for _ in range(2))
+    between = interpolate_embeds(first, second, 0.25)
+    torch.testing.assert_close(between.frames, slerp(first.frames, second.frames, 0.25))
+    torch.testing.assert_close(between.summary, slerp(first.summary, second.summary, 0.25))
