@@ -75,6 +75,8 @@ def test_the_report_is_whole_safe_and_the_same_twice(world: SyntheticDataset, ev
             assert f'src="{name}"' in page
     assert str(world.layout.root) not in page
     assert "on the 6 of 6 pairs that have one" in page
+    assert "More than a table of training pictures?" in page
+    assert "Copies of training pictures" in page
     assert "test: real images, n=6" in page
     assert not re.search("ceiling|far from perfect", page)
     evaluate(CONFIG, world.layout, ColorGenerator(), NoOpTracker())

@@ -68,6 +68,28 @@ def headline(evaluation: Row, judge: str, audio_judge: str, pool: tuple[int, int
                 "",
             )
         )
+        difference = rows[DIFFERENCE].get(win, {})
+        if difference.get("value") is not None:
+            cards.append(
+                _card(
+                    "More than a table of training pictures? Test pairs",
+                    difference,
+                    "Win rate of the drawings minus that of the training picture whose sound is nearest.",
+                    f"The lookup itself: {interval_text(rows[LOOKUP_ROWS[0]][win])}. Zero or less: no gain over the lookup.",
+                    _against(difference, 0.0),
+                )
+            )
+    if copies := evaluation.get("memorisation", {}).get("sets", {}).get("test"):
+        real = copies["held_out_images"]["copy_fraction"]
+        cards.append(
+            _card(
+                "Copies of training pictures",
+                copies["model"]["copy_fraction"],
+                "Fraction of the drawings for test sounds that lie within 25 gray levels of a training picture.",
+                f"Held-out real pictures: {interval_text(real)}.",
+                "",
+            )
+        )
     retrieval = evaluation.get("retrieval")
     if retrieval:
         own, random = retrieval["rows"]["pipeline"]["recall_at_10"], retrieval["rows"]["random"]["recall_at_10"]
