@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline_steps.diffusion.audio_conditioner import ConditionerInput
+from pipeline_steps.diffusion.ip_adapter import AudioEmbeds
 from pipeline_steps.diffusion.pipelines.base import interpolate_embeds, slerp
 
 
@@ -20,7 +20,7 @@ def test_directions_turn_evenly_and_norms_change_in_proportion() -> None:
 
 def test_every_tensor_of_an_encoded_clip_is_interpolated() -> None:
     torch.manual_seed(0)
-    first, second = (ConditionerInput(torch.randn(1, 4, 8), torch.randn(1, 10)) for _ in range(2))
+    first, second = (AudioEmbeds(torch.randn(1, 4, 8), torch.randn(1, 7, 10)) for _ in range(2))
     between = interpolate_embeds(first, second, 0.25)
-    torch.testing.assert_close(between.frames, slerp(first.frames, second.frames, 0.25))
-    torch.testing.assert_close(between.summary, slerp(first.summary, second.summary, 0.25))
+    torch.testing.assert_close(between.embeds, slerp(first.embeds, second.embeds, 0.25))
+    torch.testing.assert_close(between.text, slerp(first.text, second.text, 0.25))
