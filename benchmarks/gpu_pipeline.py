@@ -294,11 +294,12 @@ def sampling(scratch: Path, rounds: int) -> list[dict[str, Any]]:
 def scratch_model(rounds: int) -> list[dict[str, Any]]:
     """The recipe `scratch` at its default size (64 px, 12 Euler steps, guidance)."""
     from pipeline_steps.diffusion.audio_conditioner import ConditionerInput
-    from pipeline_steps.diffusion.pipelines.base import GenerationConfig
     from pipeline_steps.diffusion.pipelines.scratch import Audio2ImageFlowPipeline, new_scheduler
     from pipeline_steps.train.recipes.scratch.autoencoder_training import build_autoencoder
     from pipeline_steps.train.recipes.scratch.config import ScratchConfig
     from pipeline_steps.train.recipes.scratch.training import build_conditioner, build_denoiser
+
+    from pipeline_steps.diffusion.pipelines.base import GenerationConfig
 
     config, side = ScratchConfig(), 64
     autoencoder = build_autoencoder(config.autoencoder, seed=0)

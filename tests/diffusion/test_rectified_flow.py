@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from pipeline_steps.diffusion.rectified_flow import (
     bucket_means,
     classifier_free_guidance,

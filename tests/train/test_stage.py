@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pipeline_steps.train.recipes.scratch.data import ScratchDataModule
 
 from pipeline_steps.__main__ import main
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError, ResourceError
@@ -25,7 +26,6 @@ from pipeline_steps.train import stage
 from pipeline_steps.train.audio_feature_cache import build_tokenizer
 from pipeline_steps.train.data import TrainingBatch
 from pipeline_steps.train.distributed import DistributedSetup
-from pipeline_steps.train.recipes.scratch.data import ScratchDataModule
 from tests.train.small_run import SMALL, model_bytes, phase_steps, small_config
 
 MakeProject = Callable[[Path], ProjectPaths]

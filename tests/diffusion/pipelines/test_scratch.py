@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-
-from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.diffusion.audio_conditioner import AudioConditioner
 from pipeline_steps.diffusion.autoencoder import PatchPCAAutoencoder
 from pipeline_steps.diffusion.denoiser import Denoiser, build_unet
 from pipeline_steps.diffusion.gaussian_prior import GaussianDenoiser
 from pipeline_steps.diffusion.mlp_denoiser import MLPDenoiser
+from pipeline_steps.diffusion.pipelines.scratch import UNET_WEIGHTS, Audio2ImageFlowPipeline, new_scheduler, save_model
+
+from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
 from pipeline_steps.diffusion.pipelines.base import Audio2ImagePipeline, GenerationConfig, initial_latents
-from pipeline_steps.diffusion.pipelines.scratch import UNET_WEIGHTS, Audio2ImageFlowPipeline, new_scheduler, save_model
 
 GENERATION = GenerationConfig(num_inference_steps=3, guidance_scale=2.0, max_seconds=5.0, resolution=32)
 
