@@ -157,6 +157,32 @@ def test_check_says_what_ingest_would_do_and_writes_nothing(root: Path, tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("command", [("check", "data/pool"), ("doctor",), ("run",)])
+def test_entry_at_which_dvc_would_hang_is_named_before_anything_starts(root: Path, command: tuple[str, ...]) -> None:
+    pool = root / "data/pool"
+    pool.mkdir(parents=True)
+    os.mkfifo(pool / "pipe.wav")
+    (root / "params.yaml").write_text("ingest: {root: data/pool}\n")
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    arguments = [str(root / part) if "/" in part else part for part in command]
+    result = sonify(root, *arguments)
+    assert result.exit_code == 3, result.output
+    assert "pipe.wav: a named pipe" in result.output
+    assert "pipe.wav" in sonify(root, *arguments, "--json").stdout
+
+
+def test_ingest_started_by_dvc_refuses_a_pool_that_dvc_cannot_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline_steps.core.errors import DataError
+    from pipeline_steps.ingest.config import IngestConfig
+    from pipeline_steps.ingest.stage import run as ingest
+
+    (tmp_path / "pool").mkdir()
+    os.mkfifo(tmp_path / "pool/pipe.wav")
+    monkeypatch.setenv("DVC_STAGE", "ingest")
+    with pytest.raises(DataError, match=r"pipe\.wav: a named pipe"):
+        ingest(IngestConfig(root="pool", metadata=None), ProjectPaths(tmp_path))
+
+
 def test_doctor_shows_the_fix_for_a_broken_lock(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(PROJECT / "params.yaml", root)
     (root / "dvc.lock").write_text("schema: '2.0'\nstages:\n  ingest:\n    cmd: [")

@@ -19,8 +19,9 @@ def check(
     metadata: Annotated[str | None, typer.Option(help="Table inside DIR (CSV, Parquet); default: walk DIR.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Decode every file of DIR like ingest and list what it accepts and quarantines. Exit code 3 if ingest would stop."""
+    """Decode every file of DIR like ingest and list what it accepts and quarantines. Exit code 3 if a run would stop."""
     from pipeline_steps.core.config import load_params, parse_section
+    from pipeline_steps.core.pool_check import find_unhashable
     from pipeline_steps.ingest.config import IngestConfig
     from pipeline_steps.ingest.stage import dry_run as decode
 
@@ -45,6 +46,7 @@ def check(
         "codes": dict(Counter(row["code"] for row in found.quarantine).most_common()),
         "quarantine": found.quarantine,
         "ingest_would_stop": verdict,
+        "dvc_cannot_hash": [str(entry) for entry in find_unhashable(folder)],
     }
     lines = [
         f"{report.n_in} files: {report.n_ok} accepted, {report.n_abstained} silent, {report.n_quarantined} quarantined",
@@ -52,10 +54,11 @@ def check(
         *(f"{place}: read as {layout}" for place, layout in report.metrics.get("layouts", {}).items()),
         *(f"repaired {code}: {count}" for code, count in value["normalizations"].items()),
         *table([row["code"], row["path"], row["reason"]] for row in found.quarantine),
+        *(f"dvc repro would stop: {entry}" for entry in value["dvc_cannot_hash"]),
         f"ingest would stop: {verdict}" if verdict else "ingest would accept this folder",
     ]
     print_result(value, lines, as_json)
-    raise typer.Exit(3 if verdict else 0)
+    raise typer.Exit(3 if verdict or value["dvc_cannot_hash"] else 0)
 
 
 def stops(images: int, audio: int, n_in: int, n_quarantined: int, most: float) -> str:

@@ -43,7 +43,7 @@ class CheckResult:
 def run_checks(layout: ProjectPaths) -> list[CheckResult]:
     """Results of all checks; a check that raises an error counts as failed."""
     checks: tuple[Callable[[ProjectPaths], Iterator[CheckResult]], ...] = (
-        _python, _packages, _compiler, _disk, _gpu, _git, _params, _lock, _weights, _locks, _tracking,
+        _python, _packages, _compiler, _disk, _gpu, _git, _params, _pool, _lock, _weights, _locks, _tracking,
     )  # fmt: skip
     results: list[CheckResult] = []
     for check in checks:
@@ -150,6 +150,13 @@ def _params(layout: ProjectPaths) -> Iterator[CheckResult]:
     params = load_params(layout.params)
     validate_params(params, "correct params.yaml", STAGES)
     yield CheckResult("params", "ok", f"{len(params)} sections")
+
+
+def _pool(layout: ProjectPaths) -> Iterator[CheckResult]:
+    from pipeline_steps.core.pool_check import check_ingest_root
+
+    check_ingest_root(layout)
+    yield CheckResult("pool", "ok", "DVC can hash every entry of ingest.root")
 
 
 def _lock(layout: ProjectPaths) -> Iterator[CheckResult]:

@@ -107,6 +107,7 @@ def run(
 ) -> None:
     """Run the pipeline (dvc repro); only stale stages run."""
     from pipeline_steps.__main__ import STAGES
+    from pipeline_steps.core.pool_check import check_ingest_root
 
     layout = layout_of(context)
     for stage in stages or []:
@@ -117,6 +118,8 @@ def run(
     changes = apply_preset(layout, preset) if preset else []
     if preset and not as_json:
         print("\n".join(changes) if changes else f"params.yaml already has the values of preset {preset}", flush=True)
+    if set(stages or []) != {"assets"}:
+        check_ingest_root(layout)
     reproduce(layout, stages or [], force, quiet=as_json)
     done = summary(layout)
     page = layout.reports / "index.html"

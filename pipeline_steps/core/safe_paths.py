@@ -106,17 +106,23 @@ def resolve(root: Path, relative: str) -> str:
             raise UnsafePathError("FILE_MISSING", f"no such file below the root ({error.strerror})") from error
         raise UnsafePathError("FILE_UNREADABLE", f"cannot be reached: {error.strerror}") from error
     if not real.startswith(top.rstrip(os.sep) + os.sep):
-        raise UnsafePathError("PATH_UNSAFE", "the path leads out of the root through a link; it was not opened")
+        raise UnsafePathError("PATH_UNSAFE", "a link leads out of the root; not opened; replace it by a copy of the file")
     _check_mode(os.lstat(real).st_mode)
     return os.path.relpath(real, top)
 
 
+def kind_of_file(mode: int) -> str:
+    """Name of a kind of file by its mode."""
+    kinds = (
+        (stat.S_ISREG, "a plain file"), (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"),
+        (stat.S_ISSOCK, "a socket"), (stat.S_ISLNK, "a link"),
+    )  # fmt: skip
+    return next((text for test, text in kinds if test(mode)), "a device")
+
+
 def _check_mode(mode: int) -> None:
-    if stat.S_ISREG(mode):
-        return
-    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISLNK, "a link"))
-    name = next((text for test, text in kinds if test(mode)), "a device")
-    raise UnsafePathError("NOT_A_FILE", f"{name}, not a plain file; it was not opened")
+    if not stat.S_ISREG(mode):
+        raise UnsafePathError("NOT_A_FILE", f"{kind_of_file(mode)}, not a plain file; it was not opened")
 
 
 def open_regular_file(root: Path, relative: str) -> BinaryIO:

@@ -20,6 +20,7 @@ import pyarrow as pa
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.core.media_shards import INDEX, write_index, write_shards
+from pipeline_steps.core.pool_check import check_pool
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.result_cache import ResultCache
 from pipeline_steps.core.schemas import AUDIO, IMAGES, QUARANTINE
@@ -85,10 +86,13 @@ def run(config: IngestConfig, layout: ProjectPaths) -> StageReport:
 
     Raises:
         ConfigError: the root or the metadata table does not exist.
-        DataError: an unusable table, an empty pool, or more failed files than `max_failed_fraction`. Nothing is written then.
+        DataError: an unusable table, a pool that DVC cannot hash, an empty pool, or more failed files than
+            `max_failed_fraction`. Nothing is written then.
         ResourceError: decoding processes cannot be started.
     """
     report = StageReport(STAGE)
+    if "DVC_STAGE" in os.environ:  # DVC hashes the pool when the stage has ended
+        check_pool(layout.root / config.root)
     caches = _ShardCaches(config, str(layout.result_cache))
     outcome = _decode_all(config, layout.root / config.root, report, caches)
     check_pools(outcome.rows, report.n_in, outcome.rejected, config.max_failed_fraction)

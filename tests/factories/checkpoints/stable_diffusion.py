@@ -56,8 +56,8 @@ def small_backbone(folder: Path) -> Path:
 def stable_diffusion(folder: Path, prediction: str = "epsilon", text: str = "clip", levels: int = 4) -> Path:
     """Write a checkpoint in the layout of published ones, PNDM.
 
-    `text` selects the text encoder: `clip`, `bert` (pooled into the time embedding too), or empty for none. `levels` of the U-Net:
-    4 has two layers a block, as Stable Diffusion 1.5.
+    `text` selects the text encoder: `clip`, `bert` (pooled into the time embedding too), or empty for none. With four levels
+    of the U-Net a block has two layers, as in Stable Diffusion 1.5.
     """
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
