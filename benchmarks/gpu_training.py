@@ -2,8 +2,9 @@
 
 Usage: python -m benchmarks.gpu_training [--steps 20] [--rounds 3] [--reduced] [--json FILE]
 
-The model is recipe `ip_adapter` on Stable Diffusion 1.5's U-Net (860 M weights) and autoencoder, 512 px, with random weights (speed
-does not depend on them): the resampler of AST tokens and the keys and values for 32 audio tokens are trained, the rest is frozen.
+The model is recipe `ip_adapter` on Stable Diffusion 1.5's U-Net (860 M weights) and autoencoder, 512 px: the resampler of AST
+tokens and the keys and values for 32 audio tokens are trained, the rest is frozen. Weights are random: speed does not depend on
+them.
 
 Sides: `plain` is the loop of diffusers' examples: fp32, AdamW, images encoded in every step, data made in the same thread, no
 fusion, no compilation. `ours` is what `train` does on a GPU: bf16 autocast, cached latents, channels-last, SDPA, fused AdamW,

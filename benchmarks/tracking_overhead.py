@@ -56,8 +56,8 @@ httpd.serve_forever()
 """
 TRAINING_CASES = ("sqlite", "working", "dead port", "answers 500", "hangs 60 s a call", "recovers after 10 s")
 SHRUNK = {
-    "audio.num_augmentations": 2, "ip_adapter.phases.adapter.batch_size": 4, "checkpointing_steps": 1000, "validation_steps": 50,
-    "sampling.num_inference_steps": 3, "num_threads": 1,
+    "audio.num_augmentations": 2, "ip_adapter.phases.adapter.batch_size": 4, "checkpointing_steps": 1000,
+    "validation_steps": 50, "sampling.num_inference_steps": 3, "num_threads": 1,
 }  # fmt: skip
 DRIVER = """
 import json, sys, time

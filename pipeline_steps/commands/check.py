@@ -49,7 +49,7 @@ def check(
         "dvc_cannot_hash": [str(entry) for entry in find_unhashable(folder)],
     }
     lines = [
-        f"{report.n_in} files: {report.n_ok} accepted, {report.n_abstained} silent, {report.n_quarantined} quarantined",
+        f"{report.n_in} files: {report.n_ok} accepted, {report.n_abstained} abstained, {report.n_quarantined} quarantined",
         f"{len(found.images)} distinct images, {len(found.audio)} distinct audio clips",
         *(f"{place}: read as {layout}" for place, layout in report.metrics.get("layouts", {}).items()),
         *(f"repaired {code}: {count}" for code, count in value["normalizations"].items()),

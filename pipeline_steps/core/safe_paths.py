@@ -11,7 +11,9 @@ import hashlib
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -109,6 +111,28 @@ def resolve(root: Path, relative: str) -> str:
         raise UnsafePathError("PATH_UNSAFE", "a link leads out of the root; not opened; replace it by a copy of the file")
     _check_mode(os.lstat(real).st_mode)
     return os.path.relpath(real, top)
+
+
+def find_other_normal_form(root: Path, name: str) -> str:
+    """Name of the file on disk that differs from a missing `name` in its Unicode normal form alone; otherwise `name`.
+
+    Linux compares bytes, macOS decomposes letters with accents, and tables usually hold composed ones.
+    """
+    if name.isascii() or os.path.lexists(root / name):
+        return name
+    found = ""
+    for part in name.split("/"):
+        step = f"{found}{part}"
+        if not os.path.lexists(root / step):
+            composed = unicodedata.normalize("NFC", part)
+            with suppress(OSError):
+                forms = [
+                    entry.name for entry in (root / found).iterdir() if unicodedata.normalize("NFC", entry.name) == composed
+                ]
+                if len(forms) == 1 and (root / found).resolve().is_relative_to(root.resolve()):
+                    step = f"{found}{forms[0]}"
+        found = f"{step}/"
+    return found.rstrip("/") if os.path.lexists(root / found.rstrip("/")) else name
 
 
 def kind_of_file(mode: int) -> str:

@@ -21,6 +21,7 @@ CODES: dict[str, ReasonCode] = {
     "EMPTY_FILE": ReasonCode("file without bytes"),
     "FILE_CHANGED": ReasonCode("bytes changed between hashing and decoding", retryable=True),
     "FILE_MISSING": ReasonCode("file of the metadata table that does not exist", retryable=True),
+    "NOT_DOWNLOADED": ReasonCode("table row whose download failed, by its column `status`", action="abstained"),
     "NOT_EMBEDDED": ReasonCode("table row without embedded bytes; nothing is downloaded"),
     "FILE_TOO_LARGE": ReasonCode("image file larger than ingest.image.max_file_mb"),
     "FILE_UNREADABLE": ReasonCode("file that cannot be opened or read", retryable=True),

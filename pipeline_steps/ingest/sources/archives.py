@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -32,17 +34,21 @@ from pipeline_steps.ingest.sources.archive_members import (
     parquet_records,
     tar_members,
 )
-from pipeline_steps.ingest.sources.dataset_layouts import infer_split, read_dataset_license
+from pipeline_steps.ingest.sources.dataset_layouts import combined_license, infer_split, is_datasets_cache, read_dataset_license
 from pipeline_steps.ingest.sources.metadata_table import RowFilter, matches_filter
 
 LICENSE = ("license", "licence", "license_url", "licence_url", "license_name")
 AUTHOR = ("author", "creator", "uploader", "artist", "photographer", "credit")
 SOURCE = ("source", "url", "image_url", "audio_url", "source_url")
+STATUS = ("status",)
 GROUP = ("group", "group_id", "recording", "recording_id", "src_file", "ytid", "video_id", "youtube_id")
 SPLIT = ("split", "subset", "fold")
 LABEL = ("label", "labels", "category", "class", "caption", "text", "cls", "txt")
-METADATA_KEYS = frozenset((*LICENSE, *AUTHOR, *SOURCE, *GROUP, *SPLIT))
+METADATA_KEYS = frozenset((*LICENSE, *AUTHOR, *SOURCE, *GROUP, *SPLIT, *STATUS))
 LABEL_KEYS = METADATA_KEYS | frozenset(LABEL)
+
+_LABEL_SEPARATORS = re.compile(r"[/\\\x00]")
+"""Separators in the path that a row states; only the part behind the last one is used."""
 
 Payload = MemberPayload | RejectedItemError | None
 """Member with its bytes, the reason why it was rejected, or None for a table cell without bytes."""
@@ -72,18 +78,22 @@ def list_archive(job: ArchiveJob) -> dict[str, Any]:
     """Candidates of one archive; runs in a worker.
 
     Returns:
-        {"files": [CandidateFile...], "rejected": [RejectedFile...], "filtered": samples in neither filter, "labels": rows of
-        ground truth}. A truncated archive is rejected itself, and its members before the damage are kept.
+        {"files": [CandidateFile...], "rejected": [RejectedFile...], "filtered": samples in neither filter, "skipped": kind ->
+        members or files that are no data, "labels": rows of ground truth}. A truncated archive is rejected itself, and its
+        members before the damage are kept.
     """
     files: list[CandidateFile] = []
     rejected: list[RejectedFile] = []
     labels: list[dict[str, str]] = []
     filtered = 0
+    skipped: Counter[str] = Counter()
     displayed = display_path(job.relative)
     license = read_dataset_license(job.root, job.cards)
     try:
+        if is_datasets_cache(job.root, job.relative):
+            return {"files": [], "rejected": [], "filtered": 0, "skipped": {"cache of datasets": 1}, "labels": []}
         with open_regular_file(Path(job.root), job.relative) as handle:
-            for sample in _samples(handle, job):
+            for sample in _samples(handle, job, skipped):
                 split = _first_non_empty(sample.metadata, SPLIT) or infer_split(job.relative)
                 holdout = matches_filter({"split": split}, job.holdout)
                 if not holdout and job.pool is not None and not matches_filter({"split": split}, job.pool):
@@ -104,7 +114,7 @@ def list_archive(job: ArchiveJob) -> dict[str, Any]:
         rejected.append(RejectedFile(displayed, "unknown", error.code, error.reason))
     except OSError as error:
         rejected.append(RejectedFile(displayed, "unknown", "FILE_UNREADABLE", f"reading failed: {error.strerror or error}"))
-    return {"files": files, "rejected": rejected, "filtered": filtered, "labels": labels}
+    return {"files": files, "rejected": rejected, "filtered": filtered, "skipped": dict(skipped), "labels": labels}
 
 
 def _candidate(
@@ -113,6 +123,9 @@ def _candidate(
     name = f"{job.relative}/{inner}"
     displayed = display_path(name)
     if payload is None:
+        status = _first_non_empty(metadata, STATUS)
+        if status and status.lower() not in {"success", "ok"}:
+            return RejectedFile(displayed, "unknown", "NOT_DOWNLOADED", f"the row's status is {status}")
         return RejectedFile(displayed, "unknown", "NOT_EMBEDDED", "the row holds no bytes; nothing is downloaded")
     if isinstance(payload, RejectedItemError):
         return RejectedFile(displayed, kind_from_extension(name), payload.code, payload.reason)
@@ -120,39 +133,51 @@ def _candidate(
     digest = sha256_bytes(content)
     try:
         check_encoding(name)
-        validate_relative_path(inner)
+        validate_relative_path(inner.replace("\\", "/"))  # the name is a label, never opened; Windows writes backslashes
         kind, form = check_format(member.name, content[:512], len(content), job.max_image_bytes)
     except (RejectedItemError, UnsafePathError) as error:
         return RejectedFile(displayed, kind_from_extension(name), error.code, error.reason, len(content), digest[:ID_LENGTH])
     return CandidateFile(
         job.relative, displayed, digest, len(content), kind, form,
-        spdx_id(_first_non_empty(metadata, LICENSE)) or license,
+        _row_license(metadata) or license,
         _first_non_empty(metadata, AUTHOR), _first_non_empty(metadata, SOURCE), _first_non_empty(metadata, GROUP),
         holdout, member,
     )  # fmt: skip
 
 
-def _samples(handle: BinaryIO, job: ArchiveJob) -> Iterator[_Sample]:
+def _row_license(metadata: Mapping[str, Any]) -> str | None:
+    """License of a row; all of several apply."""
+    value = next((metadata[name] for name in LICENSE if metadata.get(name)), None)
+    return combined_license(value) if isinstance(value, list) else spdx_id(_first_non_empty(metadata, LICENSE))
+
+
+def _samples(handle: BinaryIO, job: ArchiveJob, skipped: Counter[str]) -> Iterator[_Sample]:
     suffix = extension(job.relative)
     if suffix == "tar":
-        yield from _tar_samples(handle, job.labels)
+        yield from _tar_samples(handle, job.labels, skipped)
         return
     read = arrow_records if suffix == "arrow" else parquet_records
     for record in read(handle, LABEL_KEYS if job.labels else METADATA_KEYS):
         key = f"{record.number:08d}"
         payloads: dict[str, Payload] = {}
         for column, payload in record.payloads.items():
-            base = payload.member.name.rsplit("/", 1)[-1] if payload else ""
-            payloads[f"{key}/{column}{'/' + base if base else ''}"] = payload
+            base = _LABEL_SEPARATORS.split(payload.member.name)[-1].strip() if payload else ""
+            payloads[f"{key}/{column}{'/' + base if base not in {'', '.', '..'} else ''}"] = payload
         yield _Sample(key, {name.lower(): value for name, value in record.values.items()}, payloads)
 
 
-def _tar_samples(handle: BinaryIO, labels: bool) -> Iterator[_Sample]:
-    """Samples of a WebDataset tar: consecutive members with the same path up to the first dot of the file name."""
+def _tar_samples(handle: BinaryIO, labels: bool, skipped: Counter[str]) -> Iterator[_Sample]:
+    """Samples of a WebDataset tar: consecutive members with the same path up to the first dot of the file name.
+
+    Hidden members are counted in `skipped`; macOS adds one (`._NAME`) for each file.
+    """
     sample = _Sample("", {}, {})
     try:
         for name, found in tar_members(handle):
             folder, _, base = name.rpartition("/")
+            if base.startswith("."):
+                skipped["hidden"] += 1
+                continue
             key = f"{folder}/{base.split('.', 1)[0]}" if folder else base.split(".", 1)[0]
             if key != sample.key:
                 if sample.payloads:

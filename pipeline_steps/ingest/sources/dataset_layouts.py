@@ -13,6 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
 from pipeline_steps.core.safe_paths import UnsafePathError, open_regular_file, resolve, validate_relative_path
 from pipeline_steps.ingest.file_signatures import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, extension
 from pipeline_steps.ingest.license_ids import spdx_id
@@ -25,6 +28,11 @@ ARCHIVE_EXTENSIONS = {"webdataset": ("tar",), "datasets": ("arrow", "parquet"), 
 
 CARD_FILES = ("dataset_info.json", "README.md")
 """Files of a data set that may name its license, in order of precedence."""
+
+STATE_FILE = "state.json"
+"""File of `save_to_disk` that lists the Arrow files of a data set."""
+
+_CACHE_NAME = re.compile(r"(cache-[0-9a-f]+.*|tmp\w+)\.arrow")
 
 MAX_CARD_BYTES = 4_000_000
 
@@ -57,7 +65,7 @@ def read_dataset_license(root: str, cards: Sequence[str]) -> str | None:
         try:
             text = _read(root, name, MAX_CARD_BYTES).decode("utf-8", "replace")
             license = _yaml_license(text) if name.endswith("README.md") else _json_license(text)
-        except (ValueError, RecursionError, UnsafePathError, OSError):
+        except (ValueError, RecursionError, YAMLError, UnsafePathError, OSError):
             continue
         if license:
             return license
@@ -70,14 +78,44 @@ def _read(root: str, name: str, limit: int = -1) -> bytes:
 
 
 def _yaml_license(text: str) -> str | None:
-    head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-    found = re.search(r"^license:\s*(?:-\s*)?[\"']?([\w.+-]+)", head.group(1), re.MULTILINE) if head else None
-    return spdx_id(found.group(1)) if found else None
+    head = re.match(r"\ufeff?---\s*\n(.*?)\n---", text, re.DOTALL)
+    content = YAML(typ="safe", pure=True).load(head.group(1)) if head else None
+    return _card_license(content)
 
 
 def _json_license(text: str) -> str | None:
-    content = json.loads(text)
-    return spdx_id(content.get("license")) if isinstance(content, dict) else None
+    return _card_license(json.loads(text))
+
+
+def _card_license(content: Any) -> str | None:
+    """License of a card's mapping: `license`, or `license_name` if that is "other"."""
+    if not isinstance(content, dict):
+        return None
+    return combined_license(content.get("license")) or spdx_id(content.get("license_name"))
+
+
+def combined_license(value: Any) -> str | None:
+    """SPDX expression of a license or a list of licenses, all of which apply; None if one of them is unknown."""
+    if not isinstance(value, list):
+        return spdx_id(value)
+    licenses = [spdx_id(one) for one in value]
+    return " AND ".join(sorted({one for one in licenses if one})) or None if all(licenses) else None
+
+
+def is_datasets_cache(root: str, relative: str) -> bool:
+    """Whether an Arrow file is a cache of `datasets` (of map, filter or shuffle) and no data; runs in a worker.
+
+    state.json beside saved data lists the files that hold it.
+    """
+    folder, _, base = relative.rpartition("/")
+    if extension(base) != "arrow":
+        return False
+    try:
+        state = json.loads(_read(root, f"{folder}/{STATE_FILE}" if folder else STATE_FILE, MAX_CARD_BYTES))
+        listed = [str(entry["filename"]) for entry in state["_data_files"]]
+    except (ValueError, RecursionError, KeyError, TypeError, UnsafePathError, OSError):
+        return bool(_CACHE_NAME.fullmatch(base))
+    return base not in listed
 
 
 def detect_layout(names: Sequence[str]) -> str | None:

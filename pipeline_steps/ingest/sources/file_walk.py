@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline_steps.core.errors import DataError
@@ -13,6 +14,7 @@ from pipeline_steps.core.safe_paths import (
     check_encoding,
     digest_file,
     display_path,
+    find_other_normal_form,
     open_regular_file,
     resolve,
     validate_relative_path,
@@ -60,13 +62,15 @@ def discover_files(
 
 
 def unique_rows(rows: Iterable[MetadataRow]) -> list[MetadataRow]:
-    """Metadata rows without exact repetitions.
+    """Metadata rows with normalized paths, without exact repetitions.
 
     Raises:
         DataError: two rows describe one file differently.
     """
     by_file: dict[str, MetadataRow] = {}
     for row in rows:
+        with suppress(UnsafePathError):  # an unsafe path is rejected when it is inspected
+            row = row._replace(file=validate_relative_path(row.file))
         other = by_file.setdefault(row.file, row)
         if other._replace(line=0) != row._replace(line=0):
             fields = [name for name in row._fields if name != "line" and getattr(row, name) != getattr(other, name)]
@@ -114,7 +118,10 @@ def inspect_file(
     size = 0
     try:
         check_encoding(name)
-        relative = resolve(root, validate_relative_path(name) if row else name)
+        if row:
+            name = find_other_normal_form(root, validate_relative_path(name))
+            displayed = display_path(name)
+        relative = resolve(root, name)
         with open_regular_file(root, relative) as handle:
             if walked and not is_candidate(name, handle.read(512)):
                 return extension_label(name)

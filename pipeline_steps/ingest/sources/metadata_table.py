@@ -87,7 +87,7 @@ def _csv_rows(handle: BinaryIO, columns: Sequence[str]) -> Iterator[dict[str, st
     _check_columns(columns, header)
     indices = [(column, header.index(column)) for column in columns]
     for number, row in enumerate(reader, 1):
-        if not row:
+        if not any(cell.strip() for cell in row):  # an empty line, or the commas that a spreadsheet leaves of one
             continue
         if len(row) != len(header):
             raise ValueError(f"row {number} has {len(row)} fields, the header has {len(header)}")
@@ -101,7 +101,9 @@ def _parquet_rows(handle: BinaryIO, columns: Sequence[str]) -> Iterator[dict[str
     _check_columns(columns, table.schema_arrow.names)
     for batch in table.iter_batches(columns=list(columns)):
         for row in batch.to_pylist():
-            yield {name: "" if value is None else str(value) for name, value in row.items()}
+            values = {name: "" if value is None else str(value) for name, value in row.items()}
+            if any(value.strip() for value in values.values()):
+                yield values
 
 
 def matches_filter(row: Mapping[str, str], rows: RowFilter | None) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,9 +70,13 @@ def collect_candidates(config: IngestConfig, root: Path) -> DiscoveryResult:
     return result
 
 
+def _is_hidden(name: str) -> bool:
+    return name.rsplit("/", 1)[-1].startswith(".")
+
+
 def find_datasets(root: Path, layout: str = "auto") -> list[Dataset]:
     """Data sets below `root`: the root itself in the given layout or, with "auto", every folder whose layout is detected."""
-    names = [name for name, what in walk_untrusted(root) if what == "file"]
+    names = [name for name, what in walk_untrusted(root) if what == "file" and not _is_hidden(name)]
     layouts = detect_layouts(names) if layout == "auto" else {"": layout}
     return [
         Dataset(prefix, found, tuple(name for name in names if name.startswith(prefix))) for prefix, found in layouts.items()
@@ -85,11 +90,12 @@ def collect_ground_truth(config: IngestConfig, root: Path) -> list[dict[str, str
         if dataset.layout not in ARCHIVE_EXTENSIONS:
             rows += [_ground_truth_row(row) for row in _read_dataset(config, root, dataset, None)["rows"]]
             continue
-        jobs = [
-            (name, ArchiveJob(str(root.resolve()), resolve(root, name), (), None, None, math.inf, labels=True))
-            for name in dataset.names
-            if extension(name) in ARCHIVE_EXTENSIONS[dataset.layout]
-        ]
+        jobs = []
+        for name in dataset.names:
+            with suppress(UnsafePathError):  # ingest rejects it
+                if extension(name) in ARCHIVE_EXTENSIONS[dataset.layout]:
+                    relative = resolve(root, name)
+                    jobs.append((name, ArchiveJob(str(root.resolve()), relative, (), None, None, math.inf, labels=True)))
         with WorkerPool(table_limits(config), list_archive, ARCHIVE_PRELOAD) as workers:
             for _, answer in workers.map(jobs):
                 rows += answer.get("labels", [])
@@ -144,7 +150,7 @@ def _from_archives(config: IngestConfig, root: Path, dataset: Dataset) -> Discov
             result.rejected.append(RejectedFile(display_path(name), "unknown", error.code, error.reason))
             continue
         jobs.append((name, ArchiveJob(str(root.resolve()), relative, cards, *filters, config.image.max_file_bytes)))
-    if not jobs:
+    if not jobs and not result.rejected:
         raise DataError(
             f"ingest.layout: {root}/{dataset.prefix} holds no {' or '.join(extensions)} file", "correct ingest.layout"
         )
@@ -157,6 +163,7 @@ def _from_archives(config: IngestConfig, root: Path, dataset: Dataset) -> Discov
             result.files += answer["files"]
             result.rejected += answer["rejected"]
             result.filtered_rows += answer["filtered"]
+            result.skipped_files.update(answer["skipped"])
     result.files.sort(key=lambda file: file.path)
     return result
 
