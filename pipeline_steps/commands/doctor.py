@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Annotated
-from typing import Annotated
 
 import typer
 
