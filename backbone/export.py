@@ -71,11 +71,31 @@ def export(pipeline: StableDiffusionPipeline, folder: Path, card: Path | None = 
     return report
 
 
+def publish(export_folder: Path, weights: Path) -> str:
+    """Copy an export without the weights of its text encoder, and return its entry for assets.toml."""
+    shutil.rmtree(weights, ignore_errors=True)
+    lines, outputs = [], []
+    for path in sorted(path for path in export_folder.rglob("*") if path.is_file()):
+        name = path.relative_to(export_folder).as_posix()
+        if name in (TEXT_ENCODER_WEIGHTS, "README.md", "weights.json"):
+            continue
+        (weights / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, weights / name)
+        role = name.replace("/", "_").replace(".", "_")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        lines += [f"[asset.members.{role}]", f'path = "{name}"', f'sha256 = "{digest}"', f"bytes = {path.stat().st_size}"]
+        outputs.append(f'  "backbone/{name}",')
+    return "\n".join(["outputs = [", *outputs, "]", *lines])
+
+
 def main() -> None:
     """Export the newest checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="run", help="run folder below the data folder")
     parser.add_argument("--average", type=int, default=-1, help="which of train.ema_relative_std")
+    parser.add_argument(
+        "--publish", type=Path, help="folder in the repository that gets the weights; prints the entry for assets.toml"
+    )
     arguments = parser.parse_args()
     folder = data_folder()
     vae = AutoencoderKL.from_pretrained(vae_folder())
@@ -85,6 +105,8 @@ def main() -> None:
     )
     report = export(assemble(unet, vae, folder / "dataset" / "text"), folder / "export", HERE / "CARD.md")
     print(json.dumps(report, indent=2))
+    if arguments.publish is not None:
+        print(publish(folder / "export", arguments.publish))
 
 
 if __name__ == "__main__":
