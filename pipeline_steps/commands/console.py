@@ -7,6 +7,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -22,6 +23,18 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object in
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """One line of the table. `status` is ok, warn or fail; a failed check decides the exit code."""
+
+    name: str
+    status: str
+    found: str
+    wanted: str = ""
+    fix: str = ""
+    exit_code: int = 0
 
 
 def handle_errors(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:

@@ -7,12 +7,12 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result, table
+from pipeline_steps.commands.console import CheckResult, JsonFlag, handle_errors, layout_of, print_result, table
 from pipeline_steps.core.errors import ConfigError, IntegrityError, LockedError, ResourceError, StageError
 from pipeline_steps.core.git import try_git
 from pipeline_steps.core.project_paths import ProjectPaths
@@ -26,18 +26,6 @@ RWLOCK = ".dvc/tmp/rwlock"
 REQUIRED_DISK_BYTES = 3 * GIGABYTE
 RECOMMENDED_DISK_BYTES = 10 * GIGABYTE
 BROKEN_FILE_ERRORS = (ValueError, KeyError, TypeError, AttributeError)
-
-
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """One line of the table. `status` is ok, warn or fail; a failed check decides the exit code."""
-
-    name: str
-    status: str
-    found: str
-    wanted: str = ""
-    fix: str = ""
-    exit_code: int = 0
 
 
 def run_checks(layout: ProjectPaths) -> list[CheckResult]:

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from pipeline_steps.commands.doctor import CheckResult
+from pipeline_steps.commands.console import CheckResult
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ServiceError, StageError
 from pipeline_steps.core.project_paths import ProjectPaths
 

@@ -69,7 +69,7 @@ def read_front_end(folder: Path) -> ClapFeatureConfig:
             continue
         if settings.get("top_db") is not None:
             raise IntegrityError(f"{folder / name}: top_db is set, which is not supported", "remove it")
-        padding: Any = settings.get("padding") or "repeatpad"
+        padding: Padding = settings.get("padding") or "repeatpad"
         if padding not in get_args(Padding):
             raise IntegrityError(f"{folder / name}: padding {padding!r} is not supported", "use repeatpad")
         return ClapFeatureConfig(
