@@ -62,7 +62,7 @@ class VlmConfig(StageConfig):
 class VlmCaptioner(GenerativeCaptioner, HubModel):
     """Captioner from a vision-language model whose type is one of `vlm_processor.MODEL_TYPES`.
 
-    Decoding is greedy with left padding. Weights are read from safetensors only; code of the checkpoint is not executed.
+    Decoding is greedy with left padding. Code of the checkpoint is not executed.
     """
 
     config_class = VlmConfig
