@@ -247,7 +247,7 @@ def _to_eight_bit(
     if mode == "P":
         normalizations.add("PALETTE_TO_RGB")
     if mode == "CMYK" and form == "JPEG" and "adobe" not in image.info:
-        # Pillow inverts every CMYK JPEG, as Adobe's marker asks for; without the marker 0 is no ink.
+        # Pillow inverts every CMYK JPEG. Only files with Adobe's marker are stored inverted; without it 0 means no ink.
         normalizations.add("CMYK_ASSUMED")
         return ImageChops.invert(image)
     if mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
