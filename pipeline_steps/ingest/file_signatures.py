@@ -196,7 +196,9 @@ def check_format(name: str, head: bytes, size: int, max_image_bytes: float = mat
         raise RejectedItemError("AUD_EMPTY" if kind == "audio" else "EMPTY_FILE", "the file has no bytes")
     found = detect_format(head)
     if found.format == "MP3" and kind == "image" and not head.startswith(b"ID3"):
-        found = FileSignature("unknown", _describe(head), "unknown")  # eleven fixed bits are no proof against the name
+        found = FileSignature(
+            "unknown", _describe(head), "unknown"
+        )  # the header has only eleven fixed bits, so the name decides
     if found.verdict == "allowed":
         if found.kind == "image" and size > max_image_bytes:
             raise RejectedItemError("FILE_TOO_LARGE", f"{size / 1e6:.1f} MB, limit {max_image_bytes / 1e6:g} MB")

@@ -26,7 +26,7 @@ CODES: dict[str, ReasonCode] = {
     "FILE_TOO_LARGE": ReasonCode("image file larger than ingest.image.max_file_mb"),
     "FILE_UNREADABLE": ReasonCode("file that cannot be opened or read", retryable=True),
     "FORGOTTEN": ReasonCode("content listed in takedowns.csv", action="abstained"),
-    "FORMAT_NOT_ALLOWED": ReasonCode("format that is not allowed; no decoder was called"),
+    "FORMAT_NOT_ALLOWED": ReasonCode("format, or coding inside a format, that is not supported; convert the file"),
     "NOT_A_FILE": ReasonCode("folder, pipe, socket, device or circular link"),
     "PATH_ENCODING": ReasonCode("file name that is not UTF-8"),
     "PATH_UNSAFE": ReasonCode("path that leads out of the root; it was not opened"),

@@ -220,7 +220,7 @@ def _decode_limits(config: IngestConfig, kind: str) -> ImageLimits | AudioLimits
 
 
 def _worker_limits(config: IngestConfig, jobs: int = 1) -> WorkerLimits:
-    """Limits of the decoding processes, with no more of them than are worth their start for `jobs`."""
+    """Limits of the decoding processes. There are no more processes than `jobs` can use."""
     decoder = config.decoder
     count = min(decoder.workers or core_count(), max(1, -(-jobs // JOBS_PER_WORKER)))
     return WorkerLimits(count, decoder.timeout_seconds, decoder.memory_mb * 1_000_000)

@@ -1,4 +1,4 @@
-"""Pool of killable decoding processes. A bad file costs its own result, not the run."""
+"""Pool of killable decoding processes. A file that hangs or crashes its process fails alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline_steps.core.process_limits import apply_process_limits
 
 QUEUE_PER_WORKER = 4
 MAX_STARTS = 3
-"""Starts of a pool whose processes all die at once, before the stage fails."""
+"""Starts of a pool whose processes all end at once, before the stage fails."""
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -94,7 +94,7 @@ class WorkerPool:
                 except BrokenProcessPool as error:
                     if starts >= MAX_STARTS:
                         raise ResourceError(
-                            f"decoding processes die when they start: {error}",
+                            f"decoding processes end when they start: {error}",
                             "raise ingest.decoder.memory_mb or lower ingest.decoder.workers",
                         ) from error
                     self._stop()

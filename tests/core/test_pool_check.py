@@ -14,7 +14,8 @@ import pytest
 from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.pool_check import check_pool, find_unhashable
 
-DVC_SECONDS = 20.0
+DVC_SECONDS = 45.0
+"""Time limit within which DVC hashes a few files on a loaded machine."""
 
 
 def text(folder: Path, name: str, content: str = "x") -> None:

@@ -106,6 +106,7 @@ _PLAIN = 1.04  # one second of sound with the encoder's delay, which only an Inf
 accepted("cover.mp3", lambda: id3v2(60_000) + mp3(tone(1), info=False), _PLAIN)
 accepted("all-tags.mp3", lambda: id3v2() + mp3(tone(1), info=False) + make.ape_tag() + id3v1(), _PLAIN)
 accepted("two-tags.mp3", lambda: id3v2() + id3v2(3000) + mp3(tone(1)), 1)
+accepted("tag-longer-than-the-file.mp3", lambda: b"ID3\x03\x00\x00\x7f\x7f\x7f\x7f" + mp3(tone(1)), 1, "BYTES_LEFT_OUT")
 accepted("joined.mp3", lambda: mp3(tone(1)) + mp3(noise(1)), 2, "PARTS_JOINED")
 accepted("joined-with-tags.mp3", lambda: (id3v2() + mp3(tone(1)) + id3v1()) * 2, 2, "PARTS_JOINED")
 accepted("joined-without-info.mp3", lambda: mp3(tone(1), info=False) * 2, 2 * _PLAIN)

@@ -105,16 +105,26 @@ for _order, _name in (("<", "little"), (">", "big")):
     accepted(f"gray-16-{_name}.tif", lambda order=_order: tiff(codes(16), 16, order=order), GRAY, "DEPTH_16")
     accepted(f"color-16-{_name}.tif", lambda order=_order: tiff(codes(16, COLOR), 16, order=order), COLOR)
 accepted("gray-16-white-0.tif", lambda: tiff(65_535 - codes(16), 16, 0), GRAY, "DEPTH_16")
-refused("gray-16-white-0-big.tif", lambda: tiff(65_535 - codes(16), 16, 0, ">"), NOT_SUPPORTED)
+accepted("gray-16-white-0-big.tif", lambda: tiff(65_535 - codes(16), 16, 0, ">"), GRAY, "DEPTH_16")
 accepted("gray-12.tif", lambda: tiff(codes(12), 12), GRAY, "DEPTH_16")
 accepted("gray-12-in-16.tif", lambda: tiff(codes(12), 16, tags={281: (SHORT, [4095])}), GRAY, "DEPTH_16")
 accepted("gray-10-in-16.tif", lambda: tiff(codes(10), 16, tags={281: (SHORT, [1023])}), GRAY, "DEPTH_16")
 accepted("statistics-16.tif", lambda: tiff(codes(16) // 2, 16, tags={281: (SHORT, [40_000])}), GRAY / 2, "DEPTH_16")
+for _bits in (10, 12, 14):
+    accepted(f"gray-{_bits}-white-0.tif", lambda bits=_bits: tiff(2**bits - 1 - codes(bits), bits, 0), GRAY, "DEPTH_16")
+    accepted(f"color-{_bits}.tif", lambda bits=_bits: tiff(codes(bits, COLOR), bits), COLOR, "DEPTH_16")
+    accepted(f"color-{_bits}-big.tif", lambda bits=_bits: tiff(codes(bits, COLOR), bits, order=">"), COLOR, "DEPTH_16")
 for _bits in (10, 14):
-    refused(f"gray-{_bits}.tif", lambda bits=_bits: tiff(codes(bits), bits), NOT_SUPPORTED)
-for _bits in (10, 12):
-    refused(f"color-{_bits}.tif", lambda bits=_bits: tiff(codes(bits, COLOR), bits), NOT_SUPPORTED)
-refused("gray-12-white-0.tif", lambda: tiff(4095 - codes(12), 12, 0), NOT_SUPPORTED)
+    accepted(f"gray-{_bits}.tif", lambda bits=_bits: tiff(codes(bits), bits), GRAY, "DEPTH_16")
+accepted(
+    "gray-12-turned.tif",
+    lambda: tiff(codes(12), 12, 0, tags={274: (SHORT, [6])}),
+    255 - np.rot90(GRAY, -1),
+    "DEPTH_16",
+    "ORIENTED",
+)
+refused("gray-14-cut.tif", lambda: tiff(codes(14), 14)[:-900], "IMG_TRUNCATED")
+refused("color-9.tif", lambda: tiff(codes(9, COLOR), 9), NOT_SUPPORTED)
 refused("signed-8.tif", lambda: tiff(GRAY, tags={339: (SHORT, [2])}), "IMG_MODE")
 refused("signed-16.tif", lambda: tiff(codes(16), 16, tags={339: (SHORT, [2])}), "IMG_MODE")
 refused("gray-32.tif", lambda: tiff(codes(16), 32), "IMG_MODE")

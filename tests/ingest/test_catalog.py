@@ -83,12 +83,15 @@ def test_id_collision_is_an_error() -> None:
         check_id_collisions([first, other])
 
 
+ABSTAINING = {"AUD_SILENT", "FORGOTTEN", "IMG_TRANSPARENT", "NOT_DOWNLOADED"}
+
+
 @given(st.lists(st.sampled_from(sorted(CODES)), max_size=12), st.integers(0, 20), st.floats(0, 1))
 def test_failed_fraction(codes: list[str], accepted: int, max_failed_fraction: float) -> None:
     rejected = [RejectedFile(f"{n}", "image", code, "") for n, code in enumerate(codes)]
     to_table(QUARANTINE, [item.row() for item in rejected])
     rows = {"image": [{"holdout": False}] * accepted, "audio": [{"holdout": False}]}
-    dropped = sum(code not in {"AUD_SILENT", "FORGOTTEN"} for code in codes)  # these abstain
+    dropped = sum(code not in ABSTAINING for code in codes)
     n_in = accepted + 1 + len(codes)
     if not accepted:
         with pytest.raises(DataError, match="image pool is empty"):

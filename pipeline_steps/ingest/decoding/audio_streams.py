@@ -27,7 +27,7 @@ FORMATS = {"WAV": {"WAV", "WAVEX"}, "FLAC": {"FLAC"}, "OGG": {"OGG"}, "MP3": {"M
 """Allowed format by signature -> formats that libsndfile may report for it."""
 
 UNSUPPORTED_ERRORS = {4, 18, 29}
-"""Error numbers of libsndfile for a coding that it does not know: unsupported, unimplemented, unspecified."""
+"""Error numbers of libsndfile for a coding that it does not support."""
 
 DECODED_CODECS = re.compile(r"(8|16|24|32)-bit PCM|(32|64)-bit float|A-law|mu-law|(MS|IMA) ADPCM|GSM 6.10|G.721|AIFF.*")
 """Codings of a WAV or AIFF that libsndfile decodes: an error means damage."""

@@ -22,6 +22,7 @@ from pipeline_steps.ingest.decoding.image_metadata import (
     orientation_of,
     without_metadata,
 )
+from pipeline_steps.ingest.decoding.packed_tiff import open_packed_tiff
 from pipeline_steps.ingest.decoding.truncation import Truncation, find_truncation
 from pipeline_steps.ingest.reason_codes import RejectedItemError
 
@@ -105,7 +106,15 @@ def _open(payload: bytes, form: str, limits: ImageLimits) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(payload), formats=(form,)) as image:
+        try:
+            image = Image.open(io.BytesIO(payload), formats=(form,))
+        except UnidentifiedImageError:
+            packed = open_packed_tiff(payload, limits.max_pixels) if form == "TIFF" else None
+            if packed is None:
+                raise
+            row = _normalize(packed, form, limits)
+            return {**row, "normalizations": sorted({*row["normalizations"], "DEPTH_16"})}
+        with image:
             return _normalize(image, form, limits)
 
 
@@ -247,7 +256,7 @@ def _to_eight_bit(
     if mode == "P":
         normalizations.add("PALETTE_TO_RGB")
     if mode == "CMYK" and form == "JPEG" and "adobe" not in image.info:
-        # Pillow inverts every CMYK JPEG, as Adobe's marker asks for; without the marker 0 is no ink.
+        # Pillow inverts every CMYK JPEG. Only files with Adobe's marker are stored inverted; without it 0 means no ink.
         normalizations.add("CMYK_ASSUMED")
         return ImageChops.invert(image)
     if mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:

@@ -159,8 +159,8 @@ def _tag_length(data: bytes, position: int) -> int:
     """Bytes of the ID3, APE or Lyrics3 tag at a position; 0 if there is none."""
     head = data[position : position + 32]
     if head[:3] == b"ID3" and len(head) >= 10 and all(byte < 128 for byte in head[6:10]):
-        size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
-        return size + (20 if head[5] & 16 else 10)
+        size = (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]) + (20 if head[5] & 16 else 10)
+        return size if position + size <= len(data) else 0  # a tag longer than the file has a wrong size
     if head[:8] == b"APETAGEX" and len(head) == 32:
         size, _, flags = struct.unpack_from("<III", head, 12)
         return size + 32 if flags & 0x2000_0000 else 32

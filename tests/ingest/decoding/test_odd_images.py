@@ -83,6 +83,22 @@ def test_pixels_agree_with_an_independent_decoder(case: OddImage) -> None:
     assert abs(pixels.max() - expected.max()) <= 2
 
 
+DEEP = [case for case in odd_images.CASES if case.marks == {"DEPTH_16"} and case.name.startswith(("gray-1", "color-1"))]
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in DEEP if "-in-" not in case.name and "png" not in case.name], ids=lambda case: case.name
+)
+def test_deep_samples_agree_with_tifffile(case: OddImage) -> None:
+    payload = case.build()
+    with tifffile.TiffFile(io.BytesIO(payload)) as file:
+        page = file.pages[0]
+        other = page.asarray() / (2**page.bitspersample - 1) * 255
+        other = 255 - other if page.photometric == 0 else other
+    pixels = stored(normalized(case.name, payload))
+    assert np.abs(pixels - (other if other.ndim == 3 else other[..., None])).max() <= 1
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_size_of_a_turned_image_at_reduced_scale(orientation: int) -> None:
     """At an eighth of its scale a nearly square JPEG is square; the orientation decides which side is which."""

@@ -425,7 +425,7 @@ def test_check_command_reports_layouts(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["-C", str(tmp_path), "check", str(tmp_path), "--json"])
     report = json.loads(done.output)
     assert report["layouts"] == {"set": "audioset", "web": "parquet"}
-    assert (report["pictures"], report["sounds"], report["codes"]) == (2, 1, {"NOT_DOWNLOADED": 1})
+    assert (report["images"], report["audio"], report["codes"]) == (2, 1, {"NOT_DOWNLOADED": 1})
 
 
 def test_labels_command_writes_the_table_of_evaluate(tmp_path: Path) -> None:
