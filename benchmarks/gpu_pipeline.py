@@ -227,7 +227,7 @@ def captions(scratch: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def sampling(scratch: Path, rounds: int) -> list[dict[str, Any]]:
-    """Pictures of a Stable Diffusion 1.5 with guidance, and of our own model."""
+    """Pictures of a Stable Diffusion 1.5 with guidance."""
     from diffusers import (
         AutoencoderKL,
         DDIMScheduler,
@@ -278,7 +278,7 @@ def sampling(scratch: Path, rounds: int) -> list[dict[str, Any]]:
         pipe(**placed, num_inference_steps=steps, num_images_per_prompt=count, guidance_scale=7.5, output_type="pt")
 
     precision = "bfloat16, channels last" if GPU else "float32"
-    rows = compare(
+    return compare(
         "sampling",
         [
             Side("plain: DDIM 50 steps, one by one, float32", lambda: draw(plain, ddim, 50, 1), 1),
@@ -288,36 +288,6 @@ def sampling(scratch: Path, rounds: int) -> list[dict[str, Any]]:
         ],
         rounds,
     )
-    return rows + scratch_model(rounds)
-
-
-def scratch_model(rounds: int) -> list[dict[str, Any]]:
-    """The recipe `scratch` at its default size (64 px, 12 Euler steps, guidance)."""
-    from pipeline_steps.diffusion.audio_conditioner import ConditionerInput
-    from pipeline_steps.diffusion.pipelines.base import GenerationConfig
-    from pipeline_steps.diffusion.pipelines.scratch import Audio2ImageFlowPipeline, new_scheduler
-    from pipeline_steps.train.recipes.scratch.autoencoder_training import build_autoencoder
-    from pipeline_steps.train.recipes.scratch.config import ScratchConfig
-    from pipeline_steps.train.recipes.scratch.training import build_conditioner, build_denoiser
-
-    config, side = ScratchConfig(), 64
-    autoencoder = build_autoencoder(config.autoencoder, seed=0)
-    autoencoder.fit(torch.rand(64, 3, side, side) * 2 - 1)
-    denoiser = build_denoiser(config, side, build_conditioner(config.conditioner)).to(DEVICE)
-    generation_config = GenerationConfig(num_inference_steps=12, guidance_scale=3.0, max_seconds=10.0, resolution=side)
-    pipe = Audio2ImageFlowPipeline(denoiser, autoencoder.to(DEVICE), new_scheduler(3.0), None, generation_config)
-    batch = 192 if GPU else 16
-
-    def draw(count: int) -> None:
-        conditioner = denoiser.conditioner
-        wide = torch.randn(count, conditioner.num_time_tokens, conditioner.frame_in.in_features)
-        pipe.generate_from_embeds(ConditionerInput(wide, torch.randn(count, conditioner.summary_width)), list(range(count)))
-
-    sides = [
-        Side("our model, one by one", lambda: [draw(1) for _ in range(4)], 4),
-        Side(f"our model, {batch} at a call", lambda: draw(batch), batch),
-    ]
-    return compare("scratch", sides, rounds)
 
 
 PARTS = {"clap": clap, "ast": ast, "captions": captions, "sampling": sampling}

@@ -1,13 +1,10 @@
 """Training on one accelerator: images/s, MFU, peak memory and waiting, ours beside a plain diffusers loop, in one run.
 
-Usage: python -m benchmarks.gpu_training [--models scratch,sd15] [--steps 20] [--rounds 3] [--reduced] [--json FILE] [--root .]
+Usage: python -m benchmarks.gpu_training [--steps 20] [--rounds 3] [--reduced] [--json FILE]
 
-Two models with random weights (speed does not depend on them):
-
-- scratch: recipe `scratch` from params.yaml, at --scratch-widths and --scratch-size, in its second phase, in which U-Net and
-  conditioner are trained;
-- sd15: recipe `ip_adapter` on Stable Diffusion 1.5's U-Net (860 M weights) and autoencoder, 512 px: the resampler of AST tokens
-  and the keys and values for 32 audio tokens are trained, the rest is frozen.
+The model is recipe `ip_adapter` on Stable Diffusion 1.5's U-Net (860 M weights) and autoencoder, 512 px: the resampler of AST
+tokens and the keys and values for 32 audio tokens are trained, the rest is frozen. Weights are random: speed does not depend on
+them.
 
 Sides: `plain` is the loop of diffusers' examples: fp32, AdamW, images encoded in every step, data made in the same thread, no
 fusion, no compilation. `ours` is what `train` does on a GPU: bf16 autocast, cached latents, channels-last, SDPA, fused AdamW,
@@ -25,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import json
 import math
 import os
@@ -45,14 +41,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline_steps.core.config import load_params
 from pipeline_steps.train.compilation import inductor_or_eager
-from pipeline_steps.train.config import TrainConfig
-from pipeline_steps.train.config_groups import OptimizerConfig
+from pipeline_steps.train.config_groups import OptimizerConfig, PhaseConfig
 from pipeline_steps.train.data import TrainingBatch
 from pipeline_steps.train.lightning_module import DiffusionModule
-
-PROJECT = Path(__file__).resolve().parents[1]
 
 PEAK_TFLOPS = {
     "B200": 2250.0,
@@ -86,7 +78,13 @@ def peak_tflops(name: str) -> float | None:
     return PEAK_TFLOPS[max(fitting, key=len)] if fitting else None
 
 
-SETTINGS: dict[str, Any] = {"digest": "benchmark", "optimizer": OptimizerConfig(), "seed": 0, "max_nonfinite_steps": 3}
+SETTINGS: dict[str, Any] = {
+    "digest": "benchmark",
+    "phase": PhaseConfig(max_steps=20_000, batch_size=16, learning_rate=1e-4),
+    "optimizer": OptimizerConfig(),
+    "seed": 0,
+    "max_nonfinite_steps": 3,
+}
 
 
 @dataclass
@@ -112,52 +110,20 @@ class Task:
         return self.training.per_sample_loss(batch).mean()
 
 
-def scratch(arguments: argparse.Namespace, device: torch.device, _dtype: torch.dtype) -> Task:
-    """Recipe `scratch`: U-Net and conditioner are trained, MLP and prior are done."""
-    from pipeline_steps.diffusion.audio_conditioner import ConditionerInput
-    from pipeline_steps.diffusion.autoencoder import PatchPCAAutoencoder
-    from pipeline_steps.train.recipes.scratch.lightning_module import ScratchModule
-    from pipeline_steps.train.recipes.scratch.training import build_conditioner, build_denoiser
-
-    section = load_params(arguments.root / "params.yaml")["train"]
-    section["resolution"] = arguments.scratch_size
-    section["scratch"]["unet"]["block_out_channels"] = arguments.scratch_widths
-    config = TrainConfig.from_params({**section, "recipe": "scratch"}).recipe_config
-    generator = torch.Generator().manual_seed(0)
-    count, size = arguments.scratch_batch, arguments.scratch_size
-    images = torch.rand(count, 3, size, size, generator=generator) * 2 - 1
-    part = config.autoencoder
-    autoencoder = PatchPCAAutoencoder(part.latent_channels, part.whitening, part.hidden_channels)
-    autoencoder.fit(images)
-    autoencoder.requires_grad_(False).eval()
-    conditioner = build_conditioner(config.conditioner)
-    denoiser = build_denoiser(config, size, conditioner)
-    with torch.no_grad():
-        denoiser.prior.fit(autoencoder.encode(images))
-    training = ScratchModule(denoiser, config.phases, **SETTINGS).to(device)
-    training.on_step_phase(config.phases.mlp.max_steps)
-    denoiser.mlp.requires_grad_(False)
-    audio = ConditionerInput(
-        torch.randn(count, config.conditioner.num_time_tokens, config.conditioner.frame_pca_dim, generator=generator),
-        torch.randn(count, conditioner.summary_width, generator=generator),
-    )
-    shape = (count, part.latent_channels, size // 8, size // 8)
-    return Task(training, autoencoder.to(device).encode, images, batch_of(shape, audio, generator), [autoencoder])
-
-
 def sd15(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Task:
     """Recipe `ip_adapter` on Stable Diffusion 1.5's shape; `--reduced` narrows it. Audio is AST tokens of ten seconds."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
-    from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter, collate_audio_tokens
+    from pipeline_steps.diffusion.audio_prompt import AudioPrompt
+    from pipeline_steps.diffusion.audio_tokens import TAGS, AudioTokens
+    from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
     from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
     from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
-    from pipeline_steps.train.recipes.ip_adapter.config import IPAdapterPhases, ResamplerConfig
     from pipeline_steps.train.recipes.ip_adapter.lightning_module import AudioIPAdapterModule
 
     narrow = arguments.reduced
     width, length, bands = (64, 8, 2) if narrow else (768, 101, 12)
-    size, count = (64, 2) if narrow else (512, arguments.sd15_batch)
+    size, count = (64, 2) if narrow else (512, arguments.batch)
     backbone = StableDiffusionBackbone("random weights", dtype=dtype)
     with torch.device(device):
         backbone.unet = UNet2DConditionModel(
@@ -179,14 +145,14 @@ def sd15(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype
     backbone.vae.requires_grad_(False).eval()
     backbone.device = device
     backbone.noise_scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    changes: dict[str, Any] = {"num_queries": 32} | ({"dim": 32, "depth": 1, "heads": 2} if narrow else {})
-    resampler = PerceiverResampler(width, bands, output_width=width, **ResamplerConfig(**changes).model_dump())
-    adapter = AudioIPAdapter(backbone, resampler)
+    shape = {"dim": 32, "depth": 1, "heads": 2} if narrow else {"dim": 512, "depth": 4, "heads": 8}
+    adapter = AudioIPAdapter(backbone, PerceiverResampler(width, bands, 32, output_width=width, **shape), AudioPrompt(""))
     generator = torch.Generator().manual_seed(0)
     adapter._prompt_embeds[""] = torch.randn(1, 77, width, generator=generator)  # there is no text encoder here
-    training = AudioIPAdapterModule(adapter, IPAdapterPhases(), 5.0, **SETTINGS).to(device)
+    training = AudioIPAdapterModule(adapter, 5.0, **SETTINGS).to(device)
     images = torch.rand(count, 3, size, size, generator=generator) * 2 - 1
-    audio = collate_audio_tokens([torch.randn(length, bands, width, generator=generator).half() for _ in range(count)])
+    grids = [torch.randn(length, bands, width, generator=generator).half() for _ in range(count)]
+    audio = adapter.collate([AudioTokens(grid, torch.zeros(TAGS), -20.0) for grid in grids])
 
     def encode(given: torch.Tensor) -> torch.Tensor:
         mean, std = backbone.encode(given)
@@ -208,9 +174,6 @@ def batch_of(shape: tuple[int, ...], audio: Any, generator: torch.Generator) -> 
         rows=list(range(count)),
         total=count,
     )
-
-
-TASKS: dict[str, Callable[[argparse.Namespace, torch.device, torch.dtype], Task]] = {"scratch": scratch, "sd15": sd15}
 
 
 class Side:
@@ -337,10 +300,10 @@ class Ours(Side):
             loss.item()
 
 
-def ours(name: str, arguments: argparse.Namespace, device: torch.device, compiled: bool) -> Side:
+def ours(arguments: argparse.Namespace, device: torch.device, compiled: bool) -> Side:
     """Our side, with frozen weights in the precision that `train` uses."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return Ours(TASKS[name](arguments, device, dtype), device, compiled)
+    return Ours(sd15(arguments, device, dtype), device, compiled)
 
 
 def host_batch(batch: TrainingBatch, first: torch.Tensor) -> tuple[torch.Tensor, TrainingBatch]:
@@ -373,14 +336,14 @@ def flops_of(task: Task, device: torch.device) -> float:
     return float(counter.get_total_flops())
 
 
-def measure(name: str, device: torch.device, arguments: argparse.Namespace, peak: float | None) -> dict[str, Any]:
+def measure(device: torch.device, arguments: argparse.Namespace, peak: float | None) -> dict[str, Any]:
     """Sides in turn, round by round."""
-    sides: dict[str, Side] = {"plain diffusers loop": Plain(TASKS[name](arguments, device, torch.float32), device)}
+    sides: dict[str, Side] = {"plain diffusers loop": Plain(sd15(arguments, device, torch.float32), device)}
     task = sides["plain diffusers loop"].task
     flops, count = flops_of(task, device), len(task.images)
-    sides["ours, eager"] = ours(name, arguments, device, compiled=False)
+    sides["ours, eager"] = ours(arguments, device, compiled=False)
     if arguments.compile:
-        sides["ours"] = ours(name, arguments, device, compiled=True)
+        sides["ours"] = ours(arguments, device, compiled=True)
     rows: dict[str, dict[str, Any]] = {side: {"seconds": [], "waited": [], "peak_gib": []} for side in sides}
     for side in sides.values():
         side.run(arguments.warm)
@@ -426,17 +389,12 @@ def measure(name: str, device: torch.device, arguments: argparse.Namespace, peak
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="scratch,sd15")
     parser.add_argument("--steps", type=int, help="timed steps of a round; default 20, reduced 3")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm", type=int, default=3)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="default: on a GPU")
-    parser.add_argument("--sd15-batch", type=int, default=16)
-    parser.add_argument("--scratch-batch", type=int, help="default 256, reduced 4")
-    parser.add_argument("--scratch-size", type=int, help="px; default 256, reduced 64")
-    parser.add_argument("--scratch-widths", type=int, nargs="+", help="default 256 512 768, reduced 32 64")
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--reduced", action="store_true", help="narrow models; always so without a GPU")
-    parser.add_argument("--root", type=Path, default=PROJECT)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -445,9 +403,6 @@ def main() -> None:
     arguments.reduced = arguments.reduced or device.type == "cpu"
     arguments.compile = device.type == "cuda" if arguments.compile is None else arguments.compile
     arguments.steps = arguments.steps or (3 if arguments.reduced else 20)
-    arguments.scratch_batch = arguments.scratch_batch or (4 if arguments.reduced else 256)
-    arguments.scratch_size = arguments.scratch_size or (64 if arguments.reduced else 256)
-    arguments.scratch_widths = arguments.scratch_widths or ([32, 64] if arguments.reduced else [256, 512, 768])
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     peak = peak_tflops(card) if device.type == "cuda" else None
     mark = "" if device.type == "cuda" and not arguments.reduced else REDUCED if device.type == "cpu" else "reduced"
@@ -455,22 +410,17 @@ def main() -> None:
     print(f"{card}, peak {peak or 'not known'} TFLOP/s bf16, torch {torch.__version__}, load {header['load']:.1f}")
     if mark:
         print(mark.upper() if device.type == "cpu" else mark)
-    results: dict[str, Any] = {}
-    for name in arguments.models.split(","):
-        torch.manual_seed(0)
-        results[name] = measure(name, device, arguments, peak)
-        table(name, results[name], mark)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    torch.manual_seed(0)
+    result = measure(device, arguments, peak)
+    table(result, mark)
     if arguments.json:
-        arguments.json.write_text(json.dumps({**header, "models": results}, indent=2, sort_keys=True) + "\n")
+        arguments.json.write_text(json.dumps({**header, **result}, indent=2, sort_keys=True) + "\n")
 
 
-def table(name: str, result: dict[str, Any], mark: str) -> None:
-    """Print one model's rows."""
+def table(result: dict[str, Any], mark: str) -> None:
+    """Print the rows of the sides."""
     told = f"{result['weights_m']} M weights, {result['learning_m']} M learn, batch {result['batch']}"
-    print(f"\n{name}: {told}, {result['tflop_per_image']:.4g} TFLOP an image{f' ({mark})' if mark else ''}\n")
+    print(f"\n{told}, {result['tflop_per_image']:.4g} TFLOP an image{f' ({mark})' if mark else ''}\n")
     print("| side | images/s (best) | median | ratio (median) | TFLOP/s | MFU | peak GiB | waiting | |")
     print("|---|---|---|---|---|---|---|---|---|")
     for side, row in result["sides"].items():

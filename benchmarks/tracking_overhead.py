@@ -56,9 +56,8 @@ httpd.serve_forever()
 """
 TRAINING_CASES = ("sqlite", "working", "dead port", "answers 500", "hangs 60 s a call", "recovers after 10 s")
 SHRUNK = {
-    "scratch.autoencoder.max_steps": 20, "audio.num_augmentations": 2, "scratch.phases.mlp.batch_size": 32,
-    "scratch.phases.unet.batch_size": 8, "checkpointing_steps": 1000, "validation_steps": 50,
-    "sampling.num_inference_steps": 3, "num_threads": 1,
+    "audio.num_augmentations": 2, "ip_adapter.phases.adapter.batch_size": 4, "checkpointing_steps": 1000,
+    "validation_steps": 50, "sampling.num_inference_steps": 3, "num_threads": 1,
 }  # fmt: skip
 DRIVER = """
 import json, sys, time
@@ -131,7 +130,7 @@ def scratch_project(root: Path, steps: int) -> None:
         shutil.copytree(getattr(source, name), getattr(target, name), copy_function=lambda a, b: os.link(Path(a).resolve(), b))
     yaml = YAML()
     params = yaml.load(source.params)
-    values = SHRUNK | {"scratch.phases.mlp.max_steps": 4 * steps, "scratch.phases.unet.max_steps": steps}
+    values = SHRUNK | {"ip_adapter.phases.adapter.max_steps": steps}
     for key, value in values.items():
         *sections, name = key.split(".")
         node = params["train"]

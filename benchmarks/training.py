@@ -1,6 +1,6 @@
-"""Variants of recipe `scratch` at their own budgets: CPU time, memory, autoencoder error, KID, win rate, sampling speed.
+"""Variants of recipe `ip_adapter`: CPU time, memory, KID, win rate, sampling speed.
 
-Usage: python -m benchmarks.training [--root .] [--variants default,autoencoder-tiny,...] [--keep DIR] ...
+Usage: python -m benchmarks.training [--root .] [--variants default,no-prompt,...] [--keep DIR] ...
 
 Each variant changes some keys of section `train` of the project's params.yaml. It is trained in a child process on the
 project's pairs, in its own folder with its own cache. Measured on the pairs of split `test`, four images per clip:
@@ -35,27 +35,15 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "autoencoder-linear": {"autoencoder.max_steps": 0},
-    "autoencoder-tiny": {
-        "autoencoder.type": "tiny",
-        "autoencoder.latent_channels": 16,
-        "autoencoder.max_steps": 500,
-    },
-    "mlp-only": {"phases.mlp.max_steps": 1900, "phases.unet.max_steps": 0},
-    "unet-only": {"phases.mlp.max_steps": 0, "phases.unet.max_steps": 1300},
-    "unet-velocity": {
-        "autoencoder.latent_channels": 48,
-        "autoencoder.whitening": 0.5,
-        "objective.prediction_type": "velocity",
-        "objective.logit_mean": 0.0,
-        "phases.mlp.max_steps": 0,
-        "phases.unet.max_steps": 480,
-        "phases.unet.batch_size": 48,
-    },
+    "one-step": {"phases.adapter.max_steps": 1},
+    "no-prompt": {"backbone.prompt": ""},
+    "no-dropout": {"resampler.dropout": 0.0},
+    "larger-resampler": {"resampler.num_queries": 16, "resampler.dim": 512, "resampler.depth": 4, "resampler.heads": 8},
+    "more-guidance": {"sampling.guidance_scale": 6.0},
     "mirrored": {"image_augmentation.hflip_prob": 0.5},
     "no-audio-augmentation": {"audio.num_augmentations": 1},
 }
-"""Keys of group `train.scratch` or of section `train`, and their values."""
+"""Keys of group `train.ip_adapter` or of section `train`, and their values."""
 SAMPLES = 4
 
 
@@ -71,7 +59,7 @@ def child(root: str, changes: str, threads: int) -> None:
     section = load_params(layout.params)["train"]
     for key, value in json.loads(changes).items():
         *groups, name = key.split(".")
-        node = section["scratch"] if groups[0] in section["scratch"] else section
+        node = section["ip_adapter"] if groups[0] in section["ip_adapter"] else section
         for group in groups:
             node = node[group]
         node[name] = value
@@ -82,7 +70,7 @@ def child(root: str, changes: str, threads: int) -> None:
         "wall_s": round(time.monotonic() - begin, 1),
         "cpu_s": round(time.process_time() - cpu, 1),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "samples": sum(phase.max_steps * phase.batch_size for phase in config.recipe_config.training_phases.values()),
+        "samples": config.recipe_config.phase.max_steps * config.recipe_config.phase.batch_size,
         **report.metrics,
         **measure(layout),
     }
@@ -165,7 +153,6 @@ def main() -> None:
         "wall_s",
         "peak_mb",
         "samples",
-        "autoencoder_psnr_val_db",
         "loss",
         "validation_loss",
         "kid",

@@ -79,31 +79,38 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported_model(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small untrained model in the layout that the stage `train` exports."""
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small text-to-image checkpoint."""
+    from tests.factories.checkpoints.stable_diffusion import small_backbone
+
+    return small_backbone(tmp_path_factory.mktemp("frozen") / "backbone")
+
+
+@pytest.fixture(scope="session")
+def exported_model(assets: Path, backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model in the layout that stage `train` exports; its weights are far from where training begins."""
     import torch
 
+    from pipeline_steps.diffusion.audio_prompt import AudioPrompt
+    from pipeline_steps.diffusion.audio_tokens import YamnetTokenizer
+    from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
+    from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
     from pipeline_steps.diffusion.pipelines.base import GenerationConfig
-    from pipeline_steps.diffusion.pipelines.scratch import Audio2ImageFlowPipeline, new_scheduler, save_model
-    from pipeline_steps.train.recipes.scratch.autoencoder_training import build_autoencoder
-    from pipeline_steps.train.recipes.scratch.config import ScratchConfig
-    from pipeline_steps.train.recipes.scratch.training import build_conditioner, build_denoiser
+    from pipeline_steps.diffusion.pipelines.ip_adapter import AudioIPAdapterPipeline, save_adapter
+    from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
+    from pipeline_steps.models.audio.yamnet import YamNet
 
     torch.manual_seed(0)
-    config = ScratchConfig.model_validate(
-        {
-            "autoencoder": {"latent_channels": 8, "hidden_channels": 8},
-            "conditioner": {"num_time_tokens": 2, "frame_pca_dim": 8, "tag_pca_dim": 8, "hidden_dim": 32},
-            "unet": {"block_out_channels": [32, 32], "attention_head_dim": 16},
-            "objective": {"full_covariance_channels": 4},
-        }
-    )
-    autoencoder = build_autoencoder(config.autoencoder, seed=0)
-    autoencoder.fit(torch.rand(16, 3, 32, 32) * 2 - 1)
+    frozen, encoder = StableDiffusionBackbone(str(backbone)).load(), YamnetTokenizer(YamNet(assets), YamNet(assets))
+    resampler = PerceiverResampler(encoder.width, encoder.bands, 2, frozen.width, dim=16, depth=1, heads=2)
+    adapter = AudioIPAdapter(frozen, resampler, AudioPrompt())
+    with torch.no_grad():
+        for weight in adapter.parameters():
+            weight += 0.3 * torch.randn(weight.shape)
     target = tmp_path_factory.mktemp("model") / "audio2image"
-    denoiser = build_denoiser(config, 32, build_conditioner(config.conditioner))
     generation_config = GenerationConfig(num_inference_steps=2, guidance_scale=2.0, max_seconds=2.0, resolution=32)
-    save_model(target, Audio2ImageFlowPipeline(denoiser, autoencoder, new_scheduler(3.0), None, generation_config), assets)
+    pipeline = AudioIPAdapterPipeline(adapter, frozen.build_scheduler("dpm++"), None, generation_config)
+    save_adapter(target, pipeline, encoder, assets)
     return target
 
 

@@ -1,17 +1,15 @@
-"""Augmentation of audio clips and images. All randomness comes from the generator passed in."""
+"""Augmentation of audio clips. All randomness comes from the generator passed in."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from scipy.fft import next_fast_len
 
 from pipeline_steps.audio.reverb import apply_reverb
 from pipeline_steps.core.array_types import DoubleArray, FloatArray
-from pipeline_steps.train.config_groups import AudioEncodingConfig, ImageAugmentationConfig
+from pipeline_steps.train.config_groups import AudioEncodingConfig
 
 NUM_ROOMS = 32
 """Simulated rooms per run."""
@@ -55,25 +53,3 @@ def colored_noise(length: int, slope: float, rng: np.random.Generator) -> Double
     spectrum /= np.maximum(1.0, np.arange(len(spectrum))) ** slope
     noise: DoubleArray = np.fft.irfft(spectrum, fast)[:length]
     return noise / max(float(noise.std()), 1e-9)
-
-
-def augment_images(
-    images: torch.Tensor, config: ImageAugmentationConfig, generator: torch.Generator, selected: slice = slice(None)
-) -> torch.Tensor:
-    """Flip, scale and shift images [N, 3, H, W]; borders are extended.
-
-    Only the selected images are returned. The random numbers of an image do not depend on the selection.
-    """
-    count = len(images)
-    flip = (torch.rand(count, generator=generator) < config.hflip_prob)[selected]
-    scale = torch.exp((torch.rand(count, generator=generator) * 2 - 1) * config.max_log_scale)[selected]
-    shift = ((torch.rand(count, 2, generator=generator) * 2 - 1) * 2 * config.max_shift)[selected]
-    images = images[selected]
-    flipped = torch.where(flip[:, None, None, None], images.flip(3), images)
-    if not config.max_log_scale and not config.max_shift:
-        return flipped
-    transform = torch.zeros(len(images), 2, 3)
-    transform[:, 0, 0] = transform[:, 1, 1] = scale
-    transform[:, :, 2] = shift
-    grid = F.affine_grid(transform, list(images.shape), align_corners=False)
-    return F.grid_sample(flipped, grid, padding_mode="border", align_corners=False)

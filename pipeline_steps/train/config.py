@@ -15,7 +15,6 @@ from pipeline_steps.train.config_groups import (
     SamplingConfig,
 )
 from pipeline_steps.train.recipes import RECIPES
-from pipeline_steps.train.recipes.base import RecipeConfig
 
 
 class TrainConfig(StageConfig):
@@ -24,8 +23,7 @@ class TrainConfig(StageConfig):
     registries: ClassVar = {"recipe": RECIPES}
 
     recipe: str = Field(
-        default="scratch",
-        description="scratch: small model on the pairs alone; ip_adapter: adapter of a frozen Stable Diffusion",
+        default="ip_adapter", description="ip_adapter: audio adapter of a frozen text-to-image backbone, or an installed one"
     )
     seed: int = Field(default=0, ge=0, lt=2**31)
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if there is one")
@@ -55,6 +53,4 @@ class TrainConfig(StageConfig):
     def _check(self) -> TrainConfig:
         if self.audio.encoder == "ast" and not self.audio.ast.model:
             raise ValueError("audio.ast.model is empty; audio.encoder ast requires a hub id or a folder")
-        if isinstance(self.recipe_config, RecipeConfig):
-            self.recipe_config.check(self.resolution, self.audio, self.image_augmentation, self.sampling)
         return self

@@ -53,27 +53,20 @@ class ImageAugmentationConfig(StageConfig):
     """Augmentation of training images."""
 
     hflip_prob: float = Field(default=0.0, ge=0.0, le=1.0, description="probability of a horizontal flip")
-    max_log_scale: float = Field(default=0.0, ge=0.0, le=0.5, description="largest change of size, as a logarithm")
-    max_shift: float = Field(default=0.0, ge=0.0, le=0.5, description="largest shift, as a fraction of the side")
-
-    @property
-    def enabled(self) -> bool:
-        """Whether any augmentation is switched on."""
-        return bool(self.hflip_prob or self.max_log_scale or self.max_shift)
 
 
 class PhaseConfig(StageConfig):
-    """One phase of training."""
+    """Phase of training."""
 
-    max_steps: int = Field(ge=0, le=10_000_000, description="optimizer steps; 0 skips the phase")
+    max_steps: int = Field(ge=1, le=10_000_000, description="optimizer steps")
     batch_size: int = Field(ge=1, le=65_536, description="samples per optimizer step")
     learning_rate: float = Field(gt=0.0, le=0.1, description="highest learning rate, after the warmup")
 
 
 class OptimizerConfig(StageConfig):
-    """AdamW (fused) with linear warmup and cosine decay in each phase."""
+    """AdamW (fused) with linear warmup and cosine decay."""
 
-    lr_warmup_steps: int = Field(default=30, ge=0, description="warmup steps of each phase")
+    lr_warmup_steps: int = Field(default=30, ge=0, description="warmup steps")
     min_lr_ratio: float = Field(default=0.02, ge=0.0, le=1.0, description="final learning rate, as a fraction of the highest")
     weight_decay: float = Field(default=0.01, ge=0.0, le=1.0)
     max_grad_norm: float = Field(default=1.0, gt=0.0, description="gradients are clipped to this norm")
@@ -83,12 +76,9 @@ class OptimizerConfig(StageConfig):
 class SamplingConfig(StageConfig):
     """Default sampling parameters, saved with the model."""
 
-    scheduler: Literal["auto", "euler", "dpm++", "ddim"] = Field(
-        default="auto", description="auto: euler for recipe scratch, dpm++ (DPM-Solver++) for recipe ip_adapter"
-    )
-    num_inference_steps: int = Field(default=12, ge=1, le=1000)
+    scheduler: Literal["auto", "dpm++", "ddim"] = Field(default="auto", description="auto: dpm++ (DPM-Solver++)")
+    num_inference_steps: int = Field(default=16, ge=1, le=1000)
     guidance_scale: float = Field(default=3.0, ge=0.0, le=50.0)
-    shift: float = Field(default=3.0, ge=0.1, le=100.0, description="euler: values above 1 spend more steps at high noise")
 
 
 class PerformanceConfig(StageConfig):

@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError
-from pipeline_steps.train.config_groups import PerformanceConfig, PhaseConfig
+from pipeline_steps.train.config_groups import PerformanceConfig
 from pipeline_steps.train.data import BatchPartition
 
 log = logging.getLogger(__name__)
@@ -93,7 +92,7 @@ class DistributedSetup:
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """Arguments of Lightning's Trainer."""
-        # Parameters of the other phase get no gradient.
+        # In a step that is skipped, no parameter gets a gradient.
         strategy = DDPStrategy(find_unused_parameters=True) if self.processes > 1 else "auto"
         return {
             "accelerator": self.accelerator,
@@ -141,19 +140,18 @@ def resolve_setup(device: str, precision: str, performance: PerformanceConfig) -
     return setup
 
 
-def check_batch_sizes(phases: Mapping[str, PhaseConfig], partition: BatchPartition, key: str) -> None:
+def check_batch_size(batch_size: int, partition: BatchPartition, key: str) -> None:
     """Check that every microbatch gets a sample.
 
     Raises:
-        ConfigError: a batch size is smaller than the number of microbatches.
+        ConfigError: the batch size is smaller than the number of microbatches.
     """
-    for name, phase in phases.items():
-        if phase.max_steps and phase.batch_size < partition.parts:
-            raise ConfigError(
-                f"{key}.{name}.batch_size: {phase.batch_size} samples are fewer than {partition.parts} microbatches "
-                f"({partition.ranks} processes x train.performance.accumulate_grad_batches {partition.accumulate})",
-                "raise batch_size, or lower accumulate_grad_batches or devices",
-            )
+    if batch_size < partition.parts:
+        raise ConfigError(
+            f"{key}: batch_size {batch_size} is smaller than the number of microbatches, {partition.parts} "
+            f"({partition.ranks} processes x train.performance.accumulate_grad_batches {partition.accumulate})",
+            "raise batch_size, or lower accumulate_grad_batches or devices",
+        )
 
 
 def _rank(devices: int, processes: int) -> int:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import torch
 
 from pipeline_steps.core.errors import DataError, IntegrityError
-from pipeline_steps.diffusion.rectified_flow import bucket_means, bucket_sums
 from pipeline_steps.train.config_groups import OptimizerConfig, PhaseConfig
 from pipeline_steps.train.data import TrainingBatch
 
@@ -26,21 +24,13 @@ class NonFiniteLossError(DataError):
     """The loss was not finite several times in a row; `details` contains the diagnosis."""
 
 
-@dataclass(frozen=True, slots=True)
-class OptimizerGroup:
-    """Parameters that are trained in one phase, from `first_step` on."""
-
-    parameters: Iterable[torch.nn.Parameter]
-    first_step: int
-    phase: PhaseConfig
-
-
 class DiffusionModule(pl.LightningModule):  # type: ignore[misc, unused-ignore]
     """Base of the modules of all recipes.
 
     Args:
         denoiser: network that is trained.
         digest: identity of the run; checkpoints of another run are rejected.
+        phase: steps and learning rate.
         optimizer: shared optimizer settings.
         seed: of dropout.
         max_nonfinite_steps: consecutive steps with a loss that is not finite before training stops.
@@ -51,12 +41,13 @@ class DiffusionModule(pl.LightningModule):  # type: ignore[misc, unused-ignore]
         compiled: whether the U-Net is compiled. Validation then runs eagerly, because its shapes would be compiled again.
     """
 
-    betas = (0.9, 0.999)
-
-    def __init__(self, denoiser: Any, digest: str, optimizer: OptimizerConfig, seed: int, max_nonfinite_steps: int) -> None:
+    def __init__(
+        self, denoiser: Any, digest: str, phase: PhaseConfig, optimizer: OptimizerConfig, seed: int, max_nonfinite_steps: int
+    ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.digest = digest
+        self.phase = phase
         self.optimizer_config = optimizer
         self.seed = seed
         self.max_nonfinite_steps = max_nonfinite_steps
@@ -72,44 +63,28 @@ class DiffusionModule(pl.LightningModule):  # type: ignore[misc, unused-ignore]
         """diffusers' U-Net, which takes most of the time: memory format, checkpointing and compilation apply to it."""
         return self.denoiser.unet
 
-    def optimizer_groups(self) -> list[OptimizerGroup]:
-        """Parameters by the phase in which they are trained."""
-        raise NotImplementedError
-
     def per_sample_loss(self, batch: TrainingBatch) -> torch.Tensor:
         """Loss of each sample, [N]."""
         raise NotImplementedError
 
-    def on_step_phase(self, step: int) -> None:
-        """Switch the module to the phase of a step."""
+    def training_step(self, batch: TrainingBatch, batch_idx: int) -> torch.Tensor:
+        """Loss of one microbatch.
 
-    def training_step(self, batch: TrainingBatch, batch_idx: int) -> torch.Tensor | None:
-        """Loss of one microbatch; None skips the update when it is not finite.
-
-        If one microbatch of a step is not finite, all microbatches and processes skip the step. Lightning does not accept None
-        there, so the loss is a constant and the gradients are dropped before the optimizer step.
+        If one microbatch of a step is not finite, all microbatches and processes skip the step: the loss is a constant and the
+        gradients are dropped before the optimizer step. Lightning accepts no None from several processes.
 
         Raises:
             NonFiniteLossError: `max_nonfinite_steps` steps in a row were not finite.
         """
         self._seed_dropout(batch)
-        self.on_step_phase(batch.step)
         errors = self.per_sample_loss(batch)
-        loss = errors.mean()
-        if batch.parts == 1:
-            row = {"loss": float(loss.detach())}
-            row |= {f"loss_t{i}": float(value) for i, value in enumerate(bucket_means(errors, batch.times.cpu(), BUCKETS))}
-            finite = math.isfinite(row["loss"])
-        else:
-            finite, row = self._reduce_losses(batch, errors.detach())
+        finite, row = self._reduce_losses(batch, errors)
         if row:
             self._record_loss(row, batch, errors)
         if finite:
-            return loss * batch.weight
-        if batch.parts == 1:
-            return None
+            return errors.mean() * batch.weight
         self._skip_step = True
-        return torch.zeros((), device=loss.device, requires_grad=True)
+        return torch.zeros((), device=errors.device, requires_grad=True)
 
     def _reduce_losses(self, batch: TrainingBatch, errors: torch.Tensor) -> tuple[bool, dict[str, float]]:
         """Whether this microbatch is finite in every process; after the last microbatch also the history row of the step."""
@@ -137,7 +112,7 @@ class DiffusionModule(pl.LightningModule):  # type: ignore[misc, unused-ignore]
         if self._nonfinite_steps >= self.max_nonfinite_steps:
             raise NonFiniteLossError(
                 f"the loss was not finite in {self._nonfinite_steps} steps in a row, the last being step {batch.step}",
-                "lower learning_rate in the phases of the recipe, or check the pairs named in the diagnosis",
+                "lower learning_rate of the recipe, or check the pairs named in the diagnosis",
                 details=self._diagnosis(batch, errors.detach()),
             )
 
@@ -183,25 +158,15 @@ class DiffusionModule(pl.LightningModule):  # type: ignore[misc, unused-ignore]
         self.log("train/validation_loss", loss, batch_size=1, rank_zero_only=True)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, fused, with one parameter group per phase; each rate warms up and decays in its phase."""
-        config, groups = self.optimizer_config, self.optimizer_groups()
+        """AdamW, fused; the learning rate warms up and decays."""
+        config, phase = self.optimizer_config, self.phase
         optimizer = torch.optim.AdamW(
-            [{"params": list(group.parameters), "lr": group.phase.learning_rate} for group in groups],
-            betas=self.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
+            self.denoiser.parameters(), lr=phase.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        factors: list[Callable[[int], float]] = [
-            partial(
-                warmup_cosine,
-                first_step=group.first_step,
-                max_steps=group.phase.max_steps,
-                warmup_steps=config.lr_warmup_steps,
-                min_ratio=config.min_lr_ratio,
-            )
-            for group in groups
-        ]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        factor = partial(
+            warmup_cosine, max_steps=phase.max_steps, warmup_steps=config.lr_warmup_steps, min_ratio=config.min_lr_ratio
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -233,12 +198,19 @@ class DiffusionModule(pl.LightningModule):  # type: ignore[misc, unused-ignore]
         self.validation = dict(checkpoint["validation"])
 
 
-def warmup_cosine(step: int, first_step: int, max_steps: int, warmup_steps: int, min_ratio: float) -> float:
-    """Learning rate at a step, relative to the highest: 0 before the phase, linear warmup, cosine decay to `min_ratio`."""
-    step -= first_step
-    if step < 0:
-        return 0.0
+def warmup_cosine(step: int, max_steps: int, warmup_steps: int, min_ratio: float) -> float:
+    """Learning rate at a step, relative to the highest: linear warmup, then cosine decay to `min_ratio`."""
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
     return min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def bucket_sums(losses: torch.Tensor, times: torch.Tensor, buckets: int) -> torch.Tensor:
+    """Sums and counts [2, buckets] of losses [N] in equal intervals of times [N], in double precision.
+
+    Sums and counts of several batches can be added.
+    """
+    index = (times * buckets).long().clamp(max=buckets - 1)
+    both = torch.stack([losses.detach().double(), torch.ones_like(losses, dtype=torch.float64)])
+    return torch.zeros(2, buckets, dtype=torch.float64, device=losses.device).index_add_(1, index, both)

@@ -7,7 +7,6 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,12 @@ from pipeline_steps.core.source_files import PACKAGE, imported_files
 from pipeline_steps.core.stage_report import StageReport
 from pipeline_steps.core.tables import read_table
 from pipeline_steps.diffusion.audio_tokens import AudioTokenizer
-from pipeline_steps.diffusion.pipelines.safetensors_io import load_weights, write_weights
 from pipeline_steps.train.audio_feature_cache import (
+    TOKENS_SCHEMA,
     build_tokenizer,
     cache_fingerprint,
     distinct_clips,
-    feature_spec_for,
-    load_or_extract_features,
+    load_or_encode_clips,
 )
 from pipeline_steps.train.callbacks import (
     EMACallback,
@@ -52,7 +50,7 @@ from pipeline_steps.train.config import TrainConfig
 from pipeline_steps.train.distributed import (
     DistributedSetup,
     apply_memory_settings,
-    check_batch_sizes,
+    check_batch_size,
     kill_child_processes,
     resolve_setup,
     verify_ranks_agree,
@@ -89,9 +87,9 @@ def run(config: TrainConfig, layout: ProjectPaths) -> StageReport:
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     setup = resolve_setup(config.device, config.precision, config.performance)
-    check_batch_sizes(config.recipe_config.training_phases, setup.partition, f"train.{config.recipe}.phases")
+    check_batch_size(config.recipe_config.phase.batch_size, setup.partition, f"train.{config.recipe}")
     recipe = build_recipe(config, layout, setup)
-    pairs = _read_pairs(layout, recipe.min_clips)
+    pairs = _read_pairs(layout)
     report.n_in = report.n_ok = sum(len(rows) for rows in pairs.values())
     encoder = build_tokenizer(config.audio, layout.assets, layout.root, setup.device.type)
     digest = run_digest(config, layout, encoder, recipe, setup)
@@ -100,7 +98,7 @@ def run(config: TrainConfig, layout: ProjectPaths) -> StageReport:
     lock = FileLock(folder / "prepare.lock")  # the first process computes, the others load its results
     with tracked if setup.is_first else nullcontext(tracking.NoOpTracker()) as tracker:
         with lock if setup.processes > 1 else nullcontext():
-            inputs = _load_inputs(config, layout, folder, encoder, recipe, pairs, digest, report)
+            inputs = _load_inputs(config, layout, encoder, pairs, digest, report)
             prepared = recipe.prepare(inputs)
         _train(config, folder, prepared, TrackingLogger(tracker), setup)
         if not setup.is_first:
@@ -110,12 +108,11 @@ def run(config: TrainConfig, layout: ProjectPaths) -> StageReport:
         report.metrics |= {
             **final_metrics(module.history, module.validation),
             "num_parameters": sum(parameter.numel() for parameter in module.denoiser.parameters()),
-            **prepared.metrics,
             **{f"pairs_{split}": len(rows) for split, rows in pairs.items()},
             "clips_train": len(distinct_clips(pairs["train"])),
         }
         final = {f"train/final/{name}": value for name, value in report.metrics.items()}
-        tracker.log_metrics(final, step=config.recipe_config.max_steps)
+        tracker.log_metrics(final, step=config.recipe_config.phase.max_steps)
         tracker.log_model(layout.model)
     # The model is complete. The checkpoint is large and is not needed any more.
     (folder / f"{CHECKPOINT}.ckpt").unlink(missing_ok=True)
@@ -170,66 +167,40 @@ def source_files(recipe: Recipe) -> list[Path]:
     return [*imported_files(__name__, skip=skip), *sorted(folder.rglob("*.py"))]
 
 
-def _read_pairs(layout: ProjectPaths, min_clips: int) -> Pairs:
+def _read_pairs(layout: ProjectPaths) -> Pairs:
     path = layout.pairs / "pairs.parquet"
     rows = read_table(path, PAIRS).to_pylist()
     pairs = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
     if not pairs["train"]:
         raise DataError(f"{path}: split 'train' has no pair", "run dvc repro pair with more data")
-    count = len(distinct_clips(pairs["train"]))
-    if count < min_clips:
-        raise DataError(
-            f"{path}: split 'train' contains only {count} distinct audio clip; conditioning cannot be learned "
-            f"(at least {min_clips} are needed)",
-            "add audio clips to the pool and run dvc repro",
-        )
     return pairs
 
 
 def _load_inputs(
     config: TrainConfig,
     layout: ProjectPaths,
-    folder: Path,
     encoder: AudioTokenizer,
-    recipe: Recipe,
     pairs: Pairs,
     digest: str,
     report: StageReport,
 ) -> TrainingInputs:
-    """Audio features of all clips, from the result cache where possible, and readers for the rest."""
+    """Audio tokens of all clips, from the result cache where possible, and readers for the rest."""
     media = MediaShardReader(layout.media)
 
     def open_cache(mark: str, schema: pa.Schema) -> ResultCache:
         return ResultCache(str(layout.result_cache), "train", mark, schema)
 
-    spec = feature_spec_for(encoder, config.audio.max_seconds, tokens=recipe.features == "tokens")
-    cache = open_cache(cache_fingerprint(config.audio, config.seed, spec), spec.schema)
+    cache = open_cache(cache_fingerprint(config.audio, config.seed, encoder), TOKENS_SCHEMA)
     rows = [row for split in SPLITS for row in pairs[split]]
-    features, report.computed, report.reused = load_or_extract_features(
-        config.audio, config.seed, spec, cache, media.sound, rows
+    features, report.computed, report.reused = load_or_encode_clips(
+        config.audio, config.seed, encoder, cache, media.sound, rows
     )
-    return TrainingInputs(digest, pairs, features, encoder, media.image, open_cache, _weights_of_run(folder))
-
-
-def _weights_of_run(folder: Path) -> Callable[[str, Callable[[], Any], Callable[[], Any]], Any]:
-    """`load_or_train` of `TrainingInputs`, with files in the run's folder."""
-
-    def load_or_train(name: str, build: Callable[[], Any], train: Callable[[], Any]) -> Any:
-        path = folder / f"{name}.safetensors"
-        if path.is_file():
-            module = build()
-            load_weights(path, module)
-            return module.requires_grad_(False).eval()
-        module = train()
-        write_weights(path, module.state_dict())
-        return module
-
-    return load_or_train
+    return TrainingInputs(digest, pairs, features, encoder, media.image, open_cache)
 
 
 def _train(config: TrainConfig, folder: Path, prepared: TrainingRun, logger: TrackingLogger, setup: DistributedSetup) -> None:
     """Train from the start or from the last checkpoint. Afterwards the module has the averaged weights."""
-    module, max_steps = prepared.module, config.recipe_config.max_steps
+    module, max_steps = prepared.module, config.recipe_config.phase.max_steps
     last = folder / f"{CHECKPOINT}.ckpt"
     resume, checkpoint = _checkpoint_to_resume(config.resume_from_checkpoint, last, module)
     step = int(checkpoint.get("global_step", 0))
@@ -286,7 +257,6 @@ def _train(config: TrainConfig, folder: Path, prepared: TrainingRun, logger: Tra
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*Checkpoint directory.*")
             warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-            warnings.filterwarnings("ignore", message=".*training_step` returned `None`.*")  # a step that is not finite
             trainer.fit(module, datamodule=prepared.datamodule, ckpt_path=resume and str(resume), weights_only=True)
     except NonFiniteLossError as error:
         error.details["last_good_checkpoint"] = f"{CHECKPOINT}.ckpt" if last.is_file() else "none"
@@ -328,10 +298,10 @@ def _checkpoint_to_resume(requested: str | None, last: Path, module: DiffusionMo
 
 def _export(layout: ProjectPaths, folder: Path, prepared: TrainingRun) -> None:
     """Write the model into the run's folder, then move it to its place as a whole."""
-    scratch = folder / "export"
-    shutil.rmtree(scratch, ignore_errors=True)
-    prepared.export(scratch)
-    module, record = prepared.module, scratch / "training"
+    export = folder / "export"
+    shutil.rmtree(export, ignore_errors=True)
+    prepared.export(export)
+    module, record = prepared.module, export / "training"
     write_text(record / "loss.csv", loss_csv(module.history))
     write_text(record / "validation.csv", validation_csv(module.validation))
     for step in sorted(module.validation, key=int):
@@ -341,4 +311,4 @@ def _export(layout: ProjectPaths, folder: Path, prepared: TrainingRun) -> None:
     target = layout.model
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)
-    scratch.replace(target)
+    export.replace(target)

@@ -34,15 +34,18 @@ def test_empty_request_keeps_every_byte(root: Path) -> None:
 def test_overrides_are_set_and_reported(root: Path) -> None:
     before = loaded(root)
     changes = write_params(
-        root, RunRequest(overrides=("train.scratch.phases.unet.max_steps=7", "ingest.metadata=null", "pair.event_pooling=mean"))
+        root,
+        RunRequest(
+            overrides=("train.ip_adapter.phases.adapter.batch_size=7", "ingest.metadata=null", "pair.event_pooling=mean")
+        ),
     )
     assert sorted(changes) == [
         "ingest.metadata: manifest.csv -> None",
         "pair.event_pooling: max -> mean",
-        "train.scratch.phases.unet.max_steps: 200 -> 7",
+        "train.ip_adapter.phases.adapter.batch_size: 16 -> 7",
     ]
     after = loaded(root)
-    after["train"]["scratch"]["phases"]["unet"]["max_steps"] = 200  # type: ignore[index]
+    after["train"]["ip_adapter"]["phases"]["adapter"]["batch_size"] = 16  # type: ignore[index]
     after["ingest"]["metadata"] = "manifest.csv"  # type: ignore[index]
     after["pair"]["event_pooling"] = "max"  # type: ignore[index]
     assert after == before, "nothing else has changed"
@@ -72,7 +75,7 @@ def test_preset_is_applied_before_the_overrides(root: Path) -> None:
     ("override", "message"),
     [
         ("train.leraning_rate=1", "train.leraning_rate is unknown"),
-        ("train.scratch.phases.unet.max_stepz=3", "did you mean max_steps"),
+        ("train.ip_adapter.phases.adapter.max_stepz=3", "did you mean max_steps"),
         ("trian.seed=3", "did you mean train"),
         ("retrieve.k=many", "retrieve.k: Input should be a valid integer"),
         ("retrieve.k=-1", "retrieve.k"),

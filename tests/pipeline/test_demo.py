@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from tests.factories.checkpoints.stable_diffusion import small_backbone
 from tests.factories.demo_project import PROJECT, build, copy_rows, demo_rows, repro, write_params
 
 LABELS = {"dog", "train", "car", "cow", "sheep", "bird", "horse", "wolf", "drum", "bell", "duck", "guitar", "helicopter", "owl"}
@@ -20,12 +21,11 @@ SPARE = "i-train-003"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SHRUNK: dict[str, Any] = {
-    "train.scratch.autoencoder.max_steps": 20,
+    "train.resolution": 32,
     "train.audio.num_augmentations": 2,
-    "train.scratch.phases.mlp.max_steps": 20,
-    "train.scratch.phases.mlp.batch_size": 8,
-    "train.scratch.phases.unet.max_steps": 10,
-    "train.scratch.phases.unet.batch_size": 4,
+    "train.ip_adapter.backbone.model": "backbone",
+    "train.ip_adapter.phases.adapter.max_steps": 20,
+    "train.ip_adapter.phases.adapter.batch_size": 4,
     "train.checkpointing_steps": 10,
     "train.validation_steps": 10,
     "train.sampling.num_inference_steps": 3,
@@ -38,7 +38,7 @@ SHRUNK: dict[str, Any] = {
     "evaluate.report.max_pairs": 6,
     "evaluate.report.max_samples": 6,
 }
-"""Less of the same: fewer optimiser steps, samples and gallery items."""
+"""Less of the same: a small backbone of random weights, fewer optimiser steps, samples and gallery items."""
 
 
 def build_small(folder: Path, *, lie: bool = False) -> Path:
@@ -51,6 +51,7 @@ def build_small(folder: Path, *, lie: bool = False) -> Path:
         for number, row in enumerate(chosen):
             row["label"], row["caption"], row["group"] = f"label {number % 3}", "nonsense", "nonsense"
     build(folder, chosen)
+    small_backbone(folder / "backbone")
     write_params(folder, YAML().load(PROJECT / "params.yaml"), SHRUNK)
     return folder
 

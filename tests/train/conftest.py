@@ -1,4 +1,4 @@
-"""A small world: eight demo pictures, four demo sounds, real weights; the whole stage takes seconds on it."""
+"""A small world: eight demo pictures, four demo sounds, a small backbone; the whole stage takes seconds on it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline_steps.core.tables import write_table
 
 
 @pytest.fixture(scope="session")
-def make_project(demo: Path, assets: Path) -> Callable[[Path], ProjectPaths]:
+def make_project(demo: Path, assets: Path, backbone: Path) -> Callable[[Path], ProjectPaths]:
     """Write the small world's inputs below a folder."""
     pictures = sorted((demo / "images").glob("i-t*.webp"))[:8]
     sounds = sorted((demo / "sounds").glob("s-b*.ogg"))[:4]
@@ -43,6 +43,7 @@ def make_project(demo: Path, assets: Path) -> Callable[[Path], ProjectPaths]:
         rows = write_shards(layout.media, "image", images, "png") + write_shards(layout.media, "audio", audio, "flac")
         write_index(layout.media, rows)
         layout.assets.symlink_to(assets)
+        (root / "backbone").symlink_to(backbone)
         pairs = []
         for number, image_id in enumerate(sorted(images)):
             audio_id = sorted(audio)[number % 4]

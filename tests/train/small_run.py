@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
 
 from pipeline_steps.core.project_paths import ProjectPaths
-from pipeline_steps.diffusion.audio_conditioner import ConditionerInput
-from pipeline_steps.diffusion.autoencoder import PatchPCAAutoencoder
+from pipeline_steps.diffusion.audio_prompt import AudioPrompt
+from pipeline_steps.diffusion.audio_tokens import TAGS, AudioTokens
+from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
+from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
+from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
 from pipeline_steps.train.callbacks import EMA_EVERY_N_STEPS
 from pipeline_steps.train.config import TrainConfig
-from pipeline_steps.train.config_groups import ImageAugmentationConfig, OptimizerConfig
+from pipeline_steps.train.config_groups import OptimizerConfig
 from pipeline_steps.train.data import BatchPartition
-from pipeline_steps.train.recipes.scratch.config import ObjectiveConfig, ScratchConfig, ScratchPhases
-from pipeline_steps.train.recipes.scratch.data import ScratchDataModule, ScratchDataset
-from pipeline_steps.train.recipes.scratch.lightning_module import ScratchModule
-from pipeline_steps.train.recipes.scratch.training import build_conditioner, build_denoiser
+from pipeline_steps.train.recipes.ip_adapter.config import IPAdapterConfig
+from pipeline_steps.train.recipes.ip_adapter.data import IPAdapterDataModule, IPAdapterDataset
+from pipeline_steps.train.recipes.ip_adapter.lightning_module import AudioIPAdapterModule
 
 SMALL: dict[str, Any] = {
     "num_threads": 1,
@@ -29,16 +32,10 @@ SMALL: dict[str, Any] = {
     "sampling": {"num_inference_steps": 2},
     "checkpointing_steps": 4,
     "validation_steps": 3,
-    "scratch": {
-        "autoencoder": {"latent_channels": 8, "hidden_channels": 8, "max_steps": 4},
-        "conditioner": {"num_time_tokens": 2, "frame_pca_dim": 8, "tag_pca_dim": 8, "hidden_dim": 32},
-        "unet": {"block_out_channels": [32, 32], "attention_head_dim": 16},
-        "objective": {"full_covariance_channels": 4},
-        "mlp_denoiser": {"hidden_dim": 32, "num_blocks": 1},
-        "phases": {
-            "mlp": {"max_steps": 5, "batch_size": 4, "learning_rate": 1e-3},
-            "unet": {"max_steps": 7, "batch_size": 3, "learning_rate": 1e-3},
-        },
+    "ip_adapter": {
+        "backbone": {"model": "backbone"},
+        "resampler": {"num_queries": 2, "dim": 16, "depth": 1, "heads": 2, "dropout": 0.1},
+        "phases": {"adapter": {"max_steps": 12, "batch_size": 3, "learning_rate": 1e-3}},
     },
 }
 
@@ -61,9 +58,9 @@ def small_config(**changes: Any) -> TrainConfig:
     return TrainConfig.from_params(small_section(**changes))
 
 
-def phase_steps(mlp: int, unet: int) -> dict[str, Any]:
-    """Keys of `train.scratch` for so many steps per phase."""
-    return {"phases": {"mlp": {"max_steps": mlp}, "unet": {"max_steps": unet}}}
+def adapter_phase(max_steps: int, batch_size: int = 3, learning_rate: float = 1e-3) -> dict[str, Any]:
+    """Key `train.ip_adapter` with another phase."""
+    return {"phases": {"adapter": {"max_steps": max_steps, "batch_size": batch_size, "learning_rate": learning_rate}}}
 
 
 def model_bytes(layout: ProjectPaths) -> dict[str, bytes]:
@@ -73,27 +70,34 @@ def model_bytes(layout: ProjectPaths) -> dict[str, bytes]:
     }
 
 
-def scratch_datamodule(
+def small_adapter(backbone: Path) -> AudioIPAdapter:
+    """Untrained adapter for clips of tokens [time, 1, 8] in a backbone of its own, the same every time."""
+    frozen = StableDiffusionBackbone(str(backbone)).load()
+    torch.manual_seed(0)
+    resampler = PerceiverResampler(8, 1, num_queries=2, output_width=frozen.width, dim=16, depth=1, heads=2, dropout=0.1)
+    return AudioIPAdapter(frozen, resampler, AudioPrompt())
+
+
+def small_datamodule(
+    backbone: Path,
     partition: BatchPartition = BatchPartition(),  # noqa: B008 - frozen
-    augmentation: ImageAugmentationConfig = ImageAugmentationConfig(),  # noqa: B008 - frozen
+    hflip_prob: float = 0.0,
     **loader_arguments: Any,
-) -> ScratchDataModule:
-    """Five random pairs with two clips; three steps of the first phase, then nine of the second."""
+) -> IPAdapterDataModule:
+    """Batches of three out of five random pairs with two clips of unequal length."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(5, 3, 16, 16, generator=generator) * 2 - 1
-    autoencoder = PatchPCAAutoencoder(4, 0.5, 0)
-    autoencoder.fit(images)
-    inputs = [
-        ConditionerInput(torch.randn(3, 2, 4, generator=generator), torch.randn(3, 10, generator=generator)) for _ in range(2)
+    means = torch.randn(5, 2, 4, 4, 4, generator=generator).half()
+    stds = torch.rand(means.shape, generator=generator).half()
+    tokens = [
+        [
+            AudioTokens(torch.randn(length, 1, 8, generator=generator).half(), torch.rand(TAGS, generator=generator), -20.0)
+            for _ in range(3)
+        ]
+        for length in (3, 5)
     ]
-    data = ScratchDataset(images, [0, 1, 0, 1, 0], inputs)
-    phases = ScratchPhases.model_validate(
-        {
-            "mlp": {"max_steps": 3, "batch_size": 3, "learning_rate": 1e-3},
-            "unet": {"max_steps": 9, "batch_size": 2, "learning_rate": 1e-3},
-        }
-    )
-    return ScratchDataModule(data, data, autoencoder, augmentation, ObjectiveConfig(), phases, 1, partition, loader_arguments)
+    data = IPAdapterDataset(means, stds, list(range(5)), [0, 1, 0, 1, 0], tokens)
+    config = IPAdapterConfig.model_validate(adapter_phase(12))
+    return IPAdapterDataModule(data, data, small_adapter(backbone), config, hflip_prob, 1, partition, loader_arguments)
 
 
 class EMARecorder(Callback):
@@ -112,20 +116,14 @@ class EMARecorder(Callback):
             self.average[name] = weight * self.average.get(name, live) + (1 - weight) * live
 
 
-def tiny_module() -> ScratchModule:
-    """Module of a few thousand weights, the same every time; four steps of the first phase, then eight of the second."""
-    config = ScratchConfig.model_validate(
-        merged(
-            SMALL["scratch"],
-            {
-                "autoencoder": {"latent_channels": 4},
-                "objective": {"full_covariance_channels": 2},
-                "conditioner": {"frame_pca_dim": 4, "tag_pca_dim": 4},
-                **phase_steps(4, 8),
-            },
-        )
+def small_module(backbone: Path) -> AudioIPAdapterModule:
+    """Module of a few thousand weights, the same every time; twelve steps."""
+    return AudioIPAdapterModule(
+        small_adapter(backbone),
+        snr_gamma=5.0,
+        digest="digest",
+        phase=IPAdapterConfig.model_validate(adapter_phase(12)).phase,
+        optimizer=OptimizerConfig(lr_warmup_steps=2),
+        seed=0,
+        max_nonfinite_steps=3,
     )
-    torch.manual_seed(0)
-    denoiser = build_denoiser(config, 16, build_conditioner(config.conditioner))
-    optimizer = OptimizerConfig(lr_warmup_steps=2)
-    return ScratchModule(denoiser, config.phases, digest="digest", optimizer=optimizer, seed=0, max_nonfinite_steps=3)

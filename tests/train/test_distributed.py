@@ -23,16 +23,16 @@ from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.train import stage
 from pipeline_steps.train.config_groups import PerformanceConfig
 from pipeline_steps.train.data import BatchPartition
-from pipeline_steps.train.distributed import check_batch_sizes, resolve_setup
-from tests.train.small_run import phase_steps, small_config, small_section
+from pipeline_steps.train.distributed import check_batch_size, resolve_setup
+from tests.train.small_run import adapter_phase, small_config, small_section
 
 MakeProject = Callable[[Path], ProjectPaths]
 WAIT_S = 380
 
 
-def scratch_group(dropout: float) -> dict[str, Any]:
-    """Keys of `train.scratch`: ten steps, with dropout."""
-    return {"conditioner": {"dropout": dropout}, **phase_steps(4, 6)}
+def adapter_group(dropout: float) -> dict[str, Any]:
+    """Group `train.ip_adapter`: ten steps, with dropout."""
+    return {"resampler": {"dropout": dropout}, **adapter_phase(10)}
 
 
 def _weights(layout: ProjectPaths) -> dict[str, torch.Tensor]:
@@ -52,7 +52,7 @@ def _assert_same(one: ProjectPaths, other: ProjectPaths) -> None:
 
 
 def _write_params(layout: ProjectPaths, **performance: Any) -> None:
-    section = small_section(scratch=scratch_group(0.3), performance=performance)
+    section = small_section(ip_adapter=adapter_group(0.3), performance=performance)
     with layout.params.open("w") as file:
         YAML().dump({"train": section}, file)
 
@@ -79,7 +79,7 @@ def _finish(process: subprocess.Popen[str], code: int = 0) -> str:
 def in_two_microbatches(make_project: MakeProject, tmp_path_factory: pytest.TempPathFactory) -> ProjectPaths:
     """One process, two microbatches a step."""
     layout = make_project(tmp_path_factory.mktemp("microbatches"))
-    stage.run(small_config(scratch=scratch_group(0.3), performance={"accumulate_grad_batches": 2}), layout)
+    stage.run(small_config(ip_adapter=adapter_group(0.3), performance={"accumulate_grad_batches": 2}), layout)
     return layout
 
 
@@ -95,9 +95,9 @@ def test_microbatches_change_nothing_but_rounding(
 ) -> None:
     layout = _twin(in_two_microbatches, make_project, tmp_path)
     halves = _twin(in_two_microbatches, make_project, tmp_path / "halves")
-    group = scratch_group(dropout=0.0)
-    stage.run(small_config(scratch=group), layout)
-    stage.run(small_config(scratch=group, performance={"accumulate_grad_batches": 2}), halves)
+    group = adapter_group(dropout=0.0)
+    stage.run(small_config(ip_adapter=group), layout)
+    stage.run(small_config(ip_adapter=group, performance={"accumulate_grad_batches": 2}), halves)
     _assert_same(layout, halves)
     rows = [(root.model / "training/loss.csv").read_text().splitlines() for root in (layout, halves)]
     assert len(rows[0]) == len(rows[1]) == 11
@@ -156,10 +156,9 @@ def test_two_machines_killed_and_started_again_end_as_one(
 def test_impossible_distributions_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_PROCID", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
-    phases = small_config().recipe_config.training_phases
-    check_batch_sizes(phases, BatchPartition(accumulate=3), "train.scratch.phases")
-    with pytest.raises(ConfigError, match=r"train\.scratch\.phases\.unet\.batch_size: 3 samples are fewer than 4 microbatches"):
-        check_batch_sizes(phases, BatchPartition(accumulate=4), "train.scratch.phases")
+    check_batch_size(3, BatchPartition(accumulate=3), "train.ip_adapter")
+    with pytest.raises(ConfigError, match=r"train\.ip_adapter: batch_size 3 is smaller than the number of microbatches, 4"):
+        check_batch_size(3, BatchPartition(accumulate=4), "train.ip_adapter")
     two = PerformanceConfig(devices=2)
     if torch.cuda.device_count() == 1:
         with pytest.raises(ResourceError, match="devices is 2, but torch sees"):

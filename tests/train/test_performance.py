@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,10 +21,10 @@ from pipeline_steps.train.compilation import inductor_or_eager
 from pipeline_steps.train.config_groups import PerformanceConfig
 from pipeline_steps.train.data import BatchPartition, TrainingBatch
 from pipeline_steps.train.distributed import DistributedSetup, apply_memory_settings
-from pipeline_steps.train.recipes.scratch.data import ScratchDataModule
-from pipeline_steps.train.recipes.scratch.lightning_module import ScratchModule
+from pipeline_steps.train.recipes.ip_adapter.data import IPAdapterDataModule
+from pipeline_steps.train.recipes.ip_adapter.lightning_module import AudioIPAdapterModule
 from pipeline_steps.train.tracking_logger import TrackingLogger
-from tests.train.small_run import EMARecorder, scratch_datamodule, tiny_module
+from tests.train.small_run import EMARecorder, small_datamodule, small_module
 
 Weights = dict[str, torch.Tensor]
 
@@ -32,19 +33,23 @@ def setup_for(**performance: Any) -> DistributedSetup:
     return DistributedSetup("cpu", "32-true", performance=PerformanceConfig.model_validate(performance))
 
 
-def fit(module: ScratchModule, *callbacks: Callback, steps: int = 6, accumulate: int = 1, **arguments: Any) -> pl.Trainer:
-    """A few steps whose phase changes at step 4."""
+def fit(
+    module: AudioIPAdapterModule, *callbacks: Callback, steps: int = 6, accumulate: int = 1, **arguments: Any
+) -> pl.Trainer:
+    """A few steps."""
     given = {"logger": False, "limit_val_batches": 0, **arguments}
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, callbacks=list(callbacks), barebones=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0,
         accumulate_grad_batches=accumulate, **given,
     )  # fmt: skip
-    trainer.fit(module, datamodule=scratch_datamodule(BatchPartition(accumulate=accumulate)))
+    trainer.fit(
+        module, datamodule=small_datamodule(Path(module.denoiser.backbone.model), BatchPartition(accumulate=accumulate))
+    )
     return trainer
 
 
-def weights(module: ScratchModule) -> Weights:
+def weights(module: AudioIPAdapterModule) -> Weights:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
@@ -54,27 +59,27 @@ def largest_difference(one: Weights, other: Weights) -> float:
 
 
 @pytest.fixture(scope="module")
-def plain() -> Weights:
+def plain(backbone: Path) -> Weights:
     """Weights after six steps with the defaults."""
-    module = tiny_module()
+    module = small_module(backbone)
     apply_memory_settings(module.unet, setup_for())
     fit(module, EMACallback(0.7))
     return weights(module)
 
 
 @pytest.mark.parametrize("performance", [{"gradient_checkpointing": True}, {"channels_last": True}])
-def test_memory_settings_change_only_rounding(performance: dict[str, Any], plain: Weights) -> None:
-    module = tiny_module()
+def test_memory_settings_change_only_rounding(performance: dict[str, Any], plain: Weights, backbone: Path) -> None:
+    module = small_module(backbone)
     apply_memory_settings(module.unet, setup_for(**performance))
     fit(module, EMACallback(0.7))
     assert largest_difference(plain, weights(module)) < 2e-5
-    kernel = module.denoiser.unet.conv_in.weight
+    kernel = module.unet.conv_in.weight
     assert kernel.is_contiguous(memory_format=torch.channels_last) == ("channels_last" in performance)
-    assert module.denoiser.unet.is_gradient_checkpointing == ("gradient_checkpointing" in performance)
+    assert module.unet.is_gradient_checkpointing == ("gradient_checkpointing" in performance)
 
 
-def test_the_average_moves_once_an_optimizer_step_with_microbatches() -> None:
-    module = tiny_module()
+def test_the_average_moves_once_an_optimizer_step_with_microbatches(backbone: Path) -> None:
+    module = small_module(backbone)
     recorder = EMARecorder(0.7)
     fit(module, EMACallback(0.7), recorder, steps=6, accumulate=2)
     assert EMA_EVERY_N_STEPS < 6, "the average moved more than once"
@@ -83,11 +88,11 @@ def test_the_average_moves_once_an_optimizer_step_with_microbatches() -> None:
         assert torch.allclose(value, recorder.average[name], atol=1e-5), name
 
 
-def test_a_step_is_skipped_if_one_of_its_microbatches_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = ScratchDataModule.training_batch
+def test_a_step_is_skipped_if_one_of_its_microbatches_is_not_finite(monkeypatch: pytest.MonkeyPatch, backbone: Path) -> None:
+    original = IPAdapterDataModule.training_batch
     parameters: list[torch.Tensor] = []
 
-    def poisoned(datamodule: ScratchDataModule, step: int, micro: int = 0) -> TrainingBatch:
+    def poisoned(datamodule: IPAdapterDataModule, step: int, micro: int = 0) -> TrainingBatch:
         batch = original(datamodule, step, micro)
         return dataclasses.replace(batch, noise=batch.noise * float("nan")) if (step, micro) == (5, 0) else batch
 
@@ -96,8 +101,8 @@ def test_a_step_is_skipped_if_one_of_its_microbatches_is_not_finite(monkeypatch:
             if batch.last:
                 parameters.append(torch.cat([value.detach().flatten() for value in pl_module.parameters()]))
 
-    monkeypatch.setattr(ScratchDataModule, "training_batch", poisoned)
-    module = tiny_module()
+    monkeypatch.setattr(IPAdapterDataModule, "training_batch", poisoned)
+    module = small_module(backbone)
     fit(module, Keep(), steps=8, accumulate=2)
     assert [math.isfinite(row["loss"]) for row in module.history] == [True] * 5 + [False] + [True] * 2
     moved = [not torch.equal(before, after) for before, after in itertools.pairwise(parameters)]
@@ -105,14 +110,13 @@ def test_a_step_is_skipped_if_one_of_its_microbatches_is_not_finite(monkeypatch:
     assert bool(torch.isfinite(parameters[-1]).all())
 
 
-def test_attention_is_fused() -> None:
-    processors = tiny_module().denoiser.unet.attn_processors.values()
-    assert processors
-    assert {type(processor).__name__ for processor in processors} == {"AttnProcessor2_0"}
+def test_attention_is_fused(backbone: Path) -> None:
+    processors = small_module(backbone).unet.attn_processors.values()
+    assert {type(processor).__name__ for processor in processors} == {"AttnProcessor2_0", "IPAdapterAttnProcessor2_0"}
 
 
-def test_half_precision_runs_on_the_cpu_too(plain: Weights) -> None:
-    module = tiny_module()
+def test_half_precision_runs_on_the_cpu_too(plain: Weights, backbone: Path) -> None:
+    module = small_module(backbone)
     fit(module, EMACallback(0.7), precision="bf16-mixed")
     assert {value.dtype for value in module.parameters()} == {torch.float32}
     assert 0.0 < largest_difference(plain, weights(module)) < 0.05
@@ -129,13 +133,13 @@ def test_switches_are_on_by_default_on_a_gpu_alone() -> None:
 
 
 def test_a_compiler_that_fails_does_not_stop_training(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, plain: Weights
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, plain: Weights, backbone: Path
 ) -> None:
     def failing(graph: Any, inputs: Any) -> Any:
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", failing)
-    module = tiny_module()
+    module = small_module(backbone)
     module.unet.compile(backend=inductor_or_eager)
     with caplog.at_level(logging.WARNING, "pipeline_steps"):
         fit(module, EMACallback(0.7))
@@ -143,7 +147,7 @@ def test_a_compiler_that_fails_does_not_stop_training(
     assert largest_difference(plain, weights(module)) == 0.0
 
 
-def test_a_compiled_network_is_compiled_in_training_and_eager_in_validation(plain: Weights) -> None:
+def test_a_compiled_network_is_compiled_in_training_and_eager_in_validation(plain: Weights, backbone: Path) -> None:
     graphs: list[int] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
@@ -156,7 +160,7 @@ def test_a_compiled_network_is_compiled_in_training_and_eager_in_validation(plai
 
     network = Network()
     network.compile(backend=backend)
-    module = tiny_module()
+    module = small_module(backbone)
     module.compiled = True
     module.on_validation_start()
     network(torch.zeros(1, 2))
@@ -184,8 +188,8 @@ class Notes(NoOpTracker):
         self.images.append((key, step))
 
 
-def test_metrics_are_tracked_by_optimizer_step() -> None:
-    module, notes, grids = tiny_module(), Notes(), []
+def test_metrics_are_tracked_by_optimizer_step(backbone: Path) -> None:
+    module, notes, grids = small_module(backbone), Notes(), []
     fit(
         module, EMACallback(0.7), SampleGridCallback(lambda: torch.zeros(2, 2, 3).numpy(), lambda step, _: grids.append(step)),
         ThroughputCallback(2), steps=7, accumulate=2, logger=TrackingLogger(notes), log_every_n_steps=2,
@@ -203,16 +207,16 @@ def test_metrics_are_tracked_by_optimizer_step() -> None:
     assert notes.images == [("samples/grid", step) for step in grids]
 
 
-def test_waiting_for_data_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_data_is_measured(monkeypatch: pytest.MonkeyPatch, backbone: Path) -> None:
     import time
 
-    original = ScratchDataModule.training_batch
+    original = IPAdapterDataModule.training_batch
 
-    def slow(datamodule: ScratchDataModule, step: int, micro: int = 0) -> TrainingBatch:
+    def slow(datamodule: IPAdapterDataModule, step: int, micro: int = 0) -> TrainingBatch:
         time.sleep(0.2)
         return original(datamodule, step, micro)
 
-    monkeypatch.setattr(ScratchDataModule, "training_batch", slow)
+    monkeypatch.setattr(IPAdapterDataModule, "training_batch", slow)
     notes = Notes()
-    fit(tiny_module(), ThroughputCallback(2), steps=4, logger=TrackingLogger(notes), log_every_n_steps=2)
+    fit(small_module(backbone), ThroughputCallback(2), steps=4, logger=TrackingLogger(notes), log_every_n_steps=2)
     assert all(values["train/data_wait_ratio"] > 0.3 for _, values in notes.rows if "train/loss" in values)

@@ -202,6 +202,11 @@ def latents_generator(seed: int, sample_index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(entropy) % 2**63)
 
 
+def classifier_free_guidance(conditional: torch.Tensor, unconditional: torch.Tensor, guidance_scale: float) -> torch.Tensor:
+    """Classifier-free guidance u + g (c - u) (Ho & Salimans 2022, arXiv 2207.12598); g = 1 is the conditional model."""
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
 def to_uint8(images: torch.Tensor) -> ByteArray:
     """Convert float [N, 3, H, W] in [-1, 1] to uint8 [N, H, W, 3]."""
     values: Any = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

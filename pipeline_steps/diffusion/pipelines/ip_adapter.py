@@ -23,7 +23,13 @@ from pipeline_steps.diffusion.audio_prompt import AudioPrompt
 from pipeline_steps.diffusion.audio_tokens import AstTokenizer, AudioTokenizer, AudioTokens, YamnetTokenizer
 from pipeline_steps.diffusion.ip_adapter import AudioEmbeds, AudioIPAdapter
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
-from pipeline_steps.diffusion.pipelines.base import PIPELINES, Audio2ImagePipeline, GenerationConfig, to_uint8
+from pipeline_steps.diffusion.pipelines.base import (
+    PIPELINES,
+    Audio2ImagePipeline,
+    GenerationConfig,
+    classifier_free_guidance,
+    to_uint8,
+)
 from pipeline_steps.diffusion.pipelines.safetensors_io import (
     FORMAT,
     INDEX,
@@ -35,7 +41,6 @@ from pipeline_steps.diffusion.pipelines.safetensors_io import (
     read_weights,
     write_weights,
 )
-from pipeline_steps.diffusion.rectified_flow import classifier_free_guidance
 from pipeline_steps.diffusion.stable_diffusion import FILES as BACKBONE_FILES
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
 from pipeline_steps.models.audio.ast import AstEncoder

@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
-from torch import nn
 
 from pipeline_steps.core.atomic import atomic_path, write_bytes, write_json
 from pipeline_steps.core.errors import DataError, IntegrityError
@@ -56,18 +55,6 @@ def read_model_index(folder: Path, class_name: str) -> dict[str, Any]:
     if index.get("_class_name") != class_name or index.get("format") != FORMAT:
         raise IntegrityError(f"{folder / INDEX}: not a {class_name} of format {FORMAT}", RETRAIN)
     return index
-
-
-def load_weights(path: Path, module: nn.Module, sha256: str = "") -> None:
-    """Load a safetensors file into a module; keys and shapes must agree exactly.
-
-    Raises:
-        DataError: the file is missing.
-        IntegrityError: wrong hash, not safetensors, a missing or unknown key, another shape.
-    """
-    tensors = read_weights(path, sha256)
-    check_weights(path, tensors, module.state_dict())
-    module.load_state_dict(tensors)
 
 
 def read_weights(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline_steps.audio.mixing import Tracks
     from pipeline_steps.core.array_types import ByteArray
     from pipeline_steps.core.result_cache import ResultCache
-    from pipeline_steps.diffusion.audio_tokens import AudioTokenizer
+    from pipeline_steps.diffusion.audio_tokens import AudioTokenizer, AudioTokens
     from pipeline_steps.train.data import AudioImageDataModule
     from pipeline_steps.train.distributed import DistributedSetup
     from pipeline_steps.train.lightning_module import DiffusionModule
@@ -36,27 +36,9 @@ class RecipeConfig(StageConfig):
     """Base of the configuration of a recipe."""
 
     @property
-    def training_phases(self) -> Mapping[str, PhaseConfig]:
-        """Phases in their order, by their key in group `phases`."""
+    def phase(self) -> PhaseConfig:
+        """Steps, batch size and learning rate."""
         raise NotImplementedError
-
-    @property
-    def max_steps(self) -> int:
-        """Optimizer steps of all phases."""
-        return sum(phase.max_steps for phase in self.training_phases.values())
-
-    def check(
-        self,
-        resolution: int,
-        audio: AudioEncodingConfig,
-        image_augmentation: ImageAugmentationConfig,
-        sampling: SamplingConfig,
-    ) -> None:
-        """Check the recipe's keys against the shared ones; called if the recipe is selected.
-
-        Raises:
-            ValueError: a combination of keys is not supported.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +68,14 @@ class TrainingInputs:
         encoder: audio encoder that made them.
         image: RGB uint8 [H, W, 3] by image id.
         open_cache: result cache of a fingerprint and a schema.
-        load_or_train: weights file of the run by name: loaded into `build()` if an earlier attempt saved it, else made by
-            `train()` and saved.
     """
 
     digest: str
     pairs: Mapping[str, list[dict[str, Any]]]
-    features: Mapping[Tracks, list[Any]]
+    features: Mapping[Tracks, list[AudioTokens]]
     encoder: AudioTokenizer
     image: Callable[[str], ByteArray]
     open_cache: Callable[[str, pa.Schema], ResultCache]
-    load_or_train: Callable[[str, Callable[[], Any], Callable[[], Any]], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +87,12 @@ class TrainingRun:
         datamodule: its batches.
         sample_grid: generate the sample grid uint8 [H, W, 3] with the present weights.
         export: write the model into a new folder.
-        metrics: metrics of the data and the frozen parts.
     """
 
     module: DiffusionModule
     datamodule: AudioImageDataModule
     sample_grid: Callable[[], ByteArray]
     export: Callable[[Path], None]
-    metrics: dict[str, Any]
 
 
 class Recipe(ABC):
@@ -127,13 +104,9 @@ class Recipe(ABC):
 
     Attributes:
         config_class: model of the group.
-        features: what a clip is encoded as: `frames` (YAMNet's frames and logits) or `tokens` (grids of encoder tokens).
-        min_clips: distinct training clips that are required.
     """
 
     config_class: ClassVar[type[RecipeConfig]]
-    features: ClassVar[str] = "frames"
-    min_clips: ClassVar[int] = 1
 
     def __init__(self, config: Any, settings: RecipeSettings) -> None:
         self.config = config
@@ -145,4 +118,4 @@ class Recipe(ABC):
 
     @abstractmethod
     def prepare(self, inputs: TrainingInputs) -> TrainingRun:
-        """Fit the fixed parts and build what is trained."""
+        """Load the frozen models, encode the data and build what is trained."""

@@ -1,4 +1,4 @@
-"""A Stable Diffusion 1.5 checkpoint of true architecture and tiny size: own tokenizer, random weights, diffusers' own files."""
+"""Stable Diffusion checkpoints of true architecture and tiny size: own tokenizer, random weights, diffusers' own files."""
 
 from __future__ import annotations
 
@@ -48,10 +48,16 @@ def bert_text_encoder(folder: Path) -> tuple[Any, Any]:
     return tokenizer, BertModel(config)
 
 
-def stable_diffusion(folder: Path, prediction: str = "epsilon", text: str = "clip") -> Path:
-    """Write a checkpoint in the layout of published ones: four levels, two layers a block, PNDM.
+def small_backbone(folder: Path) -> Path:
+    """Write a checkpoint like the embedded backbone: two levels of the U-Net, one layer a block, BERT, v_prediction."""
+    return stable_diffusion(folder, "v_prediction", "bert", levels=2)
 
-    `text` selects the text encoder: `clip`, `bert` (pooled into the time embedding too), or empty for none.
+
+def stable_diffusion(folder: Path, prediction: str = "epsilon", text: str = "clip", levels: int = 4) -> Path:
+    """Write a checkpoint in the layout of published ones, PNDM.
+
+    `text` selects the text encoder: `clip`, `bert` (pooled into the time embedding too), or empty for none. With four levels
+    of the U-Net a block has two layers, as in Stable Diffusion 1.5.
     """
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -60,8 +66,10 @@ def stable_diffusion(folder: Path, prediction: str = "epsilon", text: str = "cli
     pooled = {"addition_embed_type": "text", "addition_embed_type_num_heads": 2} if text == "bert" else {}
     unet = UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(16, 16, 32, 32),
-        layers_per_block=2,
+        block_out_channels=(16, 16, 32, 32)[-levels:],
+        down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
+        layers_per_block=levels // 2,
         cross_attention_dim=24,
         attention_head_dim=2,
         norm_num_groups=8,

@@ -1,4 +1,4 @@
-"""Recipe `ip_adapter`: audio conditioning of a frozen Stable Diffusion."""
+"""Recipe `ip_adapter`: audio conditioning of a frozen text-to-image backbone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ class IPAdapterRecipe(Recipe):
     """Resampler and decoupled cross-attention of a frozen backbone."""
 
     config_class = IPAdapterConfig
-    features = "tokens"
 
     @cached_property
     def backbone(self) -> StableDiffusionBackbone:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from pydantic import Field, model_validator
 
 from pipeline_steps.core.config import StageConfig
-from pipeline_steps.train.config_groups import (
-    AudioEncodingConfig,
-    ImageAugmentationConfig,
-    PhaseConfig,
-    SamplingConfig,
-)
+from pipeline_steps.train.config_groups import PhaseConfig
 from pipeline_steps.train.recipes.base import RecipeConfig
 
 
 class BackboneConfig(StageConfig):
     """Frozen text-to-image model: a Stable Diffusion 1.x or 2.x in the diffusers layout."""
 
-    model: str = Field(default="", max_length=500, description="hub id or local folder")
+    model: str = Field(default="data/assets/backbone", min_length=1, max_length=500, description="hub id or local folder")
     revision: str = Field(
         default="", max_length=64, description="commit (40 hex digits) of a hub id; sha256 of a folder (64), checked when given"
     )
@@ -33,11 +26,11 @@ class BackboneConfig(StageConfig):
 class ResamplerConfig(StageConfig):
     """Resampler: encoder tokens of any number -> a few tokens for cross-attention."""
 
-    num_queries: int = Field(default=16, ge=1, le=256, description="tokens that the U-Net attends to")
-    dim: int = Field(default=512, ge=16, le=4096, multiple_of=2, description="width of the resampler")
-    depth: int = Field(default=4, ge=1, le=24)
-    heads: int = Field(default=8, ge=1, le=64, description="attention heads; divides dim")
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="dropout of attention weights")
+    num_queries: int = Field(default=4, ge=1, le=256, description="tokens that the U-Net attends to")
+    dim: int = Field(default=128, ge=16, le=4096, multiple_of=2, description="width of the resampler")
+    depth: int = Field(default=1, ge=1, le=24)
+    heads: int = Field(default=4, ge=1, le=64, description="attention heads; divides dim")
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0, description="dropout of attention weights")
 
     @model_validator(mode="after")
     def _check(self) -> ResamplerConfig:
@@ -49,17 +42,11 @@ class ResamplerConfig(StageConfig):
 class IPAdapterPhases(StageConfig):
     """Phases of training."""
 
-    adapter: PhaseConfig = PhaseConfig(max_steps=20_000, batch_size=16, learning_rate=1e-4)
-
-    @model_validator(mode="after")
-    def _check(self) -> IPAdapterPhases:
-        if not self.adapter.max_steps:
-            raise ValueError("adapter.max_steps is 0; at least 1 is required")
-        return self
+    adapter: PhaseConfig = PhaseConfig(max_steps=600, batch_size=16, learning_rate=1e-3)
 
 
 class IPAdapterConfig(RecipeConfig):
-    """Recipe `ip_adapter`: audio conditioning of a frozen Stable Diffusion."""
+    """Recipe `ip_adapter`: audio conditioning of a frozen text-to-image backbone."""
 
     backbone: BackboneConfig = BackboneConfig()
     resampler: ResamplerConfig = ResamplerConfig()
@@ -72,28 +59,6 @@ class IPAdapterConfig(RecipeConfig):
     phases: IPAdapterPhases = IPAdapterPhases()
 
     @property
-    def training_phases(self) -> Mapping[str, PhaseConfig]:
+    def phase(self) -> PhaseConfig:
         """The only phase."""
-        return {"adapter": self.phases.adapter}
-
-    def check(
-        self,
-        resolution: int,
-        audio: AudioEncodingConfig,
-        image_augmentation: ImageAugmentationConfig,
-        sampling: SamplingConfig,
-    ) -> None:
-        """Check backbone, scheduler and image augmentation.
-
-        Raises:
-            ValueError: a combination of keys is not supported.
-        """
-        if not self.backbone.model:
-            raise ValueError("ip_adapter.backbone.model is empty; recipe ip_adapter requires a hub id or a folder")
-        if sampling.scheduler == "euler":
-            raise ValueError("sampling.scheduler euler is not supported by recipe ip_adapter; set it to dpm++ or ddim")
-        if image_augmentation.max_log_scale or image_augmentation.max_shift:
-            raise ValueError(
-                "image_augmentation.max_log_scale and max_shift must be 0 for recipe ip_adapter, because latents are cached; "
-                "hflip_prob may be set"
-            )
+        return self.phases.adapter

@@ -162,7 +162,7 @@ class IPAdapterDataModule(AudioImageDataModule):
     def training_batch(self, step: int, micro: int = 0) -> TrainingBatch:
         """This process's microbatch of a step."""
         data = self.train
-        rows = batch_indices(len(data), self.config.phases.adapter.batch_size, self.seed, step)
+        rows = batch_indices(len(data), self.config.phase.batch_size, self.seed, step)
         generator = step_generator(self.seed, "batch", step)
         count, mine = len(rows), self.partition.slice_of(len(rows), micro)
         timesteps = self.adapter.backbone.noise_scheduler.config.num_train_timesteps

@@ -8,8 +8,7 @@ import torch
 
 from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
 from pipeline_steps.train.data import TrainingBatch
-from pipeline_steps.train.lightning_module import DiffusionModule, OptimizerGroup
-from pipeline_steps.train.recipes.ip_adapter.config import IPAdapterPhases
+from pipeline_steps.train.lightning_module import DiffusionModule
 
 
 def min_snr_weights(snr: torch.Tensor, gamma: float, prediction_type: str) -> torch.Tensor:
@@ -28,13 +27,12 @@ class AudioIPAdapterModule(DiffusionModule):
 
     Args:
         adapter: in its loaded backbone.
-        phases, snr_gamma: of the recipe's group.
+        snr_gamma: of the recipe's group.
         arguments: those of `DiffusionModule`.
     """
 
-    def __init__(self, adapter: AudioIPAdapter, phases: IPAdapterPhases, snr_gamma: float, **arguments: Any) -> None:
+    def __init__(self, adapter: AudioIPAdapter, snr_gamma: float, **arguments: Any) -> None:
         super().__init__(adapter, **arguments)
-        self.phases = phases
         self.snr_gamma = snr_gamma
 
     def on_fit_start(self) -> None:
@@ -59,7 +57,3 @@ class AudioIPAdapterModule(DiffusionModule):
         weights = min_snr_weights(signal / (1 - signal), self.snr_gamma, backbone.prediction_type)
         errors: torch.Tensor = (output.float() - target).square().mean((1, 2, 3)) * weights
         return errors
-
-    def optimizer_groups(self) -> list[OptimizerGroup]:
-        """All parameters of the adapter."""
-        return [OptimizerGroup(self.denoiser.parameters(), 0, self.phases.adapter)]

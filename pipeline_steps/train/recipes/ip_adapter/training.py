@@ -77,8 +77,8 @@ def prepare(
     return TrainingRun(
         module=AudioIPAdapterModule(
             adapter,
-            config.phases,
             config.snr_gamma,
+            phase=config.phase,
             digest=inputs.digest,
             optimizer=settings.optimizer,
             seed=seed,
@@ -89,5 +89,4 @@ def prepare(
         ),
         sample_grid=lambda: sample_grid(pipeline, embeds, len(shown), seed),
         export=lambda folder: save_adapter(folder, pipeline, inputs.encoder, settings.assets),
-        metrics={},
     )
