@@ -153,11 +153,11 @@ def _process_tree(command: list[str], cwd: Path, environment: Mapping[str, str])
                     pipe.close()
 
 
-def terminate_process_group(group: int, grace_s: float = GRACE_S) -> None:
-    """Send SIGTERM to a process group, and SIGKILL after at most `grace_s` seconds."""
+def terminate_process_group(group: int) -> None:
+    """Send SIGTERM to a process group, and SIGKILL after at most GRACE_S seconds."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGTERM)
-        deadline = time.monotonic() + grace_s
+        deadline = time.monotonic() + GRACE_S
         while time.monotonic() < deadline and _group_is_alive(group):
             time.sleep(0.05)
         os.killpg(group, signal.SIGKILL)

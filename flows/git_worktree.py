@@ -23,6 +23,7 @@ from flows.dvc_graph import StageNode, link_dvc_cache, overlaps, read_graph
 from flows.param_overrides import RunRequest, write_params
 from pipeline_steps.core.errors import ConfigError, ResourceError
 from pipeline_steps.core.git import git, try_git
+from pipeline_steps.core.project_paths import find_root
 
 BRANCH = "runs/"
 WORKTREES = ".runs/worktrees"
@@ -74,10 +75,9 @@ def find_project() -> Path:
     Raises:
         ConfigError: there is no such folder.
     """
-    start = Path(os.environ.get("SONIFY_PROJECT") or Path.cwd()).resolve()
-    for folder in (start, *start.parents):
-        if (folder / "dvc.yaml").is_file():
-            return folder
+    start = Path(os.environ.get("SONIFY_PROJECT") or Path.cwd())
+    if root := find_root(start):
+        return root
     raise ConfigError(f"no dvc.yaml in {start} or its parents", "change to the project folder, or set SONIFY_PROJECT")
 
 

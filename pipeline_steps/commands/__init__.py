@@ -1,1 +1,1 @@
-"""One file a command of `sonify`. Module level stays light: `sonify --help` must answer at once."""
+"""Commands of `sonify`, one file each. Heavy packages are imported inside the commands, so that `--help` is fast."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result, table
+from pipeline_steps.commands.console import JsonFlag, handle_errors, ingest_config, layout_of, print_result, table
 from pipeline_steps.core.errors import ConfigError
 
 
@@ -20,26 +20,20 @@ def check(
     as_json: JsonFlag = False,
 ) -> None:
     """Decode every file of DIR like ingest and list what it accepts and quarantines. Exit code 3 if ingest would stop."""
-    from pipeline_steps.core.config import load_params, parse_section
-    from pipeline_steps.ingest.config import IngestConfig
     from pipeline_steps.ingest.stage import dry_run as decode
 
     layout = layout_of(context)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder", "give a folder with images and audio")
-    config = parse_section(IngestConfig, "ingest", load_params(layout.params)) if layout.params.is_file() else IngestConfig()
-    config = config.model_copy(update={"layout": "auto", "metadata": metadata, "pool": None, "holdout": None})
+    config = ingest_config(layout).model_copy(update={"layout": "auto", "metadata": metadata, "pool": None, "holdout": None})
     found = decode(folder, config)
     report = found.report
     verdict = stops(len(found.images), len(found.audio), report.n_in, report.n_quarantined, config.max_failed_fraction)
     value: dict[str, Any] = {
         "folder": str(folder),
-        "n_in": report.n_in,
-        "n_ok": report.n_ok,
-        "n_abstained": report.n_abstained,
-        "n_quarantined": report.n_quarantined,
-        "pictures": len(found.images),
-        "sounds": len(found.audio),
+        **{name: getattr(report, name) for name in ("n_in", "n_ok", "n_abstained", "n_quarantined")},
+        "images": len(found.images),
+        "audio": len(found.audio),
         "layouts": report.metrics.get("layouts", {}),
         "normalizations": dict(Counter(code for row in [*found.images, *found.audio] for code in row["normalizations"])),
         "codes": dict(Counter(row["code"] for row in found.quarantine).most_common()),

@@ -7,13 +7,16 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
 from pipeline_steps.core.errors import ConfigError, ResourceError, StageError
 from pipeline_steps.core.escape import escape_terminal
 from pipeline_steps.core.project_paths import ProjectPaths
+
+if TYPE_CHECKING:
+    from pipeline_steps.ingest.config import IngestConfig
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -60,6 +63,14 @@ def table(rows: Iterable[Iterable[Any]]) -> list[str]:
         return []
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def ingest_config(layout: ProjectPaths) -> IngestConfig:
+    """Section `ingest` of the project's parameters; its defaults where there is no `params.yaml`."""
+    from pipeline_steps.core.config import load_params, parse_section
+    from pipeline_steps.ingest.config import IngestConfig
+
+    return parse_section(IngestConfig, "ingest", load_params(layout.params)) if layout.params.is_file() else IngestConfig()
 
 
 def layout_of(context: typer.Context) -> ProjectPaths:

@@ -155,7 +155,7 @@ def _params(layout: ProjectPaths) -> Iterator[CheckResult]:
 def _lock(layout: ProjectPaths) -> Iterator[CheckResult]:
     from pipeline_steps.tracking.lineage.dvc_digests import read_lock
 
-    stages = list(read_lock(layout.root / "dvc.lock").get("stages", {}))
+    stages = list(read_lock(layout.lock).get("stages", {}))
     yield CheckResult("dvc.lock", "ok", f"{len(stages)} stages: {', '.join(stages)}" if stages else "no stage has run yet")
 
 

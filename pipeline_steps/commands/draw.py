@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result
+from pipeline_steps.commands.console import JsonFlag, handle_errors, ingest_config, layout_of, print_result
 from pipeline_steps.core.errors import ConfigError, DataError
 from pipeline_steps.core.project_paths import ProjectPaths
 
@@ -32,33 +32,18 @@ def image_grid(images: npt.NDArray[np.uint8], gap: int = 2) -> npt.NDArray[np.ui
     return canvas
 
 
-def load_audio(layout: ProjectPaths, path: Path) -> npt.NDArray[np.float32]:
-    """Audio file as mono float32 [T] at 48 kHz, decoded in a child process with limits as in ingest.
+def load_media(layout: ProjectPaths, path: Path) -> tuple[str, bytes]:
+    """Kind and normalised payload of a file given by the user, decoded in a child process with limits as in ingest.
 
     Raises:
-        DataError: the file is not usable audio; the reason has the quarantine code.
+        DataError: the file is not a usable image or audio file; the reason has the quarantine code.
     """
-    import numpy as np
-    import soundfile
-
-    kind, payload, _ = load_media(layout, path)
-    if kind != "audio":
-        raise DataError(f"{path} is an image", "give an audio file; for images: sonify find")
-    samples, _ = soundfile.read(io.BytesIO(payload), dtype="float32")
-    return np.asarray(samples, np.float32)
-
-
-def load_media(layout: ProjectPaths, path: Path) -> tuple[str, bytes, dict[str, Any]]:
-    """Kind, normalised payload and measurements of a file given by the user."""
-    from pipeline_steps.core.config import load_params, parse_section
-    from pipeline_steps.ingest.config import IngestConfig
     from pipeline_steps.ingest.stage import normalize_file
 
     if not path.is_file():
         raise ConfigError(f"{path} is not a file", "give an image or audio file")
-    config = parse_section(IngestConfig, "ingest", load_params(layout.params)) if layout.params.is_file() else IngestConfig()
-    _, kind, payload, measured = normalize_file(path, config)
-    return kind, payload, measured
+    _, kind, payload, _ = normalize_file(path, ingest_config(layout))
+    return kind, payload
 
 
 @handle_errors
@@ -72,22 +57,24 @@ def draw(
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Sampling steps; default: the model's own.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Draw what a sound suggests: a grid of generate images from an audio file."""
+    """Generate images from an audio file and write them as a grid."""
     layout = layout_of(context)
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out {out} must end in .png")
     if not layout.model.is_dir():
         raise ConfigError(f"{layout.model}: there is no trained model", "sonify run train")
-    waveform = load_audio(layout, sound)
-
+    kind, payload = load_media(layout, sound)
+    if kind != "audio":
+        raise DataError(f"{sound} is an image", "give an audio file; for images: sonify find")
+    import soundfile
     from PIL import Image
 
     from pipeline_steps.core.atomic import atomic_path
     from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
 
+    waveform = soundfile.read(io.BytesIO(payload), dtype="float32")[0]
     pipeline = AutoAudio2ImagePipeline.from_pretrained(layout.model)
-    chosen: dict[str, Any] = {"guidance_scale": guidance, "steps": steps}
-    given = {key: value for key, value in chosen.items() if value is not None}
+    given = {key: value for key, value in (("guidance_scale", guidance), ("steps", steps)) if value is not None}
     images = pipeline(waveform, num_samples=samples, seed=seed, guidance_scale=guidance, num_inference_steps=steps)
     with atomic_path(out) as temporary:
         Image.fromarray(image_grid(images)).save(temporary, format="PNG")

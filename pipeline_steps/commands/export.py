@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +21,8 @@ def export(
     """Write the pairs that may be published as WebDataset shards, with index, licenses, card and Croissant file."""
     from pipeline_steps.pair.release.export import export_webdataset
 
-    release = export_webdataset(layout_of(context), webdataset, licenses=license or None).as_dict()
-    lines = [f"{sum(release['pairs'].values())} pairs in {len(release['shards'])} shards: {webdataset}"]
-    lines += [f"left out, {code}: {count}" for code, count in release["left_out"].items() if count]
-    lines += [f"no license text for {name}" for name in release["licenses_without_text"]]
-    print_result(release, lines, as_json)
+    release = export_webdataset(layout_of(context), webdataset, licenses=license or None)
+    lines = [f"{sum(release.pairs.values())} pairs in {len(release.shards)} shards: {webdataset}"]
+    lines += [f"left out, {code}: {count}" for code, count in release.left_out.items() if count]
+    lines += [f"no license text for {name}" for name in release.licenses_without_text]
+    print_result(asdict(release), lines, as_json)

@@ -35,7 +35,7 @@ def caption_image(layout: ProjectPaths, params: dict[str, Any], image_path: Path
     from pipeline_steps.caption.stage import build_captioner
     from pipeline_steps.core.config import parse_section
 
-    kind, payload, _ = load_media(layout, image_path)
+    kind, payload = load_media(layout, image_path)
     if kind != "image":
         raise DataError(f"{image_path} is an audio file", "give an image; for audio: sonify draw")
     with Image.open(io.BytesIO(payload), formats=("PNG",)) as image:
@@ -86,26 +86,16 @@ def rank_audio(layout: ProjectPaths, params: dict[str, Any], events: list[dict[s
     for place in np.argsort(-scores, kind="stable")[:BEST]:
         row = catalog[audio_ids[rows[place]]]
         because = events[int(np.argmax(weights * similarity[:, place]))]["phrase"]
-        found.append(
-            {
-                "audio_id": row["audio_id"],
-                "score": round(float(scores[place]), 4),
-                "because": because,
-                "path": row["path"],
-                "duration_s": round(row["duration_s"], 2),
-                "license": row["license"],
-            }
-        )
+        clip = {name: row[name] for name in ("audio_id", "path", "license")} | {"duration_s": round(row["duration_s"], 2)}
+        found.append(clip | {"score": round(float(scores[place]), 4), "because": because})
     return found
 
 
 @handle_errors
 def find(
     context: typer.Context,
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="Image file: JPEG, PNG, WebP, GIF, BMP, TIFF.")],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="WAV to write; default: PICTURE's name + .sound.wav, here.")
-    ] = None,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file: JPEG, PNG, WebP, GIF, BMP, TIFF.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="WAV to write; default: name of IMAGE + .sound.wav.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Print the sound events of an image and the five best audio clips of the pool; write the best one as WAV."""
@@ -119,29 +109,29 @@ def find(
     layout = layout_of(context)
     params = load_params(layout.params)
     torch.set_num_threads(1)  # one image and a few words: more threads are slower
-    caption = caption_image(layout, params, picture)
+    caption = caption_image(layout, params, image)
     # Where the stage would abstain, this command prints the best guesses and marks them as guesses.
     events = [asdict(event) for event in caption.events or caption.guesses]
     reason = f"{caption.code}: {caption.reason}" if caption.code else None
     if not events:
         print_result(
-            {"events": [], "sounds": [], "wav": None, "reason": reason}, [f"no sound: {reason}; no WAV written"], as_json
+            {"events": [], "audio": [], "wav": None, "reason": reason}, [f"no event: {reason}; no WAV written"], as_json
         )
         return
-    sounds = rank_audio(layout, params, events)
-    target = out or Path(f"{picture.stem}.sound.wav")
+    clips = rank_audio(layout, params, events)
+    target = out or Path(f"{image.stem}.sound.wav")
     with atomic_path(target) as temporary:
         soundfile.write(
-            temporary, MediaShardReader(layout.media).sound(sounds[0]["audio_id"]), SAMPLE_RATE, subtype="PCM_16", format="WAV"
+            temporary, MediaShardReader(layout.media).sound(clips[0]["audio_id"]), SAMPLE_RATE, subtype="PCM_16", format="WAV"
         )
     lines = ["events:"] if reason is None else [f"the pipeline would abstain: {reason}", "guesses:"]
     lines += table(
         [f"  {e['salience'] * e['confidence']:.3f}", e["phrase"], "seen" if e["visible"] else "inferred"] for e in events
     )
-    lines += ["sounds:"]
+    lines += ["audio:"]
     lines += table(
-        [f"  {s['score']:.3f}", s["path"], f"{s['duration_s']:.1f} s", s["license"] or "-", f"for: {s['because']}"]
-        for s in sounds
+        [f"  {c['score']:.3f}", c["path"], f"{c['duration_s']:.1f} s", c["license"] or "-", f"for: {c['because']}"]
+        for c in clips
     )
     lines.append(str(target))
-    print_result({"events": events, "sounds": sounds, "wav": str(target), "reason": reason}, lines, as_json)
+    print_result({"events": events, "audio": clips, "wav": str(target), "reason": reason}, lines, as_json)

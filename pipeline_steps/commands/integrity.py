@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import json
 import tarfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pipeline_steps.core.errors import StageError
 from pipeline_steps.core.hashing import sha256_file
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.tracking.lineage.dvc_digests import directory_listing, listing_digest, md5_file, read_lock
+from pipeline_steps.tracking.lineage.lock_history import DvcCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ def check_all(layout: ProjectPaths) -> list[IntegrityCheck]:
     Raises:
         ConfigError: `dvc.lock` is damaged.
     """
-    cache = cache_folder(layout)
+    cache = DvcCache(layout)
     checks: list[IntegrityCheck] = []
-    for stage, entry in read_lock(layout.root / "dvc.lock").get("stages", {}).items():
+    for stage, entry in read_lock(layout.lock).get("stages", {}).items():
         for out in entry.get("outs", []):
             checks += [check_out(layout.root / out["path"], out, stage), *check_cache(cache, out, stage)]
     for check in (_shards, _index, _embeddings, _weights):
@@ -58,41 +58,27 @@ def check_out(path: Path, out: dict[str, Any], stage: str) -> IntegrityCheck:
     return _result(what, len(rows) if path.is_dir() else 1, problem, fix)
 
 
-def check_cache(cache: Path, out: dict[str, Any], stage: str) -> Iterator[IntegrityCheck]:
+def check_cache(cache: DvcCache, out: dict[str, Any], stage: str) -> Iterator[IntegrityCheck]:
     """Compare the cache objects of an out with the md5 in their names. A missing object is only noted."""
     md5 = str(out["md5"])
-    listing = object_path(cache, md5)
-    if not listing.is_file():
+    if cache.path(md5) is None:
         return
     what = f"cache of {out['path']}"
     fix = f"rm the named object, then dvc commit {stage} if the out is intact, else dvc repro --force {stage}"
     count = missing = 0
-    objects = [(listing, md5.removesuffix(".dir"), "")]
-    for path, expected, name in objects:
-        if not path.is_file():
+    objects = [(md5, "")]
+    for expected, name in objects:
+        path = cache.path(expected)
+        if path is None:
             missing += 1
             continue
         count += 1
-        if md5_file(path) != expected:
+        if md5_file(path) != expected.removesuffix(".dir"):
             yield IntegrityCheck(what, count, f"{path}{name} has another md5 than its name", fix)
             return
-        if path == listing and md5.endswith(".dir"):
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            objects += [(object_path(cache, row["md5"]), row["md5"], f" ({row['relpath']})") for row in rows]
+        if expected.endswith(".dir"):
+            objects += [(member, f" ({relpath})") for relpath, member in (cache.listing(expected) or {}).items()]
     yield IntegrityCheck(what, count, note=f"{missing} objects are not in the cache" if missing else "")
-
-
-def cache_folder(layout: ProjectPaths) -> Path:
-    """DVC's local cache: `cache.dir` of the configuration files, else `.dvc/cache`."""
-    folder = layout.root / ".dvc"
-    parser = configparser.ConfigParser()
-    parser.read([folder / "config", folder / "config.local"], encoding="utf-8")
-    return folder / parser.get("cache", "dir", fallback="cache")
-
-
-def object_path(cache: Path, md5: str) -> Path:
-    """Path of the DVC 3 cache object with an md5 (with `.dir` for a folder's listing)."""
-    return cache / "files" / "md5" / md5[:2] / md5[2:]
 
 
 def _shards(layout: ProjectPaths) -> Iterator[IntegrityCheck]:

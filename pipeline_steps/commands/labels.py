@@ -25,18 +25,18 @@ def labels(
     gold: Annotated[str, typer.Option(help="Split whose rows are the gold pairs of the evaluation.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
-    """Write kind, file, label, split and pair of every item of DIR whose layout says them."""
+    """Write kind, file, label, split and pair of every item of DIR whose layout has labels."""
     from pipeline_steps.core.atomic import write_bytes
     from pipeline_steps.ingest.config import IngestConfig
     from pipeline_steps.ingest.sources.resolve import collect_ground_truth
 
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder", "name the folder that ingest.root names")
+        raise ConfigError(f"{folder} is not a folder", "give the folder of ingest.root")
     if out.resolve().is_relative_to(folder.resolve()):
-        raise ConfigError(f"{out} lies inside {folder}", "write the table elsewhere: labels must not reach ingest")
+        raise ConfigError(f"{out} lies inside {folder}", "write the table outside that folder: ingest must not read labels")
     rows = collect_ground_truth(IngestConfig(metadata=None, pool=None, holdout=None), folder)
     if not rows:
-        raise ConfigError(f"{folder} holds no data set of a known layout with labels", "see docs/data-contracts.md, layouts")
+        raise ConfigError(f"{folder} contains no data set of a known layout with labels", "see docs/data-contracts.md, layouts")
     table = [{**row, "split": "gold" if gold and row["split"] == gold else row["split"]} for row in rows]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")

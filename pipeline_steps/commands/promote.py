@@ -39,10 +39,10 @@ def promote(
     if sum((auto, dry_run, reject, history, override)) > 1:
         raise ConfigError("--auto, --dry-run, --override, --reject and --history exclude each other", "choose one")
     if (override or reject) and not reason:
-        raise ConfigError("a decision against the gate, or against a challenger, needs its reason", "add --reason TEXT")
+        raise ConfigError("--override and --reject need a reason", "add --reason TEXT")
     if history:
         events = promotion.history(layout)
-        lines = [event.text() for event in events] or ["nothing was decided yet"]
+        lines = [event.text() for event in events] or ["no decisions yet"]
         print_result({"decisions": [event.as_dict() for event in events]}, lines, as_json)
         return
     if not dry_run:
@@ -52,7 +52,7 @@ def promote(
     who = actor or f"{getpass.getuser()}@{socket.gethostname()}"
     undecided = _as_dict(proposal)
     if dry_run or (auto and proposal.gate.comparable and not proposal.gate.passed):
-        print_result({**undecided, "record": None}, [*shown, "the champion stays as it was"], as_json)
+        print_result({**undecided, "record": None}, [*shown, "the champion is unchanged"], as_json)
         return
     if not as_json:
         for line in shown:
@@ -64,7 +64,7 @@ def promote(
     if not proposal.gate.comparable:
         raise IntegrityError(
             f"version {proposal.challenger.version} is not promoted: {'; '.join(proposal.gate.reasons)}",
-            "evaluate both on one set",
+            "evaluate both on the same data: sonify compare --evaluate",
         )
     if not (auto or yes or as_json) and (proposal.gate.passed or override):
         typer.confirm(f"make version {proposal.challenger.version} champion?", abort=True)

@@ -23,7 +23,7 @@ def report(
     page = layout.reports / "index.html"
     numbers = layout.reports / "evaluation.json"
     if not page.is_file() or not numbers.is_file():
-        raise DataError(f"{page} is not there yet", "sonify run")
+        raise DataError(f"{page} does not exist yet", "sonify run")
     try:
         evaluation = json.loads(numbers.read_text(encoding="utf-8"))
     except ValueError as error:

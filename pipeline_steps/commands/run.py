@@ -6,7 +6,6 @@ import difflib
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -84,10 +83,8 @@ def summary(layout: ProjectPaths) -> dict[str, Any]:
         path = layout.report(stage)
         if path.is_file():
             report = json.loads(path.read_text(encoding="utf-8"))
-            found[stage] = {
-                key: report.get(key)
-                for key in ("n_in", "n_ok", "n_abstained", "n_quarantined", "computed", "reused", "seconds")
-            }
+            keys = ("n_in", "n_ok", "n_abstained", "n_quarantined", "computed", "reused", "seconds")
+            found[stage] = {key: report.get(key) for key in keys}
     return found
 
 
@@ -113,12 +110,12 @@ def run(
         if stage not in STAGES:
             raise ConfigError(f"there is no stage {stage!r}", suggest_name(stage, STAGES, f"stages: {', '.join(STAGES)}"))
     if not (layout.root / "dvc.yaml").is_file():
-        raise ConfigError(f"{layout.root.resolve()} holds no dvc.yaml", "go to the project folder, or use --project")
+        raise ConfigError(f"{layout.root.resolve()} contains no dvc.yaml", "go to the project folder, or use --project")
     changes = apply_preset(layout, preset) if preset else []
     if preset and not as_json:
         print("\n".join(changes) if changes else f"params.yaml already has the values of preset {preset}", flush=True)
     reproduce(layout, stages or [], force, quiet=as_json)
     done = summary(layout)
     page = layout.reports / "index.html"
-    lines = [f"report: {page}"] if isinstance(page, Path) and page.is_file() else []
-    print_result({"params_diff": changes, "stages": done, "report": str(page) if page.is_file() else None}, lines, as_json)
+    found = str(page) if page.is_file() else None
+    print_result({"params_diff": changes, "stages": done, "report": found}, [f"report: {found}"] if found else [], as_json)

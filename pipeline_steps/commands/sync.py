@@ -25,8 +25,8 @@ def sync(context: typer.Context, as_json: JsonFlag = False) -> None:
         first = next(iter(problems.values()), "new entries arrived")
         raise ServiceError(
             f"{sum(left.values())} tracking entries of {len(left)} runs are still in .runs/tracking ({first})",
-            f"check that {where} answers, then sonify sync",
+            f"check that {where} is reachable, then run: sonify sync",
             transient=True,
             details={"sent": sent, "left": left, "problems": problems},
         )
-    print_result({"sent": sent, "left": 0, "store": where}, [f"{sent} entries sent to {where}; nothing is left"], as_json)
+    print_result({"sent": sent, "left": 0, "store": where}, [f"{sent} entries sent to {where}; none are left"], as_json)

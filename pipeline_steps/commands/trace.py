@@ -39,18 +39,11 @@ def trace(
     if everything:
         versions = ModelRegistry(layout).versions()
         rows = [[info.version, info.md5, ", ".join(info.aliases), info.commit[:12]] for info in versions]
-        print_result(
-            {
-                "versions": [
-                    {"version": i.version, "md5": i.md5, "aliases": list(i.aliases), "commit": i.commit} for i in versions
-                ]
-            },
-            table([["version", "DVC md5", "aliases", "commit"], *rows]),
-            as_json,
-        )
+        listed = [{name: getattr(info, name) for name in ("version", "md5", "aliases", "commit")} for info in versions]
+        print_result({"versions": listed}, table([["version", "DVC md5", "aliases", "commit"], *rows]), as_json)
         return
     if not what:
-        raise ConfigError("nothing to trace", "name a model version, an alias, a run, or a picture or sound; or use --list")
+        raise ConfigError("nothing to trace", "name a model version, an alias, a run, an image or a clip; or use --list")
     items = [] if _is_version(what) or checkout else find_items(layout, what)
     if items:
         found = trace_item(layout, items[0])
@@ -78,9 +71,10 @@ def model_trace(
         DataError: no `dvc.lock` in this repository holds the model.
         IntegrityError: files brought back have other bytes.
     """
+    from pipeline_steps.tracking.lineage.dvc_digests import relative
     from pipeline_steps.tracking.lineage.lock_history import checkout_snapshot, find_lock, stage_lineage
 
-    path = info.tags.get("dvc.path") or layout.model.relative_to(layout.root).as_posix()
+    path = info.tags.get("dvc.path") or relative(layout, layout.model)
     lock = find_lock(layout, path, info.md5, info.commit)
     steps = stage_lineage(lock.content, path)
     differing = disagreements(registry, info, steps)
@@ -108,14 +102,8 @@ def model_trace(
 def disagreements(registry: ModelRegistry, info: ModelVersionInfo, steps: list[StageProvenance]) -> list[str]:
     """Data sets that the training run logged with another md5 than the lock has: it ran outside `dvc repro`."""
     from pipeline_steps.tracking.client.mlflow_client import run_datasets
-    from pipeline_steps.tracking.errors import EntryRejectedError
 
-    if not info.run_id:
-        return []
-    try:
-        logged = run_datasets(registry.call(lambda: registry.client.get_run(info.run_id)))
-    except (EntryRejectedError, DataError):
-        return []
+    logged = run_datasets(registry.run(info.run_id))
     locked = {path: md5 for step in steps for path, md5 in {**step.reads, **step.writes}.items()}
     return [f"{name}: MLflow {md5}, dvc.lock {locked[name]}" for name, md5 in logged.items() if locked.get(name, md5) != md5]
 
@@ -144,7 +132,7 @@ def item_lines(found: ItemTrace) -> list[str]:
     """Lines of an item's trace for the terminal."""
     item = found.item
     lines = [
-        f"{'picture' if item.kind == 'image' else 'sound'} {item.item_id}, {item.state}"
+        f"{'image' if item.kind == 'image' else 'audio clip'} {item.item_id}, {item.state}"
         + (", held out for evaluation" if item.holdout else ""),
         *(f"  {source}" for source in item.sources),
     ]

@@ -37,7 +37,7 @@ def ui(
     layout = layout_of(context)
     if not is_loopback(host):
         raise ConfigError(
-            f"--host {host} would show runs and files to the network, and this UI asks for no password",
+            f"--host {host} would show runs and files to the network, and this UI has no password",
             "use 127.0.0.1 and a tunnel (ssh -L), or the server of infra/ with authentication",
         )
     settings = read_settings(layout)

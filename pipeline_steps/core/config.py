@@ -17,7 +17,7 @@ SECRET_WORDS = ("token", "password", "secret", "api_key", "apikey")
 
 
 class StageConfig(BaseModel):
-    """Base of every stage's section and of every group in it: frozen, strict about unknown keys.
+    """Base of every stage's section, of every group in it, and of other configuration files: frozen, strict about unknown keys.
 
     Attributes:
         registries: fields whose value names an implementation (or a list of names), with the registry that holds them. The
@@ -112,7 +112,7 @@ def load_params(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path} is missing", "run in the project folder, or restore it: git checkout params.yaml")
     if path.stat().st_size > MAX_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes", "shorten it")
+        raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes", "remove keys that no stage has")
     text = path.read_text(encoding="utf-8")
     try:
         # Events are scanned before anything is built: aliases allow exponential expansion, and parameters need none.
@@ -123,7 +123,7 @@ def load_params(path: Path) -> dict[str, Any]:
         first = " ".join(str(error).split())
         raise ConfigError(f"{path} is not valid YAML: {first}", "correct that line") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} must hold one section per stage, found {type(value).__name__}")
+        raise ConfigError(f"{path} must contain one section per stage, found {type(value).__name__}")
     _refuse_secrets(value, ())
     return value
 

@@ -1,4 +1,4 @@
-"""Errors with an exit code, and the file `error.json` in which a stage leaves its error.
+"""Errors with an exit code, and the file `error.json` to which a stage writes its error.
 
 A stage raises a `StageError`; `__main__` prints it as one line and writes `error.json`. DVC reports exit code 255 for every
 failure, so callers of DVC (Prefect flows, `sonify`) read the code from that file.
@@ -61,7 +61,7 @@ class ConfigError(StageError):
 
 
 class DataError(StageError):
-    """The data as a whole: empty pool, too many bad items, a broken table."""
+    """The data cannot be used: empty pool, too many bad items, a broken table."""
 
     exit_code = 3
     kind = "data"
@@ -89,7 +89,7 @@ class IntegrityError(StageError):
 
 
 class LockedError(StageError):
-    """Another run holds the lock."""
+    """Another process has the lock."""
 
     exit_code = 7
     kind = "locked"
@@ -116,7 +116,7 @@ def error_from_dict(value: Mapping[str, Any]) -> StageError:
 
 
 def load_error_file(folder: Path) -> StageError | None:
-    """Error that a stage left in `error.json` of a project; None if there is no valid file.
+    """Error that a stage wrote to `error.json` of a project; None if there is no valid file.
 
     `reason` is the last line of the written reason, because the reason of an internal error is a traceback.
     """

@@ -43,7 +43,7 @@ def escape_terminal(text: str) -> str:
 def escape_display(text: object, limit: int = MAX_TEXT) -> str:
     """`text` for an HTML page: control and bidirectional characters as escapes, cut to `limit`.
 
-    The template escapes HTML. This removes what HTML escaping leaves, e.g. U+202E, which reverses the rest of a line.
+    The template escapes HTML. This function escapes what HTML escaping keeps, e.g. U+202E, which reverses the rest of a line.
     """
     raw = "" if text is None else str(text)
     clean = "".join(f"\\u{ord(char):04x}" if unicodedata.category(char).startswith("C") else char for char in raw)

@@ -32,10 +32,19 @@ OPEN_SHARDS = 128
 """Shards that a reader keeps open."""
 
 
+def add_member(tar: tarfile.TarFile, name: str, payload: bytes) -> dict[str, Any]:
+    """Append a member without time and owner to an archive, and return its columns of the offset index."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(payload), 0o644
+    offset = tar.offset + tarfile.BLOCKSIZE
+    tar.addfile(info, io.BytesIO(payload))
+    return {"member": name, "offset": offset, "size": len(payload), "sha256": sha256_bytes(payload)}
+
+
 def write_shards(folder: Path, kind: str, items: Mapping[str, bytes], extension: str, prefix: int = 1) -> list[dict[str, Any]]:
     """Write `items` (id -> encoded payload) as `<kind>-<prefix>.tar` and return their index rows.
 
-    Headers carry no time, owner or order of arrival: the same items give the same bytes.
+    The same items give the same bytes, in whatever order they are given.
     """
     folder.mkdir(parents=True, exist_ok=True)
     buckets: dict[str, list[str]] = {}
@@ -46,23 +55,8 @@ def write_shards(folder: Path, kind: str, items: Mapping[str, bytes], extension:
         name = f"{kind}-{bucket}.tar"
         with atomic_path(folder / name) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for item in members:
-                payload = items[item]
-                info = tarfile.TarInfo(f"{item}.{extension}")
-                info.size = len(payload)
-                info.mode = 0o644
-                offset = tar.offset + tarfile.BLOCKSIZE
-                tar.addfile(info, io.BytesIO(payload))
-                rows.append(
-                    {
-                        "item_id": item,
-                        "kind": kind,
-                        "shard": name,
-                        "member": info.name,
-                        "offset": offset,
-                        "size": len(payload),
-                        "sha256": sha256_bytes(payload),
-                    }
-                )
+                row = {"item_id": item, "kind": kind, "shard": name}
+                rows.append(row | add_member(tar, f"{item}.{extension}", items[item]))
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,21 +42,21 @@ def find_near_hashes(hashes: npt.NDArray[np.uint64], distance: int) -> npt.NDArr
     if distance < 0 or len(hashes) < 2:
         return np.zeros((0, 2), np.int64)
     edges = np.linspace(0, BITS, distance + 2).round().astype(int)
-    found: list[npt.NDArray[np.int64]] = []
-    for low, high in pairwise(edges):
-        mask = np.uint64((1 << int(high - low)) - 1)
-        word = (hashes >> np.uint64(low)) & mask
-        order = np.argsort(word, kind="stable")
-        word, value = word[order], hashes[order]
-        active = np.arange(len(hashes) - 1)
-        shift = 1
-        while len(active):  # partners at distance 1, 2, 3... within a run of equal sub-words
-            active = active[active + shift < len(hashes)]
-            active = active[word[active] == word[active + shift]]
-            close = active[np.bitwise_count(value[active] ^ value[active + shift]) <= distance]
-            if len(close):
-                found.append(np.sort(np.stack([order[close], order[close + shift]], axis=1), axis=1))
-            shift += 1
-    if not found:
-        return np.zeros((0, 2), np.int64)
-    return np.unique(np.concatenate(found), axis=0).astype(np.int64)
+    words = ((hashes >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1) for low, high in pairwise(edges))
+    return np.unique(np.concatenate([bucket_pairs(word, hashes, distance) for word in words]), axis=0)
+
+
+def bucket_pairs(buckets: npt.NDArray[Any], hashes: npt.NDArray[np.uint64], distance: int) -> npt.NDArray[np.int64]:
+    """Index pairs [P, 2] (i < j) of 64-bit hashes [N] in one bucket, at Hamming distance <= `distance`."""
+    order = np.argsort(buckets, kind="stable")
+    ordered, value = buckets[order], hashes[order]
+    ends = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])
+    after = np.repeat(ends, np.diff(np.r_[-1, ends])) - np.arange(len(order))  # number of later items of the bucket
+    found = [np.zeros((0, 2), np.int64)]
+    active, shift = np.flatnonzero(after >= 1), 1
+    while len(active):  # partners at distance 1, 2, 3... in the order of the buckets
+        close = active[np.bitwise_count(value[active] ^ value[active + shift]) <= distance]
+        found.append(np.sort(np.stack([order[close], order[close + shift]], axis=1), axis=1))
+        shift += 1
+        active = active[after[active] >= shift]
+    return np.concatenate(found)

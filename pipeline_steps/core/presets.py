@@ -91,13 +91,13 @@ def edit_params(text: str, edit: Callable[[Any], None]) -> str:
     return buffer.getvalue()
 
 
-def flatten(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of every leaf of nested mappings; an empty mapping is a leaf."""
+def flatten(value: Mapping[str, Any], separator: str = ".", path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Joined keys and value of every leaf of nested mappings; an empty mapping is a leaf."""
     for key, inner in value.items():
         if isinstance(inner, Mapping) and inner:
-            yield from flatten(inner, (*path, str(key)))
+            yield from flatten(inner, separator, (*path, str(key)))
         else:
-            yield ".".join((*path, str(key))), inner
+            yield separator.join((*path, str(key))), inner
 
 
 def changed_values(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -63,12 +63,9 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: no implementation has that name, or its entry point cannot be imported.
         """
-        if name not in self._implementations:
-            self._import_module(name)
-        if name not in self._implementations:
-            self._import_entry_point(name)
-        if name not in self._implementations:
-            self._import_package()
+        for load in (self._import_module, self._import_entry_point, lambda _name: self._import_package()):
+            if name not in self._implementations:
+                load(name)
         if name not in self._implementations:
             raise ConfigError(f"unknown {self.role} {name!r}", suggest_name(name, self.names()))
         return self._implementations[name]

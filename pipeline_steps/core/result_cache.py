@@ -12,6 +12,7 @@ import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -19,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline_steps.core.atomic import write_bytes
 from pipeline_steps.core.errors import ResourceError, ServiceError, StageError
 from pipeline_steps.core.hashing import sha256_bytes
 
@@ -101,7 +103,7 @@ class ResultCache:
     def _table(self, path: str, schema: pa.Schema) -> pa.Table | Exception | None:
         """Columns of a part; the error if its content is damaged; None if another reader has renamed it."""
         try:
-            payload = self._read(path)
+            payload = self._fs.cat_file(path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -119,13 +121,6 @@ class ResultCache:
         action = "fix the cause and run again; no cache part was renamed"
         return kind(f"{path}: cache part cannot be read: {error.strerror or error}", action, transient=True)
 
-    def _read(self, path: str) -> bytes:
-        if self._local:
-            from pathlib import Path
-
-            return Path(path).read_bytes()
-        return bytes(self._fs.cat_file(path))
-
     def append(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
         """Store results by key, atomically, as one part."""
         if not rows:
@@ -137,10 +132,6 @@ class ResultCache:
         self._fs.makedirs(self._folder, exist_ok=True)
         name = f"{self._folder}/{sha256_bytes(payload)[:32]}.parquet"
         if self._local:
-            from pathlib import Path
-
-            from pipeline_steps.core.atomic import write_bytes
-
             write_bytes(Path(name), payload)
         else:  # object stores write objects atomically
             self._fs.pipe_file(name, payload)

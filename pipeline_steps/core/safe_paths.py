@@ -1,7 +1,7 @@
 """Untrusted folders: walk them, validate names, and open regular files below the root.
 
-Nothing here parses content. A name is never given to a shell, a link is resolved before anything is opened, and every
-open walks the path folder by folder with `O_NOFOLLOW`, so that a name swapped for a link in between is refused.
+No function parses content or passes a name to a shell. A link is resolved before the file is opened. Every open walks the
+path folder by folder with `O_NOFOLLOW`, so that a name that was replaced by a link in between is rejected.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 BLOCK = 1 << 20
+"""Bytes read at a time."""
+
 _CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff]")
 _DRIVE = re.compile(r"^[A-Za-z]:")
 
@@ -67,23 +69,17 @@ def validate_relative_path(text: str) -> str:
             a NUL byte; PATH_ENCODING when it is not UTF-8.
     """
     check_encoding(text)
-    reason = ""
-    if not text.strip():
-        reason = "the path is empty"
-    elif "\x00" in text:
-        reason = "the path holds a NUL byte"
-    elif "\\" in text:
-        reason = "the path holds a backslash; use / between folders"
-    elif text.startswith("/") or _DRIVE.match(text):
-        reason = "the path is absolute; paths are relative to the root"
-    elif text.startswith("~"):
-        reason = "the path starts at a home folder; paths are relative to the root"
-    elif "://" in text:
-        reason = "the path is a URL; only files below the root are read"
-    elif ".." in text.split("/"):
-        reason = "the path climbs with '..'"
-    if reason:
-        raise UnsafePathError("PATH_UNSAFE", reason)
+    for unsafe, reason in (
+        (not text.strip(), "the path is empty"),
+        ("\x00" in text, "the path holds a NUL byte"),
+        ("\\" in text, "the path holds a backslash; use / between folders"),
+        (text.startswith("/") or _DRIVE.match(text), "the path is absolute; paths are relative to the root"),
+        (text.startswith("~"), "the path starts at a home folder; paths are relative to the root"),
+        ("://" in text, "the path is a URL; only files below the root are read"),
+        (".." in text.split("/"), "the path climbs with '..'"),
+    ):
+        if unsafe:
+            raise UnsafePathError("PATH_UNSAFE", reason)
     return "/".join(part for part in text.split("/") if part not in {"", "."})
 
 
@@ -139,7 +135,7 @@ def open_regular_file(root: Path, relative: str) -> BinaryIO:
         raise UnsafePathError("FILE_MISSING", "no such file below the root") from error
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.ENOTDIR}:
-            raise UnsafePathError("PATH_UNSAFE", "a link appeared in the path; it was not opened") from error
+            raise UnsafePathError("PATH_UNSAFE", "a link was created in the path; it was not opened") from error
         raise UnsafePathError("FILE_UNREADABLE", f"cannot be opened: {error.strerror}") from error
     finally:
         os.close(folder)
@@ -163,16 +159,12 @@ class FileDigest:
 
 def digest_file(handle: BinaryIO, head: int = 512) -> FileDigest:
     """sha256, size in bytes and the first `head` bytes of an open file, read in blocks; the position returns to 0."""
-    digest = hashlib.sha256()
-    first = b""
-    size = 0
-    while block := handle.read(BLOCK):
-        if not size:
-            first = block[:head]
-        size += len(block)
-        digest.update(block)
+    first = handle.read(head)
     handle.seek(0)
-    return FileDigest(digest.hexdigest(), size, first)
+    digest = hashlib.file_digest(handle, "sha256").hexdigest()  # type: ignore[arg-type]  # every handle here has readinto
+    size = handle.seek(0, os.SEEK_END)
+    handle.seek(0)
+    return FileDigest(digest, size, first)
 
 
 def walk_untrusted(root: Path) -> Iterator[tuple[str, Literal["file", "folder", "unreadable"]]]:
@@ -202,7 +194,6 @@ def walk_untrusted(root: Path) -> Iterator[tuple[str, Literal["file", "folder", 
 def file_size(handle: BinaryIO) -> int:
     """Bytes in an open file; the position is kept."""
     here = handle.tell()
-    handle.seek(0, os.SEEK_END)
-    size = handle.tell()
+    size = handle.seek(0, os.SEEK_END)
     handle.seek(here)
     return size

@@ -178,17 +178,21 @@ PAIRS = TableSchema(
     ("pair_id",),
 )
 
+_MEMBER = [
+    _field("shard", pa.string()),  # file name of the tar
+    _field("member", pa.string()),
+    _field("offset", pa.int64()),  # of the first payload byte in the tar
+    _field("size", pa.int64()),  # bytes
+    _field("sha256", pa.string()),  # of the payload
+]
+
 SHARD_INDEX = TableSchema(
     "shard_index",
     pa.schema(
         [
             _field("item_id", pa.string()),
             _field("kind", pa.string()),  # image | audio
-            _field("shard", pa.string()),  # file name of the tar
-            _field("member", pa.string()),
-            _field("offset", pa.int64()),  # of the first payload byte in the tar
-            _field("size", pa.int64()),  # bytes
-            _field("sha256", pa.string()),  # of the payload
+            *_MEMBER,
         ]
     ),
     ("kind", "item_id"),
@@ -200,11 +204,7 @@ RELEASE_INDEX = TableSchema(
         [
             _field("pair_id", pa.string()),
             _field("split", pa.string()),
-            _field("shard", pa.string()),  # file name of the tar
-            _field("member", pa.string()),
-            _field("offset", pa.int64()),  # of the first payload byte in the tar
-            _field("size", pa.int64()),  # bytes
-            _field("sha256", pa.string()),  # of the payload
+            *_MEMBER,
         ]
     ),
     ("shard", "offset"),

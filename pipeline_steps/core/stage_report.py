@@ -39,21 +39,9 @@ class StageReport:
         """Check the balance and write the report (a DVC metrics file)."""
         self.check_balance()
         seconds = time.monotonic() - self.started
-        write_json(
-            path,
-            {
-                "stage": self.stage,
-                "n_in": self.n_in,
-                "n_ok": self.n_ok,
-                "n_abstained": self.n_abstained,
-                "n_quarantined": self.n_quarantined,
-                "computed": self.computed,
-                "reused": self.reused,
-                "seconds": round(seconds, 3),
-                "items_per_second": round(self.n_in / seconds, 3) if seconds else 0.0,
-                **self.metrics,
-            },
-        )
+        speed = {"seconds": round(seconds, 3), "items_per_second": round(self.n_in / seconds, 3) if seconds else 0.0}
+        counts = {name: value for name, value in vars(self).items() if name not in {"metrics", "started"}}
+        write_json(path, counts | speed | self.metrics)
 
     def line(self) -> str:
         """One line for the terminal."""

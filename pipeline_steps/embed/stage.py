@@ -16,6 +16,7 @@ from pipeline_steps.core.atomic import write_bytes, write_json
 from pipeline_steps.core.errors import DataError, StageError
 from pipeline_steps.core.executors.base import ExecutorName, Failure, Result
 from pipeline_steps.core.executors.run import run_items
+from pipeline_steps.core.gpu_memory import gpu_memory_guard
 from pipeline_steps.core.hashing import fingerprint, sha256_bytes, text_id
 from pipeline_steps.core.media_shards import MediaShardReader
 from pipeline_steps.core.project_paths import ProjectPaths
@@ -32,6 +33,8 @@ __all__ = ["EmbedConfig", "build_encoder", "embed_texts", "run"]
 
 log = logging.getLogger(__name__)
 
+MORE_MEMORY = "free GPU memory, or choose a smaller model or the CPU"
+
 VECTOR = pa.schema([pa.field("vector", pa.list_(pa.float32()))])
 
 
@@ -44,7 +47,7 @@ def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
     """Encode the event texts and all audio of the catalog.
 
     Raises:
-        DataError: there is no audio or no text, or more than `max_failed_fraction` of them have no usable vector.
+        DataError: there is no audio or no text, too many of them have no usable vector, or the first ones all failed.
     """
     report = StageReport("embed")
     catalog = read_table(layout.catalog / "audio.parquet", AUDIO).to_pylist()
@@ -193,7 +196,8 @@ class AudioEmbeddingProcessor:
 
     def load(self) -> None:
         config, layout = self._settings
-        self.encoder.load()
+        with gpu_memory_guard("embed.encoder", MORE_MEMORY):
+            self.encoder.load()
         if artifact := self.encoder.audio_artifact():
             artifact.restore(_cache_url(config, layout))
         self._media = MediaShardReader(layout.media)
@@ -209,7 +213,9 @@ class AudioEmbeddingProcessor:
                     raise
                 except Exception as error:
                     yield audio_id, ("EMB_FAILED", f"{type(error).__name__}: {error}")
-            for audio_id, vector in zip(prepared, self.encoder.audio_rows(list(prepared.values())), strict=True):
+            with gpu_memory_guard("embed.encoder, embed.batch_size", MORE_MEMORY):
+                vectors = self.encoder.audio_rows(list(prepared.values()))
+            for audio_id, vector in zip(prepared, vectors, strict=True):
                 yield audio_id, _row(vector, self.encoder.model_names[0])
 
 
@@ -231,10 +237,12 @@ class TextEmbeddingProcessor:
         return self.encoder.describe_texts()
 
     def load(self) -> None:
-        self.encoder.load()
+        with gpu_memory_guard("embed.encoder", MORE_MEMORY):
+            self.encoder.load()
 
     def results(self, ids: Sequence[str]) -> Iterator[tuple[str, Result]]:
-        vectors = self.encoder.text_rows([self.phrases[key] for key in ids])
+        with gpu_memory_guard("embed.encoder, embed.batch_size", MORE_MEMORY):
+            vectors = self.encoder.text_rows([self.phrases[key] for key in ids])
         for key, vector in zip(ids, vectors, strict=True):
             yield key, _row(vector, self.encoder.model_names[1])
 
@@ -263,7 +271,8 @@ def _load_or_compute(
 ) -> tuple[dict[str, FloatArray], dict[str, Failure], int]:
     """Cache rows by id, failures by id, and how many rows were computed."""
     rows = {key: np.asarray(vector, np.float32) for key, vector in processor.cache.vectors(ids).items()}
-    done = run_items(processor, [key for key in ids if key not in rows], config.batch_size, executor, config.ray)
+    new, limit = [key for key in ids if key not in rows], config.failure_limit(len(ids), len(rows))
+    done = run_items(processor, new, config.batch_size, executor, config.ray, limit)
     rows.update({key: np.asarray(row["vector"], np.float32) for key, row in done.rows.items()})
     by_workers = processor.cache.vectors(done.cached_ids)
     rows.update({key: np.asarray(vector, np.float32) for key, vector in by_workers.items()})

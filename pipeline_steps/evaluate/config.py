@@ -11,6 +11,7 @@ from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.registry import Registry
 from pipeline_steps.evaluate.judges.base import AUDIO_JUDGES, IMAGE_JUDGES, Judge
 
+AbilityName = Literal["semantic_mixing", "interpolation", "loudness", "acoustic_space", "words_and_sound"]
 GainDb = Annotated[float, Field(ge=-60, le=24)]
 
 
@@ -53,6 +54,17 @@ class GainSensitivityConfig(StageConfig):
     gains_db: Annotated[list[GainDb], Field(max_length=8)] = Field(
         default=[-12.0, 6.0], description="gains compared with 0 dB; an empty list skips the measurement"
     )
+
+
+class AbilitiesConfig(StageConfig):
+    """Sweeps of one property of the audio: whether the images follow."""
+
+    names: Annotated[list[AbilityName], Field(max_length=5)] = Field(
+        default=["semantic_mixing", "interpolation", "loudness", "acoustic_space", "words_and_sound"],
+        description="abilities measured; an empty list skips them",
+    )
+    num_clips: int = Field(default=6, ge=3, le=1000, description="held-out clips, or pairs of clips, per ability")
+    num_samples: int = Field(default=2, ge=1, le=64, description="noise seeds per clip and point of a sweep")
 
 
 class ReportConfig(StageConfig):
@@ -98,7 +110,11 @@ class EvaluateConfig(StageConfig):
     density_k: int = Field(5, ge=1, le=100, description="neighbors of density and coverage")
     num_bootstrap: int = Field(2000, ge=100, le=100_000, description="bootstrap resamples of each 95 % interval")
     min_clusters: int = Field(30, ge=2, le=10_000, description="independent clips below which a set gets a warning")
+    memorisation_images: int = Field(
+        2000, ge=1, le=1_000_000, description="training images compared with generated ones; more are subsampled by the seed"
+    )
     gain_sensitivity: GainSensitivityConfig = GainSensitivityConfig()
+    abilities: AbilitiesConfig = AbilitiesConfig()
     report: ReportConfig = ReportConfig()
     batch_size: int = Field(32, ge=1, le=4096, description="items per part of the result cache")
     num_threads: int = Field(0, ge=0, le=256, description="CPU threads; 0: one per core")

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from pipeline_steps.audio.mixing import Tracks, mix_tracks
 from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
-from pipeline_steps.diffusion.pipelines.base import Audio2ImagePipeline
+from pipeline_steps.diffusion.pipelines.base import Audio2ImagePipeline, interpolate_embeds
 from pipeline_steps.models.audio.yamnet import SAMPLE_RATE
 
 
@@ -44,6 +46,18 @@ class ImageGenerator(Protocol):
 
     def generate_from_text(self, texts: Sequence[str], num_samples: int, seed: int) -> ByteArray:
         """RGB uint8 [T, num_samples, side, side, 3] from texts without audio; requires `has_text_encoder`."""
+        ...
+
+    def generate_interpolated(
+        self, first: FloatArray, second: FloatArray, fractions: Sequence[float], num_samples: int, seed: int
+    ) -> ByteArray:
+        """RGB uint8 [P, num_samples, side, side, 3] from the embeddings on the way between two clips, 0: the first one."""
+        ...
+
+    def generate_with_text(
+        self, clip: FloatArray, text: str, audio_scales: Sequence[float], num_samples: int, seed: int
+    ) -> ByteArray:
+        """RGB uint8 [P, num_samples, side, side, 3] from a clip beside a text; requires `has_text_encoder`."""
         ...
 
 
@@ -82,6 +96,24 @@ class PipelineImageGenerator:
     def generate_from_text(self, texts: Sequence[str], num_samples: int, seed: int) -> ByteArray:
         """RGB uint8 [T, num_samples, side, side, 3] from texts, by a model whose backbone has a text encoder."""
         return self._pipeline.generate_from_text(list(texts), num_samples, seed, self.guidance_scale, self.num_inference_steps)
+
+    def generate_interpolated(
+        self, first: FloatArray, second: FloatArray, fractions: Sequence[float], num_samples: int, seed: int
+    ) -> ByteArray:
+        """RGB uint8 [P, num_samples, side, side, 3] from the embeddings on the way between two clips, 0: the first one."""
+        start, end = (self._pipeline.encode_audio(clip) for clip in (first, second))
+        tokens = [interpolate_embeds(start, end, fraction) for fraction in fractions]
+        return self._pipeline.generate_batch(tokens, num_samples, seed, self.guidance_scale, self.num_inference_steps)
+
+    def generate_with_text(
+        self, clip: FloatArray, text: str, audio_scales: Sequence[float], num_samples: int, seed: int
+    ) -> ByteArray:
+        """RGB uint8 [P, num_samples, side, side, 3] from a clip beside a text, by a model whose backbone has a text encoder."""
+        tokens = [self._pipeline.encode_audio(clip)]
+        settings = (num_samples, seed, self.guidance_scale, self.num_inference_steps)
+        return np.concatenate(
+            [self._pipeline.generate_from_audio_and_text(tokens, text, scale, *settings) for scale in audio_scales]
+        )
 
 
 def load_generator(folder: Path, guidance_scale: float | None, num_inference_steps: int | None) -> PipelineImageGenerator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ from pipeline_steps.audio.mixing import pair_tracks
 from pipeline_steps.core.array_types import ByteArray, DoubleArray, FloatArray
 from pipeline_steps.core.media_shards import MediaShardReader
 from pipeline_steps.diffusion.image_processor import pad_to_square
+from pipeline_steps.evaluate.abilities.base import AbilitySetup
+from pipeline_steps.evaluate.abilities.run_abilities import AbilityResults, ShownSweep, run_abilities
+from pipeline_steps.evaluate.abilities.scores import ClassSpace
 from pipeline_steps.evaluate.config import EvaluateConfig
 from pipeline_steps.evaluate.evaluation_plan import EvaluationPlan, evenly_spaced_indices, mix_id, tracks_by_mix
 from pipeline_steps.evaluate.generation import ImageGenerator, render
@@ -25,8 +28,11 @@ from pipeline_steps.evaluate.judges.feature_extractors import (
     extract_image_features,
     map_items,
 )
+from pipeline_steps.evaluate.metrics.bootstrap import Estimate
 from pipeline_steps.evaluate.metrics.gain_sensitivity import gain_distances
-from pipeline_steps.evaluate.metrics.set_metrics import SetEvaluator, SetFeatures, SetMetrics
+from pipeline_steps.evaluate.metrics.memorisation import memorisation_block
+from pipeline_steps.evaluate.metrics.set_metrics import SetEvaluator, SetFeatures, SetMetrics, metric_entry
+from pipeline_steps.evaluate.nearest_training import nearest_training_images
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +47,12 @@ class EvaluationResult:
     """Results of the evaluation.
 
     Attributes:
-        evaluation: blocks of `evaluation.json`: one per set, `sensitivity`, `judges`, `warnings`.
+        evaluation: blocks of `evaluation.json`: one per set, `sensitivity`, `abilities`, `memorisation`, `judges`, `warnings`.
         sets: results of the first image judge by name of the set; a set of fewer than two pairs is absent.
         per_pair: values of all judges, one row per set and pair.
         bootstrap: "set/metric" -> bootstrap values [B] of the model row; see `SetMetrics.bootstrap`.
         generated: [M, S, H, W, 3] samples of each clip.
+        shown_sweeps: images and audio of the abilities for the report.
         computed, reused: features of catalog items that were computed, and read from the cache.
     """
 
@@ -54,6 +61,7 @@ class EvaluationResult:
     per_pair: list[Row]
     bootstrap: Mapping[str, DoubleArray]
     generated: ByteArray
+    shown_sweeps: Sequence[ShownSweep]
     computed: int
     reused: int
 
@@ -63,6 +71,8 @@ def run_evaluation(
     plan: EvaluationPlan,
     calibration_images: Sequence[str],
     texts: Mapping[str, str],
+    caption: Callable[[FloatArray], str],
+    audio_vectors: Mapping[str, FloatArray],
     generator: ImageGenerator,
     media: MediaShardReader,
     image_judges: Mapping[str, ImageFeatureExtractor],
@@ -76,6 +86,8 @@ def run_evaluation(
         plan: pairs and clips.
         calibration_images: ids of real images on which the judges are calibrated.
         texts: text by name of a pair, for the text oracle.
+        caption: returns words for a clip, for the row `caption_route`.
+        audio_vectors: unit embeddings of the retrieval space by audio id, for the row `nearest_training_image`.
         generator: of the evaluated model.
         media: images and audio of the catalog.
         image_judges: by name; the first one gives the headline numbers.
@@ -86,13 +98,20 @@ def run_evaluation(
     log.info("generating %d images for each of %d clips", config.samples_per_audio, len(clips))
     generated = generator.generate(clips, config.samples_per_audio, config.seed)
     unconditional = generator.generate_unconditional(config.unconditional_samples, config.seed + 1)
-    distinct_texts = sorted(set(texts.values())) if generator.has_text_encoder else []
-    from_text = generator.generate_from_text(distinct_texts, config.samples_per_audio, config.seed) if distinct_texts else None
-    text_rows = {name: distinct_texts.index(text) for name, text in texts.items()} if distinct_texts else {}
+    captions = [caption(clip) for clip in clips] if generator.has_text_encoder else []
+    distinct_texts = sorted({*texts.values(), *captions}) if captions else []
+    from_text = generator.generate_from_text(distinct_texts, config.samples_per_audio, config.seed) if captions else None
+    text_rows = {name: distinct_texts.index(text) for name, text in texts.items()} if captions else {}
+    nearest_training = nearest_training_images(plan, audio_vectors)
 
     audio_judge.load()
     log.info("extracting audio features with %s", config.audio_judge)
     tracks = tracks_by_mix(plan, plan.training_pairs)
+
+    def load_square(image_id: str) -> ByteArray:
+        # Real images pass the resize of training, as generated ones did: a judge must not tell them apart by it
+        # (Parmar et al. 2022, arXiv 2104.11222).
+        return pad_to_square(media.image(image_id), generator.resolution)
 
     def audio_features(keys: Sequence[str]) -> FloatArray:
         return np.stack(map_items(lambda key: audio_judge.embed(render(tracks[key], media.sound)), keys))
@@ -110,10 +129,7 @@ def run_evaluation(
         judge.load()
 
         def image_features(ids: Sequence[str], judge: ImageFeatureExtractor = judge) -> FloatArray:
-            # Real images pass the resize of training, as generated ones did: a judge must not tell them apart by it
-            # (Parmar et al. 2022, arXiv 2104.11222).
-            squares = map_items(lambda image_id: pad_to_square(media.image(image_id), generator.resolution), ids)
-            return extract_image_features(judge, squares)
+            return extract_image_features(judge, map_items(load_square, ids))
 
         description = [judge.describe(), "square_picture", generator.resolution]  # a changed word would empty the cache
         image_cache = CachedFeatures(open_cache("evaluate-picture", description), config.batch_size)
@@ -124,13 +140,20 @@ def run_evaluation(
             np.stack([audio[clip.key] for clip in plan.clips]),
             None if from_text is None else extract_generated_features(judge, from_text),
             text_rows,
+            np.array([distinct_texts.index(text) for text in captions], np.int64) if captions else None,
+            nearest_training,
         )
         computed, reused = computed + image_cache.computed, reused + image_cache.reused
         evaluator, facts = _calibrate(config, name, generator.sample_rate_hz, plan, calibration_images, features, audio)
         by_judge[name] = {key: evaluator.evaluate(key) for key, pairs in plan.sets.items() if len(pairs) > 1}
         evaluation["judges"][name] = {**facts, "family": judge.family, **judge.identity}
+        if name == config.image_judges[0]:
+            abilities = _abilities(evaluator, judge, generator, clips, calibration_images, evaluation["judges"][name])
+            evaluation["abilities"] = abilities.block
         if name == config.image_judges[0] and config.gain_sensitivity.num_clips and config.gain_sensitivity.gains_db:
             evaluation["sensitivity"] = _gain_sensitivity(evaluator, judge, generator, clips)
+    if memorisation := memorisation_block(plan, generated, load_square, config, generator.sample_rate_hz):
+        evaluation["memorisation"] = memorisation
     evaluation["warnings"] += _regression_warnings(config, plan, evaluation["judges"])
     evaluation["judges"][config.audio_judge] = {"family": audio_judge.family}
     for key, pairs in plan.sets.items():
@@ -159,6 +182,7 @@ def run_evaluation(
             for metric, values in metrics.bootstrap.items()
         },
         generated,
+        abilities.shown,
         computed,
         reused,
     )
@@ -209,6 +233,33 @@ def _regression_warnings(config: EvaluateConfig, plan: EvaluationPlan, facts: Ma
         for name, value in r2.items()
         if value < audio_image_regression.WEAK_R2
     ]
+
+
+def _abilities(
+    evaluator: SetEvaluator,
+    judge: ImageFeatureExtractor,
+    generator: ImageGenerator,
+    clips: Sequence[FloatArray],
+    calibration_images: Sequence[str],
+    facts: Row,
+) -> AbilityResults:
+    """Measure the abilities by an image judge; its class space is that of the calibration images, described in `facts`."""
+    config, plan, space = evaluator.config, evaluator.plan, evaluator.space
+    classes = ClassSpace.fit(
+        space.project(evaluator.features.images(calibration_images)), [plan.labels.get(image) for image in calibration_images]
+    )
+    chosen = config.abilities
+    setup = AbilitySetup(plan.clips, clips, generator, classes, chosen.num_clips, chosen.num_samples, config.seed)
+
+    def features(images: ByteArray) -> DoubleArray:
+        return space.project(extract_generated_features(judge, images))
+
+    def entry(estimate: Estimate, of_pixels: bool) -> Row:
+        return metric_entry(estimate, "pixels" if of_pixels else evaluator.judge, config.seed, generator.sample_rate_hz)
+
+    if classes is not None:
+        facts |= {"ability_classes": len(classes.names), "ability_temperature": round(classes.temperature, 6)}
+    return run_abilities(chosen.names, setup, features, entry, config.num_bootstrap)
 
 
 def _gain_sensitivity(

@@ -36,6 +36,8 @@ from pipeline_steps.core.schemas import (
 )
 from pipeline_steps.core.stage_report import StageReport
 from pipeline_steps.core.tables import read_table
+from pipeline_steps.evaluate.abilities.run_abilities import ability_numbers
+from pipeline_steps.evaluate.audio_captions import caption_audio
 from pipeline_steps.evaluate.config import EvaluateConfig
 from pipeline_steps.evaluate.evaluation_plan import (
     EvaluationPlan,
@@ -58,6 +60,7 @@ from pipeline_steps.evaluate.report.training_curves import TrainingHistory, trai
 from pipeline_steps.evaluate.retrieval.gold_retrieval import EmbeddingTable, gold_retrieval, retrieval_block
 from pipeline_steps.evaluate.retrieval.label_oracle import label_vectors
 from pipeline_steps.evaluate.run_evaluation import EvaluationResult, run_evaluation
+from pipeline_steps.models.audio.yamnet import YamNet
 from pipeline_steps.tracking.client.tracker import NoOpTracker
 
 __all__ = ["EvaluateConfig", "evaluate", "run"]
@@ -128,10 +131,24 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGener
     def open_cache(stage: str, description: Any) -> ResultCache:
         return ResultCache(_cache_url(config, layout), stage, fingerprint(description), VECTOR)
 
-    retrieval, ranks = _retrieval(config, layout, embeddings_meta, tables, truth, plan, audio_groups)
+    space, phrases = read_embeddings(layout, embeddings_meta)
+    retrieval, ranks = _retrieval(config, layout, embeddings_meta, space, phrases, tables, truth, plan, audio_groups)
     media = MediaShardReader(layout.media)
     texts = pair_texts(plan, tables.pairs, tables.events)
-    result = run_evaluation(config, plan, calibration_images, texts, generator, media, image_judges, audio_judge, open_cache)
+    tagger = YamNet(layout.assets)
+    result = run_evaluation(
+        config,
+        plan,
+        calibration_images,
+        texts,
+        lambda samples: caption_audio(tagger.load(), samples),
+        {audio_id: space.audio[row] for audio_id, row in space.audio_row.items()},
+        generator,
+        media,
+        image_judges,
+        audio_judge,
+        open_cache,
+    )
     report.computed, report.reused = result.computed, result.reused
     protocol = _protocol(config, generator) | {
         "families_that_took_part": sorted(set().union(*used_families.values())),
@@ -233,16 +250,13 @@ def write_report(folder: Path, files: Mapping[str, bytes]) -> None:
             write_bytes(folder / path, payload)
 
 
-def _retrieval(
-    config: EvaluateConfig,
-    layout: ProjectPaths,
-    meta: Row,
-    tables: StageTables,
-    truth: GroundTruth,
-    plan: EvaluationPlan,
-    audio_groups: Mapping[str, str],
-) -> tuple[Row | None, list[Row]]:
-    """The block `retrieval` of `evaluation.json`, and the rank of every gold pair."""
+def read_embeddings(layout: ProjectPaths, meta: Row) -> tuple[EmbeddingTable, list[str]]:
+    """Embeddings of texts and audio, and the phrases of the texts in the order of their table.
+
+    Raises:
+        DataError: a table is missing or not valid.
+        IntegrityError: the vectors are not those that the stage `embed` wrote.
+    """
     folder = layout.embeddings
     text_rows = read_table(folder / "text_ids.parquet", TEXT_IDS).to_pylist()
     audio_rows = read_table(folder / "audio_ids.parquet", AUDIO_IDS).to_pylist()
@@ -250,10 +264,25 @@ def _retrieval(
     space = EmbeddingTable(
         texts, {row["text_id"]: row["row"] for row in text_rows}, audio, {row["audio_id"]: row["row"] for row in audio_rows}
     )
+    return space, [row["phrase"] for row in text_rows]
+
+
+def _retrieval(
+    config: EvaluateConfig,
+    layout: ProjectPaths,
+    meta: Row,
+    space: EmbeddingTable,
+    phrases: list[str],
+    tables: StageTables,
+    truth: GroundTruth,
+    plan: EvaluationPlan,
+    audio_groups: Mapping[str, str],
+) -> tuple[Row | None, list[Row]]:
+    """The block `retrieval` of `evaluation.json`, and the rank of every gold pair."""
     labels = sorted({pair.label for pair in truth.pairs if pair.label is not None})
     vectors = (
-        label_vectors(layout, _cache_url(config, layout), meta, labels, text_rows[0]["phrase"], texts[0])
-        if labels and text_rows
+        label_vectors(layout, _cache_url(config, layout), meta, labels, phrases[0], space.texts[0])
+        if labels and phrases
         else None
     )
     found = gold_retrieval(
@@ -308,6 +337,10 @@ def _track(
                         numbers |= {f"{key}/{row}/{metric}.low": found["low"], f"{key}/{row}/{metric}.high": found["high"]}
     for row, metrics in evaluation.get("retrieval", {}).get("rows", {}).items():
         numbers |= {f"retrieval/{row}/{metric}": found["value"] for metric, found in metrics.items()}
+    for key, rows in evaluation.get("memorisation", {}).get("sets", {}).items():
+        for row, metrics in rows.items():
+            numbers |= {f"{key}/{row}/{metric}": found["value"] for metric, found in metrics.items()}
+    numbers |= ability_numbers(evaluation["abilities"])
     tracker.log_metrics(numbers)
     tracker.log_model_metrics(layout.model, {key: value for key, value in numbers.items() if "/model/" in key}, layout.pairs)
     for key, metrics in result.sets.items():

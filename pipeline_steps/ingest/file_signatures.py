@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from pipeline_steps.ingest.reason_codes import RejectedItemError
 
@@ -37,7 +37,8 @@ _KINDS: dict[str, Kind] = {
 
 _ALLOWED: tuple[tuple[bytes, Kind, str], ...] = (
     (b"\xff\xd8\xff", "image", "JPEG"), (b"\x89PNG\r\n\x1a\n", "image", "PNG"), (b"GIF87a", "image", "GIF"),
-    (b"GIF89a", "image", "GIF"), (b"II*\x00", "image", "TIFF"), (b"MM\x00*", "image", "TIFF"), (b"fLaC", "audio", "FLAC"),
+    (b"GIF89a", "image", "GIF"), (b"II*\x00", "image", "TIFF"), (b"MM\x00*", "image", "TIFF"),
+    (b"II+\x00\x08\x00", "image", "TIFF"), (b"MM\x00+\x00\x08", "image", "TIFF"), (b"fLaC", "audio", "FLAC"),
     (b"OggS", "audio", "OGG"),
 )  # fmt: skip
 _ALLOWED_CONTAINERS: dict[tuple[bytes, bytes], tuple[Kind, str]] = {
@@ -49,12 +50,16 @@ _ALLOWED_CONTAINERS: dict[tuple[bytes, bytes], tuple[Kind, str]] = {
 }
 """First four bytes and bytes 8 to 12."""
 
+HEAD_BYTES = 512
+"""Bytes by which a format is recognized."""
+
 _BMP_HEADER_SIZES = frozenset(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
 _UNSUPPORTED: tuple[tuple[int, bytes, str], ...] = (
     (0, b"%PDF", "PDF"), (0, b"8BPS", "PSD"), (0, b"%!PS", "EPS"), (0, b"\xc5\xd0\xd3\xc6", "EPS"), (0, b"SIMPLE  =", "FITS"),
     (0, b"gd2\x00", "GD"), (0, b"\x00\x00\x00\x0cjP  ", "JPEG2000"), (0, b"\xff\x4f\xff\x51", "JPEG2000"),
     (0, b"\x00\x00\x01\x00", "ICO"), (0, b"icns", "ICNS"), (0, b"DDS ", "DDS"), (0, b"gimp xcf", "XCF"),
     (0, b"\xff\x0a", "JPEG XL"), (0, b"\x76\x2f\x31\x01", "OpenEXR"), (0, b"\x1aE\xdf\xa3", "Matroska"), (0, b"RF64", "RF64"),
+    (0, b"BW64", "BW64"),
     (0, b"riff", "W64"), (0, b"caff", "CAF"), (0, b".snd", "AU"), (0, b"MThd", "MIDI"), (0, b"0&\xb2u", "ASF"),
     (0, b"#!AMR", "AMR"), (0, b"MAC ", "Monkey's Audio"), (0, b"wvpk", "WavPack"), (0, b"PK\x03\x04", "ZIP"),
     (0, b"\x1f\x8b", "gzip"), (0, b"7z\xbc\xaf\x27\x1c", "7z"), (0, b"\xfd7zXZ\x00", "xz"), (0, b"BZh", "bzip2"),
@@ -69,6 +74,26 @@ class FileSignature(NamedTuple):
     kind: Kind
     format: str
     verdict: Literal["allowed", "unsupported", "unknown"]
+
+
+def id3_length(head: bytes) -> int:
+    """Bytes of the ID3v2 tag that `head` (10 bytes or more) begins with, or 0. Any audio format may follow it."""
+    if len(head) < 10 or head[:3] != b"ID3" or head[3] == 0xFF or head[4] == 0xFF or any(byte > 127 for byte in head[6:10]):
+        return 0
+    size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
+    return size + (20 if head[5] & 16 else 10)
+
+
+def read_head(handle: BinaryIO, size: int = HEAD_BYTES) -> bytes:
+    """First bytes of an open file, or those behind its ID3 tags if they are of a format with a signature."""
+    head = first = handle.read(size)
+    skip = 0
+    while length := id3_length(head):
+        skip += length
+        handle.seek(skip)
+        head = handle.read(size)
+    handle.seek(0)
+    return head if detect_format(head).verdict != "unknown" and not _mpeg_sync(head) else first
 
 
 def detect_format(head: bytes) -> FileSignature:
@@ -161,6 +186,8 @@ def check_format(name: str, head: bytes, size: int, max_image_bytes: float = mat
     if not size:
         raise RejectedItemError("AUD_EMPTY" if kind == "audio" else "EMPTY_FILE", "the file has no bytes")
     found = detect_format(head)
+    if found.format == "MP3" and kind == "image" and not head.startswith(b"ID3"):
+        found = FileSignature("unknown", _describe(head), "unknown")  # eleven fixed bits are no proof against the name
     if found.verdict == "allowed":
         if found.kind == "image" and size > max_image_bytes:
             raise RejectedItemError("FILE_TOO_LARGE", f"{size / 1e6:.1f} MB, limit {max_image_bytes / 1e6:g} MB")
@@ -173,6 +200,9 @@ def check_format(name: str, head: bytes, size: int, max_image_bytes: float = mat
         raise RejectedItemError("NOT_AN_IMAGE", f"named .{suffix}, content is {found.format}")
     if suffix == "mp3":  # MP3 has no signature and frames may begin anywhere, so the decoder must decide
         return "audio", "MP3"
+    for signature, form in ((b"OggS\x00", "OGG"), (b"fLaC\x00", "FLAC"), (b"fLaC\x80", "FLAC")):
+        if kind == "audio" and signature in head:  # other bytes before the first page or block
+            return "audio", form
     if kind == "audio":
         raise RejectedItemError("AUD_CORRUPT", f"named .{suffix}, content is {found.format}")
     raise RejectedItemError("FORMAT_NOT_ALLOWED", f"content is {found.format}")

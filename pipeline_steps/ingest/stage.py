@@ -43,8 +43,11 @@ log = logging.getLogger(__name__)
 
 STAGE = "ingest"
 EXTENSION = {"image": "png", "audio": "flac"}
-DECODERS = {"image": ("pillow",), "audio": ("soundfile", "soxr")}
-LIBRARIES = {"image": ("pillow", "imagehash", "numpy", "scipy"), "audio": ("soundfile", "soxr", "pyloudnorm", "numpy", "scipy")}
+DECODERS = {"image": ("pillow",), "audio": ("soundfile", "miniaudio", "soxr")}
+LIBRARIES = {
+    "image": ("pillow", "imagehash", "numpy", "scipy"),
+    "audio": ("soundfile", "miniaudio", "soxr", "pyloudnorm", "numpy", "scipy"),
+}
 
 JOBS_PER_WORKER = 16
 """Least number of jobs for which another process is started: a start takes as long as some twenty jobs."""

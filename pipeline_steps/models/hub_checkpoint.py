@@ -1,4 +1,4 @@
-"""Checkpoints of others: fetched by a pinned commit or read from a folder, and refused before anything of them could run."""
+"""Published checkpoints: fetched by a pinned commit or read from a folder, and checked before anything of them is loaded."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError, ServiceError
 from pipeline_steps.core.hashing import sha256_bytes, sha256_file
+from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.models.pickled_weights import PICKLED_FILES, converted_checkpoint, pickled_shards
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 """What is fetched and hashed: configurations, weights that cannot run code, vocabularies, chat templates."""
@@ -20,13 +22,15 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubModel(ABC):
-    """A network of others, by hub id and commit or by folder. Fetching it and loading its weights are separate steps.
+    """Published network, by hub id and commit or by folder. Fetching it and loading its weights are separate steps.
+
+    Weights that exist only as `pytorch_model.bin` are converted to safetensors once, into `.cache/checkpoints` of the project.
 
     Args:
         model: hub id or local folder.
         revision: commit of a hub id; sha256 of a folder, checked when given.
         key: of params.yaml, for messages.
-        root: folder that a relative `model` may lie in.
+        root: project folder; a relative `model` is resolved against it.
     """
 
     files: ClassVar[Sequence[str]] = FILES
@@ -38,17 +42,25 @@ class HubModel(ABC):
         self._identity: dict[str, str] = {}
 
     def fetch(self) -> Path:
-        """Folder of the checkpoint, fetched if need be and checked; weights are not loaded. Calling it again does nothing.
+        """Folder of the checkpoint, fetched if necessary, and checked; weights are not loaded. A second call does nothing.
 
         Raises:
             ConfigError: a checkpoint of another kind.
-            IntegrityError: it wants to run code, has no safetensors, or is not what the revision says.
+            IntegrityError: it asks for code to be run, has no weights, or differs from the revision.
         """
         if self._folder is None:
             model = resolve_model_path(self.model, self.root)
             folder = fetch_checkpoint(model, self.revision, self.key, self.files)
+            files = self.files
+            if pickled_shards(folder) and not any(folder.glob("*.safetensors")):
+                files = (*files, *PICKLED_FILES)
+                reject_remote_code(folder)
+            self._identity = identity(model, self.revision, folder, self.key, files)
+            if files is not self.files:
+                cache = ProjectPaths(self.root).converted_checkpoints
+                digest = self._identity.get("sha256") or folder_digest(folder, files)
+                folder = converted_checkpoint(folder, digest, self.files, cache, self.key)
             self._accept(folder)
-            self._identity = identity(model, self.revision, folder, self.key, self.files)
             self._folder = folder
         return self._folder
 
@@ -60,11 +72,13 @@ class HubModel(ABC):
 
     @abstractmethod
     def _accept(self, folder: Path) -> None:
-        """Refuse a checkpoint of another kind; remember what its configuration says."""
+        """Refuse a checkpoint of another kind; keep what its configuration says."""
 
 
 def fetch_checkpoint(model: str, revision: str, key: str, files: Sequence[str] = FILES) -> Path:
     """Folder of a checkpoint: `model` itself if it is one, else the hub's snapshot of that commit (kept in the hub's cache).
+
+    Of a checkpoint without safetensors, `pytorch_model.bin` is fetched instead.
 
     Args:
         model: local folder or hub id.
@@ -89,7 +103,10 @@ def fetch_checkpoint(model: str, revision: str, key: str, files: Sequence[str] =
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
+        if "*.safetensors" in files and not any(folder.glob("*.safetensors")):
+            snapshot_download(model, revision=revision, allow_patterns=list(PICKLED_FILES))
+        return folder
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise ConfigError(
             f"{key}.model: the hub has no {model} at {revision}", "check both; a gated model needs HF_TOKEN"
@@ -109,7 +126,7 @@ def resolve_model_path(model: str, root: Path) -> str:
 
 
 def resolve_device(device: str, key: str) -> str:
-    """`cuda` or `cpu`; `auto` takes the GPU where there is one.
+    """`cuda` or `cpu`; `auto` selects the GPU where there is one.
 
     Raises:
         ResourceError: a GPU is asked for and none is usable.
@@ -125,8 +142,12 @@ def resolve_device(device: str, key: str) -> str:
 
 
 def resolve_dtype(precision: str, device: str) -> str:
-    """`bfloat16` or `float32`; `auto` takes the first on a GPU."""
-    return ("bfloat16" if device == "cuda" else "float32") if precision == "auto" else precision
+    """`bfloat16` or `float32`; `auto` selects bfloat16 on a GPU that computes with it and does not emulate it."""
+    if precision != "auto":
+        return precision
+    import torch
+
+    return "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
 
 
 def reject_remote_code(folder: Path) -> None:
@@ -151,7 +172,7 @@ def reject_remote_code(folder: Path) -> None:
 
 
 def check_checkpoint(folder: Path) -> dict[str, Any]:
-    """Refuse a folder that wants to run code or has no safetensors; returns its `config.json`.
+    """Refuse a folder that asks for code to be run or has no safetensors; returns its `config.json`.
 
     Raises:
         IntegrityError: as `reject_remote_code`, or no safetensors, or no usable `config.json`.
@@ -160,7 +181,9 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise IntegrityError(f"{folder}: config.json is missing", "name the folder that save_pretrained wrote")
     if not any(folder.glob("*.safetensors")):
-        raise IntegrityError(f"{folder}: no safetensors; pickled weights are not loaded", "convert it with save_pretrained")
+        raise IntegrityError(
+            f"{folder}: no safetensors and no pytorch_model.bin", "fetch the checkpoint again, or choose one with safetensors"
+        )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not isinstance(config, dict):
         raise IntegrityError(f"{folder / 'config.json'} is not an object", "fetch the checkpoint again")
@@ -182,14 +205,14 @@ def _code_key(value: Any) -> str:
 
 
 def folder_digest(folder: Path, files: Sequence[str] = FILES) -> str:
-    """sha256 over names and contents of the files that can shape an output; the folder's place does not matter."""
+    """sha256 over names and contents of the files that determine an output; the path of the folder does not matter."""
     paths = sorted({path for pattern in files for path in folder.glob(pattern) if path.is_file()})
     named = [[path.relative_to(folder).as_posix(), sha256_file(path)] for path in paths]
     return sha256_bytes(json.dumps(named).encode("utf-8"))
 
 
 def identity(model: str, revision: str, folder: Path, key: str, files: Sequence[str] = FILES) -> dict[str, str]:
-    """What a fingerprint says of a checkpoint: hub id and commit, or the digest of a folder wherever it lies.
+    """Part of a fingerprint that identifies a checkpoint: hub id and commit, or the digest of a folder.
 
     Raises:
         IntegrityError: `revision` is given for a folder and is not its digest.
@@ -206,16 +229,17 @@ def identity(model: str, revision: str, folder: Path, key: str, files: Sequence[
 
 
 def load_weights(kind: Any, folder: Path, key: str, dtype: Any) -> Any:
-    """A transformers model of class `kind` with the safetensors of a checked folder.
+    """Transformers model of class `kind` with the safetensors of a checked folder.
 
     Raises:
-        IntegrityError: a file is damaged, or weights are missing or of another shape; transformers would draw them at random.
+        IntegrityError: a file is damaged, or weights are missing or of another shape. Transformers would initialize them at
+            random.
     """
     from safetensors import SafetensorError
 
     quiet = logging.getLogger("transformers")
     level = quiet.level
-    quiet.setLevel(logging.ERROR)  # it lists every weight of a part that is not asked for; what is missing is an error below
+    quiet.setLevel(logging.ERROR)  # it lists every weight of a part that is not used; missing weights are an error below
     try:
         model, info = kind.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True

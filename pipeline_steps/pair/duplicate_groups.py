@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pipeline_steps.core.array_types import FloatArray, IntArray
 from pipeline_steps.core.l2_normalize import l2_normalize
-from pipeline_steps.core.near_duplicates import UnionFind
+from pipeline_steps.core.near_duplicates import UnionFind, bucket_pairs
 from pipeline_steps.core.seeding import seeded_rng
 
 Links = list[tuple[int, int]]
@@ -45,8 +45,8 @@ def _by_hyperplanes(rows: FloatArray, cosine: float) -> Links:
     bits = int(np.ceil(64 * fraction + 6 * np.sqrt(64 * fraction * (1 - fraction)))) + 1
     keys: list[IntArray] = [np.zeros(0, dtype=np.int64)]
     for code in codes:
-        first, second = _bucket_pairs(code, sketch, bits)
-        keys.append(np.minimum(first, second) * len(rows) + np.maximum(first, second))
+        pairs = bucket_pairs(code, sketch, bits)
+        keys.append(pairs[:, 0] * len(rows) + pairs[:, 1])
     first, second = np.divmod(np.unique(np.concatenate(keys)), len(rows))
     found: Links = []
     for start in range(0, len(first), HASH_BLOCK):
@@ -77,24 +77,6 @@ def _hash(rows: FloatArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint6
         codes[:, part] = (signs[:, :-64].reshape(len(signs), TABLES, per_table) @ weights).T
         sketch[part] = np.packbits(signs[:, -64:], axis=1).view(np.uint64)[:, 0]
     return codes, sketch
-
-
-def _bucket_pairs(code: npt.NDArray[np.int32], sketch: npt.NDArray[np.uint64], bits: int) -> tuple[IntArray, IntArray]:
-    """Pairs of rows in one bucket whose sketches differ in at most `bits` bits, as two arrays."""
-    order = np.argsort(code, kind="stable")
-    ordered, near = code[order], sketch[order]
-    ends = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])
-    after = np.repeat(ends, np.diff(np.r_[-1, ends])) - np.arange(len(order))  # number of later rows of the bucket
-    left: list[IntArray] = [np.zeros(0, dtype=np.int64)]
-    right: list[IntArray] = [np.zeros(0, dtype=np.int64)]
-    active, shift = np.flatnonzero(after >= 1), 1
-    while len(active):
-        close = active[np.bitwise_count(near[active] ^ near[active + shift]) <= bits]
-        left.append(order[close])
-        right.append(order[close + shift])
-        shift += 1
-        active = active[after[active] >= shift]
-    return np.concatenate(left), np.concatenate(right)
 
 
 def _within(unit: FloatArray, members: IntArray, cosine: float) -> Links:

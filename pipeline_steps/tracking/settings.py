@@ -55,6 +55,11 @@ class TrackingSettings:
         """Whether the store is an MLflow server."""
         return self.uri.startswith(("http://", "https://"))
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether the store is a SQLite file that does not exist: nothing was tracked, and MLflow would create an empty one."""
+        return self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).is_file()
+
 
 def read_settings(layout: ProjectPaths) -> TrackingSettings:
     """Read SONIFY_TRACKING, SONIFY_TRACKING_DEADLINE, MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME.

@@ -1,4 +1,4 @@
-"""Converters: folding is exact, bad members are refused, nothing but tensors is ever built."""
+"""Tests of the converters: folded weights, invalid members, pickles that run code."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from pipeline_steps.assets.convert import convert, fold_batch_norm
+from pipeline_steps.assets.convert import CONVERTERS, convert, fold_batch_norm
 from pipeline_steps.core.errors import ConfigError, IntegrityError
 
 
@@ -67,3 +69,15 @@ def test_a_checkpoint_of_another_network_is_refused(converter: str) -> None:
     torch.save({"weight": torch.zeros(2)}, buffer)
     with pytest.raises(IntegrityError, match=converter):
         convert(converter, {"weights": buffer.getvalue()})
+
+
+def test_half_precision_keeps_names_and_integers() -> None:
+    weights = {"b": torch.randn(3, 2), "a": torch.arange(4)}
+    (payload,) = CONVERTERS["half_precision"]({"weights": save_safetensors(weights)})
+    halved = load_safetensors(payload)
+    assert torch.equal(halved["b"], weights["b"].half())
+    assert torch.equal(halved["a"], weights["a"])
+
+
+def test_copy_keeps_bytes_and_order() -> None:
+    assert CONVERTERS["copy"]({"z": b"1", "a": b"2"}) == [b"1", b"2"]

@@ -1,4 +1,4 @@
-"""`assets.toml` is strict: a slip in it stops before anything is fetched."""
+"""Tests of `assets.toml`: errors are found before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -58,14 +58,16 @@ def test_the_project_file_is_valid_and_complete(project: Path) -> None:
         ({"bytes": "-1"}, "bytes"),
         ({"license": '""'}, "license"),
         ({"license": '"MIT"\nlicence = "MIT"'}, "licence"),
+        ({"family": '"vocabulary"\nfolder = "weights"'}, "either package"),
+        ({"family": '"vocabulary"\nfolder = "../weights"'}, "folder"),
     ],
 )
-def test_bad_values_are_refused_by_key(changes: dict[str, str], word: str) -> None:
+def test_invalid_values_are_errors_with_their_key(changes: dict[str, str], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         parse_manifest(entry(**changes))
 
 
-def test_broken_toml_and_repeats_are_refused() -> None:
+def test_invalid_toml_and_repeated_names_are_errors() -> None:
     with pytest.raises(ConfigError, match="not valid TOML"):
         parse_manifest("[[asset]\n")
     with pytest.raises(ConfigError, match="'labels' occurs twice"):

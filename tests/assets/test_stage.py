@@ -1,4 +1,4 @@
-"""The stage with the real pip, on a tiny wheel served from a folder: fetched, checked, converted, never trusted."""
+"""Tests of stage `assets` with pip and a tiny wheel in a folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRIP = "import pathlib; pathlib.Path('executed').touch()\n"
 
 
 def build_wheel(folder: Path, labels: bytes = LABELS) -> Path:
-    """A wheel whose code, were it ever imported, would leave a trace."""
+    """Wheel whose code writes a file when it is imported."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / WHEEL
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -69,7 +69,7 @@ bytes = {bytes}
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes for the only package source."""
+    """Folder that is the only package source of pip."""
     folder = tmp_path / "registry"
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
@@ -80,7 +80,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of wheels that is looked in before any download."""
+    """Folder of wheels that is searched before a download."""
     monkeypatch.setenv("SONIFY_WHEELS", str(tmp_path / "wheels"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     return tmp_path / "wheels"
@@ -106,7 +106,38 @@ def test_fetch_convert_and_reuse(tmp_path: Path, registry: Path) -> None:
     assert (layout.assets / "meta.json").read_bytes() == before
 
 
-def test_a_wheel_with_another_hash_stops(tmp_path: Path, registry: Path) -> None:
+def test_an_asset_may_lie_in_a_folder_of_the_project(tmp_path: Path) -> None:
+    layout = ProjectPaths(tmp_path / "project")
+    source = layout.root / "weights/unet/labels.txt"
+    source.parent.mkdir(parents=True)
+    source.write_bytes(LABELS)
+    (layout.root / "assets.toml").write_text(f"""
+[[asset]]
+name = "labels"
+folder = "weights"
+family = "vocabulary"
+license = "CC0-1.0"
+provenance = "made for this test"
+converter = "copy"
+outputs = ["backbone/labels.txt"]
+[asset.members.labels]
+path = "unet/labels.txt"
+sha256 = "{hashlib.sha256(LABELS).hexdigest()}"
+bytes = {len(LABELS)}
+""")
+    report = run(AssetsConfig(), layout)
+    assert (report.n_ok, report.computed, report.reused) == (1, 0, 1)
+    assert (layout.assets / "backbone/labels.txt").read_bytes() == LABELS
+    assert json.loads((layout.assets / "meta.json").read_text())["files"]["backbone/labels.txt"]["source"] == "weights"
+    source.write_bytes(LABELS[:-1] + b"?")
+    with pytest.raises(IntegrityError, match=r"labels\.txt: sha256 expected"):
+        run(AssetsConfig(), layout)
+    source.unlink()
+    with pytest.raises(IntegrityError, match="git checkout"):
+        run(AssetsConfig(), layout)
+
+
+def test_wheel_with_another_hash_is_an_error(tmp_path: Path, registry: Path) -> None:
     good = build_wheel(tmp_path / "good")
     layout = manifest(tmp_path / "project", good)
     swapped = build_wheel(registry, LABELS + b"more\n")
@@ -119,13 +150,13 @@ def test_a_wheel_with_another_hash_stops(tmp_path: Path, registry: Path) -> None
     assert not list(layout.root.rglob("*.whl"))
 
 
-def test_a_member_with_another_hash_stops(tmp_path: Path, wheels: Path) -> None:
+def test_member_with_another_hash_is_an_error(tmp_path: Path, wheels: Path) -> None:
     layout = manifest(tmp_path / "project", build_wheel(wheels), member_sha="0" * 64)
     with pytest.raises(IntegrityError, match=r"labels\.txt: sha256 expected 000.*got"):
         run(AssetsConfig(), layout)
 
 
-def test_a_member_larger_than_declared_is_not_read_whole(tmp_path: Path, wheels: Path) -> None:
+def test_member_larger_than_declared_is_read_up_to_its_size(tmp_path: Path, wheels: Path) -> None:
     wheel = build_wheel(wheels, b"\0" * 50_000_000)
     layout = manifest(tmp_path / "project", wheel)
     with pytest.raises(IntegrityError, match="sha256 expected"):
@@ -133,7 +164,7 @@ def test_a_member_larger_than_declared_is_not_read_whole(tmp_path: Path, wheels:
     assert wheel.stat().st_size < 100_000
 
 
-def test_a_missing_member_and_a_wrong_count_stop(tmp_path: Path, wheels: Path) -> None:
+def test_missing_member_and_wrong_count_are_errors(tmp_path: Path, wheels: Path) -> None:
     wheel = build_wheel(wheels)
     with pytest.raises(IntegrityError, match=r"absent\.txt is missing"):
         run(AssetsConfig(), manifest(tmp_path / "project", wheel, path="tiny_carrier/absent.txt"))
@@ -141,7 +172,7 @@ def test_a_missing_member_and_a_wrong_count_stop(tmp_path: Path, wheels: Path) -
         run(AssetsConfig(), manifest(tmp_path / "project", wheel, outputs='["a.txt", "b.txt"]'))
 
 
-def test_a_damaged_copy_in_the_cache_is_fetched_again(tmp_path: Path, registry: Path) -> None:
+def test_damaged_cached_wheel_is_downloaded_again(tmp_path: Path, registry: Path) -> None:
     layout = manifest(tmp_path / "project", build_wheel(registry))
     layout.wheels.mkdir(parents=True)
     (layout.wheels / WHEEL).write_bytes(b"half a whe")
@@ -149,13 +180,13 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(tmp_path: Path, registry: 
     assert (layout.wheels / WHEEL).read_bytes() == (registry / WHEEL).read_bytes()
 
 
-def test_a_folder_of_wheels_is_looked_in_first(tmp_path: Path, wheels: Path) -> None:
+def test_folder_of_wheels_is_searched_first(tmp_path: Path, wheels: Path) -> None:
     layout = manifest(tmp_path / "project", build_wheel(wheels))
     assert run(AssetsConfig(), layout).reused == 1
     assert not layout.wheels.exists()
 
 
-def test_no_registry_is_a_transient_service_error(tmp_path: Path, registry: Path) -> None:
+def test_unavailable_registry_is_a_transient_service_error(tmp_path: Path, registry: Path) -> None:
     layout = manifest(tmp_path / "project", build_wheel(tmp_path / "elsewhere"))
     with pytest.raises(ServiceError) as caught:
         run(AssetsConfig(), layout)
@@ -171,7 +202,7 @@ def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
 
 
 def test_real_assets_are_reproducible(assets: Path, project: Path) -> None:
-    """What lies in data/assets is what the manifest describes, file by file."""
+    """Every file of data/assets is the one that the manifest describes."""
     files = json.loads((assets / "meta.json").read_text())["files"]
     assert set(files) == {path.name for path in assets.iterdir() if path.name != "meta.json" and not path.name.startswith(".")}
     for name, recorded in files.items():

@@ -140,6 +140,26 @@ def test_integrity_errors_are_not_swallowed() -> None:
 
 
 @pytest.mark.fault
+def test_a_captioner_that_fails_on_everything_stops_early(
+    tmp_path: Path, demo: Path, assets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = ProjectPaths(tmp_path)
+    names = ["bison-000", "banana-000", "hammer-000", "binoculars-000", "apple-green-000"]
+    write_catalog(layout, demo, names, [], assets=assets)
+    calls = []
+
+    def failing(self: TaggerCaptioner, images: list[ByteArray]) -> list[list[LabelScore]]:
+        calls.append(len(images))
+        raise ValueError("Invalid buffer size")
+
+    monkeypatch.setattr(TaggerCaptioner, "predict", failing)
+    monkeypatch.setattr("pipeline_steps.core.executors.base.MAX_FAILURES_WITHOUT_SUCCESS", 2)
+    with pytest.raises(DataError, match=r"\(3 of 3\): CAPTION_FAILED: ValueError: Invalid buffer size"):
+        run(CaptionConfig(batch_size=1), layout)
+    assert len(calls) == 6, "three images, each once in its batch and once alone"
+
+
+@pytest.mark.fault
 def test_failures_are_quarantined_up_to_a_share(
     tmp_path: Path, demo: Path, assets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

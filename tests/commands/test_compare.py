@@ -1,4 +1,4 @@
-"""Two models side by side: the numbers, the page, and no comparison across data."""
+"""Tests of `sonify compare`, `promote` and `rollback`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEAK, STRONG = [0.50 + 0.01 * (i % 3) for i in range(12)], [0.60 + 0.01 * (i % 4
 
 @pytest.fixture
 def runs(pool: ProjectPaths) -> list[str]:
-    """Evaluation runs of two versions; the second kept drawings, the first kept all but one."""
+    """Evaluation runs of two versions; the second logged all samples, the first all but one."""
     write_gate(pool)
     found = [
         register(pool, WEAK, version=1, run_params={"seed": "0", "steps": "20"}),
@@ -35,7 +35,7 @@ def runs(pool: ProjectPaths) -> list[str]:
     return found
 
 
-def test_every_metric_with_interval_and_p_and_what_differs(sonify: Sonify, runs: list[str], pool: ProjectPaths) -> None:
+def test_comparison_has_metrics_intervals_and_differences(sonify: Sonify, runs: list[str], pool: ProjectPaths) -> None:
     found = json_output(sonify("compare", "1", "2", "--json"))
     by_name = {row["metric"]: row for row in found["metrics"]}
     rate, kid, fd = (by_name[f"test/{name}_toy"] for name in ("win_rate", "kid", "fd"))
@@ -53,7 +53,7 @@ def test_every_metric_with_interval_and_p_and_what_differs(sonify: Sonify, runs:
     assert kept == {"compare/2-with-1/compare.html", "compare/2-with-1/compare.json"}
 
 
-def test_the_page_holds_everything_and_loads_nothing(sonify: Sonify, runs: list[str], tmp_path: Path) -> None:
+def test_page_embeds_all_files(sonify: Sonify, runs: list[str], tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     result = sonify("compare", "1", "2", "--html", str(page), "--no-log")
     assert result.exit_code == 0
@@ -69,7 +69,7 @@ def test_the_page_holds_everything_and_loads_nothing(sonify: Sonify, runs: list[
     assert text.count("data:image/png") == 3
 
 
-def test_hostile_names_are_escaped(pool: ProjectPaths, sonify: Sonify, tmp_path: Path) -> None:
+def test_untrusted_names_are_escaped(pool: ProjectPaths, sonify: Sonify, tmp_path: Path) -> None:
     write_gate(pool)
     register(pool, WEAK, version=1, run_params={"note": "<img src=x onerror=alert(1)>"})
     register(pool, STRONG, version=2)
@@ -79,7 +79,7 @@ def test_hostile_names_are_escaped(pool: ProjectPaths, sonify: Sonify, tmp_path:
     assert "&lt;img src=x" in page.read_text()
 
 
-def test_other_data_is_refused_with_both_hashes(pool: ProjectPaths, sonify: Sonify) -> None:
+def test_other_data_is_an_error_with_both_hashes(pool: ProjectPaths, sonify: Sonify) -> None:
     register(pool, WEAK, version=1)
     register(pool, STRONG, version=2, pairs="e" * 32 + ".dir")
     result = sonify("compare", "1", "2", "--json")
@@ -99,7 +99,7 @@ def test_versions_are_found_by_alias_run_and_md5(pool: ProjectPaths, sonify: Son
 
 
 @pytest.mark.parametrize(("higher", "side"), [(True, "right"), (False, "left")])
-def test_bars_point_to_the_right_when_b_is_better(higher: bool, side: str) -> None:
+def test_bars_are_on_the_right_if_b_is_better(higher: bool, side: str) -> None:
     metric = MetricComparison("test/x", higher, 0.1, 0.2, PairedDifference(0.1, 0.05, 0.15, 0.01, 9, 9))
     drawn = bar(metric)
     assert drawn is not None
@@ -108,7 +108,7 @@ def test_bars_point_to_the_right_when_b_is_better(higher: bool, side: str) -> No
     assert bar(MetricComparison("test/x", True, 0.1, 0.2, PairedDifference(0.1, None, None, None, 9, 1))) is None
 
 
-def test_promote_and_rollback_by_hand(pool: ProjectPaths, sonify: Sonify, runs: list[str]) -> None:
+def test_promote_and_rollback(pool: ProjectPaths, sonify: Sonify, runs: list[str]) -> None:
     assert sonify("promote", "1", "--yes").exit_code == 0
     plan = json_output(sonify("promote", "--dry-run", "--json"))
     assert (plan["champion"], plan["challenger"], plan["gate"]["passed"], plan["record"]) == ("1", "2", True, None)
@@ -129,7 +129,7 @@ def test_promote_and_rollback_by_hand(pool: ProjectPaths, sonify: Sonify, runs: 
     assert "token" not in lines[0]
 
 
-def test_promote_asks(pool: ProjectPaths, runs: list[str]) -> None:
+def test_promote_asks_for_confirmation(pool: ProjectPaths, runs: list[str]) -> None:
     from typer.testing import CliRunner
 
     from pipeline_steps.cli import app

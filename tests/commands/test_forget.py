@@ -1,4 +1,4 @@
-"""A take-down: bytes, rows, memo and shard are gone, the rest is as it was, and ingest does not let it in again."""
+"""Tests of `sonify forget`: removed files, rows, cache parts and shards; rejection by ingest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_steps.commands.forget import drop_csv_rows, may_derive_from
+from pipeline_steps.commands.deletion import drop_csv_rows, may_derive_from
 from pipeline_steps.core.hashing import sha256_bytes
 from pipeline_steps.core.media_shards import MediaShardReader
 from pipeline_steps.core.project_paths import ProjectPaths
@@ -25,8 +25,8 @@ CELLS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters=
 
 
 @pytest.fixture
-def memos(pool: ProjectPaths, ids: dict[str, str]) -> dict[str, ResultCache]:
-    """Results of the first dog, of another picture, and of mixtures."""
+def caches(pool: ProjectPaths, ids: dict[str, str]) -> dict[str, ResultCache]:
+    """Cached results of the first dog, of another image, and of mixtures."""
     stores = {stage: ResultCache(str(pool.result_cache), stage, "f", VALUE) for stage in ("caption", "train", "evaluate-sound")}
     stores["caption"].append({ids["i-dog-000"]: {"value": 1}, ids["i-cow-000"]: {"value": 2}})
     stores["train"].append({"0123456789abcdef": {"value": 3}})
@@ -34,8 +34,8 @@ def memos(pool: ProjectPaths, ids: dict[str, str]) -> dict[str, ResultCache]:
     return stores
 
 
-def test_everything_of_the_item_goes_and_nothing_else(
-    pool: ProjectPaths, sonify: Sonify, ids: dict[str, str], memos: dict[str, ResultCache]
+def test_item_is_removed_everywhere_and_other_items_stay(
+    pool: ProjectPaths, sonify: Sonify, ids: dict[str, str], caches: dict[str, ResultCache]
 ) -> None:
     item, other = ids["i-dog-000"], ids["i-cow-000"]
     commit(pool, {}, "all")
@@ -65,16 +65,16 @@ def test_everything_of_the_item_goes_and_nothing_else(
     media = MediaShardReader(pool.media)
     assert item not in media
     assert {i: media.payload(i) for i in before if i != item} == {i: payload for i, payload in before.items() if i != item}
-    assert memos["caption"].load([item, other]) == {other: {"value": 2}}
-    assert memos["train"].load(["0123456789abcdef"]) == {}
-    assert memos["evaluate-sound"].load(["0123456789abcdef", ids["s-cow-000"]]) == {ids["s-cow-000"]: {"value": 5}}
+    assert caches["caption"].load([item, other]) == {other: {"value": 2}}
+    assert caches["train"].load(["0123456789abcdef"]) == {}
+    assert caches["evaluate-sound"].load(["0123456789abcdef", ids["s-cow-000"]]) == {ids["s-cow-000"]: {"value": 5}}
     assert takedowns.parse_takedowns((raw / "takedowns.csv").read_text()) == {item}
     again = json_output(sonify("forget", item, "--yes", "--json"))
     assert (again["files"], again["shard"]) == ([], None)
     assert (raw / "takedowns.csv").read_text().count(item) == 1
 
 
-def test_kept_worktrees_of_failed_runs_are_named(pool: ProjectPaths, sonify: Sonify, ids: dict[str, str]) -> None:
+def test_worktrees_of_failed_runs_are_listed(pool: ProjectPaths, sonify: Sonify, ids: dict[str, str]) -> None:
     commit(pool, {}, "all")
     for name in ("failed-run", "without"):
         git(pool.root, "worktree", "add", "--detach", str(pool.runs / "worktrees" / name))
@@ -84,7 +84,7 @@ def test_kept_worktrees_of_failed_runs_are_named(pool: ProjectPaths, sonify: Son
     assert text.startswith("worktrees of failed runs: .runs/worktrees/failed-run; git worktree remove")
 
 
-def test_ingest_refuses_it_whatever_it_is_called(pool: ProjectPaths, sonify: Sonify, ids: dict[str, str]) -> None:
+def test_ingest_rejects_the_bytes_under_any_name(pool: ProjectPaths, sonify: Sonify, ids: dict[str, str]) -> None:
     from pipeline_steps.ingest.config import IngestConfig
     from pipeline_steps.ingest.stage import dry_run
 
@@ -99,7 +99,7 @@ def test_ingest_refuses_it_whatever_it_is_called(pool: ProjectPaths, sonify: Son
     assert len(found.images) == 2
 
 
-def test_it_asks_and_takes_no_for_an_answer(pool: ProjectPaths, ids: dict[str, str]) -> None:
+def test_confirmation_is_required(pool: ProjectPaths, ids: dict[str, str]) -> None:
     from typer.testing import CliRunner
 
     from pipeline_steps.cli import app
@@ -111,7 +111,7 @@ def test_it_asks_and_takes_no_for_an_answer(pool: ProjectPaths, ids: dict[str, s
     assert CliRunner().invoke(app, ["--project", str(pool.root), "forget", ids["s-cow-000"], "--json"]).exit_code == 2
 
 
-def test_models_that_learned_from_it_are_named(pool: ProjectPaths, sonify: Sonify, ids: dict[str, str]) -> None:
+def test_models_trained_on_the_item_are_listed(pool: ProjectPaths, sonify: Sonify, ids: dict[str, str]) -> None:
     from pipeline_steps.tracking.lineage.dvc_digests import hash_path
     from tests.factories.registered_models import register
 
@@ -124,13 +124,13 @@ def test_models_that_learned_from_it_are_named(pool: ProjectPaths, sonify: Sonif
     assert any("dvc repro train" in text for text in plan["rebuild"])
 
 
-def test_nothing_known_is_an_error(pool: ProjectPaths, sonify: Sonify) -> None:
+def test_unknown_item_is_an_error(pool: ProjectPaths, sonify: Sonify) -> None:
     result = sonify("forget", "ffffffffff", "--yes")
     assert result.exit_code == 3
 
 
 @given(st.lists(st.tuples(CELLS, CELLS), max_size=8), st.sets(CELLS, max_size=3))
-def test_rows_are_cut_out_and_all_other_bytes_stay(rows: list[tuple[str, str]], names: set[str]) -> None:
+def test_rows_are_dropped_and_other_bytes_stay(rows: list[tuple[str, str]], names: set[str]) -> None:
     import io
 
     def text(kept: list[tuple[str, str]]) -> str:
@@ -142,11 +142,11 @@ def test_rows_are_cut_out_and_all_other_bytes_stay(rows: list[tuple[str, str]], 
     assert drop_csv_rows(text(rows), "file", names) == (text(kept), len(rows) - len(kept))
 
 
-def test_a_table_without_the_column_is_left_alone() -> None:
+def test_table_without_the_column_stays() -> None:
     assert drop_csv_rows("a,b\n1,2\n", "file", {"1"}) == ("a,b\n1,2\n", 0)
 
 
-def test_mixtures_may_hold_anything() -> None:
+def test_mixtures_may_derive_from_any_item() -> None:
     item = sha256_bytes(b"x")[:32]
     assert may_derive_from("caption", item, item)
     assert may_derive_from("embed-audio", f"{item}:0", item)
@@ -156,7 +156,7 @@ def test_mixtures_may_hold_anything() -> None:
     assert may_derive_from("evaluate-sound", "0123456789abcdef", item)
 
 
-def test_a_list_that_cannot_be_read_does_not_pass_for_empty(tmp_path: Path) -> None:
+def test_unreadable_takedowns_are_an_error(tmp_path: Path) -> None:
     from pipeline_steps.core.errors import DataError
 
     text = takedowns.append_rows("", [("a" * 32, "image", "t", 'why, "so"')])
@@ -175,8 +175,8 @@ def test_a_list_that_cannot_be_read_does_not_pass_for_empty(tmp_path: Path) -> N
 
 @pytest.mark.fault
 @pytest.mark.parametrize("target", ["nowhere.csv", "list.csv", "."], ids=["dangling link", "link", "link to a folder"])
-def test_a_list_behind_a_link_stops_ingest_and_forget(pool: ProjectPaths, sonify: Sonify, target: str) -> None:
-    """Take-downs of a list that has gone must not be undone, nor the link be replaced by a new list."""
+def test_linked_takedowns_are_an_error(pool: ProjectPaths, sonify: Sonify, target: str) -> None:
+    """Take-downs of a missing list must not be undone, and the link must not be replaced by a new list."""
     from pipeline_steps.core.errors import DataError
     from pipeline_steps.ingest.config import IngestConfig
     from pipeline_steps.ingest.stage import dry_run
@@ -193,7 +193,7 @@ def test_a_list_behind_a_link_stops_ingest_and_forget(pool: ProjectPaths, sonify
 
 
 @pytest.mark.fault
-def test_a_folder_is_no_list(tmp_path: Path) -> None:
+def test_folder_named_takedowns_is_an_error(tmp_path: Path) -> None:
     from pipeline_steps.core.errors import DataError
 
     assert takedowns.load_takedowns(tmp_path) is None

@@ -1,4 +1,4 @@
-"""Back to the inputs and on to the models: digests are those of dvc.lock, and what comes back has the same bytes."""
+"""Tests of `sonify trace`: lineage of models, uses of items, checkout with the same bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LOCK = {
 }
 
 
-def test_chain_goes_from_raw_data_to_the_evaluation() -> None:
+def test_lineage_is_ordered_from_raw_data_to_evaluation() -> None:
     steps = stage_lineage(LOCK, "model")
     assert [step.stage for step in steps] == ["pair", "train", "evaluate"]
     assert steps[0].raw == ("raw",)
@@ -57,7 +57,7 @@ def traced(pool: ProjectPaths) -> ProjectPaths:
     return pool
 
 
-def test_from_a_model_to_its_inputs_and_back(traced: ProjectPaths, sonify: Sonify, tmp_path: Path) -> None:
+def test_lineage_and_checkout_of_a_model(traced: ProjectPaths, sonify: Sonify, tmp_path: Path) -> None:
     first = git(traced.root, "rev-list", "--max-parents=0", "HEAD").strip()
     found = json_output(sonify("trace", "1", "--json"))
     assert found["lock_commit"] == first
@@ -75,10 +75,8 @@ def test_from_a_model_to_its_inputs_and_back(traced: ProjectPaths, sonify: Sonif
     assert sonify("trace", "2", "--checkout", str(target)).exit_code == 2
 
 
-def test_a_model_whose_lock_is_not_committed_yet_comes_with_its_reports(
-    traced: ProjectPaths, sonify: Sonify, tmp_path: Path
-) -> None:
-    """Reports are git's, not DVC's (`cache: false`): a fresh clone holds those of the last commit, or none."""
+def test_checkout_of_an_uncommitted_lock_has_its_reports(traced: ProjectPaths, sonify: Sonify, tmp_path: Path) -> None:
+    """Git tracks reports (`cache: false`), so a clone has those of the last commit, or none."""
     from pipeline_steps.tracking.settings import REGISTERED_MODEL
     from tests.factories.registered_models import client_of, register
 
@@ -104,7 +102,7 @@ def test_a_model_whose_lock_is_not_committed_yet_comes_with_its_reports(
     assert sonify("trace", "3", "--checkout", str(tmp_path / "later")).exit_code == 3, "the work tree holds another report"
 
 
-def test_a_digest_that_mlflow_knows_otherwise_is_told(traced: ProjectPaths, sonify: Sonify) -> None:
+def test_digest_that_differs_in_mlflow_is_reported(traced: ProjectPaths, sonify: Sonify) -> None:
     from pipeline_steps.tracking.settings import REGISTERED_MODEL
     from tests.factories.registered_models import client_of, register
 
@@ -116,7 +114,7 @@ def test_a_digest_that_mlflow_knows_otherwise_is_told(traced: ProjectPaths, soni
     assert "data/pairs: MLflow ffff" in found["differs_from_mlflow"][0]
 
 
-def test_a_model_made_outside_dvc_has_no_lock(traced: ProjectPaths, sonify: Sonify) -> None:
+def test_model_without_a_lock_is_an_error(traced: ProjectPaths, sonify: Sonify) -> None:
     from tests.factories.registered_models import register
 
     register(traced, [0.5, 0.6], version=3)
@@ -127,7 +125,7 @@ def test_a_model_made_outside_dvc_has_no_lock(traced: ProjectPaths, sonify: Soni
 
 
 @pytest.mark.parametrize("name", ["id", "prefix", "path", "disk"])
-def test_from_an_item_to_pairs_splits_and_models(traced: ProjectPaths, sonify: Sonify, ids: dict[str, str], name: str) -> None:
+def test_uses_of_an_item(traced: ProjectPaths, sonify: Sonify, ids: dict[str, str], name: str) -> None:
     item = ids["i-dog-000"]
     raw = traced.root / "data/demo/i-dog-000.webp"
     said = {"id": item, "prefix": item[:10], "path": "i-dog-000.webp", "disk": str(raw)}[name]
@@ -140,7 +138,7 @@ def test_from_an_item_to_pairs_splits_and_models(traced: ProjectPaths, sonify: S
     assert (sound["item"]["kind"], sound["pairs"][0]["others"]) == ("audio", [ids["i-cow-000"]])
 
 
-def test_an_item_of_older_pairs_is_known_from_the_cache(traced: ProjectPaths, sonify: Sonify, ids: dict[str, str]) -> None:
+def test_uses_in_older_pairs_are_read_from_the_cache(traced: ProjectPaths, sonify: Sonify, ids: dict[str, str]) -> None:
     import shutil
 
     shutil.rmtree(traced.pairs)
@@ -151,7 +149,7 @@ def test_an_item_of_older_pairs_is_known_from_the_cache(traced: ProjectPaths, so
     assert found["versions"][0]["splits"] == {"train": 1}
 
 
-def test_what_is_unknown_is_refused(traced: ProjectPaths, sonify: Sonify) -> None:
+def test_unknown_names_are_errors(traced: ProjectPaths, sonify: Sonify) -> None:
     result = sonify("trace", "no-such-thing")
     assert result.exit_code == 3
     assert "is no item of any catalog here" in result.output

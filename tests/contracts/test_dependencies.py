@@ -70,7 +70,7 @@ def test_every_runtime_dependency_is_imported_or_capped() -> None:
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.split(".")[0])
-    module_of = {"ruamel-yaml": "ruamel", "pillow": "PIL", "pyyaml": "yaml"}
+    module_of = {"ruamel-yaml": "ruamel", "pillow": "PIL", "pyyaml": "yaml", "protobuf": "google"}
     names = [canonicalize_name(Requirement(line).name) for line in project["dependencies"]]
     unused = [name for name in names if module_of.get(name, name.replace("-", "_")) not in imported]
     reasons = (PROJECT / "docs/dependencies.md").read_text()

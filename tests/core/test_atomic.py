@@ -1,4 +1,4 @@
-"""Atomic writes: whole or not at all."""
+"""Tests of atomic writes."""
 
 import json
 import signal
@@ -11,7 +11,7 @@ import pytest
 from pipeline_steps.core.atomic import atomic_path, link_or_copy, write_json, write_text
 
 
-def test_failure_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_old_file_and_removes_the_temporary_one(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     write_text(target, "old")
 
@@ -26,7 +26,7 @@ def test_failure_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
+def test_killed_write_keeps_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     write_text(target, "old")
     code = (
@@ -39,7 +39,7 @@ def test_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
     assert target.read_text() == "old"
 
 
-def test_json_is_sorted_and_refuses_nan(tmp_path: Path) -> None:
+def test_json_is_sorted_and_nan_is_an_error(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": 1, "a": "é"})
     assert list(json.loads((tmp_path / "a.json").read_text())) == ["a", "b"]
     with pytest.raises(ValueError, match="JSON"):
@@ -47,7 +47,7 @@ def test_json_is_sorted_and_refuses_nan(tmp_path: Path) -> None:
     assert not (tmp_path / "b.json").exists()
 
 
-def test_a_link_is_the_same_file_and_a_copy_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_link_or_copy_falls_back_to_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, symlink = tmp_path / "source", tmp_path / "symlink"
     source.write_text("text")
     symlink.symlink_to(source)

@@ -1,4 +1,4 @@
-"""Parameters: every problem at once, with the key, the value and a suggestion."""
+"""Tests of the configuration: errors name the key, the value and a suggestion."""
 
 from pathlib import Path
 
@@ -32,14 +32,14 @@ def test_unknown_key_gets_a_suggestion() -> None:
         parse_section(Example, "train", {"train": {"inner": {"dept": 1}}})
 
 
-def test_all_errors_at_once() -> None:
+def test_all_errors_are_in_one_message() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_section(Example, "train", {"train": {"learning_rate": -1, "steps": "many", "inner": {"depth": 0}}})
     assert all(name in str(caught.value) for name in ("learning_rate", "steps", "inner.depth"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0, "fast"])
-def test_values_out_of_range(value: object) -> None:
+def test_values_out_of_range_are_errors(value: object) -> None:
     with pytest.raises(ConfigError, match="learning_rate"):
         parse_section(Example, "train", {"train": {"learning_rate": value}})
 
@@ -56,7 +56,7 @@ def test_values_out_of_range(value: object) -> None:
         ("x: " + "y" * 1_100_000, "larger than"),
     ],
 )
-def test_bad_files(tmp_path: Path, text: str, complaint: str) -> None:
+def test_invalid_files_are_errors(tmp_path: Path, text: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         load_params(write(tmp_path, text))
 

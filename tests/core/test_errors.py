@@ -11,7 +11,7 @@ from pipeline_steps.core.errors import ERROR_FILE, DataError, StageError, error_
 
 
 @pytest.mark.parametrize("kind", [*StageError.__subclasses__(), StageError])
-def test_an_error_survives_its_dictionary(kind: type[StageError]) -> None:
+def test_error_from_its_dictionary_is_equal(kind: type[StageError]) -> None:
     if not kind.__module__.endswith("core.errors"):
         pytest.skip("a subclass of another module")
     error = kind("reason", "action", transient=True, details={"a": 1})
@@ -20,7 +20,7 @@ def test_an_error_survives_its_dictionary(kind: type[StageError]) -> None:
     assert again.as_dict() == error.as_dict()
 
 
-def test_the_file_of_a_stage(tmp_path: Path) -> None:
+def test_error_file_of_a_stage(tmp_path: Path) -> None:
     written = {"stage": "ingest", **DataError("trace\nlast line\n", "look").as_dict()}
     (tmp_path / ERROR_FILE).write_text(json.dumps(written))
     error = load_error_file(tmp_path)
@@ -42,7 +42,7 @@ def test_an_interrupted_stage_keeps_its_exit_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "{", "7", '{"exit_code": "x"}', '{"exit_code": null}', "\udcff"])
-def test_no_valid_file(tmp_path: Path, text: str | None) -> None:
+def test_invalid_error_file_is_none(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / ERROR_FILE).write_bytes(text.encode("utf-8", "surrogateescape"))
     assert load_error_file(tmp_path) is None

@@ -12,7 +12,7 @@ from pipeline_steps.core.escape import escape_csv, escape_display, escape_markdo
 
 
 @given(st.text(max_size=80))
-def test_markdown_is_one_inert_line(text: str) -> None:
+def test_markdown_is_one_line_without_markup(text: str) -> None:
     shown = escape_markdown(text)
     assert len(f"x{shown}x".splitlines()) == 1
     assert not {"<", ">"} & set(shown)
@@ -21,16 +21,16 @@ def test_markdown_is_one_inert_line(text: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["plain", "", -0.5, 3, True])
-def test_csv_keeps_harmless_values(value: object) -> None:
+def test_csv_values_that_are_no_formulas_stay(value: object) -> None:
     assert escape_csv(value) == value
 
 
 @pytest.mark.parametrize("text", ["=1", "+1", "-1", "@a", "\tb", "\rc", "\nd"])
-def test_csv_disarms_formulas(text: str) -> None:
+def test_csv_formulas_are_quoted(text: str) -> None:
     assert escape_csv(text) == f"'{text}"
 
 
-def test_terminal_sequences_are_visible() -> None:
+def test_terminal_sequences_are_escaped() -> None:
     assert escape_terminal("a\x1b[31m\u202eb\nc\td\udcff") == "a\\x1b[31m\\u202eb\nc\td\\udcff"
 
 

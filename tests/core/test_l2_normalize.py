@@ -1,4 +1,4 @@
-"""Unit rows: the same bits as the formulas they replaced, zero and NaN rows as they were."""
+"""Tests of L2 normalization: exact values, zero rows, NaN rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_zero_rows_stay_zero_and_nan_stays_nan() -> None:
 
 
 @pytest.mark.parametrize(("kind", "norms_in"), [(np.float32, np.float64), (np.float32, np.float32), (np.float64, np.float64)])
-def test_norms_and_quotients_are_computed_in_the_type_asked_for(kind: type, norms_in: type) -> None:
+def test_norms_and_quotients_are_computed_in_the_given_type(kind: type, norms_in: type) -> None:
     rows = np.random.default_rng(0).normal(size=(200, 3, 33)).astype(kind)
     wanted = (rows.astype(norms_in) / np.linalg.norm(rows.astype(norms_in), axis=-1, keepdims=True)).astype(kind)
     made = l2_normalize(rows, norms_in)

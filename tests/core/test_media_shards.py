@@ -1,4 +1,4 @@
-"""Media shards: the index and the webdataset package read the same samples; tampering is refused."""
+"""Tests of media shards: reading by the index and by webdataset, changed bytes."""
 
 import io
 import pickle
@@ -49,7 +49,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 @given(st.dictionaries(st.text("0123456789abcdef", min_size=4, max_size=8), st.binary(max_size=3000), min_size=1, max_size=12))
 @settings(max_examples=25, deadline=None)
-def test_offsets_point_at_the_payload(tmp_path_factory: pytest.TempPathFactory, items: dict[str, bytes]) -> None:
+def test_offsets_are_those_of_the_payloads(tmp_path_factory: pytest.TempPathFactory, items: dict[str, bytes]) -> None:
     folder = tmp_path_factory.mktemp("shards")
     write_index(folder, write_shards(folder, "image", items, "png"))
     reader = MediaShardReader(folder)
@@ -74,7 +74,7 @@ def test_webdataset_reads_the_same_samples(tmp_path: Path) -> None:
     assert {sample["__key__"]: sample["png"] for sample in samples} == {i: MediaShardReader(tmp_path).payload(i) for i in ids}
 
 
-def test_tampering_and_unknown_ids_are_refused(tmp_path: Path) -> None:
+def test_changed_bytes_and_unknown_ids_are_errors(tmp_path: Path) -> None:
     ids = shards(tmp_path)
     with pytest.raises(DataError, match="is not in"):
         MediaShardReader(tmp_path).payload("f" * 32)
@@ -86,7 +86,7 @@ def test_tampering_and_unknown_ids_are_refused(tmp_path: Path) -> None:
         MediaShardReader(tmp_path).image(ids[0])
 
 
-def test_a_reader_checks_each_item_once_and_may_be_told_not_to(tmp_path: Path) -> None:
+def test_reader_checks_each_item_once_unless_verify_is_false(tmp_path: Path) -> None:
     ids = shards(tmp_path)
     tar = tmp_path / f"image-{ids[0][0]}.tar"
     checked, trusting = MediaShardReader(tmp_path), MediaShardReader(tmp_path, verify=False)
@@ -102,7 +102,7 @@ def test_a_reader_checks_each_item_once_and_may_be_told_not_to(tmp_path: Path) -
         trusting.payload(ids[0])
 
 
-def test_a_reader_travels_to_another_process_and_opens_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickled_reader_opens_a_bounded_number_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = shards(tmp_path)
     reader = MediaShardReader(tmp_path)
     payloads = [reader.payload(item) for item in ids]

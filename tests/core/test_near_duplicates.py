@@ -1,4 +1,4 @@
-"""Near hashes and disjoint sets against brute force."""
+"""Near hashes and disjoint sets, compared with brute force."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_a_name_has_one_implementation(shapes: Path) -> None:
         SHAPES.register("triangle")(GroupConfig)
 
 
-def test_an_entry_point_registers(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_point_is_loaded(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hexagons_of_a_test.py").write_text(MODULE.format(name="hexagon"))
 
     def points(group: str, name: str | None = None) -> list[EntryPoint]:
@@ -106,7 +106,7 @@ def test_the_group_of_an_implementation_is_validated_with_its_own_model(shapes: 
         SectionConfig.from_params({"shape": 4})
 
 
-def test_a_section_with_groups_survives_pickling(shapes: Path) -> None:
+def test_section_with_groups_can_be_pickled(shapes: Path) -> None:
     config = SectionConfig.from_params({"square": {"corners": 4}, "size": 2.0})
     copy = pickle.loads(pickle.dumps(config))
     assert copy.model_dump() == config.model_dump()

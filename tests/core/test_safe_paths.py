@@ -25,7 +25,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
-def test_hostile_paths_are_refused_without_touching_the_disk(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsafe_paths_are_rejected_without_disk_access(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("open", "lstat", "stat"):
         monkeypatch.setattr(os, name, lambda *_, **__: pytest.fail("the disk was touched"))
     with pytest.raises(UnsafePathError) as error:
@@ -34,7 +34,7 @@ def test_hostile_paths_are_refused_without_touching_the_disk(text: str, monkeypa
 
 
 @given(st.text(max_size=60))
-def test_a_safe_path_stays_below_the_root(text: str) -> None:
+def test_validated_path_is_below_the_root(text: str) -> None:
     try:
         relative = validate_relative_path(text)
     except UnsafePathError:
@@ -44,7 +44,7 @@ def test_a_safe_path_stays_below_the_root(text: str) -> None:
 
 
 @given(st.binary(max_size=40), st.binary(max_size=40))
-def test_shown_paths_are_printable_text_and_injective(first: bytes, second: bytes) -> None:
+def test_displayed_paths_are_printable_and_distinct(first: bytes, second: bytes) -> None:
     names = [os.fsdecode(name) for name in (first, second)]
     shown = [display_path(name) for name in names]
     assert (shown[0] == shown[1]) == (names[0] == names[1])
@@ -84,7 +84,7 @@ def test_nothing_outside_the_root_is_opened(tmp_path: Path, monkeypatch: pytest.
     assert not opened
 
 
-def test_a_link_that_appears_after_the_check_is_refused(tmp_path: Path) -> None:
+def test_link_created_after_the_check_is_rejected(tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "folder").mkdir(parents=True)
     (root / "folder/x.png").write_bytes(b"x")
@@ -110,7 +110,7 @@ def test_pipes_do_not_block(tmp_path: Path) -> None:
         assert error.value.code == "NOT_A_FILE"
 
 
-def test_missing_and_impossible_names(tmp_path: Path) -> None:
+def test_missing_and_invalid_names_are_errors(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"x")
     for name in ("nothing", "x/y", "n" * 300):
         with pytest.raises(UnsafePathError) as error:
@@ -118,7 +118,7 @@ def test_missing_and_impossible_names(tmp_path: Path) -> None:
         assert error.value.code == "FILE_MISSING", name
 
 
-def test_walk_lists_everything_once_and_follows_nothing(tmp_path: Path) -> None:
+def test_walk_lists_every_name_once_and_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "b/c").mkdir(parents=True)
     (tmp_path / ".hidden").mkdir()
     for name in ("z", "b/y", "b/c/x", ".hidden/w"):

@@ -61,7 +61,7 @@ def test_relative_imports_are_an_error(tmp_path: Path) -> None:
         list(imported_names(tmp_path / "x.py"))
 
 
-def test_everything_that_python_loads_is_found() -> None:
+def test_every_module_that_python_loads_is_found() -> None:
     code = (
         "import sys, pipeline_steps.core.executors.run, pipeline_steps.core.executors.ray\n"
         "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'pipeline_steps'), sep='\\n')"

@@ -1,4 +1,4 @@
-"""The balance: a stage that loses an item fails."""
+"""Tests of the stage report."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.stage_report import StageReport
 
 
-def test_a_lost_item_fails_the_stage(tmp_path: Path) -> None:
+def test_unbalanced_counts_are_an_error(tmp_path: Path) -> None:
     report = StageReport("caption", n_in=5, n_ok=3, n_abstained=1)
     with pytest.raises(DataError, match="counts do not add up"):
         report.write(tmp_path / "caption.json")

@@ -1,4 +1,4 @@
-"""Tables: contract checks name the column; bytes depend on rows alone."""
+"""Tests of tables: errors name the column; bytes depend on the rows only."""
 
 import random
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_same_rows_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
-def test_duplicate_key_is_refused() -> None:
+def test_duplicate_key_is_an_error() -> None:
     with pytest.raises(DataError, match="not unique"):
         to_table(ABSTAINED, [row("a"), row("a")])
 
@@ -53,7 +53,7 @@ def test_missing_column_wrong_type_and_null_are_named(tmp_path: Path) -> None:
         read_table(path, ABSTAINED)
 
 
-def test_unreadable_and_missing_files_say_what_to_do(tmp_path: Path) -> None:
+def test_unreadable_and_missing_files_have_an_action(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="dvc repro"):
         read_table(tmp_path / "none.parquet", ABSTAINED)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really PAR1")
@@ -63,8 +63,8 @@ def test_unreadable_and_missing_files_say_what_to_do(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), max_size=12))
 @settings(max_examples=60, deadline=None)
-def test_a_table_that_is_sorted_already_is_left_as_it_is(keys: list[tuple[str, int]]) -> None:
-    """What large tables skip changes nothing: the same rows, or the same refusal."""
+def test_sorted_table_is_not_sorted_again(keys: list[tuple[str, int]]) -> None:
+    """Large tables skip the sort; rows and errors are the same."""
     rows = {
         "image_id": [key[0] for key in keys], "rank": pa.array([key[1] for key in keys], pa.int16()),
         "text_id": [""] * len(keys), "phrase": [""] * len(keys),

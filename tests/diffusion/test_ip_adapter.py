@@ -171,12 +171,26 @@ def test_texts_are_drawn_by_the_backbone_alone(checkpoints: Path, pipeline: Audi
     assert np.array_equal(pipeline(TONE, 1, seed=2), before), "audio is used again afterwards"
 
 
+def test_words_beside_a_sound_reach_from_the_text_alone_to_the_sound(pipeline: AudioIPAdapterPipeline) -> None:
+    embeds = [pipeline.encode_audio(TONE)]
+    beside = {
+        scale: pipeline.generate_from_audio_and_text(embeds, "a dog barks", scale, 2, seed=2)[0] for scale in (0.0, 0.5, 1.0)
+    }
+    text_alone = pipeline.generate_from_text(["a dog barks"], 2, seed=2)[0]
+    assert np.abs(beside[0.0].astype(int) - text_alone).max() <= 1
+    assert np.abs(beside[1.0].astype(int) - pipeline(TONE, 2, seed=2)).max() <= 1
+    assert not np.array_equal(beside[0.5], beside[0.0])
+    assert not np.array_equal(beside[0.5], beside[1.0])
+
+
 def test_a_backbone_without_text_draws_from_sound_alone(export: Export) -> None:
     textless = AutoAudio2ImagePipeline.from_pretrained(export("textless"), "cpu")
     assert not textless.has_text_encoder
     assert textless(TONE).shape == (1, 64, 64, 3)
     with pytest.raises(ValueError, match="no text encoder"):
         textless.generate_from_text(["a dog"])
+    with pytest.raises(ValueError, match="no text encoder"):
+        textless.generate_from_audio_and_text([textless.encode_audio(TONE)], "a dog", 1.0)
 
 
 def test_small_folders_travel_with_the_export_and_large_ones_are_named(

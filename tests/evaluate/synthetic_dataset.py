@@ -18,7 +18,7 @@ from pipeline_steps.core.media_shards import write_index, write_shards
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import ABSTAINED, AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBORS, PAIRS, QUARANTINE, TEXT_IDS
 from pipeline_steps.core.tables import write_table
-from pipeline_steps.evaluate.config import EvaluateConfig, GainSensitivityConfig
+from pipeline_steps.evaluate.config import AbilitiesConfig, EvaluateConfig, GainSensitivityConfig
 
 CLASSES = {"red <b>ball</b>": (200.0, (210, 30, 30)), "green box": (800.0, (20, 170, 40)), "blue bar": (3200.0, (30, 40, 220))}
 SPLITS = ("train", "train", "train", "test", "test", "gold")
@@ -169,7 +169,7 @@ class TextColorGenerator(ColorGenerator):
     def generate_from_text(self, texts: Sequence[str], num_samples: int, seed: int) -> npt.NDArray[np.uint8]:
         pictures = []
         for text in texts:
-            pitch = next(hertz for label, (hertz, _) in CLASSES.items() if label in text)
+            pitch = next((hertz for label, (hertz, _) in CLASSES.items() if label in text), 200.0)
             pictures.append(ColorGenerator().generate([tone(pitch, 0)], num_samples, seed)[0])
         return np.stack(pictures)
 
@@ -195,6 +195,7 @@ CONFIG = EvaluateConfig(
     num_bootstrap=200,
     gain_sensitivity=GainSensitivityConfig(num_clips=2, gains_db=[-12.0]),
     judge_shrinkage=1.0,
+    abilities=AbilitiesConfig(names=[]),
 )
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
 from pipeline_steps.core.schemas import IMAGES, PAIRS
 from pipeline_steps.core.tables import read_table, write_table
-from pipeline_steps.evaluate.config import GainSensitivityConfig
+from pipeline_steps.evaluate.config import AbilitiesConfig, GainSensitivityConfig
 from pipeline_steps.evaluate.stage import evaluate
 from pipeline_steps.tracking.client.tracker import NoOpTracker
-from tests.evaluate.synthetic_dataset import CONFIG, ColorGenerator, OtherReports, SyntheticDataset, files
+from tests.evaluate.abilities.property_generator import PropertyGenerator
+from tests.evaluate.judges import toy_judge  # noqa: F401  registers the judge
+from tests.evaluate.synthetic_dataset import CLASSES, CONFIG, ColorGenerator, OtherReports, SyntheticDataset, files
 
 NOT_MEASURED = GainSensitivityConfig(num_clips=0)
 
@@ -40,6 +42,16 @@ def test_who_hears_wins_and_the_controls_do_not(evaluated: dict[str, bytes]) -> 
     assert rows["shuffled_audio"]["win_rate_augnet"]["value"] < 0.4  # 4 rivals at most: 1/2 - 1/2 / 4
     assert rows["real_images"]["win_rate_augnet"]["value"] > 0.9
     assert rows["text_oracle"]["applicable"] is False
+    lookup = rows["nearest_training_image"]["win_rate_augnet"]["value"]  # the training images of the clip's class
+    assert lookup > 0.9
+    difference = rows["model_minus_nearest_training_image"]["win_rate_augnet"]
+    assert difference["value"] == pytest.approx(rows["model"]["win_rate_augnet"]["value"] - lookup, abs=1e-5)
+    assert difference["low"] <= difference["value"] <= difference["high"]
+    copies = found["memorisation"]["sets"]["test"]
+    assert found["memorisation"]["compared_images"] == found["memorisation"]["training_images"] == 9
+    assert copies["model"]["copy_fraction"]["value"] > 0.3  # the same shapes at the same places, but for the noise
+    assert copies["held_out_images"]["nearest_rmse"]["n"] == 6
+    assert 0 < copies["model"]["recalled_fraction"]["value"] <= 1
     assert (rows["model"]["density_augnet"]["n"], rows["model"]["coverage_augnet"]["n"]) == (12, 6)  # drawn, real
     assert 0 < found["judges"]["augnet"]["ais_leave_group_out_r2"] < 1
     assert found["judges"]["augnet"]["ais_training_sound_groups"] == 9
@@ -145,3 +157,38 @@ def test_training_pairs_that_share_one_sound_give_no_audio_judge(
     told = "ais_win_rate_aisfx: not measured; its judge is fitted on 3 or more training pairs of 2 or more sound groups"
     assert [text for text in found["warnings"] if text.startswith(told)] == [f"{told}, and there are 9 of 1"]
     assert told in (tmp_path / "index.html").read_text()
+
+
+def test_abilities_reach_the_numbers_the_plots_and_the_page(world: SyntheticDataset, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(
+        update={
+            "abilities": AbilitiesConfig(num_clips=3, num_samples=1),
+            "gain_sensitivity": NOT_MEASURED,
+            "image_judges": ["toy"],
+            "cache_dir": str(world.layout.result_cache),
+        }
+    )
+    numbers: dict[str, float] = {}
+
+    class Recorder(NoOpTracker):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            numbers.update(metrics)
+
+    evaluate(config, OtherReports(world.layout.root, tmp_path), PropertyGenerator("loudest"), Recorder())
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    block = evaluation["abilities"]
+    assert set(block) == {"semantic_mixing", "interpolation", "loudness", "acoustic_space", "words_and_sound"}
+    assert block["semantic_mixing"]["sweep"]["spearman"]["value"] > 0.7
+    assert evaluation["judges"]["toy"]["ability_classes"] == len(CLASSES)
+    assert numbers["abilities/model/semantic_mixing.spearman"] == block["semantic_mixing"]["sweep"]["spearman"]["value"]
+    assert "test/model/copy_fraction" in numbers
+    rows = (tmp_path / "plots/abilities.csv").read_text().splitlines()
+    assert rows[0] == "ability,condition,at,value,low,high,n"
+    assert len(rows) == 1 + 2 * 9 + 2 * 9 + 2 * 7 + 3 * 6
+    page = (tmp_path / "index.html").read_text()
+    assert block["semantic_mixing"]["sentence"].split(":")[0] in page
+    assert "Not measured: the model reads no text." in page
+    written = [path.name for path in (tmp_path / "audio").iterdir()] + [path.name for path in (tmp_path / "samples").iterdir()]
+    shown = [name for name in written if name.startswith(("semantic-mixing", "drawn-semantic-mixing"))]
+    assert len(shown) == 2 * (5 + 1 + 2)  # two items: players of sweep and control, and two strips
+    assert all(name in page for name in shown)

@@ -83,7 +83,7 @@ def race(store: str, uri: str, root: Path, rounds: int) -> bool:
             events = history(layout)
             winners = [answer for answer in answers if answer["outcome"] == "promoted"]
             refused = [answer for answer in answers if answer["outcome"] == "LockedError"]
-            champion = ModelRegistry(layout).alias(CHAMPION)
+            champion = ModelRegistry(layout).aliases().get(CHAMPION)
             correct = len(winners) == 1 and len(refused) == 1 and len(events) == number + 2
             correct = correct and events[-1].version == champion == str(winners[0]["version"])
             correct_rounds += correct

@@ -1,6 +1,6 @@
 """Bounded FlatBuffers reader for a known schema, without generated code.
 
-Source: https://flatbuffers.dev/internals/. Every malformed input raises IntegrityError; offsets are checked before each read
+Source: https://flatbuffers.dev/internals/. Every malformed input raises AssetFormatError; offsets are checked before each read
 and vectors of tables are limited, so that neither time nor memory exceeds a small multiple of the bytes given.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline_steps.core.errors import IntegrityError
+from pipeline_steps.assets.readers import AssetFormatError
 
 MOST_TABLES = 10_000
 """Longest vector of tables; entries may share a table, so the file size does not bound the work."""
@@ -22,7 +22,7 @@ MOST_TABLES = 10_000
 def _unpack(payload: bytes, code: str, position: int) -> Any:
     """The little-endian number of `struct` code `code` at `position`."""
     if position < 0 or position + struct.calcsize(f"<{code}") > len(payload):
-        raise IntegrityError("FlatBuffers offset reaches beyond the file", "fetch the asset again")
+        raise AssetFormatError("FlatBuffers offset reaches beyond the file")
     return struct.unpack_from(f"<{code}", payload, position)[0]
 
 
@@ -48,10 +48,10 @@ class FlatBufferTable:
         field = self._field(slot)
         return None if field is None else field + int(_unpack(self.payload, "I", field))
 
-    def integer(self, slot: int, code: str, default: int = 0) -> int:
-        """An integer field of `struct` code `code`."""
+    def integer(self, slot: int, code: str) -> int:
+        """An integer field of `struct` code `code`; 0 when absent."""
         field = self._field(slot)
-        return default if field is None else int(_unpack(self.payload, code, field))
+        return 0 if field is None else int(_unpack(self.payload, code, field))
 
     def table(self, slot: int) -> FlatBufferTable | None:
         """A nested table, None when absent."""
@@ -65,7 +65,7 @@ class FlatBufferTable:
             return []
         count = int(_unpack(self.payload, "I", start))
         if count > MOST_TABLES:
-            raise IntegrityError(f"{count} tables in one FlatBuffers vector, at most {MOST_TABLES}", "fetch the asset again")
+            raise AssetFormatError(f"{count} tables in one FlatBuffers vector, at most {MOST_TABLES}")
         entries = range(start + 4, start + 4 + 4 * count, 4)
         return [FlatBufferTable(self.payload, entry + int(_unpack(self.payload, "I", entry))) for entry in entries]
 
@@ -76,12 +76,12 @@ class FlatBufferTable:
             return np.empty(0, dtype)
         count = int(_unpack(self.payload, "I", start))
         if start + 4 + count * np.dtype(dtype).itemsize > len(self.payload):
-            raise IntegrityError("FlatBuffers vector reaches beyond the file", "fetch the asset again")
+            raise AssetFormatError("FlatBuffers vector reaches beyond the file")
         return np.frombuffer(self.payload, dtype, count, start + 4)
 
 
 def root(payload: bytes, identifier: bytes) -> FlatBufferTable:
     """The outermost table of a buffer whose file identifier is the one expected."""
     if payload[4:8] != identifier:
-        raise IntegrityError(f"not a FlatBuffers file of kind {identifier!r}", "fetch the asset again")
+        raise AssetFormatError(f"not a FlatBuffers file of kind {identifier!r}")
     return FlatBufferTable(payload, int(_unpack(payload, "I", 0)))

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline_steps.assets.readers import AssetFormatError
 from pipeline_steps.assets.readers.flatbuffers import FlatBufferTable, root
-from pipeline_steps.core.errors import IntegrityError
 
 CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED = 3, 4, 9
 """`BuiltinOperator` numbers of the operators that have weights."""
@@ -51,7 +51,7 @@ def read_tflite(payload: bytes) -> list[TFLiteLayer]:
     codes = [max(code.integer(0, "b"), code.integer(3, "i")) for code in model.tables(1)]
     graphs, buffers = model.tables(2), model.tables(4)
     if not graphs:
-        raise IntegrityError("the TensorFlow Lite model holds no graph", "fetch the asset again")
+        raise AssetFormatError("the TensorFlow Lite model contains no graph")
     tensors = graphs[0].tables(0)
     layers: list[TFLiteLayer] = []
     for number, operator in enumerate(graphs[0].tables(3)):
@@ -60,7 +60,7 @@ def read_tflite(payload: bytes) -> list[TFLiteLayer]:
             continue
         inputs = operator.numbers(1, "<i4")
         if len(inputs) != 3:
-            raise IntegrityError(f"operator {number} has {len(inputs)} inputs, not 3", "fetch the asset again")
+            raise AssetFormatError(f"operator {number} has {len(inputs)} inputs, not 3")
         weight, bias = (
             _constant(tensors[_index(int(one), tensors, f"input of operator {number}")], buffers) for one in inputs[1:]
         )
@@ -70,20 +70,20 @@ def read_tflite(payload: bytes) -> list[TFLiteLayer]:
 
 def _index(value: int, items: list[FlatBufferTable] | list[int], what: str) -> int:
     if not 0 <= value < len(items):
-        raise IntegrityError(f"{what}: {value} of {len(items)}", "fetch the asset again")
+        raise AssetFormatError(f"{what} is {value}; the model has {len(items)}")
     return value
 
 
 def _constant(tensor: FlatBufferTable, buffers: list[FlatBufferTable]) -> npt.NDArray[np.float32]:
-    """A constant tensor, dequantised in float64 and rounded once."""
+    """Constant tensor, dequantised in float64 and rounded to float32."""
     shape = tuple(int(size) for size in tensor.numbers(0, "<i4")[: MOST_RANK + 1])
     kind = tensor.integer(1, "b")
     if len(shape) > MOST_RANK or min(shape, default=1) < 0 or kind not in DTYPES:
-        raise IntegrityError(f"constant of shape {shape} and type {kind}", "fetch the asset again")
+        raise AssetFormatError(f"a constant has the unsupported shape {shape} or type {kind}")
     stored = buffers[_index(tensor.integer(2, "I"), buffers, "buffer of a constant")].numbers(0, "u1")
     dtype = np.dtype(DTYPES[kind])
     if len(stored) != math.prod(shape) * dtype.itemsize:
-        raise IntegrityError(f"{len(stored)} bytes do not fill {dtype} of shape {shape}", "fetch the asset again")
+        raise AssetFormatError(f"{len(stored)} bytes do not fill {dtype} of shape {shape}")
     values = stored.view(dtype).reshape(shape)
     if kind == 0:
         return values.astype(np.float32)
@@ -93,18 +93,12 @@ def _constant(tensor: FlatBufferTable, buffers: list[FlatBufferTable]) -> npt.ND
     axis = quantisation.integer(6, "i") if quantisation else 0
     per_slice = len(scale) > 1
     if not len(scale) or len(zero) not in (1, len(scale)) or (per_slice and not 0 <= axis < len(shape)):
-        raise IntegrityError(f"constant of shape {shape} without usable quantisation", "fetch the asset again")
+        raise AssetFormatError(f"a constant of shape {shape} is without usable quantisation")
     if per_slice and len(scale) != shape[axis]:
-        raise IntegrityError(f"{len(scale)} scales for axis {axis} of shape {shape}", "fetch the asset again")
+        raise AssetFormatError(f"{len(scale)} scales for axis {axis} of shape {shape}")
     if not np.isfinite(scale).all():
-        raise IntegrityError("a scale that is not a finite number", "fetch the asset again")
+        raise AssetFormatError("a scale is not a finite number")
     along = tuple(-1 if per_slice and position == axis else 1 for position in range(len(shape)))
-    real = (values.astype(np.float64) - _spread(zero, along)) * _spread(scale, along)
+    zeros, scales = (np.broadcast_to(each, scale.shape).astype(np.float64).reshape(along) for each in (zero, scale))
     with np.errstate(over="ignore"):
-        return real.astype(np.float32)
-
-
-def _spread(values: npt.NDArray[np.float32] | npt.NDArray[np.int64], along: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """One value, or one for each slice, in a shape that broadcasts along the axis marked -1."""
-    numbers: npt.NDArray[np.float64] = values.astype(np.float64)
-    return numbers.reshape(along if len(numbers) > 1 else (1,) * len(along))
+        return ((values.astype(np.float64) - zeros) * scales).astype(np.float32)

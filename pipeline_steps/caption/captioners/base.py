@@ -24,6 +24,7 @@ from pipeline_steps.caption.captioners.prompt import PromptConfig
 from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.errors import StageError
+from pipeline_steps.core.gpu_memory import gpu_memory_guard
 from pipeline_steps.core.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -60,8 +61,9 @@ class SoundEvent:
 class CaptionFailure(NamedTuple):
     """Quarantine code of an image without a prediction, and a reason of one line.
 
-    CAPTION_FAILED: the model raised an error. CAPTION_UNREADABLE: two responses did not match the schema. CAPTION_REFUSED: the
-    server rejected the request. CAPTION_UNREACHED: all attempts for this image failed, while the server answered others.
+    CAPTION_FAILED: the model raised an error. CAPTION_UNREADABLE: two responses did not match the schema, or one has no text.
+    CAPTION_REFUSED: the server rejected the request, or the model refused. CAPTION_UNREACHED: all attempts for this image
+    failed, while the server answered others.
     """
 
     code: str
@@ -229,7 +231,8 @@ def predict_batch(
     found: dict[Name, Prediction | CaptionFailure] = {}
     for name in names:
         try:
-            single = predict([images[name]])
+            with gpu_memory_guard("caption.batch_size", "choose a smaller model or a larger GPU"):
+                single = predict([images[name]])
         except StageError:
             raise
         except Exception as error:

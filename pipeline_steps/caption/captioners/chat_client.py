@@ -1,11 +1,12 @@
-"""HTTP client of an OpenAI-compatible server: rate limit, retries with jitter, classification of errors."""
+"""HTTP client of an OpenAI-compatible server: rate limit, retries with jitter, dialects, classification of errors."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -26,6 +27,11 @@ KEY = "caption.openai_server"
 MAX_BODY = 4_000_000
 MAX_WAIT = 60.0
 """Maximum random delay in seconds; a pause requested by the server (Retry-After) is limited to ten times that."""
+OPTIONAL_PARAMETERS = ("max_tokens", "temperature", "seed")
+"""Parameters of a request that some models reject; current OpenAI models reject the first two."""
+_UNSUPPORTED = r"(?:unsupported|not support|unrecognized|unknown|not permitted|not allowed)"
+SCHEMA_LIMITS = frozenset({"minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems"})
+"""Keywords that some servers reject in a strict schema; the parser of responses has the same limits."""
 RETRYABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 
 
@@ -34,7 +40,19 @@ class ServerUnavailableError(Exception):
 
 
 class RequestRejectedError(Exception):
-    """The server rejected the request permanently."""
+    """The server rejected the request permanently, or the model refused to respond.
+
+    Attributes:
+        reply: text of the rejection, longer than the message.
+    """
+
+    def __init__(self, message: str, reply: str = "") -> None:
+        super().__init__(message)
+        self.reply = reply
+
+
+class NoResponseError(Exception):
+    """A chat completion without a text. The reason says why."""
 
 
 @dataclass
@@ -65,6 +83,7 @@ class ChatClient:
     def __init__(self, config: OpenAIServerConfig) -> None:
         self._config = config
         self._next_start = self._paused_until = 0.0
+        self._rejected: set[str] = set()
         self._key = ""
         self._http: httpx.AsyncClient | None = None
 
@@ -96,10 +115,28 @@ class ChatClient:
 
         Raises:
             ServerUnavailableError: all attempts failed.
-            RequestRejectedError: the server rejected this request.
+            RequestRejectedError: the server rejected this request, or the model refused it.
+            NoResponseError: the completion has no text.
             ConfigError: the server rejects key, model or address, so that all requests would fail.
         """
-        return await self._retrying(partial(self._chat_once, body))
+        while True:
+            adapted = self._adapt(body)
+            try:
+                return await self._retrying(partial(self._chat_once, adapted))
+            except RequestRejectedError as error:
+                unsupported = _unsupported_parameter(error.reply, adapted)
+                if not unsupported:
+                    raise
+                self._rejected.add(unsupported)  # later requests of this client go without it
+
+    def _adapt(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Body without the parameters that the server has rejected."""
+        adapted = {name: value for name, value in body.items() if name not in self._rejected}
+        if "max_tokens" in self._rejected:
+            adapted.setdefault("max_completion_tokens", body["max_tokens"])
+        if "response_format" in self._rejected:
+            adapted["response_format"] = _without_limits(body["response_format"])
+        return adapted
 
     async def models(self) -> list[str]:
         """List the names of the served models; empty if the server does not list them.
@@ -194,21 +231,24 @@ class ChatClient:
                 f"{KEY}: HTTP {status} at {reply.url.path}: {self._excerpt(payload)}", "correct url (including /v1) or model"
             )
         if status >= 400:
-            excerpt = self._excerpt(payload)
-            if "response_format" in excerpt or "guided" in excerpt:
-                raise ConfigError(f"{KEY}.response_format: the server rejects it: {excerpt}", "set it to json_object or none")
-            raise RequestRejectedError(f"HTTP {status}: {excerpt}")
+            raise RequestRejectedError(f"HTTP {status}: {self._excerpt(payload)}", self._excerpt(payload, 2000))
 
     async def _chat_once(self, body: dict[str, Any]) -> tuple[str, str]:
         value = await self._send("POST", "chat/completions", body)
         try:
-            text = value["choices"][0]["message"]["content"]
-            model = value.get("model") or self._config.model
+            choice = value["choices"][0]
+            message = choice["message"]
+            model, content = str(value.get("model") or self._config.model), message.get("content")
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise _RetryableError("a reply that is no chat completion") from error
-        if not isinstance(text, str) or not isinstance(model, str):
-            raise _RetryableError("a chat completion without a text")
-        return text, model[:200]
+        if isinstance(content, list):  # parts, as in a request
+            content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        if isinstance(content, str) and content.strip():
+            return content, model[:200]
+        refusal, reason = message.get("refusal"), choice.get("finish_reason")
+        if refusal or reason == "content_filter":
+            raise RequestRejectedError(f"the model refuses: {self._excerpt(str(refusal or reason).encode())}")
+        raise NoResponseError(_why_empty(message, reason))
 
     async def _models_once(self) -> list[str]:
         try:
@@ -220,10 +260,46 @@ class ChatClient:
             [str(item["id"]) for item in listed if isinstance(item, dict) and "id" in item] if isinstance(listed, list) else []
         )
 
-    def _excerpt(self, payload: bytes) -> str:
+    def _excerpt(self, payload: bytes, length: int = 200) -> str:
         """Beginning of a reply for messages: one line, without the key."""
-        text = " ".join(payload[:2000].decode("utf-8", "replace").split())
-        return (text.replace(self._key, "***") if self._key else text)[:200]
+        text = " ".join(payload[:4000].decode("utf-8", "replace").split())
+        return (text.replace(self._key, "***") if self._key else text)[:length]
+
+
+def _unsupported_parameter(reply: str, body: Mapping[str, Any]) -> str:
+    """Parameter of `body` that a rejection names as unsupported; empty if there is none that can be omitted.
+
+    The name must stand near the word "unsupported" or the like: some servers repeat the whole request in their reply.
+
+    Raises:
+        ConfigError: the server rejects the response format, also without the limits of its schema.
+    """
+    for name in OPTIONAL_PARAMETERS:
+        if name in body and re.search(rf"\b{name}\b.{{0,60}}{_UNSUPPORTED}|{_UNSUPPORTED}.{{0,60}}\b{name}\b", reply, re.I):
+            return name
+    if "response_format" in body and ("response_format" in reply or "guided" in reply):
+        if _without_limits(body["response_format"]) != body["response_format"]:
+            return "response_format"
+        raise ConfigError(f"{KEY}.response_format: the server rejects it: {reply[:200]}", "set it to json_object or none")
+    return ""
+
+
+def _without_limits(schema: Any) -> Any:
+    """Copy of a JSON schema without limits of lengths, numbers and list sizes."""
+    if isinstance(schema, dict):
+        return {name: _without_limits(value) for name, value in schema.items() if name not in SCHEMA_LIMITS}
+    return [_without_limits(value) for value in schema] if isinstance(schema, list) else schema
+
+
+def _why_empty(message: Mapping[str, Any], finish_reason: Any) -> str:
+    """Reason of a completion without a text, from the fields of vLLM, SGLang, llama.cpp (`reasoning_content`) and Ollama."""
+    thought = next((str(message[name]) for name in ("reasoning_content", "reasoning", "thinking") if message.get(name)), "")
+    spent = f"{len(thought)} characters of reasoning and " if thought else ""
+    if finish_reason == "length":
+        advice = "raise caption.prompt.max_new_tokens, or switch reasoning off by caption.openai_server.extra_body"
+        return f"{spent}no response before the limit of tokens; {advice}"
+    advice = "; switch reasoning off by caption.openai_server.extra_body, or use a server without a reasoning parser"
+    return f"{spent}no response (finish_reason {finish_reason}){advice if thought else ''}"
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -255,6 +331,9 @@ class OpenAIServerConfig(StageConfig):
     )
     response_format: Literal["json_schema", "json_object", "none"] = Field(
         default="json_schema", description="format that the server is requested to enforce"
+    )
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict, description="further keys of a request, e.g. {chat_template_kwargs: {enable_thinking: false}}"
     )
     concurrency: int = Field(default=8, ge=1, le=1024, description="concurrent requests")
     requests_per_second: float = Field(default=0.0, ge=0, le=10_000, description="rate limit; 0: no limit")

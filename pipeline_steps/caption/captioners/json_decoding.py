@@ -20,12 +20,14 @@ class JsonSchemaGrammar:
     Args:
         tokenizer: fast tokenizer of the model.
         schema: JSON schema.
+        width: scores per token position. Published models pad their output layer beyond the tokenizer's vocabulary.
+        eos_token_ids: tokens that end a response.
 
     Raises:
         ConfigError: llguidance is not installed, or does not support the tokenizer or the schema.
     """
 
-    def __init__(self, tokenizer: Any, schema: dict[str, Any]) -> None:
+    def __init__(self, tokenizer: Any, schema: dict[str, Any], width: int, eos_token_ids: list[int]) -> None:
         try:
             import llguidance
             import llguidance.hf
@@ -38,7 +40,7 @@ class JsonSchemaGrammar:
             json.dumps(schema), overrides={"whitespace_flexible": False}
         )
         try:
-            self._tokenizer = llguidance.hf.from_tokenizer(tokenizer)
+            self._tokenizer = llguidance.hf.from_tokenizer(tokenizer, n_vocab=width, eos_token=eos_token_ids)
         except ValueError as error:
             raise ConfigError(f"{KEY}: {error}", DISABLE) from error
         problem = llguidance.LLMatcher.validate_grammar(self._grammar, self._tokenizer)

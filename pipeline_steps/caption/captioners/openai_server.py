@@ -1,4 +1,4 @@
-"""Captioner `openai_server`: a vision-language model on an OpenAI-compatible server (vLLM, SGLang, Ollama)."""
+"""Captioner `openai_server`: a vision-language model on an OpenAI-compatible server (vLLM, SGLang, Ollama, llama.cpp)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pipeline_steps.caption.captioners.base import CAPTIONERS, CaptionFailure, N
 from pipeline_steps.caption.captioners.chat_client import (
     KEY,
     ChatClient,
+    NoResponseError,
     OpenAIServerConfig,
     RequestRejectedError,
     ServerUnavailableError,
@@ -63,6 +64,8 @@ class OpenAIServerCaptioner(GenerativeCaptioner):
     def describe_prediction(self) -> dict[str, Any]:
         # Without the address: the same model may be served elsewhere.
         decoding = {"temperature": 0, "guided": self.config.response_format}
+        if self.config.extra_body:
+            decoding["extra"] = self.config.extra_body
         model = {"name": self.name, "version": self.version, "model": self.config.model}
         return {**model, **decoding, **self.describe_prompt()}
 
@@ -157,6 +160,8 @@ class OpenAIServerCaptioner(GenerativeCaptioner):
             return CaptionFailure("CAPTION_UNREADABLE", f"{parse_error}, twice; the response begins: {text[:80]!r}")
         except RequestRejectedError as error:
             return CaptionFailure("CAPTION_REFUSED", str(error))
+        except NoResponseError as error:
+            return CaptionFailure("CAPTION_UNREADABLE", str(error))
         except ServerUnavailableError as error:
             if await client.is_unavailable():
                 raise self._unavailable_error(str(error)) from error
@@ -185,6 +190,7 @@ class OpenAIServerCaptioner(GenerativeCaptioner):
             "max_tokens": max_tokens,
             "temperature": 0,
             "seed": 0,
+            **self.config.extra_body,
         }
         if self.config.response_format == "json_schema":
             named = {"name": "answer", "schema": schema, "strict": True}

@@ -15,7 +15,7 @@ from pydantic import Field
 from pipeline_steps.core.config import StageConfig
 
 PROMPT_VERSION = 1
-"""Part of the fingerprint of the cache. Raise it with every change of a prompt or of the schema."""
+"""Part of the fingerprint of the cache. Raise it with every change of a prompt or of the schema that can change a response."""
 
 MAX_RESPONSE = 100_000
 MAX_PHRASE = 80
@@ -107,7 +107,7 @@ def response_schema(max_events: int) -> dict[str, Any]:
         "sound": {"type": "string", "minLength": 3, "maxLength": MAX_PHRASE},
         "source": {"type": "string", "minLength": 1, "maxLength": 40},
         "visible": {"type": "boolean"},
-        "distance": {"enum": ["near", "far"]},
+        "distance": {"type": "string", "enum": ["near", "far"]},
         "salience": scale,
         "likelihood": scale,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -20,14 +21,25 @@ from pipeline_steps.caption.captioners.vlm_response import (
 )
 from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.config import StageConfig
-from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError
-from pipeline_steps.models.hub_checkpoint import HubModel, check_checkpoint, resolve_device, resolve_dtype, vision_families
+from pipeline_steps.core.gpu_memory import gpu_memory_guard, is_out_of_memory
+from pipeline_steps.models.hub_checkpoint import (
+    HubModel,
+    check_checkpoint,
+    load_weights,
+    resolve_device,
+    resolve_dtype,
+    vision_families,
+)
 
 log = logging.getLogger(__name__)
 
 Output = TypeVar("Output")
 
 KEY = "caption.vlm"
+MEMORY_KEYS = f"{KEY}.model, {KEY}.dtype, ingest.image.max_side"
+"""Parameters that determine the memory of a batch of one image."""
+MORE_MEMORY = "choose a smaller model or a larger GPU, or set caption.captioner to openai_server"
+_OPEN_THOUGHT = re.compile(r"<think>\s*$")
 YES = ("yes", "Yes", "YES", " yes", " Yes")
 NO = ("no", "No", "NO", " no", " No")
 
@@ -55,7 +67,7 @@ class VlmCaptioner(GenerativeCaptioner, HubModel):
 
     config_class = VlmConfig
     name = "vlm"
-    version = 1
+    version = 2
 
     def __init__(self, config: VlmConfig, options: CaptionOptions) -> None:
         GenerativeCaptioner.__init__(self, config, options)
@@ -66,7 +78,7 @@ class VlmCaptioner(GenerativeCaptioner, HubModel):
         self._model: Any = None
         self._processor: Any = None
         self._grammar: Any = None
-        self._generation_config: Any = None
+        self._fitting_batch: dict[str, int] = {}
 
     @classmethod
     def check_config(cls, config: VlmConfig, executor: str) -> None:
@@ -96,46 +108,30 @@ class VlmCaptioner(GenerativeCaptioner, HubModel):
         if self._model is not None:
             return self
         import torch
-        from safetensors import SafetensorError
         from transformers import AutoModelForImageTextToText, GenerationConfig
 
         folder = self.fetch()
         self._processor = load_processor(folder, str(self._model_config.get("model_type")))
-        try:
-            model, info = AutoModelForImageTextToText.from_pretrained(
-                folder,
-                dtype=getattr(torch, self.dtype),
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except (ValueError, KeyError, ImportError) as error:
-            raise ConfigError(
-                f"{KEY}.model: {' '.join(str(error).split())[:300]}", "choose an image-text-to-text model of transformers"
-            ) from error
-        except (OSError, RuntimeError, SafetensorError) as error:  # SafetensorError: damaged header
-            reason = f"{KEY}.model: the weights cannot be loaded: {' '.join(str(error).split())[:300]}"
-            raise IntegrityError(reason, "fetch the checkpoint again") from error
-        missing = sorted([*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])])
-        if missing:  # transformers would initialize them at random
-            raise IntegrityError(
-                f"{KEY}.model: {len(missing)} weights are not in the checkpoint (first: {missing[0]})", "fetch it again"
-            )
-        self._model = model.to(self.device).eval()
+        model = load_weights(AutoModelForImageTextToText, folder, KEY, getattr(torch, self.dtype))
+        with gpu_memory_guard(MEMORY_KEYS, MORE_MEMORY):
+            model = model.to(self.device).eval()
         tokenizer = self._processor.tokenizer
-        eos = model.generation_config.eos_token_id
-        # Sampling settings of the checkpoint are ignored: only settings in the fingerprint may change a response.
-        self._generation_config = GenerationConfig(
+        stop = model.generation_config.eos_token_id
+        stop_ids = sorted({tokenizer.eos_token_id, *(stop if isinstance(stop, list) else [stop])} - {None})
+        # `generate` fills every unset value from the model's own configuration (repetition penalty, beams, suppressed tokens).
+        # So that is replaced: only settings in the fingerprint may change a response.
+        model.generation_config = GenerationConfig(
             do_sample=False,
             max_new_tokens=self.options.prompt.max_new_tokens,
-            eos_token_id=eos if eos is not None else tokenizer.eos_token_id,
+            eos_token_id=stop_ids,
             pad_token_id=tokenizer.pad_token_id,
         )
         if self.config.constrained_decoding:
             from pipeline_steps.caption.captioners.json_decoding import JsonSchemaGrammar
 
-            self._grammar = JsonSchemaGrammar(tokenizer, response_schema(self.options.selection.max_events))
+            schema, width = response_schema(self.options.selection.max_events), model.get_output_embeddings().weight.shape[0]
+            self._grammar = JsonSchemaGrammar(tokenizer, schema, width, stop_ids)
+        self._model = model
         return self
 
     def predict(self, images: Sequence[ByteArray]) -> list[VlmResponse | CaptionFailure]:
@@ -176,57 +172,70 @@ class VlmCaptioner(GenerativeCaptioner, HubModel):
         for start in range(0, len(questions), max(1, len(images))):
             batch = questions[start : start + max(1, len(images))]
             batch_images, texts = [images[place] for place, _ in batch], [text for _, text in batch]
-            probabilities += self._retry_smaller_batches(self._yes_probabilities, batch_images, texts)
+            probabilities += self._in_fitting_batches(self._yes_probabilities, batch_images, texts)
         remaining = iter(probabilities)
         for place, result in enumerate(results):
             if isinstance(result, VlmResponse):
                 results[place] = with_verification(result, [next(remaining) for _ in result.events])
 
     def _prompt_model(self, images: Sequence[ByteArray], texts: Sequence[str]) -> list[str]:
-        return self._retry_smaller_batches(self._generate, images, texts)
+        return self._in_fitting_batches(self._generate, images, texts)
 
-    def _retry_smaller_batches(
+    def _in_fitting_batches(
         self,
         function: Callable[[Sequence[ByteArray], Sequence[str]], list[Output]],
         images: Sequence[ByteArray],
         texts: Sequence[str],
     ) -> list[Output]:
-        """Call `function(images, texts)`; if the GPU runs out of memory, call it on halves of the batch."""
+        """Results of `function(images, texts)`, in batches that fit into GPU memory.
+
+        A batch that does not fit is split in halves, and no later batch is larger than the half.
+        """
         import torch
 
-        if not len(images):
-            return []
-        try:
-            results = function(images, texts)
-        except torch.OutOfMemoryError as error:
-            if len(images) == 1:
-                raise ResourceError(
-                    f"{KEY}: GPU memory is too small for a batch of one image", "choose a smaller model or a larger GPU"
-                ) from error
-        else:
-            if len(results) != len(images):  # results could no longer be matched to images
-                raise RuntimeError(f"the model returned {len(results)} results for {len(images)} images")
-            return results
-        torch.cuda.empty_cache()
-        half = len(images) // 2
-        log.warning("GPU out of memory: a batch of %d images is split in halves; lower caption.batch_size", len(images))
-        return self._retry_smaller_batches(function, images[:half], texts[:half]) + self._retry_smaller_batches(
-            function, images[half:], texts[half:]
-        )
+        results: list[Output] = []
+        while len(results) < len(images):
+            limit = self._fitting_batch.get(function.__name__, len(images))
+            batch = slice(len(results), min(len(results) + limit, len(images)))
+            size = batch.stop - batch.start
+            try:
+                found = function(images[batch], texts[batch])
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    with gpu_memory_guard(MEMORY_KEYS, MORE_MEMORY):
+                        raise
+                found = None
+            if found is None:  # outside of the handler, whose traceback holds the tensors of the failed batch
+                torch.cuda.empty_cache()
+                self._fitting_batch[function.__name__] = half = size // 2
+                log.warning("GPU out of memory: batches of %d images are used; lower caption.batch_size from %d", half, size)
+                continue
+            if len(found) != size:  # results could no longer be matched to images
+                raise RuntimeError(f"the model returned {len(found)} results for {size} images")
+            results += found
+        return results
 
     def _encode(self, images: Sequence[ByteArray], texts: Sequence[str]) -> Any:
         import torch
         from PIL import Image
 
         content = [[{"type": "image"}, {"type": "text", "text": text}] for text in texts]
-        prompts = [
-            self._processor.apply_chat_template([{"role": "user", "content": part}], add_generation_prompt=True, tokenize=False)
-            for part in content
-        ]
+        prompts = [self._render([{"role": "user", "content": part}]) for part in content]
         inputs = self._processor(
             text=prompts, images=[[Image.fromarray(image)] for image in images], padding=True, return_tensors="pt"
         )
         return inputs.to(self.device, dtype=getattr(torch, self.dtype))
+
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        """Prompt in the format of the checkpoint, with thinking switched off.
+
+        A template that opens a thought in every prompt gets an empty one: constrained decoding starts after it.
+        """
+        switch = {"enable_thinking": False} if "enable_thinking" in str(self._processor.chat_template) else {}
+        prompt: str = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **switch)
+        return _OPEN_THOUGHT.sub("<think>\n\n</think>\n\n", prompt)
 
     def _generate(self, images: Sequence[ByteArray], texts: Sequence[str]) -> list[str]:
         import torch
@@ -234,7 +243,7 @@ class VlmCaptioner(GenerativeCaptioner, HubModel):
         with torch.inference_mode():
             inputs = self._encode(images, texts)
             processors = [self._grammar.processor(len(images))] if self._grammar is not None else []
-            output = self._model.generate(**inputs, generation_config=self._generation_config, logits_processor=processors)
+            output = self._model.generate(**inputs, logits_processor=processors)
         responses = output[:, inputs["input_ids"].shape[1] :]
         return list(self._processor.tokenizer.batch_decode(responses, skip_special_tokens=True))
 

@@ -57,6 +57,10 @@ class RayConfig(StageConfig):
         return self
 
 
+MAX_FAILURES_WITHOUT_SUCCESS = 32
+"""Failures without one success after which a stage stops: the cause is then the model or the parameters, not the items."""
+
+
 class ItemStageConfig(StageConfig):
     """Parameters shared by the stages that process items through an executor."""
 
@@ -65,9 +69,20 @@ class ItemStageConfig(StageConfig):
     executor: ExecutorName = Field("local", description="`local`: this process; `ray`: actors of a Ray cluster")
     ray: RayConfig = RayConfig()
 
+    def failure_limit(self, total: int, cached: int) -> int:
+        """Failures without one success that `run_items` accepts.
+
+        Args:
+            total: items of the stage.
+            cached: items whose result is in the cache. With these the model is known to work, so the new items may be the
+                failed fraction that is accepted.
+        """
+        accepted = int(self.max_failed_fraction * total) if cached or self.max_failed_fraction == 1 else 0
+        return max(MAX_FAILURES_WITHOUT_SUCCESS, accepted)
+
 
 class ItemProcessor(Protocol):
-    """Work of a stage on its items. It is pickled before `load`, so until then it must hold settings and no model."""
+    """Work of a stage on its items. It is pickled before `load`, so until then it must contain no model."""
 
     cache: ResultCache
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from pipeline_steps.core.executors.base import ItemProcessor, Result
@@ -12,7 +12,7 @@ FLUSH_SECONDS = 1.0
 """Longest time that a result waits before the pending results are written as one cache part."""
 
 
-def process_and_cache(work: ItemProcessor, ids: Sequence[str], part: int) -> Iterator[tuple[str, Result]]:
+def process_and_cache(work: ItemProcessor, ids: Sequence[str], part: int) -> Generator[tuple[str, Result], None, None]:
     """Yield the results of `work`; append rows to the cache in parts of up to `part`, also when interrupted."""
     pending: dict[str, Mapping[str, Any]] = {}
     since = 0.0

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,14 @@ from pipeline_steps.core.hashing import fingerprint
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 128 * 2**20
-"""Shared memory of a local Ray: it holds only ids."""
+"""Shared memory of a local Ray, which contains only ids."""
 CONNECT_SECONDS = 5.0
 STARTS = 3
 INIT_DEATHS = 3
 """Consecutive actors that may die while loading (memory, a lost node) before the stage stops."""
 
 OUTCOME = pa.schema([(name, pa.string()) for name in ("id", "code", "reason", "error")])
-"""Answer of an actor for an id. `code` is empty if its row is in the cache; `error` stops the stage."""
+"""Result of an actor for an id. `code` is empty if its row is in the cache; `error` stops the stage."""
 
 
 class RayWorker:
@@ -105,7 +105,7 @@ def _deserialize_error(text: str) -> Exception:
 
 def run_on_ray(
     work: ItemProcessor, ids: Sequence[str], batch_size: int, settings: RayConfig
-) -> Iterator[tuple[str, Failure | None]]:
+) -> Generator[tuple[str, Failure | None], None, None]:
     """Yield (id, None) if its row is in the cache, else (id, failure), in the order in which batches finish.
 
     Raises:
@@ -210,10 +210,7 @@ def _connect(ray: Any, settings: RayConfig) -> None:
             host, port = settings.address.rsplit(":", 1)
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         ray.init(address=settings.address, **quiet)
-    except (OSError, OverflowError, ray.exceptions.RayError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ServiceError(f"no Ray cluster at {settings.address!r}: {reason}", action, transient=True) from error
-    except RuntimeError as error:
+    except (OSError, OverflowError, RuntimeError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[:300]
         if "ersion mismatch" in reason:
             raise ConfigError(

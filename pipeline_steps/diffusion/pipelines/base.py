@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -166,6 +166,26 @@ class Audio2ImagePipeline(ABC):
         """
         raise ValueError("this model has no text encoder; generate images from audio instead")
 
+    def generate_from_audio_and_text(
+        self,
+        embeds: list[Any],
+        text: str,
+        audio_scale: float,
+        num_samples: int = 1,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+    ) -> ByteArray:
+        """Generate images uint8 [N, num_samples, H, W, 3] from N encoded clips beside a text.
+
+        Args:
+            audio_scale: weight of the audio, 0: the text alone, 1: as trained.
+
+        Raises:
+            ValueError: the model has no text encoder.
+        """
+        raise ValueError("this model has no text encoder; generate images from audio instead")
+
     @torch.inference_mode()
     def sample_images(
         self,
@@ -205,6 +225,25 @@ def latents_generator(seed: int, sample_index: int) -> torch.Generator:
 def classifier_free_guidance(conditional: torch.Tensor, unconditional: torch.Tensor, guidance_scale: float) -> torch.Tensor:
     """Classifier-free guidance u + g (c - u) (Ho & Salimans 2022, arXiv 2207.12598); g = 1 is the conditional model."""
     return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def interpolate_embeds(first: Any, second: Any, fraction: float) -> Any:
+    """Encoded clip between two encoded clips (dataclasses of tensors [N, ..., width]): `slerp` of every token."""
+    values = {field.name: (getattr(first, field.name), getattr(second, field.name)) for field in fields(first)}
+    return replace(first, **{name: slerp(*pair, fraction) for name, pair in values.items()})
+
+
+def slerp(first: torch.Tensor, second: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Spherical interpolation of the directions along the last axis (Shoemake 1985); norms are interpolated linearly."""
+    norms = [tensor.norm(dim=-1, keepdim=True) for tensor in (first, second)]
+    units = [tensor / norm.clamp_min(1e-12) for tensor, norm in zip((first, second), norms, strict=True)]
+    angle = (units[0] * units[1]).sum(-1, keepdim=True).clamp(-1, 1).acos()
+    sine = angle.sin()
+    plain = sine < 1e-4  # parallel or opposite: no plane to rotate in
+    weights = [torch.where(plain, part, (part * angle).sin() / sine.clamp_min(1e-4)) for part in (1 - fraction, fraction)]
+    direction = weights[0] * units[0] + weights[1] * units[1]
+    interpolated: torch.Tensor = direction * ((1 - fraction) * norms[0] + fraction * norms[1])
+    return interpolated
 
 
 def to_uint8(images: torch.Tensor) -> ByteArray:

@@ -170,13 +170,51 @@ class AudioIPAdapterPipeline(Audio2ImagePipeline):
             return np.zeros((0, num_samples, size, size, 3), np.uint8)
         text = self.adapter.backbone.encode_prompt(texts).repeat_interleave(num_samples, 0)
         condition = AudioEmbeds(self.adapter.null_audio_embeds(len(text)), text)
-        indices = list(range(num_samples)) * len(texts)
-        self.adapter.set_scale(0.0)
+        images = self._sample_scaled(condition, 0.0, num_samples, seed, guidance_scale, num_inference_steps)
+        return images.reshape(len(texts), num_samples, size, size, 3)
+
+    def generate_from_audio_and_text(
+        self,
+        embeds: list[AudioEmbeds],
+        text: str,
+        audio_scale: float,
+        num_samples: int = 1,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+    ) -> ByteArray:
+        """Generate images uint8 [N, num_samples, H, W, 3] from N encoded clips beside a text.
+
+        The prompt embeddings of audio and text are averaged with the weights `audio_scale` and 1 - `audio_scale`.
+
+        Raises:
+            ValueError: the backbone has no text encoder.
+        """
+        settings = (num_samples, seed, guidance_scale, num_inference_steps)
+        if not self.has_text_encoder:
+            return super().generate_from_audio_and_text(embeds, text, audio_scale, *settings)
+        batch = self.collate([item for item in embeds for _ in range(num_samples)]).to(self.device)
+        prompt = audio_scale * batch.text + (1.0 - audio_scale) * self.adapter.encode_prompt(text)
+        condition = AudioEmbeds(batch.embeds, prompt)
+        images = self._sample_scaled(condition, audio_scale, *settings)
+        return images.reshape(len(embeds), num_samples, *images.shape[1:])
+
+    def _sample_scaled(
+        self,
+        condition: AudioEmbeds,
+        audio_scale: float,
+        num_samples: int,
+        seed: int,
+        guidance_scale: float | None,
+        num_inference_steps: int | None,
+    ) -> ByteArray:
+        """Images uint8 of a condition with `num_samples` rows per clip or text, with a weight of the audio attention."""
+        indices = list(range(num_samples)) * (len(condition) // num_samples)
+        self.adapter.set_scale(audio_scale)
         try:
-            images = self.sample_images(condition, indices, seed, guidance_scale, num_inference_steps)
+            return to_uint8(self.sample_images(condition, indices, seed, guidance_scale, num_inference_steps))
         finally:
             self.adapter.set_scale(1.0)
-        return to_uint8(images).reshape(len(texts), num_samples, size, size, 3)
 
     def denoise(
         self, latents: torch.Tensor, condition: AudioEmbeds, guidance_scale: float, num_inference_steps: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,12 @@ Row = dict[str, Any]
 
 MMD_SCALE = 1000.0
 """CMMD is published times 1000; so is every distance with an RBF kernel here."""
+TEXT_ROWS = ("text_oracle", "caption_route")
+"""Rows of images that are generated from text."""
+LOOKUP_ROWS = ("nearest_training_image", "model_minus_nearest_training_image")
+"""Rows of the lookup baseline."""
+ROWS = ("model", "shuffled_audio", "unconditional", "real_images", *TEXT_ROWS, *LOOKUP_ROWS)
+"""Rows of the table of metrics."""
 CMMD_JUDGE = "clip"
 """Judge on whose features CMMD is defined; with other judges the metric is `mmd_rbf_<judge>`."""
 
@@ -46,6 +52,8 @@ class SetFeatures:
         audio: [M, D_a] embedding of each clip by the audio judge.
         text_generated: [T, S, D] samples of each text; None if the model has no text encoder.
         text_rows: name of a pair -> row of `text_generated`; pairs without a text are absent.
+        caption_rows: [M] row of `text_generated` of the caption of each clip.
+        nearest_training: ids of the nearest training images of each of the M clips.
     """
 
     real: Mapping[str, DoubleArray]
@@ -54,6 +62,8 @@ class SetFeatures:
     audio: DoubleArray
     text_generated: DoubleArray | None = None
     text_rows: Mapping[str, int] = field(default_factory=dict)
+    caption_rows: IntArray | None = None
+    nearest_training: Sequence[Sequence[str]] = ()
 
     def images(self, image_ids: Sequence[str]) -> DoubleArray:
         """Features [N, D] of real images."""
@@ -129,10 +139,13 @@ class SetEvaluator:
     def evaluate(self, name: str) -> SetMetrics:
         """All metrics of set `name`."""
         pairs, clips, config = self.plan.sets[name], self.plan.clips, self.config
-        rows: dict[str, Row] = {row: {} for row in ("model", "shuffled_audio", "unconditional", "real_images", "text_oracle")}
+        rows: dict[str, Row] = {row: {} for row in ROWS}
         if self.features.text_generated is None:
             reason = "the model reads no text, so there is no picture drawn from a caption to compare with"
-            rows["text_oracle"] = {"applicable": False, "reason": reason}
+            rows |= {row: {"applicable": False, "reason": reason} for row in TEXT_ROWS}
+        if not any(self.features.nearest_training):
+            reason = "no training sound has an embedding, so none is nearest"
+            rows |= {row: {"applicable": False, "reason": reason} for row in LOOKUP_ROWS}
         per_pair: list[Row] = [
             {
                 "set": name,
@@ -234,7 +247,22 @@ class SetEvaluator:
             negatives,
             None if found.text_generated is None else project(found.text_generated),
             found.text_index(pairs),
+            found.caption_rows,
+            self._nearest_training(project),
         )
+
+    def _nearest_training(self, project: Callable[[npt.ArrayLike], DoubleArray]) -> DoubleArray | None:
+        """Nearest training images [M, T, K] of each clip, padded with NaN; None if there is none."""
+        nearest_training = self.features.nearest_training
+        ids = sorted({image_id for images in nearest_training for image_id in images})
+        if not ids:
+            return None
+        rows = dict(zip(ids, project(self.features.images(ids)), strict=True))
+        padded = np.full((len(nearest_training), max(map(len, nearest_training)), len(rows[ids[0]])), np.nan)
+        for clip, images in enumerate(nearest_training):
+            for place, image_id in enumerate(images):
+                padded[clip, place] = rows[image_id]
+        return padded
 
     def _negative_images(
         self, pairs: Sequence[EvalPair], row_of: Mapping[str, int], labels: Mapping[str, str]
@@ -316,6 +344,10 @@ class SetEvaluator:
             rows[row] |= entries
             if row == "model":
                 model = {metric: values for metric, (estimate, values) in estimates.items() if estimate.low is not None}
+        reason = "measured by win rates alone"
+        for row in ("caption_route", *LOOKUP_ROWS):
+            if "applicable" not in rows[row]:
+                rows[row] |= {metric: not_applicable(reason) for metric in (*kernels, fd, density, coverage)}
         reason = "the same pictures in another order: equal to the model's by construction"
         rows["shuffled_audio"] |= {metric: not_applicable(reason) for metric in (*kernels, fd, density, coverage)}
         return model

@@ -25,6 +25,8 @@ class JudgeFeatures:
         negatives: per pair, rows of `real` that belong to its negative clips.
         text_generated: [T, S, K] samples of each text; None if the model has no text encoder.
         text_index: [N] row of `text_generated` of each pair, -1 if the pair has no text.
+        caption_index: [M] row of `text_generated` of the caption of each clip.
+        nearest_training: [M, T, K] nearest training images of each clip, NaN where a clip has fewer than T.
     """
 
     targets: DoubleArray
@@ -35,6 +37,8 @@ class JudgeFeatures:
     negatives: Sequence[IntArray]
     text_generated: DoubleArray | None = None
     text_index: IntArray | None = None
+    caption_index: IntArray | None = None
+    nearest_training: DoubleArray | None = None
 
 
 def negative_masks(clips: Sequence[EvalAudio], pairs: Sequence[EvalPair]) -> tuple[BoolArray, BoolArray]:
@@ -71,6 +75,9 @@ def win_rates_per_pair(
     - unconditional: samples without audio against the negatives of the model row.
     - real_images: real images on both sides.
     - text_oracle: samples of the pair's text against samples of the texts of its negative clips.
+    - caption_route: the same with the words that the audio tagger gives for the clip.
+    - nearest_training_image: training images looked up by the clip against those looked up by its negative clips.
+    - model_minus_nearest_training_image: difference of the two rows, pair by pair.
     """
     _, negatives = negative_masks(clips, pairs)
     own = np.array([pair.clip for pair in pairs])
@@ -83,6 +90,13 @@ def win_rates_per_pair(
     }
     if features.text_generated is not None and features.text_index is not None:
         rates["text_oracle"] = _text_rates(features.targets, features.text_generated, features.text_index, negatives[:, own])
+    if features.text_generated is not None and features.caption_index is not None:
+        captions = features.caption_index[own]
+        rates["caption_route"] = _text_rates(features.targets, features.text_generated, captions, negatives[:, own])
+    if features.nearest_training is not None:
+        scores = np.einsum("nk,mtk->nmt", features.targets, features.nearest_training)
+        rates["nearest_training_image"] = win_rates(scores[np.arange(len(pairs)), own], scores, negatives)
+        rates["model_minus_nearest_training_image"] = rates["model"] - rates["nearest_training_image"]
     return rates
 
 

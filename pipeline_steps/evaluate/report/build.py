@@ -15,6 +15,7 @@ from pipeline_steps.core.escape import escape_csv
 from pipeline_steps.evaluate.config import EvaluateConfig
 from pipeline_steps.evaluate.evaluation_plan import SET_TITLES, EvaluationPlan
 from pipeline_steps.evaluate.report import summary
+from pipeline_steps.evaluate.report.ability_cards import ability_cards, curve_rows
 from pipeline_steps.evaluate.report.charts import interval_chart, line_chart
 from pipeline_steps.evaluate.report.gallery import FIRST_SAMPLES, CatalogIndex, pair_cards, sample_cards
 from pipeline_steps.evaluate.report.item_flow import StageTables, audio_flow, find_imbalances, image_flow, license_counts
@@ -76,8 +77,13 @@ def build_report(
         "samples": _samples(config, result, plan, media),
         "charts": summary.win_charts(evaluation),
         "tables": summary.metric_tables(evaluation),
+        "memorisation": {
+            "tables": summary.memorisation_tables(evaluation),
+            **{key: evaluation.get("memorisation", {}).get(key, 0) for key in ("training_images", "compared_images")},
+        },
         "retrieval": summary.retrieval_table(evaluation["retrieval"]) if "retrieval" in evaluation else None,
         "sensitivity": _sensitivity(evaluation),
+        "abilities": ability_cards(evaluation["abilities"], result.shown_sweeps, media),
         "training": _training(history, files),
         "flows": flows,
         "facts": _facts(tables),
@@ -93,6 +99,7 @@ def build_report(
     files["plots/per_pair.csv"] = csv_bytes(result.per_pair)
     files["plots/bootstrap.csv"] = csv_bytes(_bootstrap_rows(result.bootstrap))
     files["plots/metrics.csv"] = csv_bytes(_metric_rows(evaluation))
+    files["plots/abilities.csv"] = csv_bytes(curve_rows(evaluation["abilities"]))
     files["plots/retrieval.csv"] = csv_bytes(ranks)
     files["evaluation.json"] = json_bytes(evaluation)
     files["index.html"] = render_page(context).encode("utf-8")

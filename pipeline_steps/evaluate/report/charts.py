@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ class LineChart:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     x_label: str
+    bands: tuple[Polyline, ...] = ()
 
 
 def interval_chart(
@@ -138,6 +139,41 @@ def line_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x_label: str
         tuple(Tick(up(y), number_text(y)) for y in y_ticks),
         x_label,
     )
+
+
+def curves_with_intervals(curves: Mapping[str, Sequence[Mapping[str, Any]]], x_label: str) -> LineChart | None:
+    """Curves name -> entries of evaluation.json with a position `at`, each with the band of its intervals.
+
+    Returns:
+        None without a value.
+    """
+    points = {name: [point for point in curve if point["value"] is not None] for name, curve in curves.items()}
+    ends = {name: [[float(p["value"] if p[key] is None else p[key]) for p in found] for key in ("low", "high")]
+            for name, found in points.items()}  # fmt: skip
+    xs = [float(point["at"]) for found in points.values() for point in found]
+    ys = [y for pair in ends.values() for side in pair for y in side]
+    if not xs:
+        return None
+    x_ticks, y_ticks = [x for x in nice_ticks(min(xs), max(xs), 8) if min(xs) <= x <= max(xs)], nice_ticks(min(ys), max(ys))
+    left, right, bottom, top, height = min(xs), max(xs), min(*ys, y_ticks[0]), max(*ys, y_ticks[-1]), 260.0
+
+    def across(x: float) -> float:
+        return round(56.0 + (WIDTH - 72.0) * (x - left) / (right - left or 1.0), 2)
+
+    def up(y: float) -> float:
+        return round(TOP + (height - TOP - 40) * (1 - (y - bottom) / (top - bottom or 1.0)), 2)
+
+    def polyline(name: str, number: int, corners: Iterable[tuple[float, float]]) -> Polyline:
+        return Polyline(name, number % 4, " ".join(f"{across(x)},{up(y)}" for x, y in corners))
+
+    lines, bands = [], []
+    for number, (name, found) in enumerate(points.items()):
+        at = [float(point["at"]) for point in found]
+        low, high = ends[name]
+        lines.append(polyline(name, number, ((x, float(point["value"])) for x, point in zip(at, found, strict=True))))
+        bands.append(polyline(name, number, [*zip(at, high, strict=True), *zip(at[::-1], low[::-1], strict=True)]))
+    marks = tuple(Tick(across(x), number_text(x)) for x in x_ticks)
+    return LineChart(height, tuple(lines), marks, tuple(Tick(up(y), number_text(y)) for y in y_ticks), x_label, tuple(bands))
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:

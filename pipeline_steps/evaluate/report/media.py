@@ -128,6 +128,10 @@ class ReportMedia:
         """MP3 of a clip."""
         return self._add(f"audio/{key}.mp3", lambda: mp3(self._load_audio(key)))
 
+    def clip(self, name: str, samples: FloatArray) -> str:
+        """MP3 of audio that is no clip of the catalog."""
+        return self._add(f"audio/{name}.mp3", lambda: mp3(samples))
+
     def spectrogram(self, key: str) -> str:
         """Spectrogram of a clip."""
         return self._add(f"samples/spectrogram-{key}.png", lambda: png(spectrogram(self._load_audio(key)), palette=True))

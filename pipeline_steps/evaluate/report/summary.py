@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline_steps.evaluate.evaluation_plan import SET_TITLES
+from pipeline_steps.evaluate.metrics.set_metrics import LOOKUP_ROWS, ROWS
 from pipeline_steps.evaluate.report.charts import interval_chart
 from pipeline_steps.evaluate.report.page import interval_text
 
 Row = Mapping[str, Any]
-COLUMNS = ("model", "shuffled_audio", "unconditional", "real_images", "text_oracle")
+DIFFERENCE = LOOKUP_ROWS[1]
+"""Row of differences, which has no place on the axis of win rates."""
 KINDS = {"model": "model", "real_images": "truth", "text_oracle": "truth"}
 
 
@@ -122,12 +124,12 @@ def metric_tables(evaluation: Row) -> list[dict[str, Any]]:
         if name not in evaluation:
             continue
         block = evaluation[name]
-        metrics = list(dict.fromkeys(metric for row in COLUMNS[:4] for metric in block["rows"][row]))
+        metrics = list(dict.fromkeys(metric for row in ROWS[:4] for metric in block["rows"][row]))
         lines = [
-            {"name": metric, "better": better(metric), "cells": [_cell(block["rows"][row], metric) for row in COLUMNS]}
+            {"name": metric, "better": better(metric), "cells": [_cell(block["rows"][row], metric) for row in ROWS]}
             for metric in metrics
         ]
-        columns = [column.replace("_", " ") for column in COLUMNS]
+        columns = [column.replace("_", " ") for column in ROWS]
         tables.append(
             {"title": title, "pairs": block["n_pairs"], "sounds": block["n_sounds"], "columns": columns, "lines": lines}
         )
@@ -147,6 +149,30 @@ def _cell(row: Row, metric: str) -> dict[str, Any]:
     found = row.get(metric, {"value": None, "reason": "not measured"})
     n = found.get("n")
     return {"text": interval_text(found), "reason": found.get("reason"), "n": n}
+
+
+MEMORISATION_LINES = {
+    "nearest_rmse": "distance to the nearest training image, gray levels",
+    "copy_fraction": "fraction within 25 gray levels: copies",
+    "recalled_fraction": "fraction of the training images that are the nearest one of some image",
+    "diverse_fraction": "fraction of sounds without two samples within 20 gray levels",
+}
+
+
+def memorisation_tables(evaluation: Row) -> list[dict[str, Any]]:
+    """One table per set: generated images beside held-out real ones."""
+    columns = ("model", "held_out_images")
+    return [
+        {
+            "title": SET_TITLES[key],
+            "lines": [
+                {"name": text, "cells": [_cell(rows[column], metric) for column in columns]}
+                for metric, text in MEMORISATION_LINES.items()
+                if metric in rows["model"]
+            ],
+        }
+        for key, rows in evaluation.get("memorisation", {}).get("sets", {}).items()
+    ]
 
 
 def blocks(evaluation: Row) -> list[Row]:
@@ -175,8 +201,8 @@ def win_charts(evaluation: Row) -> list[dict[str, Any]]:
             )
             for name in SET_TITLES
             if name in evaluation
-            for row in COLUMNS
-            if evaluation[name]["rows"][row].get("applicable") is not False
+            for row in ROWS
+            if row != DIFFERENCE and evaluation[name]["rows"][row].get("applicable") is not False
             for found in (evaluation[name]["rows"][row].get(metric, {}),)
         ]
         chart = interval_chart(rows, reference=0.5, bounds=(0.3, 0.9))

@@ -1,4 +1,4 @@
-"""Audio file to its normal form: mono, 48 kHz, 16-bit FLAC. Files are read in blocks to bound memory."""
+"""Audio file to its normal form: mono, 48 kHz, 16-bit FLAC."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ import numpy as np
 import soundfile
 import soxr
 
-from pipeline_steps.audio.loudness import full_scale_level, integrated_loudness, needs_tiling, peak_dbfs, silence_ratio
+from pipeline_steps.audio.loudness import integrated_loudness, needs_tiling, peak_dbfs, silence_ratio
 from pipeline_steps.core.array_types import DoubleArray, FloatArray
-from pipeline_steps.ingest.decoding.truncation import find_truncation
+from pipeline_steps.ingest.decoding.audio_streams import AudioStream, decoder_errors, open_streams
 from pipeline_steps.ingest.reason_codes import RejectedItemError
 
 SAMPLE_RATE = 48_000
 """Hz of the normal form, equal to `core.media_shards.SAMPLE_RATE`; a worker must not import Arrow."""
-
-FORMATS = {"WAV": {"WAV", "WAVEX"}, "FLAC": {"FLAC"}, "OGG": {"OGG"}, "MP3": {"MP3"}, "AIFF": {"AIFF"}}
-"""Allowed format by signature -> formats that libsndfile may report for it."""
 
 BLOCK_VALUES = 1 << 17
 """Samples x channels per block."""
@@ -33,6 +30,9 @@ CLIPPING_THRESHOLD = 0.2
 ANTIPHASE_DB = -30.0
 """Level of the mono mix relative to the mean channel below which the channels cancel."""
 
+OFFSET_EDGE_SECONDS = 0.05
+"""Start and end that are left out when a sound is tested for a constant offset: a codec distorts the steps there."""
+
 
 class AudioLimits(NamedTuple):
     """Parameters of `ingest.audio` in the form that is sent to a worker."""
@@ -43,10 +43,12 @@ class AudioLimits(NamedTuple):
 
 
 class DecodedAudio(NamedTuple):
-    """Decoded file: mono [T] at the file's rate, and statistics over all samples."""
+    """Decoded stream: mono [T] at the stream's rate, and statistics over all samples."""
 
     mono: FloatArray
-    clipping_ratio: float
+    rate: int
+    channels: int
+    clipped: int
     peak: float
     channel_power: DoubleArray
 
@@ -64,78 +66,79 @@ def normalize_audio(handle: BinaryIO, form: str, limits: AudioLimits) -> dict[st
         silence_ratio, clipping_ratio, normalizations.
 
     Raises:
-        RejectedItemError: with one of the AUD codes.
+        RejectedItemError: with one of the AUD codes, or FORMAT_NOT_ALLOWED for a coding that no decoder reads.
     """
-    truncation = find_truncation(handle, form)
-    if truncation:
-        code = "AUD_HEADER_LIES" if truncation.impossible_header else "AUD_TRUNCATED"
-        raise RejectedItemError(code, f"{form}: {truncation.reason}")
     normalizations: set[str] = set()
-    try:
-        with soundfile.SoundFile(handle) as file:
-            if file.format not in FORMATS[form]:
-                raise RejectedItemError("AUD_CORRUPT", f"signature of {form}, opened as {file.format}")
-            name = f"OGG/{file.subtype.title()}" if form == "OGG" else form
-            rate, channels = file.samplerate, file.channels
-            if not RATES[0] <= rate <= RATES[1]:
-                raise RejectedItemError("AUD_CORRUPT", f"sample rate {rate} Hz is outside {RATES[0]}..{RATES[1]}")
-            declared = file.frames
-            has_length = 0 <= declared < 1 << 62
-            if has_length and declared > limits.max_seconds * rate:
-                raise RejectedItemError("AUD_TOO_LONG", f"{declared / rate:.1f} s, limit {limits.max_seconds:g} s")
-            decoded = _read(file, limits)
-            if channels > 1:
-                normalizations.add("DOWNMIX")
-                decoded = _fix_antiphase(file, decoded, limits, normalizations)
-    except soundfile.LibsndfileError as error:
-        raise RejectedItemError("AUD_CORRUPT", f"{form}: {error.error_string}") from error
-    frames = len(decoded.mono)
-    if not frames:
+    with decoder_errors(form):
+        streams = open_streams(handle, form, limits.max_seconds, normalizations)
+        parts = _decode(streams, form, limits, normalizations)
+    mono, rate = _join(parts)
+    if not len(mono):
         raise RejectedItemError("AUD_EMPTY", f"{form}: no samples")
-    if has_length and frames < declared:
-        raise RejectedItemError("AUD_TRUNCATED", f"{form}: the header declares {declared} samples, {frames} are present")
-    if frames < limits.min_seconds * rate:
-        raise RejectedItemError("AUD_TOO_SHORT", f"{frames / rate:.3f} s, limit {limits.min_seconds:g} s")
-    mono = decoded.mono if rate == SAMPLE_RATE else soxr.resample(decoded.mono, rate, SAMPLE_RATE, quality="HQ")
-    if decoded.clipping_ratio > CLIPPING_THRESHOLD:
+    if len(mono) < limits.min_seconds * rate:
+        raise RejectedItemError("AUD_TOO_SHORT", f"{len(mono) / rate:.3f} s, limit {limits.min_seconds:g} s")
+    if _is_constant_offset(mono, rate, limits.min_lufs):
+        raise RejectedItemError("AUD_SILENT", f"a constant offset of {float(mono.mean()):.3f} and no signal; never amplified")
+    if rate != SAMPLE_RATE:
+        mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
+    values = sum(len(part.mono) * part.channels for part in parts)
+    clipping_ratio = sum(part.clipped for part in parts) / values
+    if clipping_ratio > CLIPPING_THRESHOLD:
         normalizations.add("CLIPPED")
     return {
-        "format": name,
-        "sample_rate": rate,
-        "channels": channels,
-        "clipping_ratio": decoded.clipping_ratio,
+        "format": streams[0].name,
+        "sample_rate": parts[0].rate,
+        "channels": parts[0].channels,
+        "clipping_ratio": clipping_ratio,
         **_measure(mono, limits, normalizations),
         "normalizations": sorted(normalizations),
     }
 
 
-def _read(file: soundfile.SoundFile, limits: AudioLimits, channel: int | None = None) -> DecodedAudio:
-    """Read a file in blocks; mono is the mean of all channels, or one `channel`."""
-    file.seek(0)
-    block_frames = max(256, BLOCK_VALUES // file.channels)
-    max_frames = math.ceil(limits.max_seconds * file.samplerate)
-    ceiling = full_scale_level(file.subtype)
+def _decode(streams: list[AudioStream], form: str, limits: AudioLimits, normalizations: set[str]) -> list[DecodedAudio]:
+    """Decode streams that play one after the other."""
+    parts: list[DecodedAudio] = []
+    for stream in streams:
+        if not RATES[0] <= stream.rate <= RATES[1]:
+            raise RejectedItemError("AUD_CORRUPT", f"sample rate {stream.rate} Hz is outside {RATES[0]}..{RATES[1]}")
+        seconds_left = limits.max_seconds - sum(len(part.mono) / part.rate for part in parts)
+        if stream.declared is not None and stream.declared > seconds_left * stream.rate:
+            raise RejectedItemError("AUD_TOO_LONG", f"{stream.declared / stream.rate:.1f} s, limit {limits.max_seconds:g} s")
+        part = _read(stream, seconds_left, limits)
+        if stream.channels > 1:
+            normalizations.add("DOWNMIX")
+            part = _fix_antiphase(stream, part, seconds_left, limits, normalizations)
+        if stream.declared is not None and 0 < len(part.mono) < stream.declared:
+            reason = f"the header declares {stream.declared} samples, {len(part.mono)} are present"
+            raise RejectedItemError("AUD_TRUNCATED", f"{form}: {reason}")
+        parts.append(part)
+    return parts
+
+
+def _read(stream: AudioStream, max_seconds: float, limits: AudioLimits, channel: int | None = None) -> DecodedAudio:
+    """Decode a stream in blocks; mono is the mean of all channels, or one `channel`."""
+    max_frames = math.ceil(max_seconds * stream.rate)
     parts: list[FloatArray] = []
     frames = clipped = 0
     peak = 0.0
-    power = np.zeros(file.channels)
-    while len(block := file.read(block_frames, dtype="float32", always_2d=True)):
+    power = np.zeros(stream.channels)
+    for block in stream.blocks(max(256, BLOCK_VALUES // stream.channels)):
         if not np.isfinite(block).all():
             raise RejectedItemError("AUD_NONFINITE", f"NaN or infinite samples within {frames}..{frames + len(block)}")
         frames += len(block)
         if frames > max_frames:
             raise RejectedItemError("AUD_TOO_LONG", f"more than {limits.max_seconds:g} s")
         magnitude = np.abs(block)
-        clipped += int(np.count_nonzero(magnitude >= ceiling))
+        clipped += int(np.count_nonzero(magnitude >= stream.full_scale))
         peak = max(peak, float(magnitude.max()))
         power += np.square(block, dtype=np.float64).sum(axis=0)
         parts.append(block[:, channel] if channel is not None else block.mean(axis=1, dtype=np.float64).astype(np.float32))
     mono = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-    return DecodedAudio(mono, clipped / (frames * file.channels) if frames else 0.0, peak, power)
+    return DecodedAudio(mono, stream.rate, stream.channels, clipped, peak, power)
 
 
 def _fix_antiphase(
-    file: soundfile.SoundFile, decoded: DecodedAudio, limits: AudioLimits, normalizations: set[str]
+    stream: AudioStream, decoded: DecodedAudio, max_seconds: float, limits: AudioLimits, normalizations: set[str]
 ) -> DecodedAudio:
     """Use the loudest channel instead of the mean if the channels cancel each other."""
     mean_power = float(decoded.channel_power.mean())
@@ -143,7 +146,26 @@ def _fix_antiphase(
     if mean_power <= 0 or mix_power > mean_power * 10 ** (ANTIPHASE_DB / 10):
         return decoded
     normalizations.add("ANTIPHASE")
-    return _read(file, limits, int(np.argmax(decoded.channel_power)))
+    return _read(stream, max_seconds, limits, int(np.argmax(decoded.channel_power)))
+
+
+def _join(parts: list[DecodedAudio]) -> tuple[FloatArray, int]:
+    """Mono samples of all parts and their rate; parts of different rates are resampled first."""
+    if len({part.rate for part in parts}) == 1:
+        return np.concatenate([part.mono for part in parts]), parts[0].rate
+    resampled = [
+        part.mono if part.rate == SAMPLE_RATE else soxr.resample(part.mono, part.rate, SAMPLE_RATE, quality="HQ")
+        for part in parts
+    ]
+    return np.concatenate(resampled), SAMPLE_RATE
+
+
+def _is_constant_offset(mono: FloatArray, rate: int, min_lufs: float) -> bool:
+    """Whether the samples are a constant offset: its steps at start and end are no signal, and resampling would ring there."""
+    edge = min(round(OFFSET_EDGE_SECONDS * rate), len(mono) // 4)
+    inner = mono[edge : len(mono) - edge].astype(np.float64)
+    offset = float(inner.mean())
+    return abs(offset) > 0 and float(np.abs(inner - offset).max()) <= abs(offset) * 10 ** (min_lufs / 20)
 
 
 def _measure(mono: FloatArray, limits: AudioLimits, normalizations: set[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pipeline_steps.ingest.decoding.image import ImageLimits, normalize_image
 from pipeline_steps.ingest.reason_codes import RejectedItemError
 from pipeline_steps.ingest.sources.archive_members import open_member
 
-VERSION = 1
+VERSION = 2
 """Part of the cache fingerprint; raise it whenever the normal form or a measurement changes."""
 
 PRELOAD = ("pipeline_steps.ingest.decoding.decode", "imagehash", "pyloudnorm", "scipy.fftpack")

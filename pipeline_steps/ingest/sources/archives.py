@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipeline_steps.ingest.file_signatures import (
     has_media_extension,
     is_candidate,
     kind_from_extension,
+    read_head,
 )
 from pipeline_steps.ingest.license_ids import spdx_id
 from pipeline_steps.ingest.reason_codes import RejectedItemError
@@ -121,7 +123,7 @@ def _candidate(
     try:
         check_encoding(name)
         validate_relative_path(inner)
-        kind, form = check_format(member.name, content[:512], len(content), job.max_image_bytes)
+        kind, form = check_format(member.name, read_head(io.BytesIO(content)), len(content), job.max_image_bytes)
     except (RejectedItemError, UnsafePathError) as error:
         return RejectedFile(displayed, kind_from_extension(name), error.code, error.reason, len(content), digest[:ID_LENGTH])
     return CandidateFile(
@@ -160,7 +162,7 @@ def _tar_samples(handle: BinaryIO, labels: bool) -> Iterator[_Sample]:
                 sample = _Sample(key, {}, {})
             if isinstance(found, RejectedItemError):
                 sample.payloads[name] = found
-            elif has_media_extension(name) or is_candidate(name, found.payload[:512]):
+            elif has_media_extension(name) or is_candidate(name, read_head(io.BytesIO(found.payload))):
                 sample.payloads[name] = found._replace(member=found.member._replace(name=base))
             else:
                 sample = sample._replace(metadata={**sample.metadata, **_read_sidecar(name, found.payload, labels)})

@@ -25,6 +25,7 @@ from pipeline_steps.ingest.file_signatures import (
     has_media_extension,
     is_candidate,
     kind_from_extension,
+    read_head,
 )
 from pipeline_steps.ingest.reason_codes import RejectedItemError
 from pipeline_steps.ingest.sources.metadata_table import MetadataRow
@@ -116,12 +117,12 @@ def inspect_file(
         check_encoding(name)
         relative = resolve(root, validate_relative_path(name) if row else name)
         with open_regular_file(root, relative) as handle:
-            if walked and not is_candidate(name, handle.read(512)):
+            head = read_head(handle)
+            if walked and not is_candidate(name, head):
                 return extension_label(name)
-            handle.seek(0)
             digest = digest_file(handle)
         item_id, size = digest.sha256[:ID_LENGTH], digest.size
-        kind, form = check_format(name, digest.head, size, max_image_bytes)
+        kind, form = check_format(name, head, size, max_image_bytes)
     except (UnsafePathError, RejectedItemError) as error:
         return RejectedFile(displayed, kind_from_extension(name), error.code, error.reason, size, item_id)
     except OSError as error:

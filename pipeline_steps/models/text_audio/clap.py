@@ -20,7 +20,8 @@ from pydantic import Field
 from pipeline_steps.audio.resample import resample
 from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.config import StageConfig
-from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError
+from pipeline_steps.core.errors import ConfigError, IntegrityError
+from pipeline_steps.core.gpu_memory import gpu_memory_guard
 from pipeline_steps.core.l2_normalize import l2_normalize
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.models.hub_checkpoint import HubModel, check_checkpoint, load_weights, resolve_device, resolve_dtype
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 STORED_RATE = 48_000
 KEY = "embed.clap"
+MEMORY_KEYS = f"{KEY}.device, {KEY}.dtype"
+MORE_MEMORY = f"free GPU memory, or set {KEY}.device to cpu"
 TEXT_BATCH = 16
 """Texts of a forward pass; a smaller batch is padded."""
 MAX_TOKENS = 77
@@ -192,7 +195,9 @@ class ClapEncoder(HubModel, TextAudioEncoder):
             except (OSError, ValueError, KeyError) as error:
                 reason = f"{KEY}.model: no usable tokenizer: {' '.join(str(error).split())[:200]}"
                 raise IntegrityError(reason, "fetch the checkpoint again, with all its files") from error
-            self._network = load_weights(ClapModel, folder, KEY, torch.float32).to(self.device).eval()
+            network = load_weights(ClapModel, folder, KEY, torch.float32)
+            with gpu_memory_guard(MEMORY_KEYS, MORE_MEMORY):
+                self._network = network.to(self.device).eval()
             self._audio_forward = self._forward_windows
             if self.backend == "openvino":
                 from pipeline_steps.models.text_audio.openvino import ClapAudioTower, compile_model
@@ -303,12 +308,8 @@ class ClapEncoder(HubModel, TextAudioEncoder):
         missing = -len(rows) % size
         full = torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
         threads = torch.get_num_threads() if self.device == "cpu" else 1
-        try:
+        with gpu_memory_guard(MEMORY_KEYS, MORE_MEMORY):
             parts = map_threads(forward, [full[at : at + size] for at in range(0, len(full), size)], threads)
-        except torch.OutOfMemoryError as error:
-            raise ResourceError(
-                f"{KEY}.device: GPU memory is too small for {size} items of {self.model}", "free memory, or set it to cpu"
-            ) from error
         return np.asarray(torch.cat(parts)[: len(rows)].float().cpu().numpy())
 
     def _embed_windows(self, windows: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pkgutil
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -83,39 +85,6 @@ def render_card(pairs: Sequence[Row], stats: Mapping[str, Any], parameters: Mapp
     )
 
 
-_CROISSANT_TERMS = (
-    "citeAs", "column", "equivalentProperty", "extract", "field", "fileProperty", "fileObject", "fileSet", "format", "includes",
-    "isLiveDataset", "jsonPath", "key", "md5", "parentField", "path", "recordSet", "references", "regex", "repeated", "replace",
-    "samplingRate", "separator", "source", "subField", "transform",
-)  # fmt: skip
-
-_CONTEXT: dict[str, Any] = {
-    "@language": "en",
-    "@vocab": "https://schema.org/",
-    "conformsTo": "dct:conformsTo",
-    "cr": "http://mlcommons.org/croissant/",
-    "rai": "http://mlcommons.org/croissant/RAI/",
-    "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "dct": "http://purl.org/dc/terms/",
-    "examples": {"@id": "cr:examples", "@type": "@json"},
-    "sc": "https://schema.org/",
-    **{name: f"cr:{name}" for name in _CROISSANT_TERMS},
-}
-
-_FIELDS = (
-    ("pair_id", "sc:Text", "hash of the image's and the clip's id"),
-    ("image_id", "sc:Text", "hash of the image's bytes"),
-    ("score", "sc:Float", "hubness-corrected similarity of the event's text and the clip"),
-    ("z_score", "sc:Float", "uncorrected score in standard deviations above random clips"),
-    ("license", "sc:Text", "stricter one of both licenses, SPDX; empty if one is unknown"),
-    ("image_license", "sc:Text", "license of the image, SPDX"),
-    ("audio_license", "sc:Text", "license of the clip, SPDX"),
-    ("image_group", "sc:Text", "near-duplicate group of the image"),
-    ("audio_group", "sc:Text", "near-duplicate group of the clip"),
-    ("split", "sc:Text", "train, val or test"),
-)
-
 _LICENSE_PAGE = {PUBLIC_DOMAIN: "https://creativecommons.org/publicdomain/mark/1.0/"}
 
 
@@ -137,19 +106,13 @@ def croissant(
             record set.
     """
     licenses = sorted({str(pair[key]) for pair in pairs for key in ("image_license", "audio_license") if pair[key]})
+    fixed = json.loads(pkgutil.get_data(__package__, "croissant.json") or b"")
     return {
-        "@context": _CONTEXT,
-        "@type": "sc:Dataset",
-        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        **fixed,
         "name": name,
         "description": description,
         "version": version,
-        "url": "README.md",
         "license": [license_url(license) for license in licenses] or ["unknown"],
-        "isLiveDataset": False,
-        "rai:dataCollection": "Images and audio from unrelated collections, paired automatically; the pairs were not reviewed.",
-        "rai:dataLimitations": "A pair means that a model found the clip plausible for the image, not that they were "
-        "recorded together. Do not use it as ground truth about the sound of objects.",
         "distribution": [
             {
                 "@type": "cr:FileObject",
@@ -160,25 +123,5 @@ def croissant(
                 "sha256": file["sha256"],
             }
             for file in files
-        ],
-        "recordSet": [
-            {
-                "@type": "cr:RecordSet",
-                "@id": "pairs",
-                "name": "pairs",
-                "description": "One row per pair; the column `tracks` (audio_id, phrase, gain_db) is in the file only.",
-                "key": {"@id": "pairs/pair_id"},
-                "field": [
-                    {
-                        "@type": "cr:Field",
-                        "@id": f"pairs/{column}",
-                        "name": column,
-                        "description": text,
-                        "dataType": kind,
-                        "source": {"fileObject": {"@id": "pairs.parquet"}, "extract": {"column": column}},
-                    }
-                    for column, kind, text in _FIELDS
-                ],
-            }
         ],
     }

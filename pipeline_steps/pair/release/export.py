@@ -15,8 +15,8 @@ from typing import Any
 from pipeline_steps import __version__
 from pipeline_steps.core.atomic import atomic_path, write_bytes, write_json, write_text
 from pipeline_steps.core.errors import ConfigError, DataError
-from pipeline_steps.core.hashing import sha256_bytes, sha256_file
-from pipeline_steps.core.media_shards import MediaShardReader
+from pipeline_steps.core.hashing import sha256_file
+from pipeline_steps.core.media_shards import MediaShardReader, add_member
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import AUDIO, IMAGES, PAIRS, RELEASE_INDEX
 from pipeline_steps.core.tables import read_table, write_table
@@ -35,16 +35,7 @@ class ExportResult:
     pairs: dict[str, int]
     left_out: dict[str, int]
     shards: list[str]
-    missing_texts: list[str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Dictionary for `--json`."""
-        return {
-            "pairs": self.pairs,
-            "left_out": self.left_out,
-            "shards": self.shards,
-            "licenses_without_text": self.missing_texts,
-        }
+    licenses_without_text: list[str]
 
 
 def export_webdataset(
@@ -106,27 +97,13 @@ def export_webdataset(
 def _write_shard(
     target: Path, split: str, pairs: Sequence[Row], media: MediaShardReader, images: Mapping[str, Row], audio: Mapping[str, Row]
 ) -> list[dict[str, Any]]:
-    """Write one tar and return its index rows. Members of a sample are adjacent; headers have no time and no owner."""
+    """Write one tar and return its index rows. Members of a sample are adjacent."""
     rows: list[dict[str, Any]] = []
     with atomic_path(target) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for pair in pairs:
             for extension, payload in _members(pair, media, images, audio):
-                info = tarfile.TarInfo(f"{pair['pair_id']}.{extension}")
-                info.size = len(payload)
-                info.mode = 0o644
-                offset = tar.offset + tarfile.BLOCKSIZE
-                tar.addfile(info, io.BytesIO(payload))
-                rows.append(
-                    {
-                        "pair_id": pair["pair_id"],
-                        "split": split,
-                        "shard": target.name,
-                        "member": info.name,
-                        "offset": offset,
-                        "size": len(payload),
-                        "sha256": sha256_bytes(payload),
-                    }
-                )
+                row = {"pair_id": pair["pair_id"], "split": split, "shard": target.name}
+                rows.append(row | add_member(tar, f"{pair['pair_id']}.{extension}", payload))
     return rows
 
 

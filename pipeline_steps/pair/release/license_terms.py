@@ -7,6 +7,7 @@ Identifiers are those of the SPDX license list (https://spdx.org/licenses/), exp
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -63,7 +64,10 @@ _FAMILIES: tuple[tuple[str, LicenseTerms], ...] = (
     (r"LICENSEREF-(PROPRIETARY|ALL-RIGHTS-RESERVED|NO-REDISTRIBUTION)(-.*)?|ALL RIGHTS RESERVED|PROPRIETARY|NONE", CLOSED),
 )
 _COMPILED = tuple((re.compile(pattern), terms) for pattern, terms in _FAMILIES)
-_TOKENS = re.compile(r"\(|\)|\bAND\b|\bOR\b|\bWITH\b")
+_OPERATORS = {"(": "(", ")": ")", "AND": " and ", "OR": " or ", "WITH": " @ "}
+"""Operators of SPDX, and operators of Python with the same precedence."""
+
+_TOKENS = re.compile(r"(\(|\)|\bAND\b|\bOR\b|\bWITH\b)")
 
 
 @lru_cache(maxsize=4096)
@@ -72,66 +76,32 @@ def terms(license: str | None) -> LicenseTerms:
 
     `A OR B` has the terms of the less strict side, `A AND B` those of both, `A WITH exception` those of A.
     """
-    if license is None or not license.strip() or len(license) > 500:
+    if license is None or len(license) > 500:
         return UNKNOWN
-    text = " ".join(license.split())
-    if _TOKENS.search(text) is None:
-        return _identifier(text)
-    tokens = _TOKENS.sub(lambda match: f"\0{match.group()}\0", text).split("\0")
-    parser = _SpdxParser([token.strip() for token in tokens if token.strip()])
-    value = parser.alternatives()
-    return value if parser.done and value is not None else UNKNOWN
+    names: list[str] = []
+    source = ""
+    for token in filter(None, map(str.strip, _TOKENS.split(license))):
+        source += _OPERATORS.get(token, f" n{len(names)} ")
+        names += [] if token in _OPERATORS else [" ".join(token.split())]
+    try:
+        return _evaluate(ast.parse(source.strip(), mode="eval").body, names)
+    except (SyntaxError, MemoryError, RecursionError):
+        return UNKNOWN
 
 
-def _identifier(name: str) -> LicenseTerms:
-    upper = name.upper()
-    return next((found for pattern, found in _COMPILED if pattern.fullmatch(upper)), UNKNOWN)
-
-
-class _SpdxParser:
-    """Recursive-descent parser of SPDX tokens; None means a syntax error."""
-
-    def __init__(self, tokens: list[str]) -> None:
-        self._tokens = tokens
-        self._at = 0
-
-    @property
-    def done(self) -> bool:
-        return self._at == len(self._tokens)
-
-    def _take(self, token: str) -> bool:
-        if not self.done and self._tokens[self._at] == token:
-            self._at += 1
-            return True
-        return False
-
-    def alternatives(self, depth: int = 0) -> LicenseTerms | None:
-        value = self._conjunction(depth)
-        while value is not None and self._take("OR"):
-            other = self._conjunction(depth)
-            value = None if other is None else min(value, other, key=lambda side: side.strictness)
-        return value
-
-    def _conjunction(self, depth: int) -> LicenseTerms | None:
-        value = self._atom(depth)
-        while value is not None and self._take("AND"):
-            other = self._atom(depth)
-            value = None if other is None else combine_pair(value, other)
-        return value
-
-    def _atom(self, depth: int) -> LicenseTerms | None:
-        if self._take("("):
-            inner = self.alternatives(depth + 1) if depth < 20 else None
-            return inner if inner is not None and self._take(")") else None
-        if self.done or self._tokens[self._at] in {"(", ")", "AND", "OR", "WITH"}:
-            return None
-        value = _identifier(self._tokens[self._at])
-        self._at += 1
-        if self._take("WITH"):
-            if self.done or self._tokens[self._at] in {"(", ")", "AND", "OR", "WITH"}:
-                return None
-            self._at += 1
-        return value
+def _evaluate(node: ast.expr, names: list[str]) -> LicenseTerms:
+    """Terms of a parsed expression; `names` are the identifiers that its variables n0, n1... stand for."""
+    match node:
+        case ast.Name(id=variable):
+            name = names[int(variable[1:])].upper()
+            return next((found for pattern, found in _COMPILED if pattern.fullmatch(name)), UNKNOWN)
+        case ast.BinOp(left=ast.Name() as licensed, right=ast.Name()):
+            return _evaluate(licensed, names)
+        case ast.BoolOp(op=ast.And(), values=sides):
+            return reduce(combine_pair, (_evaluate(side, names) for side in sides))
+        case ast.BoolOp(values=sides):
+            return min((_evaluate(side, names) for side in sides), key=lambda side: side.strictness)
+    raise SyntaxError("not an SPDX expression")
 
 
 def combine_pair(first: LicenseTerms, second: LicenseTerms) -> LicenseTerms:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import getpass
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from pipeline_steps.tracking.client.offline_queue import OfflineQueue
 from pipeline_steps.tracking.errors import EntryRejectedError, StoreUnavailableError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 RUN_KEY_TAG = "sonify.spool"
@@ -23,9 +25,9 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 REJECTION_CODES = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "MALFORMED_REQUEST", "INVALID_STATE"}
 
 
-def run_datasets(run: Run) -> dict[str, str]:
+def run_datasets(run: Run | None) -> dict[str, str]:
     """Name -> digest of the data sets that a run read."""
-    return {found.dataset.name: found.dataset.digest for found in (run.inputs.dataset_inputs if run.inputs else ())}
+    return {found.dataset.name: found.dataset.digest for found in (run.inputs.dataset_inputs if run and run.inputs else ())}
 
 
 class MlflowStore:
@@ -40,8 +42,8 @@ class MlflowStore:
         self.client: MlflowClient = mlflow.MlflowClient(tracking_uri=settings.uri)
         self._experiment_id = ""
 
-    def call(self, function: Callable[[], Result]) -> Result:
-        """Call `function` and map its errors.
+    def call(self, function: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        """Call a method of the client and map its errors.
 
         Raises:
             StoreUnavailableError, EntryRejectedError: see the class.
@@ -49,7 +51,7 @@ class MlflowStore:
         from mlflow.exceptions import MlflowException
 
         try:
-            return function()
+            return function(*args, **kwargs)
         except MlflowException as error:
             if error.error_code in REJECTION_CODES:
                 raise EntryRejectedError(str(error)) from error
@@ -60,32 +62,25 @@ class MlflowStore:
     def experiment_id(self) -> str:
         """Id of the project's experiment, which is created if it does not exist."""
         if not self._experiment_id:
-            self._experiment_id = self.call(self._find_experiment)
+            name, client = self.settings.experiment, self.client
+            found = self.call(client.get_experiment_by_name, name)
+            if found is None:
+                with suppress(EntryRejectedError):  # another process may create it at the same time
+                    self.call(client.create_experiment, name, self.settings.artifacts or None, tags=EXPERIMENT_TAGS)
+                found = self.call(client.get_experiment_by_name, name)
+            if found is None:
+                raise StoreUnavailableError(f"experiment {name!r} cannot be created")
+            if found.lifecycle_stage == "deleted":
+                self.call(client.restore_experiment, found.experiment_id)
+            self._experiment_id = str(found.experiment_id)
         return self._experiment_id
-
-    def _find_experiment(self) -> str:
-        from mlflow.exceptions import MlflowException
-
-        name = self.settings.experiment
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            try:
-                location = self.settings.artifacts or None
-                return str(self.client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
-            except MlflowException as error:  # another process created it in between
-                found = self.client.get_experiment_by_name(name)
-                if found is None:
-                    raise error
-        if found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
 
     def open_run(self, queue: OfflineQueue) -> str:
         """Id of the queue's MLflow run: the run with the queue's tag, or a new run."""
         header = queue.header()
         experiment = self.experiment_id()
         key = f"{queue.key}@{header['start_time']}"
-        found = self.call(lambda: self.client.search_runs([experiment], f"tags.`{RUN_KEY_TAG}` = '{key}'", max_results=1))
+        found = self.call(self.client.search_runs, [experiment], f"tags.`{RUN_KEY_TAG}` = '{key}'", max_results=1)
         if found:
             return str(found[0].info.run_id)
         tags = {
@@ -95,9 +90,7 @@ class MlflowStore:
             "mlflow.source.name": f"python -m pipeline_steps {header['stage']}",
             "mlflow.source.type": "LOCAL",
         }
-        run = self.call(
-            lambda: self.client.create_run(experiment, start_time=header["start_time"], tags=tags, run_name=header["name"])
-        )
+        run = self.call(self.client.create_run, experiment, header["start_time"], tags, run_name=header["name"])
         return str(run.info.run_id)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_steps.tracking.client import model_logging
-from pipeline_steps.tracking.client.mlflow_client import MlflowStore
+from pipeline_steps.tracking.client.mlflow_client import REJECTION_CODES, MlflowStore
 from pipeline_steps.tracking.client.offline_queue import OfflineQueue
 from pipeline_steps.tracking.errors import EntryRejectedError, RunDeletedError, StoreUnavailableError
 
@@ -45,104 +45,93 @@ class MlflowWriter(MlflowStore):
         """
         from mlflow.exceptions import MlflowException
 
+        kind = entries[0]["kind"]
         try:
-            getattr(self, f"_{entries[0]['kind']}")(queue, run_id, entries)
-        except EntryRejectedError as error:
-            cause = error.__cause__
-            if isinstance(cause, MlflowException) and "deleted" in str(cause) and "state" in str(cause):
+            if kind in BATCHED:
+                getattr(self, f"_{kind}")(run_id, entries)
+            else:
+                for entry in entries:
+                    getattr(self, f"_{kind}")(queue, run_id, entry)
+        except (EntryRejectedError, StoreUnavailableError) as error:
+            cause, text = error.__cause__, str(error.__cause__)
+            if isinstance(cause, MlflowException) and (
+                ("deleted" in text and "state" in text)
+                if cause.error_code in REJECTION_CODES
+                else (cause.error_code == "RESOURCE_DOES_NOT_EXIST" and "Run" in text)
+            ):
                 raise RunDeletedError from error
             raise
-        except StoreUnavailableError as error:
-            cause = error.__cause__
-            if isinstance(cause, MlflowException) and cause.error_code == "RESOURCE_DOES_NOT_EXIST" and "Run" in str(cause):
-                raise RunDeletedError from error
-            raise
 
-    def _start(self, _queue: OfflineQueue, run_id: str, _entries: Sequence[Entry]) -> None:
-        self.call(lambda: self.client.update_run(run_id, status="RUNNING"))
+    def _start(self, _queue: OfflineQueue, run_id: str, _entry: Entry) -> None:
+        self.call(self.client.update_run, run_id, status="RUNNING")
 
-    def _end(self, _queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
-        entry = entries[-1]
-        self.call(lambda: self.client.set_terminated(run_id, status=entry["status"], end_time=entry["time"]))
+    def _end(self, _queue: OfflineQueue, run_id: str, entry: Entry) -> None:
+        self.call(self.client.set_terminated, run_id, status=entry["status"], end_time=entry["time"])
 
-    def _metrics(self, _queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
+    def _metrics(self, run_id: str, entries: Sequence[Entry]) -> None:
         from mlflow.entities import Metric
 
         rows = [Metric(key, value, entry["time"], entry["step"]) for entry in entries for key, value in entry["values"].items()]
         for start in range(0, len(rows), MAX_METRICS):
-            part = rows[start : start + MAX_METRICS]
-            self.call(lambda part=part: self.client.log_batch(run_id, metrics=part))  # type: ignore[misc]
+            self.call(self.client.log_batch, run_id, metrics=rows[start : start + MAX_METRICS])
 
-    def _params(self, _queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
+    def _params(self, run_id: str, entries: Sequence[Entry]) -> None:
         from mlflow.entities import Param, RunTag
 
         values = {key: value for entry in entries for key, value in entry["values"].items()}
-        logged = self.call(lambda: self.client.get_run(run_id)).data.params
+        logged = self.call(self.client.get_run, run_id).data.params
         new = [Param(key, value) for key, value in values.items() if key not in logged]
         # MLflow does not allow a second value: a run resumed with another value keeps the first one and gets a tag.
         changed = [RunTag(f"param_changed.{key}", value) for key, value in values.items() if logged.get(key, value) != value]
         for start in range(0, len(new), MAX_PARAMS):
-            part = new[start : start + MAX_PARAMS]
-            self.call(lambda part=part: self.client.log_batch(run_id, params=part))  # type: ignore[misc]
+            self.call(self.client.log_batch, run_id, params=new[start : start + MAX_PARAMS])
         if changed:
-            self.call(lambda: self.client.log_batch(run_id, tags=changed))
+            self.call(self.client.log_batch, run_id, tags=changed)
 
-    def _tags(self, _queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
+    def _tags(self, run_id: str, entries: Sequence[Entry]) -> None:
         from mlflow.entities import RunTag
 
         values = {key: value for entry in entries for key, value in entry["values"].items()}
-        self.call(lambda: self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values.items()]))
+        self.call(self.client.log_batch, run_id, tags=[RunTag(key, value) for key, value in values.items()])
 
-    def _image(self, queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
+    def _image(self, queue: OfflineQueue, run_id: str, entry: Entry) -> None:
         """Upload an image and its thumbnail under the names that `MlflowClient.log_image` uses."""
         from PIL import Image
 
-        for entry in entries:
-            image_file = _queued_file(queue, entry["file"])
-            thumbnail_file = image_file.with_name(f"{image_file.stem}+compressed.webp")
-            with Image.open(image_file) as image:
-                image.thumbnail((256, 256))
-                image.save(thumbnail_file)
-            for path in (image_file, thumbnail_file):
-                self._upload(run_id, path, "images")
-        self.call(lambda: self.client.set_tag(run_id, "mlflow.loggedImages", "True"))
+        image_file = _queued_file(queue, entry["file"])
+        thumbnail_file = image_file.with_name(f"{image_file.stem}+compressed.webp")
+        with Image.open(image_file) as image:
+            image.thumbnail((256, 256))
+            image.save(thumbnail_file)
+        for path in (image_file, thumbnail_file):
+            self.call(self.client.log_artifact, run_id, str(path), "images")
+        self.call(self.client.set_tag, run_id, "mlflow.loggedImages", "True")
 
-    def _artifact(self, queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            self._upload(run_id, _queued_file(queue, entry["file"]), entry["folder"])
-
-    def _upload(self, run_id: str, path: Path, folder: str) -> None:
+    def _artifact(self, queue: OfflineQueue, run_id: str, entry: Entry) -> None:
+        path, folder = _queued_file(queue, entry["file"]), entry["folder"]
         if path.is_dir():
-            self.call(lambda: self.client.log_artifacts(run_id, str(path), f"{folder}/{path.name}".lstrip("/")))
+            self.call(self.client.log_artifacts, run_id, str(path), f"{folder}/{path.name}".lstrip("/"))
         else:
-            self.call(lambda: self.client.log_artifact(run_id, str(path), folder or None))
+            self.call(self.client.log_artifact, run_id, str(path), folder or None)
 
-    def _input(self, _queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
+    def _input(self, _queue: OfflineQueue, run_id: str, entry: Entry) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         from pipeline_steps.tracking.client.dataset_source import DvcDatasetSource
 
-        for entry in entries:
-            source = DvcDatasetSource(entry["path"], entry["digest"])
-            data = Dataset(
-                name=entry["name"],
-                digest=entry["digest"],
-                source_type=source._get_source_type(),
-                source=source.to_json(),
-                profile=json.dumps(entry["profile"]) if entry["profile"] else None,
-            )
-            inputs = [DatasetInput(data, [InputTag("mlflow.data.context", entry["context"])])]
-            self.call(lambda inputs=inputs: self.client.log_inputs(run_id, inputs))  # type: ignore[misc]
+        source = DvcDatasetSource(entry["path"], entry["digest"])
+        profile = json.dumps(entry["profile"]) if entry["profile"] else None
+        data = Dataset(entry["name"], entry["digest"], source._get_source_type(), source.to_json(), profile=profile)
+        inputs = [DatasetInput(data, [InputTag("mlflow.data.context", entry["context"])])]
+        self.call(self.client.log_inputs, run_id, inputs)
 
-    def _model(self, queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            model_logging.log_model(self, queue, run_id, entry, _queued_file(queue, entry["file"]))
+    def _model(self, queue: OfflineQueue, run_id: str, entry: Entry) -> None:
+        model_logging.log_model(self, queue, run_id, entry, _queued_file(queue, entry["file"]))
 
-    def _model_metrics(self, queue: OfflineQueue, run_id: str, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            model_logging.log_model_metrics(self, queue, run_id, entry)
+    def _model_metrics(self, queue: OfflineQueue, run_id: str, entry: Entry) -> None:
+        model_logging.log_model_metrics(self, queue, run_id, entry)
 
-    def _unreadable(self, queue: OfflineQueue, _run_id: str, _entries: Sequence[Entry]) -> None:
+    def _unreadable(self, queue: OfflineQueue, _run_id: str, _entry: Entry) -> None:
         raise EntryRejectedError(f"a line of {queue.entries_file} is not an entry; it was damaged on disk")
 
 

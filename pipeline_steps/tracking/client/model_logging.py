@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,19 +29,9 @@ LOGGED_TAG = "sonify.logged"
 """Time at which training logged the model, in milliseconds since 1970; the upload may happen much later."""
 
 REQUIREMENTS = (
-    "diffusers",
-    "lightning",
-    "mlflow",
-    "numpy",
-    "pandas",
-    "pillow",
-    "safetensors",
-    "scipy",
-    "soundfile",
-    "soxr",
-    "torch",
+    "diffusers", "lightning", "mlflow", "numpy", "pandas", "pillow", "safetensors", "scipy", "soundfile", "soxr", "torch",
     "transformers",
-)
+)  # fmt: skip
 """Packages that serving needs, pinned to the versions that trained the model."""
 
 
@@ -76,16 +67,14 @@ def log_model(store: MlflowStore, queue: OfflineQueue, run_id: str, entry: dict[
     folder = copy / "model"
     if hash_path(folder) != entry["digest"]:
         raise EntryRejectedError(f"{folder} has changed since it was logged")
-    run = store.call(lambda: store.client.get_run(run_id))
+    run = store.call(store.client.get_run, run_id)
     run_tags = ("git.commit", "git.dirty", "dvc.stage", "dvc.inputs", "params.digest")
     tags = {key: value for key, value in run.data.tags.items() if key in run_tags}
     tags |= {f"{MD5_TAG}.{name}": digest for name, digest in run_datasets(run).items()}
     tags |= entry.get("tags", {})
     tags |= {MD5_TAG: entry["digest"], "dvc.path": entry["path"], ENTRY_TAG: f"{queue.key}:{entry['file']}"}
     tags[LOGGED_TAG] = str(entry["time"])
-    model = _ready_model(store, tags[ENTRY_TAG])
-    if model is None:
-        model = _upload_model(store, run, tags, copy)
+    model = _ready_model(store, tags[ENTRY_TAG]) or _upload_model(store, run, tags, copy)
     _register(store, run_id, model, tags)
 
 
@@ -97,7 +86,7 @@ def _ready_model(store: MlflowStore, entry_tag: str) -> LoggedModel | None:
         if found.status == LoggedModelStatus.READY:
             ready = found
         elif found.status != LoggedModelStatus.FAILED:
-            store.call(lambda found=found: store.client.finalize_logged_model(found.model_id, "FAILED"))  # type: ignore[misc]
+            store.call(store.client.finalize_logged_model, found.model_id, "FAILED")
     return ready
 
 
@@ -108,14 +97,13 @@ def _upload_model(store: MlflowStore, run: Any, tags: dict[str, str], copy: Path
 
     client, run_id = store.client, run.info.run_id
     model: LoggedModel = store.call(
-        lambda: client.create_logged_model(
-            store.experiment_id(),
-            name=REGISTERED_MODEL,
-            source_run_id=run_id,
-            tags=tags,
-            params=dict(run.data.params),
-            model_type="audio-to-image",
-        )
+        client.create_logged_model,
+        store.experiment_id(),
+        name=REGISTERED_MODEL,
+        source_run_id=run_id,
+        tags=tags,
+        params=dict(run.data.params),
+        model_type="audio-to-image",
     )
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch) / "model"
@@ -128,13 +116,13 @@ def _upload_model(store: MlflowStore, run: Any, tags: dict[str, str], copy: Path
             signature=signature(),
             pip_requirements=_requirements(),
         )
-        store.call(lambda: client.log_model_artifacts(model.model_id, str(local)))
+        store.call(client.log_model_artifacts, model.model_id, str(local))
         expected = {path.relative_to(local).as_posix(): path.stat().st_size for path in local.rglob("*") if path.is_file()}
         uploaded = _list_artifacts(store, model.model_id)
         if missing := sorted(name for name, size in expected.items() if uploaded.get(name, -1) not in {size, None}):
             raise StoreUnavailableError(f"upload of model {model.model_id} is incomplete: {missing[0]}")
-    store.call(lambda: client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)]))
-    return store.call(lambda: client.finalize_logged_model(model.model_id, "READY"))
+    store.call(client.log_outputs, run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return store.call(client.finalize_logged_model, model.model_id, "READY")
 
 
 def _list_artifacts(store: MlflowStore, model_id: str) -> dict[str, int | None]:
@@ -142,8 +130,7 @@ def _list_artifacts(store: MlflowStore, model_id: str) -> dict[str, int | None]:
     found: dict[str, int | None] = {}
     folders: list[str | None] = [None]
     while folders:
-        folder = folders.pop()
-        for item in store.call(lambda folder=folder: store.client.list_logged_model_artifacts(model_id, folder)):  # type: ignore[misc]
+        for item in store.call(store.client.list_logged_model_artifacts, model_id, folders.pop()):
             if item.is_dir:
                 folders.append(item.path)
             else:
@@ -152,30 +139,24 @@ def _list_artifacts(store: MlflowStore, model_id: str) -> dict[str, int | None]:
 
 
 def _register(store: MlflowStore, run_id: str, model: LoggedModel, tags: dict[str, str]) -> None:
-    from mlflow.exceptions import MlflowException
-
     client, name = store.client, REGISTERED_MODEL
-    versions = store.call(lambda: client.search_model_versions(f"name = '{name}'", max_results=10_000))
+    versions = store.call(client.search_model_versions, f"name = '{name}'", max_results=10_000)
     registered = (found for found in versions if found.run_id == run_id and found.tags.get(ENTRY_TAG) == tags[ENTRY_TAG])
     version = next(registered, None)
     if version is None:
-        try:
-            client.create_registered_model(name, description="Audio-to-image diffusion model.")
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise StoreUnavailableError(str(error)) from error
+        with suppress(EntryRejectedError):  # it exists
+            store.call(client.create_registered_model, name, description="Audio-to-image diffusion model.")
         version = store.call(
-            lambda: client.create_model_version(
-                name,
-                source=f"models:/{model.model_id}",
-                run_id=run_id,
-                tags=tags,
-                model_id=model.model_id,
-                await_creation_for=0,
-            )
+            client.create_model_version,
+            name,
+            source=f"models:/{model.model_id}",
+            run_id=run_id,
+            tags=tags,
+            model_id=model.model_id,
+            await_creation_for=0,
         )
     if not any(_logged_at(found) > int(tags[LOGGED_TAG]) for found in versions):  # an older model may be uploaded later
-        store.call(lambda: client.set_registered_model_alias(name, CHALLENGER, version.version))
+        store.call(client.set_registered_model_alias, name, CHALLENGER, version.version)
 
 
 def _logged_at(version: ModelVersion) -> int:
@@ -206,35 +187,20 @@ def log_model_metrics(store: MlflowStore, queue: OfflineQueue, run_id: str, entr
             raise StoreUnavailableError(f"the evaluated model is still in queue {pending}")
         raise EntryRejectedError(f"no logged model has dvc.md5 {entry['digest']}; it was trained without tracking")
     data = entry.get("dataset") or {}
-    rows = [
-        Metric(
-            key,
-            value,
-            entry["time"],
-            0,
-            model_id=model.model_id,
-            dataset_name=data.get("name"),
-            dataset_digest=data.get("digest"),
-            run_id=run_id,
-        )
-        for key, value in entry["values"].items()
-    ]
+    subject = {"model_id": model.model_id, "dataset_name": data.get("name"), "dataset_digest": data.get("digest")}
+    rows = [Metric(key, value, entry["time"], 0, **subject, run_id=run_id) for key, value in entry["values"].items()]
     for start in range(0, len(rows), 500):
-        part = rows[start : start + 500]
-        store.call(lambda part=part: store.client.log_batch(run_id, metrics=part))  # type: ignore[misc]
-    store.call(lambda: store.client.set_tag(run_id, "model_id", model.model_id))
+        store.call(store.client.log_batch, run_id, metrics=rows[start : start + 500])
+    store.call(store.client.set_tag, run_id, "model_id", model.model_id)
 
 
 def _search(store: MlflowStore, query: str) -> list[LoggedModel]:
-    experiment = store.experiment_id()
-    return list(store.call(lambda: store.client.search_logged_models([experiment], filter_string=query)))
+    return list(store.call(store.client.search_logged_models, [store.experiment_id()], filter_string=query))
 
 
 def _requirements() -> list[str]:
     pins = []
     for package in REQUIREMENTS:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             pins.append(f"{package}=={importlib.metadata.version(package).split('+')[0]}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return pins

@@ -176,13 +176,8 @@ class OfflineQueue:
 
     def truncate_partial_line(self) -> None:
         """Remove an incomplete last line of a killed process."""
-        if not self.entries_file.exists():
-            return
-        payload = self.entries_file.read_bytes()
-        whole = payload.rfind(b"\n") + 1
-        if whole != len(payload):
-            with self.entries_file.open("r+b") as handle:
-                handle.truncate(whole)
+        if self.entries_file.exists():
+            os.truncate(self.entries_file, self.entries_file.read_bytes().rfind(b"\n") + 1)
 
 
 def open_queue(layout: ProjectPaths, stage: str, resume_key: str | None, header: dict[str, Any]) -> OfflineQueue:
@@ -190,7 +185,8 @@ def open_queue(layout: ProjectPaths, stage: str, resume_key: str | None, header:
 
     A killed or failed run is resumed. A finished run is not: the same key then opens a new run.
     """
-    name = _safe_folder_name(f"{stage}-{resume_key}" if resume_key else f"{stage}-{_now_ms():x}-{os.getpid():x}")
+    key = resume_key or f"{_now_ms():x}-{os.getpid():x}"
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{stage}-{key}")[:120]
     root = queue_root(layout)
     root.mkdir(parents=True, exist_ok=True)
     number = 0
@@ -201,7 +197,7 @@ def open_queue(layout: ProjectPaths, stage: str, resume_key: str | None, header:
             folder.mkdir(exist_ok=True)
             write_json(folder / "run.json", {"stage": stage, "key": folder.name, "start_time": _now_ms(), **header})
             return queue
-        if resume_key and _same_store(queue, header) and not _is_finished(queue):
+        if resume_key and queue.state().uri in {"", header.get("uri", "")} and not _is_finished(queue):
             queue.truncate_partial_line()
             return queue
         number += 1
@@ -232,14 +228,10 @@ def _parse_entry(line: bytes) -> dict[str, Any]:
 
 
 def _is_finished(queue: OfflineQueue) -> bool:
-    if queue.state().ended == FINISHED:
-        return True
-    if not queue.entries_file.exists():
-        return False
-    with queue.entries_file.open("rb") as handle:
-        handle.seek(max(0, queue.entries_file.stat().st_size - 4096))
-        last = handle.read().rstrip(b"\n").rsplit(b"\n", 1)[-1]
-    return b'"kind": "end"' in last and FINISHED.encode() in last
+    """Whether the run ended successfully, whether or not its entries were uploaded."""
+    lines = queue.entries_file.read_bytes().splitlines() if queue.entries_file.exists() else []
+    last = _parse_entry(lines[-1]) if lines else {}
+    return FINISHED in (queue.state().ended, last.get("status"))
 
 
 def pending_model(queue: OfflineQueue, digest: str) -> str:
@@ -254,15 +246,6 @@ def pending_model(queue: OfflineQueue, digest: str) -> str:
             ):
                 return other.key
     return ""
-
-
-def _same_store(queue: OfflineQueue, header: dict[str, Any]) -> bool:
-    """Whether the run was not uploaded to another store than the configured one."""
-    return queue.state().uri in {"", header.get("uri", "")}
-
-
-def _safe_folder_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:120]
 
 
 def _now_ms() -> int:

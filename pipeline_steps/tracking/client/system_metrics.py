@@ -2,52 +2,45 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 Sample = dict[str, float]
 
 INTERVAL_S = 10.0
 
 
-class SystemMetricsMonitor:
-    """Samples CPU, memory, disk and GPU metrics every `interval_s` seconds until stopped.
+@contextmanager
+def log_system_metrics(log: Callable[[Sample, int], None], first_step: int) -> Iterator[None]:
+    """Sample CPU, memory, disk and GPU every INTERVAL_S seconds in a daemon thread while the block runs.
 
     `log` is called with the values and a step that starts at `first_step`. A failed sample is skipped.
     """
+    import psutil
 
-    def __init__(self, log: Callable[[Sample, int], None], first_step: int = 0, interval_s: float = INTERVAL_S) -> None:
-        self._log = log
-        self._step = first_step
-        self._interval_s = interval_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="system-metrics", daemon=True)
+    stop, process = threading.Event(), psutil.Process()
+    psutil.cpu_percent()  # the first call only sets the reference
 
-    def start(self) -> None:
-        """Start sampling."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop sampling."""
-        self._stop.set()
-        self._thread.join(timeout=2.0)
-
-    def _loop(self) -> None:
-        try:
-            import psutil
-
-            process = psutil.Process()
-            psutil.cpu_percent()  # the first call only sets the reference
-        except Exception:
-            return
-        while not self._stop.wait(self._interval_s):
+    def loop() -> None:
+        for step in itertools.count(first_step):
+            if stop.wait(INTERVAL_S):
+                return
             try:
                 values = sample(process)
             except Exception:  # noqa: S112 - a child process may have exited; the next sample replaces this one
                 continue
-            self._log(values, self._step)
-            self._step += 1
+            log(values, step)
+
+    thread = threading.Thread(target=loop, name="system-metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=2.0)
 
 
 def sample(process: object) -> Sample:

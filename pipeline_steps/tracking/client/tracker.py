@@ -39,9 +39,10 @@ from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.core.atomic import link_or_copy
 from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.errors import ServiceError
+from pipeline_steps.core.presets import flatten
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.tracking.client.offline_queue import FINISHED, OfflineQueue, open_queue
-from pipeline_steps.tracking.client.system_metrics import SystemMetricsMonitor
+from pipeline_steps.tracking.client.system_metrics import log_system_metrics
 from pipeline_steps.tracking.lineage import dvc_digests
 from pipeline_steps.tracking.settings import TrackingSettings, child_environment, is_secret_name, read_settings, redact
 
@@ -112,7 +113,7 @@ class Tracker(NoOpTracker):
         return 1 + max((step for key, step in self._last_steps.items() if key.startswith("system/")), default=-1)
 
     def log_params(self, values: Mapping[str, Any]) -> None:
-        clean = {_key(key): _redacted(key, value)[:MAX_PARAM_LENGTH] for key, value in _flatten(values, ".").items()}
+        clean = {_key(key): _redacted(key, value)[:MAX_PARAM_LENGTH] for key, value in flatten(values) if value != {}}
         if clean:
             self._append("params", values=clean)
 
@@ -147,9 +148,8 @@ class Tracker(NoOpTracker):
         with self._guard():
             path = self._queue.new_folder() / f"{_leaf(name)}.wav"
             soundfile.write(path, np.clip(samples, -1.0, 1.0), rate, subtype="PCM_16", format="WAV")
-            self._append(
-                "artifact", file=self._queue.name_of(path), folder=_artifact_folder(f"audio/{name}".rpartition("/")[0])
-            )
+            folder = _artifact_folder(f"audio/{name}".rpartition("/")[0])
+            self._append("artifact", file=self._queue.name_of(path), folder=folder)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         with self._guard():
@@ -180,10 +180,8 @@ class Tracker(NoOpTracker):
         with self._guard():
             data: dict[str, str] = {}
             if dataset is not None:
-                data = {
-                    "name": dvc_digests.relative(self._layout, dataset),
-                    "digest": dvc_digests.dvc_digest(self._layout, dataset)[0],
-                }
+                name, digest = dvc_digests.relative(self._layout, dataset), dvc_digests.dvc_digest(self._layout, dataset)[0]
+                data = {"name": name, "digest": digest}
             self._append("model_metrics", digest=dvc_digests.dvc_digest(self._layout, folder)[0], values=numbers, dataset=data)
 
     def close(self, status: str) -> None:
@@ -193,16 +191,12 @@ class Tracker(NoOpTracker):
             log.warning("tracking: %d metric values were NaN or infinite and were dropped", self._nonfinite)
         self._append("end", status=status)
         if self._failed_writes:
-            log.warning(
-                "tracking: %d entries could not be written to %s: %s",
-                self._failed_writes,
-                self._queue.folder,
-                self._write_error,
-            )
+            text = "tracking: %d entries could not be written to %s: %s"
+            log.warning(text, self._failed_writes, self._queue.folder, self._write_error)
 
     def _numbers(self, values: Mapping[str, Any]) -> dict[str, float]:
         numbers: dict[str, float] = {}
-        for key, value in _flatten(values, "/").items():
+        for key, value in flatten(values, "/"):
             if not isinstance(value, (bool, int, float, np.number, np.bool_)):
                 continue
             number = float(value)
@@ -227,39 +221,28 @@ class Tracker(NoOpTracker):
                 self._write_error = str(error)
 
 
-class _UploaderProcess:
-    """Child process that uploads the queue to MLflow. It runs while the pipe to its standard input is open."""
+def _start_uploader(settings: TrackingSettings, queue: OfflineQueue) -> subprocess.Popen[bytes] | None:
+    """Start the child process that uploads the queue to MLflow. It runs while the pipe to its standard input is open."""
+    command = [sys.executable, "-m", "pipeline_steps.tracking.client.uploader", str(queue.folder.resolve())]
+    environment = child_environment(settings)
+    try:
+        with (queue.folder / "uploader.log").open("ab") as output:
+            # A session of its own: Ctrl+C must only reach the stage; the uploader exits when the pipe closes.
+            return subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
+            )
+    except OSError as error:
+        log.warning("tracking: the uploader could not be started (%s); entries stay in the queue", error)
+        return None
 
-    def __init__(self, settings: TrackingSettings, queue: OfflineQueue) -> None:
-        self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
-        try:
-            with (queue.folder / "uploader.log").open("ab") as output:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "pipeline_steps.tracking.client.uploader", str(queue.folder.resolve())],
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=output,
-                    env=child_environment(settings),
-                    start_new_session=True,  # Ctrl+C must only reach the stage; the uploader exits when the pipe closes
-                )
-        except OSError as error:
-            log.warning("tracking: the uploader could not be started (%s); entries stay in the queue", error)
 
-    def finish(self, seconds: float) -> None:
-        """Request the upload of the remaining entries, wait at most `seconds`, then kill the process."""
-        process = self._process
-        if process is None or process.stdin is None:
-            return
-        try:
-            process.stdin.close()
-        except OSError:
-            log.debug("tracking: the uploader had exited before the end of the stage")
-        try:
-            process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def _finish_upload(uploader: subprocess.Popen[bytes], seconds: float) -> None:
+    """Request the upload of the remaining entries, wait at most `seconds`, then kill the process."""
+    try:
+        uploader.communicate(timeout=seconds)  # closes standard input
+    except subprocess.TimeoutExpired:
+        uploader.kill()
+        uploader.wait()
 
 
 @contextmanager
@@ -298,27 +281,23 @@ def run(
         yield NoOpTracker()
         return
     tracker = Tracker(queue, layout)
-    uploader = _UploaderProcess(settings, queue) if settings.mode != "queue" else None
-    monitor = SystemMetricsMonitor(tracker.log_metrics, first_step=tracker.next_system_step())
+    uploader = _start_uploader(settings, queue) if settings.mode != "queue" else None
     tracker._append("start")
     _log_start(tracker, layout, stage, config, inputs)
-    monitor.start()
     status, wait_s = "FAILED", settings.deadline_s
     try:
-        yield tracker
+        with log_system_metrics(tracker.log_metrics, tracker.next_system_step()):
+            yield tracker
         status = FINISHED
-    except Exception:
-        raise
-    except BaseException:  # interrupted: a user or a scheduler waits for the exit
-        status, wait_s = "KILLED", min(wait_s, INTERRUPTED_WAIT_S)
+    except BaseException as error:
+        if not isinstance(error, Exception):  # interrupted: a user or a scheduler waits for the exit
+            status, wait_s = "KILLED", min(wait_s, INTERRUPTED_WAIT_S)
         raise
     finally:
-        monitor.stop()
         tracker.close(status)
-        unsent = 0
         if uploader is not None:
-            uploader.finish(wait_s)
-            unsent = _prune_or_warn(queue, settings)
+            _finish_upload(uploader, wait_s)
+        unsent = _prune_or_warn(queue, settings) if settings.mode != "queue" else 0
     if unsent and settings.mode == "strict":
         raise ServiceError(
             f"{unsent} tracking entries could not be sent to {redact(settings.uri)}", "run: sonify sync", transient=True
@@ -355,24 +334,9 @@ def _prune_or_warn(queue: OfflineQueue, settings: TrackingSettings) -> int:
             queue.prune()
         return 0
     reason = state.problem or "timeout"
-    print(
-        f"tracking: {unsent} entries not sent to {redact(settings.uri)} ({reason}); they stay in {queue.folder}; "
-        "run: sonify sync",
-        file=sys.stderr,
-        flush=True,
-    )
+    text = f"tracking: {unsent} entries not sent to {redact(settings.uri)} ({reason}); they stay in {queue.folder}"
+    print(f"{text}; run: sonify sync", file=sys.stderr, flush=True)
     return unsent
-
-
-def _flatten(values: Mapping[str, Any], separator: str, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{separator}{key}" if prefix else str(key)
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, separator, name)
-        else:
-            flat[name] = value
-    return flat
 
 
 def _redacted(key: str, value: Any) -> str:

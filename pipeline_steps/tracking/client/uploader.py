@@ -18,6 +18,7 @@ import select
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -71,64 +72,44 @@ def upload_queue(queue: OfflineQueue, store: MlflowWriter) -> None:
         state.uri, state.run_id = here, store.open_run(queue)
         queue.save_state(state)
     while batch := queue.read(state.offset):
-        for group in store.groups(batch):
-            entries = [entry for entry, _ in group]
+        groups = list(store.groups(batch))
+        while groups:
+            group = groups.pop(0)
+            entries, last = [entry for entry, _ in group], group[-1][0]
             try:
                 store.send(queue, state.run_id, entries)
             except EntryRejectedError as error:
-                if len(entries) > 1:  # send one at a time to find the refused entry
-                    for entry, end in group:
-                        try:
-                            store.send(queue, state.run_id, [entry])
-                        except EntryRejectedError as reason:
-                            _reject(queue, state, entry, reason)
-                        _advance(queue, state, end, 1, entry)
+                if len(group) > 1:  # send one at a time to find the refused entry
+                    groups[:0] = [[item] for item in group]
                     continue
-                _reject(queue, state, entries[0], error)
+                queue.reject(last, redact(str(error)))
+                state.rejected += 1
+                print(f"rejected by the store: {last['kind']}: {redact(str(error))}", flush=True)
             except RunDeletedError:
                 state = QueueState(uri=here, run_id=store.open_run(queue))
                 queue.save_state(state)
                 break
-            _advance(queue, state, group[-1][1], len(entries), entries[-1])
-
-
-def _reject(queue: OfflineQueue, state: QueueState, entry: dict[str, object], error: EntryRejectedError) -> None:
-    queue.reject(entry, redact(str(error)))
-    state.rejected += 1
-    print(f"rejected by the store: {entry.get('kind')}: {redact(str(error))}", flush=True)
-
-
-def _advance(queue: OfflineQueue, state: QueueState, offset: int, count: int, last: dict[str, object]) -> None:
-    state.offset = offset
-    state.sent += count
-    state.problem = ""
-    state.ended = str(last["status"]) if last["kind"] == "end" else ""
-    queue.save_state(state)
+            state.offset, state.problem = group[-1][1], ""
+            state.sent += len(entries)
+            state.ended = str(last["status"]) if last["kind"] == "end" else ""
+            queue.save_state(state)
 
 
 def try_upload(queue: OfflineQueue, make_store: Callable[[], MlflowWriter], settings: TrackingSettings) -> str:
     """Upload one queue under its lock. Returns an empty string, or why entries remain."""
-    lock = FileLock(queue.lock_file)
     try:
-        lock.acquire(timeout=0)
+        with FileLock(queue.lock_file, timeout=0):
+            check_reachable(settings)
+            upload_queue(queue, make_store())
+            return ""
     except Timeout:
         return BUSY
-    try:
-        check_reachable(settings)
-        upload_queue(queue, make_store())
     except StoreUnavailableError as error:
         problem = redact(str(error))[:300]
     except Exception as error:  # mlflow cannot be imported, the disk is full, a defect: the entries stay in the queue
         problem = redact(f"{type(error).__name__}: {error}")[:300]
-    else:
-        problem = ""
-    finally:
-        lock.release()
-    if problem:
-        with contextlib.suppress(OSError):
-            state = queue.state()
-            state.problem = problem
-            queue.save_state(state)
+    with contextlib.suppress(OSError):
+        queue.save_state(replace(queue.state(), problem=problem))
     return problem
 
 
@@ -144,7 +125,7 @@ def _store_factory(settings: TrackingSettings, timeout_s: int) -> Callable[[], M
     return make_store
 
 
-def sync(layout: ProjectPaths, timeout_s: int = SYNC_TIMEOUT_S) -> dict[str, str]:
+def sync(layout: ProjectPaths) -> dict[str, str]:
     """Upload the remaining entries of every queue of the project, oldest first.
 
     Copies of finished, completely uploaded runs are deleted.
@@ -153,7 +134,7 @@ def sync(layout: ProjectPaths, timeout_s: int = SYNC_TIMEOUT_S) -> dict[str, str
         Queue key -> why entries remain; empty if everything was uploaded.
     """
     settings = read_settings(layout)
-    make_store = _store_factory(settings, timeout_s)
+    make_store = _store_factory(settings, SYNC_TIMEOUT_S)
     problems: dict[str, str] = {}
     for queue in all_queues(layout):
         problem = try_upload(queue, make_store, settings) if queue.unsent() else ""

@@ -95,7 +95,7 @@ def relative(layout: ProjectPaths, path: Path) -> str:
 def dvc_digest(layout: ProjectPaths, path: Path) -> tuple[str, str]:
     """DVC md5 of a stage's input and its source: `dvc.lock` (under `dvc repro`) or `hashed` (stage run by hand)."""
     if "DVC_STAGE" in os.environ:  # set by DVC for the command that it runs; the lock is current for all earlier stages
-        locked = lock_outs(read_lock(layout.root / "dvc.lock")).get(relative(layout, path))
+        locked = lock_outs(read_lock(layout.lock)).get(relative(layout, path))
         if locked:
             return locked, "dvc.lock"
     return hash_path(path), "hashed"

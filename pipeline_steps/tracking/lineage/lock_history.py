@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,8 @@ class StageProvenance:
 
     def as_dict(self) -> dict[str, Any]:
         """Fields for JSON."""
-        return {
-            "stage": self.stage,
-            "reads": dict(self.reads),
-            "raw": list(self.raw),
-            "writes": dict(self.writes),
-            "code": dict(self.code),
-            "params_digest": inputs_digest({}, self.params),
-        }
+        fields = asdict(self)
+        return fields | {"params_digest": inputs_digest({}, fields.pop("params"))}
 
 
 def iter_lock_history(layout: ProjectPaths, holding: str = "") -> Iterator[LockSnapshot]:
@@ -158,16 +153,12 @@ class DvcCache:
     """Read access to DVC's local cache by md5. A folder is stored as a JSON listing of its files."""
 
     def __init__(self, layout: ProjectPaths) -> None:
-        self._layout = layout
-        self._folder: Path | None = None
+        self._root = layout.root
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """Folder of the cache, as `dvc cache dir` prints it."""
-        if self._folder is None:
-            output = _dvc(self._layout.root, "cache", "dir")
-            self._folder = (self._layout.root / output.strip().splitlines()[-1]).resolve()
-        return self._folder
+        return (self._root / _dvc(self._root, "cache", "dir").strip().splitlines()[-1]).resolve()
 
     def path(self, md5: str) -> Path | None:
         """Path of an object; None if it is not in the cache."""

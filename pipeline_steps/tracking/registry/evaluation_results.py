@@ -8,7 +8,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from pipeline_steps.core.array_types import DoubleArray
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.tracking.client.mlflow_client import run_datasets
 from pipeline_steps.tracking.errors import EntryRejectedError
+from pipeline_steps.tracking.lineage.dvc_digests import relative
 from pipeline_steps.tracking.registry.model_registry import ModelRegistry, ModelVersionInfo
 from pipeline_steps.tracking.registry.paired_bootstrap import PairedDifference, difference_from_bootstrap, paired_difference
 
@@ -100,17 +101,14 @@ class MetricComparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Fields for JSON."""
+        difference = asdict(self.difference)
         return {
             "metric": self.metric,
             "higher_is_better": self.higher_is_better,
             "a": self.a,
             "b": self.b,
-            "difference": self.difference.value,
-            "low": self.difference.low,
-            "high": self.difference.high,
-            "p": self.difference.p,
-            "n": self.difference.n,
-            "clusters": self.difference.clusters,
+            "difference": difference.pop("value"),
+            **difference,
             "items_better": self.wins,
             "items_worse": self.losses,
             "verdict": self.verdict,
@@ -124,7 +122,7 @@ def load_evaluation_run(registry: ModelRegistry, run: Run) -> EvaluationRun:
     Raises:
         DataError: the run has no report.
     """
-    model = registry.layout.model.relative_to(registry.layout.root).as_posix()
+    model = relative(registry.layout, registry.layout.model)
     data = {name: digest for name, digest in run_datasets(run).items() if name != model}
     with tempfile.TemporaryDirectory() as scratch:
         evaluation = json.loads(_fetch(registry, run.info.run_id, "report/evaluation.json", Path(scratch)) or "{}")
@@ -231,11 +229,11 @@ def latest_comparable_evaluations(
 def _fetch(registry: ModelRegistry, run_id: str, path: str, scratch: Path) -> str:
     """Text of an artifact; empty if the run does not have it."""
     folder, _, leaf = path.rpartition("/")
-    listed = registry.call(lambda: registry.client.list_artifacts(run_id, folder))
+    listed = registry.call(registry.client.list_artifacts, run_id, folder)
     if not any(item.path.rsplit("/", 1)[-1] == leaf for item in listed):
         return ""
     try:
-        local = registry.call(lambda: registry.client.download_artifacts(run_id, path, str(scratch)))
+        local = registry.call(registry.client.download_artifacts, run_id, path, str(scratch))
     except EntryRejectedError as error:
         raise DataError(f"artifact {path} of run {run_id} cannot be read: {error}") from error
     return Path(local).read_text(encoding="utf-8")

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_steps.core.config import load_params
-from pipeline_steps.core.errors import ConfigError, DataError, StageError
+from pipeline_steps.core.errors import ConfigError, StageError
 from pipeline_steps.core.hashing import ID_LENGTH, sha256_file
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.safe_paths import display_path
 from pipeline_steps.core.schemas import AUDIO, IMAGES, PAIRS, QUARANTINE, TableSchema
 from pipeline_steps.core.tables import read_table
 from pipeline_steps.tracking.client.mlflow_client import run_datasets
-from pipeline_steps.tracking.errors import EntryRejectedError
-from pipeline_steps.tracking.lineage.dvc_digests import hash_path, lock_outs
+from pipeline_steps.tracking.lineage.dvc_digests import hash_path, lock_outs, relative
 from pipeline_steps.tracking.lineage.lock_history import DvcCache, iter_lock_history
 from pipeline_steps.tracking.registry.model_registry import ModelRegistry, ModelVersionInfo
 
@@ -142,11 +141,9 @@ def trace_item(layout: ProjectPaths, item: TracedItem) -> ItemTrace:
     current = layout.pairs / "pairs.parquet"
     pairs = occurrences(read_table(current, PAIRS).to_pylist(), item.item_id) if current.is_file() else []
     try:
-        registry = ModelRegistry(layout)
-        uses = tuple(version_uses(layout, registry, item.item_id))
+        return ItemTrace(item, tuple(pairs), tuple(version_uses(layout, ModelRegistry(layout), item.item_id)))
     except StageError as error:
         return ItemTrace(item, tuple(pairs), (), str(error))
-    return ItemTrace(item, tuple(pairs), uses)
 
 
 def occurrences(rows: Sequence[Mapping[str, Any]], item_id: str) -> list[PairOccurrence]:
@@ -178,14 +175,8 @@ def version_uses(layout: ProjectPaths, registry: ModelRegistry, item_id: str) ->
 
 def pairs_md5(registry: ModelRegistry, info: ModelVersionInfo) -> str:
     """DVC md5 of the pairs that a version was trained on; empty if it was not logged."""
-    name = registry.layout.pairs.relative_to(registry.layout.root).as_posix()
-    tagged = info.tags.get(f"dvc.md5.{name}", "")
-    if tagged or not info.run_id:
-        return tagged
-    try:
-        return run_datasets(registry.call(lambda: registry.client.get_run(info.run_id))).get(name, "")
-    except (EntryRejectedError, DataError):
-        return ""
+    name = relative(registry.layout, registry.layout.pairs)
+    return info.tags.get(f"dvc.md5.{name}") or run_datasets(registry.run(info.run_id)).get(name, "")
 
 
 def _matching_items(
@@ -222,7 +213,7 @@ def _possible_names(layout: ProjectPaths, text: str) -> set[str]:
 
 def _old_catalogs(layout: ProjectPaths) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
     """Yield the image and audio tables of earlier catalogs in DVC's cache, newest first."""
-    name = layout.catalog.relative_to(layout.root).as_posix()
+    name = relative(layout, layout.catalog)
     digests = [lock_outs(lock.content).get(name) for lock in iter_lock_history(layout, name)]
     cache = DvcCache(layout)
     for md5 in reversed(list(dict.fromkeys(filter(None, digests)))):

@@ -88,13 +88,7 @@ class ModelComparison:
         """Fields for JSON, without the samples."""
 
         def version(info: ModelVersionInfo) -> dict[str, Any]:
-            return {
-                "version": info.version,
-                "md5": info.md5,
-                "run_id": info.run_id,
-                "commit": info.commit,
-                "aliases": list(info.aliases),
-            }
+            return {name: getattr(info, name) for name in ("version", "md5", "run_id", "commit", "aliases")}
 
         return {
             "a": version(self.a),
@@ -127,7 +121,7 @@ def compare_versions(layout: ProjectPaths, first: str, second: str) -> ModelComp
     notes = sorted({*evaluation_a.notes, *evaluation_b.notes})
     if a.md5 == b.md5:
         notes.insert(0, "both versions have the same bytes")
-    run_a, run_b = (_training_run(registry, info) for info in (a, b))
+    run_a, run_b = registry.run(a.run_id), registry.run(b.run_id)
     return ModelComparison(
         a,
         b,
@@ -146,7 +140,7 @@ def log_comparison(layout: ProjectPaths, comparison: ModelComparison, files: Map
     registry = ModelRegistry(layout)
     folder = f"compare/{comparison.b.version}-with-{comparison.a.version}"
     for name, text in files.items():
-        registry.call(lambda name=name, text=text: registry.client.log_text(comparison.runs[1], text, f"{folder}/{name}"))  # type: ignore[misc]
+        registry.call(registry.client.log_text, comparison.runs[1], text, f"{folder}/{name}")
 
 
 def fetch_model(layout: ProjectPaths, info: ModelVersionInfo, folder: Path) -> Path:
@@ -161,7 +155,7 @@ def fetch_model(layout: ProjectPaths, info: ModelVersionInfo, folder: Path) -> P
 
     source = f"models:/{info.model_id}" if info.model_id else f"models:/{REGISTERED_MODEL}/{info.version}"
     try:
-        local = registry.call(lambda: mlflow.artifacts.download_artifacts(source, dst_path=str(folder)))
+        local = registry.call(mlflow.artifacts.download_artifacts, source, dst_path=str(folder))
     except EntryRejectedError as error:
         raise DataError(f"version {info.version} cannot be read from MLflow: {error}", "sonify trace --checkout") from error
     model = Path(local) / "artifacts/model"
@@ -171,18 +165,10 @@ def fetch_model(layout: ProjectPaths, info: ModelVersionInfo, folder: Path) -> P
     return model
 
 
-def _training_run(registry: ModelRegistry, info: ModelVersionInfo) -> Run | None:
-    """Training run of a version; None if it was deleted."""
-    try:
-        return registry.call(lambda: registry.client.get_run(info.run_id)) if info.run_id else None
-    except (EntryRejectedError, DataError):
-        return None
-
-
 def _provenance(info: ModelVersionInfo, run: Run | None) -> dict[str, str]:
     fields = {"dvc.md5": info.md5, "git.commit": info.commit}
     fields |= {name: value for name, value in info.tags.items() if name.startswith(("pairs.", "families.", "dvc.md5."))}
-    return fields | {f"dvc.md5.{name}": digest for name, digest in (run_datasets(run) if run else {}).items()}
+    return fields | {f"dvc.md5.{name}": digest for name, digest in run_datasets(run).items()}
 
 
 def _field_diffs(a: Mapping[str, str], b: Mapping[str, str]) -> list[FieldDiff]:
@@ -214,8 +200,8 @@ def _samples(registry: ModelRegistry, a: EvaluationRun, b: EvaluationRun) -> lis
 
 def _download_samples(registry: ModelRegistry, run_id: str, target: Path) -> dict[str, bytes]:
     """File name -> bytes of the samples that an evaluation run logged."""
-    if not registry.call(lambda: registry.client.list_artifacts(run_id, SAMPLES)):
+    if not registry.call(registry.client.list_artifacts, run_id, SAMPLES):
         return {}
     target.mkdir()
-    local = Path(registry.call(lambda: registry.client.download_artifacts(run_id, SAMPLES, str(target))))
+    local = Path(registry.call(registry.client.download_artifacts, run_id, SAMPLES, str(target)))
     return {path.name: path.read_bytes() for path in sorted(local.iterdir()) if path.is_file()}

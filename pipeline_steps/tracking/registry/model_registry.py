@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from pipeline_steps.core.errors import ConfigError, DataError, ServiceError
 from pipeline_steps.core.project_paths import ProjectPaths
-from pipeline_steps.tracking.client.mlflow_client import MlflowStore, run_datasets
+from pipeline_steps.tracking.client.mlflow_client import MlflowStore, Parameters, Result, run_datasets
 from pipeline_steps.tracking.client.uploader import check_reachable
 from pipeline_steps.tracking.errors import EntryRejectedError, StoreUnavailableError
+from pipeline_steps.tracking.lineage.dvc_digests import relative
 from pipeline_steps.tracking.settings import REGISTERED_MODEL, SYNC_TIMEOUT_S, read_settings, redact
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +30,6 @@ class ModelVersionInfo:
         run_id: training run.
         model_id: MLflow's logged model.
         commit: git commit at training; empty if unknown.
-        created: milliseconds since 1970.
         aliases: aliases of the version.
         tags: all tags of the version.
     """
@@ -44,12 +40,11 @@ class ModelVersionInfo:
     run_id: str = ""
     model_id: str = ""
     commit: str = ""
-    created: int = 0
     aliases: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-class ModelRegistry:
+class ModelRegistry(MlflowStore):
     """Access to the project's MLflow store that raises the project's errors.
 
     Raises:
@@ -59,19 +54,17 @@ class ModelRegistry:
 
     def __init__(self, layout: ProjectPaths) -> None:
         self.layout = layout
-        self.settings = read_settings(layout)
-        database = self.settings.uri.removeprefix("sqlite:///")
-        if database != self.settings.uri and not Path(database).is_file():  # MLflow would create an empty database
-            raise ConfigError(f"{redact(self.settings.uri)} does not exist: nothing was tracked here", "run: dvc repro")
+        settings = read_settings(layout)
+        if settings.is_missing:
+            raise ConfigError(f"{redact(settings.uri)} does not exist: nothing was tracked here", "run: dvc repro")
         try:
-            check_reachable(self.settings)
-            self._store = MlflowStore(self.settings, SYNC_TIMEOUT_S)
+            check_reachable(settings)
         except StoreUnavailableError as error:
             raise ServiceError(redact(str(error)), "check MLFLOW_TRACKING_URI and the server", transient=True) from error
-        self.client: MlflowClient = self._store.client
+        super().__init__(settings, SYNC_TIMEOUT_S)
 
-    def call(self, function: Callable[[], Result]) -> Result:
-        """Call `function` and map its errors.
+    def call(self, function: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        """Call a method of the client and map its errors.
 
         Raises:
             ServiceError: the store is unavailable (transient).
@@ -79,29 +72,32 @@ class ModelRegistry:
             EntryRejectedError: the store refused the request.
         """
         try:
-            return self._store.call(function)
+            return super().call(function, *args, **kwargs)
         except StoreUnavailableError as error:
             if getattr(error.__cause__, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 raise DataError(f"MLflow: {redact(str(error.__cause__))[:300]}") from error
-            raise _unavailable(self.settings.uri, error) from error
+            reason = f"MLflow at {redact(self.settings.uri)}: {redact(str(error))[:300]}"
+            raise ServiceError(reason, "try again when MLflow answers", transient=True) from error
 
-    def experiment_id(self) -> str:
-        """Id of the project's experiment, which is created if it does not exist."""
+    def aliases(self) -> dict[str, str]:
+        """Alias -> number of its version."""
         try:
-            return self._store.experiment_id()
-        except StoreUnavailableError as error:
-            raise _unavailable(self.settings.uri, error) from error
+            model = self.call(self.client.get_registered_model, REGISTERED_MODEL)
+        except DataError:  # no model was registered yet
+            return {}
+        return {alias: str(version) for alias, version in model.aliases.items()}
 
-    def alias(self, name: str) -> str | None:
-        """Number of the version with an alias; None if the alias is not set."""
-        model = self._registered()
-        found = model.aliases.get(name) if model else None
-        return None if found is None else str(found)
+    def run(self, run_id: str) -> Run | None:
+        """A run; None if the id is empty or the run was deleted."""
+        try:
+            return self.call(self.client.get_run, run_id) if run_id else None
+        except (EntryRejectedError, DataError):
+            return None
 
     def versions(self) -> list[ModelVersionInfo]:
         """All versions, oldest first."""
-        found = self.call(lambda: self.client.search_model_versions(f"name = '{REGISTERED_MODEL}'", max_results=10_000))
-        aliases = self._aliases()
+        found = self.call(self.client.search_model_versions, f"name = '{REGISTERED_MODEL}'", max_results=10_000)
+        aliases = self.aliases()
         infos = [self._info(version, aliases) for version in found]
         return sorted(infos, key=lambda info: int(info.version))
 
@@ -112,10 +108,10 @@ class ModelRegistry:
             DataError: the version does not exist.
         """
         try:
-            found = self.call(lambda: self.client.get_model_version(REGISTERED_MODEL, number))
+            found = self.call(self.client.get_model_version, REGISTERED_MODEL, number)
         except (EntryRejectedError, DataError) as error:
             raise DataError(f"{REGISTERED_MODEL} has no version {number}", "list the versions: sonify trace --list") from error
-        return self._info(found, self._aliases())
+        return self._info(found, self.aliases())
 
     def resolve(self, name: str) -> ModelVersionInfo:
         """Version by number, alias (with or without @), MLflow run id or DVC md5.
@@ -130,7 +126,7 @@ class ModelRegistry:
         for info in versions:
             if text == info.version or text in info.aliases:
                 return info
-        evaluated = self._evaluated_model(text)
+        evaluated = run_datasets(self.run(text) if len(text) == 32 else None).get(relative(self.layout, self.layout.model))
         matches = [
             info
             for info in versions
@@ -145,45 +141,10 @@ class ModelRegistry:
     def evaluations(self, info: ModelVersionInfo) -> list[Run]:
         """Finished runs of stage `evaluate` on a model with the version's bytes, newest first."""
         query = f"dataset.digest = '{info.md5}' and attributes.status = 'FINISHED' and attributes.run_name = 'evaluate'"
-        experiment = self.experiment_id()
-        return list(
-            self.call(
-                lambda: self.client.search_runs([experiment], query, order_by=["attributes.start_time DESC"], max_results=100)
-            )
-        )
+        order = ["attributes.start_time DESC"]
+        return list(self.call(self.client.search_runs, [self.experiment_id()], query, order_by=order, max_results=100))
 
-    def _evaluated_model(self, run_id: str) -> str:
-        """md5 of the model of an evaluation run; empty if there is no such run."""
-        if len(run_id) != 32:
-            return ""
-        try:
-            run = self.call(lambda: self.client.get_run(run_id))
-        except (EntryRejectedError, DataError):
-            return ""
-        path = self.layout.model.relative_to(self.layout.root).as_posix()
-        return run_datasets(run).get(path, "")
-
-    def _registered(self) -> Any:
-        from mlflow.exceptions import MlflowException
-
-        def find() -> Any:
-            try:
-                return self.client.get_registered_model(REGISTERED_MODEL)
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return None
-                raise
-
-        return self.call(find)
-
-    def _aliases(self) -> dict[str, list[str]]:
-        model = self._registered()
-        names: dict[str, list[str]] = {}
-        for alias, version in (model.aliases if model else {}).items():
-            names.setdefault(str(version), []).append(alias)
-        return names
-
-    def _info(self, version: ModelVersion, aliases: Mapping[str, list[str]]) -> ModelVersionInfo:
+    def _info(self, version: ModelVersion, aliases: Mapping[str, str]) -> ModelVersionInfo:
         number = str(version.version)
         uri = redact(self.settings.uri).replace("***@", "").rstrip("/")
         page = f"{uri}/#/models/{REGISTERED_MODEL}/versions/{number}" if self.settings.is_server else None
@@ -195,11 +156,6 @@ class ModelRegistry:
             run_id=version.run_id or "",
             model_id=str(version.source).removeprefix("models:/"),
             commit=tags.get("git.commit", ""),
-            created=int(version.creation_timestamp),
-            aliases=tuple(sorted(aliases.get(number, ()))),
+            aliases=tuple(sorted(alias for alias, holder in aliases.items() if holder == number)),
             tags=tags,
         )
-
-
-def _unavailable(uri: str, error: StoreUnavailableError) -> ServiceError:
-    return ServiceError(f"MLflow at {redact(uri)}: {redact(str(error))[:300]}", "try again when MLflow answers", transient=True)

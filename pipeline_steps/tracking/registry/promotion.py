@@ -66,7 +66,7 @@ def propose(layout: ProjectPaths, challenger: str = CHALLENGER) -> PromotionProp
     registry = ModelRegistry(layout)
     events = PromotionLog(registry).events()
     info = registry.resolve(challenger)
-    number = current_champion(events, registry.alias(CHAMPION))
+    number = current_champion(events, registry.aliases().get(CHAMPION))
     champion = _find_version(registry, number)
     if champion is not None and champion.version == info.version:
         result = GateResult(False, (f"NO: version {info.version} is the champion already",))
@@ -127,9 +127,7 @@ def promote(proposal: PromotionProposal, *, actor: str, reason: str, override: b
     event = _record_decision(registry, proposal.num_events, "promote", challenger.version, former, actor, reason, details)
     if proposal.runs:
         try:
-            registry.call(
-                lambda: registry.client.log_text(proposal.runs[-1], gate.markdown(), f"promotion/{event.number:04d}.md")
-            )
+            registry.call(registry.client.log_text, proposal.runs[-1], gate.markdown(), f"promotion/{event.number:04d}.md")
         except (ServiceError, DataError, EntryRejectedError) as error:  # the promotion log has the reasons too
             log.warning("the table of the gate could not be logged to the evaluation run: %s", error)
     return event
@@ -205,7 +203,7 @@ def sync_champion_alias(layout: ProjectPaths) -> str | None:
         _sync_alias(registry, PromotionLog(registry))
     except DataError as error:  # the champion was deleted in MLflow; the next decision sets another one
         log.warning("%s", error)
-    return registry.alias(CHAMPION)
+    return registry.aliases().get(CHAMPION)
 
 
 def champion_history(events: Sequence[PromotionEvent]) -> list[str]:
@@ -260,7 +258,7 @@ def _sync_alias(registry: ModelRegistry, promotion_log: PromotionLog) -> None:
     problem: Exception | None = None
     for attempt in range(MAX_ALIAS_ATTEMPTS):
         events = promotion_log.events()
-        champion, alias = current_champion(events, None), registry.alias(CHAMPION)
+        champion, alias = current_champion(events, None), registry.aliases().get(CHAMPION)
         if champion is None or champion == alias:
             return
         log.info("alias %s: %s -> %s", CHAMPION, alias, champion)
@@ -277,9 +275,8 @@ def _sync_alias(registry: ModelRegistry, promotion_log: PromotionLog) -> None:
 
 
 def _set_alias(registry: ModelRegistry, version: str, note: str) -> None:
-    client = registry.client
-    registry.call(lambda: client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version))
-    registry.call(lambda: client.set_model_version_tag(REGISTERED_MODEL, version, PROMOTED_TAG, note))
+    registry.call(registry.client.set_registered_model_alias, REGISTERED_MODEL, CHAMPION, version)
+    registry.call(registry.client.set_model_version_tag, REGISTERED_MODEL, version, PROMOTED_TAG, note)
 
 
 def _last_refusal(events: Sequence[PromotionEvent], version: str) -> PromotionEvent | None:

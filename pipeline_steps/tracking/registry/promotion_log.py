@@ -131,7 +131,7 @@ class PromotionLog:
             if attempt == MAX_ATTEMPTS:
                 break
             try:
-                self._registry.call(lambda: client.log_param(run_id, key, payload))
+                self._registry.call(client.log_param, run_id, key, payload)
             except (EntryRejectedError, ServiceError) as error:
                 problem = error
                 time.sleep(PAUSE_S * attempt)
@@ -143,43 +143,31 @@ class PromotionLog:
 
     def run_id(self) -> str | None:
         """Id of the run that holds the log; None before the first entry."""
-        client = self._registry.client
-        found = self._registry.call(lambda: client.get_experiment_by_name(self._name))
+        found = self._registry.call(self._registry.client.get_experiment_by_name, self._name)
         return str(found.tags[LOG_RUN_TAG]) if found is not None else None
 
     def _create(self) -> str:
         """Create the run of the log, or return the run that another process created first."""
-        from mlflow.exceptions import MlflowException
-
         client, experiment = self._registry.client, self._registry.experiment_id()
         tags = {"mlflow.note.content": "Promotion log: who promoted which model, when and why. One parameter per entry."}
-        run = self._registry.call(lambda: client.create_run(experiment, run_name=RUN_NAME, tags=tags))
+        run = self._registry.call(client.create_run, experiment, run_name=RUN_NAME, tags=tags)
         own = str(run.info.run_id)
-        self._registry.call(lambda: client.set_terminated(own))
-
-        def claim() -> bool:
-            try:
-                client.create_experiment(self._name, tags={LOG_RUN_TAG: own, "mlflow.note.content": NOTE})
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                return False
-            return True
-
-        if self._registry.call(claim):
+        self._registry.call(client.set_terminated, own)
+        try:
+            self._registry.call(client.create_experiment, self._name, tags={LOG_RUN_TAG: own, "mlflow.note.content": NOTE})
             return own
-        stored = self.run_id()  # equal to `own` if the response of `claim` was lost
-        if stored is None:
-            raise IntegrityError(f"experiment {self._name} cannot be read", "restore it in MLflow")
+        except EntryRejectedError as error:  # the experiment exists
+            stored = self.run_id()  # equal to `own` if a response was lost
+            if stored is None:
+                raise IntegrityError(f"experiment {self._name} cannot be read", "restore it in MLflow") from error
         if stored != own:
-            self._registry.call(lambda: client.delete_run(own))
+            self._registry.call(client.delete_run, own)
         return stored
 
     def _read(self, run_id: str) -> list[PromotionEvent]:
-        client = self._registry.client
         action = f"restore run {run_id} in MLflow"
         try:
-            run = self._registry.call(lambda: client.get_run(run_id))
+            run = self._registry.call(self._registry.client.get_run, run_id)
         except DataError as error:
             raise IntegrityError("the run of the promotion log does not exist", action) from error
         if run.info.lifecycle_stage != "active":

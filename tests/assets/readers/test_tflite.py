@@ -1,4 +1,4 @@
-"""The FlatBuffers reader: right on well-formed models, IntegrityError (and nothing else) on any other bytes."""
+"""Tests of the TensorFlow Lite reader; malformed input raises IntegrityError only."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def model(
     return bytes(out)
 
 
-def test_constants_come_back_as_real_numbers() -> None:
+def test_constants_are_dequantized() -> None:
     convolution, dense = read_tflite(model())
     assert (convolution.operator, dense.operator) == (CONV_2D, FULLY_CONNECTED)
     np.testing.assert_array_equal(convolution.weight.reshape(2, 2), [[1.0, -1.0], [4.0, 8.0]])
@@ -114,19 +114,19 @@ def test_constants_come_back_as_real_numbers() -> None:
         (b"", "not a FlatBuffers file"),
     ],
 )
-def test_what_cannot_be_read_is_refused(payload: bytes, reason: str) -> None:
+def test_unreadable_models_are_errors(payload: bytes, reason: str) -> None:
     with pytest.raises(IntegrityError, match=reason):
         read_tflite(payload)
 
 
-def test_a_vector_of_many_tables_is_not_walked() -> None:
+def test_vector_with_too_many_tables_is_an_error() -> None:
     out = bytearray(b"\0\0\0\0TEST")
     struct.pack_into("<I", out, 0, table({0: vector("<i4", *range(MOST_TABLES + 1))})(out))
     with pytest.raises(IntegrityError, match="at most"):
         root(bytes(out), b"TEST").tables(0)
 
 
-def test_another_network_is_no_lite3() -> None:
+def test_another_network_is_an_error() -> None:
     with pytest.raises(IntegrityError, match="expected"):
         convert("efficientnet_lite3", {"graph": model()})
     with pytest.raises(IntegrityError):

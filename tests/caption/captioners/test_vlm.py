@@ -50,12 +50,16 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_family_answers_by_the_schema_and_a_batch_is_its_pictures(folders: dict[str, Path], name: str) -> None:
     captioner = captioner_of(folders[name], options=OPTIONS).load()
-    together = captioner.predict(pictures())
-    assert all(isinstance(answer, VlmResponse) for answer in together), "constrained decoding cannot miss the schema"
-    assert together == [captioner.predict([picture])[0] for picture in pictures()], "left padding changes nothing"
-    assert together == captioner.predict(pictures()), "greedy"
+
+    def cached(images: list[np.ndarray]) -> list[VlmResponse]:
+        answers = captioner.predict(images)
+        assert all(isinstance(answer, VlmResponse) for answer in answers), "constrained decoding cannot miss the schema"
+        return [captioner.from_row(captioner.to_row(answer)) for answer in answers if isinstance(answer, VlmResponse)]
+
+    together = cached(pictures())
+    assert together == [cached([picture])[0] for picture in pictures()], "left padding changes nothing"
+    assert together == cached(pictures()), "greedy"
     for answer in together:
-        assert isinstance(answer, VlmResponse)
         assert answer.attempts == 1
         assert len(answer.events) <= 2
         assert all(heard.verified is not None and 0 <= heard.verified <= 1 for heard in answer.events)
@@ -102,28 +106,99 @@ def test_a_model_that_gives_fewer_results_shifts_nothing(folders: dict[str, Path
 
 
 @pytest.mark.fault
-def test_short_gpu_memory_halves_the_batch(folders: dict[str, Path]) -> None:
+def test_a_batch_size_that_fits_gpu_memory_is_used_from_then_on(folders: dict[str, Path]) -> None:
     captioner = captioner_of(folders["llava"], options=prompting(max_new_tokens=200)).load()
-    wanted = captioner.predict(pictures())
+    expected = captioner.predict(pictures())
     real = captioner._generate
     sizes: list[int] = []
 
-    def small(images: Any, texts: Any) -> list[str]:
+    def _generate(images: Any, texts: Any) -> list[str]:
         sizes.append(len(images))
         if len(images) > 1:
             raise torch.OutOfMemoryError("out of memory")
         return real(images, texts)
 
-    captioner._generate = small  # type: ignore[method-assign]
-    assert captioner.predict(pictures()) == wanted
-    assert sizes == [3, 1, 2, 1, 1]
+    captioner._generate = _generate  # type: ignore[method-assign]
+    assert captioner.predict(pictures()) == expected
+    assert sizes == [3, 1, 1, 1]
+    assert captioner.predict(pictures()) == expected
+    assert sizes[4:] == [1, 1, 1]
 
-    def none(images: Any, texts: Any) -> list[str]:
-        raise torch.OutOfMemoryError("out of memory")
 
-    captioner._generate = none  # type: ignore[method-assign]
-    with pytest.raises(ResourceError, match="one image"):
-        captioner.predict(pictures(1))
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("out of memory"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x")]
+)
+def test_too_little_gpu_memory_for_one_image_names_the_keys(folders: dict[str, Path], error: Exception) -> None:
+    captioner = captioner_of(folders["llava"]).load()
+
+    def _generate(images: Any, texts: Any) -> list[str]:
+        raise error
+
+    captioner._generate = _generate  # type: ignore[method-assign]
+    with pytest.raises(ResourceError, match=r"caption\.vlm\.model, caption\.vlm\.dtype.*GPU memory is too small"):
+        captioner.predict(pictures(2))
+
+
+def test_too_little_gpu_memory_for_the_weights_names_the_keys(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlavaForConditionalGeneration
+
+    def out_of_memory(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 15 GiB")
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "to", out_of_memory)
+    with pytest.raises(ResourceError, match=r"caption\.vlm\.model.*15 GiB"):
+        captioner_of(folders["llava"]).load()
+
+
+def test_padded_scores_are_never_chosen(folders: dict[str, Path]) -> None:
+    """Published models have more scores than their tokenizer has tokens; llguidance accepts a mask of the output's width."""
+    captioner = captioner_of(folders["qwen2_5_vl"], options=OPTIONS).load()
+    width, known = captioner._model.get_output_embeddings().weight.shape[0], len(captioner._processor.tokenizer)
+    assert -(-width // 32) > -(-known // 32)
+    with torch.no_grad():
+        captioner._model.get_output_embeddings().weight[known:] *= 1000
+    assert all(isinstance(answer, VlmResponse) for answer in captioner.predict(pictures()))
+
+
+def test_sampling_settings_of_the_checkpoint_change_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy(folders, "qwen2_vl", tmp_path)
+    options = prompting(max_new_tokens=24)
+    captioner = captioner_of(folder, options=options, constrained_decoding=False).load()
+    expected = captioner._generate(pictures(), ["a"] * 3)
+    assert expected[0]
+    token = captioner._processor.tokenizer.encode(expected[0])[0]
+    settings = {
+        "do_sample": True, "temperature": 0.1, "top_k": 3, "top_p": 0.001, "repetition_penalty": 5.0, "num_beams": 3,
+        "no_repeat_ngram_size": 1, "suppress_tokens": [token], "begin_suppress_tokens": [token], "bad_words_ids": [[token]],
+        "min_new_tokens": 24, "length_penalty": 9.0, "max_time": 0.001, "forced_eos_token_id": 0, "max_length": 3,
+        "num_return_sequences": 2, "renormalize_logits": True, "prompt_lookup_num_tokens": 2,
+    }  # fmt: skip
+    change(folder / "generation_config.json", **settings)
+    sampled = captioner_of(folder, options=options, constrained_decoding=False).load()
+    assert sampled._generate(pictures(), ["a"] * 3) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "ending"),
+    [
+        ("{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}", "</think>\n\n"),
+        ("{{ '<think>\n' }}", "<|assistant|><think>\n\n</think>\n\n"),
+        ("", "<|assistant|>"),
+    ],
+    ids=["switch in the template", "thought opened by the template", "model that does not think"],
+)
+def test_thinking_is_switched_off(folders: dict[str, Path], tmp_path: Path, template: str, ending: str) -> None:
+    folder = copy(folders, "qwen2_vl", tmp_path)
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text() + "{% if add_generation_prompt %}" + template + "{% endif %}")
+    captioner = captioner_of(folder, options=OPTIONS).load()
+    prompt = captioner._render([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "which?"}]}])
+    assert prompt.endswith(ending)
+    assert prompt.count("<think>") == prompt.count("</think>")
+    assert all(isinstance(answer, VlmResponse) for answer in captioner.predict(pictures(1)))
 
 
 def copy(folders: dict[str, Path], name: str, target: Path) -> Path:
@@ -171,19 +246,19 @@ def test_a_checkpoint_that_brings_code_is_refused(
 @pytest.mark.fault
 def test_pickled_missing_and_cut_weights_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = copy(folders, "llava", tmp_path)
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    (folder / "model.safetensors").rename(folder / "weights.pt")
     with pytest.raises(IntegrityError, match="no safetensors"):
         captioner_of(folder).load()
     from safetensors.torch import load_file, save_file
 
-    weights = load_file(folder / "pytorch_model.bin")
+    weights = load_file(folder / "weights.pt")
     dropped = sorted(weights)[3]
     save_file(
         {name: value for name, value in weights.items() if name != dropped}, folder / "model.safetensors", {"format": "pt"}
     )
     with pytest.raises(IntegrityError, match="1 weights are not in the checkpoint"):
         captioner_of(folder).load()
-    (folder / "model.safetensors").write_bytes((folder / "pytorch_model.bin").read_bytes()[:-100])
+    (folder / "model.safetensors").write_bytes((folder / "weights.pt").read_bytes()[:-100])
     with pytest.raises(IntegrityError, match="weights"):
         captioner_of(folder).load()
 

@@ -1,4 +1,4 @@
-"""A driver of `engine: ray` whose work is to count: `python counting_driver.py FOLDER ADDRESS ITEMS BATCH ACTORS CPUS`.
+"""Driver of executor `ray` that counts attempts: `python counting_driver.py FOLDER ADDRESS ITEMS BATCH ACTORS CPUS`.
 
 Each item leaves a file named by item, process and attempt when it is begun; its row says what it is. Being `__main__`, the
 class travels to the actors by value.
@@ -25,7 +25,7 @@ from pipeline_steps.core.result_cache import ResultCache
 
 SCHEMA = pa.schema([pa.field("value", pa.string())])
 SECONDS = 0.1
-"""That an item takes."""
+"""Processing time of an item."""
 
 
 class Counting:

@@ -1,4 +1,4 @@
-"""What both engines share: parts of the memo, settings, errors on their way from an actor to the driver."""
+"""Tests of both executors: cache parts, settings, errors of actors."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Upper:
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "bad1", "bad2"]), unique=True), st.integers(1, 9))
-def test_rows_are_in_the_memo_whatever_the_part(tmp_path_factory: pytest.TempPathFactory, ids: list[str], part: int) -> None:
-    work = Upper(tmp_path_factory.mktemp("memo"))
+def test_rows_are_cached_for_every_part_size(tmp_path_factory: pytest.TempPathFactory, ids: list[str], part: int) -> None:
+    work = Upper(tmp_path_factory.mktemp("cache"))
     done = run_items(work, ids, part)
     good = [key for key in ids if not key.startswith("bad")]
     assert done.rows == {key: {"value": key.upper()} for key in good}
@@ -56,7 +56,7 @@ def test_rows_are_in_the_memo_whatever_the_part(tmp_path_factory: pytest.TempPat
 
 
 @pytest.mark.fault
-def test_what_was_done_before_the_stop_is_kept(tmp_path: Path) -> None:
+def test_items_finished_before_an_error_are_cached(tmp_path: Path) -> None:
     work = Upper(tmp_path)
     with pytest.raises(IntegrityError):
         run_items(work, ["a", "b", "stop", "c"], batch_size=100)
@@ -67,15 +67,49 @@ def test_what_was_done_before_the_stop_is_kept(tmp_path: Path) -> None:
     assert set(work.cache.load(["x", "y", "z"])) == {"x"}
 
 
+@pytest.mark.fault
+def test_items_that_all_fail_stop_the_stage_with_the_most_frequent_reason(tmp_path: Path) -> None:
+    class Failing(Upper):
+        def results(self, ids: Sequence[str]) -> Iterator[tuple[str, Result]]:
+            for at, key in enumerate(ids):
+                asked.append(key)
+                yield key, ("A", "odd one") if at % 3 == 1 else ("B", f"Invalid buffer size: {at}")
+
+    asked: list[str] = []
+    ids = [f"item{number}" for number in range(1000)]
+    with pytest.raises(DataError, match=r"first 33 of 1000 .* \(22 of 33\): B: Invalid buffer size: 0") as caught:
+        run_items(Failing(tmp_path), ids, 8, failure_limit=32)
+    assert caught.value.exit_code == 3
+    assert len(asked) == 33
+    assert len(run_items(Failing(tmp_path), ids, 8).failed) == 1000
+    assert len(run_items(Failing(tmp_path), ids[:32], 8, failure_limit=32).failed) == 32
+
+
+@pytest.mark.fault
+def test_one_success_lets_a_stage_continue(tmp_path: Path) -> None:
+    ids = ["bad", "good", *(f"bad{number}" for number in range(100))]
+    assert len(run_items(Upper(tmp_path), ids, 8, failure_limit=32).failed) == 101
+
+
+def test_the_accepted_fraction_counts_where_results_are_cached() -> None:
+    config = CaptionConfig(max_failed_fraction=0.05)
+    assert (config.failure_limit(10_000, 0), config.failure_limit(10_000, 9_000), config.failure_limit(100, 90)) == (
+        32,
+        500,
+        32,
+    )
+    assert CaptionConfig(max_failed_fraction=1.0).failure_limit(10_000, 0) == 10_000
+
+
 class Elsewhere(Upper):
-    """The same work on a machine that computes something else."""
+    """Processor with another fingerprint, as on a machine with other weights."""
 
     def load(self) -> None:
         self.describe = lambda: "lower"  # type: ignore[method-assign]
 
 
 @pytest.mark.fault
-def test_an_actor_answers_with_what_stops_the_stage(tmp_path: Path) -> None:
+def test_actor_returns_the_error_that_stops_the_stage(tmp_path: Path) -> None:
     from ray import cloudpickle
 
     def answer(work: Upper, folder: Path, ids: Sequence[str]) -> list[dict[str, str]]:
@@ -96,7 +130,7 @@ def test_an_actor_answers_with_what_stops_the_stage(tmp_path: Path) -> None:
         assert words in error.reason
 
 
-def test_errors_cross_the_wire_whole() -> None:
+def test_errors_are_serialized_completely() -> None:
     error = DataError("a table is broken", "mend it", transient=True, details={"rows": 3})
     assert _deserialize_error(_serialize_error(error)) == error
     odd = _deserialize_error(_serialize_error(ValueError("nobody foresaw this")))
@@ -114,25 +148,25 @@ def test_errors_cross_the_wire_whole() -> None:
         ({"gpu_per_actor": 1}, "gpu_per_actor"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], words: str) -> None:
+def test_invalid_settings_are_errors(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         RayConfig(**settings)
 
 
-def test_a_server_is_asked_from_one_process() -> None:
+def test_openai_server_requires_executor_local() -> None:
     with pytest.raises(ValidationError, match="requires 'local'"):
         CaptionConfig.from_params({"captioner": "openai_server", "openai_server": {"model": "x"}, "executor": "ray"})
 
 
 @pytest.mark.fault
-def test_without_the_extra_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"seeing-sound\[ray\]"):
         run_items(Upper(tmp_path), ["a"], 1, "ray")
 
 
 class Remembering(LocalFileSystem):  # type: ignore[misc]
-    """A file system that remembers listings until told otherwise, as those of object stores do."""
+    """File system that caches listings until they are invalidated, as those of object stores do."""
 
     protocol = ("remembering",)
 
@@ -149,7 +183,7 @@ class Remembering(LocalFileSystem):  # type: ignore[misc]
         self.dircache_.clear()
 
 
-def test_parts_that_others_append_are_seen(tmp_path: Path) -> None:
+def test_parts_of_other_processes_are_loaded(tmp_path: Path) -> None:
     import fsspec
 
     fsspec.register_implementation("remembering", Remembering, clobber=True)

@@ -1,4 +1,4 @@
-"""`engine: ray` on two real raylets: what is lost and what is done twice when an actor or a node is killed in mid-run."""
+"""Executor `ray` on two real raylets: lost and repeated items when an actor or a node is killed during a run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def start(cluster: Cluster, folder: Path, cpus: int = 1) -> Any:
 
 
 def check(folder: Path, answer: str, killed: int) -> None:
-    """Every item has its row or its reason, and no more was done twice than what the dead had in hand."""
+    """Every item has a row or a reason, and only items in progress on a killed process were repeated."""
     result = json.loads(answer.splitlines()[-1])
     assert result == {
         "known": 0,
@@ -55,7 +55,7 @@ def check(folder: Path, answer: str, killed: int) -> None:
     assert all(count <= 1 + killed for count in attempts.values())
 
 
-def test_an_actor_killed_in_mid_run_costs_its_batch(cluster: Cluster, tmp_path: Path) -> None:
+def test_killed_actor_repeats_at_most_its_batch(cluster: Cluster, tmp_path: Path) -> None:
     running = start(cluster, tmp_path)
     wait_for(lambda: len({pid for _, pid in begun(tmp_path)}) == ACTORS and len(begun(tmp_path)) > 2 * BATCH)
     victim = begun(tmp_path)[-1][1]
@@ -65,7 +65,7 @@ def test_an_actor_killed_in_mid_run_costs_its_batch(cluster: Cluster, tmp_path: 
     assert len({pid for _, pid in begun(tmp_path)}) == ACTORS + 1, "another actor took its place"
 
 
-def test_a_killed_driver_loses_nothing_that_was_finished(cluster: Cluster, tmp_path: Path) -> None:
+def test_killed_driver_keeps_finished_items(cluster: Cluster, tmp_path: Path) -> None:
     running = start(cluster, tmp_path)
     wait_for(lambda: len(begun(tmp_path)) > 3 * BATCH)
     running.kill()
@@ -80,14 +80,14 @@ def test_a_killed_driver_loses_nothing_that_was_finished(cluster: Cluster, tmp_p
     assert len(begun(tmp_path)) - ITEMS <= ACTORS * BATCH + 1, "the bad one is tried again, and what was in hand"
 
 
-def test_a_cluster_without_room_is_not_waited_for_for_ever(cluster: Cluster, tmp_path: Path) -> None:
+def test_full_cluster_is_an_error_after_the_timeout(cluster: Cluster, tmp_path: Path) -> None:
     error = json.loads(finished(start(cluster, tmp_path, cpus=64)).splitlines()[-1])["error"]
     assert (error["kind"], error["exit_code"], error["transient"]) == ("service", 5, True)
     assert "no_progress_timeout_seconds" in error["action"]
 
 
-def test_a_node_killed_in_mid_run_costs_its_batch(cluster: Cluster, tmp_path: Path) -> None:
-    """Last: it leaves one node. Its room is gone, so the surviving actor finishes what both had to do."""
+def test_killed_node_repeats_at_most_its_batches(cluster: Cluster, tmp_path: Path) -> None:
+    """The last test, because one node remains; the remaining actor processes the items of both."""
     running = start(cluster, tmp_path)
     wait_for(lambda: len({pid for _, pid in begun(tmp_path)}) == ACTORS and len(begun(tmp_path)) > 2 * BATCH)
     lost = {child.pid for child in psutil.Process(cluster.nodes[1].pid).children(recursive=True)}
@@ -101,19 +101,19 @@ NO_TOKEN = "import os; del os.environ['RAY_AUTH_MODE'], os.environ['RAY_AUTH_TOK
 
 
 def run_on_its_own(folder: Path) -> str:
-    """Two items on a Ray that the process starts by itself."""
+    """Two items on a Ray that the process starts."""
     folder.mkdir()
     return f"sys.argv[1:] = [{str(folder)!r}, '', '2', '1', '1', '1']; runpy.run_path({DRIVER!r}, run_name='__main__')"
 
 
-def test_a_process_may_start_ray_twice(tmp_path: Path) -> None:
-    """As `embed` does with an empty address: once for its texts, once for its sounds."""
+def test_process_can_start_ray_twice(tmp_path: Path) -> None:
+    """As `embed` does with an empty address: once for texts, once for audio."""
     lines = ["import runpy, sys", NO_TOKEN, *(run_on_its_own(tmp_path / name) for name in ("texts", "sounds"))]
     answers = finished(driver(["-c", "\n".join(lines)], tmp_path)).splitlines()
     assert [json.loads(answer)["right"] for answer in answers[-2:]] == [2, 2]
 
 
-def test_a_ray_that_was_imported_without_a_token_is_refused(tmp_path: Path) -> None:
+def test_ray_imported_without_a_token_is_an_error(tmp_path: Path) -> None:
     lines = ["import runpy, sys", NO_TOKEN, "import ray", run_on_its_own(tmp_path / "texts")]
     error = json.loads(finished(driver(["-c", "\n".join(lines)], tmp_path)).splitlines()[-1])["error"]
     assert (error["kind"], error["transient"]) == ("configuration", False)

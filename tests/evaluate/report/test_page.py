@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jinja2 import StrictUndefined, UndefinedError
 
 from pipeline_steps.core.escape import escape_display
-from pipeline_steps.evaluate.report.charts import interval_chart, line_chart, nice_ticks, number_text
+from pipeline_steps.evaluate.report.charts import curves_with_intervals, interval_chart, line_chart, nice_ticks, number_text
 from pipeline_steps.evaluate.report.page import environment, interval_text, render_page
 
 HOSTILE = [
@@ -52,6 +52,15 @@ def context(text: str = "a dog") -> dict[str, Any]:
         "hidden": 0,
     }
     entry = {"value": 0.6, "low": 0.5, "high": 0.7, "n": 4}
+    curve = [{"at": at, **entry} for at in (-6.0, 0.0, 6.0)]
+    sweep = {
+        "name": "sweep", "control": False, "strip": "samples/d.png", "width": 100, "height": 32, "audio": ["audio/x.mp3"],
+    }  # fmt: skip
+    ability = {
+        "title": "Loudness", "verdict": "flat", "text": "Not found.", "score": "area",
+        "chart": curves_with_intervals({"sweep": curve, "control": curve}, "gain"),
+        "items": [{"caption": text, "sweeps": [sweep, {**sweep, "control": True}]}],
+    }  # fmt: skip
     step = {"name": "in the pool", "n_in": 3, "n_out": 2, "removed": (("abstained", text, 1),)}
     return {
         "meta": {"samples": 4, "first_samples": 12, "num_bootstrap": 2000, "side": 64, "strip_width": 262, "reads_text": True},
@@ -62,8 +71,10 @@ def context(text: str = "a dog") -> dict[str, Any]:
         "samples": [{"key": "test", "title": "Test", "shown": 1, "total": 1, "cards": [draw]}],
         "charts": [{"title": "win", "chart": interval_chart([("model", entry, "model")], 0.5)}],
         "tables": [],
+        "memorisation": {"tables": [], "training_images": 0, "compared_images": 0},
         "retrieval": None,
         "sensitivity": None,
+        "abilities": [ability],
         "training": {"charts": [{"title": "loss", "chart": line_chart({text: [(1, 2.0), (2, 1.0)]}, "steps")}], "grids": []},
         "flows": {"images": [step], "audio": [step]},
         "facts": [{"name": "licenses", "text": text}],
@@ -183,6 +194,15 @@ def test_charts_place_values_in_order_inside_the_box() -> None:
     assert far is not None
     assert 220 <= far.rows[0].low < far.rows[0].at < far.rows[0].high < 640, "bounds do not hide what lies beyond them"
     assert line_chart({"loss": [(1, 1.0)]}, "steps") is None
+    points = [{"at": at, "value": at / 10, "low": at / 10 - 0.1, "high": None} for at in (-6.0, 0.0, 6.0)]
+    curves = curves_with_intervals({"sweep": points, "empty": [{"at": 0.0, "value": None}]}, "gain")
+    assert curves is not None
+    corners = [tuple(map(float, corner.split(","))) for corner in curves.bands[0].points.split()]
+    middle = [tuple(map(float, corner.split(","))) for corner in curves.lines[0].points.split()]
+    assert corners[:3] == middle  # without an upper end the band ends at the curve
+    assert [x for x, _ in corners] == [56.0, 340.0, 624.0, 624.0, 340.0, 56.0]
+    assert all(below > y for (_, below), (_, y) in zip(corners[3:], middle[::-1], strict=True))
+    assert curves_with_intervals({"sweep": []}, "gain") is None
     curve = line_chart({"loss": [(0, 3.0), (10, 1.0)]}, "steps")
     assert curve is not None
     (x0, y0), (x1, y1) = (tuple(map(float, point.split(","))) for point in curve.lines[0].points.split())

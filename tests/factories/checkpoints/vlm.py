@@ -49,6 +49,11 @@ def save(folder: Path, model: Any, images: Any, words: Any, image: str, settings
     return folder
 
 
+def output_width(words: Any) -> int:
+    """Scores per position: published models pad their vocabulary to a round number above the tokenizer's."""
+    return 64 * (len(words) // 64 + 2)
+
+
 def llava(folder: Path, full_size: bool = False) -> Path:
     """LLaVA; at full size CLIP ViT-L/14 at 336 px with the 1.1-billion Llama of TinyLlama, in bfloat16."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
@@ -57,7 +62,7 @@ def llava(folder: Path, full_size: bool = False) -> Path:
     torch.manual_seed(1)
     words = tokenizer("<image>")
     see = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    read = {"vocab_size": len(words), "num_key_value_heads": 2, **see}
+    read = {"vocab_size": output_width(words), "num_key_value_heads": 2, **see}
     if full_size:
         see = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
         read = {
@@ -109,7 +114,7 @@ def _qwen(folder: Path, generation: str, seed: int | None = None) -> Path:
         },
     }[generation]  # fmt: skip
     text = {
-        "vocab_size": len(words), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "vocab_size": output_width(words), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096,
         "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
         "pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id, "bos_token_id": None,
@@ -137,8 +142,8 @@ def smolvlm(folder: Path) -> Path:
     torch.manual_seed(3)
     words = tokenizer("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
     text = {
-        "model_type": "llama", "vocab_size": len(words), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": words.pad_token_id,
+        "model_type": "llama", "vocab_size": output_width(words), "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": words.pad_token_id,
         "eos_token_id": words.eos_token_id, "bos_token_id": None,
     }  # fmt: skip
     vision = {

@@ -4,24 +4,19 @@ import io
 
 import numpy as np
 import pytest
-import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline_steps.ingest.decoding.truncation import find_truncation
 
-FORMS = ["WAV", "AIFF", "OGG", "WEBP", "PNG", "GIF", "BMP", "JPEG"]
+FORMS = ["WEBP", "PNG", "GIF", "JPEG"]
 
 
 def complete_file(form: str) -> bytes:
     buffer = io.BytesIO()
     generator = np.random.default_rng(1)
-    if form in {"WAV", "AIFF", "OGG"}:
-        subtype = "VORBIS" if form == "OGG" else "PCM_16"
-        soundfile.write(buffer, generator.uniform(-0.5, 0.5, 20_001), 48_000, format=form, subtype=subtype)
-    else:
-        Image.fromarray(generator.integers(0, 255, (40, 50, 3), np.uint8)).save(buffer, form)
+    Image.fromarray(generator.integers(0, 255, (40, 50, 3), np.uint8)).save(buffer, form)
     return buffer.getvalue()
 
 
@@ -43,8 +38,7 @@ def test_truncated_files(form: str, fraction: float) -> None:
         assert payload.rstrip(b"\x00").endswith(b"\x3b") if form == "GIF" else b"\xff\xd9" in payload
         return
     assert found is not None
-    assert not found.impossible_header
-    if form in {"WAV", "WEBP", "BMP"}:
+    if form == "WEBP":
         assert found.missing == pytest.approx(len(COMPLETE[form]) - len(payload), abs=1)
 
 
@@ -53,10 +47,3 @@ def test_any_bytes_are_checked_without_an_error(form: str, tail: bytes, keep_hea
     handle = io.BytesIO((COMPLETE[form][:60] if keep_head else b"") + tail)
     find_truncation(handle, form)
     assert handle.tell() == 0
-
-
-def test_odd_data_chunk_without_pad_byte_is_complete() -> None:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.zeros(101), 8000, format="WAV", subtype="PCM_U8")
-    payload = buffer.getvalue()
-    assert find_truncation(io.BytesIO(payload.rstrip(b"\x00") if payload.endswith(b"\x00") else payload), "WAV") is None

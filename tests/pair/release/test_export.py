@@ -133,7 +133,7 @@ def test_license_texts_are_copied(paired: ProjectPaths, tmp_path: Path, demo: Pa
     release = export_webdataset(paired, tmp_path / "release", license_texts=demo / "LICENSES")
     texts = {path.stem for path in (tmp_path / "release/LICENSES").iterdir()}
     assert texts == {"CC0-1.0", "MIT", "GPL-2.0-or-later"}
-    assert release.missing_texts == ["CC-BY-4.0"]
+    assert release.licenses_without_text == ["CC-BY-4.0"]
 
 
 def test_two_exports_are_the_same_bytes(paired: ProjectPaths, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def models(layout: ProjectPaths, sqlite: Sqlite) -> ProjectPaths:
 
 
 def champion(layout: ProjectPaths) -> str | None:
-    return ModelRegistry(layout).alias(CHAMPION)
+    return ModelRegistry(layout).aliases().get(CHAMPION)
 
 
 def test_first_model_and_then_a_better_one_are_promoted(models: ProjectPaths) -> None:
