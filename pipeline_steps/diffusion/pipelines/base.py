@@ -222,11 +222,6 @@ def latents_generator(seed: int, sample_index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(entropy) % 2**63)
 
 
-def classifier_free_guidance(conditional: torch.Tensor, unconditional: torch.Tensor, guidance_scale: float) -> torch.Tensor:
-    """Classifier-free guidance u + g (c - u) (Ho & Salimans 2022, arXiv 2207.12598); g = 1 is the conditional model."""
-    return unconditional + guidance_scale * (conditional - unconditional)
-
-
 def interpolate_embeds(first: Any, second: Any, fraction: float) -> Any:
     """Encoded clip between two encoded clips (dataclasses of tensors [N, ..., width]): `slerp` of every token."""
     values = {field.name: (getattr(first, field.name), getattr(second, field.name)) for field in fields(first)}
