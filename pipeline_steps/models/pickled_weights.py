@@ -35,7 +35,7 @@ PICKLED_FILES = ("pytorch_model*.bin", INDEX)
 
 RECORD = "conversion.json"
 FAILURE = "failure.txt"
-SECONDS = 120
+SECONDS = 600
 BYTES_PER_SECOND = 20_000_000
 """Slowest expected conversion; with `SECONDS` for the start of the process it is the time limit."""
 SPARE_BYTES = 2 * 2**30
