@@ -34,9 +34,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+app.command(cls=draw.DrawCommand)(draw.draw)
 app.add_typer(quarantine.app, name="quarantine")
 for command in (
-    *(doctor.doctor, run.run, find.find, draw.draw, report.report, check.check, labels.labels, verify.verify, export.export),
+    *(doctor.doctor, run.run, find.find, report.report, check.check, labels.labels, verify.verify, export.export),
     *(trace.trace, forget.forget, compare.compare, promote.promote, promote.rollback, ui.ui, sync.sync),
 ):
     app.command()(command)

@@ -409,28 +409,6 @@ class TestVerify:
             self.write(self.before)
 
 
-def test_draw_writes_a_grid_of_images(root: Path, exported_model: Path) -> None:
-    shutil.copy(PROJECT / "params.yaml", root)
-    shutil.copytree(exported_model, ProjectPaths(root).model)
-    soundfile.write(root / "tone.flac", np.stack([0.3 * np.sin(np.arange(44_100) * 0.06)] * 2, axis=1), 44_100)
-    pictures = []
-    for name, seed in (("a.png", "3"), ("b.png", "3"), ("c.png", "4")):
-        options = ["-o", name, "--seed", seed, "--samples", "3", "--steps", "2", "--guidance", "2", "--json"]
-        result = sonify(root, "draw", str(root / "tone.flac"), *options)
-        assert result.exit_code == 0, result.output
-        assert json_output(result)["seconds"] == 1.0
-        assert json_output(result)["out"] == name
-        with Image.open(name) as picture:
-            pictures.append(np.asarray(picture))
-    assert pictures[0].shape == (2 * 32 + 2, 2 * 32 + 2, 3)
-    assert np.array_equal(pictures[0], pictures[1])
-    assert not np.array_equal(pictures[0], pictures[2])
-    (root / "text.wav").write_text("not a sound")
-    refused = sonify(root, "draw", str(root / "text.wav"))
-    assert refused.exit_code == 3
-    assert len(refused.stderr.splitlines()) == 1
-
-
 def test_find_retrieves_a_dog_and_writes_a_wav(root: Path, assets: Path, tmp_path: Path) -> None:
     """Stages ingest to retrieve on seven demo files, with plain text pooling, then `sonify find`."""
     from pipeline_steps.__main__ import run_stage

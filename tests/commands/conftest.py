@@ -1,5 +1,19 @@
 """Fixtures of the command tests."""
 
-from tests.factories.cli_project import ids, pool, sonify
+from __future__ import annotations
 
-__all__ = ["ids", "pool", "sonify"]
+from pathlib import Path
+
+import pytest
+
+from tests.factories.cli_project import ids, pool, sonify
+from tests.factories.exported_adapter import export_adapter
+from tests.tracking.conftest import layout, sqlite
+
+__all__ = ["ids", "layout", "pool", "sonify", "sqlite"]
+
+
+@pytest.fixture(scope="session")
+def exported_adapter(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exported audio adapter of a tiny backbone with a text encoder."""
+    return export_adapter(tmp_path_factory.mktemp("adapter"), assets)

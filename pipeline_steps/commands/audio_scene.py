@@ -1,0 +1,117 @@
+"""Audio scene: sounds mixed with their gains in a room. Numpy is imported inside the functions, as in all commands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline_steps.core.array_types import FloatArray
+
+MIN_GAIN_DB, MAX_GAIN_DB = -60.0, 24.0
+SWEEP_GAINS_DB = (-24.0, -18.0, -12.0, -6.0, 0.0, 6.0)
+"""Gains of a sweep, relative to the gain of the last sound."""
+SECONDS_OF_EQUAL_ENERGY = 1.0
+"""Reverberation time at which the tail carries as much energy as the direct sound. The energy is proportional to the time."""
+
+
+class Room(StrEnum):
+    """Simulated rooms."""
+
+    NONE = "none"
+    SMALL_ROOM = "small-room"
+    HALL = "hall"
+    CHURCH = "church"
+
+    @property
+    def reverberation_seconds(self) -> float:
+        """T60: time in which the tail decays by 60 dB; 0 without a room."""
+        return {Room.NONE: 0.0, Room.SMALL_ROOM: 0.4, Room.HALL: 1.9, Room.CHURCH: 5.0}[self]
+
+
+class SweptSetting(StrEnum):
+    """Setting of a scene that a sheet varies from row to row."""
+
+    GAIN = "gain"
+    ROOM = "room"
+
+
+@dataclass(frozen=True, slots=True)
+class SceneSound:
+    """One sound of a scene.
+
+    Attributes:
+        name: shown in labels; may be untrusted.
+        samples: mono float32 [T] at 48 kHz, not normalized.
+        gain_db: gain in the mixture.
+    """
+
+    name: str
+    samples: FloatArray
+    gain_db: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AudioScene:
+    """Sounds in a room. The first sound determines the length, shorter ones are repeated."""
+
+    sounds: tuple[SceneSound, ...]
+    room: Room = Room.NONE
+
+    def waveform(self) -> FloatArray:
+        """Mono float32 [T] at 48 kHz: the mixture, in the room at the loudness that it has without."""
+        from pipeline_steps.audio.mixing import mix_tracks
+
+        return apply_room(mix_tracks([(sound.samples, sound.gain_db) for sound in self.sounds]), self.room)
+
+    def sweep(self, setting: SweptSetting) -> list[tuple[str, AudioScene]]:
+        """Labels and scenes with every room, or with the last sound at each of the gains `SWEEP_GAINS_DB`."""
+        if setting is SweptSetting.ROOM:
+            return [(room.value, replace(self, room=room)) for room in Room]
+        *others, last = self.sounds
+        gains = [last.gain_db + gain for gain in SWEEP_GAINS_DB]
+        return [(gain_label(gain), replace(self, sounds=(*others, replace(last, gain_db=gain)))) for gain in gains]
+
+
+def gain_label(gain_db: float) -> str:
+    """Gain with its sign and unit."""
+    return f"{gain_db:+g} dB" if gain_db else "0 dB"
+
+
+def apply_room(samples: FloatArray, room: Room) -> FloatArray:
+    """Clip [T] in a room, followed by the tail of the room, at equal integrated loudness.
+
+    Samples beyond full scale are limited to it.
+    """
+    import numpy as np
+
+    from pipeline_steps.audio.loudness import integrated_loudness
+    from pipeline_steps.audio.reverb import apply_reverb
+    from pipeline_steps.core.media_shards import SAMPLE_RATE
+
+    if room is Room.NONE:
+        return samples
+    impulse = room_impulse_response(room, SAMPLE_RATE)
+    wet = apply_reverb(np.pad(samples, (0, len(impulse) - 1)), impulse)
+    loudness = [integrated_loudness(clip, SAMPLE_RATE) for clip in (samples, wet)]
+    if np.isfinite(loudness).all():
+        wet *= 10.0 ** ((loudness[0] - loudness[1]) / 20.0)
+    return np.clip(wet, -1.0, 1.0).astype(np.float32)
+
+
+def room_impulse_response(room: Room, rate: int) -> FloatArray:
+    """Impulse response [T60 x rate]: the direct sound, then noise with exponential decay (Moorer 1979). It has a fixed seed."""
+    import numpy as np
+
+    from pipeline_steps.core.seeding import seeded_rng
+
+    seconds = room.reverberation_seconds
+    count = max(1, round(seconds * rate))
+    response = seeded_rng(0, "room").standard_normal(count) * 10.0 ** (-3.0 * np.arange(count) / count)
+    response[0] = 0.0
+    energy = float(np.dot(response, response))
+    if energy > 0:
+        response *= np.sqrt(seconds / SECONDS_OF_EQUAL_ENERGY / energy)
+    response[0] = 1.0
+    return response.astype(np.float32)
