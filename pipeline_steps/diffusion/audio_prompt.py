@@ -42,8 +42,8 @@ class AudioPrompt:
     """
 
     template: str = "{}"
-    max_sources: int = 3
-    min_weight: float = 0.3
+    max_sources: int = 2
+    min_weight: float = 0.75
     quiet_db: float = -50.0
     loud_db: float = -25.0
     quiet_weight: float = 0.2

@@ -47,10 +47,12 @@ def test_special_tags_go_before_general_ones_and_places_have_no_source() -> None
 
 
 def test_two_sources_share_the_prompt_by_their_probability() -> None:
-    sources = AudioPrompt().sources(tags(BARK=0.8, MEOW=0.4))
+    both = tags(BARK=0.8, MEOW=0.4)
+    sources = AudioPrompt(min_weight=0.3).sources(both)
     assert sources == [("a dog", pytest.approx(2 / 3)), ("a cat", pytest.approx(1 / 3))]
-    assert AudioPrompt(min_weight=0.6).sources(tags(BARK=0.8, MEOW=0.4)) == [("a dog", 1.0)]
-    assert AudioPrompt(max_sources=1).sources(tags(BARK=0.8, MEOW=0.4)) == [("a dog", 1.0)]
+    assert AudioPrompt(min_weight=0.6).sources(both) == [("a dog", 1.0)]
+    assert AudioPrompt(max_sources=1, min_weight=0.3).sources(both) == [("a dog", 1.0)]
+    assert len(AudioPrompt().sources(tags(BARK=0.8, MEOW=0.7))) == 2
 
 
 def test_a_quiet_sound_is_blended_with_the_empty_prompt() -> None:
