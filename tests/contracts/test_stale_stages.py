@@ -27,6 +27,8 @@ def up_to_date(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("dvc.yaml", "params.yaml", "assets.toml"):
         shutil.copy(project / name, folder / name)
     shutil.copytree(project / "pipeline_steps", folder / "pipeline_steps", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "backbone/weights").mkdir(parents=True)
+    (folder / "backbone/weights/model_index.json").write_text("{}")
     (folder / "data/demo").mkdir(parents=True)
     (folder / "data/demo/manifest.csv").write_text("kind,file\n")
     for stage in YAML(typ="safe").load((folder / "dvc.yaml").read_text())["stages"].values():

@@ -28,6 +28,7 @@ def build(folder: Path, rows: Sequence[Mapping[str, str]]) -> None:
     for name in ("dvc.yaml", ".dvcignore", "assets.toml"):
         shutil.copy(PROJECT / name, folder / name)
     shutil.copytree(PROJECT / "pipeline_steps", folder / "pipeline_steps", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PROJECT / "backbone/weights", folder / "backbone/weights")
     copy_rows(folder, rows)
     subprocess.run([DVC, "init", "--no-scm", "-q"], cwd=folder, check=True, env=environment())
 

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 SHRUNK: dict[str, Any] = {
     "train.resolution": 32,
     "train.audio.num_augmentations": 2,
-    "train.ip_adapter.backbone.model": "backbone",
+    "train.ip_adapter.backbone.model": "small_backbone",
     "train.ip_adapter.phases.adapter.max_steps": 20,
     "train.ip_adapter.phases.adapter.batch_size": 4,
     "train.checkpointing_steps": 10,
@@ -53,7 +53,7 @@ def build_small(folder: Path, *, lie: bool = False) -> Path:
         for number, row in enumerate(chosen):
             row["label"], row["caption"], row["group"] = f"label {number % 3}", "nonsense", "nonsense"
     build(folder, chosen)
-    small_backbone(folder / "backbone")
+    small_backbone(folder / "small_backbone")
     write_params(folder, YAML().load(PROJECT / "params.yaml"), SHRUNK)
     return folder
 
