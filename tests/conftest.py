@@ -86,9 +86,8 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_backbone(tmp_path_factory.mktemp("frozen") / "backbone")
 
 
-@pytest.fixture(scope="session")
-def exported_model(assets: Path, backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model in the layout that stage `train` exports; its weights are far from where training begins."""
+def export_small_model(folder: Path, backbone: Path, assets: Path, prompt: str = "{}") -> Path:
+    """Write a small model in the layout that stage `train` exports; its weights are far from where training begins."""
     import torch
 
     from pipeline_steps.diffusion.audio_prompt import AudioPrompt
@@ -103,15 +102,30 @@ def exported_model(assets: Path, backbone: Path, tmp_path_factory: pytest.TempPa
     torch.manual_seed(0)
     frozen, encoder = StableDiffusionBackbone(str(backbone)).load(), YamnetTokenizer(YamNet(assets), YamNet(assets))
     resampler = PerceiverResampler(encoder.width, encoder.bands, 2, frozen.width, dim=16, depth=1, heads=2)
-    adapter = AudioIPAdapter(frozen, resampler, AudioPrompt())
+    adapter = AudioIPAdapter(frozen, resampler, AudioPrompt(prompt))
     with torch.no_grad():
         for weight in adapter.parameters():
             weight += 0.3 * torch.randn(weight.shape)
-    target = tmp_path_factory.mktemp("model") / "audio2image"
     generation_config = GenerationConfig(num_inference_steps=2, guidance_scale=2.0, max_seconds=2.0, resolution=32)
     pipeline = AudioIPAdapterPipeline(adapter, frozen.build_scheduler("dpm++"), None, generation_config)
-    save_adapter(target, pipeline, encoder, assets)
-    return target
+    save_adapter(folder, pipeline, encoder, assets)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported_model(assets: Path, backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small exported model whose backbone has a text encoder."""
+    return export_small_model(tmp_path_factory.mktemp("model") / "audio2image", backbone, assets)
+
+
+@pytest.fixture(scope="session")
+def textless_model(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small exported model whose backbone has no text encoder."""
+    from tests.factories.checkpoints.stable_diffusion import stable_diffusion
+
+    folder = tmp_path_factory.mktemp("textless")
+    backbone = stable_diffusion(folder / "backbone", text="", levels=2)
+    return export_small_model(folder / "audio2image", backbone, assets, prompt="")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

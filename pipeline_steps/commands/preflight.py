@@ -43,13 +43,18 @@ TIMEOUT_SECONDS = 20
 
 
 def named_checkpoints(params: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Key -> (model, revision) of every checkpoint that the selected implementations use."""
+    """Key -> (model, revision) of every checkpoint that the selected implementations use.
+
+    Folders that stage `assets` writes are left out, because they need not exist yet.
+    """
     found = {}
+    assets = ProjectPaths().assets
     for section, values in params.items():
         selected = set(_strings(values))
         for path, node in _groups(values, (str(section),)):
-            if node.get("model") and "revision" in node and selected & set(path[1:]):
-                found[".".join(path)] = (str(node["model"]), str(node["revision"]))
+            model = node.get("model")
+            if model and "revision" in node and selected & set(path[1:]) and not Path(str(model)).is_relative_to(assets):
+                found[".".join(path)] = (str(model), str(node["revision"]))
     return found
 
 

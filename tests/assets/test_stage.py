@@ -204,6 +204,7 @@ def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
 def test_real_assets_are_reproducible(assets: Path, project: Path) -> None:
     """Every file of data/assets is the one that the manifest describes."""
     files = json.loads((assets / "meta.json").read_text())["files"]
-    assert set(files) == {path.name for path in assets.iterdir() if path.name != "meta.json" and not path.name.startswith(".")}
+    paths = (path.relative_to(assets) for path in assets.rglob("*") if path.is_file())
+    assert set(files) == {path.as_posix() for path in paths if path.name != "meta.json" and not path.name.startswith(".")}
     for name, recorded in files.items():
         assert hashlib.sha256((assets / name).read_bytes()).hexdigest() == recorded["sha256"], name

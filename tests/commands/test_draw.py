@@ -137,9 +137,9 @@ def test_notes_on_limiting_and_length(draw: Draw, root: Path) -> None:
     ],
 )
 def test_errors_are_one_line(
-    draw: Draw, root: Path, exported_model: Path, arguments: list[str], code: int, message: str
+    draw: Draw, root: Path, textless_model: Path, arguments: list[str], code: int, message: str
 ) -> None:
-    (root / "textless").symlink_to(exported_model)
+    (root / "textless").symlink_to(textless_model)
     (root / "text.wav").write_text("not a sound")
     Image.new("RGB", (64, 64), "red").save(root / "image.png")
     result = draw(*arguments)

@@ -57,8 +57,8 @@ def test_a_text_has_a_length(adapter: Audio2ImagePipeline, text: str) -> None:
         generate_images(adapter, [TONE], GenerationSettings(text=text))
 
 
-def test_a_model_without_text_encoder_takes_no_text(exported_model: Path) -> None:
-    pipeline = AutoAudio2ImagePipeline.from_pretrained(exported_model)
+def test_a_model_without_text_encoder_takes_no_text(textless_model: Path) -> None:
+    pipeline = AutoAudio2ImagePipeline.from_pretrained(textless_model)
     with pytest.raises(ConfigError, match="no text encoder"):
         generate_images(pipeline, [TONE], GenerationSettings(text="at night"))
 

@@ -27,10 +27,10 @@ def encode(text: str) -> torch.Tensor:
     return torch.full((1, 2, 3), float(len(text)))
 
 
-def test_the_table_has_the_tags_of_the_tagger(assets: Path) -> None:
+def test_the_table_has_the_tags_of_the_tagger(assets: Path, project: Path) -> None:
     with (assets / "audioset_classes.csv").open(encoding="utf-8") as stream:
         names = [row["display_name"] for row in csv.DictReader(stream)]
-    with Path("pipeline_steps/models/audio/tag_sources.csv").open(encoding="utf-8") as stream:
+    with (project / "pipeline_steps/models/audio/tag_sources.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["tag"] for row in rows] == names
     assert len(tag_sources()) == 521

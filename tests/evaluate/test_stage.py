@@ -16,7 +16,6 @@ from pipeline_steps.evaluate.config import AbilitiesConfig, GainSensitivityConfi
 from pipeline_steps.evaluate.stage import evaluate
 from pipeline_steps.tracking.client.tracker import NoOpTracker
 from tests.evaluate.abilities.property_generator import PropertyGenerator
-from tests.evaluate.judges import toy_judge  # noqa: F401  registers the judge
 from tests.evaluate.synthetic_dataset import CLASSES, CONFIG, ColorGenerator, OtherReports, SyntheticDataset, files
 
 NOT_MEASURED = GainSensitivityConfig(num_clips=0)
@@ -161,7 +160,7 @@ def test_training_pairs_that_share_one_sound_give_no_audio_judge(
     assert told in (tmp_path / "index.html").read_text()
 
 
-def test_abilities_reach_the_numbers_the_plots_and_the_page(world: SyntheticDataset, tmp_path: Path) -> None:
+def test_abilities_reach_the_numbers_the_plots_and_the_page(world: SyntheticDataset, tmp_path: Path, toy: None) -> None:
     config = CONFIG.model_copy(
         update={
             "abilities": AbilitiesConfig(num_clips=3, num_samples=1),

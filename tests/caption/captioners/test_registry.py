@@ -106,7 +106,7 @@ def test_fingerprints_of_caches(tmp_path: Path, assets: Path) -> None:
                 "min_probability": 0.01,
             }
         },
-        "48268a4d7c67ddbe": {
+        "e79cb49a42d73c13": {
             "captioner": "vlm",
             "vlm": {"model": "tiny", "device": "cpu"},
             "prompt": {"max_new_tokens": 99, "verify_events": True},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,24 +15,8 @@ from pipeline_steps.evaluate.config import EvaluateConfig
 from pipeline_steps.evaluate.judges.base import AUDIO_JUDGES, IMAGE_JUDGES
 from pipeline_steps.evaluate.stage import evaluate
 from pipeline_steps.tracking.client.tracker import NoOpTracker
+from tests.evaluate.conftest import TOY
 from tests.evaluate.synthetic_dataset import CONFIG, ColorGenerator, SyntheticDataset
-
-TOY = (Path(__file__).parent / "toy_judge.py").read_text(encoding="utf-8")
-"""A complete judge. In the project it is the file pipeline_steps/evaluate/judges/toy.py."""
-
-
-@pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The file of the judge in a folder that extends the package of judges."""
-    import pipeline_steps.evaluate.judges as package
-
-    folder = tmp_path / "judges"
-    folder.mkdir()
-    (folder / "toy.py").write_text(TOY)
-    monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
-    yield
-    IMAGE_JUDGES._implementations.pop("toy", None)
-    sys.modules.pop("pipeline_steps.evaluate.judges.toy", None)
 
 
 def test_a_new_judge_is_one_file_and_one_line_of_parameters(toy: None, tmp_path: Path, assets: Path) -> None:
