@@ -152,9 +152,9 @@ class ColorGenerator:
             colours = [colour for pitch, colour in CLASSES.values() if self.ignores_audio or abs(hertz / pitch - 1) < 0.5]
             if self.ignores_audio:  # the same noise gives the same image for every clip
                 rng = np.random.default_rng(seed)
-            drawn = np.stack([shape(colours[rng.integers(len(colours))], int(rng.integers(6))) for _ in range(num_samples)])
-            noise = rng.integers(0, 12, drawn.shape)
-            pictures.append(np.clip(drawn.astype(int) - noise, 0, 255).astype(np.uint8))
+            shapes = np.stack([shape(colours[rng.integers(len(colours))], int(rng.integers(6))) for _ in range(num_samples)])
+            noise = rng.integers(0, 12, shapes.shape)
+            pictures.append(np.clip(shapes.astype(int) - noise, 0, 255).astype(np.uint8))
         return np.stack(pictures)
 
     def generate_unconditional(self, count: int, seed: int) -> npt.NDArray[np.uint8]:

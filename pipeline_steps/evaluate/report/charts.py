@@ -1,4 +1,4 @@
-"""Charts as numbers for the page's SVG: positions in px inside a view box, so that the template only places shapes."""
+"""Charts of the page as SVG coordinates in px; the template only places the shapes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class IntervalRow:
 
 @dataclass(frozen=True, slots=True)
 class IntervalChart:
-    """Values with intervals, one per row, and perhaps a line of reference (chance)."""
+    """Values with intervals, one per row, and an optional reference line (chance)."""
 
     height: float
     rows: tuple[IntervalRow, ...]
@@ -47,7 +47,7 @@ class IntervalChart:
 
 @dataclass(frozen=True, slots=True)
 class Polyline:
-    """A polyline: name, class number for its colour, SVG points."""
+    """A polyline: name, class number for its color, SVG points."""
 
     name: str
     number: int
@@ -73,7 +73,7 @@ def interval_chart(
 ) -> IntervalChart | None:
     """Rows (label, entry of evaluation.json, kind) as a chart; rows without a value are left out; None if none is left.
 
-    `kind` names the colour: model, control or truth. `bounds` are shown in any case, and so is every value.
+    `kind` names the color: model, control or truth. The axis covers `bounds` and every value.
     """
     known = [(label, found, kind) for label, found, kind in rows if found.get("value") is not None]
     if not known:
@@ -87,11 +87,11 @@ def interval_chart(
     def place(value: float) -> float:
         return round(LABEL + (WIDTH - LABEL - 24) * (value - low) / (high - low or 1.0), 2)
 
-    drawn = []
+    placed = []
     for number, (label, found, kind) in enumerate(known):
         value = float(found["value"])
         ends = [float(found[key]) if found.get(key) is not None else value for key in ("low", "high")]
-        drawn.append(
+        placed.append(
             IntervalRow(
                 label,
                 round(TOP + ROW * (number + 0.5), 2),
@@ -103,13 +103,13 @@ def interval_chart(
             )
         )
     marks = tuple(Tick(place(value), number_text(value)) for value in ticks)
-    return IntervalChart(TOP + ROW * len(known) + AXIS, tuple(drawn), marks, None if reference is None else place(reference))
+    return IntervalChart(TOP + ROW * len(known) + AXIS, tuple(placed), marks, None if reference is None else place(reference))
 
 
 def line_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x_label: str, smooth: int = 1) -> LineChart | None:
-    """Curves name -> [(x, y)], y from their 1st to 99th percentile so that one spike does not flatten the rest.
+    """Curves name -> [(x, y)], the y axis covers the central 99 % of the values, so that outliers do not flatten the curves.
 
-    `smooth` replaces each y by the mean of up to that many points before it (itself included). None without a point.
+    `smooth` replaces each y by the mean of up to that many points before it (itself included). None if no curve has two points.
     """
     kept = {name: _smoothed(points, smooth) for name, points in sorted(curves.items()) if len(points) > 1}
     if not kept:
@@ -188,7 +188,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def number_text(value: float) -> str:
-    """A number as people write it: at most three significant decimals, a true minus sign, thousands apart."""
+    """Text of a number, rounded by its size, with a minus sign (U+2212) and commas between thousands."""
     if value == 0:
         return "0"
     if float(value).is_integer() and abs(value) < 1e15:
