@@ -29,6 +29,11 @@ class Estimate:
     n: int
     clusters: int
 
+    def entry(self) -> dict[str, float | int | None]:
+        """Entry of `evaluation.json`, rounded to six decimals."""
+        low, high = (None if bound is None else round(bound, 6) for bound in (self.low, self.high))
+        return {"value": round(self.value, 6), "low": low, "high": high, "n": self.n, "clusters": self.clusters}
+
 
 def cluster_index(clusters: Sequence[str]) -> tuple[IntArray, int]:
     """Number of each item's cluster [N] in sorted order, and the number of clusters."""

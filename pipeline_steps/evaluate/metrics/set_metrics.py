@@ -96,17 +96,7 @@ class SetMetrics:
 
 def metric_entry(estimate: Estimate, judge: str, seed: int, sample_rate_hz: int, **more: Any) -> Row:
     """Entry of `evaluation.json`: a value with its interval and the conditions that make values comparable."""
-    return {
-        "value": round(estimate.value, 6),
-        "low": None if estimate.low is None else round(estimate.low, 6),
-        "high": None if estimate.high is None else round(estimate.high, 6),
-        "n": estimate.n,
-        "clusters": estimate.clusters,
-        "judge": judge,
-        "seed": seed,
-        "sample_rate_hz": sample_rate_hz,
-        **more,
-    }
+    return {**estimate.entry(), "judge": judge, "seed": seed, "sample_rate_hz": sample_rate_hz, **more}
 
 
 def not_applicable(reason: str) -> Row:

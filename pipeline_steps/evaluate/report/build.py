@@ -66,7 +66,9 @@ def build_report(
             "samples": config.samples_per_audio,
             "first_samples": FIRST_SAMPLES,
             "num_bootstrap": config.num_bootstrap,
-            "reads_text": any(block["rows"]["text_oracle"].get("applicable", True) for block in summary.blocks(evaluation)),
+            "reads_text": any(
+                block["rows"]["text_oracle"].get("applicable", True) for block in summary.blocks(evaluation).values()
+            ),
             "side": result.generated.shape[2],
             "strip_width": config.samples_per_audio * (result.generated.shape[3] + 2) - 2,
         },

@@ -38,7 +38,7 @@ def headline(evaluation: Row, judge: str, audio_judge: str, pool: tuple[int, int
                 "another sound. 0.5 is chance.",
                 "With other real images of the class instead of generated ones: "
                 f"{interval_text(truth)} on the {truth.get('n', 0)} of {block['n_pairs']} pairs that have one.",
-                _against(found, 0.5),
+                0.5,
             )
         )
     if "test" in evaluation:
@@ -54,7 +54,7 @@ def headline(evaluation: Row, judge: str, audio_judge: str, pool: tuple[int, int
                     f"With the pairs' own real images: {interval_text(truth)}, n={truth.get('n', 0)}. On sound groups left "
                     "out of the fit the regression predicts "
                     f"{100 * evaluation['judges'][judge]['ais_leave_group_out_r2']:.1f} % of the variance of image features.",
-                    _against(rows["model"][ais], 0.5),
+                    0.5,
                 )
             )
         kid = rows["model"].get(f"kid_{judge}", {})
@@ -65,7 +65,6 @@ def headline(evaluation: Row, judge: str, audio_judge: str, pool: tuple[int, int
                 f"Generated without audio: {interval_text(rows['unconditional'].get(f'kid_{judge}', {}))}. "
                 f"Training images: {interval_text(rows['real_images'].get(f'kid_{judge}', {}))}.",
                 "Lower is better. It uses the features of this judge and is not comparable with KID or FID from papers.",
-                "",
             )
         )
         difference = rows[DIFFERENCE].get(win, {})
@@ -76,7 +75,7 @@ def headline(evaluation: Row, judge: str, audio_judge: str, pool: tuple[int, int
                     difference,
                     "Win rate of the generated images minus that of the training image whose sound is nearest.",
                     f"The lookup: {interval_text(rows[LOOKUP_ROWS[0]][win])}. Zero or less: no gain over the lookup.",
-                    _against(difference, 0.0),
+                    0.0,
                 )
             )
     if copies := evaluation.get("memorisation", {}).get("sets", {}).get("test"):
@@ -87,7 +86,6 @@ def headline(evaluation: Row, judge: str, audio_judge: str, pool: tuple[int, int
                 copies["model"]["copy_fraction"],
                 "Fraction of the images generated from test sounds that lie within 25 gray levels of a training image.",
                 f"Held-out real images: {interval_text(real)}.",
-                "",
             )
         )
     retrieval = evaluation.get("retrieval")
@@ -101,60 +99,50 @@ def headline(evaluation: Row, judge: str, audio_judge: str, pool: tuple[int, int
                 f"Gold images as queries among {retrieval['candidates']} sounds; chance {interval_text(random)}, "
                 f"with the true label as the query {interval_text(oracle)}.",
                 "Only the image's own recording counts; another recording of the same class does not.",
-                _against(own, float(random["value"])),
+                float(random["value"]),
             )
         )
-    paired, pictures = pool
-    fraction = {"value": paired / pictures if pictures else None}
+    paired, total = pool
+    fraction = {"value": paired / total if total else None}
     cards.append(
         _card(
             "Images paired with a sound",
             fraction,
-            f"{paired} of {pictures} in the pool.",
+            f"{paired} of {total} in the pool.",
             "The section on abstained images lists the reasons of the others.",
-            "",
         )
     )
     return cards
 
 
-def _card(title: str, found: Row, meaning: str, limit: str, tone: str) -> dict[str, Any]:
-    text = interval_text(found)
-    value, _, interval = text.partition(" ")
-    n = f" \u00b7 n={found['n']}" if found.get("n") else ""
+def _card(title: str, found: Row, meaning: str, limit: str, chance: float | None = None) -> dict[str, Any]:
+    """Card of a value; `tone` is "good" if its whole interval is above `chance` and "bad" otherwise, if both are known."""
+    value, _, interval = interval_text(found).partition(" ")
+    n = f"n={found['n']}" if found.get("n") else ""
+    tone = "" if chance is None or found.get("low") is None else "good" if float(found["low"]) > chance else "bad"
+    shown = [f"95 % interval {interval}" if interval else "", n]
     return {
         "title": title,
         "value": value,
-        "interval": f"95 % interval {interval}{n}" if interval else n.removeprefix(" \u00b7 "),
+        "interval": " \u00b7 ".join(part for part in shown if part),
         "text": meaning,
         "limit": limit,
         "tone": tone,
     }
 
 
-def _against(found: Row, chance: float) -> str:
-    """ "good" if the whole interval is above chance, "bad" if it is not, "" when there is no interval."""
-    if found.get("low") is None:
-        return ""
-    return "good" if float(found["low"]) > chance else "bad"
-
-
 def metric_tables(evaluation: Row) -> list[dict[str, Any]]:
     """One table per set: a line per metric, a column per row of the protocol."""
     tables = []
-    for name, title in SET_TITLES.items():
-        if name not in evaluation:
-            continue
-        block = evaluation[name]
+    for name, block in blocks(evaluation).items():
         metrics = list(dict.fromkeys(metric for row in ROWS[:4] for metric in block["rows"][row]))
         lines = [
             {"name": metric, "better": better(metric), "cells": [_cell(block["rows"][row], metric) for row in ROWS]}
             for metric in metrics
         ]
         columns = [column.replace("_", " ") for column in ROWS]
-        tables.append(
-            {"title": title, "pairs": block["n_pairs"], "sounds": block["n_sounds"], "columns": columns, "lines": lines}
-        )
+        facts = {"title": SET_TITLES[name], "pairs": block["n_pairs"], "sounds": block["n_sounds"]}
+        tables.append({**facts, "columns": columns, "lines": lines})
     return tables
 
 
@@ -197,9 +185,9 @@ def memorisation_tables(evaluation: Row) -> list[dict[str, Any]]:
     ]
 
 
-def blocks(evaluation: Row) -> list[Row]:
-    """Blocks of the evaluated sets."""
-    return [evaluation[name] for name in SET_TITLES if name in evaluation]
+def blocks(evaluation: Row) -> dict[str, Row]:
+    """Blocks of the evaluated sets by name."""
+    return {name: evaluation[name] for name in SET_TITLES if name in evaluation}
 
 
 def win_charts(evaluation: Row) -> list[dict[str, Any]]:
@@ -207,9 +195,8 @@ def win_charts(evaluation: Row) -> list[dict[str, Any]]:
     metrics = list(
         dict.fromkeys(
             metric
-            for name in SET_TITLES
-            if name in evaluation
-            for metric in evaluation[name]["rows"]["model"]
+            for block in blocks(evaluation).values()
+            for metric in block["rows"]["model"]
             if metric.startswith(("win_rate", "ais_win_rate"))
         )
     )
@@ -221,11 +208,10 @@ def win_charts(evaluation: Row) -> list[dict[str, Any]]:
                 found,
                 KINDS.get(row, "control"),
             )
-            for name in SET_TITLES
-            if name in evaluation
+            for name, block in blocks(evaluation).items()
             for row in ROWS
-            if row != DIFFERENCE and evaluation[name]["rows"][row].get("applicable") is not False
-            for found in (evaluation[name]["rows"][row].get(metric, {}),)
+            if row != DIFFERENCE and block["rows"][row].get("applicable") is not False
+            for found in (block["rows"][row].get(metric, {}),)
         ]
         chart = interval_chart(rows, reference=0.5, bounds=(0.3, 0.9))
         if chart:
@@ -256,8 +242,8 @@ def retrieval_table(retrieval: Row) -> dict[str, Any]:
     }
 
 
-def reason_table(rows: Sequence[Row], at_most: int, picture: Callable[[str], str | None]) -> dict[str, Any]:
-    """Counts by (stage, code) with an example, and the first rows; `picture` gives a thumbnail's path for an item or None."""
+def reason_table(rows: Sequence[Row], at_most: int, thumbnail: Callable[[str], str | None]) -> dict[str, Any]:
+    """Counts by (stage, code) with an example, and the first rows; `thumbnail` returns a path for an item or None."""
     counts = Counter((str(row["stage"]), str(row["code"])) for row in rows)
     example = {(str(row["stage"]), str(row["code"])): row["reason"] for row in reversed(rows)}
     return {
@@ -265,6 +251,6 @@ def reason_table(rows: Sequence[Row], at_most: int, picture: Callable[[str], str
             {"stage": stage, "code": code, "count": count, "example": example[stage, code]}
             for (stage, code), count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
         ],
-        "rows": [{**row, "picture": picture(str(row["id"]))} for row in rows[:at_most]],
+        "rows": [{**row, "picture": thumbnail(str(row["id"]))} for row in rows[:at_most]],
         "hidden": max(0, len(rows) - at_most),
     }

@@ -31,11 +31,11 @@ def test_r2_of_the_regression_is_high_with_signal_and_near_zero_without() -> Non
     rng = np.random.default_rng(0)
     sounds = rng.normal(size=(150, 20))
     mix = rng.normal(size=(20, 30))
-    pictures = sounds @ mix + 2.0 * rng.normal(size=(150, 30)) + 5.0
+    images = sounds @ mix + 2.0 * rng.normal(size=(150, 30)) + 5.0
     each = [f"g{row}" for row in range(120)]
-    judge = fit(sounds[:120], pictures[:120], each)
+    judge = fit(sounds[:120], images[:120], each)
     assert judge.group_out_r2 > 0.3
-    agreement = judge.predict(sounds[120:]) @ judge.project(pictures[120:]).T
+    agreement = judge.predict(sounds[120:]) @ judge.project(images[120:]).T
     assert (np.diag(agreement)[:, None] > agreement).mean() > 0.85
     noise = fit(sounds[:120], rng.normal(size=(120, 30)), each)
     assert noise.group_out_r2 < 0.05
@@ -46,10 +46,10 @@ def test_pairs_of_one_recording_do_not_raise_the_r2() -> None:
     rng = np.random.default_rng(1)
     groups = [f"g{row // 3}" for row in range(120)]
     sounds = np.repeat(rng.normal(size=(40, 200)), 3, axis=0)
-    pictures = np.repeat(rng.normal(size=(40, 30)), 3, axis=0) + 0.3 * rng.normal(size=(120, 30))
-    judge = fit(sounds, pictures, groups)
+    images = np.repeat(rng.normal(size=(40, 30)), 3, axis=0) + 0.3 * rng.normal(size=(120, 30))
+    judge = fit(sounds, images, groups)
     assert -0.05 < judge.group_out_r2 < 0.01
-    assert fit(sounds, pictures, [str(row) for row in range(120)]).group_out_r2 > 0.5, "R^2 if single pairs are left out"
+    assert fit(sounds, images, [str(row) for row in range(120)]).group_out_r2 > 0.5, "R^2 if single pairs are left out"
     assert (judge.n, judge.groups) == (120, 40)
 
 
@@ -57,11 +57,11 @@ def test_the_closed_form_equals_refits_without_each_group() -> None:
     """Errors of the closed form at every penalty, compared with one refit per group with its own means."""
     rng = np.random.default_rng(4)
     groups = np.array([f"g{row // 3}" for row in range(25)])  # the last group has one pair
-    sounds, pictures = rng.normal(size=(9, 6))[np.arange(25) // 3], rng.normal(size=(25, 5))
-    pictures[:, 0] += 3 * sounds[:, 0]
-    judge = fit(sounds, pictures, groups.tolist())
+    sounds, images = rng.normal(size=(9, 6))[np.arange(25) // 3], rng.normal(size=(25, 5))
+    images[:, 0] += 3 * sounds[:, 0]
+    judge = fit(sounds, images, groups.tolist())
     x = sounds / np.linalg.norm(sounds, axis=1, keepdims=True)
-    y = pictures / np.linalg.norm(pictures, axis=1, keepdims=True)
+    y = images / np.linalg.norm(images, axis=1, keepdims=True)
     errors, of_the_mean = {}, 0.0
     for relative in PENALTIES:
         penalty = relative * np.linalg.norm(x - x.mean(0), 2) ** 2
@@ -77,9 +77,9 @@ def test_the_closed_form_equals_refits_without_each_group() -> None:
     assert judge.penalty == pytest.approx(best)
     assert judge.group_out_r2 == pytest.approx(1 - errors[best] / of_the_mean, abs=1e-9)
     with pytest.raises(ValueError, match="3 or more pairs"):
-        fit(sounds[:2], pictures[:2], ["a", "b"])
+        fit(sounds[:2], images[:2], ["a", "b"])
     with pytest.raises(ValueError, match="2 or more audio groups, got 5 clips of 1 groups"):
-        fit(sounds[:5], pictures[:5], ["a"] * 5)
+        fit(sounds[:5], images[:5], ["a"] * 5)
 
 
 def test_equal_sounds_give_r2_zero() -> None:

@@ -40,12 +40,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def pictures() -> list[ByteArray]:
+def sample_images() -> list[ByteArray]:
     """Smooth and noisy ones of several shapes, smaller and larger than the network's square."""
     random = np.random.default_rng(0)
     ramp = np.linspace(0, 255, 90)[:, None, None] * np.linspace(0.2, 1, 70)[None, :, None] * [1.0, 0.6, 0.3]
     noisy = [random.integers(0, 256, (height, width, 3)) for height, width in ((20, 33), (64, 64), (150, 61))]
-    return [np.asarray(picture, np.uint8) for picture in (ramp, *noisy)]
+    return [np.asarray(image, np.uint8) for image in (ramp, *noisy)]
 
 
 def pixels_of_dinov2(image: ByteArray) -> np.ndarray:
@@ -65,7 +65,7 @@ def test_features_equal_those_of_transformers_at_any_batch_size(folders: dict[st
 
     judge = JUDGES[name](str(folders[name])).load()
     assert isinstance(judge, ImageFeatureExtractor)
-    images = pictures()
+    images = sample_images()
     made = judge.features(images)
     assert made.shape == (4, WIDTH[name])
     assert made.dtype == np.float32
@@ -81,12 +81,12 @@ def test_features_equal_those_of_transformers_at_any_batch_size(folders: dict[st
                 wanted = AutoModel.from_pretrained(source).eval()(**inputs).last_hidden_state[0, 0]
             np.testing.assert_allclose(row, wanted.numpy(), rtol=1e-4, atol=1e-5)
     spread = np.linalg.norm(made - made.mean(0), axis=1)
-    assert spread.min() > 0.1  # different pictures, different rows
+    assert spread.min() > 0.1  # different images have different rows
 
 
 def test_pixels_follow_the_preprocessor_configuration(folders: dict[str, Path]) -> None:
     judge = Dinov2(str(folders["dinov2"])).load()
-    for image in pictures():
+    for image in sample_images():
         made = judge._processor(images=[Image.fromarray(image)], return_tensors="np")["pixel_values"][0]
         np.testing.assert_allclose(made, pixels_of_dinov2(image), atol=2e-6)
 

@@ -39,8 +39,8 @@ def test_the_resize_is_bicubic_with_antialiasing_and_without_rounding() -> None:
     random = np.random.default_rng(0)
     flat = resize_clean_fid(np.full((7, 31, 3), (3, 128, 255), np.uint8))
     np.testing.assert_allclose(flat, np.broadcast_to(np.float32([3, 128, 255]), (299, 299, 3)), rtol=1e-5)
-    picture = random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    large = resize_clean_fid(picture)
+    image = random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    large = resize_clean_fid(image)
     assert large.shape == (299, 299, 3)
     assert np.abs(large - large.round()).max() > 0.4
     assert large.min() < 0 or large.max() > 255  # overshoot is kept, as in clean-fid

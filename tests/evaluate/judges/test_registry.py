@@ -1,4 +1,4 @@
-"""Registry of judges: a new judge is one file; a lookup imports the judge's module alone; the configuration is validated."""
+"""Registry of judges: a new judge is one file; a lookup imports only that module; the configuration is validated."""
 
 from __future__ import annotations
 

@@ -205,14 +205,14 @@ def test_media_files_are_small_playable_and_reproducible() -> None:
     samples, rate = soundfile.read(io.BytesIO(mp3(tone)))
     assert rate == 24_000
     assert abs(len(samples) / rate - 1.0) < 0.15
-    picture = spectrogram(tone)
-    assert picture.shape == (80, 240, 3)
-    bright = int(picture.astype(int).sum((1, 2)).argmax())
+    image = spectrogram(tone)
+    assert image.shape == (80, 240, 3)
+    bright = int(image.astype(int).sum((1, 2)).argmax())
     assert 45 < bright < 75  # 440 Hz lies in the lower third
     assert spectrogram(tone[:100]).shape == (80, 240, 3)
-    assert len(png(picture, palette=True)) < 20_000
-    pictures = np.zeros((3, 8, 8, 3), np.uint8)
-    assert strip(pictures).shape == (8, 28, 3)
+    assert len(png(image, palette=True)) < 20_000
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    assert strip(images).shape == (8, 28, 3)
     with Image.open(io.BytesIO(thumbnail(np.zeros((300, 600, 3), np.uint8), 224))) as small:
         assert small.size == (224, 112)
 
