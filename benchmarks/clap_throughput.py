@@ -1,13 +1,13 @@
-"""File to CLAP vector, and text to CLAP vector, against the plain transformers loop: `python -m benchmarks.clap_throughput`.
+"""Rate of CLAP embeddings of files and texts, compared with a transformers loop: `python -m benchmarks.clap_throughput`.
 
-The checkpoint has the published shape (HTSAT-tiny, RoBERTa-base) and random weights, made on the spot, so speed and equality
-are real and retrieval quality is not judged; `--checkpoint FOLDER` takes real weights. Both sides read the same files and run
-in turn on the same cores. On all cores rates are items per second of wall time, which needs a quiet machine; with `--threads 1`
-per processor-second. The plain loop: soundfile, soxr, ClapFeatureExtractor, ClapModel.get_audio_features, one sound at a time.
+The checkpoint has the published shape (HTSAT-tiny, RoBERTa-base) and random weights, so retrieval quality is not measured;
+`--checkpoint FOLDER` loads real weights. Both sides read the same files and run in turn on the same cores. Rates are items per
+second of wall time on all cores, which needs an idle machine, and per processor second with `--threads 1`. The plain loop uses
+soundfile, soxr, ClapFeatureExtractor and ClapModel.get_audio_features, one sound at a time.
 
-`--agree N` embeds N sounds of --pool with each backend and prints what the guard of int8 measures. `--gold FOLDER` (with a
-manifest.csv, as for `benchmarks/gold_retrieval.py`) asks for each gold sound with the text of its label, among gold and pool,
-and prints R@10 of each backend: labels are read here, the product never sees them.
+`--agree N` embeds N sounds of --pool with each backend and prints the values that the guard of int8 checks. `--gold FOLDER`
+(with a manifest.csv, as for `benchmarks/gold_retrieval.py`) queries gold sounds by the text of their label among gold and pool
+sounds and prints R@10 of each backend. Only this script reads labels.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def report(title: str, count: int, bar: str, sides: dict[str, Callable[[], np.nd
         ratio = float(np.median([found[base][1] / found[name][1] for found in rounds]))
         cosine = float((rounds[0][base][0] * rounds[0][name][0]).sum(1).min())
         same = all(np.array_equal(found[name][0], rounds[0][name][0]) for found in rounds)
-        told = f"{count / best:7.2f} per {UNIT}, ratio {ratio:5.2f} (median), smallest cosine {cosine:.7f}"
-        print(f"{title}: {name:28} {told}, {'same bytes each round' if same else 'BYTES DIFFER'}")
+        line = f"{count / best:7.2f} per {UNIT}, ratio {ratio:5.2f} (median), smallest cosine {cosine:.7f}"
+        print(f"{title}: {name:28} {line}, {'same bytes each round' if same else 'BYTES DIFFER'}")
     print(f"{title}: bar {bar}\n", flush=True)
 
 
@@ -84,7 +84,7 @@ def read(file: Path) -> np.ndarray:
 
 
 def compare(encoders: dict[str, ClapEncoder], pool: list[Path]) -> None:
-    """What the guard measures on the pool: the first backend's neighbours against those of the others."""
+    """Values of the guard on the pool: neighbors by the first backend compared with those by the others."""
     sounds = [read(file) for file in pool]
     vectors = {name: encoder.encode_audio(sounds) for name, encoder in encoders.items()}
     base = next(iter(vectors))
@@ -97,8 +97,8 @@ def compare(encoders: dict[str, ClapEncoder], pool: list[Path]) -> None:
     print(f"different sounds have cosines of {others.mean():.5f} +- {others.std():.5f} in {base}\n", flush=True)
 
 
-def ask_for_gold(encoders: dict[str, ClapEncoder], folder: Path, pool: list[Path]) -> None:
-    """R@10 of gold sounds, each asked for by its label, among all gold sounds and the pool."""
+def query_gold(encoders: dict[str, ClapEncoder], folder: Path, pool: list[Path]) -> None:
+    """R@10 of gold sounds by the text of their label, among all gold sounds and the pool."""
     with (folder / "manifest.csv").open(encoding="utf-8", newline="") as handle:
         rows = [row for row in csv.DictReader(handle) if row["split"] == "gold" and row["kind"] == "sound"]
     gold = [folder / row["file"] for row in rows]
@@ -155,7 +155,7 @@ def main() -> None:
             every = max(1, len(pool) // arguments.agree)
             compare(encoders, pool[::every][: arguments.agree])
         if arguments.gold:
-            ask_for_gold(encoders, arguments.gold, pool)
+            query_gold(encoders, arguments.gold, pool)
         if not arguments.texts:
             return
         spoken = sorted({word for text in TEXTS for word in text.split()})

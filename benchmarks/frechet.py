@@ -1,10 +1,10 @@
-"""The matrix step of a Frechet distance: ours beside scipy's matrix square root.
+"""Time of the matrix step of a Frechet distance, compared with scipy's matrix square root.
 
     python -m benchmarks.frechet [--dimension 2048] [--rows 3000] [--rounds 1]
 
-One thread, processor seconds, in turns, best of the rounds. Both start from the same two sets of features. Ours makes one
-covariance on the way and is timed whole; the two covariances that the square root needs are timed apart, so that both ratios,
-with and without them, can be printed.
+Processor seconds on one thread; the sides run in turn, and the best round counts. Both start from the same two sets of
+features. The project's function includes one covariance. The two covariances of the square root are timed separately, and both
+ratios, with and without them, are printed.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-"""Picture -> sound retrieval on gold pairs, with plain baselines and oracles under the same protocol.
+"""Image-to-audio retrieval on gold pairs, with baselines and oracles under the same protocol.
 
     python -m benchmarks.gold_retrieval --gold DIR --pool DIR [--json OUT] [--development]
 
-Each folder holds a `manifest.csv` with the columns id, kind (image | sound), file, label, split (gold | pool) and pair. Queries
-are the gold pictures of --gold, candidates the gold sounds of --gold and the pool sounds of --pool. Files are decoded as
-the ingest stage decodes them. `label` is read here, after everything was ranked, and for the oracle rows; the pipeline
-never sees it.
+Each folder contains a `manifest.csv` with the columns id, kind (image | sound), file, label, split (gold | pool) and pair.
+Queries are the gold images of --gold, candidates the gold sounds of --gold and the pool sounds of --pool. Files are decoded as
+by stage `ingest`. Labels are used for the oracle rows and after ranking; the pipeline does not read them.
 
-A picture for which the captioner abstains is ranked by its guesses, as `sonify find` does for a person who asks; the row
-`ours, abstaining` counts it as a miss at the worst rank instead. A pair whose file cannot be decoded is a miss everywhere.
+An image for which the captioner abstains is ranked by its guesses, as by `sonify find`; the row `ours, abstaining` counts it as
+a miss at the worst rank. A pair whose file cannot be decoded is a miss in every row.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Candidates:
-    """The sounds to choose from: unique by content, with every label a copy of it carries."""
+    """Candidate sounds: unique by content, with the labels of all copies."""
 
     ids: list[str]
     labels: list[set[str]]
@@ -75,15 +74,15 @@ def manifest(folder: Path, split: str) -> list[Row]:
 
 
 def decoded(folder: Path, row: Row) -> tuple[str, bytes] | None:
-    """(content id, normalised payload) of a file as the ingest stage makes it; None when it is refused."""
+    """(content id, normalized payload) of a file as by stage `ingest`; None if it is rejected."""
     config = IngestConfig()
     file = inspect_file(folder, row["file"], None, config.image.max_file_mb * 1e6, walked=False)
     if not isinstance(file, CandidateFile):
-        print(f"refused: {row['file']}: {file}", file=sys.stderr)
+        print(f"rejected: {row['file']}: {file}", file=sys.stderr)
         return None
     result = decode(build_decode_job(config, folder, file))
     if result["code"]:
-        print(f"refused: {row['file']}: {result['code']}", file=sys.stderr)
+        print(f"rejected: {row['file']}: {result['code']}", file=sys.stderr)
         return None
     return file.item_id, result["payload"]
 
@@ -121,7 +120,7 @@ def read_sounds(
 
 
 def read_pictures(folder: Path, rows: list[Row]) -> list[np.ndarray | None]:
-    """Decoded pictures in the order of rows; None where a file is refused."""
+    """Decoded images in the order of rows; None for rejected files."""
     items = [decoded(folder, row) for row in rows]
     return [None if item is None else np.asarray(Image.open(io.BytesIO(item[1])).convert("RGB")) for item in items]
 
@@ -154,7 +153,7 @@ def quick_try(bridge: YamnetMiniLMEncoder, texts: Sequence[str], posteriors: Flo
 
 
 def rank_of(scores: FloatArray | None, relevant: np.ndarray) -> int:
-    """Rank (1 is best) of the best relevant candidate; ties and missing scores count against us."""
+    """Rank (1 is best) of the best relevant candidate; ties count as the worse rank, missing scores as the last."""
     if scores is None or not relevant.any():
         return len(relevant)
     return 1 + int((scores[~relevant] >= scores[relevant].max()).sum())
@@ -189,7 +188,7 @@ def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
 def development(
     layout: ProjectPaths, bridge: YamnetMiniLMEncoder, plain: YamnetMiniLMEncoder, candidates: Candidates
 ) -> dict[str, Any]:
-    """Label text -> pool sounds with that label: the set on which variants were chosen; gold pairs take no part."""
+    """Retrieval of pool sounds by their label as text, the development set for variants; gold pairs are not used."""
     rows = np.flatnonzero(candidates.pool)
     labels = [candidates.labels[row] for row in rows]
     texts = sorted(set().union(*labels))
@@ -230,7 +229,7 @@ def average_precision(scores: FloatArray, relevant: np.ndarray) -> float:
 
 
 def main() -> int:
-    """Run, print the tables, and say which bars are met; exit code 1 when one is missed."""
+    """Run, print the tables and whether the bars are met; exit code 1 if one is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gold", type=Path, default=PROJECT / "data/demo")
     parser.add_argument("--pool", type=Path, default=PROJECT / "data/demo")
@@ -284,7 +283,7 @@ def main() -> int:
     answer = evaluate(rows, pictures, labels, candidates, pair_rows, options.seed)
     answer["coverage"] = float(np.mean([bool(one.events) for one in captions]))
     answer["candidates"] = len(candidates.ids)
-    print(f"\ncoverage: {answer['coverage']:.3f} of the gold pictures have events, the others are ranked by guesses")
+    print(f"\ncoverage: {answer['coverage']:.3f} of the gold images have events, the others are ranked by guesses")
     answer["bars"] = bars(answer["pair"])
     answer["differences"] = differences(answer["ranks"]["pair"], options.seed)
     if options.development:

@@ -1,18 +1,18 @@
-"""CLAP, AST, captioning and sampling, the plain loop beside ours.
+"""Rates of CLAP, AST, captioning and sampling, compared with plain loops.
 
 Usage: python -m benchmarks.gpu_pipeline [--parts clap ast captions sampling] [--rounds 3] [--json FILE]
 
 On a GPU the networks have their published shapes: CLAP htsat-unfused (HTSAT-tiny, RoBERTa-base), AST base (12 layers of 768),
-LLaVA of CLIP ViT-L/14-336 and a 1.1-billion Llama, U-Net and autoencoder of Stable Diffusion 1.5, our model as `train` makes
-it. Without a GPU everything is reduced to small networks and few items: such a run shows that the benchmark works and says
-nothing about full size. Weights are random: speed is real, quality is not judged.
+LLaVA of CLIP ViT-L/14-336 and a 1.1-billion Llama, U-Net and autoencoder of Stable Diffusion 1.5, the model of stage `train`.
+Without a GPU the networks are small and the items few; such a run only tests the benchmark. Weights are random, so quality is
+not measured.
 
-Both sides run in turn in one process, after a round that is not counted; rates are the best of the rounds, the ratio is the
-median over rounds. Memory is what a side needed at its peak above the weights that were loaded before (GPU alone).
+Both sides run in turn in one process, after a warm-up round; rates are the best of the rounds, the ratio is the median over
+rounds. Memory is the peak of a side above the weights that were loaded before (GPU only).
 
 - plain: one item at a time, float32, the extractors of transformers and the pipeline of diffusers as documented.
-- ours: the product's own code (`Clap`, `AstTokens`, `Vlm`, `Audio2ImagePipeline`), batched, bfloat16 on a GPU. Sampling is the
-  pipeline of diffusers in both, with the batch, precision, memory format and solver that we use.
+- ours: the code of the project (`Clap`, `AstTokens`, `Vlm`, `Audio2ImagePipeline`), batched, bfloat16 on a GPU. Sampling is the
+  pipeline of diffusers in both, with the batch, precision, memory format and solver of the project.
 """
 # ruff: noqa: E402
 
@@ -51,7 +51,7 @@ DEVICE = "cuda" if GPU else "cpu"
 
 @dataclass(frozen=True)
 class Side:
-    """One way to do a part's work: what it does, how many items that is, and tokens written, if any."""
+    """One implementation of a part: function, items per call, and generated tokens, if any."""
 
     name: str
     work: Callable[[], object]
@@ -75,7 +75,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def compare(part: str, sides: list[Side], rounds: int) -> list[dict[str, Any]]:
-    """Every side in turn, round by round; the first one is the baseline."""
+    """Run the sides in turn; the first one is the baseline."""
     for side in sides:
         side.work()
     runs = [[timed(side.work) for side in sides] for _ in range(rounds)]
@@ -92,10 +92,10 @@ def compare(part: str, sides: list[Side], rounds: int) -> list[dict[str, Any]]:
         if GPU:
             row["peak_mb"] = round(max(run[place][1] for run in runs))
         rows.append(row)
-        told = f"{row['items_per_second']:10.2f} items/s, ratio {row['ratio']:6.2f}"
-        told += f", {row['tokens_per_second']:8.1f} tokens/s" if side.tokens else ""
-        told += f", peak {row['peak_mb']} MB above the weights" if GPU else ""
-        print(f"{part:9} {side.name:44} {told}", flush=True)
+        line = f"{row['items_per_second']:10.2f} items/s, ratio {row['ratio']:6.2f}"
+        line += f", {row['tokens_per_second']:8.1f} tokens/s" if side.tokens else ""
+        line += f", peak {row['peak_mb']} MB above the weights" if GPU else ""
+        print(f"{part:9} {side.name:44} {line}", flush=True)
     return rows
 
 
@@ -117,7 +117,7 @@ def read(file: Path) -> np.ndarray:
 
 
 def clap(scratch: Path, rounds: int) -> list[dict[str, Any]]:
-    """File to vector."""
+    """Embedding of audio files."""
     from transformers import ClapFeatureExtractor, ClapModel
 
     from pipeline_steps.core.project_paths import ProjectPaths
@@ -150,7 +150,7 @@ def clap(scratch: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def ast(scratch: Path, rounds: int) -> list[dict[str, Any]]:
-    """Ten seconds of sound to tokens."""
+    """Tokens of ten-second clips."""
     from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
     from pipeline_steps.models.audio.ast import AstEncoder
@@ -183,7 +183,7 @@ def ast(scratch: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def captions(scratch: Path, rounds: int) -> list[dict[str, Any]]:
-    """Pictures to answers of a fixed length; random weights write nonsense, so decoding is not bound to JSON here."""
+    """Captions of a fixed length; decoding is not constrained to JSON, because the weights are random."""
     from transformers import LlavaForConditionalGeneration
 
     from pipeline_steps.caption.captioners.base import CaptionOptions
@@ -227,7 +227,7 @@ def captions(scratch: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def sampling(scratch: Path, rounds: int) -> list[dict[str, Any]]:
-    """Pictures of a Stable Diffusion 1.5 with guidance."""
+    """Images of Stable Diffusion 1.5 with guidance."""
     from diffusers import (
         AutoencoderKL,
         DDIMScheduler,
@@ -303,7 +303,7 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     machine = torch.cuda.get_device_name() if GPU else f"no GPU, {os.cpu_count()} CPU cores"
-    size = "published shapes" if GPU else "REDUCED: small networks, few items; these numbers say nothing about full size"
+    size = "published shapes" if GPU else "REDUCED: small networks, few items; not comparable with full size"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"{machine}; load {os.getloadavg()[0]:.1f}; {versions}; {size}; random weights\n", flush=True)
     rows: list[dict[str, Any]] = []

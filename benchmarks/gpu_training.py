@@ -1,4 +1,4 @@
-"""Training on one accelerator: images/s, MFU, peak memory and waiting, ours beside a plain diffusers loop, in one run.
+"""Training on one accelerator: images/s, MFU, peak memory and waiting time, compared with a diffusers loop.
 
 Usage: python -m benchmarks.gpu_training [--steps 20] [--rounds 3] [--reduced] [--json FILE]
 
@@ -68,8 +68,8 @@ PEAK_TFLOPS = {
     "RTX 4090": 165.2,
     "RTX 3090": 71.0,
 }
-"""Dense bf16 tensor-core TFLOP/s from the makers' data sheets (SXM where nothing is said); the longest fitting name counts."""
-REDUCED = "reduced, CPU: says nothing of a GPU"
+"""Dense bf16 tensor-core TFLOP/s from the makers' data sheets (SXM unless stated); the longest fitting name counts."""
+REDUCED = "reduced, CPU: not comparable with a GPU"
 
 
 def peak_tflops(name: str) -> float | None:
@@ -89,7 +89,7 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass
 class Task:
-    """A model to be trained, as the product has it.
+    """A model to be trained, as in the project.
 
     Attributes:
         training: the product's module.
@@ -163,7 +163,7 @@ def sd15(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype
 
 
 def batch_of(shape: tuple[int, ...], audio: Any, generator: torch.Generator) -> TrainingBatch:
-    """A whole step's batch around some audio; latents [N, C, h, w] of `shape` are still zero."""
+    """Batch of a step with the given audio; latents [N, C, h, w] of `shape` are zero."""
     count = shape[0]
     return TrainingBatch(
         latents=torch.zeros(shape),
@@ -188,18 +188,18 @@ class Side:
         self.source: TimedBatches
 
     def run(self, steps: int) -> None:
-        """Make so many steps."""
-        raise TypeError("a side says how it trains")
+        """Run so many steps."""
+        raise TypeError("a side must implement run")
 
     def resident_bytes(self) -> int:
-        """Weights, frozen models and what the optimizer remembers."""
+        """Weights, frozen models and optimizer state."""
         tensors = [value for module in [self.task.training, *self.task.frozen] for value in module.state_dict().values()]
         tensors += [value for state in self.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
         return sum(value.numel() * value.element_size() for value in {id(value): value for value in tensors}.values())
 
 
 class Plain(Side):
-    """diffusers' training loop: fp32, images encoded in each step, data made in between, AdamW as it comes."""
+    """Training loop of diffusers: fp32, images encoded in each step, data in the same thread, default AdamW."""
 
     def __init__(self, task: Task, device: torch.device) -> None:
         super().__init__(task, device)
@@ -301,7 +301,7 @@ class Ours(Side):
 
 
 def ours(arguments: argparse.Namespace, device: torch.device, compiled: bool) -> Side:
-    """Our side, with frozen weights in the precision that `train` uses."""
+    """Side of the project, with frozen weights in the precision of `train`."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return Ours(sd15(arguments, device, dtype), device, compiled)
 
@@ -314,7 +314,7 @@ def host_batch(batch: TrainingBatch, first: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def timed(device: torch.device, work: Callable[[], None]) -> float:
-    """Seconds of some work, the device's share included."""
+    """Seconds of some work, including that of the device."""
     wait(device)
     begin = time.perf_counter()
     work()
@@ -328,7 +328,7 @@ def wait(device: torch.device) -> None:
 
 
 def flops_of(task: Task, device: torch.device) -> float:
-    """Of one forward and backward pass on one batch."""
+    """Floating-point operations of one forward and backward pass on one batch."""
     batch = task.batch.to(device)
     with FlopCounterMode(display=False) as counter:
         task.loss(batch).backward()
@@ -337,7 +337,7 @@ def flops_of(task: Task, device: torch.device) -> float:
 
 
 def measure(device: torch.device, arguments: argparse.Namespace, peak: float | None) -> dict[str, Any]:
-    """Sides in turn, round by round."""
+    """Run the sides in turn."""
     sides: dict[str, Side] = {"plain diffusers loop": Plain(sd15(arguments, device, torch.float32), device)}
     task = sides["plain diffusers loop"].task
     flops, count = flops_of(task, device), len(task.images)
@@ -407,7 +407,7 @@ def main() -> None:
     peak = peak_tflops(card) if device.type == "cuda" else None
     mark = "" if device.type == "cuda" and not arguments.reduced else REDUCED if device.type == "cpu" else "reduced"
     header = {"device": card, "peak_tflops": peak, "torch": torch.__version__, "reduced": mark, "load": os.getloadavg()[0]}
-    print(f"{card}, peak {peak or 'not known'} TFLOP/s bf16, torch {torch.__version__}, load {header['load']:.1f}")
+    print(f"{card}, peak {peak or 'unknown'} TFLOP/s bf16, torch {torch.__version__}, load {header['load']:.1f}")
     if mark:
         print(mark.upper() if device.type == "cpu" else mark)
     torch.manual_seed(0)
@@ -419,8 +419,8 @@ def main() -> None:
 
 def table(result: dict[str, Any], mark: str) -> None:
     """Print the rows of the sides."""
-    told = f"{result['weights_m']} M weights, {result['learning_m']} M learn, batch {result['batch']}"
-    print(f"\n{told}, {result['tflop_per_image']:.4g} TFLOP an image{f' ({mark})' if mark else ''}\n")
+    line = f"{result['weights_m']} M weights, {result['learning_m']} M trained, batch {result['batch']}"
+    print(f"\n{line}, {result['tflop_per_image']:.4g} TFLOP an image{f' ({mark})' if mark else ''}\n")
     print("| side | images/s (best) | median | ratio (median) | TFLOP/s | MFU | peak GiB | waiting | |")
     print("|---|---|---|---|---|---|---|---|---|")
     for side, row in result["sides"].items():

@@ -35,7 +35,7 @@ SEED_ROWS = {"A4", "A7", "A9", "A10", "B5", "B6", "B11"}
 
 
 def timed(job: Any) -> dict[str, Any]:
-    """Result of the real decoder, with its seconds and the peak resident size of this process."""
+    """Result of the decoder, with its seconds and the peak resident size of this process."""
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak, so that each file has its own
     start = time.perf_counter()
     answer = decode(job)

@@ -1,10 +1,9 @@
-"""Do int8 vectors keep the neighbours of float32? On a small CLAP tower trained here: `python -m benchmarks.int8_agreement`.
+"""Agreement of neighbors by int8 and float32 vectors of a small trained CLAP tower: `python -m benchmarks.int8_agreement`.
 
-Published weights are not at hand everywhere, and with random ones all sounds lie within a degree of each other, so that no
-neighbour means anything. So a tower of the true architecture and small size is trained for a few minutes to tell the demo's
-labels apart (they serve this script alone), and the guard of `embed.clap.backend: openvino-int8` measures it on the demo's
-sounds; of the 256, 99 took no part in training. It shows that the scheme holds on a network with learned structure; what it
-costs published weights is for `benchmarks/clap_throughput.py --checkpoint FOLDER --agree 256 --gold data/demo` to say.
+With random weights all sounds lie within a degree of each other, so neighbors are meaningless. Therefore a small tower of the
+same architecture is trained for a few minutes to classify the labels of the demo set, which only this script reads. The guard
+of `embed.clap.backend: openvino-int8` then measures it on the sounds of the demo set; 99 of the 256 were not used in training.
+`benchmarks/clap_throughput.py --checkpoint FOLDER --agree 256 --gold data/demo` measures published weights.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def read(file: Path) -> np.ndarray:
 
 
 def trained(sounds: list[np.ndarray], labels: list[str]) -> ClapModel:
-    """A tower whose vectors point to a direction of their label."""
+    """Tower whose vectors are trained to point in the direction of their label."""
     windows = torch.from_numpy(np.concatenate([split_windows(sound, MEL.samples)[:1] for sound in sounds]))
     features = torch.cat([clap_log_mel(window[None], MEL) for window in windows])[:, None]
     names = sorted(set(labels))
@@ -76,9 +75,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = clap_checkpoint(Path(scratch) / "clap")
         trained(sounds, [files[place].stem.split("-")[1] for place in order]).save_pretrained(folder)
-        asked = sounds[-arguments.sounds :]  # those it never heard are among them
+        tested = sounds[-arguments.sounds :]  # includes sounds that were not used in training
         backends = ("torch", "openvino", "openvino-int8")
-        vectors = {name: clap_encoder(folder, backend=name).load().encode_audio(asked) for name in backends}
+        vectors = {name: clap_encoder(folder, backend=name).load().encode_audio(tested) for name in backends}
     base = vectors.pop("torch")
     others = (base @ base.T)[~np.eye(len(base), dtype=bool)]
     print(f"different sounds have cosines of {others.mean():.3f} +- {others.std():.3f}")

@@ -1,11 +1,11 @@
-"""Sheets for a blind test: can a reader recognise the thing from the drawings of its sound?
+"""Sheets for a blind test: recognition of the sound source in images generated from a sound.
 
     python -m benchmarks.recognition sheet [--root .] [--out DIR]       # writes sheet-*.png, options.json, key.json
     python -m benchmarks.recognition grade DIR ANSWERS.json [ANSWERS.json ...]
 
-Each row of a sheet has a number and four drawings of one gold sound. `options.json` lists ten labels for each number, of which
-one is right. A grader sees the sheets and the options and writes `{"1": "label", ...}`. `key.json` is read by `grade` alone.
-The model was not tuned on these sounds. Chance is 10 %.
+Each row of a sheet has a number and four images generated from one gold sound, which was not used in training. `options.json`
+lists ten labels for each number, one of which is right. A grader sees the sheets and the options and writes
+`{"1": "label", ...}`. Only `grade` reads `key.json`. Chance is 10 %.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SCALE = 2
 
 
 def gold_sounds(layout: ProjectPaths) -> list[tuple[str, str]]:
-    """Audio ids and labels of the gold pairs, in an order that says nothing about the labels."""
+    """Audio ids and labels of the gold pairs, in an order that does not depend on the labels."""
     manifest = parse_manifest((layout.root / "data/demo/manifest.csv").read_text(encoding="utf-8-sig"), "manifest")
     images, audio = (
         read_table(layout.catalog / name, schema).to_pylist()
@@ -53,13 +53,13 @@ def choose_options(labels: list[str], seed: int = 0) -> list[list[str]]:
     return options
 
 
-def draw_sheet(drawings: np.ndarray, first: int) -> Image.Image:
-    """Sheet of drawings [N, samples, H, W, 3]; rows are numbered from `first`."""
-    count, samples, height, width, _ = drawings.shape
+def make_sheet(images: np.ndarray, first: int) -> Image.Image:
+    """Sheet of images [N, samples, H, W, 3]; rows are numbered from `first`."""
+    count, samples, height, width, _ = images.shape
     cell = (samples * (width * SCALE + 4) + 40, height * SCALE + 6)
     sheet = Image.new("RGB", (COLUMNS * cell[0], -(-count // COLUMNS) * cell[1]), "white")
     pen = ImageDraw.Draw(sheet)
-    for n, row in enumerate(drawings):
+    for n, row in enumerate(images):
         left, top = n % COLUMNS * cell[0], n // COLUMNS * cell[1]
         pen.text((left + 6, top + height * SCALE // 2), str(first + n), fill=0)
         for k, image in enumerate(row):
@@ -69,24 +69,24 @@ def draw_sheet(drawings: np.ndarray, first: int) -> Image.Image:
 
 
 def write_sheets(layout: ProjectPaths, out: Path) -> None:
-    """Draw every gold sound and write sheets, options and key."""
+    """Generate images of every gold sound and write sheets, options and key."""
     pipeline = AutoAudio2ImagePipeline.from_pretrained(layout.model)
     media = MediaShardReader(layout.media)
     sounds = gold_sounds(layout)
     embeds = [pipeline.encode_audio(media.sound(audio_id)) for audio_id, _ in sounds]
-    drawings = pipeline.generate_batch(embeds, SAMPLES)
+    images = pipeline.generate_batch(embeds, SAMPLES)
     labels = [label for _, label in sounds]
     out.mkdir(parents=True, exist_ok=True)
     for first in range(0, len(sounds), PER_SHEET):
-        draw_sheet(drawings[first : first + PER_SHEET], first + 1).save(out / f"sheet-{first // PER_SHEET + 1}.png")
+        make_sheet(images[first : first + PER_SHEET], first + 1).save(out / f"sheet-{first // PER_SHEET + 1}.png")
     options = {str(n): option for n, option in enumerate(choose_options(labels), start=1)}
     (out / "options.json").write_text(json.dumps(options, indent=1), encoding="utf-8")
     (out / "key.json").write_text(json.dumps({str(n): label for n, label in enumerate(labels, start=1)}), encoding="utf-8")
-    print(f"{len(sounds)} sounds, {SAMPLES} drawings each: {out}")
+    print(f"{len(sounds)} sounds, {SAMPLES} images each: {out}")
 
 
 def grade(folder: Path, answers: list[Path]) -> dict[str, float]:
-    """Fraction right of each grader, and of the majority (a sound is right if more than half of the graders are)."""
+    """Fraction of right answers of each grader, and of the majority (a sound is right if more than half of the graders are)."""
     key = json.loads((folder / "key.json").read_text(encoding="utf-8"))
     given = [json.loads(path.read_text(encoding="utf-8")) for path in answers]
     right = np.array([[answer.get(number) == label for number, label in key.items()] for answer in given])

@@ -1,12 +1,12 @@
-"""A rehearsal of `retrieve` and `pair` at 10 thousand, 100 thousand and a million pictures and sounds.
+"""Scaling of `retrieve` and `pair`: 10 thousand, 100 thousand and a million images and clips.
 
     python -m benchmarks.retrieve_pair_scaling [--items 10000 100000 1000000] [--folder DIR] [--trees 0] [--keep]
 
-The catalog is made up, the stages are the real ones, each in a process of its own. Sounds are unit vectors in 512 dimensions
-drawn from a thousand topics of unequal size (Zipf) that share a low-rank spread; texts, one for four pictures, come from the
-same topics, shifted by a modality gap. A picture has one to three events; some texts are asked for far more often than others
-(Zipf). A sample of the items has real shards, and pairs found in it are read back through the index. Printed per step:
-seconds, processor seconds, peak memory (mapped files included), bytes written; then the exponent of growth fitted to them.
+The catalog is synthetic; each stage runs in its own process. Audio embeddings are unit vectors in 512 dimensions, sampled from
+a thousand topics of unequal size (Zipf) with a common low-rank covariance. Texts, one for four images, come from the same
+topics, shifted by a modality gap. An image has one to three events; the frequency of texts follows Zipf's law. A sample of the
+items has real shards, and pairs found in it are read back through the index. Printed per step: seconds, processor seconds, peak
+memory (including mapped files), bytes written; then the fitted exponent of growth.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def identities(count: int, seed: int) -> pa.Array:
 
 
 def provenance(ids: pa.Array, random: np.random.Generator) -> dict[str, pa.Array]:
-    """The columns that pictures and sounds share; one item in fifty is a near duplicate of the one before it."""
+    """Columns common to images and audio; one item in fifty is a near duplicate of the one before it."""
     count = len(ids)
     own = np.arange(count) - (random.random(count) < 0.02) * (np.arange(count) > 0)
     empty = pa.array([[]] * count, pa.list_(pa.string()))
@@ -115,11 +115,11 @@ def make(layout: ProjectPaths, items: int) -> dict[str, object]:
     counts = random.integers(1, 4, items)
     owner = np.repeat(np.arange(items), counts)
     rank = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-    asked = random.permutation(len(texts))[random.choice(len(texts), len(owner), p=zipf(len(texts)))]
+    used = random.permutation(len(texts))[random.choice(len(texts), len(owner), p=zipf(len(texts)))]
     phrase = pa.array([f"sound {number}" for number in range(len(texts))])
     put(layout.captions / "events.parquet", EVENTS,
         {"image_id": images.take(pa.array(owner)), "rank": pa.array(rank.astype(np.int16)),
-         "text_id": texts.take(pa.array(asked)), "phrase": phrase.take(pa.array(asked)),
+         "text_id": texts.take(pa.array(used)), "phrase": phrase.take(pa.array(used)),
          "sound_source": pa.array([""] * len(owner)),
          "visible": pa.array(np.ones(len(owner), bool)), "salience": pa.array((1 / (1 + rank)).astype(np.float32)),
          "confidence": pa.array(random.uniform(0.1, 1, len(owner)).astype(np.float32))})  # fmt: skip
@@ -127,7 +127,7 @@ def make(layout: ProjectPaths, items: int) -> dict[str, object]:
     write_table(layout.captions / "quarantine.parquet", QUARANTINE, [])
     layout.embeddings.mkdir(parents=True, exist_ok=True)
     vectors = world.draw(items, 5, text=False)
-    # A near-duplicate recording has nearly the same vector, as it would have.
+    # A near-duplicate recording has nearly the same vector.
     twin = np.flatnonzero(random.random(items) < 0.01)
     twin = twin[twin > 0]
     vectors[twin] = unit(vectors[twin - 1] + random.normal(0, 0.02 / np.sqrt(DIMENSION), (len(twin), DIMENSION)))
@@ -173,7 +173,7 @@ def retrieve(layout: ProjectPaths, trees: int) -> dict[str, object]:
 
 
 def pair(layout: ProjectPaths) -> dict[str, object]:
-    """The stage without its tracked run."""
+    """Run the stage without tracking."""
     from pipeline_steps.pair.stage import PairConfig
     from pipeline_steps.pair.stage import build_pairs as make_pairs
 
@@ -207,7 +207,7 @@ def measure(step: str, folder: Path, items: int, trees: int) -> dict[str, float]
     command = [sys.executable, __file__, "--child", step, "--folder", str(folder), "--items", str(items), "--trees", str(trees)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    said = process.stdout.read()
+    output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -217,7 +217,7 @@ def measure(step: str, folder: Path, items: int, trees: int) -> dict[str, float]
         "GB": usage.ru_maxrss / 2**20, "disk": (size(folder) - before) / 1e9,
     }  # fmt: skip
     numbers = f"{row['seconds']:9.1f} {row['cpu']:9.1f} {row['GB']:8.2f} {row['disk']:8.3f}"
-    print(f"{items:>9} {step:9}{numbers}   {said.strip()}", flush=True)
+    print(f"{items:>9} {step:9}{numbers}   {output.strip()}", flush=True)
     return row
 
 

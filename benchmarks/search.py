@@ -1,12 +1,12 @@
-"""Exact and batched nearest-neighbour search beside the libraries that people use for it.
+"""Rate and recall of exact and batched nearest-neighbor search, compared with other libraries.
 
     python -m benchmarks.search [--items 100000 1000000] [--queries 2000] [--batch 20000] [--set clustered structureless]
                                 [--peers flat ivf hnswlib annoy usearch] [--rounds 3]
 
 Vectors have 512 dimensions and unit length; the clustered set has a thousand topics of unequal size and a modality gap between
-queries and items (see benchmarks/retrieve_pair_scaling.py), the structureless one is random directions. Everything runs on one
-thread and is timed in processor seconds of this process, in turns: rate of each method is the best of the rounds. Peers are
-optional (`pip install seeing-sound[bench]`); those not installed are left out. A recall is over the first 10 neighbours.
+queries and items (see benchmarks/retrieve_pair_scaling.py), the structureless one is random directions. Rates are
+per processor second on one thread; the methods run in turn, and the best round counts. Peers are optional
+(`pip install seeing-sound[bench]`) and left out if not installed. Recall is that of the first 10 neighbors.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def vectors(kind: str, items: int, queries: int) -> tuple[np.ndarray, np.ndarray
 
 
 def product(items: np.ndarray) -> Search:
-    """The matrix product and nothing else: the limit of exact search."""
+    """Matrix product without selection: the upper limit of exact search."""
 
     def run(queries: np.ndarray) -> np.ndarray:
         out = np.empty((1024, 8192), np.float32)
@@ -54,7 +54,7 @@ def product(items: np.ndarray) -> Search:
 
 
 def peer(name: str, items: np.ndarray) -> Search | None:
-    """A library's search of the items, built; None if it is not installed."""
+    """Search by a library with its index built; None if the library is not installed."""
     try:
         if name == "flat":
             import faiss
@@ -109,7 +109,7 @@ def measured(name: str, build: Callable[[], Search | None], count: int) -> tuple
 
 def compare(kind: str, n: int, arguments: argparse.Namespace) -> None:
     items, queries = vectors(kind, n, arguments.batch + 500)
-    sample, asked = queries[-500:], queries[:-500]
+    sample, tested = queries[-500:], queries[:-500]
     exact = ExactIndex(items)
     few = min(arguments.queries, 1024 if n >= 500_000 else arguments.queries)
     clusters: list[IVFIndex] = []
@@ -129,13 +129,13 @@ def compare(kind: str, n: int, arguments: argparse.Namespace) -> None:
     for name in arguments.peers:
         made.append(measured(titles[name], lambda name=name: peer(name, items), slow if name in ("flat", "annoy") else few))
     methods = [one for one in made if one is not None]
-    truth = exact.search(asked[:few], K)[0]
+    truth = exact.search(tested[:few], K)[0]
     best = dict.fromkeys((name for name, *_ in methods), 0.0)
     recall: dict[str, float] = {}
     for _ in range(arguments.rounds):
         for name, search, count, _built in methods:
             begin = time.process_time()
-            rows = search(asked[:count])
+            rows = search(tested[:count])
             best[name] = max(best[name], count / (time.process_time() - begin))
             shared = min(count, few)
             recall[name] = recall_at(rows[:shared], truth[:shared], K)
@@ -144,8 +144,8 @@ def compare(kind: str, n: int, arguments: argparse.Namespace) -> None:
     for name, _, _, built in methods:
         found = "" if name == "matrix product" else f"{recall[name]:9.4f}"
         rate = best[name]
-        shares = f"{rate / best['matrix product']:10.2f} {rate / best['ours, exact']:8.2f}"
-        print(f"{name:22} {built:11.1f} {rate:10.1f} {shares} {found}", flush=True)
+        ratios = f"{rate / best['matrix product']:10.2f} {rate / best['ours, exact']:8.2f}"
+        print(f"{name:22} {built:11.1f} {rate:10.1f} {ratios} {found}", flush=True)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Words for a clip from the tags of YAMNet, for the row `caption_route`; labels and ground truth are not used."""
+"""Captions of clips from the tags of YAMNet, for the row `caption_route`; ground truth is not used."""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ from pipeline_steps.core.array_types import DoubleArray, FloatArray
 from pipeline_steps.evaluate.evaluation_plan import EvaluationPlan
 
 TIE = 1e-6
-"""Difference of cosines up to which two training sounds are equally near."""
+"""Difference of cosines up to which two training clips are equally near."""
 
 
 def nearest_training_images(plan: EvaluationPlan, audio_vectors: Mapping[str, FloatArray]) -> list[tuple[str, ...]]:
-    """Image ids of the nearest training pair of each clip of the plan; several if pairs share the nearest sound.
+    """Image ids of the nearest training pair of each clip of the plan; several if pairs have the same nearest clip.
 
-    A clip with a track that has no embedding has none.
+    A clip with a track without embedding has no nearest image.
 
     Args:
         plan: clips and training pairs.

@@ -109,8 +109,8 @@ def run_evaluation(
     tracks = tracks_by_mix(plan, plan.training_pairs)
 
     def load_square(image_id: str) -> ByteArray:
-        # Real images pass the resize of training, as generated ones did: a judge must not tell them apart by it
-        # (Parmar et al. 2022, arXiv 2104.11222).
+        # Real images are resized as for training, like the generated ones. Otherwise judges would measure the difference
+        # of the resizes (Parmar et al. 2022, arXiv 2104.11222).
         return pad_to_square(media.image(image_id), generator.resolution)
 
     def audio_features(keys: Sequence[str]) -> FloatArray:
@@ -131,7 +131,7 @@ def run_evaluation(
         def image_features(ids: Sequence[str], judge: ImageFeatureExtractor = judge) -> FloatArray:
             return extract_image_features(judge, map_items(load_square, ids))
 
-        description = [judge.describe(), "square_picture", generator.resolution]  # a changed word would empty the cache
+        description = [judge.describe(), "square_picture", generator.resolution]  # part of the cache key
         image_cache = CachedFeatures(open_cache("evaluate-picture", description), config.batch_size)
         features = SetFeatures(
             image_cache.rows(sorted(image_ids), image_features),
@@ -169,7 +169,7 @@ def run_evaluation(
                 "too_small_to_rank": num_clusters < config.min_clusters,
                 "rows": rows,
             }
-            # Every judge warns of few clusters in the same words; the report shows them once.
+            # The warning about few clusters does not depend on the judge and is kept once.
             evaluation["warnings"] += dict.fromkeys(text for metrics in found for text in metrics.warnings)
     return EvaluationResult(
         evaluation,
@@ -222,14 +222,14 @@ def _regression_warnings(config: EvaluateConfig, plan: EvaluationPlan, facts: Ma
     groups = [str(pair["audio_group"]) for pair in plan.training_pairs]
     if not audio_image_regression.has_enough_groups(groups):
         return [
-            f"ais_win_rate_{config.audio_judge}: not measured; its judge is fitted on "
-            f"{audio_image_regression.MIN_PAIRS} or more training pairs of {audio_image_regression.MIN_GROUPS} or more "
-            f"sound groups, and there are {len(groups)} of {len(set(groups))}"
+            f"ais_win_rate_{config.audio_judge}: not measured; the regression needs at least "
+            f"{audio_image_regression.MIN_PAIRS} training pairs of {audio_image_regression.MIN_GROUPS} sound groups, "
+            f"and there are {len(groups)} of {len(set(groups))}"
         ]
     r2 = {name: float(facts[name]["ais_leave_group_out_r2"]) for name in config.image_judges}
     return [
-        f"ais_win_rate_{config.audio_judge}_{name}: its judge is weak; on sound groups left out of the fit it foretells "
-        f"{100 * value:.1f} % of the variance of the pictures' features"
+        f"ais_win_rate_{config.audio_judge}_{name}: weak regression; on sound groups left out of the fit it predicts "
+        f"{100 * value:.1f} % of the variance of the image features"
         for name, value in r2.items()
         if value < audio_image_regression.WEAK_R2
     ]

@@ -91,10 +91,10 @@ def run(config: EvaluateConfig, layout: ProjectPaths) -> StageReport:
 
 
 def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGenerator, tracker: NoOpTracker) -> StageReport:
-    """Evaluate a generator and write the report; the counts are of test pairs and gold pairs.
+    """Evaluate a generator and write the report; its counts are test pairs and gold pairs.
 
     Raises:
-        ConfigError: a judge belongs to a family that took part in making the data or the model.
+        ConfigError: the model family of a judge is also used for the data or the model.
         DataError: no set has two pairs, there are too few images to calibrate a judge, or a table is missing or not valid.
     """
     report = StageReport("evaluate")
@@ -214,7 +214,7 @@ def read_ground_truth(config: EvaluateConfig, layout: ProjectPaths, tables: Stag
     path = layout.root / config.ground_truth
     if not path.is_file():
         raise DataError(
-            f"evaluate.ground_truth: {path} is missing", "point it at a table with ground truth; a header alone is enough"
+            f"evaluate.ground_truth: {path} is missing", "set it to a table with ground truth; a header without rows is enough"
         )
     if path.stat().st_size > MAX_GROUND_TRUTH_BYTES:
         raise DataError(f"evaluate.ground_truth: {path} is larger than {MAX_GROUND_TRUTH_BYTES} bytes")
@@ -359,7 +359,7 @@ def _track(
         tracker.log_image(f"evaluate/{key}_real_and_shuffled", np.concatenate(lines))
     for pair in plan.sets["test"][:TRACKED_CLIPS]:
         tracker.log_audio(f"evaluate/{pair.name}", load_audio(plan.clips[pair.clip].key), SAMPLE_RATE)
-    for name in ("evaluation.json", "index.html", "plots"):  # the media of the page are hundreds of files and stay on disk
+    for name in ("evaluation.json", "index.html", "plots"):  # the media of the page, hundreds of files, are not logged
         tracker.log_artifact(layout.reports / name, folder="report")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "compare"

@@ -15,7 +15,7 @@ BARK, DOG, ANIMAL, MEOW, ROOM = 70, 69, 67, 78, 500
 
 
 def tags(**probabilities: float) -> torch.Tensor:
-    """Probabilities [521] that are zero except for some tags, by their name above."""
+    """Probabilities [521] that are zero except for the given tags."""
     values = torch.zeros(521)
     for name, probability in probabilities.items():
         values[globals()[name]] = probability
@@ -23,11 +23,11 @@ def tags(**probabilities: float) -> torch.Tensor:
 
 
 def encode(text: str) -> torch.Tensor:
-    """Embeddings that tell texts apart."""
+    """Distinct embeddings of distinct texts."""
     return torch.full((1, 2, 3), float(len(text)))
 
 
-def test_the_table_has_the_tags_of_the_tagger(assets: Path, project: Path) -> None:
+def test_the_table_contains_the_tags_of_the_tagger(assets: Path, project: Path) -> None:
     with (assets / "audioset_classes.csv").open(encoding="utf-8") as stream:
         names = [row["display_name"] for row in csv.DictReader(stream)]
     with (project / "pipeline_steps/models/audio/tag_sources.csv").open(encoding="utf-8") as stream:
@@ -38,15 +38,15 @@ def test_the_table_has_the_tags_of_the_tagger(assets: Path, project: Path) -> No
         assert bool(source) == (specificity > 0), "a tag without a source has no weight"
 
 
-def test_special_tags_go_before_general_ones_and_places_have_no_source() -> None:
+def test_specific_tags_take_precedence_and_places_have_no_source() -> None:
     sources = AudioPrompt().sources(tags(ANIMAL=0.9, DOG=0.5, BARK=0.6, ROOM=0.99))
     assert sources[0][0] == "a dog"
-    assert all("animal" not in source for source, _ in sources), "a general source needs the support of its tag"
+    assert all("animal" not in source for source, _ in sources), "a specific source replaces a general one"
     assert AudioPrompt().sources(tags(ANIMAL=0.9))[0] == ("an animal", 1.0)
     assert AudioPrompt().sources(tags(ROOM=0.9)) == []
 
 
-def test_two_sources_share_the_prompt_by_their_probability() -> None:
+def test_two_sources_are_weighted_by_their_probability() -> None:
     both = tags(BARK=0.8, MEOW=0.4)
     sources = AudioPrompt(min_weight=0.3).sources(both)
     assert sources == [("a dog", pytest.approx(2 / 3)), ("a cat", pytest.approx(1 / 3))]
@@ -65,7 +65,7 @@ def test_a_quiet_sound_is_blended_with_the_empty_prompt() -> None:
     assert prompt.weighted_texts(tags(), -10) == [("", 1.0)]
 
 
-def test_embeddings_are_the_weighted_mean_of_those_of_the_texts() -> None:
+def test_the_embedding_is_the_weighted_mean_over_the_texts() -> None:
     assert torch.allclose(blend([("ab", 0.25), ("abcdef", 0.75)], encode), torch.full((1, 2, 3), 5.0))
     clips = [AudioTokens(torch.zeros(1, 1, 1), tags(BARK=0.8), -10.0), AudioTokens(torch.zeros(1, 1, 1), tags(), -10.0)]
     embedded = AudioPrompt().embed(clips, encode)
@@ -73,7 +73,7 @@ def test_embeddings_are_the_weighted_mean_of_those_of_the_texts() -> None:
     assert embedded[:, 0, 0].tolist() == [len("a dog"), 0]
 
 
-def test_a_template_without_a_place_is_the_prompt_of_every_sound() -> None:
+def test_a_template_without_a_placeholder_is_the_prompt_of_every_clip() -> None:
     for template in ("", "a photo"):
         prompt = AudioPrompt(template)
         assert not prompt.reads_audio

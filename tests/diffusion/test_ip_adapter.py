@@ -36,7 +36,7 @@ Export = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Backbones by what they predict, one that reads no text, and an encoder."""
+    """Backbones of both prediction types, one without a text encoder, and an audio encoder."""
     root = tmp_path_factory.mktemp("checkpoints")
     stable_diffusion(root / "epsilon")
     stable_diffusion(root / "v_prediction", "v_prediction")
@@ -48,7 +48,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def export(checkpoints: Path, assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """Write an adapter whose weights are far from where training begins."""
+    """Write an adapter with weights far from the initial ones."""
 
     def make(name: str = "epsilon", solver: str = "dpm++", prompt: str = "") -> Path:
         torch.manual_seed(0)
@@ -101,21 +101,21 @@ def test_a_stock_pipeline_generates_the_same_image(
     condition = ours.prepare_condition(ours.collate([embeds, embeds]))
     generated = ours.sample_images(condition, [0, 1], seed=5, guidance_scale=guidance) / 2 + 0.5
 
-    place = checkpoints / ("epsilon" if name == "textless" else name)  # a stock pipeline cannot do without a text encoder
+    place = checkpoints / ("epsilon" if name == "textless" else name)  # a stock pipeline requires a text encoder
     stock = StableDiffusionPipeline.from_pretrained(place, safety_checker=None, local_files_only=True)
     kind = DDIMScheduler if solver == "ddim" else DPMSolverMultistepScheduler
     stock.scheduler = kind.from_config(stock.scheduler.config, **({"clip_sample": False} if solver == "ddim" else {}))
     stock.load_ip_adapter(str(folder), subfolder="", weight_name=IP_ADAPTER, image_encoder_folder=None)
     stock.set_progress_bar_config(disable=True)
 
-    def draw(samples: np.ndarray, draw: int) -> torch.Tensor:
+    def generate(samples: np.ndarray, index: int) -> torch.Tensor:
         arguments = ours.stock_arguments(samples)
         if guidance == 1:
             del arguments["negative_prompt_embeds"]
             arguments["ip_adapter_image_embeds"] = [arguments["ip_adapter_image_embeds"][0][1:]]
         return stock(
             **arguments,
-            generator=latents_generator(5, draw),
+            generator=latents_generator(5, index),
             num_inference_steps=GENERATION.num_inference_steps,
             guidance_scale=guidance,
             height=64,
@@ -124,10 +124,10 @@ def test_a_stock_pipeline_generates_the_same_image(
         ).images[0]
 
     for number in (0, 1):
-        assert (draw(TONE, number) - generated[number]).abs().max() <= 1e-3
-    assert (draw(NOISE, 0) - generated[0]).abs().max() > 1e-2, "other audio gives another image"
+        assert (generate(TONE, number) - generated[number]).abs().max() <= 1e-3
+    assert (generate(NOISE, 0) - generated[0]).abs().max() > 1e-2, "other audio gives another image"
     stock.set_ip_adapter_scale(0.0)
-    assert (draw(TONE, 0) - generated[0]).abs().max() > 1e-2, "and it is the adapter that makes the difference"
+    assert (generate(TONE, 0) - generated[0]).abs().max() > 1e-2, "the adapter has an effect"
 
 
 def test_images_are_a_function_of_audio_seed_and_guidance(pipeline: AudioIPAdapterPipeline) -> None:
@@ -135,11 +135,11 @@ def test_images_are_a_function_of_audio_seed_and_guidance(pipeline: AudioIPAdapt
     assert first.shape == (2, 64, 64, 3)
     assert first.dtype == np.uint8
     alone = pipeline(TONE, num_samples=1, seed=3)
-    assert np.abs(first[0].astype(int) - alone[0].astype(int)).max() <= 1, "up to the rounding of a batch"
+    assert np.abs(first[0].astype(int) - alone[0].astype(int)).max() <= 1, "equal up to rounding"
     assert not np.array_equal(first[0], first[1])
     assert not np.array_equal(first, pipeline(TONE, num_samples=2, seed=4))
     assert not np.array_equal(first, pipeline(TONE, num_samples=2, seed=3, guidance_scale=9.0))
-    assert not np.array_equal(first, pipeline(0.1 * TONE, num_samples=2, seed=3)), "loudness counts"
+    assert not np.array_equal(first, pipeline(0.1 * TONE, num_samples=2, seed=3)), "the level has an effect"
     many = pipeline.generate_batch([pipeline.encode_audio(sound) for sound in (NOISE, TONE)], 2, seed=3)
     assert np.abs(many[1].astype(int) - first.astype(int)).max() <= 1
     assert pipeline.generate_batch([], 2).shape == (0, 2, 64, 64, 3)
@@ -150,12 +150,12 @@ def test_guidance_scale_0_equals_unconditional_generation(pipeline: AudioIPAdapt
     assert np.array_equal(plain, pipeline(TONE, 2, seed=1, guidance_scale=0.0))
     silent = pipeline(np.zeros(48_000, np.float32), 1, seed=1)
     assert silent.shape == (1, 64, 64, 3)
-    assert not np.array_equal(silent, plain[:1]), "a sound of silence is a sound"
+    assert not np.array_equal(silent, plain[:1]), "silence is not unconditional"
     with pytest.raises(ValueError, match="finite mono"):
         pipeline.encode_audio(np.zeros(0, np.float32))
 
 
-def test_texts_are_drawn_by_the_backbone_alone(checkpoints: Path, pipeline: AudioIPAdapterPipeline) -> None:
+def test_generation_from_text_uses_only_the_backbone(checkpoints: Path, pipeline: AudioIPAdapterPipeline) -> None:
     assert pipeline.has_text_encoder
     before = pipeline(TONE, 1, seed=2)
     generated = pipeline.generate_from_text(["a dog barks", "rain on a roof"], 2, seed=2)
@@ -168,10 +168,10 @@ def test_texts_are_drawn_by_the_backbone_alone(checkpoints: Path, pipeline: Audi
         output_type="np",
     ).images[0]  # fmt: skip
     assert np.abs(generated[1, 1] / 255 - again).max() < 0.01
-    assert np.array_equal(pipeline(TONE, 1, seed=2), before), "audio is used again afterwards"
+    assert np.array_equal(pipeline(TONE, 1, seed=2), before), "the adapter is active again"
 
 
-def test_words_beside_a_sound_reach_from_the_text_alone_to_the_sound(pipeline: AudioIPAdapterPipeline) -> None:
+def test_the_audio_scale_interpolates_between_text_and_audio(pipeline: AudioIPAdapterPipeline) -> None:
     embeds = [pipeline.encode_audio(TONE)]
     beside = {
         scale: pipeline.generate_from_audio_and_text(embeds, "a dog barks", scale, 2, seed=2)[0] for scale in (0.0, 0.5, 1.0)
@@ -183,7 +183,7 @@ def test_words_beside_a_sound_reach_from_the_text_alone_to_the_sound(pipeline: A
     assert not np.array_equal(beside[0.5], beside[1.0])
 
 
-def test_a_backbone_without_text_draws_from_sound_alone(export: Export) -> None:
+def test_a_backbone_without_text_encoder_generates_from_audio_only(export: Export) -> None:
     textless = AutoAudio2ImagePipeline.from_pretrained(export("textless"), "cpu")
     assert not textless.has_text_encoder
     assert textless(TONE).shape == (1, 64, 64, 3)
@@ -193,7 +193,7 @@ def test_a_backbone_without_text_draws_from_sound_alone(export: Export) -> None:
         textless.generate_from_audio_and_text([textless.encode_audio(TONE)], "a dog", 1.0)
 
 
-def test_small_folders_travel_with_the_export_and_large_ones_are_named(
+def test_small_folders_are_copied_to_the_export_and_large_ones_are_referenced(
     checkpoints: Path, export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: AudioIPAdapterPipeline
 ) -> None:
     monkeypatch.setattr(ip_adapter, "COPY_LIMIT", 0)
@@ -227,7 +227,7 @@ def test_small_folders_travel_with_the_export_and_large_ones_are_named(
 
 
 @pytest.mark.parametrize("name", [IP_ADAPTER, "resampler/model.safetensors"])
-def test_what_is_not_what_was_exported_is_refused(exported: Path, tmp_path: Path, name: str) -> None:
+def test_modified_files_of_an_export_are_rejected(exported: Path, tmp_path: Path, name: str) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(exported, copy)
     tensors = load_file(copy / name)
@@ -249,7 +249,7 @@ def test_what_is_not_what_was_exported_is_refused(exported: Path, tmp_path: Path
         AudioIPAdapterPipeline.from_pretrained(copy)
 
 
-def test_foreign_code_in_the_index_is_refused(exported: Path, tmp_path: Path) -> None:
+def test_foreign_code_in_the_index_is_rejected(exported: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(exported, copy)
     path = copy / "scheduler/scheduler_config.json"
@@ -275,7 +275,7 @@ def test_foreign_code_in_the_index_is_refused(exported: Path, tmp_path: Path) ->
         ("unet/diffusion_pytorch_model.safetensors", None, IntegrityError, "no safetensors"),
     ],
 )
-def test_a_checkpoint_of_another_kind_is_refused_before_it_is_loaded(
+def test_a_checkpoint_of_another_kind_is_rejected_before_it_is_loaded(
     checkpoints: Path, tmp_path: Path, file: str, change: dict[str, object] | None, error: type[Exception], words: str
 ) -> None:
     shutil.copytree(checkpoints / "epsilon", tmp_path / "other")
@@ -289,17 +289,17 @@ def test_a_checkpoint_of_another_kind_is_refused_before_it_is_loaded(
         StableDiffusionBackbone(str(tmp_path / "other")).fetch()
 
 
-def test_weights_that_are_not_in_the_checkpoint_are_not_drawn_at_random(checkpoints: Path, tmp_path: Path) -> None:
-    shutil.copytree(checkpoints / "epsilon", tmp_path / "holed")
-    path = tmp_path / "holed/unet/diffusion_pytorch_model.safetensors"
+def test_weights_missing_in_the_checkpoint_are_an_error(checkpoints: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoints / "epsilon", tmp_path / "incomplete")
+    path = tmp_path / "incomplete/unet/diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
     del tensors["conv_in.bias"]
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(IntegrityError, match="conv_in"):
-        StableDiffusionBackbone(str(tmp_path / "holed")).load()
+        StableDiffusionBackbone(str(tmp_path / "incomplete")).load()
 
 
-def test_identity_is_content_and_a_hub_id_needs_a_commit(checkpoints: Path, tmp_path: Path) -> None:
+def test_the_identity_is_the_content_and_a_hub_id_requires_a_commit(checkpoints: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoints / "epsilon", tmp_path / "copy")
     (tmp_path / "copy/unet/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"a variant that is never read")
     assert (
@@ -314,7 +314,7 @@ def test_identity_is_content_and_a_hub_id_needs_a_commit(checkpoints: Path, tmp_
         StableDiffusionBackbone("owner/model", "main").fetch()
 
 
-def test_of_a_repository_only_what_is_read_is_fetched() -> None:
+def test_only_the_files_that_are_read_are_fetched() -> None:
     from huggingface_hub.utils import filter_repo_objects
 
     wanted = [
@@ -337,7 +337,7 @@ def test_of_a_repository_only_what_is_read_is_fetched() -> None:
     assert sorted(filter_repo_objects([*others, *wanted], allow_patterns=list(FILES))) == wanted
 
 
-def test_latents_are_scaled_as_the_checkpoint_says(checkpoints: Path) -> None:
+def test_latents_are_scaled_by_the_factor_of_the_checkpoint(checkpoints: Path) -> None:
     backbone = StableDiffusionBackbone(str(checkpoints / "epsilon")).load()
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     mean, std = backbone.encode(images)

@@ -18,7 +18,7 @@ def grids(*moments: int) -> list[torch.Tensor]:
     return [torch.randn(count, 3, 12, generator=generator) for count in moments]
 
 
-def test_any_length_becomes_a_few_tokens() -> None:
+def test_clips_of_any_length_give_a_fixed_number_of_tokens() -> None:
     model = resampler().eval()
     made, mask = pad_audio_tokens(grids(4, 9, 1))
     assert made.shape == (3, 9, 3, 12)
@@ -43,10 +43,10 @@ def test_time_and_bands_are_distinguished() -> None:
     (grid,) = grids(6)
     every = torch.ones(1, 6, dtype=torch.bool)
     plain = model(grid[None], every)
-    assert (model(grid.flip(0)[None], every) - plain).abs().max() > 1e-4, "backwards is another sound"
-    assert (model(grid.flip(1)[None], every) - plain).abs().max() > 1e-4, "upside down as well"
+    assert (model(grid.flip(0)[None], every) - plain).abs().max() > 1e-4, "the order in time has an effect"
+    assert (model(grid.flip(1)[None], every) - plain).abs().max() > 1e-4, "the order of bands has an effect"
     codes = sinusoidal_time_encoding(50, 8)
-    assert torch.cdist(codes, codes).fill_diagonal_(1.0).min() > 1e-3, "no two moments share a code"
+    assert torch.cdist(codes, codes).fill_diagonal_(1.0).min() > 1e-3, "codes of different times differ"
 
 
 def test_masked_clips_give_the_null_embeddings() -> None:
@@ -57,7 +57,7 @@ def test_masked_clips_give_the_null_embeddings() -> None:
     torch.testing.assert_close(tokens[1], model.image_proj(model.silence))
 
 
-def test_it_learns_where_in_time_a_mark_is() -> None:
+def test_the_resampler_learns_the_position_of_an_event_in_time() -> None:
     torch.manual_seed(0)
     model = PerceiverResampler(input_width=4, bands=1, num_queries=1, output_width=8, dim=32, depth=1, heads=2)
     head = torch.nn.Linear(8, 2)
@@ -83,7 +83,7 @@ def test_it_learns_where_in_time_a_mark_is() -> None:
     assert {"queries", "band_codes", "project.weight", "image_proj.ff.net.2.weight"} <= used
 
 
-def test_settings_rebuild_it_and_invalid_ones_are_rejected() -> None:
+def test_settings_rebuild_the_resampler_and_invalid_ones_are_rejected() -> None:
     model = resampler()
     again = PerceiverResampler(**model.settings)
     again.load_state_dict(model.state_dict())

@@ -29,10 +29,10 @@ def tone(hertz: float, number: int) -> npt.NDArray[np.float32]:
     return (0.3 * np.sin(2 * np.pi * hertz * (1 + 0.02 * number) * time)).astype(np.float32)
 
 
-def shape(colour: Sequence[int], number: int, side: int = 48) -> npt.NDArray[np.uint8]:
-    picture = np.full((side, side, 3), 255, np.uint8)
-    picture[6 + number : 36 + number, 8:40] = colour
-    return picture
+def shape(color: Sequence[int], number: int, side: int = 48) -> npt.NDArray[np.uint8]:
+    image = np.full((side, side, 3), 255, np.uint8)
+    image[6 + number : 36 + number, 8:40] = color
+    return image
 
 
 class SyntheticDataset:
@@ -42,14 +42,14 @@ class SyntheticDataset:
         self.layout = ProjectPaths(root)
         (root / "data").mkdir()
         (root / "data/assets").symlink_to(assets)
-        images, audio, pictures, sounds, manifest, pairs = [], [], {}, {}, [], []
-        for label, (hertz, colour) in CLASSES.items():
+        images, audio, image_files, audio_files, manifest, pairs = [], [], {}, {}, [], []
+        for label, (hertz, color) in CLASSES.items():
             for number, split in enumerate(SPLITS):
                 image_bytes, sound_bytes = io.BytesIO(), io.BytesIO()
-                Image.fromarray(shape(colour, number)).save(image_bytes, "PNG")
+                Image.fromarray(shape(color, number)).save(image_bytes, "PNG")
                 soundfile.write(sound_bytes, tone(hertz, number), 48_000, format="FLAC", subtype="PCM_16")
                 image_id, audio_id = item_id(image_bytes.getvalue()), item_id(sound_bytes.getvalue())
-                pictures[image_id], sounds[audio_id] = image_bytes.getvalue(), sound_bytes.getvalue()
+                image_files[image_id], audio_files[audio_id] = image_bytes.getvalue(), sound_bytes.getvalue()
                 name = f"{hertz:.0f}-{number}"
                 common = {
                     "bytes": 1,
@@ -79,10 +79,10 @@ class SyntheticDataset:
                         "tracks": [{"audio_id": audio_id, "phrase": f"a {label}", "gain_db": 0.0}], "image_license": "CC0-1.0",
                         "audio_license": "CC0-1.0", "image_group": image_id, "audio_group": audio_id, "split": split,
                     })  # fmt: skip
-        self._write(images, audio, pictures, sounds, manifest, pairs)
+        self._write(images, audio, image_files, audio_files, manifest, pairs)
 
     def _write(
-        self, images: list[Any], audio: list[Any], pictures: Any, sounds: Any, manifest: list[str], pairs: list[Any]
+        self, images: list[Any], audio: list[Any], image_files: Any, audio_files: Any, manifest: list[str], pairs: list[Any]
     ) -> None:
         layout = self.layout
         (layout.root / "gold.csv").write_text("\n".join(["kind,file,label,split,pair", *manifest]) + "\n")
@@ -96,7 +96,7 @@ class SyntheticDataset:
             write_table(folder / "quarantine.parquet", QUARANTINE, rows)
         write_index(
             layout.media,
-            write_shards(layout.media, "image", pictures, "png") + write_shards(layout.media, "audio", sounds, "flac"),
+            write_shards(layout.media, "image", image_files, "png") + write_shards(layout.media, "audio", audio_files, "flac"),
         )
         phrases = {text_id(f"a {label}"): f"a {label}" for label in CLASSES}
         label_of = dict(line.split(",")[1:3] for line in manifest)
@@ -146,16 +146,16 @@ class ColorGenerator:
 
     def generate(self, clips: Sequence[npt.NDArray[np.float32]], num_samples: int, seed: int) -> npt.NDArray[np.uint8]:
         rng = np.random.default_rng(seed)
-        pictures = []
+        images = []
         for clip in clips:
             hertz = float(np.abs(np.fft.rfft(clip)).argmax()) * 48_000 / len(clip)
-            colours = [colour for pitch, colour in CLASSES.values() if self.ignores_audio or abs(hertz / pitch - 1) < 0.5]
+            colors = [color for pitch, color in CLASSES.values() if self.ignores_audio or abs(hertz / pitch - 1) < 0.5]
             if self.ignores_audio:  # the same noise gives the same image for every clip
                 rng = np.random.default_rng(seed)
-            drawn = np.stack([shape(colours[rng.integers(len(colours))], int(rng.integers(6))) for _ in range(num_samples)])
-            noise = rng.integers(0, 12, drawn.shape)
-            pictures.append(np.clip(drawn.astype(int) - noise, 0, 255).astype(np.uint8))
-        return np.stack(pictures)
+            shapes = np.stack([shape(colors[rng.integers(len(colors))], int(rng.integers(6))) for _ in range(num_samples)])
+            noise = rng.integers(0, 12, shapes.shape)
+            images.append(np.clip(shapes.astype(int) - noise, 0, 255).astype(np.uint8))
+        return np.stack(images)
 
     def generate_unconditional(self, count: int, seed: int) -> npt.NDArray[np.uint8]:
         return ColorGenerator(ignores_audio=True).generate([tone(200.0, 0)], count, seed)[0]
@@ -167,11 +167,11 @@ class TextColorGenerator(ColorGenerator):
     has_text_encoder = True
 
     def generate_from_text(self, texts: Sequence[str], num_samples: int, seed: int) -> npt.NDArray[np.uint8]:
-        pictures = []
+        images = []
         for text in texts:
             pitch = next((hertz for label, (hertz, _) in CLASSES.items() if label in text), 200.0)
-            pictures.append(ColorGenerator().generate([tone(pitch, 0)], num_samples, seed)[0])
-        return np.stack(pictures)
+            images.append(ColorGenerator().generate([tone(pitch, 0)], num_samples, seed)[0])
+        return np.stack(images)
 
 
 class OtherReports(ProjectPaths):

@@ -1,4 +1,4 @@
-"""The whole stage on a small world in which colours sound: a source that hears must win, one that is deaf must not."""
+"""Stage `evaluate` on a synthetic data set: the win rate separates a generator that uses the audio from one that does not."""
 
 from __future__ import annotations
 
@@ -34,36 +34,36 @@ def evaluated(world: SyntheticDataset) -> dict[str, bytes]:
     return files(world.layout.reports)
 
 
-def test_who_hears_wins_and_the_controls_do_not(evaluated: dict[str, bytes]) -> None:
+def test_a_generator_that_uses_audio_wins_and_its_controls_do_not(evaluated: dict[str, bytes]) -> None:
     found = json.loads(evaluated["evaluation.json"])
     rows = found["test"]["rows"]
     assert rows["model"]["win_rate_augnet"]["value"] > 0.9
-    assert rows["shuffled_audio"]["win_rate_augnet"]["value"] < 0.4  # 4 rivals at most: 1/2 - 1/2 / 4
+    assert rows["shuffled_audio"]["win_rate_augnet"]["value"] < 0.4  # at most 4 negatives: 1/2 - 1/2 / 4
     assert rows["real_images"]["win_rate_augnet"]["value"] > 0.9
     assert rows["text_oracle"]["applicable"] is False
-    lookup = rows["nearest_training_image"]["win_rate_augnet"]["value"]  # the training images of the clip's class
+    lookup = rows["nearest_training_image"]["win_rate_augnet"]["value"]  # training images of the class of the clip
     assert lookup > 0.9
     difference = rows["model_minus_nearest_training_image"]["win_rate_augnet"]
     assert difference["value"] == pytest.approx(rows["model"]["win_rate_augnet"]["value"] - lookup, abs=1e-5)
     assert difference["low"] <= difference["value"] <= difference["high"]
     copies = found["memorisation"]["sets"]["test"]
     assert found["memorisation"]["compared_images"] == found["memorisation"]["training_images"] == 9
-    assert copies["model"]["copy_fraction"]["value"] > 0.3  # the same shapes at the same places, but for the noise
+    assert copies["model"]["copy_fraction"]["value"] > 0.3  # the same shapes in the same places, with noise
     assert copies["held_out_images"]["nearest_rmse"]["n"] == 6
     assert 0 < copies["model"]["recalled_fraction"]["value"] <= 1
-    assert (rows["model"]["density_augnet"]["n"], rows["model"]["coverage_augnet"]["n"]) == (12, 6)  # drawn, real
+    assert (rows["model"]["density_augnet"]["n"], rows["model"]["coverage_augnet"]["n"]) == (12, 6)  # generated, real
     assert 0 < found["judges"]["augnet"]["ais_leave_group_out_r2"] < 1
     assert found["judges"]["augnet"]["ais_training_sound_groups"] == 9
     assert found["test"]["too_small_to_rank"] is True
     assert found["gold"]["n_pairs"] == found["gold_seen_classes"]["n_pairs"] == 3
     entry = rows["model"]["kid_augnet"]
     assert set(entry) >= {"value", "low", "high", "n", "clusters", "judge", "seed", "sample_rate_hz", "n_real"}
-    assert found["retrieval"]["rows"]["pipeline"]["recall_at_10"]["value"] == 1.0  # three times six sounds, own class first
+    assert found["retrieval"]["rows"]["pipeline"]["recall_at_10"]["value"] == 1.0  # 18 sounds; own class first
     assert found["sensitivity"]["gain_-12_db"]["value"] < found["sensitivity"]["other_sound"]["value"]
     assert any("independent sounds" in warning for warning in found["warnings"])
 
 
-def test_the_report_is_whole_safe_and_the_same_twice(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:
+def test_the_report_is_complete_escaped_and_reproducible(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:
     page = evaluated["index.html"].decode()
     for attack in ("<script>", "<svg onload", "<b>ball</b>"):
         assert attack not in page
@@ -74,15 +74,15 @@ def test_the_report_is_whole_safe_and_the_same_twice(world: SyntheticDataset, ev
             assert f'src="{name}"' in page
     assert str(world.layout.root) not in page
     assert "on the 6 of 6 pairs that have one" in page
-    assert "More than a table of training pictures?" in page
-    assert "Copies of training pictures" in page
+    assert "Gain over the nearest training image" in page
+    assert "Copies of training images" in page
     assert "test: real images, n=6" in page
     assert not re.search("ceiling|far from perfect", page)
     evaluate(CONFIG, world.layout, ColorGenerator(), NoOpTracker())
     assert files(world.layout.reports) == evaluated
 
 
-def test_a_deaf_model_is_found_out(world: SyntheticDataset, evaluated: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_generator_that_ignores_audio_wins_half(world: SyntheticDataset, evaluated: dict[str, bytes], tmp_path: Path) -> None:
     elsewhere = OtherReports(world.layout.root, tmp_path)
     config = CONFIG.model_copy(
         update={
@@ -97,8 +97,8 @@ def test_a_deaf_model_is_found_out(world: SyntheticDataset, evaluated: dict[str,
     assert found["ais_win_rate_aisfx_augnet"]["value"] == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_judge_that_took_part_is_refused_or_flagged(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:
-    with pytest.raises(ConfigError, match="augnet is of family augnet, which also took part in model"):
+def test_a_judge_of_a_used_family_is_rejected(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:
+    with pytest.raises(ConfigError, match="augnet has model family augnet, which is also used in model"):
         evaluate(CONFIG, world.layout, ColorGenerator(families=frozenset({"augnet"})), NoOpTracker())
 
 
@@ -115,14 +115,14 @@ def test_damaged_or_missing_inputs_are_named(world: SyntheticDataset, evaluated:
         path.write_bytes(kept)
 
 
-class Untouched(ColorGenerator):
-    """A painter that must not be asked."""
+class ForbiddenGenerator(ColorGenerator):
+    """Generator that raises when it is called."""
 
     def generate(self, *_: object) -> NoReturn:
-        raise AssertionError("drawing had begun")
+        raise AssertionError("generation has begun")
 
 
-def test_too_small_a_pool_is_refused_before_anything_is_drawn(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:
+def test_too_few_calibration_images_are_rejected_early(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:
     path = world.layout.catalog / "images.parquet"
     kept = path.read_bytes()
     rows = read_table(path, IMAGES).to_pylist()
@@ -134,12 +134,12 @@ def test_too_small_a_pool_is_refused_before_anything_is_drawn(world: SyntheticDa
         for left in (2, 0):
             write_table(path, IMAGES, [{**row, "holdout": row["holdout"] or row["image_id"] in free[left:]} for row in rows])
             with pytest.raises(DataError, match=f"only {left} images are available to calibrate.*at least 3 are needed"):
-                evaluate(CONFIG, world.layout, Untouched(), NoOpTracker())
+                evaluate(CONFIG, world.layout, ForbiddenGenerator(), NoOpTracker())
     finally:
         path.write_bytes(kept)
 
 
-def test_training_pairs_that_share_one_sound_give_no_audio_judge(
+def test_training_pairs_of_one_sound_group_give_no_audio_image_agreement(
     world: SyntheticDataset, evaluated: dict[str, bytes], tmp_path: Path
 ) -> None:
     path = world.layout.pairs / "pairs.parquet"
@@ -155,12 +155,12 @@ def test_training_pairs_that_share_one_sound_give_no_audio_judge(
         path.write_bytes(kept)
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert not [name for name in found["test"]["rows"]["model"] if name.startswith("ais")]
-    told = "ais_win_rate_aisfx: not measured; its judge is fitted on 3 or more training pairs of 2 or more sound groups"
-    assert [text for text in found["warnings"] if text.startswith(told)] == [f"{told}, and there are 9 of 1"]
-    assert told in (tmp_path / "index.html").read_text()
+    warning = "ais_win_rate_aisfx: not measured; the regression needs at least 3 training pairs of 2 sound groups"
+    assert [text for text in found["warnings"] if text.startswith(warning)] == [f"{warning}, and there are 9 of 1"]
+    assert warning in (tmp_path / "index.html").read_text()
 
 
-def test_abilities_reach_the_numbers_the_plots_and_the_page(world: SyntheticDataset, tmp_path: Path, toy: None) -> None:
+def test_abilities_are_in_the_metrics_the_plots_and_the_page(world: SyntheticDataset, tmp_path: Path, toy: None) -> None:
     config = CONFIG.model_copy(
         update={
             "abilities": AbilitiesConfig(num_clips=3, num_samples=1),

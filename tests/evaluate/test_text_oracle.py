@@ -1,4 +1,4 @@
-"""The text oracle: drawn from the words that pairing used, never from labels, in every table and only where text is read."""
+"""Text oracle and caption route: rows of models with a text encoder, generated from captions and never from labels."""
 
 from __future__ import annotations
 
@@ -43,28 +43,28 @@ SETTINGS = EvaluateConfig.model_validate({**CONFIG.model_dump(), **WITH_DINOV2})
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> SyntheticDataset:
     made = SyntheticDataset(tmp_path_factory.mktemp("world"), assets)
-    dinov2_checkpoint(made.layout.root / "models/dinov2")  # random weights tell colours apart, and look fast
+    dinov2_checkpoint(made.layout.root / "models/dinov2")  # random weights distinguish colors; the network is small
     return made
 
 
-class Scribe(TextColorGenerator):
-    """Writes down what it was given to read."""
+class RecordingTextGenerator(TextColorGenerator):
+    """Records the texts that it receives."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.read: list[str] = []
+        self.texts: list[str] = []
 
     def generate_from_text(self, texts: Any, num_samples: int, seed: int) -> Any:
-        self.read += texts
+        self.texts += texts
         return super().generate_from_text(texts, num_samples, seed)
 
 
-def test_a_source_that_reads_text_gets_the_row(world: SyntheticDataset, tmp_path: Path) -> None:
-    scribe = Scribe()
-    evaluate(SETTINGS, OtherReports(world.layout.root, tmp_path), scribe, NoOpTracker())
+def test_a_model_with_a_text_encoder_has_the_text_rows(world: SyntheticDataset, tmp_path: Path) -> None:
+    generator = RecordingTextGenerator()
+    evaluate(SETTINGS, OtherReports(world.layout.root, tmp_path), generator, NoOpTracker())
     phrases = {f"a {label}" for label in CLASSES}
-    assert phrases < set(scribe.read)  # and the tags of the clips
-    assert scribe.read == sorted(set(scribe.read))  # each text once
+    assert phrases < set(generator.texts)  # and the tags of the clips
+    assert generator.texts == sorted(set(generator.texts))  # each text once
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     for name in ("test", "gold", "gold_seen_classes"):
         row = evaluation[name]["rows"]["text_oracle"]
@@ -79,10 +79,10 @@ def test_a_source_that_reads_text_gets_the_row(world: SyntheticDataset, tmp_path
     assert row["kid_dinov2"]["clusters"] == 3
     assert "not applicable" not in (tmp_path / "index.html").read_text()
     assert "win_rate_dinov2.text_oracle" in (tmp_path / "plots/per_pair.csv").read_text().splitlines()[0]
-    # The other rows are what they are without it.
-    deaf_to_text = tmp_path / "without"
-    evaluate(SETTINGS, OtherReports(world.layout.root, deaf_to_text), ColorGenerator(), NoOpTracker())
-    without = json.loads((deaf_to_text / "evaluation.json").read_text())
+    # The text rows do not change the other rows.
+    without_text = tmp_path / "without"
+    evaluate(SETTINGS, OtherReports(world.layout.root, without_text), ColorGenerator(), NoOpTracker())
+    without = json.loads((without_text / "evaluation.json").read_text())
     assert without["test"]["rows"]["model"] == evaluation["test"]["rows"]["model"]
     for name in ("text_oracle", "caption_route"):
         assert without["test"]["rows"][name]["applicable"] is False
@@ -115,10 +115,10 @@ def test_the_tagger_is_that_of_the_model_or_of_the_assets(world: SyntheticDatase
     assert own.load().class_names == tagger.load().class_names
 
 
-def test_a_backbone_that_reads_is_its_own_text_oracle(world: SyntheticDataset, exported_adapter: Path, tmp_path: Path) -> None:
+def test_the_text_rows_of_an_exported_adapter(world: SyntheticDataset, exported_adapter: Path, tmp_path: Path) -> None:
     source = load_generator(exported_adapter, None, None)
     assert source.has_text_encoder
-    assert source.families == {"ast", "clip", "yamnet"}  # its text encoder bars the judge of that family
+    assert source.families == {"ast", "clip", "yamnet"}  # clip: the text encoder of the backbone
     abilities = AbilitiesConfig(names=["words_and_sound", "interpolation"], num_clips=3, num_samples=1)
     config = SETTINGS.model_copy(update={"abilities": abilities})
     evaluate(config, OtherReports(world.layout.root, tmp_path), source, NoOpTracker())
@@ -138,7 +138,7 @@ def item(name: str, image: str, sound: int) -> EvalPair:
     return EvalPair(name, image, image, sound)
 
 
-def test_words_come_from_pairing_or_from_the_picture_and_never_from_labels() -> None:
+def test_texts_are_phrases_of_the_pair_or_events_of_the_image() -> None:
     sounds = (EvalAudio("s0", "g0", "dog label"), EvalAudio("s1", "g1", "rain label"))
     sets = {"test": (item("p0", "i0", 0), item("p1", "i1", 1)), "gold": (item("gold 0", "i2", 0), item("gold 1", "i3", 1))}
     plan = EvaluationPlan(sounds, sets)
@@ -156,18 +156,18 @@ def test_words_come_from_pairing_or_from_the_picture_and_never_from_labels() -> 
     assert not any("label" in text for text in words.values())
 
 
-def test_an_item_without_words_or_whose_rivals_share_them_has_no_rate() -> None:
+def test_a_pair_without_text_or_without_negatives_of_another_text_has_no_rate() -> None:
     sounds = [EvalAudio(f"s{row}", f"g{row}", None) for row in range(3)]
     items = [item(f"p{row}", f"i{row}", row) for row in range(3)]
-    asked = np.eye(3)
-    spoken = np.repeat(np.eye(3)[:2][:, None], 2, axis=1)  # text 0 draws what item 0 asks for, text 1 what item 1 does
+    targets = np.eye(3)
+    from_text = np.repeat(np.eye(3)[:2][:, None], 2, axis=1)  # text n gives the target of pair n
     empty = [np.array([], np.int64)] * 3
 
     def rates(text: list[int]) -> list[float]:
-        looks = JudgeFeatures(
-            asked, np.repeat(asked[:, None], 2, 1), np.zeros((2, 3)), asked, empty, empty, spoken, np.array(text)
+        features = JudgeFeatures(
+            targets, np.repeat(targets[:, None], 2, 1), np.zeros((2, 3)), targets, empty, empty, from_text, np.array(text)
         )
-        return win_rates_per_pair(looks, sounds, items)["text_oracle"].tolist()
+        return win_rates_per_pair(features, sounds, items)["text_oracle"].tolist()
 
     np.testing.assert_array_equal(rates([0, 1, -1]), [1.0, 1.0, np.nan])
     np.testing.assert_array_equal(rates([1, 0, 0]), [0.0, 0.0, 0.5])

@@ -1,4 +1,4 @@
-"""A small world: eight demo pictures, four demo sounds, a small backbone; the whole stage takes seconds on it."""
+"""Small project for the tests of stage `train`: eight demo images, four demo clips, a small backbone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline_steps.core.tables import write_table
 
 @pytest.fixture(scope="session")
 def make_project(demo: Path, assets: Path, backbone: Path) -> Callable[[Path], ProjectPaths]:
-    """Write the small world's inputs below a folder."""
+    """Write the inputs of the small project below a folder."""
     pictures = sorted((demo / "images").glob("i-t*.webp"))[:8]
     sounds = sorted((demo / "sounds").glob("s-b*.ogg"))[:4]
 

@@ -1,4 +1,4 @@
-"""Small training runs: configuration, batches and callbacks that the tests of the stage share."""
+"""Small training runs: configuration, batches and callbacks for the tests of the stage."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pipeline_steps.train.config_groups import AudioEncodingConfig
 TONE = (0.2 * np.sin(2 * np.pi * 500 * np.arange(16_000) / 16_000)).astype(np.float32)
 
 
-def test_a_view_is_a_function_of_its_generator() -> None:
+def test_an_augmented_clip_depends_on_its_generator_only() -> None:
     views = [augment_audio(TONE, TONE[::-1], AudioEncodingConfig(), np.random.default_rng(seed)) for seed in (3, 3, 4)]
     assert np.array_equal(views[0], views[1])
     assert not (len(views[0]) == len(views[2]) and np.array_equal(views[0], views[2]))
@@ -22,35 +22,35 @@ def test_a_view_is_a_function_of_its_generator() -> None:
 def test_gain_speed_and_range_stay_within_their_bounds() -> None:
     config = AudioEncodingConfig(max_log_speed=0.1, max_gain_db=6.0, noise_prob=0.0, mix_prob=0.0)
     for seed in range(30):
-        view = augment_audio(TONE, None, config, np.random.default_rng(seed))
-        assert 16_000 * np.exp(-0.101) - 1 <= len(view) <= 16_000 * np.exp(0.101) + 1
-        change = 20 * np.log10(view.std() / TONE.std())
+        augmented = augment_audio(TONE, None, config, np.random.default_rng(seed))
+        assert 16_000 * np.exp(-0.101) - 1 <= len(augmented) <= 16_000 * np.exp(0.101) + 1
+        change = 20 * np.log10(augmented.std() / TONE.std())
         assert abs(change) <= 6.1
-        assert np.abs(view).max() <= 1.0
+        assert np.abs(augmented).max() <= 1.0
 
 
-def test_a_share_of_views_is_heard_in_a_room_and_none_by_default() -> None:
-    rooms = [np.array([1.0, 0.0, 0.9], np.float32)]
+def test_reverberation_has_its_probability_and_is_off_by_default() -> None:
+    impulses = [np.array([1.0, 0.0, 0.9], np.float32)]
     plain = AudioEncodingConfig(max_log_speed=0.0, noise_prob=0.0, mix_prob=0.0)
     half = plain.model_copy(update={"reverb_prob": 0.5})
     noise = np.random.default_rng(0).normal(0, 0.05, 4000).astype(np.float32)
-    without, beside = (augment_audio(noise, None, plain, np.random.default_rng(1), given) for given in ((), rooms))
+    without, beside = (augment_audio(noise, None, plain, np.random.default_rng(1), given) for given in ((), impulses))
     assert np.array_equal(without, beside)
     changed = 0
     for seed in range(60):
-        view = augment_audio(noise, None, half, np.random.default_rng(seed), rooms)
-        changed += float(np.mean(view[2:] * view[:-2]) / np.mean(view**2)) > 0.3  # the room's echo
-        assert abs(20 * np.log10(view.std() / noise.std())) < plain.max_gain_db + 0.1, "a room changes no level"
+        augmented = augment_audio(noise, None, half, np.random.default_rng(seed), impulses)
+        changed += float(np.mean(augmented[2:] * augmented[:-2]) / np.mean(augmented**2)) > 0.3  # echo of the impulse response
+        assert abs(20 * np.log10(augmented.std() / noise.std())) < plain.max_gain_db + 0.1, "reverberation keeps the level"
     assert 18 <= changed <= 42
 
 
-def test_the_fingerprint_of_augmentations_holds_reverberation_only_where_it_is_used() -> None:
+def test_the_fingerprint_of_augmentations_contains_reverberation_only_if_used() -> None:
     assert "reverb_share" not in AudioEncodingConfig().augmentation_identity()
     assert AudioEncodingConfig(reverb_prob=0.2).augmentation_identity()["reverb_share"] == 0.2
     assert "num_augmentations" not in AudioEncodingConfig(reverb_prob=0.2).augmentation_identity()
 
 
-def test_what_is_mixed_in_is_chosen_among_a_bounded_number_of_sounds() -> None:
+def test_mix_partners_are_chosen_among_a_bounded_number_of_clips() -> None:
     pool: list[Tracks] = [((f"{number:032x}", 0.0),) for number in range(MIX_POOL_SIZE + 40)]
     small, first = pool[:MIX_POOL_SIZE], pool[0]
     for tracks in (pool[7], pool[-1]):
@@ -65,7 +65,7 @@ def test_what_is_mixed_in_is_chosen_among_a_bounded_number_of_sounds() -> None:
     assert mix_partner(first, 0, pool) == ()
 
 
-def test_noise_is_of_unit_deviation_and_pink_falls() -> None:
+def test_noise_has_unit_deviation_and_the_spectrum_of_pink_noise_falls() -> None:
     white, pink = (colored_noise(16_000, slope, np.random.default_rng(0)) for slope in (0.0, 0.5))
     assert white.std() == pytest.approx(1.0)
     spectrum = np.abs(np.fft.rfft(pink))

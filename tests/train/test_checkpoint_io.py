@@ -1,4 +1,4 @@
-"""Training checkpoints: nothing but tensors and plain types is loaded."""
+"""Training checkpoints: only tensors and plain types are loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches are functions of seed and step alone."""
+"""Batches depend on seed and step only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def assert_equal(one: TrainingBatch, other: TrainingBatch) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 17), st.integers(0, 99))
-def test_every_epoch_is_a_permutation_whatever_the_batch_size(count: int, batch_size: int, seed: int) -> None:
+def test_every_epoch_is_a_permutation_at_any_batch_size(count: int, batch_size: int, seed: int) -> None:
     steps = -(-2 * count // batch_size)
     rows = [row for step in range(steps) for row in batch_indices(count, batch_size, seed, step)]
     assert sorted(rows[:count]) == list(range(count))
@@ -35,7 +35,7 @@ def test_every_epoch_is_a_permutation_whatever_the_batch_size(count: int, batch_
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_loader_gives_the_batches_in_order(workers: int, backbone: Path) -> None:
+def test_the_loader_returns_the_batches_in_order(workers: int, backbone: Path) -> None:
     loader = {"num_workers": workers, "prefetch_factor": 2 if workers else None}
     expected = small_datamodule(backbone)
     batches = iter(small_datamodule(backbone, **loader).train_dataloader())
@@ -43,7 +43,7 @@ def test_the_loader_gives_the_batches_in_order(workers: int, backbone: Path) -> 
         assert_equal(next(batches), expected.training_batch(step))
 
 
-def test_the_loader_starts_at_the_step_of_the_trainer_and_gives_every_microbatch(backbone: Path) -> None:
+def test_the_loader_starts_at_the_step_of_the_trainer_and_returns_every_microbatch(backbone: Path) -> None:
     class Resumed:
         global_step = 2
 
@@ -68,7 +68,7 @@ def test_an_error_of_a_batch_is_raised(monkeypatch: pytest.MonkeyPatch, backbone
         next(iter(datamodule.train_dataloader()))
 
 
-def test_every_tensor_of_a_batch_is_changed(backbone: Path) -> None:
+def test_a_map_over_a_batch_changes_every_tensor(backbone: Path) -> None:
     batch = small_datamodule(backbone).training_batch(0)
     visited: list[torch.Tensor] = []
 
@@ -86,7 +86,7 @@ def test_every_tensor_of_a_batch_is_changed(backbone: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(20, 70))
-def test_processes_and_microbatches_take_each_sample_once(ranks: int, accumulate: int, count: int) -> None:
+def test_processes_and_microbatches_use_each_sample_once(ranks: int, accumulate: int, count: int) -> None:
     taken: list[int] = []
     for rank in range(ranks):
         for micro in range(accumulate):

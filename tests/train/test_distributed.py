@@ -1,4 +1,4 @@
-"""Several processes and microbatches: what they share, that the result stays the same, and what is refused."""
+"""Several processes and microbatches: equal results, resumption, rejected settings."""
 
 from __future__ import annotations
 
@@ -83,18 +83,18 @@ def in_two_microbatches(make_project: MakeProject, tmp_path_factory: pytest.Temp
     return layout
 
 
-def _twin(of: ProjectPaths, make_project: MakeProject, root: Path) -> ProjectPaths:
-    """Another project with the same inputs and the results cached and trained for them before training."""
+def _copy_project(of: ProjectPaths, make_project: MakeProject, root: Path) -> ProjectPaths:
+    """Another project with the same inputs and the same result cache."""
     layout = make_project(root)
     shutil.copytree(of.root / ".cache", layout.root / ".cache")
     return layout
 
 
-def test_microbatches_change_nothing_but_rounding(
+def test_microbatches_change_only_rounding(
     in_two_microbatches: ProjectPaths, make_project: MakeProject, tmp_path: Path
 ) -> None:
-    layout = _twin(in_two_microbatches, make_project, tmp_path)
-    halves = _twin(in_two_microbatches, make_project, tmp_path / "halves")
+    layout = _copy_project(in_two_microbatches, make_project, tmp_path)
+    halves = _copy_project(in_two_microbatches, make_project, tmp_path / "halves")
     group = adapter_group(dropout=0.0)
     stage.run(small_config(ip_adapter=group), layout)
     stage.run(small_config(ip_adapter=group, performance={"accumulate_grad_batches": 2}), halves)
@@ -113,31 +113,31 @@ def _kill_after_a_checkpoint(layout: ProjectPaths, *processes: subprocess.Popen[
         assert time.monotonic() < deadline
         time.sleep(0.005)
     for process in processes:
-        process.kill()  # its child follows it
+        process.kill()  # its child exits with it
         process.communicate(timeout=60)
     assert len(list(layout.runs.rglob("last.ckpt"))) == 1
 
 
 @pytest.mark.full
-def test_two_processes_killed_and_started_again_end_as_one(
+def test_two_killed_and_resumed_processes_give_the_same_model(
     in_two_microbatches: ProjectPaths, make_project: MakeProject, project: Path, tmp_path: Path
 ) -> None:
-    layout = _twin(in_two_microbatches, make_project, tmp_path)
+    layout = _copy_project(in_two_microbatches, make_project, tmp_path)
     _write_params(layout, devices=2, strategy="ddp")
     _kill_after_a_checkpoint(layout, _start(layout, project))
     output = _finish(_start(layout, project))
     assert output.count("resuming from step 4") == 1
-    assert output.count("train: 8 in = 8 ok") == 1, "process 0 alone reports"
+    assert output.count("train: 8 in = 8 ok") == 1, "only process 0 writes the report"
     _assert_same(in_two_microbatches, layout)
     assert json.loads(layout.report("train").read_text())["reused"] == 8
     assert len((layout.model / "training/loss.csv").read_text().splitlines()) == 11
 
 
 @pytest.mark.full
-def test_two_machines_killed_and_started_again_end_as_one(
+def test_two_killed_and_resumed_machines_give_the_same_model(
     in_two_microbatches: ProjectPaths, make_project: MakeProject, project: Path, tmp_path: Path
 ) -> None:
-    layout = _twin(in_two_microbatches, make_project, tmp_path)
+    layout = _copy_project(in_two_microbatches, make_project, tmp_path)
     _write_params(layout, num_nodes=2)
 
     def start() -> list[subprocess.Popen[str]]:

@@ -78,11 +78,11 @@ def test_memory_settings_change_only_rounding(performance: dict[str, Any], plain
     assert module.unet.is_gradient_checkpointing == ("gradient_checkpointing" in performance)
 
 
-def test_the_average_moves_once_an_optimizer_step_with_microbatches(backbone: Path) -> None:
+def test_the_average_is_updated_once_per_optimizer_step(backbone: Path) -> None:
     module = small_module(backbone)
     recorder = EMARecorder(0.7)
     fit(module, EMACallback(0.7), recorder, steps=6, accumulate=2)
-    assert EMA_EVERY_N_STEPS < 6, "the average moved more than once"
+    assert EMA_EVERY_N_STEPS < 6, "the average is updated more than once"
     assert len(module.history) == 6
     for name, value in module.named_parameters():
         assert torch.allclose(value, recorder.average[name], atol=1e-5), name
@@ -92,7 +92,7 @@ def test_a_step_is_skipped_if_one_of_its_microbatches_is_not_finite(monkeypatch:
     original = IPAdapterDataModule.training_batch
     parameters: list[torch.Tensor] = []
 
-    def poisoned(datamodule: IPAdapterDataModule, step: int, micro: int = 0) -> TrainingBatch:
+    def with_nan(datamodule: IPAdapterDataModule, step: int, micro: int = 0) -> TrainingBatch:
         batch = original(datamodule, step, micro)
         return dataclasses.replace(batch, noise=batch.noise * float("nan")) if (step, micro) == (5, 0) else batch
 
@@ -101,7 +101,7 @@ def test_a_step_is_skipped_if_one_of_its_microbatches_is_not_finite(monkeypatch:
             if batch.last:
                 parameters.append(torch.cat([value.detach().flatten() for value in pl_module.parameters()]))
 
-    monkeypatch.setattr(IPAdapterDataModule, "training_batch", poisoned)
+    monkeypatch.setattr(IPAdapterDataModule, "training_batch", with_nan)
     module = small_module(backbone)
     fit(module, Keep(), steps=8, accumulate=2)
     assert [math.isfinite(row["loss"]) for row in module.history] == [True] * 5 + [False] + [True] * 2
@@ -122,7 +122,7 @@ def test_half_precision_runs_on_the_cpu_too(plain: Weights, backbone: Path) -> N
     assert 0.0 < largest_difference(plain, weights(module)) < 0.05
 
 
-def test_switches_are_on_by_default_on_a_gpu_alone() -> None:
+def test_optimizations_are_on_by_default_on_gpus_only() -> None:
     gpu = DistributedSetup("gpu", "bf16-mixed")
     assert (gpu.compile, gpu.channels_last) == (True, True)
     assert gpu.loader_arguments == {"num_workers": 2, "prefetch_factor": 2, "pin_memory": True}
@@ -174,8 +174,8 @@ def test_a_compiled_network_is_compiled_in_training_and_eager_in_validation(plai
     assert largest_difference(plain, weights(module)) == 0.0
 
 
-class Notes(NoOpTracker):
-    """Tracker that keeps what it gets."""
+class RecordingTracker(NoOpTracker):
+    """Tracker that records metrics and images in memory."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []
@@ -189,7 +189,7 @@ class Notes(NoOpTracker):
 
 
 def test_metrics_are_tracked_by_optimizer_step(backbone: Path) -> None:
-    module, notes, grids = small_module(backbone), Notes(), []
+    module, notes, grids = small_module(backbone), RecordingTracker(), []
     fit(
         module, EMACallback(0.7), SampleGridCallback(lambda: torch.zeros(2, 2, 3).numpy(), lambda step, _: grids.append(step)),
         ThroughputCallback(2), steps=7, accumulate=2, logger=TrackingLogger(notes), log_every_n_steps=2,
@@ -207,7 +207,7 @@ def test_metrics_are_tracked_by_optimizer_step(backbone: Path) -> None:
     assert notes.images == [("samples/grid", step) for step in grids]
 
 
-def test_waiting_for_data_is_measured(monkeypatch: pytest.MonkeyPatch, backbone: Path) -> None:
+def test_the_time_spent_waiting_for_data_is_measured(monkeypatch: pytest.MonkeyPatch, backbone: Path) -> None:
     import time
 
     original = IPAdapterDataModule.training_batch
@@ -217,6 +217,6 @@ def test_waiting_for_data_is_measured(monkeypatch: pytest.MonkeyPatch, backbone:
         return original(datamodule, step, micro)
 
     monkeypatch.setattr(IPAdapterDataModule, "training_batch", slow)
-    notes = Notes()
+    notes = RecordingTracker()
     fit(small_module(backbone), ThroughputCallback(2), steps=4, logger=TrackingLogger(notes), log_every_n_steps=2)
     assert all(values["train/data_wait_ratio"] > 0.3 for _, values in notes.rows if "train/loss" in values)

@@ -1,4 +1,4 @@
-"""The stage as a whole: what it writes, that a crash changes nothing, and that what is wrong is refused."""
+"""Stage `train`: outputs, resumption after interruptions, rejected inputs."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ from pipeline_steps.train.recipes.ip_adapter.data import IPAdapterDataModule
 from tests.train.small_run import SMALL, adapter_phase, model_bytes, small_config
 
 MakeProject = Callable[[Path], ProjectPaths]
+CompletedRun = tuple[ProjectPaths, stage.StageReport]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(make_project: MakeProject, tmp_path_factory: pytest.TempPathFactory) -> tuple[ProjectPaths, stage.StageReport]:
-    """The small world, trained without interruption."""
-    layout = make_project(tmp_path_factory.mktemp("undisturbed"))
+def completed_run(make_project: MakeProject, tmp_path_factory: pytest.TempPathFactory) -> CompletedRun:
+    """Small project after an uninterrupted training run."""
+    layout = make_project(tmp_path_factory.mktemp("completed_run"))
     return layout, stage.run(small_config(), layout)
 
 
-def test_it_writes_a_model_that_draws_and_says_how_it_went(undisturbed: tuple[ProjectPaths, stage.StageReport]) -> None:
-    layout, report = undisturbed
+def test_the_stage_writes_a_model_and_its_training_history(completed_run: CompletedRun) -> None:
+    layout, report = completed_run
     report.check_balance()
     assert report.n_in == 8
-    assert (report.computed, report.reused) == (8, 0)  # 4 sounds, 2 views
+    assert (report.computed, report.reused) == (8, 0)  # 4 clips, 2 augmentations
     assert report.metrics["pairs_train"] == 6
     files = set(model_bytes(layout))
     assert {"model_index.json", "training/loss.csv", "training/validation.csv", "training/step-000012.png"} <= files
@@ -55,8 +56,8 @@ def test_it_writes_a_model_that_draws_and_says_how_it_went(undisturbed: tuple[Pr
     assert not list(layout.runs.rglob("*.ckpt")), "a finished run keeps no checkpoint"
 
 
-def test_killed_and_started_again_it_ends_with_the_same_bytes(
-    undisturbed: tuple[ProjectPaths, stage.StageReport], make_project: MakeProject, project: Path, tmp_path: Path
+def test_a_killed_and_resumed_run_gives_the_same_bytes(
+    completed_run: CompletedRun, make_project: MakeProject, project: Path, tmp_path: Path
 ) -> None:
     layout = make_project(tmp_path)
     program = (
@@ -70,9 +71,9 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
         env={**os.environ, "SONIFY_TRACKING": "off"},
     )
     deadline = time.monotonic() + 120
-    # Step 6 comes after the checkpoint of step 4 and before that of step 8: the break is in the middle of an interval.
+    # Step 6 comes after the checkpoint of step 4 and before that of step 8: the process is killed within an interval.
     while not list(layout.runs.rglob("samples/step-000006.png")):
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "the process exited before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
@@ -82,13 +83,13 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
 
     report = stage.run(small_config(), layout)
     assert (report.computed, report.reused) == (0, 8)
-    expected, got = model_bytes(undisturbed[0]), model_bytes(layout)
+    expected, got = model_bytes(completed_run[0]), model_bytes(layout)
     assert sorted(got) == sorted(expected)
     assert [name for name in expected if got[name] != expected[name]] == []
 
 
 @pytest.mark.parametrize("before", ["_train", "_export"])
-def test_a_crash_before_training_or_before_the_export_is_repaired(
+def test_a_run_that_failed_before_training_or_export_is_completed(
     before: str, make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = make_project(tmp_path)
@@ -98,13 +99,13 @@ def test_a_crash_before_training_or_before_the_export_is_repaired(
         with pytest.raises(OSError, match="no space"):
             stage.run(config, layout)
     stage.run(config, layout)
-    repaired = model_bytes(layout)
+    resumed = model_bytes(layout)
     other = make_project(tmp_path / "other")
     stage.run(config, other)
-    assert repaired == model_bytes(other)
+    assert resumed == model_bytes(other)
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(make_project: MakeProject, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_configuration_is_rejected(make_project: MakeProject, tmp_path: Path) -> None:
     layout = make_project(tmp_path)
     foreign = tmp_path / "foreign.ckpt"
     torch.save({"state_dict": {}, "digest": "another", "history": [], "validation": {}, "global_step": 3}, foreign)
@@ -127,19 +128,19 @@ def fails_at(number: int, error: BaseException) -> Callable[..., TrainingBatch]:
     return batch
 
 
-def test_a_retry_goes_on_from_its_own_checkpoint_when_that_is_further_on(
-    undisturbed: tuple[ProjectPaths, stage.StageReport],
+def test_a_retry_resumes_from_its_own_checkpoint_if_that_is_newer(
+    completed_run: CompletedRun,
     make_project: MakeProject,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    layout, asked = make_project(tmp_path), tmp_path / "asked.ckpt"
+    layout, given = make_project(tmp_path), tmp_path / "given.ckpt"
     with monkeypatch.context() as patch:
         patch.setattr(IPAdapterDataModule, "training_batch", fails_at(6, OSError(5, "down")))
         with pytest.raises(OSError, match="down"):
             stage.run(small_config(), layout)
-    shutil.copy(next(layout.runs.rglob("last.ckpt")), asked)  # of step 4
-    config = small_config(resume_from_checkpoint=str(asked))
+    shutil.copy(next(layout.runs.rglob("last.ckpt")), given)  # of step 4
+    config = small_config(resume_from_checkpoint=str(given))
     with monkeypatch.context() as patch:
         patch.setattr(IPAdapterDataModule, "training_batch", fails_at(10, OSError(5, "down")))
         with pytest.raises(OSError, match="down"):
@@ -147,13 +148,13 @@ def test_a_retry_goes_on_from_its_own_checkpoint_when_that_is_further_on(
     with monkeypatch.context() as patch:
         patch.setattr(IPAdapterDataModule, "training_batch", fails_at(6, AssertionError("step 6 was done before")))
         stage.run(config, layout)
-    assert model_bytes(layout) == model_bytes(undisturbed[0])
+    assert model_bytes(layout) == model_bytes(completed_run[0])
 
 
 @pytest.mark.parametrize("interrupted_at", [5, 9])
-def test_a_checkpoint_of_a_step_with_validation_keeps_the_validation(
+def test_a_checkpoint_at_a_validation_step_contains_the_validation(
     interrupted_at: int,
-    undisturbed: tuple[ProjectPaths, stage.StageReport],
+    completed_run: CompletedRun,
     make_project: MakeProject,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -164,11 +165,11 @@ def test_a_checkpoint_of_a_step_with_validation_keeps_the_validation(
         with pytest.raises(OSError, match="down"):
             stage.run(config, layout)
     stage.run(config, layout)
-    assert model_bytes(layout) == model_bytes(undisturbed[0])
+    assert model_bytes(layout) == model_bytes(completed_run[0])
 
 
-def test_a_checkpoint_taken_to_another_folder_leaves_out_the_grids_drawn_before(
-    undisturbed: tuple[ProjectPaths, stage.StageReport],
+def test_a_checkpoint_in_another_project_lacks_the_earlier_sample_grids(
+    completed_run: CompletedRun,
     make_project: MakeProject,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -179,12 +180,12 @@ def test_a_checkpoint_taken_to_another_folder_leaves_out_the_grids_drawn_before(
         with pytest.raises(OSError, match="down"):
             stage.run(small_config(), first)
     stage.run(small_config(resume_from_checkpoint=str(next(first.runs.rglob("last.ckpt")))), second)
-    expected = model_bytes(undisturbed[0])
+    expected = model_bytes(completed_run[0])
     del expected["training/step-000003.png"]
     assert model_bytes(second) == expected
 
 
-def test_ctrl_c_ends_it_as_any_other_stage(
+def test_ctrl_c_interrupts_the_stage_with_exit_code_130(
     make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (make_project(tmp_path).params).write_text(json.dumps({"train": SMALL}))
@@ -200,7 +201,7 @@ def test_ctrl_c_ends_it_as_any_other_stage(
     assert "run again to continue" in capsys.readouterr().err
 
 
-def test_what_auto_finds_is_part_of_the_run(make_project: MakeProject, tmp_path: Path) -> None:
+def test_the_resolved_device_and_precision_are_part_of_the_digest(make_project: MakeProject, tmp_path: Path) -> None:
     layout, config = make_project(tmp_path), small_config(device="auto")
     encoder = build_tokenizer(config.audio, layout.assets, layout.root, "cpu")
     found = [("cpu", "32-true", 1), ("cpu", "bf16-mixed", 1), ("gpu", "bf16-mixed", 1), ("gpu", "bf16-mixed", 2)]
@@ -220,17 +221,17 @@ def test_the_digest_covers_the_code_that_the_recipe_imports(make_project: MakePr
     assert "models/vision/clip.py" not in imported
 
 
-def test_losses_that_are_not_finite_stop_it_with_a_diagnosis(
+def test_non_finite_losses_stop_the_run_with_a_diagnosis(
     make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = make_project(tmp_path)
     original = IPAdapterDataModule.training_batch
 
-    def poisoned(datamodule: IPAdapterDataModule, number: int, micro: int = 0) -> TrainingBatch:
+    def with_nan(datamodule: IPAdapterDataModule, number: int, micro: int = 0) -> TrainingBatch:
         batch = original(datamodule, number, micro)
         return dataclasses.replace(batch, noise=batch.noise * float("nan")) if number >= 5 else batch
 
-    monkeypatch.setattr(IPAdapterDataModule, "training_batch", poisoned)
+    monkeypatch.setattr(IPAdapterDataModule, "training_batch", with_nan)
     with pytest.raises(DataError, match="3 steps in a row") as caught:
         stage.run(small_config(), layout)
     assert caught.value.exit_code == 3
@@ -242,15 +243,15 @@ def test_losses_that_are_not_finite_stop_it_with_a_diagnosis(
     assert not layout.model.exists()
 
 
-def test_one_bad_step_is_skipped(make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_non_finite_loss_is_skipped(make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = make_project(tmp_path)
     original = IPAdapterDataModule.training_batch
 
-    def poisoned(datamodule: IPAdapterDataModule, number: int, micro: int = 0) -> TrainingBatch:
+    def with_nan(datamodule: IPAdapterDataModule, number: int, micro: int = 0) -> TrainingBatch:
         batch = original(datamodule, number, micro)
         return dataclasses.replace(batch, noise=batch.noise * float("nan")) if number == 1 else batch
 
-    monkeypatch.setattr(IPAdapterDataModule, "training_batch", poisoned)
+    monkeypatch.setattr(IPAdapterDataModule, "training_batch", with_nan)
     stage.run(small_config(ip_adapter=adapter_phase(3)), layout)
     lines = (layout.model / "training/loss.csv").read_text().splitlines()
     assert lines[2].startswith("2,,")
@@ -258,7 +259,7 @@ def test_one_bad_step_is_skipped(make_project: MakeProject, tmp_path: Path, monk
     assert float(lines[3].split(",")[1]) > 0
 
 
-def test_no_training_pair_and_no_gpu_are_said_plainly(make_project: MakeProject, tmp_path: Path) -> None:
+def test_a_missing_gpu_and_missing_training_pairs_are_errors(make_project: MakeProject, tmp_path: Path) -> None:
     from pipeline_steps.core.schemas import PAIRS
     from pipeline_steps.core.tables import read_table, write_table
 

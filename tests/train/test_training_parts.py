@@ -14,7 +14,7 @@ from pipeline_steps.train.lightning_module import bucket_sums, warmup_cosine
 from tests.train.small_run import EMARecorder, small_datamodule, small_module
 
 
-def test_the_learning_rate_rises_then_falls_to_its_ratio() -> None:
+def test_the_learning_rate_rises_then_falls_to_its_final_ratio() -> None:
     rates = [warmup_cosine(step, 100, 10, 0.05) for step in range(101)]
     assert rates[0] == pytest.approx(1 / 11)
     assert max(rates) == rates[10] == 1.0
@@ -23,7 +23,7 @@ def test_the_learning_rate_rises_then_falls_to_its_ratio() -> None:
     assert warmup_cosine(10_000, 100, 10, 0.05) == pytest.approx(0.05)
 
 
-def test_what_is_left_after_training_is_the_moving_average(backbone: Path) -> None:
+def test_the_trained_weights_are_the_moving_average(backbone: Path) -> None:
     module = small_module(backbone)
     recorder = EMARecorder(0.7)
     trainer = pl.Trainer(

@@ -33,7 +33,7 @@ def overlapping_families(judges: Mapping[str, str], used: Mapping[str, set[str]]
         used: part of the pipeline -> families used there.
     """
     return sorted(
-        f"judge {judge} is of family {family}, which also took part in {part}"
+        f"judge {judge} has model family {family}, which is also used in {part}"
         for judge, family in judges.items()
         for part, families in used.items()
         if family in families
@@ -58,7 +58,7 @@ def undeclared_family_warnings(judges: Mapping[str, str], captions_meta: Mapping
         return []
     captioner = captions_meta["captioner"]
     return [
-        f"judge {judge} is of family {family}, and the vision tower of captioner {captioner} is not declared: "
+        f"judge {judge} has model family {family}, and the vision tower of captioner {captioner} is not declared: "
         f"set caption.{captioner}.vision_families"
         for judge, family in sorted(judges.items())
         if family in VISION_LANGUAGE

@@ -20,7 +20,7 @@ CONFIDENCE = 0.95
 class Estimate:
     """A value with its 95 % interval, the number of items and the number of independent clusters.
 
-    `low` and `high` are None if there are fewer than two clusters, which say nothing about the spread.
+    `low` and `high` are None if there are fewer than two clusters: their spread is unknown.
     """
 
     value: float
@@ -28,6 +28,11 @@ class Estimate:
     high: float | None
     n: int
     clusters: int
+
+    def entry(self) -> dict[str, float | int | None]:
+        """Entry of `evaluation.json`, rounded to six decimals."""
+        low, high = (None if bound is None else round(bound, 6) for bound in (self.low, self.high))
+        return {"value": round(self.value, 6), "low": low, "high": high, "n": self.n, "clusters": self.clusters}
 
 
 def cluster_index(clusters: Sequence[str]) -> tuple[IntArray, int]:
@@ -37,7 +42,7 @@ def cluster_index(clusters: Sequence[str]) -> tuple[IntArray, int]:
 
 
 def resample_counts(n_clusters: int, num_bootstrap: int, generator: np.random.Generator) -> IntArray:
-    """Multinomial counts [num_bootstrap, n_clusters]: how often each resample holds each cluster."""
+    """Multinomial counts [num_bootstrap, n_clusters]: how often each resample contains each cluster."""
     return generator.multinomial(n_clusters, np.full(n_clusters, 1.0 / n_clusters), size=num_bootstrap).astype(np.int64)
 
 

@@ -165,21 +165,6 @@ def frechet_distance(x: DoubleArray, y: DoubleArray) -> float:
     return float(mean_gap + traces - 2.0 * root)
 
 
-def density_coverage(generated: DoubleArray, real: DoubleArray, k: int) -> tuple[float, float]:
-    """Density and coverage (Naeem et al. 2020, arXiv 2002.09797, eqs. 4 and 5) with balls around real images.
-
-    Density: number of real balls that hold a generated image, divided by `k`. 1 is as dense as real images; it may exceed 1.
-    Coverage: fraction of real balls that hold a generated image. A collapsed model has high density and low coverage.
-
-    Raises:
-        ValueError: `real` has no more than `k` rows.
-    """
-    if not 0 < k < len(real):
-        raise ValueError(f"density needs more than {k} real images, got {len(real)}")
-    inside = _inside(generated, real, k)
-    return float(inside.sum() / (k * len(generated))), float(inside.any(0).mean())
-
-
 def density_coverage_bootstrap(
     generated: DoubleArray,
     real: DoubleArray,
@@ -189,11 +174,21 @@ def density_coverage_bootstrap(
     num_bootstrap: int,
     seed: int,
 ) -> tuple[tuple[Estimate, DoubleArray], tuple[Estimate, DoubleArray]]:
-    """Density and coverage, each with an interval and its bootstrap values [num_bootstrap]; balls are those of all real images.
+    """Density and coverage (Naeem et al. 2020, arXiv 2002.09797, eqs. 4 and 5), with intervals and bootstrap values.
 
-    Density is a mean over generated images, so their clusters are resampled. Coverage is a mean over real images, so theirs
-    are; a resample without some generated images would only lower it. A single cluster gives no interval.
+    Density: number of balls around real images that hold a generated image, divided by `k`. 1 is as dense as real images; it
+    may exceed 1. Coverage: fraction of the balls that hold a generated image. A collapsed model has high density and low
+    coverage. Density is a mean over generated images, so their clusters are resampled. Coverage is a mean over real images, so
+    theirs are; a resample without some generated images would only lower it. A single cluster gives no interval.
+
+    Returns:
+        (estimate, bootstrap values [num_bootstrap]) of density and of coverage.
+
+    Raises:
+        ValueError: `real` has no more than `k` rows.
     """
+    if not 0 < k < len(real):
+        raise ValueError(f"density needs more than {k} real images, got {len(real)}")
     inside = _inside(generated, real, k)
     generator = np.random.default_rng(seed)
     found = []

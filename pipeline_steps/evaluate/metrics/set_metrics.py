@@ -96,17 +96,7 @@ class SetMetrics:
 
 def metric_entry(estimate: Estimate, judge: str, seed: int, sample_rate_hz: int, **more: Any) -> Row:
     """Entry of `evaluation.json`: a value with its interval and the conditions that make values comparable."""
-    return {
-        "value": round(estimate.value, 6),
-        "low": None if estimate.low is None else round(estimate.low, 6),
-        "high": None if estimate.high is None else round(estimate.high, 6),
-        "n": estimate.n,
-        "clusters": estimate.clusters,
-        "judge": judge,
-        "seed": seed,
-        "sample_rate_hz": sample_rate_hz,
-        **more,
-    }
+    return {**estimate.entry(), "judge": judge, "seed": seed, "sample_rate_hz": sample_rate_hz, **more}
 
 
 def not_applicable(reason: str) -> Row:
@@ -141,13 +131,13 @@ class SetEvaluator:
         pairs, clips, config = self.plan.sets[name], self.plan.clips, self.config
         rows: dict[str, Row] = {row: {} for row in ROWS}
         if self.features.text_generated is None:
-            reason = "the model reads no text, so there is no picture drawn from a caption to compare with"
+            reason = "the model has no text encoder"
             rows |= {row: {"applicable": False, "reason": reason} for row in TEXT_ROWS}
         elif self.features.caption_rows is None:
-            reason = "neither the model nor the stage assets has YAMNet, whose tags are the words of this row"
+            reason = "YAMNet, whose tags caption the clips, is neither in the model nor in data/assets"
             rows["caption_route"] = {"applicable": False, "reason": reason}
         if not any(self.features.nearest_training):
-            reason = "no training sound has an embedding, so none is nearest"
+            reason = "no training sound has an embedding"
             rows |= {row: {"applicable": False, "reason": reason} for row in LOOKUP_ROWS}
         per_pair: list[Row] = [
             {
@@ -166,7 +156,7 @@ class SetEvaluator:
         for metric, features in projected.items():
             for row, rates in win_rates_per_pair(features, clips, pairs).items():
                 estimate = win_rate_estimate(rates, clusters, config.num_bootstrap, config.seed)
-                rows[row][metric] = self.entry(estimate) if estimate else not_applicable("no item has a rival and a candidate")
+                rows[row][metric] = self.entry(estimate) if estimate else not_applicable("no pair has candidate and negative")
                 for values, rate in zip(per_pair, rates, strict=True):
                     values[f"{metric}.{row}"] = None if np.isnan(rate) else round(float(rate), 6)
         bootstrap = self._add_distribution_metrics(rows, pairs)
@@ -183,12 +173,12 @@ class SetEvaluator:
         warnings = []
         if num_clusters < self.config.min_clusters:
             warnings.append(
-                f"{name}: {pairs} pairs with {num_clusters} independent sounds; fewer than {self.config.min_clusters}: "
-                "read the intervals, do not rank models on it"
+                f"{name}: {pairs} pairs with {num_clusters} independent sounds, fewer than {self.config.min_clusters}; "
+                "do not rank models by this set"
             )
         if pairs <= dimensions:
             warnings.append(
-                f"{name}: fd_{self.judge} rests on {pairs} real pictures in {dimensions} dimensions; "
+                f"{name}: fd_{self.judge} is computed from {pairs} real images in {dimensions} dimensions; "
                 "it is biased upwards and comparable only at the same N"
             )
         return warnings
@@ -336,8 +326,8 @@ class SetEvaluator:
                 distance = Estimate(frechet_distance(images, real), None, None, len(images), num_clusters)
                 entries[fd] = self.entry(distance, n_real=len(real))
             else:
-                entries |= {metric: not_applicable("fewer than two independent pictures on one side") for metric in kernels}
-                entries[fd] = not_applicable("fewer than two pictures")
+                entries |= {metric: not_applicable("fewer than two independent images on one side") for metric in kernels}
+                entries[fd] = not_applicable("fewer than two images")
             if len(real) > k and len(images):
                 estimates[density], estimates[coverage] = density_coverage_bootstrap(
                     images, real, k, clusters, real_clusters, num_bootstrap, seed
@@ -347,10 +337,10 @@ class SetEvaluator:
             rows[row] |= entries
             if row == "model":
                 model = {metric: values for metric, (estimate, values) in estimates.items() if estimate.low is not None}
-        reason = "measured by win rates alone"
+        reason = "only win rates are measured for this row"
         for row in ("caption_route", *LOOKUP_ROWS):
             if "applicable" not in rows[row]:
                 rows[row] |= {metric: not_applicable(reason) for metric in (*kernels, fd, density, coverage)}
-        reason = "the same pictures in another order: equal to the model's by construction"
+        reason = "the same images as in the model row, in another order"
         rows["shuffled_audio"] |= {metric: not_applicable(reason) for metric in (*kernels, fd, density, coverage)}
         return model

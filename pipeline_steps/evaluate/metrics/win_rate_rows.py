@@ -75,7 +75,7 @@ def win_rates_per_pair(
     - unconditional: samples without audio against the negatives of the model row.
     - real_images: real images on both sides.
     - text_oracle: samples of the pair's text against samples of the texts of its negative clips.
-    - caption_route: the same with the words that the audio tagger gives for the clip.
+    - caption_route: the same with the tags of the audio tagger as text.
     - nearest_training_image: training images looked up by the clip against those looked up by its negative clips.
     - model_minus_nearest_training_image: difference of the two rows, pair by pair.
     """

@@ -1,4 +1,4 @@
-"""Section of the report on the abilities: for each a sentence, curves with intervals, and strips with players."""
+"""Cards of the abilities: a sentence, curves with intervals, image strips and audio players for each. No I/O."""
 
 from __future__ import annotations
 

@@ -66,7 +66,9 @@ def build_report(
             "samples": config.samples_per_audio,
             "first_samples": FIRST_SAMPLES,
             "num_bootstrap": config.num_bootstrap,
-            "reads_text": any(block["rows"]["text_oracle"].get("applicable", True) for block in summary.blocks(evaluation)),
+            "reads_text": any(
+                block["rows"]["text_oracle"].get("applicable", True) for block in summary.blocks(evaluation).values()
+            ),
             "side": result.generated.shape[2],
             "strip_width": config.samples_per_audio * (result.generated.shape[3] + 2) - 2,
         },
@@ -138,12 +140,12 @@ def _samples(
 
 def _pairs_rule(total: int, at_most: int) -> str:
     if total <= at_most:
-        return f"All {total} pairs, the most certain first."
+        return f"All {total} pairs, in descending order of z."
     third = at_most // 3
     return (
-        f"{at_most} of {total} pairs, chosen by rule: the {third} with the highest z, {at_most - 2 * third} drawn at random "
-        f"with a fixed seed, and the {third} with the lowest z. z says how many standard deviations a sound's score lies above "
-        "random sounds. Purple text is ground truth, which no step before this report has read."
+        f"{at_most} of {total} pairs, chosen by rule: the {third} with the highest z, {at_most - 2 * third} selected at "
+        f"random with a fixed seed, and the {third} with the lowest z. z is the distance of a sound's score from the mean of "
+        "random sounds in standard deviations. Purple text is ground truth, which only this stage reads."
     )
 
 
@@ -169,7 +171,7 @@ def _training(history: TrainingHistory, files: dict[str, bytes]) -> dict[str, An
     charts = []
     for title, prefix, smooth in (
         ("Training loss, mean of 50 steps", "loss", 50),
-        ("Training loss by noise level, from little (t0) to nearly pure noise", "loss_t", 200),
+        ("Training loss by noise level, lowest (t0) to highest", "loss_t", 200),
         ("Loss on validation pairs, averaged weights", "validation_loss", 1),
     ):
         curves = {name: points for name, points in history.curves.items() if name.rstrip("0123456789") == prefix}
@@ -193,7 +195,7 @@ def _facts(tables: StageTables) -> list[dict[str, str]]:
     crossing = sum(len(groups[a] & groups[b]) for a, b in (("train", "val"), ("train", "test"), ("val", "test")))
     facts = [
         ("pairs by split", ", ".join(f"{split} {n}" for split, n in counts.items())),
-        ("different sounds used", str(len(audio))),
+        ("distinct sounds used", str(len(audio))),
         ("sound groups in two splits", str(crossing)),
     ]
     leaks = statistics.get("leaks")
@@ -201,11 +203,11 @@ def _facts(tables: StageTables) -> list[dict[str, str]]:
         listed = ", ".join(f"{name} {count}" for name, count in leaks.items())
         facts.append(("leaks found between splits", f"{sum(int(count) for count in leaks.values())} ({listed})"))
     licenses = ", ".join(f"{name} {n}" for name, n in license_counts(tables.pairs))
-    facts.append(("licenses of the pairs (the stricter of both sides)", licenses))
-    for key, name in (("top1_baseline", "re-use if each picture took its first choice"), ("assignment", "re-use as assigned")):
+    facts.append(("licenses of the pairs (the stricter of image and audio)", licenses))
+    for key, name in (("top1_baseline", "reuse with the first choice of each image"), ("assignment", "reuse as assigned")):
         found = statistics.get(key)
         if isinstance(found, Mapping) and {"max_reuse", "gini"} <= set(found):
-            facts.append((name, f"a sound at most {found['max_reuse']} times, Gini {found['gini']:.2f}"))
+            facts.append((name, f"each sound at most {found['max_reuse']} times, Gini {found['gini']:.2f}"))
     return [{"name": name, "text": text} for name, text in facts]
 
 

@@ -1,9 +1,9 @@
-"""Charts as numbers for the page's SVG: positions in px inside a view box, so that the template only places shapes."""
+"""Charts of the page as SVG coordinates in px; the template only places the shapes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class IntervalRow:
 
 @dataclass(frozen=True, slots=True)
 class IntervalChart:
-    """Values with intervals, one per row, and perhaps a line of reference (chance)."""
+    """Values with intervals, one per row, and an optional reference line (chance)."""
 
     height: float
     rows: tuple[IntervalRow, ...]
@@ -47,7 +47,7 @@ class IntervalChart:
 
 @dataclass(frozen=True, slots=True)
 class Polyline:
-    """A polyline: name, class number for its colour, SVG points."""
+    """A polyline: name, class number for its color, SVG points."""
 
     name: str
     number: int
@@ -73,7 +73,7 @@ def interval_chart(
 ) -> IntervalChart | None:
     """Rows (label, entry of evaluation.json, kind) as a chart; rows without a value are left out; None if none is left.
 
-    `kind` names the colour: model, control or truth. `bounds` are shown in any case, and so is every value.
+    `kind` names the color: model, control or truth. The axis covers `bounds` and every value.
     """
     known = [(label, found, kind) for label, found, kind in rows if found.get("value") is not None]
     if not known:
@@ -87,11 +87,11 @@ def interval_chart(
     def place(value: float) -> float:
         return round(LABEL + (WIDTH - LABEL - 24) * (value - low) / (high - low or 1.0), 2)
 
-    drawn = []
+    placed = []
     for number, (label, found, kind) in enumerate(known):
         value = float(found["value"])
         ends = [float(found[key]) if found.get(key) is not None else value for key in ("low", "high")]
-        drawn.append(
+        placed.append(
             IntervalRow(
                 label,
                 round(TOP + ROW * (number + 0.5), 2),
@@ -103,13 +103,13 @@ def interval_chart(
             )
         )
     marks = tuple(Tick(place(value), number_text(value)) for value in ticks)
-    return IntervalChart(TOP + ROW * len(known) + AXIS, tuple(drawn), marks, None if reference is None else place(reference))
+    return IntervalChart(TOP + ROW * len(known) + AXIS, tuple(placed), marks, None if reference is None else place(reference))
 
 
 def line_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x_label: str, smooth: int = 1) -> LineChart | None:
-    """Curves name -> [(x, y)], y from their 1st to 99th percentile so that one spike does not flatten the rest.
+    """Curves name -> [(x, y)], the y axis covers the central 99 % of the values, so that outliers do not flatten the curves.
 
-    `smooth` replaces each y by the mean of up to that many points before it (itself included). None without a point.
+    `smooth` replaces each y by the mean of up to that many points before it (itself included). None if no curve has two points.
     """
     kept = {name: _smoothed(points, smooth) for name, points in sorted(curves.items()) if len(points) > 1}
     if not kept:
@@ -118,27 +118,8 @@ def line_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x_label: str
     ys = sorted(y for points in kept.values() for _, y in points)
     bottom, top = ys[int(0.005 * (len(ys) - 1))], ys[math.ceil(0.995 * (len(ys) - 1))]
     x_ticks, y_ticks = [x for x in nice_ticks(0.0, max(xs)) if x <= max(xs)], nice_ticks(bottom, top)
-    bottom, top, right = min(bottom, y_ticks[0]), max(top, y_ticks[-1]), max(xs)
-    height, left = 260.0, 56.0
-
-    def across(x: float) -> float:
-        return round(left + (WIDTH - left - 16) * x / (right or 1.0), 2)
-
-    def up(y: float) -> float:
-        inside = min(max(y, bottom), top)
-        return round(TOP + (height - TOP - 40) * (1 - (inside - bottom) / (top - bottom or 1.0)), 2)
-
-    lines = tuple(
-        Polyline(name, number % 4, " ".join(f"{across(x)},{up(y)}" for x, y in _subsampled(points)))
-        for number, (name, points) in enumerate(kept.items())
-    )
-    return LineChart(
-        height,
-        lines,
-        tuple(Tick(across(x), number_text(x)) for x in x_ticks),
-        tuple(Tick(up(y), number_text(y)) for y in y_ticks),
-        x_label,
-    )
+    lines = {name: _subsampled(points) for name, points in kept.items()}
+    return _line_chart(lines, {}, (0.0, max(xs)), (bottom, top), x_ticks, y_ticks, x_label)
 
 
 def curves_with_intervals(curves: Mapping[str, Sequence[Mapping[str, Any]]], x_label: str) -> LineChart | None:
@@ -155,25 +136,43 @@ def curves_with_intervals(curves: Mapping[str, Sequence[Mapping[str, Any]]], x_l
     if not xs:
         return None
     x_ticks, y_ticks = [x for x in nice_ticks(min(xs), max(xs), 8) if min(xs) <= x <= max(xs)], nice_ticks(min(ys), max(ys))
-    left, right, bottom, top, height = min(xs), max(xs), min(*ys, y_ticks[0]), max(*ys, y_ticks[-1]), 260.0
+    lines, bands = {}, {}
+    for name, found in points.items():
+        at = [float(point["at"]) for point in found]
+        low, high = ends[name]
+        lines[name] = [(x, float(point["value"])) for x, point in zip(at, found, strict=True)]
+        bands[name] = [*zip(at, high, strict=True), *zip(at[::-1], low[::-1], strict=True)]
+    return _line_chart(lines, bands, (min(xs), max(xs)), (min(ys), max(ys)), x_ticks, y_ticks, x_label)
+
+
+def _line_chart(
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    bands: Mapping[str, Sequence[tuple[float, float]]],
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    x_label: str,
+) -> LineChart:
+    """Place lines and bands; the y axis covers `y_range` and the ticks, and values outside are clipped."""
+    (left, right), height = x_range, 260.0
+    bottom, top = min(y_range[0], y_ticks[0]), max(y_range[1], y_ticks[-1])
 
     def across(x: float) -> float:
         return round(56.0 + (WIDTH - 72.0) * (x - left) / (right - left or 1.0), 2)
 
     def up(y: float) -> float:
-        return round(TOP + (height - TOP - 40) * (1 - (y - bottom) / (top - bottom or 1.0)), 2)
+        inside = min(max(y, bottom), top)
+        return round(TOP + (height - TOP - 40) * (1 - (inside - bottom) / (top - bottom or 1.0)), 2)
 
-    def polyline(name: str, number: int, corners: Iterable[tuple[float, float]]) -> Polyline:
-        return Polyline(name, number % 4, " ".join(f"{across(x)},{up(y)}" for x, y in corners))
+    def polylines(curves: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Polyline, ...]:
+        return tuple(
+            Polyline(name, number % 4, " ".join(f"{across(x)},{up(y)}" for x, y in points))
+            for number, (name, points) in enumerate(curves.items())
+        )
 
-    lines, bands = [], []
-    for number, (name, found) in enumerate(points.items()):
-        at = [float(point["at"]) for point in found]
-        low, high = ends[name]
-        lines.append(polyline(name, number, ((x, float(point["value"])) for x, point in zip(at, found, strict=True))))
-        bands.append(polyline(name, number, [*zip(at, high, strict=True), *zip(at[::-1], low[::-1], strict=True)]))
-    marks = tuple(Tick(across(x), number_text(x)) for x in x_ticks)
-    return LineChart(height, tuple(lines), marks, tuple(Tick(up(y), number_text(y)) for y in y_ticks), x_label, tuple(bands))
+    marks = tuple(Tick(across(x), number_text(x)) for x in x_ticks), tuple(Tick(up(y), number_text(y)) for y in y_ticks)
+    return LineChart(height, polylines(lines), *marks, x_label, polylines(bands))
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -188,7 +187,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def number_text(value: float) -> str:
-    """A number as people write it: at most three significant decimals, a true minus sign, thousands apart."""
+    """Text of a number, rounded by its size, with a minus sign (U+2212) and commas between thousands."""
     if value == 0:
         return "0"
     if float(value).is_integer() and abs(value) < 1e15:

@@ -26,7 +26,7 @@ class CatalogIndex:
 
 
 FIRST_SAMPLES = 12
-"""Cards of samples that the page shows before the fold."""
+"""Cards of samples that the page shows without expanding the list."""
 
 NUM_NEIGHBORS = 5
 """Retrieved clips on the card of a pair."""
@@ -97,7 +97,7 @@ def _pair_card(
             for row in nearest
         ],
         "chosen_in_top": any(row["audio_id"] == audio_id for row in nearest),
-        "truth": f"picture of {sides[0] or 'unknown'}, sound of {sides[1] or 'unknown'}" if any(sides) else None,
+        "truth": f"image of {sides[0] or 'unknown'}, sound of {sides[1] or 'unknown'}" if any(sides) else None,
         "image_license": image["license"] or "license unknown",
         "image_author": image["author"] or "author unknown",
         "audio_license": audio["license"] or "license unknown",
@@ -132,13 +132,13 @@ def sample_cards(
         clip, other = clips[pair.clip], int(partner[pair.clip])
         cards.append(
             {
-                "label": clip.label or "class not known",
+                "label": clip.label or "unknown class",
                 "seen": None if clip.label is None else clip.label in plan.seen_classes,
                 "sound": {"audio": media.audio(clip.key), "spectrogram": media.spectrogram(clip.key)},
                 "picture": media.image(pair.image_id),
                 "real": media.strip(clip.key, generated[pair.clip]),
                 "shuffled": media.strip(clips[other].key, generated[other]) if other >= 0 else None,
-                "shuffled_label": (clips[other].label or "class not known") if other >= 0 else "",
+                "shuffled_label": (clips[other].label or "unknown class") if other >= 0 else "",
                 "rates": [{"metric": name, "name": rate_name(name), "value": values[index]} for name, values in rates.items()],
             }
         )
@@ -147,10 +147,10 @@ def sample_cards(
 
 def rate_name(metric: str) -> str:
     """Label of a win-rate metric on a card."""
-    return "fits the sound" if metric.startswith("ais") else "near the real picture"
+    return "agreement with the sound" if metric.startswith("ais") else "similarity to the real image"
 
 
 def interleave_first(cards: Sequence[Card], first: int) -> list[Card]:
-    """Cards with `first` evenly spaced ones in front, so that the page does not show only the best before the fold."""
+    """Cards with `first` evenly spaced ones in front, so that the visible part is not the best ones only."""
     front = set(evenly_spaced_indices(len(cards), first, include_last=True))
     return [*(cards[index] for index in sorted(front)), *(card for index, card in enumerate(cards) if index not in front)]

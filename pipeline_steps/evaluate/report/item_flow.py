@@ -57,7 +57,7 @@ def image_flow(tables: StageTables) -> list[FlowNode]:
     return [
         FlowNode("found and decoded", len(tables.images) + sum(dropped.values()), len(tables.images), _sorted(_named(dropped))),
         FlowNode("in the pool", len(tables.images), len(pool), (("held out", "for evaluation", held),) if held else ()),
-        FlowNode("suggest a sound", len(pool), len(with_events), _sorted(Counter(captions))),
+        FlowNode("with sound events", len(pool), len(with_events), _sorted(Counter(captions))),
         FlowNode("paired with a sound", len(with_events), len(paired), _sorted(unpaired)),
     ]
 
@@ -74,7 +74,7 @@ def audio_flow(tables: StageTables) -> list[FlowNode]:
     )
     embedded = len(pool) - sum(bad.values())
     used = {track["audio_id"] for row in tables.pairs for track in row["tracks"]}
-    unused = (("unused", "no picture took it", embedded - len(used)),) if embedded > len(used) else ()
+    unused = (("unused", "in no pair", embedded - len(used)),) if embedded > len(used) else ()
     return [
         FlowNode("found and decoded", len(tables.audio) + sum(dropped.values()), len(tables.audio), _sorted(_named(dropped))),
         FlowNode("in the pool", len(tables.audio), len(pool), (("held out", "for evaluation", held),) if held else ()),

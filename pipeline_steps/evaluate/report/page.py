@@ -1,4 +1,4 @@
-"""The report as one HTML page that works from disk: no script, no network, every text escaped."""
+"""Render the report as one HTML page that works from disk: no script, no network, every text escaped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline_steps.evaluate.report.charts import number_text
 
 
 def environment() -> Environment:
-    """Jinja with autoescape always on and undefined names as errors (asserted by a test)."""
+    """Jinja environment that escapes every value and rejects undefined names."""
     loader = PackageLoader("pipeline_steps.evaluate.report", "templates")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters["shown"] = escape_display
@@ -26,12 +26,12 @@ def environment() -> Environment:
 
 
 def render_page(context: Mapping[str, Any]) -> str:
-    """The whole page. The style sheet is inlined and allowed by its hash; nothing else may load from anywhere but here."""
+    """HTML of the page. The style sheet is inline and allowed by its hash; media load from the folder of the page only."""
     made = environment()
     assert made.loader is not None
     style = made.loader.get_source(made, "style.css")[0]
     digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
-    # `file:` stands beside 'self' because browsers disagree on what 'self' means for a page opened from disk.
+    # `file:` is listed because browsers differ in what 'self' means for a page opened from disk.
     policy = (
         f"default-src 'none'; img-src 'self' file:; media-src 'self' file:; style-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'"
@@ -40,8 +40,7 @@ def render_page(context: Mapping[str, Any]) -> str:
 
 
 def interval_text(entry: Mapping[str, Any]) -> str:
-    """ "0.61 [0.55, 0.67]" of an entry of evaluation.json; as many digits as the interval warrants; a dash
-    when there is no number."""
+    """Text of an entry of evaluation.json, e.g. "0.61 [0.55, 0.67]", rounded by the interval; a dash without a value."""
     if entry.get("value") is None:
         return "\u2013"
     value = float(entry["value"])

@@ -33,7 +33,7 @@ def select_pairs_to_show(pairs: Sequence[Mapping[str, Any]], at_most: int, seed:
 def select_samples_to_show(rates: Sequence[float | None], names: Sequence[str], at_most: int) -> list[int]:
     """Indices of at most `at_most` pairs whose samples are shown, best win rate first.
 
-    If there are more pairs, the selection is evenly spaced over that order, so that it holds good and bad pairs alike.
+    If there are more pairs, the selection is evenly spaced over that order.
     """
     order = sorted(range(len(names)), key=lambda pair: (-(-1.0 if (rate := rates[pair]) is None else rate), names[pair]))
     return [order[index] for index in evenly_spaced_indices(len(order), at_most, include_last=True)]

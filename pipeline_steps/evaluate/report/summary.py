@@ -1,4 +1,4 @@
-"""From evaluation.json and the tables to the words, tables and charts of the page. Pure."""
+"""Texts, tables and charts of the page from `evaluation.json` and the tables. No I/O."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pipeline_steps.evaluate.report.page import interval_text
 
 Row = Mapping[str, Any]
 DIFFERENCE = LOOKUP_ROWS[1]
-"""Row of differences, which has no place on the axis of win rates."""
+"""Row of differences; the chart of win rates leaves it out."""
 KINDS = {"model": "model", "real_images": "truth", "text_oracle": "truth"}
 
 
 def headline(evaluation: Row, judge: str, audio_judge: str, pool: tuple[int, int]) -> list[dict[str, Any]]:
-    """The numbers a reader wants first, each with what it means and what it does not; `pool` is (paired, pictures)."""
+    """Cards of the key figures, each with its meaning and its limits; `pool` is (paired images, all images)."""
     win, ais = f"win_rate_{judge}", f"ais_win_rate_{audio_judge}_{judge}"
     cards = []
     for name, title in (
-        ("test", "Does the model hear? Test pairs"),
-        ("gold_seen_classes", "Does it hear? True pairs of known classes"),
+        ("test", "Win rate on test pairs"),
+        ("gold_seen_classes", "Win rate on gold pairs of classes seen in training"),
     ):
         block = evaluation.get(name)
         if not block:
@@ -34,11 +34,11 @@ def headline(evaluation: Row, judge: str, audio_judge: str, pool: tuple[int, int
             _card(
                 title,
                 found,
-                "How often a picture drawn from the right sound is nearer to the real picture than one drawn from "
-                "another sound. A half is chance.",
-                "The same judge on other real pictures of the class in place of the drawings: "
+                "How often an image generated from the pair's sound is nearer to the real image than one generated from "
+                "another sound. 0.5 is chance.",
+                "With other real images of the class instead of generated ones: "
                 f"{interval_text(truth)} on the {truth.get('n', 0)} of {block['n_pairs']} pairs that have one.",
-                _against(found, 0.5),
+                0.5,
             )
         )
     if "test" in evaluation:
@@ -47,47 +47,45 @@ def headline(evaluation: Row, judge: str, audio_judge: str, pool: tuple[int, int
             truth = rows["real_images"].get(ais, {})
             cards.append(
                 _card(
-                    "Does the picture fit the sound?",
+                    "Audio-image agreement on test pairs",
                     rows["model"][ais],
-                    "The same question without the real picture: the judge is a linear map from sound to picture, "
-                    "learned on the training pairs' real media.",
-                    f"With the pairs' own real pictures it gives {interval_text(truth)}, n={truth.get('n', 0)}. From sounds "
-                    f"that it has not met it foretells {100 * evaluation['judges'][judge]['ais_leave_group_out_r2']:.1f} % "
-                    "of the variance of the pictures' features.",
-                    _against(rows["model"][ais], 0.5),
+                    "Win rate without the real image: its features are predicted from the sound by a linear regression "
+                    "that is fitted on the real media of the training pairs.",
+                    f"With the pairs' own real images: {interval_text(truth)}, n={truth.get('n', 0)}. On sound groups left "
+                    "out of the fit the regression predicts "
+                    f"{100 * evaluation['judges'][judge]['ais_leave_group_out_r2']:.1f} % of the variance of image features.",
+                    0.5,
                 )
             )
         kid = rows["model"].get(f"kid_{judge}", {})
         cards.append(
             _card(
-                "Distance of drawn from real pictures (KID)",
+                "Distance of generated to real images (KID)",
                 kid,
-                f"Without a sound: {interval_text(rows['unconditional'].get(f'kid_{judge}', {}))}. "
-                f"Between training and test pictures: {interval_text(rows['real_images'].get(f'kid_{judge}', {}))}.",
-                "Lower is better. Features of this judge, so not comparable with KID or FID from papers.",
-                "",
+                f"Generated without audio: {interval_text(rows['unconditional'].get(f'kid_{judge}', {}))}. "
+                f"Training images: {interval_text(rows['real_images'].get(f'kid_{judge}', {}))}.",
+                "Lower is better. It uses the features of this judge and is not comparable with KID or FID from papers.",
             )
         )
         difference = rows[DIFFERENCE].get(win, {})
         if difference.get("value") is not None:
             cards.append(
                 _card(
-                    "More than a table of training pictures? Test pairs",
+                    "Gain over the nearest training image, test pairs",
                     difference,
-                    "Win rate of the drawings minus that of the training picture whose sound is nearest.",
-                    f"The lookup itself: {interval_text(rows[LOOKUP_ROWS[0]][win])}. Zero or less: no gain over the lookup.",
-                    _against(difference, 0.0),
+                    "Win rate of the generated images minus that of the training image whose sound is nearest.",
+                    f"The lookup: {interval_text(rows[LOOKUP_ROWS[0]][win])}. Zero or less: no gain over the lookup.",
+                    0.0,
                 )
             )
     if copies := evaluation.get("memorisation", {}).get("sets", {}).get("test"):
         real = copies["held_out_images"]["copy_fraction"]
         cards.append(
             _card(
-                "Copies of training pictures",
+                "Copies of training images",
                 copies["model"]["copy_fraction"],
-                "Fraction of the drawings for test sounds that lie within 25 gray levels of a training picture.",
-                f"Held-out real pictures: {interval_text(real)}.",
-                "",
+                "Fraction of the images generated from test sounds that lie within 25 gray levels of a training image.",
+                f"Held-out real images: {interval_text(real)}.",
             )
         )
     retrieval = evaluation.get("retrieval")
@@ -96,70 +94,60 @@ def headline(evaluation: Row, judge: str, audio_judge: str, pool: tuple[int, int
         oracle = retrieval["rows"].get("label_oracle", {}).get("recall_at_10", {})
         cards.append(
             _card(
-                "Right sound among the first ten",
+                "Recall of the gold sound at 10",
                 own,
-                f"For gold pictures among {retrieval['candidates']} sounds; by chance {interval_text(random)}, "
+                f"Gold images as queries among {retrieval['candidates']} sounds; chance {interval_text(random)}, "
                 f"with the true label as the query {interval_text(oracle)}.",
-                "Only the very recording counts as right: another dog's bark counts as wrong.",
-                _against(own, float(random["value"])),
+                "Only the image's own recording counts; another recording of the same class does not.",
+                float(random["value"]),
             )
         )
-    paired, pictures = pool
-    fraction = {"value": paired / pictures if pictures else None}
+    paired, total = pool
+    fraction = {"value": paired / total if total else None}
     cards.append(
         _card(
-            "Pictures that got a sound",
+            "Images paired with a sound",
             fraction,
-            f"{paired} of {pictures} in the pool.",
-            "The others abstained; their reasons are below.",
-            "",
+            f"{paired} of {total} in the pool.",
+            "The section on abstained images lists the reasons of the others.",
         )
     )
     return cards
 
 
-def _card(title: str, found: Row, says: str, limit: str, tone: str) -> dict[str, Any]:
-    text = interval_text(found)
-    value, _, interval = text.partition(" ")
-    n = f" \u00b7 n={found['n']}" if found.get("n") else ""
+def _card(title: str, found: Row, meaning: str, limit: str, chance: float | None = None) -> dict[str, Any]:
+    """Card of a value; `tone` is "good" if its whole interval is above `chance` and "bad" otherwise, if both are known."""
+    value, _, interval = interval_text(found).partition(" ")
+    n = f"n={found['n']}" if found.get("n") else ""
+    tone = "" if chance is None or found.get("low") is None else "good" if float(found["low"]) > chance else "bad"
+    shown = [f"95 % interval {interval}" if interval else "", n]
     return {
         "title": title,
         "value": value,
-        "interval": f"95 % interval {interval}{n}" if interval else n.removeprefix(" \u00b7 "),
-        "says": says,
+        "interval": " \u00b7 ".join(part for part in shown if part),
+        "text": meaning,
         "limit": limit,
         "tone": tone,
     }
 
 
-def _against(found: Row, chance: float) -> str:
-    """ "good" if the whole interval is above chance, "bad" if it is not, "" when there is no interval."""
-    if found.get("low") is None:
-        return ""
-    return "good" if float(found["low"]) > chance else "bad"
-
-
 def metric_tables(evaluation: Row) -> list[dict[str, Any]]:
     """One table per set: a line per metric, a column per row of the protocol."""
     tables = []
-    for name, title in SET_TITLES.items():
-        if name not in evaluation:
-            continue
-        block = evaluation[name]
+    for name, block in blocks(evaluation).items():
         metrics = list(dict.fromkeys(metric for row in ROWS[:4] for metric in block["rows"][row]))
         lines = [
             {"name": metric, "better": better(metric), "cells": [_cell(block["rows"][row], metric) for row in ROWS]}
             for metric in metrics
         ]
         columns = [column.replace("_", " ") for column in ROWS]
-        tables.append(
-            {"title": title, "pairs": block["n_pairs"], "sounds": block["n_sounds"], "columns": columns, "lines": lines}
-        )
+        facts = {"title": SET_TITLES[name], "pairs": block["n_pairs"], "sounds": block["n_sounds"]}
+        tables.append({**facts, "columns": columns, "lines": lines})
     return tables
 
 
 def better(metric: str) -> str:
-    """Which way is better, as a word for the table."""
+    """Direction in which a metric is better, as a word for the table."""
     if metric.startswith(("kid", "cmmd", "mmd", "fd")):
         return "lower"
     return "higher" if metric.startswith(("win", "ais", "coverage")) else "near 1"
@@ -197,9 +185,9 @@ def memorisation_tables(evaluation: Row) -> list[dict[str, Any]]:
     ]
 
 
-def blocks(evaluation: Row) -> list[Row]:
-    """Blocks of the evaluated sets."""
-    return [evaluation[name] for name in SET_TITLES if name in evaluation]
+def blocks(evaluation: Row) -> dict[str, Row]:
+    """Blocks of the evaluated sets by name."""
+    return {name: evaluation[name] for name in SET_TITLES if name in evaluation}
 
 
 def win_charts(evaluation: Row) -> list[dict[str, Any]]:
@@ -207,9 +195,8 @@ def win_charts(evaluation: Row) -> list[dict[str, Any]]:
     metrics = list(
         dict.fromkeys(
             metric
-            for name in SET_TITLES
-            if name in evaluation
-            for metric in evaluation[name]["rows"]["model"]
+            for block in blocks(evaluation).values()
+            for metric in block["rows"]["model"]
             if metric.startswith(("win_rate", "ais_win_rate"))
         )
     )
@@ -221,11 +208,10 @@ def win_charts(evaluation: Row) -> list[dict[str, Any]]:
                 found,
                 KINDS.get(row, "control"),
             )
-            for name in SET_TITLES
-            if name in evaluation
+            for name, block in blocks(evaluation).items()
             for row in ROWS
-            if row != DIFFERENCE and evaluation[name]["rows"][row].get("applicable") is not False
-            for found in (evaluation[name]["rows"][row].get(metric, {}),)
+            if row != DIFFERENCE and block["rows"][row].get("applicable") is not False
+            for found in (block["rows"][row].get(metric, {}),)
         ]
         chart = interval_chart(rows, reference=0.5, bounds=(0.3, 0.9))
         if chart:
@@ -234,12 +220,12 @@ def win_charts(evaluation: Row) -> list[dict[str, Any]]:
 
 
 def retrieval_table(retrieval: Row) -> dict[str, Any]:
-    """Lines of the retrieval table, seen and unseen classes apart."""
+    """Lines of the retrieval table; seen and unseen classes have lines of their own."""
     names = {
-        "pipeline": "what the picture suggests",
+        "pipeline": "sound events of the image",
         "pipeline_seen": "the same, classes seen in training",
         "pipeline_unseen": "the same, classes not seen",
-        "label_oracle": "the true label as text (oracle)",
+        "label_oracle": "true label as text (oracle)",
         "random": "random order",
     }
     columns = {"recall_at_1": "R@1", "recall_at_5": "R@5", "recall_at_10": "R@10", "mrr": "MRR", "median_rank": "median rank"}
@@ -256,8 +242,8 @@ def retrieval_table(retrieval: Row) -> dict[str, Any]:
     }
 
 
-def reason_table(rows: Sequence[Row], at_most: int, picture: Callable[[str], str | None]) -> dict[str, Any]:
-    """Counts by (stage, code) with an example, and the first rows; `picture` gives a thumbnail's path for an item or None."""
+def reason_table(rows: Sequence[Row], at_most: int, thumbnail: Callable[[str], str | None]) -> dict[str, Any]:
+    """Counts by (stage, code) with an example, and the first rows; `thumbnail` returns a path for an item or None."""
     counts = Counter((str(row["stage"]), str(row["code"])) for row in rows)
     example = {(str(row["stage"]), str(row["code"])): row["reason"] for row in reversed(rows)}
     return {
@@ -265,6 +251,6 @@ def reason_table(rows: Sequence[Row], at_most: int, picture: Callable[[str], str
             {"stage": stage, "code": code, "count": count, "example": example[stage, code]}
             for (stage, code), count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
         ],
-        "rows": [{**row, "picture": picture(str(row["id"]))} for row in rows[:at_most]],
+        "rows": [{**row, "picture": thumbnail(str(row["id"]))} for row in rows[:at_most]],
         "hidden": max(0, len(rows) - at_most),
     }

@@ -104,18 +104,7 @@ def gold_retrieval(
 def retrieval_block(found: Mapping[str, Any], space: str, seed: int) -> dict[str, Any]:
     """Block `retrieval` of `evaluation.json`: counts, and every metric with its interval, n, seed and space."""
     rows = {
-        row: {
-            metric: {
-                "value": round(estimate.value, 6),
-                "low": None if estimate.low is None else round(estimate.low, 6),
-                "high": None if estimate.high is None else round(estimate.high, 6),
-                "n": estimate.n,
-                "clusters": estimate.clusters,
-                "space": space,
-                "seed": seed,
-            }
-            for metric, estimate in metrics.items()
-        }
+        row: {metric: {**estimate.entry(), "space": space, "seed": seed} for metric, estimate in metrics.items()}
         for row, metrics in found["rows"].items()
     }
     return {**{name: found[name] for name in ("queries", "candidates", "without_events", "without_vector")}, "rows": rows}

@@ -1,4 +1,4 @@
-"""Exported models: every weight is loaded, and a folder that was modified is refused before anything of it runs."""
+"""Exported models: every weight is loaded, and modified folders are rejected before they are used."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def rehash(folder: Path, payload: bytes) -> None:
     (folder / "model_index.json").write_text(json.dumps(index))
 
 
-def test_every_weight_that_was_saved_is_loaded(exported_model: Path) -> None:
-    """Two loads are equal: no part keeps the random weights of its construction."""
+def test_every_saved_weight_is_loaded(exported_model: Path) -> None:
+    """Two loads are equal, so no part keeps its initial random weights."""
     states = []
     for _ in range(2):
         pipeline = AutoAudio2ImagePipeline.from_pretrained(exported_model, "cpu")
@@ -44,7 +44,7 @@ def test_every_weight_that_was_saved_is_loaded(exported_model: Path) -> None:
     assert not [key for key in states[0] if not torch.equal(states[0][key], states[1][key])]
 
 
-def test_a_changed_byte_is_refused(copy: Path) -> None:
+def test_a_changed_byte_is_rejected(copy: Path) -> None:
     payload = bytearray((copy / RESAMPLER).read_bytes())
     payload[-1] ^= 1
     (copy / RESAMPLER).write_bytes(payload)
@@ -52,7 +52,7 @@ def test_a_changed_byte_is_refused(copy: Path) -> None:
         AutoAudio2ImagePipeline.from_pretrained(copy)
 
 
-def test_wrong_shapes_missing_keys_and_broken_headers_are_refused(copy: Path) -> None:
+def test_wrong_shapes_missing_keys_and_broken_headers_are_rejected(copy: Path) -> None:
     state = load((copy / RESAMPLER).read_bytes())
     for broken, words in (
         ({**state, "queries": torch.zeros(3)}, "queries has shape"),
@@ -88,7 +88,7 @@ def test_pickles_are_never_loaded(copy: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["auto_map", "trust_remote_code"])
 @pytest.mark.parametrize("name", ["resampler/config.json", "scheduler/scheduler_config.json"])
-def test_foreign_code_in_a_config_is_refused(copy: Path, name: str, key: str) -> None:
+def test_foreign_code_in_a_config_is_rejected(copy: Path, name: str, key: str) -> None:
     path = copy / name
     path.write_text(json.dumps({**json.loads(path.read_text()), "nested": {key: True}}))
     with pytest.raises(IntegrityError, match="foreign code"):

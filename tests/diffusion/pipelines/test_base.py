@@ -15,7 +15,7 @@ def test_initial_latents_are_a_function_of_seed_and_index() -> None:
     assert not torch.equal(noise, initial_latents(1, 0, (2, 2, 2)))
 
 
-def test_guidance_one_is_the_conditional_and_zero_the_unconditional_model() -> None:
+def test_guidance_1_is_conditional_and_guidance_0_unconditional() -> None:
     conditional, unconditional = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(classifier_free_guidance(conditional, unconditional, 1.0), conditional)
     assert torch.equal(classifier_free_guidance(conditional, unconditional, 0.0), unconditional)
@@ -24,7 +24,7 @@ def test_guidance_one_is_the_conditional_and_zero_the_unconditional_model() -> N
     )
 
 
-def test_directions_turn_evenly_and_norms_change_in_proportion() -> None:
+def test_interpolation_is_spherical_in_direction_and_linear_in_norm() -> None:
     first, second = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 4.0]])
     halfway = slerp(first, second, 0.5)
     torch.testing.assert_close(halfway, torch.tensor([[3.0, 3.0]]) / 2**0.5)

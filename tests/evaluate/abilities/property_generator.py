@@ -1,4 +1,4 @@
-"""Generator whose images follow one property of the audio, or none: the answer of every sweep is known."""
+"""Generator whose images follow one property of the audio, or none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIDE = 32
 
 
 class PropertyGenerator:
-    """Draws a square on white.
+    """Generates a square on a white background.
 
     - mixture: its color mixes the colors of the classes by their level in dB.
     - loudest: its color is that of the loudest class.

@@ -1,4 +1,4 @@
-"""Generators whose answer is known: what follows a sweep is found, what ignores it or follows something else is not."""
+"""Abilities of generators that follow one known property of the audio, or none."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tests.evaluate.synthetic_dataset import CLASSES, shape, tone
 
 
 def color_features(images: np.ndarray) -> np.ndarray:
-    """Unit rows of the mean color of what is not white, centered."""
+    """Unit rows of the mean color of the pixels that are not white, centered."""
     flat = images.reshape(*images.shape[:-3], -1, 3).astype(float)
-    drawn = (flat < 250).any(-1, keepdims=True)
-    return l2_normalize((flat * drawn).sum(-2) / np.maximum(drawn.sum(-2), 1) - 90.0)
+    colored = (flat < 250).any(-1, keepdims=True)
+    return l2_normalize((flat * colored).sum(-2) / np.maximum(colored.sum(-2), 1) - 90.0)
 
 
 def setup_of(generator: PropertyGenerator, per_class: int = 4, labeled: bool = True) -> AbilitySetup:
@@ -56,7 +56,7 @@ def run(generator: PropertyGenerator, **changes: Any) -> AbilityResults:
         ("nothing", set()),
     ],
 )
-def test_exactly_the_ability_that_a_generator_has_is_found(follows: Property, found: set[str]) -> None:
+def test_only_the_ability_of_the_generator_is_found(follows: Property, found: set[str]) -> None:
     block = run(PropertyGenerator(follows)).block
     verdicts = {name: entry["verdict"] for name, entry in block.items() if entry["applicable"]}
     assert {name for name, verdict in verdicts.items() if verdict == "follows"} == found, verdicts
@@ -72,7 +72,7 @@ def test_exactly_the_ability_that_a_generator_has_is_found(follows: Property, fo
         assert block[name]["sentence"].startswith("Not ")
 
 
-def test_a_jump_is_told_from_steps() -> None:
+def test_jumps_and_steps_are_distinguished() -> None:
     jump, steps = (run(PropertyGenerator(follows)).block["semantic_mixing"] for follows in ("loudest", "mixture"))
     assert jump["sweep"]["largest_step"]["value"] > 0.8
     assert "in a jump" in jump["sentence"]
@@ -80,15 +80,15 @@ def test_a_jump_is_told_from_steps() -> None:
     assert "in steps" in steps["sentence"]
 
 
-def test_words_beside_a_sound_need_a_model_that_reads() -> None:
+def test_words_and_sound_needs_a_text_encoder_that_uses_the_words() -> None:
     reading = run(PropertyGenerator("loudest", has_text_encoder=True)).block["words_and_sound"]
     assert reading["verdict"] == "follows"
-    assert reading["minus_control"]["empty_prompt"]["log_odds_at_half_weight"]["value"] < 0, "the word pulls against the sound"
+    assert reading["minus_control"]["empty_prompt"]["log_odds_at_half_weight"]["value"] < 0, "the word has an effect"
     ignoring = run(PropertyGenerator("loudest", has_text_encoder=True, reads_words=False)).block["words_and_sound"]
     assert ignoring["minus_control"]["empty_prompt"]["log_odds_at_half_weight"]["value"] == 0.0
 
 
-def test_numbers_for_tracking_and_pictures_for_the_report() -> None:
+def test_tracked_numbers_and_shown_sweeps() -> None:
     results = run(PropertyGenerator("level"))
     numbers = ability_numbers(results.block)
     assert numbers["abilities/model/loudness.spearman"] == 1.0
@@ -99,7 +99,7 @@ def test_numbers_for_tracking_and_pictures_for_the_report() -> None:
     assert shown[0].images.shape[0] == len(shown[0].audio) == 7
 
 
-def test_abilities_that_cannot_be_measured_say_why() -> None:
+def test_abilities_that_cannot_be_measured_have_a_reason() -> None:
     unlabeled = run(PropertyGenerator("nothing"), labeled=False).block
     assert "fewer than two classes" in unlabeled["semantic_mixing"]["reason"]
     assert unlabeled["loudness"]["applicable"]
@@ -107,7 +107,7 @@ def test_abilities_that_cannot_be_measured_say_why() -> None:
     assert "0 of the held-out sounds can be used, 3 are needed" in single["interpolation"]["reason"]
 
 
-def test_clips_are_used_once_and_pairs_are_of_different_classes() -> None:
+def test_clips_are_used_once_and_pairs_have_different_classes() -> None:
     setup = setup_of(PropertyGenerator("nothing"), per_class=6)
     items = choose_pairs(setup, with_other=True)
     assert len(items) == 6

@@ -15,7 +15,7 @@ def clusters(spread: float, per_class: int = 20) -> tuple[np.ndarray, list[str |
     return l2_normalize(rows + rng.normal(0, spread, rows.shape)), [f"c{row // per_class}" for row in range(len(rows))]
 
 
-def test_log_odds_are_those_of_the_softmax_and_change_sign_between_classes() -> None:
+def test_log_odds_equal_those_of_the_softmax_and_change_sign_between_classes() -> None:
     rows, labels = clusters(0.2)
     space = ClassSpace.fit(rows, labels)
     assert space is not None
@@ -25,7 +25,7 @@ def test_log_odds_are_those_of_the_softmax_and_change_sign_between_classes() -> 
     assert (space.log_odds(space.means[[1, 3]], "c1", "c3") > 0).tolist() == [True, False]
 
 
-def test_temperature_follows_how_well_the_classes_are_apart() -> None:
+def test_temperature_depends_on_the_separation_of_the_classes() -> None:
     sharp, blurred = (ClassSpace.fit(*clusters(spread)) for spread in (0.1, 0.5))
     assert sharp is not None
     assert blurred is not None
@@ -49,7 +49,7 @@ def test_a_class_is_found_in_its_images_and_in_five_percent_of_the_others() -> N
     assert space.found(both, "c2").all()
 
 
-def test_area_is_what_differs_from_the_ground_whatever_its_color() -> None:
+def test_area_counts_pixels_that_differ_from_the_background() -> None:
     images = np.full((2, 3, 20, 20, 3), 255, np.uint8)
     images[1] = (40, 90, 120)
     for place, side in enumerate((0, 5, 10)):

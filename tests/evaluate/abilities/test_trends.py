@@ -1,4 +1,4 @@
-"""Trend statistics against scipy and against answers known by construction."""
+"""Trend statistics compared with scipy and with known values."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ RISING = np.arange(9.0) + 100 * np.arange(6)[:, None]
 
 
 @given(arrays(np.float64, (4, 7), elements=st.integers(-5, 5).map(float)))
-def test_rank_correlation_is_that_of_scipy(scores: np.ndarray) -> None:
+def test_rank_correlation_equals_that_of_scipy(scores: np.ndarray) -> None:
     for row, rho in zip(scores, spearman_rows(scores), strict=True):
         expected = spearmanr(np.arange(7), row).statistic if np.ptp(row) else 0.0
         assert rho == pytest.approx(expected, abs=1e-9)
 
 
-def test_page_test_is_that_of_scipy_and_knows_its_direction() -> None:
+def test_page_test_equals_that_of_scipy_and_is_one_sided() -> None:
     scores = RISING + np.random.default_rng(0).normal(0, 4, RISING.shape)
     expected = page_trend_test(scores, method="asymptotic").pvalue
     assert page_p_value(scores, 1) == pytest.approx(expected)
@@ -31,7 +31,7 @@ def test_page_test_is_that_of_scipy_and_knows_its_direction() -> None:
     assert page_p_value(1 + 1e-13 * RISING, 1) == pytest.approx(0.5), "rounding is no trend"
 
 
-def test_shuffled_null_holds_what_has_no_order_and_excludes_what_rises() -> None:
+def test_shuffled_null_contains_unordered_scores_and_excludes_rising_ones() -> None:
     null = shuffled_null(RISING, 1, 999, 0)
     assert null.p == pytest.approx(0.001)
     assert -0.4 < null.low < 0 < null.high < 0.4
@@ -42,13 +42,13 @@ def test_shuffled_null_holds_what_has_no_order_and_excludes_what_rises() -> None
     assert 0.01 < np.mean(small) < 0.11, "the level of the test is kept"
 
 
-def test_holm_is_the_step_down_of_its_paper() -> None:
+def test_holm_correction_equals_the_step_down_of_the_paper() -> None:
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
     assert holm({"a": 0.6, "b": 0.9}) == {"a": 1.0, "b": 1.0}
     assert holm({}) == {}
 
 
-def test_largest_step_tells_a_jump_from_even_steps() -> None:
+def test_largest_step_is_higher_for_a_jump_than_for_even_steps() -> None:
     angles = np.linspace(0, 1, 9)
     even = np.stack([np.cos(angles), np.sin(angles)], -1)[:, None].repeat(2, 1)
     assert largest_step(even) == pytest.approx(1 / 8)

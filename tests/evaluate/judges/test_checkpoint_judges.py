@@ -1,4 +1,4 @@
-"""Judges by hub id or folder through the whole stage, and the families they must keep away from."""
+"""Judges with a checkpoint in the whole stage, and the rejection of judges of used families."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def config() -> EvaluateConfig:
     return EvaluateConfig.model_validate({**CONFIG.model_dump(), **SETTINGS, "judge_checkpoints": chosen})
 
 
-def test_the_whole_stage_with_three_such_judges(world: SyntheticDataset, config: EvaluateConfig, tmp_path: Path) -> None:
+def test_the_stage_with_three_checkpoint_judges(world: SyntheticDataset, config: EvaluateConfig, tmp_path: Path) -> None:
     report = evaluate(config, OtherReports(world.layout.root, tmp_path), ColorGenerator(), NoOpTracker())
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     rows = evaluation["test"]["rows"]
@@ -51,13 +51,13 @@ def test_the_whole_stage_with_three_such_judges(world: SyntheticDataset, config:
         assert judge["family"] == name
         assert len(judge["sha256"]) == 64
         assert rows["model"][f"kid_{name}"]["judge"] == name
-        assert rows["real_images"][f"win_rate_{name}"]["value"] > 0.6  # colours differ even to random weights
+        assert rows["real_images"][f"win_rate_{name}"]["value"] > 0.6  # random weights distinguish colors
         assert rows["model"][f"win_rate_{name}"]["value"] > rows["shuffled_audio"][f"win_rate_{name}"]["value"]
     assert "cmmd_clip" in rows["model"]
     assert {"mmd_rbf_dinov2", "mmd_rbf_inception"} < set(rows["model"])
     assert "mmd_rbf_clip" not in rows["model"]
     assert str(world.layout.root) not in (tmp_path / "evaluation.json").read_text()
-    # Whoever is asked again answers from the memo, and says the same.
+    # A second run reads every feature from the cache and gives the same numbers.
     assert report.computed > 0
     again = tmp_path / "again"
     second = evaluate(config, OtherReports(world.layout.root, again), ColorGenerator(), NoOpTracker())
@@ -82,33 +82,33 @@ def test_clip_is_rejected_after_a_clip_captioner_or_text_encoder(
     layout = OtherReports(world.layout.root, tmp_path)
     meta(world, "captions", captioner="vlm", families=["clip", "llava"])
     try:
-        with pytest.raises(ConfigError, match="judge clip is of family clip, which also took part in captions"):
+        with pytest.raises(ConfigError, match="judge clip has model family clip, which is also used in captions"):
             evaluate(config, layout, ColorGenerator(), NoOpTracker())
         evaluate(config.model_copy(update={"image_judges": ["dinov2"]}), layout, ColorGenerator(), NoOpTracker())
         flagged = config.model_copy(update={"image_judges": ["clip"], "allow_shared_family": True})
         evaluate(flagged, layout, ColorGenerator(), NoOpTracker())
         warnings = json.loads((tmp_path / "evaluation.json").read_text())["warnings"]
-        assert "judge clip is of family clip, which also took part in captions" in warnings
+        assert "judge clip has model family clip, which is also used in captions" in warnings
     finally:
         meta(world, "captions", captioner="tagger", families=["efficientnet"])
-    with pytest.raises(ConfigError, match="judge clip is of family clip, which also took part in model"):
+    with pytest.raises(ConfigError, match="judge clip has model family clip, which is also used in model"):
         evaluate(config, layout, TextColorGenerator(families=frozenset({"ast", "clip"})), NoOpTracker())
 
 
-def test_an_endpoint_that_does_not_say_what_it_looks_with_is_pointed_out() -> None:
+def test_an_undeclared_vision_tower_gives_a_warning() -> None:
     judges = {"clip": "clip", "inception": "inception", "aisfx": "aisfx"}
-    silent = undeclared_family_warnings(
+    undeclared = undeclared_family_warnings(
         judges, {"captioner": "openai_server", "families": ["some-vlm"], "families_complete": False}
     )
-    assert silent == [
-        "judge clip is of family clip, and the vision tower of captioner openai_server is not declared: "
+    assert undeclared == [
+        "judge clip has model family clip, and the vision tower of captioner openai_server is not declared: "
         "set caption.openai_server.vision_families"
     ]
     assert undeclared_family_warnings(judges, {"captioner": "openai_server", "families_complete": True}) == []
     assert undeclared_family_warnings(judges, {"captioner": "tagger", "families": ["efficientnet"]}) == []
 
 
-def test_a_judge_without_weights_or_twice_is_a_configuration_error(tmp_path: Path) -> None:
+def test_missing_weights_and_duplicate_judges_are_configuration_errors(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=r"judge dinov2 needs judge_checkpoints\.dinov2\.model"):
         EvaluateConfig(image_judges=["dinov2"])
     with pytest.raises(ValidationError, match="names a judge twice"):
@@ -121,8 +121,8 @@ def test_a_judge_without_weights_or_twice_is_a_configuration_error(tmp_path: Pat
     assert needs_checkpoint == {"dinov2", "clip", "inception", "inception_v3"}
 
 
-def test_cmmd_is_the_formula_of_its_paper() -> None:
-    """Against the estimator written out: unit rows, exp(-|x - y|^2 / 200)."""
+def test_cmmd_kernel_equals_the_formula_of_the_paper() -> None:
+    """Kernel on unit rows: exp(-|x - y|^2 / 200)."""
     random = np.random.default_rng(0)
     x, y = random.normal(size=(5, 12)), random.normal(size=(4, 12))
     unit_x, unit_y = x / np.linalg.norm(x, axis=1, keepdims=True), y / np.linalg.norm(y, axis=1, keepdims=True)
@@ -131,8 +131,8 @@ def test_cmmd_is_the_formula_of_its_paper() -> None:
     np.testing.assert_array_equal(cmmd_kernel(7.0 * x, y), rbf_kernel(CMMD_BANDWIDTH)(l2_normalize(7.0 * x), l2_normalize(y)))
 
 
-def test_batches_of_a_gpu_judge_are_features_of_its_pictures(world: SyntheticDataset, config: EvaluateConfig) -> None:
-    """The batched path, on the CPU: same rows as one by one."""
+def test_batched_features_equal_single_ones(world: SyntheticDataset, config: EvaluateConfig) -> None:
+    """Batch size of a GPU, computed on the CPU."""
     judge = IMAGE_JUDGES.get("dinov2").from_setup(judge_setup(config, "dinov2", world.layout))
     images = list(np.random.default_rng(3).integers(0, 256, (7, 48, 48, 3), dtype=np.uint8))
     one_by_one = extract_image_features(judge, images)
@@ -144,17 +144,17 @@ def test_batches_of_a_gpu_judge_are_features_of_its_pictures(world: SyntheticDat
     np.testing.assert_allclose(extract_image_features(judge, images), one_by_one, rtol=1e-4, atol=1e-5)
 
 
-def test_memoised_rows_are_asked_for_in_batches(tmp_path: Path) -> None:
+def test_missing_features_are_computed_in_batches(tmp_path: Path) -> None:
     from pipeline_steps.core.result_cache import ResultCache
     from pipeline_steps.evaluate.judges.feature_extractors import VECTOR
 
-    asked: list[list[str]] = []
+    batches: list[list[str]] = []
 
     def compute(keys: list[str]) -> np.ndarray:
-        asked.append(list(keys))
+        batches.append(list(keys))
         return np.array([[len(key), 1.0] for key in keys], np.float32)
 
-    seen = CachedFeatures(ResultCache(str(tmp_path), "stage", "f" * 16, VECTOR), 2)
-    rows = seen.rows(["ccc", "a", "bb", "a"], compute)
-    assert asked == [["a", "bb"], ["ccc"]]
+    cached = CachedFeatures(ResultCache(str(tmp_path), "stage", "f" * 16, VECTOR), 2)
+    rows = cached.rows(["ccc", "a", "bb", "a"], compute)
+    assert batches == [["a", "bb"], ["ccc"]]
     assert {key: row.tolist() for key, row in rows.items()} == {"a": [1, 1], "bb": [2, 1], "ccc": [3, 1]}

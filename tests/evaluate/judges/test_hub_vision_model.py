@@ -1,4 +1,4 @@
-"""Judges `dinov2` and `clip` on tiny checkpoints of true architecture: pixels, features, and what is refused."""
+"""Judges `dinov2` and `clip` on tiny checkpoints of true architecture: pixels, features, rejected checkpoints."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def pictures() -> list[ByteArray]:
+def sample_images() -> list[ByteArray]:
     """Smooth and noisy ones of several shapes, smaller and larger than the network's square."""
     random = np.random.default_rng(0)
     ramp = np.linspace(0, 255, 90)[:, None, None] * np.linspace(0.2, 1, 70)[None, :, None] * [1.0, 0.6, 0.3]
     noisy = [random.integers(0, 256, (height, width, 3)) for height, width in ((20, 33), (64, 64), (150, 61))]
-    return [np.asarray(picture, np.uint8) for picture in (ramp, *noisy)]
+    return [np.asarray(image, np.uint8) for image in (ramp, *noisy)]
 
 
 def pixels_of_dinov2(image: ByteArray) -> np.ndarray:
-    """What the published preprocessor_config.json says, written out with Pillow and numpy: short side 48, centre 42."""
+    """Pixels according to the published preprocessor_config.json, by Pillow and numpy: short side 48, center crop 42."""
     height, width = image.shape[:2]
     short, long = min(height, width), max(height, width)
     sizes = {short: 48, long: int(48 * long / short)} if short != long else {short: 48}
@@ -60,12 +60,12 @@ def pixels_of_dinov2(image: ByteArray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", JUDGES)
-def test_features_are_those_of_transformers_whatever_the_batch(folders: dict[str, Path], name: str) -> None:
+def test_features_equal_those_of_transformers_at_any_batch_size(folders: dict[str, Path], name: str) -> None:
     from transformers import AutoImageProcessor, AutoModel, CLIPModel
 
     judge = JUDGES[name](str(folders[name])).load()
     assert isinstance(judge, ImageFeatureExtractor)
-    images = pictures()
+    images = sample_images()
     made = judge.features(images)
     assert made.shape == (4, WIDTH[name])
     assert made.dtype == np.float32
@@ -81,17 +81,17 @@ def test_features_are_those_of_transformers_whatever_the_batch(folders: dict[str
                 wanted = AutoModel.from_pretrained(source).eval()(**inputs).last_hidden_state[0, 0]
             np.testing.assert_allclose(row, wanted.numpy(), rtol=1e-4, atol=1e-5)
     spread = np.linalg.norm(made - made.mean(0), axis=1)
-    assert spread.min() > 0.1  # different pictures, different rows
+    assert spread.min() > 0.1  # different images have different rows
 
 
-def test_pixels_are_what_the_configuration_says(folders: dict[str, Path]) -> None:
+def test_pixels_follow_the_preprocessor_configuration(folders: dict[str, Path]) -> None:
     judge = Dinov2(str(folders["dinov2"])).load()
-    for image in pictures():
+    for image in sample_images():
         made = judge._processor(images=[Image.fromarray(image)], return_tensors="np")["pixel_values"][0]
         np.testing.assert_allclose(made, pixels_of_dinov2(image), atol=2e-6)
 
 
-def test_a_wrong_or_damaged_checkpoint_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_wrong_or_damaged_checkpoint_is_rejected(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.judge_checkpoints\.clip\.model: .* is of type dinov2, not clip"):
         ClipImageEncoder(str(folders["dinov2"])).fetch()
     with pytest.raises(ConfigError, match=r"evaluate\.judge_checkpoints\.dinov2\.revision: 'main' is not a commit"):
@@ -103,17 +103,17 @@ def test_a_wrong_or_damaged_checkpoint_is_refused(folders: dict[str, Path], tmp_
     (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Model"}}))
     with pytest.raises(IntegrityError, match="auto_map asks for code"):
         Dinov2(str(folder)).load()
-    folder = shutil.copytree(folders["dinov2"], tmp_path / "deeper")
+    folder = shutil.copytree(folders["dinov2"], tmp_path / "more-layers")
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(IntegrityError, match=r"judge_checkpoints\.dinov2\.model: \d+ weights are not in the checkpoint"):
         Dinov2(str(folder)).load()
-    folder = shutil.copytree(folders["clip"], tmp_path / "blind")
+    folder = shutil.copytree(folders["clip"], tmp_path / "no-preprocessor")
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(IntegrityError, match="no usable image processor"):
         ClipImageEncoder(str(folder)).load()
 
 
-def test_a_folder_is_known_by_its_files_wherever_it_lies(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_identity_of_a_folder_depends_on_its_files_only(folders: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(folders["clip"], tmp_path / "models/clip")
     there, here = ClipImageEncoder(str(folders["clip"])), ClipImageEncoder("models/clip", root=tmp_path)
     assert there.describe() == here.describe()
@@ -131,6 +131,6 @@ def test_a_folder_is_known_by_its_files_wherever_it_lies(folders: dict[str, Path
         ({"model_type": "llava_onevision", "vision_config": {"model_type": "siglip_vision_model"}}, "siglip"),
     ],
 )
-def test_captioners_tell_which_tower_they_look_with(config: dict[str, object], tower: str) -> None:
+def test_families_of_the_vision_towers_of_captioners(config: dict[str, object], tower: str) -> None:
     assert tower in vision_families(config)
     assert (ClipImageEncoder.family in vision_families(config)) == (tower == "clip")

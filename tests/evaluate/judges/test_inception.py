@@ -1,4 +1,4 @@
-"""The two Inception-v3: the numbers of pytorch-fid and torchvision, the resize of clean-fid, and what is refused."""
+"""The two Inception-v3: the numbers of pytorch-fid and torchvision, the resize of clean-fid, rejected checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline_steps.evaluate.judges.inception_v3 import InceptionV3
 from tests.factories.checkpoints.inception import inception_checkpoint, inception_weights
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_inception.json").read_text())
-"""Features of two pictures of noise by pytorch-fid 0.3.0 (`of_2015`) and torchvision 0.29.2, with `inception_weights`."""
+"""Features of two noise images by pytorch-fid 0.3.0 (`of_2015`) and torchvision 0.29.2, with `inception_weights`."""
 
 
 def noise(side: int) -> torch.Tensor:
@@ -25,7 +25,7 @@ def noise(side: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("classes", "peer"), [(1008, "of_2015"), (1000, "torchvision")])
-def test_features_are_those_of_the_published_code(classes: int, peer: str) -> None:
+def test_features_equal_those_of_the_published_code(classes: int, peer: str) -> None:
     weights = inception_weights(classes)
     with torch.inference_mode():
         made = pooled_features(noise(GOLDEN["side"]), weights, peer == "of_2015")
@@ -35,12 +35,12 @@ def test_features_are_those_of_the_published_code(classes: int, peer: str) -> No
     assert np.abs(made[:, :: GOLDEN["every"]].numpy() - other).max() > 1e-2  # the pools make a difference
 
 
-def test_the_resize_is_bicubic_with_antialiasing_and_is_never_rounded() -> None:
+def test_the_resize_is_bicubic_with_antialiasing_and_without_rounding() -> None:
     random = np.random.default_rng(0)
     flat = resize_clean_fid(np.full((7, 31, 3), (3, 128, 255), np.uint8))
     np.testing.assert_allclose(flat, np.broadcast_to(np.float32([3, 128, 255]), (299, 299, 3)), rtol=1e-5)
-    picture = random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    large = resize_clean_fid(picture)
+    image = random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    large = resize_clean_fid(image)
     assert large.shape == (299, 299, 3)
     assert np.abs(large - large.round()).max() > 0.4
     assert large.min() < 0 or large.max() > 255  # overshoot is kept, as in clean-fid
@@ -48,7 +48,7 @@ def test_the_resize_is_bicubic_with_antialiasing_and_is_never_rounded() -> None:
     assert small.std() < 30  # of 74: neighbours are averaged, not picked
 
 
-def test_a_judge_gives_a_row_for_each_picture_whatever_its_shape(tmp_path: Path) -> None:
+def test_images_of_any_shape_give_one_row_each(tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     images = [random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in ((64, 64), (20, 90), (400, 310))]
     fid = FIDInceptionV3(str(inception_checkpoint(tmp_path / "fid"))).load()
@@ -64,7 +64,7 @@ def test_a_judge_gives_a_row_for_each_picture_whatever_its_shape(tmp_path: Path)
     assert {fid.family, plain.family} == {"inception"}
 
 
-def test_only_the_network_of_fid_is_called_inception(tmp_path: Path) -> None:
+def test_judge_inception_accepts_the_network_of_fid_only(tmp_path: Path) -> None:
     of_imagenet = inception_checkpoint(tmp_path / "plain", 1000)
     with pytest.raises(ConfigError, match=r"evaluate\.judge_checkpoints\.inception\.model: .* with 1000 classes") as refused:
         FIDInceptionV3(str(of_imagenet)).load()
@@ -74,7 +74,7 @@ def test_only_the_network_of_fid_is_called_inception(tmp_path: Path) -> None:
         FIDInceptionV3(str(of_imagenet)).load()
 
 
-def test_weights_that_are_missing_or_do_not_fit_are_named(tmp_path: Path) -> None:
+def test_the_error_names_missing_and_mismatched_weights(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     folder = inception_checkpoint(tmp_path / "fid")
@@ -90,25 +90,25 @@ def test_weights_that_are_missing_or_do_not_fit_are_named(tmp_path: Path) -> Non
         FIDInceptionV3(str(folder)).load()
 
 
-class Runs:
-    """A pickle that would run code."""
+class CodePayload:
+    """Object whose unpickling runs code."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return exec, ("open('ran', 'w').close()",)
 
 
-def test_a_published_file_is_converted_without_running_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_published_file_is_converted_without_executing_pickled_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(inception_weights(1008, 16), tmp_path / "fid.pth")
     folder = convert(tmp_path / "fid.pth", tmp_path / "fid")
-    picture = np.random.default_rng(2).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    image = np.random.default_rng(2).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     direct = FIDInceptionV3(str(inception_checkpoint(tmp_path / "direct")))
-    assert np.array_equal(FIDInceptionV3(str(folder)).features([picture]), direct.features([picture]))
+    assert np.array_equal(FIDInceptionV3(str(folder)).features([image]), direct.features([image]))
     with pytest.raises(ConfigError, match="is not empty"):
         convert(tmp_path / "fid.pth", folder)
     with pytest.raises(IntegrityError, match="expected 00"):
         convert(tmp_path / "fid.pth", tmp_path / "other", "00")
-    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"fc.weight": Runs()}, protocol=2))
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"fc.weight": CodePayload()}, protocol=2))
     with pytest.raises(IntegrityError, match="does not contain tensors alone"):
         convert(tmp_path / "evil.pth", tmp_path / "evil")
     assert not (tmp_path / "ran").exists()

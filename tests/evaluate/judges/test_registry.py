@@ -1,4 +1,4 @@
-"""Registry of judges: a new judge is one file; a lookup imports the judge's module alone; the configuration is validated."""
+"""Registry of judges: a new judge is one file; a lookup imports only that module; the configuration is validated."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_errors_of_the_configuration(section: dict[str, object], message: str) -
         parse_section(EvaluateConfig, "evaluate", {"evaluate": section})
 
 
-def test_a_lookup_imports_the_module_of_the_judge_alone(project: Path) -> None:
+def test_a_lookup_imports_only_the_module_of_the_judge(project: Path) -> None:
     code = """
 import sys
 from pipeline_steps.evaluate.config import EvaluateConfig

@@ -1,4 +1,4 @@
-"""Distances against naive double loops, closed forms, and a mode-collapsed toy (so that no argument is swapped)."""
+"""Distances compared with double loops and closed forms, and a mode-collapsed set that reveals swapped arguments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from pipeline_steps.evaluate.metrics.distribution import (
-    density_coverage,
     density_coverage_bootstrap,
     frechet_distance,
     median_bandwidth,
@@ -23,6 +22,12 @@ from pipeline_steps.evaluate.metrics.distribution import (
 
 def each_alone(prefix: str, n: int) -> list[str]:
     return [f"{prefix}{row}" for row in range(n)]
+
+
+def density_and_coverage(generated: np.ndarray, real: np.ndarray, k: int) -> tuple[float, float]:
+    clusters = each_alone("x", len(generated)), each_alone("y", len(real))
+    (density, _), (coverage, _) = density_coverage_bootstrap(generated, real, k, *clusters, 2, 0)
+    return density.value, coverage.value
 
 
 def naive_mmd(x: np.ndarray, y: np.ndarray, kernel, cx: list[str], cy: list[str]) -> float:
@@ -52,17 +57,17 @@ def test_mmd_equals_the_double_loop(n: int, m: int, dim: int, seed: int, cluster
         assert mmd_squared(x, y, kernel, cx, cy) == pytest.approx(naive_mmd(x, y, kernel, cx, cy), rel=1e-9, abs=1e-12)
 
 
-def test_mmd_is_unbiased_when_samples_come_in_clusters() -> None:
-    """Four nearly equal draws per sound: the plain estimator sees a distance where there is none, ours does not."""
+def test_mmd_is_unbiased_for_clustered_samples() -> None:
+    """Four nearly equal samples per clip: the estimator without clusters is biased, the one with clusters is not."""
     rng = np.random.default_rng(3)
-    ours, plain = [], []
+    clustered, plain = [], []
     for _ in range(60):
         x = np.repeat(rng.normal(size=(12, 6)), 4, axis=0) + 0.01 * rng.normal(size=(48, 6))
         y = rng.normal(size=(30, 6))
         sounds = [f"s{row // 4}" for row in range(48)]
-        ours.append(mmd_squared(x, y, polynomial_kernel, sounds, each_alone("y", 30)))
+        clustered.append(mmd_squared(x, y, polynomial_kernel, sounds, each_alone("y", 30)))
         plain.append(mmd_squared(x, y, polynomial_kernel, each_alone("x", 48), each_alone("y", 30)))
-    assert abs(np.mean(ours)) < 3 * np.std(ours) / np.sqrt(60)
+    assert abs(np.mean(clustered)) < 3 * np.std(clustered) / np.sqrt(60)
     assert np.mean(plain) > 3 * np.std(plain) / np.sqrt(60)
 
 
@@ -85,7 +90,7 @@ def test_mmd_interval_covers_the_truth_and_excludes_zero_for_different_sets() ->
     assert (far.n, far.clusters) == (40, 40)
 
 
-def test_a_distance_needs_sets() -> None:
+def test_distances_reject_sets_that_are_too_small() -> None:
     with pytest.raises(ValueError, match="two or more clusters"):
         mmd_squared(np.ones((4, 2)), np.ones((3, 2)), polynomial_kernel, ["a"] * 4, ["x", "y", "z"])
     with pytest.raises(ValueError, match="two or more rows"):
@@ -93,20 +98,20 @@ def test_a_distance_needs_sets() -> None:
 
 
 def test_too_few_clusters_give_no_interval() -> None:
-    """One cluster for a share, two for a distance between sets: every resample says the same, which is no certainty."""
+    """With one cluster (density, coverage) or two (MMD), every resample has the same value."""
     rng = np.random.default_rng(6)
     x, y = rng.normal(size=(8, 3)), rng.normal(size=(9, 3))
     for cx, cy, known in (("aaaabbbb", "ccddddeee", False), ("aaabbbcc", "ddddddeee", False), ("aaabbbcc", "dddeeefff", True)):
-        found, draws = mmd_bootstrap(x, y, polynomial_kernel, list(cx), list(cy), 200, 0)
+        found, values = mmd_bootstrap(x, y, polynomial_kernel, list(cx), list(cy), 200, 0)
         assert (found.low is not None, found.high is not None) == (known, known)
-        assert len(draws) == 200
+        assert len(values) == 200
     for cx, cy in (("a" * 8, "ccccddddd"), ("aaaabbbb", "c" * 9)):
         (density, _), (coverage, _) = density_coverage_bootstrap(x, y, 3, list(cx), list(cy), 200, 0)
         assert (density.low is None) == (len(set(cx)) == 1)
         assert (coverage.low is None) == (len(set(cy)) == 1)
 
 
-def test_coverage_counts_real_pictures_and_density_drawn_ones() -> None:
+def test_coverage_counts_real_images_and_density_generated_ones() -> None:
     rng = np.random.default_rng(7)
     found = density_coverage_bootstrap(
         rng.normal(size=(8, 3)), rng.normal(size=(9, 3)), 3, list("aabbccdd"), list("efghijklm"), 50, 0
@@ -136,16 +141,16 @@ def test_density_and_coverage_do_not_swap_generated_and_real() -> None:
     modes = np.repeat(np.eye(8) * 10, 25, axis=0)
     real = modes + 0.3 * rng.normal(size=modes.shape)
     collapsed = np.tile(np.eye(8)[:1] * 10, (200, 1)) + 0.05 * rng.normal(size=(200, 8))
-    density, coverage = density_coverage(collapsed, real, 5)
+    density, coverage = density_and_coverage(collapsed, real, 5)
     assert density > 1.0
     assert coverage <= 1 / 8
-    swapped_density, swapped_coverage = density_coverage(real, collapsed, 5)
+    swapped_density, swapped_coverage = density_and_coverage(real, collapsed, 5)
     assert swapped_density < 0.5
     assert (swapped_density, swapped_coverage) != (density, coverage)
-    good = density_coverage(modes + 0.3 * rng.normal(size=modes.shape), real, 5)
+    good = density_and_coverage(modes + 0.3 * rng.normal(size=modes.shape), real, 5)
     assert good[1] > 0.9
     with pytest.raises(ValueError, match="real images"):
-        density_coverage(real, real[:5], 5)
+        density_and_coverage(real, real[:5], 5)
 
 
 def test_squared_distances_and_bandwidth() -> None:

@@ -21,7 +21,7 @@ def gray(level: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("held", [1, 400, 50_000_000])
-def test_nearest_image_is_that_of_a_direct_comparison(monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+def test_nearest_images_equal_a_direct_comparison(monkeypatch: pytest.MonkeyPatch, held: int) -> None:
     monkeypatch.setattr(memorisation, "CHUNK_VALUES", held)
     rng = np.random.default_rng(0)
     images, references = (rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8) for count in (7, 5))
@@ -49,7 +49,7 @@ def plan_of(training: dict[str, str]) -> EvaluationPlan:
     return EvaluationPlan(clips, {"test": pairs, "gold": ()}, training_pairs=tuple(rows))
 
 
-def test_a_lookup_is_found_out_and_an_independent_model_is_not() -> None:
+def test_copies_are_counted_and_independent_images_are_not() -> None:
     levels = {"t0": 0, "t1": 100, "t2": 200, **{f"i{row}": 40 + 10 * row for row in range(4)}}
     plan = plan_of({"t0": "a", "t1": "b", "t2": "c"})
     copied = np.stack([np.stack([gray(0), gray(100)])] * 4)
@@ -71,7 +71,7 @@ def test_a_lookup_is_found_out_and_an_independent_model_is_not() -> None:
     assert (row["copy_fraction"]["value"], row["diverse_fraction"]["value"]) == (0.0, 0.0)
 
 
-def test_a_large_pool_is_subsampled_by_the_seed_and_says_so() -> None:
+def test_a_large_pool_is_subsampled_by_the_seed() -> None:
     plan = plan_of({f"t{row}": f"a{row}" for row in range(9)})
     read: list[str] = []
 
@@ -90,7 +90,7 @@ def test_a_large_pool_is_subsampled_by_the_seed_and_says_so() -> None:
     assert memorisation_block(plan_of({}), images, load, config, 16_000) is None
 
 
-def test_lookup_returns_the_images_of_the_nearest_sound() -> None:
+def test_the_lookup_returns_the_images_of_the_nearest_sound() -> None:
     vectors = {f"s{row}": np.eye(4, dtype=np.float32)[row] for row in range(3)}  # s3 has no embedding
     vectors |= {"a": np.array([0.8, 0.6, 0, 0], np.float32), "b": np.array([0, 0, 1, 0], np.float32)}
     plan = plan_of({"t0": "a", "t1": "b", "t2": "b", "t3": "unknown"})
@@ -101,7 +101,7 @@ def test_lookup_returns_the_images_of_the_nearest_sound() -> None:
     np.testing.assert_allclose(mixed, np.array([1, 10, 0, 0]) / np.sqrt(101))
 
 
-def test_words_are_the_names_of_the_best_tags(assets: Any) -> None:
+def test_captions_are_the_names_of_the_best_tags(assets: Any) -> None:
     names = ["Dog", "Bark", "Cat", "Rain"]
     assert tag_text(np.array([0.8, 0.9, 0.1, 0.44]), names) == "bark, dog"
     assert tag_text(np.array([0.2, 0.2, 0.2, 0.2]), names) == "dog, bark, cat"

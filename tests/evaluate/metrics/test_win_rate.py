@@ -1,4 +1,4 @@
-"""Win rates against brute force, under the null, and with a judge that hears everything; intervals that cover."""
+"""Win rates compared with a direct count, without and with signal; coverage of the bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ SCORES = st.lists(st.integers(-3, 3), min_size=1, max_size=8)
 
 
 @given(SCORES, SCORES)
-def test_wins_equal_brute_force_and_ties_are_half(candidates: list[int], rivals: list[int]) -> None:
-    brute = np.mean([(c > r) + 0.5 * (c == r) for c in candidates for r in rivals])
-    assert mann_whitney_win_rate(np.array(candidates, float), np.array(rivals, float)) == pytest.approx(brute)
+def test_win_rate_equals_a_direct_count_and_ties_count_half(candidates: list[int], negatives: list[int]) -> None:
+    expected = np.mean([(c > r) + 0.5 * (c == r) for c in candidates for r in negatives])
+    assert mann_whitney_win_rate(np.array(candidates, float), np.array(negatives, float)) == pytest.approx(expected)
 
 
 @given(SCORES, SCORES)
-def test_wins_of_both_sides_add_up_to_one(left: list[int], right: list[int]) -> None:
+def test_win_rates_of_both_sides_add_up_to_one(left: list[int], right: list[int]) -> None:
     x, y = np.array(left, float), np.array(right, float)
     assert mann_whitney_win_rate(x, y) + mann_whitney_win_rate(y, x) == pytest.approx(1.0)
 
 
-def test_null_is_a_half_and_signal_is_above() -> None:
+def test_win_rate_is_one_half_without_signal_and_higher_with_it() -> None:
     rng = np.random.default_rng(0)
     n, samples, dim = 60, 4, 24
     real = l2_normalize(rng.normal(size=(n, dim)))
     others = negative_mask([f"g{row}" for row in range(n)], [None] * n)
     groups = [f"g{row}" for row in range(n)]
     for strength, check in ((0.0, lambda low, high: low < 0.5 < high), (1.0, lambda low, high: low > 0.6)):
-        drawn = l2_normalize(strength * real[:, None] * 5 + rng.normal(size=(n, samples, dim)))
-        scores = np.einsum("id,jsd->ijs", real, drawn)
+        generated = l2_normalize(strength * real[:, None] * 5 + rng.normal(size=(n, samples, dim)))
+        scores = np.einsum("id,jsd->ijs", real, generated)
         rates = win_rates(scores[np.arange(n), np.arange(n)], scores, others)
         found = win_rate_estimate(rates, groups, 500, 1)
         assert found is not None
@@ -49,9 +49,9 @@ def test_null_is_a_half_and_signal_is_above() -> None:
         assert check(found.low, found.high), found
 
 
-def test_rivals_are_of_another_group_and_another_class() -> None:
+def test_negatives_have_another_group_and_another_class() -> None:
     others = negative_mask(["g1", "g2"], ["", ""])
-    assert others.tolist() == [[False, True], [True, False]], "an empty class is not known"
+    assert others.tolist() == [[False, True], [True, False]], "an empty class is unknown"
     others = negative_mask(["g1", "g1", "g2", "g3"], ["dog", "dog", "dog", None])
     assert others.tolist() == [
         [False, False, False, True],
@@ -61,7 +61,7 @@ def test_rivals_are_of_another_group_and_another_class() -> None:
     ]
 
 
-def test_an_item_without_rivals_or_candidates_has_no_rate() -> None:
+def test_a_pair_without_negatives_or_candidates_has_no_rate() -> None:
     scores = np.zeros((2, 2, 3))
     rates = win_rates(np.array([[1.0, np.nan], [np.nan, np.nan]]), scores, np.array([[False, True], [True, False]]))
     assert rates[0] == 1.0
@@ -94,7 +94,7 @@ def test_bootstrap_interval_covers_the_mean_at_its_level() -> None:
         assert found.low is not None
         assert found.high is not None
         covered += found.low <= 0.5 <= found.high
-    assert 0.86 <= covered / 120 <= 1.0  # nominal 0.95; ignoring the clusters it would be about 0.75
+    assert 0.86 <= covered / 120 <= 1.0  # nominal 0.95; about 0.75 without clusters
 
 
 def test_one_cluster_gives_no_interval() -> None:

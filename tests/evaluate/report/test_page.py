@@ -1,4 +1,4 @@
-"""The page: hostile texts stay texts, nothing may load from elsewhere, the same input gives the same bytes."""
+"""Report page: texts are escaped, and nothing loads from another origin."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HOSTILE = [
 
 
 def context(text: str = "a dog") -> dict[str, Any]:
-    """A whole page in which every untrusted place holds `text`."""
+    """Context of a page whose untrusted values are all `text`."""
     sound = {"audio": "audio/x.mp3", "spectrogram": "samples/x.png"}
     event = {"phrase": text, "sound_source": text, "confidence": 0.5, "chosen": True}
     hit = {"audio": "audio/x.mp3", "score": 0.1, "z_score": 2.0, "corrected_score": 0.2, "label": text, "chosen": True}
@@ -41,7 +41,7 @@ def context(text: str = "a dog") -> dict[str, Any]:
         "why": "all pairs", "events": [event], "top": [hit], "chosen_in_top": True, "truth": text, "image_license": text,
         "image_author": text, "audio_license": text, "audio_author": text,
     }  # fmt: skip
-    draw = {
+    sample = {
         "label": text, "seen": True, "sound": sound, "picture": "samples/p.jpg", "real": "samples/d.png",
         "shuffled": "samples/e.png", "shuffled_label": text,
         "rates": [{"metric": "win_rate_x", "name": "win rate", "value": 0.7}],
@@ -64,11 +64,11 @@ def context(text: str = "a dog") -> dict[str, Any]:
     step = {"name": "in the pool", "n_in": 3, "n_out": 2, "removed": (("abstained", text, 1),)}
     return {
         "meta": {"samples": 4, "first_samples": 12, "num_bootstrap": 2000, "side": 64, "strip_width": 262, "reads_text": True},
-        "headline": [{"title": "t", "value": "0.6", "interval": "", "says": "s", "limit": "l", "tone": "good"}],
+        "headline": [{"title": "t", "value": "0.6", "interval": "", "text": "s", "limit": "l", "tone": "good"}],
         "warnings": [text],
         "pairs_rule": "all",
         "pairs": [{"title": "All", "cards": [pair]}],
-        "samples": [{"key": "test", "title": "Test", "shown": 1, "total": 1, "cards": [draw]}],
+        "samples": [{"key": "test", "title": "Test", "shown": 1, "total": 1, "cards": [sample]}],
         "charts": [{"title": "win", "chart": interval_chart([("model", entry, "model")], 0.5)}],
         "tables": [],
         "memorisation": {"tables": [], "training_images": 0, "compared_images": 0},
@@ -117,7 +117,7 @@ def test_autoescape_is_on_and_undefined_names_are_errors() -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_stays_text(text: str) -> None:
+def test_markup_in_text_is_escaped(text: str) -> None:
     clean, attacked = Elements(render_page(context())), Elements(render_page(context(text)))
     assert attacked.tags == clean.tags
     assert [(tag, name) for tag, name, _ in attacked.attributes] == [(tag, name) for tag, name, _ in clean.attributes]
@@ -130,11 +130,11 @@ def test_hostile_text_stays_text(text: str) -> None:
 
 @settings(deadline=None, max_examples=15)
 @given(st.text(min_size=1, max_size=60))
-def test_any_text_leaves_the_structure_alone(text: str) -> None:
+def test_text_does_not_change_the_structure_of_the_page(text: str) -> None:
     assert Elements(render_page(context(text))).tags == Elements(render_page(context())).tags
 
 
-def test_nothing_may_load_from_elsewhere() -> None:
+def test_nothing_loads_from_another_origin() -> None:
     page = render_page(context())
     parsed = Elements(page)
     policy = next(
@@ -154,13 +154,13 @@ def test_nothing_may_load_from_elsewhere() -> None:
     assert not re.search(r"url\(|@import|https?:", style.group(1))
 
 
-def test_shown_cuts_and_escapes_what_escaping_leaves() -> None:
+def test_display_text_is_truncated_and_has_no_control_characters() -> None:
     assert escape_display("\u202eabc") == "\\u202eabc"
     assert escape_display(None) == ""
     assert len(escape_display("x" * 1000)) == 160
 
 
-def test_numbers_are_written_as_people_write_them() -> None:
+def test_text_of_numbers() -> None:
     assert [number_text(value) for value in (0, 0.5, -0.25, 12.34, 123.4, 12345.0, 0.00012)] == [
         "0", "0.5", "\u22120.25", "12.3", "123", "12,345", "0.00012",
     ]  # fmt: skip
@@ -174,7 +174,7 @@ def test_ticks_span_the_values(low: float, width: float) -> None:
     ticks = nice_ticks(low, high)
     assert 2 <= len(ticks) <= 13
     step = ticks[1] - ticks[0]
-    slack = step * 1e-6 + 8 * math.ulp(max(abs(low), abs(high)))  # what floats of this size can tell apart
+    slack = step * 1e-6 + 8 * math.ulp(max(abs(low), abs(high)))  # resolution of floats of this size
     assert ticks[0] <= low + slack
     assert ticks[-1] >= high - slack
 

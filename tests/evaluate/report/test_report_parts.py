@@ -1,4 +1,4 @@
-"""Choice of what is shown, balance of the flow, plan, CSV cells, training record, media files: pure parts of the report."""
+"""Parts of the report: selection, item flow, evaluation plan, CSV cells, training curves, media files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def pair(name: str, split: str, image: str, sound: str, z: float = 1.0, gain: fl
 
 
 @given(st.lists(st.floats(-3, 3), max_size=40, unique=True), st.integers(0, 20))
-def test_chosen_pairs_are_distinct_bounded_and_hold_best_and_weakest(scores: list[float], at_most: int) -> None:
+def test_selected_pairs_are_distinct_and_include_the_best_and_the_weakest(scores: list[float], at_most: int) -> None:
     rows = [pair(f"p{place}", "test", f"i{place}", "s", z) for place, z in enumerate(scores)]
     chosen = select_pairs_to_show(rows, at_most, 0)
     ids = [row["pair_id"] for _, row in chosen]
@@ -53,7 +53,7 @@ def test_chosen_pairs_are_distinct_bounded_and_hold_best_and_weakest(scores: lis
         assert chosen[-1][1]["z_score"] == min(scores)
 
 
-def test_shown_draws_span_good_and_bad() -> None:
+def test_selected_samples_span_high_and_low_win_rates() -> None:
     rates: list[float | None] = [0.1, 0.9, None, 0.5, 0.7]
     names = list("abcde")
     assert select_samples_to_show(rates, names, 10) == [1, 4, 3, 0, 2]
@@ -79,7 +79,7 @@ def tables() -> StageTables:
     )
 
 
-def test_flow_accounts_for_every_item() -> None:
+def test_the_item_flow_counts_every_item() -> None:
     found = image_flow(tables())
     assert [(step.n_in, step.n_out) for step in found] == [(7, 6), (6, 5), (5, 3), (3, 2)]
     assert found[2].removed == (("abstained", "NO_SOUND", 1), ("quarantined", "CAPTION_FAILED", 1))
@@ -92,7 +92,7 @@ def test_flow_accounts_for_every_item() -> None:
     assert license_counts([{"license": "MIT"}, {"license": None}, {"license": "MIT"}]) == [("MIT", 2), ("unknown", 1)]
 
 
-def test_plan_draws_each_sound_once_and_marks_seen_classes() -> None:
+def test_the_plan_contains_each_clip_once_and_the_seen_classes() -> None:
     rows = [
         pair("a", "train", "i0", "s0"),
         pair("b", "test", "i1", "s1"),
@@ -113,7 +113,7 @@ def test_plan_draws_each_sound_once_and_marks_seen_classes() -> None:
     assert evenly_spaced_indices(10, 3) == [0, 3, 6]
 
 
-def test_reference_pictures_are_never_of_an_evaluated_group() -> None:
+def test_calibration_images_belong_to_no_evaluated_group() -> None:
     rows = [pair("a", "train", "i0", "s0"), pair("b", "test", "i1", "s1")]
     images = [
         {"image_id": "i0", "group_id": "gi0", "holdout": False},
@@ -129,57 +129,57 @@ def test_reference_pictures_are_never_of_an_evaluated_group() -> None:
     assert select_calibration_images(plan, images, rows, 1) == ["i0"]
 
 
-def test_rows_of_the_table_where_the_model_hears_perfectly() -> None:
+def test_win_rates_of_a_model_with_perfect_features() -> None:
     sounds = [EvalAudio(f"s{n}", f"g{n}", f"class {n}") for n in range(4)]
     items = [EvalPair(f"p{n}", f"i{n}", f"gi{n}", n) for n in range(4)]
     own = np.eye(4)
     everything = [np.array([n]) for n in range(4)]
     rest = [np.array([m for m in range(4) if m != n]) for n in range(4)]
-    looks = JudgeFeatures(own, np.repeat(own[:, None], 2, axis=1), np.full((5, 4), 0.5), own, everything, rest)
+    features = JudgeFeatures(own, np.repeat(own[:, None], 2, axis=1), np.full((5, 4), 0.5), own, everything, rest)
     partner = shuffled_partners(sounds, items, 0)
     assert sorted(partner) == [0, 1, 2, 3]
     assert all(partner[n] != n for n in range(4))
-    rates = win_rates_per_pair(looks, sounds, items)
+    rates = win_rates_per_pair(features, sounds, items)
     assert rates["model"].tolist() == [1.0] * 4
     assert rates["real_images"].tolist() == [1.0] * 4
-    # A stand-in draws nothing that fits: it ties with the two other rivals and loses to the item's own sound.
+    # Samples of a negative clip tie with the two other negatives and lose to the pair's own clip.
     assert rates["shuffled_audio"] == pytest.approx([1 / 3] * 4)
-    # Without a sound, 0.5 beats the rivals' 0.
+    # The similarity of samples without audio is 0.5, that of the negatives 0.
     assert rates["unconditional"].tolist() == [1.0] * 4
 
 
 @pytest.mark.parametrize(("strength", "fits"), [(1.0, True), (0.0, None), (-1.0, False)])
-def test_shuffled_audio_falls_below_a_half_exactly_when_the_model_hears(strength: float, fits: bool | None) -> None:
-    """Every stand-in by hand against the rivals that are left and the item's own sound; four sounds of one class are none."""
+def test_shuffled_audio_is_below_one_half_exactly_if_the_model_uses_audio(strength: float, fits: bool | None) -> None:
+    """Compared with a loop over the negatives of each pair; four clips share a class and are no negatives of each other."""
     rng = np.random.default_rng(0)
     sounds = [EvalAudio(f"s{n}", f"g{n}", "one" if n < 4 else f"class {n}") for n in range(9)]
     items = [EvalPair(f"p{n}", f"i{n}", f"gi{n}", n % 9) for n in range(14)]
     own = np.array([item.clip for item in items])
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
     kinds = rng.normal(size=(9, 12))
-    asked = unit(kinds[own])
-    drawn = (
+    targets = unit(kinds[own])
+    generated = (
         np.broadcast_to(np.eye(12)[0], (9, 3, 12))
         if fits is None
         else unit(strength * kinds[:, None] + rng.normal(size=(9, 3, 12)))
     )
-    looks = JudgeFeatures(asked, drawn, drawn[0], asked, [np.array([0])] * 14, [np.array([1])] * 14)
-    rates = win_rates_per_pair(looks, sounds, items)
-    _, item_rivals = negative_masks(sounds, items)
-    scores = np.einsum("nk,msk->nms", asked, drawn)
+    features = JudgeFeatures(targets, generated, generated[0], targets, [np.array([0])] * 14, [np.array([1])] * 14)
+    rates = win_rates_per_pair(features, sounds, items)
+    _, pair_negatives = negative_masks(sounds, items)
+    scores = np.einsum("nk,msk->nms", targets, generated)
     for n in range(14):
-        listed = np.flatnonzero(item_rivals[n])
-        by_hand = [
+        listed = np.flatnonzero(pair_negatives[n])
+        expected = [
             mann_whitney_win_rate(scores[n, other], scores[n, [own[n], *(m for m in listed if m != other)]].ravel())
             for other in listed
         ]
-        assert rates["shuffled_audio"][n] == pytest.approx(np.mean(by_hand))
+        assert rates["shuffled_audio"][n] == pytest.approx(np.mean(expected))
         assert rates["shuffled_audio"][n] == pytest.approx(0.5 + (0.5 - rates["model"][n]) / len(listed))
     shuffled = rates["shuffled_audio"].mean()
     assert shuffled == pytest.approx(0.5) if fits is None else (shuffled < 0.49 if fits else shuffled > 0.51)
 
 
-def test_louder_changes_less_than_another_sound() -> None:
+def test_gain_changes_features_less_than_another_sound() -> None:
     rng = np.random.default_rng(0)
     base = rng.normal(size=(6, 2, 8))
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
@@ -188,31 +188,31 @@ def test_louder_changes_less_than_another_sound() -> None:
     assert found["gain_+6_db"].value < 0.1 < found["other_sound"].value
 
 
-def test_a_cell_that_a_spreadsheet_would_run_is_quoted() -> None:
+def test_csv_cells_that_start_a_formula_are_quoted() -> None:
     text = csv_bytes([{"a": "=1+1", "b": -0.5}, {"a": "+x", "c": "@y"}, {"a": "plain", "b": None}]).decode()
     assert text == "a,b,c\n'=1+1,-0.5,\n'+x,,'@y\nplain,,\n"
 
 
-def test_training_curves_take_every_number_beside_a_step() -> None:
+def test_training_curves_contain_every_number_with_a_step() -> None:
     found = training_curves({"loss.csv": "step,loss,loss_t0\n1,0.5,\n2,nan,0.25\n", "other.csv": "x,y\n1,2\n"})
     assert found == {"loss": [(1.0, 0.5)], "loss_t0": [(2.0, 0.25)]}
 
 
-def test_media_files_are_small_playable_and_the_same_each_time() -> None:
+def test_media_files_are_small_playable_and_reproducible() -> None:
     time = np.arange(48_000, dtype=np.float32) / 48_000
     tone = (0.3 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
     assert mp3(tone) == mp3(tone)
     samples, rate = soundfile.read(io.BytesIO(mp3(tone)))
     assert rate == 24_000
     assert abs(len(samples) / rate - 1.0) < 0.15
-    picture = spectrogram(tone)
-    assert picture.shape == (80, 240, 3)
-    bright = int(picture.astype(int).sum((1, 2)).argmax())
+    image = spectrogram(tone)
+    assert image.shape == (80, 240, 3)
+    bright = int(image.astype(int).sum((1, 2)).argmax())
     assert 45 < bright < 75  # 440 Hz lies in the lower third
     assert spectrogram(tone[:100]).shape == (80, 240, 3)
-    assert len(png(picture, palette=True)) < 20_000
-    pictures = np.zeros((3, 8, 8, 3), np.uint8)
-    assert strip(pictures).shape == (8, 28, 3)
+    assert len(png(image, palette=True)) < 20_000
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    assert strip(images).shape == (8, 28, 3)
     with Image.open(io.BytesIO(thumbnail(np.zeros((300, 600, 3), np.uint8), 224))) as small:
         assert small.size == (224, 112)
 
@@ -221,4 +221,4 @@ def test_tracks_are_mixed_with_their_gains() -> None:
     media = {"a": np.full(4, 0.5, np.float32), "b": np.array([0.5, -0.5], np.float32)}
     mixed = render((("a", 0.0), ("b", -20.0)), media.__getitem__)
     assert mixed == pytest.approx([0.55, 0.45, 0.55, 0.45])
-    assert mixed.tolist() == mix_tracks([(media["a"], 0.0), (media["b"], -20.0)]).tolist(), "training hears the same"
+    assert mixed.tolist() == mix_tracks([(media["a"], 0.0), (media["b"], -20.0)]).tolist(), "training mixes the same way"

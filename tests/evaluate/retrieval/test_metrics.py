@@ -1,4 +1,4 @@
-"""Ranks against sorting, the random row against simulation."""
+"""Retrieval metrics: ranks compared with enumeration, the random row with simulation."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def test_rank_is_the_mean_place_over_all_orders_of_ties(row: list[int], data: st
     assert ranks(np.array([row], float), [target])[0] == pytest.approx(expected)
 
 
-def test_a_query_that_abstained_ranks_in_the_middle() -> None:
+def test_a_query_without_scores_ranks_in_the_middle() -> None:
     scores = np.vstack([np.full(9, np.nan), np.arange(9.0)])
     assert ranks(scores, [0, 8]).tolist() == [5.0, 1.0]
 
 
-def test_random_row_is_the_expectation() -> None:
+def test_the_random_row_equals_the_simulated_expectation() -> None:
     rng = np.random.default_rng(0)
     rank = ranks(rng.normal(size=(4000, 50)), rng.integers(0, 50, 4000).tolist())
     expected = random_summary(50, 71)
@@ -50,13 +50,13 @@ def test_summary_of_known_ranks() -> None:
     assert low <= 4.0 <= high
 
 
-def test_event_scores_weigh_events() -> None:
+def test_event_scores_are_weighted_means() -> None:
     similarity = np.array([[1.0, 0.0], [0.0, 1.0]])
     assert score_by_events(similarity, [3.0, 1.0]).tolist() == [0.75, 0.25]
     assert score_by_events(similarity, [0.0, 0.0]).tolist() == [0.5, 0.5]
 
 
-def test_a_gold_pair_without_a_label_is_of_no_class() -> None:
+def test_a_gold_pair_without_a_label_has_no_class() -> None:
     """It counts in the pipeline's row, but neither as seen nor as unseen, and there is no label to ask the oracle with."""
     vectors = np.eye(3, dtype=np.float32)
     space = EmbeddingTable(vectors, {"t0": 0}, vectors, {f"S{n}": n for n in range(3)})
@@ -67,6 +67,6 @@ def test_a_gold_pair_without_a_label_is_of_no_class() -> None:
     counts = {name: row["mrr"].n for name, row in found["rows"].items()}
     assert counts == {"pipeline": 3, "pipeline_seen": 1, "pipeline_unseen": 1, "label_oracle": 2, "random": 3}
     assert [row["oracle_rank"] for row in found["ranks"]] == [1.0, 2.5, None]
-    nobody = gold_retrieval(pairs[2:], space, {}, None, frozenset({"dog"}), groups, 50, 0)
-    assert nobody is not None
-    assert list(nobody["rows"]) == ["pipeline", "random"]
+    without_labels = gold_retrieval(pairs[2:], space, {}, None, frozenset({"dog"}), groups, 50, 0)
+    assert without_labels is not None
+    assert list(without_labels["rows"]) == ["pipeline", "random"]

@@ -1,4 +1,4 @@
-"""Recipe `ip_adapter` as a whole: it trains the new weights alone, resumes, and its export generates images."""
+"""Recipe `ip_adapter`: trains only the new weights, resumes, exports a model that generates images."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TONE = (0.3 * np.sin(np.arange(48_000) / 20)).astype(np.float32)
 
 @pytest.fixture(scope="module")
 def make_adapter_project(make_project: MakeProject, tmp_path_factory: pytest.TempPathFactory) -> MakeProject:
-    """The small world with a tiny backbone and a tiny encoder beside it."""
+    """Small project with a tiny backbone and a tiny encoder."""
     shared = tmp_path_factory.mktemp("frozen")
     stable_diffusion(shared / "stable_diffusion")
     ast_checkpoint(shared / "ast")
@@ -75,13 +75,13 @@ def adapter_config(**changes: Any) -> TrainConfig:
     return TrainConfig.from_params(merged(section, changes))
 
 
-Undisturbed = tuple[ProjectPaths, stage.StageReport, TrainingRun]
+Uninterrupted = tuple[ProjectPaths, stage.StageReport, TrainingRun]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(make_adapter_project: MakeProject, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """The small world, trained without interruption; its parts at the end."""
-    layout = make_adapter_project(tmp_path_factory.mktemp("undisturbed"))
+def uninterrupted(make_adapter_project: MakeProject, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    """Small project after an uninterrupted training run, its report, and the trained recipe."""
+    layout = make_adapter_project(tmp_path_factory.mktemp("uninterrupted"))
     seen: list[TrainingRun] = []
     export = stage._export
     with pytest.MonkeyPatch.context() as patch:
@@ -90,8 +90,8 @@ def undisturbed(make_adapter_project: MakeProject, tmp_path_factory: pytest.Temp
     return layout, report, seen[0]
 
 
-def test_it_writes_an_adapter_that_draws_and_says_how_it_went(undisturbed: Undisturbed) -> None:
-    layout, report, _ = undisturbed
+def test_the_recipe_writes_an_adapter_and_its_training_history(uninterrupted: Uninterrupted) -> None:
+    layout, report, _ = uninterrupted
     report.check_balance()
     assert (report.n_in, report.computed, report.reused) == (8, 8, 0)
     assert (report.metrics["steps"], report.metrics["pairs_train"], report.metrics["clips_train"]) == (6, 6, 3)
@@ -108,8 +108,8 @@ def test_it_writes_an_adapter_that_draws_and_says_how_it_went(undisturbed: Undis
     assert (scheduler["_class_name"], scheduler["algorithm_type"]) == ("DPMSolverMultistepScheduler", "dpmsolver++")
 
 
-def test_only_the_new_weights_change(undisturbed: Undisturbed) -> None:
-    layout, report, prepared = undisturbed
+def test_only_the_new_weights_change(uninterrupted: Uninterrupted) -> None:
+    layout, report, prepared = uninterrupted
     backbone = prepared.module.denoiser.backbone
     for part, network in (("unet", backbone.unet), ("vae", backbone.vae)):
         kept = load_file(layout.root / "stable_diffusion" / part / "diffusion_pytorch_model.safetensors")
@@ -122,7 +122,7 @@ def test_only_the_new_weights_change(undisturbed: Undisturbed) -> None:
     unet = load_file(layout.root / "stable_diffusion/unet/diffusion_pytorch_model.safetensors")
     first = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     moved = trained["ip_adapter.1.to_k_ip.weight"] - unet[first]
-    assert 1e-4 < moved.abs().max() < 0.2, "keys begin as the text's and are trained"
+    assert 1e-4 < moved.abs().max() < 0.2, "keys are initialized from those of the text and trained"
     assert report.metrics["num_parameters"] == sum(value.numel() for value in trained.values())
     names = [name for name, weight in prepared.module.named_parameters() if weight.requires_grad]
     assert len(names) == len(trained)
@@ -132,19 +132,19 @@ def test_only_the_new_weights_change(undisturbed: Undisturbed) -> None:
     }, "sixteen cross-attentions, as in Stable Diffusion 1.5"
 
 
-def test_broken_off_and_started_again_it_ends_with_the_same_bytes(
-    undisturbed: Undisturbed, make_adapter_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_and_resumed_run_gives_the_same_bytes(
+    uninterrupted: Uninterrupted, make_adapter_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = make_adapter_project(tmp_path)
     original = IPAdapterDataModule.training_batch
 
-    def broken(datamodule: IPAdapterDataModule, step: int, micro: int = 0) -> TrainingBatch:
+    def failing(datamodule: IPAdapterDataModule, step: int, micro: int = 0) -> TrainingBatch:
         if step == 5:  # between the checkpoints of steps 4 and 6
             raise OSError(5, "the machine goes down")
         return original(datamodule, step, micro)
 
     with monkeypatch.context() as patch:
-        patch.setattr(IPAdapterDataModule, "training_batch", broken)
+        patch.setattr(IPAdapterDataModule, "training_batch", failing)
         with pytest.raises(OSError, match="goes down"):
             stage.run(adapter_config(), layout)
     checkpoint = next(layout.runs.rglob("last.ckpt"))
@@ -153,10 +153,10 @@ def test_broken_off_and_started_again_it_ends_with_the_same_bytes(
     assert all(".unet." not in name and ".vae." not in name for name in saved["state_dict"]), "the backbone is not saved again"
     report = stage.run(adapter_config(), layout)
     assert (report.computed, report.reused) == (0, 8)
-    assert model_bytes(layout) == model_bytes(undisturbed[0])
+    assert model_bytes(layout) == model_bytes(uninterrupted[0])
 
 
-def test_in_half_precision_validation_runs_as_a_step_does(make_adapter_project: MakeProject, tmp_path: Path) -> None:
+def test_half_precision_applies_to_validation_too(make_adapter_project: MakeProject, tmp_path: Path) -> None:
     layout = make_adapter_project(tmp_path)
     changes = {"precision": "bf16-mixed", "validation_steps": 2, "ip_adapter": adapter_phase(2, 2)}
     report = stage.run(adapter_config(**changes), layout)
@@ -164,12 +164,12 @@ def test_in_half_precision_validation_runs_as_a_step_does(make_adapter_project: 
     assert (layout.model / "training/step-000002.png").is_file()
 
 
-def test_latents_of_a_gpu_are_not_those_of_a_cpu(make_adapter_project: MakeProject, tmp_path: Path) -> None:
+def test_latents_of_gpu_and_cpu_have_different_fingerprints(make_adapter_project: MakeProject, tmp_path: Path) -> None:
     backbone = StableDiffusionBackbone("stable_diffusion", root=make_adapter_project(tmp_path).root)
     assert latents_fingerprint(backbone, 64, "cpu") != latents_fingerprint(backbone, 64, "gpu")
 
 
-def test_yamnet_serves_as_encoder_too(make_adapter_project: MakeProject, tmp_path: Path) -> None:
+def test_yamnet_as_audio_encoder(make_adapter_project: MakeProject, tmp_path: Path) -> None:
     layout = make_adapter_project(tmp_path)
     changes: dict[str, Any] = {
         "audio": {"encoder": "yamnet", "num_augmentations": 1},
@@ -183,7 +183,7 @@ def test_yamnet_serves_as_encoder_too(make_adapter_project: MakeProject, tmp_pat
     assert pipeline(TONE).shape == (1, 64, 64, 3)
 
 
-def test_ways_to_save_memory_change_no_gradient(make_adapter_project: MakeProject, tmp_path: Path) -> None:
+def test_memory_settings_change_no_gradient(make_adapter_project: MakeProject, tmp_path: Path) -> None:
     layout = make_adapter_project(tmp_path)
     exports = []
     for performance in ({}, {"gradient_checkpointing": True}, {"accumulate_grad_batches": 2}):
@@ -191,11 +191,11 @@ def test_ways_to_save_memory_change_no_gradient(make_adapter_project: MakeProjec
         exports.append(load_file(layout.model / "ip_adapter.safetensors"))
     for name, value in exports[0].items():
         torch.testing.assert_close(value, exports[1][name], atol=1e-5, rtol=1e-4)
-        # AdamW divides a gradient by its own size: one near zero is free to turn.
+        # AdamW divides a gradient by its magnitude, so rounding can flip the update of one near zero.
         assert (value - exports[2][name]).abs().median() < 1e-5
 
 
-def test_what_does_not_fit_the_backbone_is_said(make_adapter_project: MakeProject, tmp_path: Path) -> None:
+def test_settings_that_do_not_fit_the_backbone_are_rejected(make_adapter_project: MakeProject, tmp_path: Path) -> None:
     layout = make_adapter_project(tmp_path)
     with pytest.raises(ConfigError, match="multiple of 64"):
         stage.run(adapter_config(resolution=96), layout)
@@ -215,7 +215,7 @@ def test_what_does_not_fit_the_backbone_is_said(make_adapter_project: MakeProjec
         ({"ip_adapter": adapter_phase(0, 1)}, r"adapter\.max_steps\n.*greater than or equal to 1"),
     ],
 )
-def test_configurations_that_cannot_work_are_refused(changes: dict[str, Any], words: str) -> None:
+def test_invalid_configurations_are_rejected(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         adapter_config(**changes)
 
@@ -240,7 +240,7 @@ def test_latents_are_cached_and_sampled_from_their_distribution(
     means, stds = encoded("a", "b")
     assert means.shape == stds.shape == (2, 2, 4, 8, 8)
     assert torch.equal(means[0], means[1])
-    assert not torch.equal(means[0, 0], means[0, 1]), "the mirror image has latents of its own"
+    assert not torch.equal(means[0, 0], means[0, 1]), "the mirrored image has its own latents"
     calls: list[int] = []
     original = backbone.encode
     monkeypatch.setattr(backbone, "encode", lambda rows: (calls.append(len(rows)), original(rows))[1])
