@@ -37,8 +37,8 @@ class TrainConfig(StageConfig):
     optimizer: OptimizerConfig = OptimizerConfig()
     sampling: SamplingConfig = SamplingConfig()
     performance: PerformanceConfig = PerformanceConfig()
-    checkpointing_steps: int = Field(default=250, ge=1, description="steps between checkpoints")
-    validation_steps: int = Field(default=250, ge=1, description="steps between validations (loss and sample grid)")
+    checkpointing_steps: int = Field(default=100, ge=1, description="steps between checkpoints")
+    validation_steps: int = Field(default=100, ge=1, description="steps between validations (loss and sample grid)")
     max_nonfinite_steps: int = Field(
         default=3, ge=1, le=1000, description="consecutive steps with a loss that is not finite before training stops"
     )
