@@ -79,11 +79,16 @@ def publish(export_folder: Path, weights: Path) -> str:
         name = path.relative_to(export_folder).as_posix()
         if name in (TEXT_ENCODER_WEIGHTS, "README.md", "weights.json"):
             continue
+        content = path.read_bytes()
+        if path.name == "config.json":  # the path of the machine that trained is of no use elsewhere
+            config = json.loads(content)
+            config.pop("_name_or_path", None)
+            content = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
         (weights / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, weights / name)
+        (weights / name).write_bytes(content)
         role = name.replace("/", "_").replace(".", "_")
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        lines += [f"[asset.members.{role}]", f'path = "{name}"', f'sha256 = "{digest}"', f"bytes = {path.stat().st_size}"]
+        digest = hashlib.sha256(content).hexdigest()
+        lines += [f"[asset.members.{role}]", f'path = "{name}"', f'sha256 = "{digest}"', f"bytes = {len(content)}"]
         outputs.append(f'  "backbone/{name}",')
     return "\n".join(["outputs = [", *outputs, "]", *lines])
 
