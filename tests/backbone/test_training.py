@@ -1,11 +1,13 @@
 """Batch order, exact resume, and the export."""
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from backbone import threads
 from backbone.autoencoder import create_autoencoder, encode_all, whiten
 from backbone.config import params
 from backbone.evaluate import generate, measure
-from backbone.export import assemble, averaged_unet, export
+from backbone.export import assemble, averaged_unet, export, publish
 from backbone.model import create_unet
 from backbone.train import TrainingData, ema_exponent, make_batch, sample_times
 
@@ -150,6 +152,14 @@ def test_export_loads_in_a_fresh_process_with_diffusers_alone(
     )
     report = export(assemble(unet, vae, tiny_data / "dataset" / "text"), tmp_path / "export")
     assert report["bytes_without_text_encoder"] < 60e6
+    entry = tomllib.loads("[[asset]]\n" + publish(tmp_path / "export", tmp_path / "weights"))["asset"][0]
+    assert not (tmp_path / "weights/text_encoder/model.safetensors").exists(), "it is an asset of its own"
+    for output, member in zip(entry["outputs"], entry["members"].values(), strict=True):
+        content = (tmp_path / "weights" / member["path"]).read_bytes()
+        assert output == f"backbone/{member['path']}"
+        assert (hashlib.sha256(content).hexdigest(), len(content)) == (member["sha256"], member["bytes"])
+        assert str(tmp_path).encode() not in content
+        assert str(tiny_data).encode() not in content
     clean = {k: v for k, v in environment.items() if k != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", STOCK, str(tmp_path / "export")],
