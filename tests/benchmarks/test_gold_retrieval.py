@@ -49,7 +49,7 @@ def test_it_runs_on_any_folder(project: Path, folder: Path, assets: Path, tmp_pa
     command += ["--json", str(tmp_path / "out.json")]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode in {0, 1}, done.stderr
-    assert "refused: files/broken.ogg" in done.stderr
+    assert "rejected: files/broken.ogg" in done.stderr
     assert "bar: ours >= halfway" in done.stdout
     answer = json.loads((tmp_path / "out.json").read_text())
     assert answer["candidates"] == 5
