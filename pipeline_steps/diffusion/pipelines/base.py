@@ -88,10 +88,6 @@ class Audio2ImagePipeline(ABC):
     def null_embeds(self, count: int) -> Any:
         """Batch of `count` placeholders for missing audio."""
 
-    def prepare_condition(self, embeds: Any) -> Any:
-        """Condition of `denoise` for a batch of encoded clips: a `TensorBatch`."""
-        return embeds
-
     @abstractmethod
     def denoise(self, latents: torch.Tensor, condition: Any, guidance_scale: float, num_inference_steps: int) -> torch.Tensor:
         """Images float [N, 3, H, W] in [-1, 1] from initial latents [N, C, h, w] and their condition."""
@@ -144,8 +140,7 @@ class Audio2ImagePipeline(ABC):
         num_inference_steps: int | None = None,
     ) -> ByteArray:
         """Generate images uint8 [N, H, W, 3] from a batch of encoded clips; row i uses noise (seed, sample_indices[i])."""
-        condition = self.prepare_condition(embeds)
-        return to_uint8(self.sample_images(condition, sample_indices, seed, guidance_scale, num_inference_steps))
+        return to_uint8(self.sample_images(embeds, sample_indices, seed, guidance_scale, num_inference_steps))
 
     def generate_unconditional(self, count: int, seed: int = 0, num_inference_steps: int | None = None) -> ByteArray:
         """Generate images uint8 [count, H, W, 3] without audio."""
