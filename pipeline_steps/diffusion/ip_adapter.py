@@ -7,7 +7,7 @@ and stock pipelines run the same code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,11 @@ class AudioIPAdapter(nn.Module):
     def encode_prompt(self, text: str) -> torch.Tensor:
         """Text tokens [1, L, width]."""
         return self.encode_prompt_on_cpu(text).to(self.device)
+
+    def cache_prompts(self, clips: Iterable[AudioTokens]) -> None:
+        """Encode the texts of clips, so that `collate` runs no network: worker processes of a DataLoader cannot use a GPU."""
+        for text in sorted({text for clip in clips for text, _ in self.audio_prompt.weighted_texts(clip.tags, clip.loudness)}):
+            self.encode_prompt_on_cpu(text)
 
     def collate(self, clips: Sequence[AudioTokens]) -> AudioTokenBatch:
         """Pad the grids of clips to one batch and add their prompt embeddings. On the CPU."""

@@ -108,6 +108,33 @@ def test_the_recipe_writes_an_adapter_and_its_training_history(uninterrupted: Un
     assert (scheduler["_class_name"], scheduler["algorithm_type"]) == ("DPMSolverMultistepScheduler", "dpmsolver++")
 
 
+def test_batches_are_made_without_the_text_encoder(
+    make_adapter_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worker processes of a DataLoader make them, which cannot use a GPU."""
+    seen: list[TrainingRun] = []
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(_config: TrainConfig, _folder: Path, prepared: TrainingRun, *_: Any) -> None:
+        seen.append(prepared)
+        raise StoppedError
+
+    monkeypatch.setattr(stage, "_train", stop)
+    with pytest.raises(StoppedError):
+        stage.run(adapter_config(), make_adapter_project(tmp_path))
+    datamodule = seen[0].datamodule
+    assert isinstance(datamodule, IPAdapterDataModule)
+
+    def refuse(texts: list[str]) -> torch.Tensor:
+        raise AssertionError(f"{texts} are encoded while a batch is made")
+
+    monkeypatch.setattr(datamodule.adapter.backbone, "encode_prompt", refuse)
+    texts = torch.cat([datamodule.training_batch(step).audio.text for step in range(12)])
+    assert len(texts.unique(dim=0)) > 1, "prompts of several clips"
+
+
 def test_only_the_new_weights_change(uninterrupted: Uninterrupted) -> None:
     layout, report, prepared = uninterrupted
     backbone = prepared.module.denoiser.backbone

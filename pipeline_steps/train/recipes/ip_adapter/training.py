@@ -67,6 +67,7 @@ def prepare(
         return load_or_encode_latents(backbone, cache, inputs.image, image_ids, settings.resolution, hflip_prob > 0)
 
     train, validation = (load_pairs(inputs.pairs[split], inputs.features, latents) for split in ("train", "val"))
+    adapter.cache_prompts(tokens for pairs in (train, validation) for clip in pairs.tokens for tokens in clip)
     scheduler = backbone.build_scheduler("ddim" if settings.sampling.scheduler == "ddim" else "dpm++")
     pipeline = AudioIPAdapterPipeline(adapter, scheduler, None, generation_config(settings))
     shown = validation if len(validation) else train
