@@ -12,7 +12,7 @@ from pipeline_steps.tracking.client.mlflow_client import MlflowStore, Parameters
 from pipeline_steps.tracking.client.uploader import check_reachable
 from pipeline_steps.tracking.errors import EntryRejectedError, StoreUnavailableError
 from pipeline_steps.tracking.lineage.dvc_digests import relative
-from pipeline_steps.tracking.settings import REGISTERED_MODEL, SYNC_TIMEOUT_S, read_settings, redact
+from pipeline_steps.tracking.settings import CHALLENGER, CHAMPION, REGISTERED_MODEL, SYNC_TIMEOUT_S, read_settings, redact
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -108,6 +108,7 @@ class ModelRegistry(MlflowStore):
         A prefix of 6 or more characters of a run id or an md5 is enough.
 
         Raises:
+            ConfigError: no version has the alias `champion` or `challenger` yet.
             DataError: no version or several versions match.
         """
         text = name.strip().removeprefix(f"models:/{REGISTERED_MODEL}").lstrip("@/")
@@ -123,6 +124,9 @@ class ModelRegistry(MlflowStore):
         ]
         if len({info.md5 for info in matches}) == 1:
             return matches[-1]
+        if text in {CHAMPION, CHALLENGER} and versions:
+            known = ", ".join(info.version for info in versions[-8:])
+            raise ConfigError(f"there is no {text} yet", f"make one with sonify promote, or name a version: {known}")
         names = ", ".join([*(info.version for info in versions[-8:]), *sorted({a for i in versions for a in i.aliases})])
         problem = "is ambiguous" if matches else "is no version, alias or run"
         raise DataError(f"{name!r} {problem} of {REGISTERED_MODEL}", f"use one of: {names}" if names else "run: dvc repro")
