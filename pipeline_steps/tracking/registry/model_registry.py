@@ -102,6 +102,14 @@ class ModelRegistry(MlflowStore):
             raise DataError(f"{REGISTERED_MODEL} has no version {number}", "list the versions: sonify trace --list") from error
         return self._info(found, self.aliases())
 
+    def all_tags(self, info: ModelVersionInfo) -> dict[str, str]:
+        """Tags of a version and of its logged model, which has those on data and code."""
+        try:
+            model = self.call(self.client.get_logged_model, info.model_id) if info.model_id.startswith("m-") else None
+        except (EntryRejectedError, DataError):  # deleted
+            model = None
+        return {**(model.tags if model else {}), **info.tags}
+
     def resolve(self, name: str) -> ModelVersionInfo:
         """Version by number, alias (with or without @), MLflow run id or DVC md5.
 

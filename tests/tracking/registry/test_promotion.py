@@ -362,6 +362,6 @@ def test_win_rate_that_was_not_measured_is_no_promotion_but_can_be_overridden(la
 
 def test_missing_alias_is_a_usage_error_that_says_what_to_do(layout: ProjectPaths, sqlite: Sqlite) -> None:
     register(layout, STRONG, version=1)
-    with pytest.raises(ConfigError, match="there is no champion yet.*sonify promote, or name a version: 1") as caught:
+    with pytest.raises(ConfigError, match=r"there is no champion yet.*sonify promote, or name a version: 1") as caught:
         ModelRegistry(layout).resolve("champion")
     assert caught.value.exit_code == 2
