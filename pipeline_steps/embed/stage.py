@@ -98,8 +98,8 @@ def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
     report.n_in = len(phrases) + len(catalog)
     report.n_ok = len(text_keys) + len(audio_keys)
     report.n_quarantined = len(quarantined)
-    report.computed = text_computed + computed
-    report.reused = report.n_in - report.computed - len(failed)
+    report.cache_misses = text_computed + computed
+    report.cache_hits = report.n_in - report.cache_misses - len(failed)
     if len(quarantined) > config.max_failed_fraction * report.n_in or not audio_keys or not text_keys:
         first = quarantined[0]
         raise DataError(
@@ -111,8 +111,8 @@ def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
     assert_unit(audio_vectors, "audio vectors")
     report.metrics = {
         "dimension": encoder.dimension,
-        "texts": {"n": len(text_keys), "computed": text_computed, "reused": len(phrases) - text_computed},
-        "sounds": {"n": len(audio_keys), "computed": computed, "reused": len(audio_ids) - computed - len(failed)},
+        "texts": {"n": len(text_keys), "cache_misses": text_computed, "cache_hits": len(phrases) - text_computed},
+        "sounds": {"n": len(audio_keys), "cache_misses": computed, "cache_hits": len(audio_ids) - computed - len(failed)},
         "tag_vectors_reused": artifact_cached,
         **({"int8": int8} if int8 else {}),
     }

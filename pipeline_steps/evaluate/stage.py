@@ -150,7 +150,7 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGener
         audio_judge,
         open_cache,
     )
-    report.computed, report.reused = result.computed, result.reused
+    report.cache_misses, report.cache_hits = result.cache_misses, result.cache_hits
     protocol = _protocol(config, generator) | {
         "families_that_took_part": sorted(set().union(*used_families.values())),
         "shared_families": shared,

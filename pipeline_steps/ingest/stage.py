@@ -273,9 +273,9 @@ def _results(
 ) -> dict[str, dict[str, Any]]:
     """Decoding result of each item without its payload. New results are cached as they arrive, so a killed run can resume."""
     results = caches.load(items)
-    report.reused = len(results)
+    report.cache_hits = len(results)
     order = sorted(items.keys() - results.keys(), key=lambda item: (items[item][0].kind, _read_order(items[item][0]), item))
-    report.computed = len(order)
+    report.cache_misses = len(order)
     jobs = ((item, build_decode_job(config, root, items[item][0])) for item in order)
     try:
         with WorkerPool(_worker_limits(config, len(order)), decode, PRELOAD) as workers:

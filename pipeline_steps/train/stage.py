@@ -192,7 +192,7 @@ def _load_inputs(
 
     cache = open_cache(cache_fingerprint(config.audio, config.seed, encoder), TOKENS_SCHEMA)
     rows = [row for split in SPLITS for row in pairs[split]]
-    features, report.computed, report.reused = load_or_encode_clips(
+    features, report.cache_misses, report.cache_hits = load_or_encode_clips(
         config.audio, config.seed, encoder, cache, media.sound, rows
     )
     return TrainingInputs(digest, pairs, features, encoder, media.image, open_cache)
