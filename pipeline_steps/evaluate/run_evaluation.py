@@ -47,7 +47,8 @@ class EvaluationResult:
     """Results of the evaluation.
 
     Attributes:
-        evaluation: blocks of `evaluation.json`: one per set, `sensitivity`, `abilities`, `memorisation`, `judges`, `warnings`.
+        evaluation: blocks of `evaluation.json`: one per set, `sensitivity`, `abilities`, `memorisation`, `judges`, `warnings`;
+            `too_few_to_judge` if nothing could be measured.
         sets: results of the first image judge by name of the set; a set of fewer than two pairs is absent.
         per_pair: values of all judges, one row per set and pair.
         bootstrap: "set/metric" -> bootstrap values [B] of the model row; see `SetMetrics.bootstrap`.
@@ -186,6 +187,18 @@ def run_evaluation(
         cache_misses,
         cache_hits,
     )
+
+
+def generate_only(
+    config: EvaluateConfig, plan: EvaluationPlan, generator: ImageGenerator, media: MediaShardReader, reason: str
+) -> EvaluationResult:
+    """Images for every clip of the plan, without metrics; `reason` says why nothing is measured."""
+    log.warning("%s; the report shows pairs and samples without metrics", reason)
+    generated = generator.generate(
+        [render(clip.tracks, media.sound) for clip in plan.clips], config.samples_per_audio, config.seed
+    )
+    evaluation: Row = {"judges": {}, "warnings": [reason], "abilities": {}, "too_few_to_judge": reason}
+    return EvaluationResult(evaluation, {}, [], {}, generated, (), 0, 0)
 
 
 def _calibrate(

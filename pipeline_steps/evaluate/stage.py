@@ -60,7 +60,7 @@ from pipeline_steps.evaluate.report.media import mp3, png, strip, thumbnail
 from pipeline_steps.evaluate.report.training_curves import TrainingHistory, training_curves
 from pipeline_steps.evaluate.retrieval.gold_retrieval import EmbeddingTable, gold_retrieval, retrieval_block
 from pipeline_steps.evaluate.retrieval.label_oracle import label_vectors
-from pipeline_steps.evaluate.run_evaluation import EvaluationResult, run_evaluation
+from pipeline_steps.evaluate.run_evaluation import EvaluationResult, generate_only, run_evaluation
 from pipeline_steps.models.audio.yamnet import YamNet
 from pipeline_steps.tracking.client.tracker import NoOpTracker
 
@@ -95,7 +95,7 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGener
 
     Raises:
         ConfigError: the model family of a judge is also used for the data or the model.
-        DataError: no set has two pairs, there are too few images to calibrate a judge, or a table is missing or not valid.
+        DataError: a table is missing or not valid.
     """
     report = StageReport("evaluate")
     tables = read_tables(layout)
@@ -116,18 +116,11 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGener
     image_groups = {row["image_id"]: row["group_id"] for row in tables.images}
     audio_groups = {row["audio_id"]: row["group_id"] for row in tables.audio}
     plan = build_evaluation_plan(tables.pairs, truth, image_groups, audio_groups, config.max_test_pairs)
-    if max(len(pairs) for pairs in plan.sets.values()) < 2:
-        raise DataError("fewer than two test pairs and fewer than two gold pairs: nothing can be compared", "enlarge the pool")
-    report.n_ok = len(plan.sets["test"]) + len(plan.sets["gold"])
-    report.n_abstained = plan.num_skipped
-    report.n_in = report.n_ok + report.n_abstained
     calibration_images = select_calibration_images(plan, tables.images, tables.pairs, config.num_calibration_images)
-    if len(calibration_images) < MIN_IMAGES:
-        raise DataError(
-            f"only {len(calibration_images)} images are available to calibrate a judge (images outside the evaluated groups); "
-            f"at least {MIN_IMAGES} are needed",
-            "enlarge the pool",
-        )
+    too_few = plan.too_few_to_judge(len(calibration_images), MIN_IMAGES)
+    evaluated = len(plan.sets["test"]) + len(plan.sets["gold"])
+    report.n_in = evaluated + plan.num_skipped
+    report.n_ok, report.n_abstained = (0, report.n_in) if too_few else (evaluated, plan.num_skipped)
 
     def open_cache(stage: str, description: Any) -> ResultCache:
         return ResultCache(_cache_url(config, layout), stage, fingerprint(description), VECTOR)
@@ -137,18 +130,22 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGener
     media = MediaShardReader(layout.media)
     texts = pair_texts(plan, tables.pairs, tables.events)
     tagger = find_audio_tagger(layout)
-    result = run_evaluation(
-        config,
-        plan,
-        calibration_images,
-        texts,
-        None if tagger is None else partial(caption_audio, tagger),
-        {audio_id: space.audio[row] for audio_id, row in space.audio_row.items()},
-        generator,
-        media,
-        image_judges,
-        audio_judge,
-        open_cache,
+    result = (
+        generate_only(config, plan, generator, media, too_few)
+        if too_few
+        else run_evaluation(
+            config,
+            plan,
+            calibration_images,
+            texts,
+            None if tagger is None else partial(caption_audio, tagger),
+            {audio_id: space.audio[row] for audio_id, row in space.audio_row.items()},
+            generator,
+            media,
+            image_judges,
+            audio_judge,
+            open_cache,
+        )
     )
     report.cache_misses, report.cache_hits = result.cache_misses, result.cache_hits
     protocol = _protocol(config, generator) | {
