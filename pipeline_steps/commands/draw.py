@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,29 +46,32 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def load_media(layout: ProjectPaths, path: Path) -> tuple[str, bytes]:
-    """Kind and normalised payload of a file given by the user, decoded in a child process with limits as in ingest.
+def load_media(layout: ProjectPaths, paths: Sequence[Path]) -> list[tuple[str, bytes]]:
+    """Kind and normalised payload of files given by the user, decoded in child processes with limits as in ingest.
 
     Raises:
-        DataError: the file is not a usable image or audio file; the reason has the quarantine code.
+        ConfigError: a path is not a file.
+        DataError: a file is not a usable image or audio file; the reason has the quarantine code.
     """
-    from pipeline_steps.ingest.stage import normalize_file
+    from pipeline_steps.ingest.stage import normalize_files
 
-    if not path.is_file():
-        raise ConfigError(f"{path} is not a file", "give an image or audio file")
-    _, kind, payload, _ = normalize_file(path, ingest_config(layout))
-    return kind, payload
+    for path in paths:
+        if not path.is_file():
+            raise ConfigError(f"{path} is not a file", "give an image or audio file")
+    return [(kind, payload) for _, kind, payload, _ in normalize_files(paths, ingest_config(layout))]
 
 
-def load_audio(layout: ProjectPaths, path: Path) -> FloatArray:
-    """Audio file given by the user as mono float32 [T] at 48 kHz; errors as in `load_media`."""
+def load_audio(layout: ProjectPaths, paths: Sequence[Path]) -> list[FloatArray]:
+    """Audio files given by the user, each as mono float32 [T] at 48 kHz; errors as in `load_media`."""
     import numpy as np
     import soundfile
 
-    kind, payload = load_media(layout, path)
-    if kind != "audio":
-        raise DataError(f"{path} is an image", "give an audio file; for images: sonify find")
-    return np.asarray(soundfile.read(io.BytesIO(payload), dtype="float32")[0], np.float32)
+    waveforms = []
+    for path, (kind, payload) in zip(paths, load_media(layout, paths), strict=True):
+        if kind != "audio":
+            raise DataError(f"{path} is an image", "give an audio file; for images: sonify find")
+        waveforms.append(np.asarray(soundfile.read(io.BytesIO(payload), dtype="float32")[0], np.float32))
+    return waveforms
 
 
 @handle_errors
@@ -122,7 +125,7 @@ def draw(
 
     folder = model_folder(layout, model)
     scene = AudioScene(
-        tuple(SceneSound(path.name, load_audio(layout, path), gain_db) for path, gain_db in zip(sounds, gains, strict=True)),
+        tuple(map(SceneSound, (path.name for path in sounds), load_audio(layout, sounds), gains)),
         room,
     )
     rows = [("", scene)] if sweep is None else scene.sweep(sweep)

@@ -16,36 +16,41 @@ from pipeline_steps.core.project_paths import ProjectPaths
 
 if TYPE_CHECKING:
     from pipeline_steps.caption.captioners.base import CaptionResult
+    from pipeline_steps.core.array_types import ByteArray
 
 BEST = 5
 CANDIDATES = 50
 SUFFIX = ".sound.wav"
 
 
-def caption_image(layout: ProjectPaths, params: dict[str, Any], image_path: Path) -> CaptionResult:
-    """Caption an image file with the configured captioner.
-
-    Raises:
-        DataError: the file is not a usable image.
-    """
+def load_image(layout: ProjectPaths, path: Path) -> ByteArray:
+    """Image file given by the user as RGB uint8 [H, W, 3], not larger than in ingest; errors as in `load_media`."""
     import numpy as np
     from PIL import Image
 
+    ((kind, payload),) = load_media(layout, [path])
+    if kind != "image":
+        raise DataError(f"{path} is an audio file", "give an image; for audio: sonify draw")
+    with Image.open(io.BytesIO(payload), formats=("PNG",)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def caption_image(layout: ProjectPaths, params: dict[str, Any], pixels: ByteArray, name: str) -> CaptionResult:
+    """Caption an image uint8 [H, W, 3] with the configured captioner; `name` stands for the image in messages.
+
+    Raises:
+        DataError: the captioner has no result for the image.
+    """
     from pipeline_steps.caption.captioners.base import CaptionFailure
     from pipeline_steps.caption.config import CaptionConfig
     from pipeline_steps.caption.stage import build_captioner
     from pipeline_steps.core.config import parse_section
 
-    kind, payload = load_media(layout, image_path)
-    if kind != "image":
-        raise DataError(f"{image_path} is an audio file", "give an image; for audio: sonify draw")
-    with Image.open(io.BytesIO(payload), formats=("PNG",)) as image:
-        pixels = np.asarray(image.convert("RGB"))
     captioner = build_captioner(parse_section(CaptionConfig, "caption", params), layout).load()
-    _, prediction = next(captioner.stream([(image_path.name, pixels)]))
+    _, prediction = next(captioner.stream([(name, pixels)]))
     if isinstance(prediction, CaptionFailure):
         raise DataError(
-            f"{image_path} could not be captioned: {prediction.code}: {prediction.reason}", "try again, or use another image"
+            f"{name} could not be captioned: {prediction.code}: {prediction.reason}", "try again, or use another image"
         )
     return captioner.caption(prediction)
 
@@ -92,6 +97,23 @@ def rank_audio(layout: ProjectPaths, params: dict[str, Any], events: list[dict[s
     return found
 
 
+def find_audio(layout: ProjectPaths, pixels: ByteArray, name: str) -> dict[str, Any]:
+    """Sound events of an image uint8 [H, W, 3] and the best audio clips of the pool: `events`, `audio`, `reason`.
+
+    Where the stage would abstain, the events are its best guesses and `reason` has its code and reason.
+
+    Raises:
+        DataError, IntegrityError: as `caption_image` and `rank_audio`.
+    """
+    from pipeline_steps.core.config import load_params
+
+    params = load_params(layout.params)
+    caption = caption_image(layout, params, pixels, name)
+    events = [asdict(event) for event in caption.events or caption.guesses]
+    reason = f"{caption.code}: {caption.reason}" if caption.code else None
+    return {"events": events, "audio": rank_audio(layout, params, events) if events else [], "reason": reason}
+
+
 @handle_errors
 def find(
     context: typer.Context,
@@ -104,22 +126,15 @@ def find(
     import torch
 
     from pipeline_steps.core.atomic import MAX_NAME_BYTES, atomic_path, shortened
-    from pipeline_steps.core.config import load_params
     from pipeline_steps.core.media_shards import SAMPLE_RATE, MediaShardReader
 
     layout = layout_of(context)
-    params = load_params(layout.params)
     torch.set_num_threads(1)  # one image and a few words: more threads are slower
-    caption = caption_image(layout, params, image)
-    # Where the stage would abstain, this command prints the best guesses and marks them as guesses.
-    events = [asdict(event) for event in caption.events or caption.guesses]
-    reason = f"{caption.code}: {caption.reason}" if caption.code else None
+    found = find_audio(layout, load_image(layout, image), image.name)
+    events, clips, reason = found["events"], found["audio"], found["reason"]
     if not events:
-        print_result(
-            {"events": [], "audio": [], "wav": None, "reason": reason}, [f"no event: {reason}; no WAV written"], as_json
-        )
+        print_result({**found, "wav": None}, [f"no event: {reason}; no WAV written"], as_json)
         return
-    clips = rank_audio(layout, params, events)
     target = out or Path(shortened(image.stem, MAX_NAME_BYTES - len(SUFFIX)) + SUFFIX)
     with atomic_path(target) as temporary:
         soundfile.write(
@@ -135,4 +150,4 @@ def find(
         for c in clips
     )
     lines.append(str(target))
-    print_result({"events": events, "audio": clips, "wav": str(target), "reason": reason}, lines, as_json)
+    print_result({**found, "wav": str(target)}, lines, as_json)

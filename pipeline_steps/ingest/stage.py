@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,9 +36,9 @@ from pipeline_steps.ingest.reason_codes import CODES
 from pipeline_steps.ingest.sources.file_walk import inspect_file
 from pipeline_steps.ingest.sources.resolve import collect_candidates
 from pipeline_steps.ingest.takedowns import apply_takedowns
-from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool, core_count, run_in_process
+from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool, core_count
 
-__all__ = ["DryRunResult", "IngestConfig", "dry_run", "normalize_file", "run"]
+__all__ = ["DryRunResult", "IngestConfig", "dry_run", "normalize_file", "normalize_files", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -116,25 +116,38 @@ def dry_run(folder: Path, config: IngestConfig | None = None) -> DryRunResult:
     return DryRunResult(outcome.rows["image"], outcome.rows["audio"], [item.row() for item in outcome.rejected], report)
 
 
-def normalize_file(path: Path, config: IngestConfig | None = None) -> tuple[str, str, bytes, dict[str, Any]]:
-    """Decode one file in a child process and return (id, kind, normalized payload, measurements).
+def normalize_files(paths: Sequence[Path], config: IngestConfig | None = None) -> list[tuple[str, str, bytes, dict[str, Any]]]:
+    """Decode files in child processes and return (id, kind, normalized payload, measurements) of each, in order.
 
     The payload has the format of the media shards: PNG, or mono 48 kHz FLAC.
 
     Raises:
-        DataError: the file is rejected; the reason contains the code.
+        DataError: a file is rejected; the reason contains the code.
     """
     config = config or IngestConfig()
-    path = Path(os.path.realpath(path))  # the user named the file, so its links may leave any folder
-    file = inspect_file(path.parent, path.name, None, config.image.max_file_bytes, walked=False)
-    if isinstance(file, str):
-        raise DataError(f"{path}: not a media file", "choose another file")
-    if isinstance(file, RejectedFile):
-        raise DataError(f"{path}: {file.code}: {file.reason}", "choose another file")
-    result = run_in_process(_worker_limits(config), decode, build_decode_job(config, path.parent, file), PRELOAD)
-    if result["code"]:
-        raise DataError(f"{path}: {result['code']}: {result['reason']}", "choose another file")
-    return file.item_id, file.kind, result.pop("payload"), result
+    found: dict[str, CandidateFile] = {}
+    jobs = []
+    for place, given in enumerate(paths):
+        path = Path(os.path.realpath(given))  # the user named the file, so its links may leave any folder
+        file = inspect_file(path.parent, path.name, None, config.image.max_file_bytes, walked=False)
+        if isinstance(file, str):
+            raise DataError(f"{path}: not a media file", "choose another file")
+        if isinstance(file, RejectedFile):
+            raise DataError(f"{path}: {file.code}: {file.reason}", "choose another file")
+        found[str(place)] = file
+        jobs.append((str(place), build_decode_job(config, path.parent, file)))
+    results: dict[str, dict[str, Any]] = {}
+    with WorkerPool(_worker_limits(config, len(jobs)), decode, PRELOAD) as workers:
+        for key, result in workers.map(jobs):
+            if result["code"]:
+                raise DataError(f"{paths[int(key)]}: {result['code']}: {result['reason']}", "choose another file")
+            results[key] = result
+    return [(file.item_id, file.kind, results[key].pop("payload"), results[key]) for key, file in found.items()]
+
+
+def normalize_file(path: Path, config: IngestConfig | None = None) -> tuple[str, str, bytes, dict[str, Any]]:
+    """`normalize_files` for one file."""
+    return normalize_files([path], config)[0]
 
 
 @dataclass
