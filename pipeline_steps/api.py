@@ -123,7 +123,7 @@ class SoundMatches:
 
     Attributes:
         events: sound events of the image, the most prominent first: phrase, salience, confidence and more.
-        audio: best clips, the best first: audio_id, path, license, duration_s, score, and the phrase `because` of which.
+        audio: best clips, best first: audio_id, path, license, duration_s, score, and the phrase `because` of which.
         reason: code and reason if the pipeline would abstain, so that the events are guesses; else None.
     """
 
@@ -149,16 +149,21 @@ def find_sounds(image: FilePath | ByteArray | Image, *, project: FilePath | None
         DataError: the image cannot be used, or a stage has not run.
         IntegrityError: a table or the index is damaged.
     """
-    from pipeline_steps.commands.find import find_audio, load_image
+    from pipeline_steps.commands.draw import load_media
+    from pipeline_steps.commands.find import AudioFinder, load_image
 
     layout = _layout(project)
     if isinstance(image, str | os.PathLike):
-        name, pixels = Path(image).name, load_image(layout, Path(image))
+        kind, payload = load_media(layout, Path(image))
+        if kind != "image":
+            raise DataError(f"{os.fspath(image)} is an audio file", "give an image; for audio: Audio2ImagePipeline")
+        name, pixels = Path(image).name, load_image(payload)
     else:
         name, pixels = "the image", np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
             raise ConfigError(f"the image is {pixels.dtype} {list(pixels.shape)}", "give RGB uint8 [H, W, 3]")
-    return SoundMatches(**find_audio(layout, pixels, name), _media=MediaShardReader(layout.media))
+    found = AudioFinder(layout).find(name, pixels)
+    return SoundMatches(found.events, found.clips, found.reason, MediaShardReader(layout.media))
 
 
 def embed_sounds(
@@ -301,12 +306,16 @@ def _layout(project: FilePath | None) -> ProjectPaths:
 
 
 def _waveforms(layout: ProjectPaths, sounds: Sequence[Sound], sampling_rate: int | None) -> list[FloatArray]:
-    """Sounds as mono float32 [T] at 48 kHz; all files are decoded together."""
+    """Sounds as mono float32 [T] at 48 kHz; one process decodes all files."""
+    from pipeline_steps.commands.console import ingest_config
     from pipeline_steps.commands.draw import load_audio
+    from pipeline_steps.ingest.stage import decoder_pool
 
-    paths = [Path(sound) for sound in sounds if not isinstance(sound, np.ndarray)]
-    decoded = iter(load_audio(layout, paths) if paths else [])
-    return [_mono_48k(sound, sampling_rate) if isinstance(sound, np.ndarray) else next(decoded) for sound in sounds]
+    with decoder_pool(ingest_config(layout)) as workers:
+        return [
+            _mono_48k(sound, sampling_rate) if isinstance(sound, np.ndarray) else load_audio(layout, Path(sound), workers)
+            for sound in sounds
+        ]
 
 
 def _mono_48k(samples: npt.NDArray[Any], sampling_rate: int | None) -> FloatArray:

@@ -45,6 +45,8 @@ def handle_errors(function: Callable[Parameters, Result]) -> Callable[Parameters
     def wrapper(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         try:
             return function(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
         except StageError as error:
             failure = error
         except MemoryError:

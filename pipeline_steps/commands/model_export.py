@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline_steps import __version__
+from pipeline_steps.commands.model_facts import ModelFacts, project_facts, registered_facts
 from pipeline_steps.commands.report import HEADLINE
 from pipeline_steps.core.atomic import write_json, write_text
-from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
+from pipeline_steps.core.errors import ConfigError, DataError
 from pipeline_steps.core.escape import escape_markdown
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import PAIRS
@@ -34,27 +35,6 @@ BACKBONE_LICENSES = {
     "stabilityai/sd-turbo": "LicenseRef-Stability-AI-Community",
 }
 """Licenses of backbones on the hub, as their cards state them."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What the card of a model states.
-
-    Attributes:
-        md5: DVC's md5 of the model folder.
-        version: number in the registry; empty if the model is not a registered version.
-        commit: git commit at training; empty if unknown.
-        pairs_md5: DVC's md5 of the pairs that the model was trained on; empty if unknown.
-        metrics: "set/metric" -> value, low, high, n.
-        parameters: section `train` of the project.
-    """
-
-    md5: str
-    version: str = ""
-    commit: str = ""
-    pairs_md5: str = ""
-    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,68 +86,6 @@ def export_model(layout: ProjectPaths, folder: Path, model: str | None, private:
     files = sum(path.is_file() for path in folder.rglob("*"))
     results = len(card_metrics(facts.metrics))
     return ModelExport(facts.md5, facts.version, files, counts, unpublishable, backbone, results, private)
-
-
-def project_facts(layout: ProjectPaths) -> ModelFacts:
-    """Facts of the project's model. The evaluation is used if it is one of these bytes.
-
-    Raises:
-        IntegrityError: the model differs from `dvc.lock`.
-    """
-    from pipeline_steps.core.config import load_params
-    from pipeline_steps.core.git import try_git
-    from pipeline_steps.tracking.lineage.dvc_digests import hash_path, read_lock, relative
-
-    name, pairs = relative(layout, layout.model), relative(layout, layout.pairs)
-    md5 = hash_path(layout.model)
-    stages = read_lock(layout.lock).get("stages", {})
-    trained, evaluated = stages.get("train", {}), stages.get("evaluate", {})
-    recorded = _md5s(trained.get("outs")).get(name)
-    if recorded not in (None, md5):
-        raise IntegrityError(f"{name}: md5 is {md5}, dvc.lock has {recorded}", "dvc checkout, or dvc repro train")
-    report = layout.reports / "evaluation.json"
-    metrics: dict[str, Mapping[str, Any]] = {}
-    if report.is_file() and _md5s(evaluated.get("deps")).get(name) == md5:
-        metrics = model_metrics(json.loads(report.read_text(encoding="utf-8")))
-    params = load_params(layout.params) if layout.params.is_file() else {}
-    commit = try_git(layout.root, "log", "-1", "--format=%H", "--", "dvc.lock") or ""
-    return ModelFacts(md5, "", commit.strip(), _md5s(trained.get("deps")).get(pairs, ""), metrics, params.get("train", {}))
-
-
-def registered_facts(layout: ProjectPaths, model: str) -> ModelFacts:
-    """Facts of a registered version, with the newest evaluation of its bytes.
-
-    Raises:
-        ConfigError: `model` is a folder.
-        DataError, ServiceError: as `ModelRegistry.resolve`.
-    """
-    from pipeline_steps.tracking.client.mlflow_client import run_datasets
-    from pipeline_steps.tracking.lineage.dvc_digests import relative
-    from pipeline_steps.tracking.registry.evaluation_results import load_evaluation_run
-    from pipeline_steps.tracking.registry.model_registry import ModelRegistry
-
-    if Path(model).is_dir():
-        raise ConfigError(f"--version {model} is a folder", "name a version, alias or run; without it: the project's model")
-    registry = ModelRegistry(layout)
-    info = registry.resolve(model)
-    run = registry.run(info.run_id)
-    evaluations = registry.evaluations(info)
-    metrics = load_evaluation_run(registry, evaluations[0]).values if evaluations else {}
-    pairs = run_datasets(run).get(relative(layout, layout.pairs), "")
-    return ModelFacts(info.md5, info.version, info.commit, pairs, metrics, dict(run.data.params) if run else {})
-
-
-def _md5s(entries: Sequence[Mapping[str, Any]] | None) -> dict[str, str]:
-    return {str(entry["path"]): str(entry.get("md5", "")) for entry in entries or ()}
-
-
-def model_metrics(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Results of the row `model` of `evaluation.json`: "set/metric" -> entry."""
-    found = {}
-    for name, block in evaluation.items():
-        if isinstance(block, Mapping) and isinstance(block.get("rows"), Mapping):
-            found.update({f"{name}/{metric}": entry for metric, entry in block["rows"].get("model", {}).items()})
-    return found
 
 
 def card_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

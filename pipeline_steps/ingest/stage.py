@@ -9,7 +9,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +39,7 @@ from pipeline_steps.ingest.sources.resolve import collect_candidates
 from pipeline_steps.ingest.takedowns import apply_takedowns
 from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool, core_count
 
-__all__ = ["DryRunResult", "IngestConfig", "dry_run", "normalize_file", "normalize_files", "run"]
+__all__ = ["DryRunResult", "IngestConfig", "decoder_pool", "dry_run", "normalize_file", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -116,38 +117,38 @@ def dry_run(folder: Path, config: IngestConfig | None = None) -> DryRunResult:
     return DryRunResult(outcome.rows["image"], outcome.rows["audio"], [item.row() for item in outcome.rejected], report)
 
 
-def normalize_files(paths: Sequence[Path], config: IngestConfig | None = None) -> list[tuple[str, str, bytes, dict[str, Any]]]:
-    """Decode files in child processes and return (id, kind, normalized payload, measurements) of each, in order.
+def decoder_pool(config: IngestConfig) -> WorkerPool:
+    """One decoding process with the limits of the stage, for repeated calls of `normalize_file`."""
+    return WorkerPool(_worker_limits(config)._replace(workers=1), decode, PRELOAD)
+
+
+def normalize_file(
+    path: Path, config: IngestConfig | None = None, workers: WorkerPool | None = None
+) -> tuple[str, str, bytes, dict[str, Any]]:
+    """Decode one file in a child process and return (id, kind, normalized payload, measurements).
 
     The payload has the format of the media shards: PNG, or mono 48 kHz FLAC.
 
+    Args:
+        path: any file.
+        config: limits; by default the default limits.
+        workers: an open `decoder_pool`; None starts a process for this file.
+
     Raises:
-        DataError: a file is rejected; the reason contains the code.
+        DataError: the file is rejected; the reason contains the code.
     """
     config = config or IngestConfig()
-    found: dict[str, CandidateFile] = {}
-    jobs = []
-    for place, given in enumerate(paths):
-        path = Path(os.path.realpath(given))  # the user named the file, so its links may leave any folder
-        file = inspect_file(path.parent, path.name, None, config.image.max_file_bytes, walked=False)
-        if isinstance(file, str):
-            raise DataError(f"{path}: not a media file", "choose another file")
-        if isinstance(file, RejectedFile):
-            raise DataError(f"{path}: {file.code}: {file.reason}", "choose another file")
-        found[str(place)] = file
-        jobs.append((str(place), build_decode_job(config, path.parent, file)))
-    results: dict[str, dict[str, Any]] = {}
-    with WorkerPool(_worker_limits(config, len(jobs)), decode, PRELOAD) as workers:
-        for key, result in workers.map(jobs):
-            if result["code"]:
-                raise DataError(f"{paths[int(key)]}: {result['code']}: {result['reason']}", "choose another file")
-            results[key] = result
-    return [(file.item_id, file.kind, results[key].pop("payload"), results[key]) for key, file in found.items()]
-
-
-def normalize_file(path: Path, config: IngestConfig | None = None) -> tuple[str, str, bytes, dict[str, Any]]:
-    """`normalize_files` for one file."""
-    return normalize_files([path], config)[0]
+    path = Path(os.path.realpath(path))  # the user named the file, so its links may leave any folder
+    file = inspect_file(path.parent, path.name, None, config.image.max_file_bytes, walked=False)
+    if isinstance(file, str):
+        raise DataError(f"{path}: not a media file", "choose another file")
+    if isinstance(file, RejectedFile):
+        raise DataError(f"{path}: {file.code}: {file.reason}", "choose another file")
+    with nullcontext(workers) if workers else decoder_pool(config) as pool:
+        result = pool.run(build_decode_job(config, path.parent, file))
+    if result["code"]:
+        raise DataError(f"{path}: {result['code']}: {result['reason']}", "choose another file")
+    return file.item_id, file.kind, result.pop("payload"), result
 
 
 @dataclass
