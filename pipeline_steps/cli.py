@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline_steps import __version__
 from pipeline_steps.commands import (
     check,
     compare,
@@ -43,6 +44,12 @@ for command in (
     app.command()(command)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"sonify {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def main(
     context: typer.Context,
@@ -50,6 +57,9 @@ def main(
         Path | None,
         typer.Option("--project", "-C", help="Folder with dvc.yaml; default: this folder or the nearest above it."),
     ] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Build image-audio pairs, train an audio-to-image model on them, and evaluate both."""
     nearest = find_root(Path())

@@ -30,7 +30,7 @@ from pipeline_steps.embed.known_answer import TEXTS, check_text_vectors
 from pipeline_steps.embed.vector_checks import assert_unit, validate_vectors
 from pipeline_steps.models.text_audio.base import TEXT_AUDIO_ENCODERS, TextAudioEncoder
 
-__all__ = ["EmbedConfig", "build_encoder", "embed_texts", "run"]
+__all__ = ["EmbedConfig", "build_encoder", "embed_audio", "embed_texts", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,14 @@ VECTOR = pa.schema([pa.field("vector", pa.list_(pa.float32()))])
 def build_encoder(config: EmbedConfig, layout: ProjectPaths) -> TextAudioEncoder:
     """Encoder that the configuration selects. Loads no weights and downloads nothing."""
     return TEXT_AUDIO_ENCODERS.get(config.encoder)(config.encoder_config, layout)
+
+
+def embed_audio(config: EmbedConfig, layout: ProjectPaths, clips: Sequence[FloatArray]) -> FloatArray:
+    """Unit vectors [N, D] of clips, each mono float32 [T] at 48 kHz, without the cache."""
+    encoder = build_encoder(config, layout).load()
+    if artifact := encoder.audio_artifact():
+        artifact.restore(_cache_url(config, layout))
+    return encoder.encode_audio(clips)
 
 
 def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
