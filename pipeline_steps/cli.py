@@ -10,6 +10,7 @@ import typer
 from pipeline_steps.commands import (
     check,
     compare,
+    demo,
     doctor,
     draw,
     export,
@@ -38,7 +39,7 @@ app.command(cls=draw.DrawCommand)(draw.draw)
 app.add_typer(quarantine.app, name="quarantine")
 for command in (
     *(doctor.doctor, run.run, find.find, report.report, check.check, labels.labels, verify.verify, export.export),
-    *(trace.trace, forget.forget, compare.compare, promote.promote, promote.rollback, ui.ui, sync.sync),
+    *(trace.trace, forget.forget, compare.compare, promote.promote, promote.rollback, ui.ui, demo.demo, sync.sync),
 ):
     app.command()(command)
 

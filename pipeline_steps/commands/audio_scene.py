@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -77,6 +78,23 @@ class AudioScene:
 def gain_label(gain_db: float) -> str:
     """Gain with its sign and unit."""
     return f"{gain_db:+g} dB" if gain_db else "0 dB"
+
+
+def scene_notes(scene: AudioScene, waveforms: Sequence[FloatArray], max_seconds: float) -> list[str]:
+    """What the user should know about the audio [T] of images from a scene, of which the model uses `max_seconds`."""
+    import numpy as np
+
+    from pipeline_steps.core.media_shards import SAMPLE_RATE
+
+    def limited(samples: FloatArray) -> float:
+        return float(np.mean(np.abs(samples) >= 1.0))
+
+    notes = []
+    if len(scene.sounds[0].samples) > max_seconds * SAMPLE_RATE:
+        notes.append(f"the model uses the first {max_seconds:g} s of the sound")
+    if max(map(limited, waveforms)) > max(limited(sound.samples) for sound in scene.sounds):
+        notes.append("the mixture exceeds full scale and is limited; lower gains avoid this")
+    return notes
 
 
 def apply_room(samples: FloatArray, room: Room) -> FloatArray:

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,9 +37,9 @@ from pipeline_steps.ingest.reason_codes import CODES
 from pipeline_steps.ingest.sources.file_walk import inspect_file
 from pipeline_steps.ingest.sources.resolve import collect_candidates
 from pipeline_steps.ingest.takedowns import apply_takedowns
-from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool, core_count, run_in_process
+from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool, core_count
 
-__all__ = ["DryRunResult", "IngestConfig", "dry_run", "normalize_file", "run"]
+__all__ = ["DryRunResult", "IngestConfig", "decoder_pool", "dry_run", "normalize_file", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -116,10 +117,22 @@ def dry_run(folder: Path, config: IngestConfig | None = None) -> DryRunResult:
     return DryRunResult(outcome.rows["image"], outcome.rows["audio"], [item.row() for item in outcome.rejected], report)
 
 
-def normalize_file(path: Path, config: IngestConfig | None = None) -> tuple[str, str, bytes, dict[str, Any]]:
+def decoder_pool(config: IngestConfig) -> WorkerPool:
+    """One decoding process with the limits of the stage, for repeated calls of `normalize_file`."""
+    return WorkerPool(_worker_limits(config)._replace(workers=1), decode, PRELOAD)
+
+
+def normalize_file(
+    path: Path, config: IngestConfig | None = None, workers: WorkerPool | None = None
+) -> tuple[str, str, bytes, dict[str, Any]]:
     """Decode one file in a child process and return (id, kind, normalized payload, measurements).
 
     The payload has the format of the media shards: PNG, or mono 48 kHz FLAC.
+
+    Args:
+        path: any file.
+        config: limits; by default the default limits.
+        workers: an open `decoder_pool`; None starts a process for this file.
 
     Raises:
         DataError: the file is rejected; the reason contains the code.
@@ -131,7 +144,8 @@ def normalize_file(path: Path, config: IngestConfig | None = None) -> tuple[str,
         raise DataError(f"{path}: not a media file", "choose another file")
     if isinstance(file, RejectedFile):
         raise DataError(f"{path}: {file.code}: {file.reason}", "choose another file")
-    result = run_in_process(_worker_limits(config), decode, build_decode_job(config, path.parent, file), PRELOAD)
+    with nullcontext(workers) if workers else decoder_pool(config) as pool:
+        result = pool.run(build_decode_job(config, path.parent, file))
     if result["code"]:
         raise DataError(f"{path}: {result['code']}: {result['reason']}", "choose another file")
     return file.item_id, file.kind, result.pop("payload"), result

@@ -103,6 +103,10 @@ class WorkerPool:
                     break  # the other futures of `done` belong to the stopped pool
                 yield key, result
 
+    def run(self, job: Any) -> Any:
+        """Result of one job."""
+        return next(self.map([("", job)]))[1]
+
     def _submit(self, job: Any) -> Future[Any]:
         if self._pool is None:
             self._pool = ProcessPool(
@@ -136,4 +140,4 @@ class WorkerPool:
 def run_in_process(limits: WorkerLimits, function: Callable[[Any], Any], job: Any, preload: Sequence[str] = ()) -> Any:
     """Result of `function(job)`, computed in one decoding process with the same limits and failure codes."""
     with WorkerPool(limits._replace(workers=1), function, preload) as workers:
-        return next(workers.map([("", job)]))[1]
+        return workers.run(job)
