@@ -11,6 +11,7 @@ from pipeline_steps import __version__
 from pipeline_steps.commands import (
     check,
     compare,
+    demo,
     doctor,
     draw,
     export,
@@ -39,7 +40,7 @@ app.command(cls=draw.DrawCommand)(draw.draw)
 app.add_typer(quarantine.app, name="quarantine")
 for command in (
     *(doctor.doctor, run.run, find.find, report.report, check.check, labels.labels, verify.verify, export.export),
-    *(trace.trace, forget.forget, compare.compare, promote.promote, promote.rollback, ui.ui, sync.sync),
+    *(trace.trace, forget.forget, compare.compare, promote.promote, promote.rollback, ui.ui, demo.demo, sync.sync),
 ):
     app.command()(command)
 
