@@ -27,8 +27,7 @@ extensions = [
 exclude_patterns = ["_build", "_ext", "_static"]
 source_suffix = {".md": "markdown"}
 default_role = "literal"  # docstrings mark code by single backticks
-# Other pages may be added without a change of the toctrees; attributes of several classes have equal names.
-suppress_warnings = ["toc.empty_glob", "ref.python"]
+suppress_warnings = ["ref.python"]  # attributes of several classes have equal names
 
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3

@@ -1,3 +1,3 @@
 """Seeing Sound: image-audio pairs from unrelated collections, and an audio-to-image diffusion model trained on them."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

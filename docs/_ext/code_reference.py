@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -63,7 +63,8 @@ def _group(key: str, schema: Mapping[str, Any], root: Mapping[str, Any], default
         inner.append((f"{key}.<name>", entry, {}))
     for path, field, default in inner:
         yield f"{'#' * level} `{path}`\n"
-        yield first_paragraph(field.get("description")) + "\n"
+        if meaning := re.sub(r"^Group `[\w.]+`[.:]? ?", "", first_paragraph(field.get("description"))):
+            yield sentence(meaning) + "\n"
         yield from _group(path, field, root, default, level)
 
 
@@ -71,16 +72,15 @@ def _key(key: str, field: Mapping[str, Any], default: Any, declared: Mapping[str
     yield f"````{{confval}} {key}"
     yield f":type: {describe_type(field)}"
     yield f":default: `{_yaml(default)}`\n"
-    yield sentence(declared.get("description") or field.get("description", "")) + "\n````\n"
+    yield sentence(declared.get("description") or field.get("description", ""), field.get("enum", ())) + "\n````\n"
 
 
-def sentence(text: str) -> str:
-    """Text that begins with a capital letter, unless it begins with code, and ends with a full stop."""
+def sentence(text: str, names: Sequence[str] = ()) -> str:
+    """Text with a capital letter and a full stop; units, names and identifiers at its beginning stay as they are."""
     text = " ".join(text.split())
-    if not text:
-        return ""
-    first = text if re.match(r"[a-z0-9_]+[_/:]", text) else text[0].upper() + text[1:]
-    return first if first.endswith((".", "?", "!")) else first + "."
+    word = re.match(r"[^\s,:;]*", text)[0]  # type: ignore[index]
+    keep = word in {"px", "auto", *map(str, names)} or re.search(r"[_./]", word)
+    return f"{text if keep else text[:1].upper() + text[1:]}{'' if not text or text[-1] in '.?!' else '.'}"
 
 
 def _resolve(field: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]:
