@@ -17,6 +17,7 @@ from pipeline_steps.commands import (
     export,
     find,
     forget,
+    init,
     labels,
     promote,
     quarantine,
@@ -39,7 +40,7 @@ app = typer.Typer(
 app.command(cls=draw.DrawCommand)(draw.draw)
 app.add_typer(quarantine.app, name="quarantine")
 for command in (
-    *(doctor.doctor, run.run, find.find, report.report, check.check, labels.labels, verify.verify, export.export),
+    *(init.init, doctor.doctor, run.run, find.find, report.report, check.check, labels.labels, verify.verify, export.export),
     *(trace.trace, forget.forget, compare.compare, promote.promote, promote.rollback, ui.ui, demo.demo, sync.sync),
 ):
     app.command()(command)

@@ -26,7 +26,8 @@ def check(
     layout = layout_of(context)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder", "give a folder with images and audio")
-    config = ingest_config(layout).model_copy(update={"layout": "auto", "metadata": metadata, "pool": None, "holdout": None})
+    source = {"pools": {}, "layout": "auto", "metadata": metadata, "pool": None, "holdout": None}
+    config = ingest_config(layout).model_copy(update=source)
     found = decode(folder, config)
     report = found.report
     verdict = stops(len(found.images), len(found.audio), report.n_in, report.n_quarantined, config.max_failed_fraction)

@@ -141,10 +141,10 @@ def _params(layout: ProjectPaths) -> Iterator[CheckResult]:
 
 
 def _pool(layout: ProjectPaths) -> Iterator[CheckResult]:
-    from pipeline_steps.core.pool_check import check_ingest_root
+    from pipeline_steps.core.pool_check import check_project_pools
 
-    check_ingest_root(layout)
-    yield CheckResult("pool", "ok", "DVC can hash every entry of ingest.root")
+    check_project_pools(layout)
+    yield CheckResult("pool", "ok", "DVC can hash every entry of the pools")
 
 
 def _lock(layout: ProjectPaths) -> Iterator[CheckResult]:

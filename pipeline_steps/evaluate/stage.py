@@ -84,7 +84,8 @@ def run(config: EvaluateConfig, layout: ProjectPaths) -> StageReport:
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    read = [layout.pairs, layout.catalog, layout.media, layout.root / config.ground_truth, layout.model]
+    truth = [layout.root / config.ground_truth] if config.ground_truth else []
+    read = [layout.pairs, layout.catalog, layout.media, *truth, layout.model]
     with tracking.run("evaluate", layout, config, inputs=read) as tracker:
         generator = load_generator(layout.model, config.guidance_scale, config.num_inference_steps)
         return evaluate(config, layout, generator, tracker)
@@ -203,16 +204,16 @@ def read_tables(layout: ProjectPaths) -> StageTables:
 
 
 def read_ground_truth(config: EvaluateConfig, layout: ProjectPaths, tables: StageTables) -> GroundTruth:
-    """Labels and true pairs of `evaluate.ground_truth`.
+    """Labels and true pairs of `evaluate.ground_truth`; none if it is null.
 
     Raises:
         DataError: the file is missing, too large, or lacks a column.
     """
+    if config.ground_truth is None:
+        return match([], tables.images, tables.audio)
     path = layout.root / config.ground_truth
     if not path.is_file():
-        raise DataError(
-            f"evaluate.ground_truth: {path} is missing", "set it to a table with ground truth; a header without rows is enough"
-        )
+        raise DataError(f"evaluate.ground_truth: {path} is missing", "set it to a table with ground truth, or to null")
     if path.stat().st_size > MAX_GROUND_TRUTH_BYTES:
         raise DataError(f"evaluate.ground_truth: {path} is larger than {MAX_GROUND_TRUTH_BYTES} bytes")
     rows = parse_manifest(path.read_text(encoding="utf-8-sig"), config.ground_truth)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from infra import services
-from infra.topology import REPORTS, HOST, PORTS, ServiceEnvironment, find_program, programs
+from infra.topology import HOST, PORTS, REPORTS, ServiceEnvironment, find_program, programs
 
 
 class OtherServer(http.server.BaseHTTPRequestHandler):
