@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline_steps import __version__
 from pipeline_steps.core.atomic import atomic_path, write_bytes, write_json, write_text
+from pipeline_steps.core.checksums import read_verified
 from pipeline_steps.core.errors import ConfigError, DataError
 from pipeline_steps.core.hashing import sha256_file
 from pipeline_steps.core.media_shards import MediaShardReader, add_member
@@ -73,7 +74,7 @@ def export_webdataset(
         raise DataError(f"no pair may be shared: excluded {selection.counts()}", "see the license column of the metadata table")
     images = {row["image_id"]: row for row in read_table(layout.catalog / "images.parquet", IMAGES).to_pylist()}
     audio = {row["audio_id"]: row for row in read_table(layout.catalog / "audio.parquet", AUDIO).to_pylist()}
-    stats = json.loads((layout.pairs / "stats.json").read_text(encoding="utf-8"))
+    stats = json.loads(read_verified(layout.pairs / "stats.json"))
     folder.mkdir(parents=True, exist_ok=True)
     media = MediaShardReader(layout.media)
     rows: list[dict[str, Any]] = []
