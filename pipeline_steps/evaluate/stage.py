@@ -18,6 +18,7 @@ import torch
 from pipeline_steps import tracking
 from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.atomic import write_bytes
+from pipeline_steps.core.checksums import read_verified
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.hashing import fingerprint, sha256_bytes
 from pipeline_steps.core.media_shards import SAMPLE_RATE, MediaShardReader
@@ -227,8 +228,8 @@ def read_training_history(model: Path) -> TrainingHistory:
     for path in sorted(folder.glob("*.png")):
         step = re.search(r"(\d+)", path.stem)
         if step:
-            grids[int(step.group(1))] = path.read_bytes()
-    tables = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.csv"))}
+            grids[int(step.group(1))] = read_verified(path)
+    tables = {path.name: read_verified(path).decode("utf-8") for path in sorted(folder.glob("*.csv"))}
     return TrainingHistory(training_curves(tables), grids)
 
 
@@ -301,7 +302,7 @@ def _cache_url(config: EvaluateConfig, layout: ProjectPaths) -> str:
 
 
 def _vectors(path: Path, meta: Row) -> FloatArray:
-    payload = path.read_bytes() if path.is_file() else b""
+    payload = read_verified(path) if path.is_file() else b""
     if sha256_bytes(payload) != meta["sha256"][path.name]:
         raise IntegrityError(f"{path}: sha256 differs from the one in meta.json", "run: dvc repro --force embed")
     return np.asarray(np.load(io.BytesIO(payload), allow_pickle=False), np.float32)
@@ -385,7 +386,7 @@ def _compared_samples(
 def _json(path: Path) -> Row:
     if not path.is_file():
         raise DataError(f"{path} is missing", "run the stage that writes it: dvc repro")
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = json.loads(read_verified(path))
     if not isinstance(value, dict):
         raise DataError(f"{path}: the content is no JSON object", "run the stage that writes it: dvc repro --force")
     return value

@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline_steps.core.checksums import record_checksums
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.core.media_shards import INDEX, write_index, write_shards
@@ -101,7 +102,8 @@ def run(config: IngestConfig, layout: ProjectPaths) -> StageReport:
     caches = _ShardCaches(config, str(layout.result_cache))
     outcome = _decode_all(config, layout.root, report, caches)
     check_pools(outcome.rows, report.n_in, outcome.rejected, config.max_failed_fraction)
-    _write(config, layout, outcome, caches)
+    with record_checksums(STAGE, layout.catalog, layout.media):
+        _write(config, layout, outcome, caches)
     return report
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline_steps import __version__, tracking
 from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.atomic import write_json, write_text
+from pipeline_steps.core.checksums import record_checksums, verified_sha256
 from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.hashing import sha256_file
 from pipeline_steps.core.presets import flatten
@@ -116,7 +117,8 @@ def build_pairs(config: PairConfig, layout: ProjectPaths) -> StageReport:
             counts["test"],
             MIN_TEST_PAIRS,
         )
-    _write(layout.pairs, config, result, stats)
+    with record_checksums("pair", layout.pairs):
+        _write(layout.pairs, config, result, stats)
     return report
 
 
@@ -150,6 +152,7 @@ def _embeddings(layout: ProjectPaths, config: PairConfig, pool: set[str]) -> tup
 def _matrix(path: Path, rows: int) -> FloatArray:
     if not path.is_file():
         raise DataError(f"{path} is missing", "run: dvc repro embed")
+    verified_sha256(path)
     matrix = np.load(path, allow_pickle=False, mmap_mode="r")
     if matrix.ndim != 2 or matrix.dtype != np.float32 or len(matrix) != rows:
         raise DataError(

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from pipeline_steps import tracking
 from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.atomic import write_bytes, write_json, write_text
+from pipeline_steps.core.checksums import write_checksums
 from pipeline_steps.core.errors import ConfigError, DataError
 from pipeline_steps.core.hashing import fingerprint, sha256_file
 from pipeline_steps.core.media_shards import INDEX, MediaShardReader
@@ -308,6 +309,7 @@ def _export(layout: ProjectPaths, folder: Path, prepared: TrainingRun) -> None:
         grid = folder / "samples" / f"step-{int(step):06d}.png"
         if grid.is_file():  # grids generated on another machine are missing
             write_bytes(record / grid.name, grid.read_bytes())
+    write_checksums("train", export)
     target = layout.model
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)

@@ -94,7 +94,7 @@ def test_fetch_convert_and_reuse(tmp_path: Path, registry: Path) -> None:
     report.check_balance()
     assert (report.n_in, report.n_ok, report.cache_misses, report.cache_hits) == (1, 1, 1, 0)
     assert (layout.assets / "labels.txt").read_bytes() == LABELS
-    assert sorted(path.name for path in layout.assets.iterdir()) == ["labels.txt", "meta.json"]
+    assert sorted(path.name for path in layout.assets.iterdir()) == ["checksums.sha256", "labels.txt", "meta.json"]
     recorded = json.loads((layout.assets / "meta.json").read_text())["files"]["labels.txt"]
     assert recorded["sha256"] == hashlib.sha256(LABELS).hexdigest()
     assert (recorded["license"], recorded["family"], recorded["source"]) == ("Apache-2.0", "vocabulary", "tiny-carrier==1.0")
@@ -205,6 +205,10 @@ def test_real_assets_are_reproducible(assets: Path, project: Path) -> None:
     """Every file of data/assets is the one that the manifest describes."""
     files = json.loads((assets / "meta.json").read_text())["files"]
     paths = (path.relative_to(assets) for path in assets.rglob("*") if path.is_file())
-    assert set(files) == {path.as_posix() for path in paths if path.name != "meta.json" and not path.name.startswith(".")}
+    assert set(files) == {
+        path.as_posix()
+        for path in paths
+        if path.name not in {"meta.json", "checksums.sha256"} and not path.name.startswith(".")
+    }
     for name, recorded in files.items():
         assert hashlib.sha256((assets / name).read_bytes()).hexdigest() == recorded["sha256"], name
