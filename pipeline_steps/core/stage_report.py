@@ -36,7 +36,7 @@ class StageReport:
             )
 
     def write(self, path: Path) -> None:
-        """Check the balance and write the report (a DVC metrics file)."""
+        """Check the balance and write the report."""
         self.check_balance()
         seconds = time.monotonic() - self.started
         speed = {"seconds": round(seconds, 3), "items_per_second": round(self.n_in / seconds, 3) if seconds else 0.0}

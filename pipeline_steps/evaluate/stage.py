@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import shutil
 import tempfile
@@ -56,6 +57,8 @@ from pipeline_steps.evaluate.judges.feature_extractors import VECTOR, judge_setu
 from pipeline_steps.evaluate.judges.independence import check_judge_independence, families_in, undeclared_family_warnings
 from pipeline_steps.evaluate.judges.whitened_space import MIN_IMAGES
 from pipeline_steps.evaluate.report.build import build_report
+from pipeline_steps.evaluate.report.dvc_plots import sample_grids
+from pipeline_steps.evaluate.report.headline_metrics import chance_warnings
 from pipeline_steps.evaluate.report.item_flow import StageTables
 from pipeline_steps.evaluate.report.media import mp3, png, strip, thumbnail
 from pipeline_steps.evaluate.report.training_curves import TrainingHistory, training_curves
@@ -68,6 +71,7 @@ from pipeline_steps.tracking.client.tracker import NoOpTracker
 __all__ = ["EvaluateConfig", "evaluate", "run"]
 
 Row = dict[str, Any]
+log = logging.getLogger(__name__)
 
 TRACKED_CLIPS = 8
 """Audio clips of the test set that are logged with the run."""
@@ -175,7 +179,7 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGener
         "report_bytes": sum(map(len, files.values())),
         "report_files": len(files),
     }
-    _track(tracker, layout, evaluation, plan, result, media, load_audio)
+    _track(tracker, layout, evaluation, json.loads(files["metrics.json"]), plan, result, media, load_audio)
     return report
 
 
@@ -240,9 +244,10 @@ def write_report(folder: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         for path, payload in files.items():
-            parent, _, leaf = path.rpartition("/")
-            if parent == name:
-                (scratch / leaf).write_bytes(payload)
+            if path.startswith(f"{name}/"):
+                target = scratch / path.removeprefix(f"{name}/")
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(payload)
         shutil.rmtree(folder / name, ignore_errors=True)
         scratch.replace(folder / name)
     for path, payload in files.items():
@@ -327,12 +332,16 @@ def _track(
     tracker: NoOpTracker,
     layout: ProjectPaths,
     evaluation: Row,
+    metrics: Row,
     plan: EvaluationPlan,
     result: EvaluationResult,
     media: MediaShardReader,
     load_audio: Callable[[str], FloatArray],
 ) -> None:
-    """Log numbers, a grid of samples per set (samples of a clip beside those of another clip), clips and the report."""
+    """Log numbers, a grid of samples per set, clips and the report; warn of a model that is not above chance."""
+    warnings = chance_warnings(metrics)
+    for warning in warnings:
+        log.warning("%s; this challenger cannot become champion", warning)
     numbers: Row = {}
     for key in plan.sets:
         for row, metrics in evaluation.get(key, {}).get("rows", {}).items():
@@ -348,14 +357,10 @@ def _track(
             numbers |= {f"{key}/{row}/{metric}": found["value"] for metric, found in metrics.items()}
     numbers |= ability_numbers(evaluation["abilities"])
     tracker.log_metrics(numbers)
-    tracker.log_model_metrics(layout.model, {key: value for key, value in numbers.items() if "/model/" in key}, layout.pairs)
-    for key, metrics in result.sets.items():
-        lines = []
-        for clip in plan.clips_of(key)[:16]:
-            other = int(metrics.partner[clip])
-            shuffled = result.generated[other] if other >= 0 else np.full_like(result.generated[clip], 255)
-            lines.append(strip(np.concatenate([result.generated[clip], shuffled])))
-        tracker.log_image(f"evaluate/{key}_real_and_shuffled", np.concatenate(lines))
+    tracker.log_pipeline_metrics(metrics)
+    tracker.log_model_metrics(layout.model, metrics, layout.pairs, warnings)
+    for key, grid in sample_grids(plan, result.generated, media.image).items():
+        tracker.log_image(f"evaluate/{key}_real_and_generated", grid)
     for pair in plan.sets["test"][:TRACKED_CLIPS]:
         tracker.log_audio(f"evaluate/{pair.name}", load_audio(plan.clips[pair.clip].key), SAMPLE_RATE)
     for name in ("evaluation.json", "index.html", "plots"):  # the media of the page, hundreds of files, are not logged

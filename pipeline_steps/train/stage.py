@@ -101,7 +101,7 @@ def run(config: TrainConfig, layout: ProjectPaths) -> StageReport:
         with lock if setup.processes > 1 else nullcontext():
             inputs = _load_inputs(config, layout, encoder, pairs, digest, report)
             prepared = recipe.prepare(inputs)
-        _train(config, folder, prepared, TrackingLogger(tracker), setup)
+        _train(config, folder, prepared, TrackingLogger(tracker, prepared.module.objective), setup)
         if not setup.is_first:
             sys.exit(0)  # process 0 exports and reports
         module = prepared.module
@@ -112,8 +112,8 @@ def run(config: TrainConfig, layout: ProjectPaths) -> StageReport:
             **{f"pairs_{split}": len(rows) for split, rows in pairs.items()},
             "clips_train": len(distinct_clips(pairs["train"])),
         }
-        final = {f"train/final/{name}": value for name, value in report.metrics.items()}
-        tracker.log_metrics(final, step=config.recipe_config.phase.max_steps)
+        counts = ("num_parameters", "pairs_train", "pairs_val", "clips_train")
+        tracker.log_metrics({f"train/{name}": report.metrics[name] for name in counts})
         tracker.log_model(layout.model)
     # The model is complete. The checkpoint is large and is not needed any more.
     (folder / f"{CHECKPOINT}.ckpt").unlink(missing_ok=True)

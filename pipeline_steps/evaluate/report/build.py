@@ -14,12 +14,13 @@ from pipeline_steps.core.array_types import ByteArray, DoubleArray, FloatArray
 from pipeline_steps.core.escape import escape_csv
 from pipeline_steps.evaluate.config import EvaluateConfig
 from pipeline_steps.evaluate.evaluation_plan import SET_TITLES, TRAINING_TITLE, EvaluationPlan
-from pipeline_steps.evaluate.report import summary
+from pipeline_steps.evaluate.report import dvc_plots, summary
 from pipeline_steps.evaluate.report.ability_cards import ability_cards, curve_rows
 from pipeline_steps.evaluate.report.charts import interval_chart, line_chart
 from pipeline_steps.evaluate.report.gallery import FIRST_SAMPLES, CatalogIndex, pair_cards, sample_cards
+from pipeline_steps.evaluate.report.headline_metrics import headline_metrics
 from pipeline_steps.evaluate.report.item_flow import StageTables, audio_flow, find_imbalances, image_flow, license_counts
-from pipeline_steps.evaluate.report.media import ReportMedia
+from pipeline_steps.evaluate.report.media import ReportMedia, png
 from pipeline_steps.evaluate.report.page import render_page
 from pipeline_steps.evaluate.report.training_curves import TrainingHistory
 from pipeline_steps.evaluate.run_evaluation import EvaluationResult
@@ -103,8 +104,32 @@ def build_report(
     files["plots/metrics.csv"] = csv_bytes(_metric_rows(evaluation))
     files["plots/abilities.csv"] = csv_bytes(curve_rows(evaluation["abilities"]))
     files["plots/retrieval.csv"] = csv_bytes(ranks)
+    files |= _dvc_plots(evaluation, result, plan, history, judge, load_image)
     files["evaluation.json"] = json_bytes(evaluation)
+    files["metrics.json"] = json_bytes(headline_metrics(evaluation, judge, config.audio_judge, *coverage))
     files["index.html"] = render_page(context).encode("utf-8")
+    return files
+
+
+def _dvc_plots(
+    evaluation: Row,
+    result: EvaluationResult,
+    plan: EvaluationPlan,
+    history: TrainingHistory,
+    judge: str,
+    load_image: Callable[[str], ByteArray],
+) -> dict[str, bytes]:
+    """Tables and sample grids that `plots:` of `dvc.yaml` names."""
+    tables = {
+        "training_loss": dvc_plots.training_rows(history.curves),
+        "win_rates": dvc_plots.win_rate_rows(evaluation, judge),
+        **{f"abilities/{name}": rows for name, rows in dvc_plots.ability_tables(evaluation["abilities"]).items()},
+    }
+    files = {f"plots/{name}.csv": csv_bytes(rows) for name, rows in tables.items() if rows}
+    grids = dvc_plots.sample_grids(plan, result.generated, load_image)
+    files |= {f"plots/samples/{name}.png": png(grid) for name, grid in grids.items()}
+    if history.grids:
+        files["plots/samples/training.png"] = history.grids[max(history.grids)]
     return files
 
 

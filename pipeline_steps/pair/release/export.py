@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from pipeline_steps import __version__
 from pipeline_steps.core.atomic import atomic_path, write_bytes, write_json, write_text
-from pipeline_steps.core.checksums import read_verified
 from pipeline_steps.core.errors import ConfigError, DataError
 from pipeline_steps.core.hashing import sha256_file
 from pipeline_steps.core.media_shards import MediaShardReader, add_member
