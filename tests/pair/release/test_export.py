@@ -53,7 +53,8 @@ for split, part in found.items():
     assert part.features["audio"] == datasets.Audio(sampling_rate=48000) and part.features["image"] == datasets.Image()
     for row in part.cast_column("audio", datasets.Audio(decode=False)):
         samples, rate = soundfile.read(io.BytesIO(row["audio"]["bytes"]))
-        rows[row["pair_id"]] = [split, row["image"].size, len(samples), rate, row["phrase"], row["image_license"], row["tracks"]]
+        facts = [row[name] for name in ("phrase", "image_license", "tracks")]
+        rows[row["pair_id"]] = [split, row["image"].size, len(samples), rate, *facts]
 print(json.dumps(rows))
 """
 
