@@ -26,7 +26,7 @@ def check(
     layout = layout_of(context)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder", "give a folder with images and audio")
-    source = {"pools": {}, "layout": "auto", "metadata": metadata, "pool": None, "holdout": None}
+    source: dict[str, Any] = {"pools": {}, "layout": "auto", "metadata": metadata, "pool": None, "holdout": None}
     config = ingest_config(layout).model_copy(update=source)
     found = decode(folder, config)
     report = found.report

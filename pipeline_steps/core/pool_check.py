@@ -107,7 +107,7 @@ def pool_roots(params: Mapping[str, Any]) -> dict[str, str]:
 def source_deps(params: Mapping[str, Any]) -> dict[str, str]:
     """Path -> key of each folder and table that stage ingest reads."""
     section = params.get("ingest") or {}
-    deps = {}
+    deps: dict[str, str] = {}
     for name, root in pool_roots(params).items():
         key, pool = (f"ingest.pools.{name}", section["pools"][name]) if name else ("ingest", section)
         deps.setdefault(root, f"{key}.root")
