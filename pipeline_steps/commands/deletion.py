@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from pipeline_steps.core.atomic import write_bytes
+from pipeline_steps.core.checksums import record_checksums
 from pipeline_steps.core.config import load_params
 from pipeline_steps.core.errors import StageError
 from pipeline_steps.core.git import try_git
@@ -19,7 +20,7 @@ from pipeline_steps.core.hashing import ID_LENGTH, sha256_bytes, sha256_file
 from pipeline_steps.core.media_shards import INDEX, MediaShardReader, write_index, write_shards
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import SHARD_INDEX
-from pipeline_steps.core.tables import read_table
+from pipeline_steps.core.tables import PARQUET, read_table
 from pipeline_steps.ingest import takedowns
 from pipeline_steps.tracking.lineage.dvc_digests import relative
 from pipeline_steps.tracking.lineage.lock_history import DvcCache, iter_lock_history
@@ -146,14 +147,20 @@ def drop_csv_rows(text: str, column: str, names: set[str]) -> tuple[str, int]:
 def cache_parts(layout: ProjectPaths, item_id: str) -> list[Path]:
     """Cache parts with rows of the item, and all of stage train, whose keys do not name items."""
     found = []
-    for path in sorted(layout.result_cache.rglob("*.parquet")):
-        try:
-            keys = pq.ParquetFile(path).read(columns=["key"])["key"].to_pylist()
-        except (OSError, ValueError):
-            continue
-        if any(may_derive_from(stage_of(layout, path), str(key), item_id) for key in keys):
+    for path in sorted(layout.result_cache.rglob("*.parquet*")):
+        keys = part_keys(path)
+        if keys is None or any(may_derive_from(stage_of(layout, path), key, item_id) for key in keys):
             found.append(path)
     return found
+
+
+def part_keys(path: Path) -> list[str] | None:
+    """Keys of a cache part; None if it is damaged, so that its items are unknown."""
+    try:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read(columns=["key"])
+    except (OSError, ValueError):
+        return None
+    return [str(key) for key in table["key"].to_pylist()]
 
 
 def stage_of(layout: ProjectPaths, part: Path) -> str:
@@ -259,12 +266,16 @@ def execute_plan(layout: ProjectPaths, item: TracedItem, plan: DeletionPlan, rea
 
 
 def rewrite_part(path: Path, stage: str, item_id: str) -> None:
-    """Rewrite a cache part without the item's rows; its name is the hash of the new content."""
-    table = pq.ParquetFile(path).read()
+    """Rewrite a cache part without the item's rows; its name is the hash of the new content. A damaged part is removed."""
+    payload = path.read_bytes()
+    if sha256_bytes(payload)[:32] != path.stem:
+        path.unlink()
+        return
+    table = pq.ParquetFile(io.BytesIO(payload)).read()
     kept = table.filter([not may_derive_from(stage, str(key), item_id) for key in table["key"].to_pylist()])
     if kept.num_rows:
         buffer = io.BytesIO()
-        pq.write_table(kept, buffer, compression="zstd")
+        pq.write_table(kept, buffer, **PARQUET)
         write_bytes(path.with_name(f"{sha256_bytes(buffer.getvalue())[:32]}.parquet"), buffer.getvalue())
     path.unlink(missing_ok=True)
 
@@ -275,11 +286,12 @@ def rewrite_shard(folder: Path, shard: str, item_id: str) -> None:
     rows = [row for row in read_table(folder / INDEX, SHARD_INDEX).to_pylist() if row["item_id"] != item_id]
     mine = [row for row in rows if row["shard"] == shard]
     payloads = {str(row["item_id"]): reader.payload(str(row["item_id"])) for row in mine}
-    (folder / INDEX).unlink()
-    if mine:
-        kind, prefix = str(mine[0]["kind"]), len(shard.removesuffix(".tar").split("-", 1)[1])
-        fresh = write_shards(folder, kind, payloads, str(mine[0]["member"]).rsplit(".", 1)[-1], prefix)
-    else:
-        (folder / shard).unlink()
-        fresh = []
-    write_index(folder, [row for row in rows if row["shard"] != shard] + fresh)
+    with record_checksums("ingest", folder):
+        (folder / INDEX).unlink()
+        if mine:
+            kind, prefix = str(mine[0]["kind"]), len(shard.removesuffix(".tar").split("-", 1)[1])
+            fresh = write_shards(folder, kind, payloads, str(mine[0]["member"]).rsplit(".", 1)[-1], prefix)
+        else:
+            (folder / shard).unlink()
+            fresh = []
+        write_index(folder, [row for row in rows if row["shard"] != shard] + fresh)

@@ -31,9 +31,11 @@ class ImageConfig(StageConfig):
 
     max_side: int = Field(default=256, ge=16, le=4096, description="px, longer side of the stored copy; never enlarged")
     min_side: int = Field(default=16, ge=1, le=4096, description="px, shorter side of the original")
-    max_aspect: float = Field(default=10.0, ge=1, le=1000, description="longer over shorter side")
-    max_megapixels: float = Field(default=50.0, gt=0, le=1000, description="10^6 px, read from the header before decoding")
-    max_file_mb: float = Field(default=100.0, gt=0, le=4096, description="10^6 bytes")
+    max_aspect: float = Field(default=10.0, ge=1, le=1000, description="largest accepted ratio of longer to shorter side")
+    max_megapixels: float = Field(
+        default=50.0, gt=0, le=1000, description="largest accepted image, 10^6 px, read from the header before decoding"
+    )
+    max_file_mb: float = Field(default=100.0, gt=0, le=4096, description="largest accepted file, 10^6 bytes")
     animated: Literal["first", "refuse"] = Field(default="first", description="several frames: use the first, or quarantine")
     phash_distance: int = Field(default=4, ge=-1, le=8, description="bits of 64 within which images group; -1 disables")
 
@@ -45,8 +47,8 @@ class ImageConfig(StageConfig):
 class AudioConfig(StageConfig):
     """Limits of audio. The normal form is fixed: mono, 48 kHz, 16-bit FLAC."""
 
-    min_seconds: float = Field(default=0.1, ge=0.01, le=60)
-    max_seconds: float = Field(default=60.0, gt=0, le=3600)
+    min_seconds: float = Field(default=0.1, ge=0.01, le=60, description="shortest accepted clip")
+    max_seconds: float = Field(default=60.0, gt=0, le=3600, description="longest accepted clip")
     min_lufs: float = Field(default=-70.0, ge=-70, le=-20, description="loudness at or below which a clip abstains")
 
     @model_validator(mode="after")
@@ -60,8 +62,8 @@ class DecoderLimitsConfig(StageConfig):
     """Limits of the decoding processes. They bound hostile files and do not change results."""
 
     workers: int = Field(default=0, ge=0, le=256, description="processes; 0 is one per core")
-    timeout_seconds: float = Field(default=30.0, gt=0, le=3600, description="per file")
-    memory_mb: int = Field(default=2048, ge=512, le=65536, description="address space of one process")
+    timeout_seconds: float = Field(default=30.0, gt=0, le=3600, description="time limit of a file")
+    memory_mb: int = Field(default=2048, ge=512, le=65536, description="address space of one process, 10^6 bytes")
 
 
 class SourceConfig(StageConfig):

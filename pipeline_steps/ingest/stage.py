@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline_steps.core.checksums import record_checksums
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.core.media_shards import INDEX, write_index, write_shards
@@ -35,9 +37,9 @@ from pipeline_steps.ingest.decoding.image import ImageLimits
 from pipeline_steps.ingest.reason_codes import CODES
 from pipeline_steps.ingest.sources.file_walk import inspect_file
 from pipeline_steps.ingest.sources.resolve import collect_all_candidates, list_sources
-from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool, core_count, run_in_process
+from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool, core_count
 
-__all__ = ["DryRunResult", "IngestConfig", "dry_run", "normalize_file", "run"]
+__all__ = ["DryRunResult", "IngestConfig", "decoder_pool", "dry_run", "normalize_file", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +102,8 @@ def run(config: IngestConfig, layout: ProjectPaths) -> StageReport:
     caches = _ShardCaches(config, str(layout.result_cache))
     outcome = _decode_all(config, layout.root, report, caches)
     check_pools(outcome.rows, report.n_in, outcome.rejected, config.max_failed_fraction)
-    _write(config, layout, outcome, caches)
+    with record_checksums(STAGE, layout.catalog, layout.media):
+        _write(config, layout, outcome, caches)
     return report
 
 
@@ -119,10 +122,22 @@ def dry_run(folder: Path, config: IngestConfig | None = None) -> DryRunResult:
     return DryRunResult(outcome.rows["image"], outcome.rows["audio"], [item.row() for item in outcome.rejected], report)
 
 
-def normalize_file(path: Path, config: IngestConfig | None = None) -> tuple[str, str, bytes, dict[str, Any]]:
+def decoder_pool(config: IngestConfig) -> WorkerPool:
+    """One decoding process with the limits of the stage, for repeated calls of `normalize_file`."""
+    return WorkerPool(_worker_limits(config)._replace(workers=1), decode, PRELOAD)
+
+
+def normalize_file(
+    path: Path, config: IngestConfig | None = None, workers: WorkerPool | None = None
+) -> tuple[str, str, bytes, dict[str, Any]]:
     """Decode one file in a child process and return (id, kind, normalized payload, measurements).
 
     The payload has the format of the media shards: PNG, or mono 48 kHz FLAC.
+
+    Args:
+        path: any file.
+        config: limits; by default the default limits.
+        workers: an open `decoder_pool`; None starts a process for this file.
 
     Raises:
         DataError: the file is rejected; the reason contains the code.
@@ -134,7 +149,8 @@ def normalize_file(path: Path, config: IngestConfig | None = None) -> tuple[str,
         raise DataError(f"{path}: not a media file", "choose another file")
     if isinstance(file, RejectedFile):
         raise DataError(f"{path}: {file.code}: {file.reason}", "choose another file")
-    result = run_in_process(_worker_limits(config), decode, build_decode_job(config, file), PRELOAD)
+    with nullcontext(workers) if workers else decoder_pool(config) as pool:
+        result = pool.run(build_decode_job(config, file))
     if result["code"]:
         raise DataError(f"{path}: {result['code']}: {result['reason']}", "choose another file")
     return file.item_id, file.kind, result.pop("payload"), result
@@ -273,9 +289,9 @@ def _results(
 ) -> dict[str, dict[str, Any]]:
     """Decoding result of each item without its payload. New results are cached as they arrive, so a killed run can resume."""
     results = caches.load(items)
-    report.reused = len(results)
+    report.cache_hits = len(results)
     order = sorted(items.keys() - results.keys(), key=lambda item: (items[item][0].kind, _read_order(items[item][0]), item))
-    report.computed = len(order)
+    report.cache_misses = len(order)
     jobs = ((item, build_decode_job(config, items[item][0])) for item in order)
     try:
         with WorkerPool(_worker_limits(config, len(order)), decode, PRELOAD) as workers:

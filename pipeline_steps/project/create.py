@@ -36,7 +36,7 @@ PARAMS_HEADER = """# Values that differ from the defaults. All keys: docs of the
 IGNORED = (
     *("/.cache/", "/.runs/", "/error.json", "/mlflow.db*", "/mlartifacts/", "__pycache__/"),
     *("/data/assets", "/data/catalog", "/data/media", "/data/captions", "/data/embeddings", "/data/retrieval", "/data/pairs"),
-    *("/models/audio2image", "/reports/audio", "/reports/plots", "/reports/samples", "/reports/index.html"),
+    *("/models/audio2image", "/reports/audio", "/reports/plots", "/reports/samples", "/reports/runtime", "/reports/index.html"),
 )
 DVC_IGNORED = (".cache", ".runs", ".venv", "__pycache__", "*.pyc")
 DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n"

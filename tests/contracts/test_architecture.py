@@ -1,4 +1,4 @@
-"""The rules of the house (docs/architecture.md), held by the syntax tree rather than by hope."""
+"""The rules of the house (docs/explanation/architecture.md), held by the syntax tree rather than by hope."""
 
 from __future__ import annotations
 

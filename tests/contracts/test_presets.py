@@ -68,7 +68,7 @@ def test_full_names_pinned_models_for_every_role() -> None:
     for model, revision in found.values():
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", model), model
         assert re.fullmatch(r"[0-9a-f]{40}", revision), (model, revision)
-    documented = (PROJECT / "docs/models.md").read_text(encoding="utf-8")
+    documented = (PROJECT / "docs/reference/models.md").read_text(encoding="utf-8")
     for model, revision in found.values():
         assert f"`{model}`" in documented, model
         assert revision[:12] in documented, model

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline_steps.core.project_paths import ProjectPaths
 from tests.factories.checkpoints.stable_diffusion import small_backbone
 from tests.factories.demo_project import PROJECT, build, copy_rows, demo_rows, repro, write_params
 
@@ -67,7 +68,9 @@ def outs(folder: Path) -> dict[str, str]:
 
 
 def report(folder: Path, stage: str) -> dict[str, Any]:
-    return dict(json.loads((folder / f"reports/{stage}.json").read_text()))
+    """Report of a stage with the figures of its last execution."""
+    layout = ProjectPaths(folder)
+    return {**json.loads(layout.report(stage).read_text()), **json.loads(layout.runtime(stage).read_text())}
 
 
 def test_demo_from_nothing_twice(tmp_path: Path, assets: Path) -> None:
@@ -105,6 +108,6 @@ def one_picture_more(folder: Path) -> None:
     started = time.monotonic()
     repro(folder, "pair")
     print(f"one picture more, stages before train: {time.monotonic() - started:.1f} s")
-    assert report(folder, "ingest")["computed"] == 1
-    assert report(folder, "caption")["computed"] == 1
-    assert report(folder, "embed")["sounds"]["computed"] == 0
+    assert report(folder, "ingest")["cache_misses"] == 1
+    assert report(folder, "caption")["cache_misses"] == 1
+    assert report(folder, "embed")["sounds"]["cache_misses"] == 0

@@ -159,7 +159,7 @@ def version_uses(layout: ProjectPaths, registry: ModelRegistry, item_id: str) ->
 def pairs_md5(registry: ModelRegistry, info: ModelVersionInfo) -> str:
     """DVC md5 of the pairs that a version was trained on; empty if it was not logged."""
     name = relative(registry.layout, registry.layout.pairs)
-    return info.tags.get(f"dvc.md5.{name}") or run_datasets(registry.run(info.run_id)).get(name, "")
+    return registry.all_tags(info).get(f"dvc.md5.{name}") or run_datasets(registry.run(info.run_id)).get(name, "")
 
 
 def _matching_items(
