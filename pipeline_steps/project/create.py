@@ -215,7 +215,7 @@ def _stored(folder: Path, path: Path) -> str:
 def _check_overlap(layout: ProjectPaths, params: Mapping[str, Any]) -> None:
     """Raise ConfigError when a source contains the project or lies in an out: DVC would find a circle."""
     project = layout.root.resolve()
-    outs = [project / out for stage in packaged_stages().values() for out in stage["outs"]]
+    outs = [project / out for stage in packaged_stages().values() for out in stage["outs"] if isinstance(out, str)]
     for name, root in pool_roots(params).items():
         source = (project / root).resolve()
         for path in (project, *outs):
