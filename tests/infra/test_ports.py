@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from infra import services
-from infra.topology import REPORTS, HOST, PORTS, ServiceEnvironment, find_program, programs
+from infra.topology import HOST, PORTS, REPORTS, ServiceEnvironment, find_program, programs
 
 
 class OtherServer(http.server.BaseHTTPRequestHandler):
@@ -57,7 +57,9 @@ def test_answer_of_another_process_is_not_healthy(supervised: ServiceEnvironment
     with http.server.ThreadingHTTPServer((HOST, port), OtherServer) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         assert services._answers(supervised, reports)
-        with pytest.raises(services.InfraError, match=rf"reports: port {port} is used by .* \(PID {os.getpid()}, .*REPORTS_PORT="):
+        with pytest.raises(
+            services.InfraError, match=rf"reports: port {port} is used by .* \(PID {os.getpid()}, .*REPORTS_PORT="
+        ):
             services.start_one(supervised, reports)
         services.supervisor(supervised).supervisor.startProcess(REPORTS, False)  # it exits repeatedly
         assert not services.is_healthy(supervised, reports)
