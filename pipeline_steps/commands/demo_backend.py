@@ -27,7 +27,7 @@ from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import AUDIO, IMAGES
 from pipeline_steps.core.tables import read_table
 from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
-from pipeline_steps.diffusion.pipelines.base import Audio2ImagePipeline
+from pipeline_steps.diffusion.pipelines.base import AudioConditionedPipeline
 from pipeline_steps.diffusion.pipelines.safetensors_io import INDEX
 from pipeline_steps.ingest.stage import decoder_pool
 from pipeline_steps.tracking.errors import EntryRejectedError
@@ -73,7 +73,7 @@ class DemoBackend:
         self._layout = layout
         self._model = model
         self._lock = threading.Lock()
-        self._loaded: dict[tuple[Path, int], Audio2ImagePipeline] = {}
+        self._loaded: dict[tuple[Path, int], AudioConditionedPipeline] = {}
         self._finder: AudioFinder | None = None
         self._stack = ExitStack()
         self._workers = decoder_pool(ingest_config(layout))
@@ -98,7 +98,7 @@ class DemoBackend:
             shown[" ".join((f"version {info.version}", *(f"@{alias}" for alias in info.aliases)))] = info.version
         return shown
 
-    def pipeline(self, model: str | None) -> Audio2ImagePipeline:
+    def pipeline(self, model: str | None) -> AudioConditionedPipeline:
         """Loaded model; it is loaded again after its folder was replaced. Errors as in `model_folder`."""
         folder = model_folder(self._layout, model)
         index = folder / INDEX
