@@ -117,16 +117,9 @@ def test_stock_diffusers_loads_the_export_in_a_process_without_the_project(proje
     assert model(TONE, 48_000)[0].size == (32, 32), "the card and the index of the backbone do not disturb the loader"
     arguments = model.model.stock_arguments(TONE)  # type: ignore[attr-defined]
     arguments["ip_adapter_image_embeds"] = arguments["ip_adapter_image_embeds"][0]
-    save_file({name: value.contiguous() for name, value in arguments.items()}, tmp_path / "conditions.safetensors")
-    command = [
-        sys.executable,
-        "-I",
-        "-c",
-        STOCK,
-        str(folder),
-        str(tmp_path / "conditions.safetensors"),
-        str(tmp_path / "x.png"),
-    ]
+    conditions, out = tmp_path / "conditions.safetensors", tmp_path / "x.png"
+    save_file({name: value.contiguous() for name, value in arguments.items()}, conditions)
+    command = [sys.executable, "-I", "-c", STOCK, str(folder), str(conditions), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     with Image.open(out) as image:
