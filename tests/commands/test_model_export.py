@@ -77,7 +77,7 @@ def write_evaluation(layout: ProjectPaths) -> None:
 def write_lock(layout: ProjectPaths) -> None:
     model = {"path": "models/audio2image", "md5": hash_path(layout.model)}
     pairs = {"path": "data/pairs", "md5": hash_path(layout.pairs)}
-    stages = {"train": {"cmd": "x", "deps": [pairs], "outs": [model]}, "evaluate": {"cmd": "x", "deps": [model]}}
+    stages = {"train": {"cmd": "x", "deps": [pairs], "outs": [model]}, "evaluate": {"cmd": "x", "deps": [dict(model)]}}
     YAML().dump({"schema": "2.0", "stages": stages}, layout.lock)
 
 
@@ -105,7 +105,7 @@ def test_card_has_results_licenses_and_identity(project: ProjectPaths, tmp_path:
 def test_results_of_other_weights_are_left_out(project: ProjectPaths, tmp_path: Path) -> None:
     lock = project.lock.read_text().splitlines()
     last = max(number for number, line in enumerate(lock) if "md5:" in line)
-    lock[last] = f"      md5: {'0' * 32}.dir"
+    lock[last] = lock[last].partition("md5:")[0] + f"md5: {'0' * 32}.dir"
     project.lock.write_text("\n".join(lock))
     assert export_model(project, tmp_path / "out", None, private=False, publish=False).results == 0
 
