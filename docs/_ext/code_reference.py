@@ -43,8 +43,9 @@ def configuration(stage: str) -> Iterator[str]:
         for name in registry.names():
             if getattr(registry.get(name), "config_class", None) is not None:
                 groups[name] = {}
-    schema = model.with_groups(groups).model_json_schema()
-    yield from _group(stage, schema, schema, {}, 3)
+    complete = model.with_groups(groups)
+    schema = complete.model_json_schema()
+    yield from _group(stage, schema, schema, complete().model_dump(mode="json"), 3)
 
 
 def _group(key: str, schema: Mapping[str, Any], root: Mapping[str, Any], defaults: Mapping[str, Any], level: int) -> Iterator[str]:
