@@ -19,7 +19,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-services: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[services,postgresql]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[services,postgresql,demo]'
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt
@@ -49,7 +49,7 @@ docs: install-dev  ## this site into build/docs, offline, with warnings as error
 	sphinx-build -q -W --keep-going -E -b html docs build/docs
 	@echo "Documentation: build/docs/index.html"
 
-services: $(VENV)/.installed-services  ## PostgreSQL, object store, MLflow, Prefect, demo page, worker as plain processes
+services: $(VENV)/.installed-services  ## PostgreSQL, object store, MLflow, Prefect, report page, demo page, worker as plain processes
 	python -m infra.services start
 
 services-stop:

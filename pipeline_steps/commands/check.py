@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline_steps.commands.console import JsonFlag, handle_errors, ingest_config, layout_of, print_result, table
-from pipeline_steps.core.errors import ConfigError
+from pipeline_steps.core.errors import ConfigError, DataError
 
 
 @handle_errors
@@ -26,7 +26,8 @@ def check(
     layout = layout_of(context)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder", "give a folder with images and audio")
-    config = ingest_config(layout).model_copy(update={"layout": "auto", "metadata": metadata, "pool": None, "holdout": None})
+    source: dict[str, Any] = {"pools": {}, "layout": "auto", "metadata": metadata, "pool": None, "holdout": None}
+    config = ingest_config(layout).model_copy(update=source)
     found = decode(folder, config)
     report = found.report
     verdict = stops(len(found.images), len(found.audio), report.n_in, report.n_quarantined, config.max_failed_fraction)
@@ -52,7 +53,7 @@ def check(
         f"ingest would stop: {verdict}" if verdict else "ingest would accept this folder",
     ]
     print_result(value, lines, as_json)
-    raise typer.Exit(3 if verdict or value["dvc_cannot_hash"] else 0)
+    raise typer.Exit(DataError.exit_code if verdict or value["dvc_cannot_hash"] else 0)
 
 
 def stops(images: int, audio: int, n_in: int, n_quarantined: int, most: float) -> str:

@@ -51,14 +51,15 @@ def ui(
     )
     if as_json:
         return
-    _refuse_taken(host, port)
+    refuse_taken(host, port)
     sys.stdout.flush()
     os.chdir(layout.root)
     # This process becomes the UI, so that stopping it stops the UI.
     os.execve(sys.executable, command, child_environment(settings) | mlflow_environment(60))  # noqa: S606 - a fixed argument list
 
 
-def _refuse_taken(host: str, port: int) -> None:
+def refuse_taken(host: str, port: int) -> None:
+    """Raise a ConfigError if a server cannot listen there."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

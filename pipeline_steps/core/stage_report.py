@@ -20,8 +20,8 @@ class StageReport:
     n_ok: int = 0
     n_abstained: int = 0
     n_quarantined: int = 0
-    computed: int = 0
-    reused: int = 0
+    cache_misses: int = 0
+    cache_hits: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
@@ -36,7 +36,7 @@ class StageReport:
             )
 
     def write(self, path: Path) -> None:
-        """Check the balance and write the report (a DVC metrics file)."""
+        """Check the balance and write the report."""
         self.check_balance()
         seconds = time.monotonic() - self.started
         speed = {"seconds": round(seconds, 3), "items_per_second": round(self.n_in / seconds, 3) if seconds else 0.0}
@@ -47,6 +47,6 @@ class StageReport:
         """One line for the terminal."""
         return (
             f"{self.stage}: {self.n_in} in = {self.n_ok} ok + {self.n_abstained} abstained + "
-            f"{self.n_quarantined} quarantined; computed {self.computed}, reused {self.reused}; "
+            f"{self.n_quarantined} quarantined; {self.cache_misses} cache misses, {self.cache_hits} cache hits; "
             f"{time.monotonic() - self.started:.1f} s"
         )

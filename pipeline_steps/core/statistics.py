@@ -1,10 +1,13 @@
-"""Skewness and Gini coefficient of counts."""
+"""Skewness and Gini coefficient of counts, and the floor of a win rate."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from pipeline_steps.core.array_types import IntArray
+
+CHANCE = 0.5
+"""Win rate of a model that does not hear the sound."""
 
 
 def skewness(uses: IntArray) -> float:
@@ -22,3 +25,8 @@ def gini(uses: IntArray) -> float:
     ordered = np.sort(uses)
     n = len(ordered)
     return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total))
+
+
+def is_above_chance(low: float | None) -> bool:
+    """Whether the 95 % interval of a win rate, which begins at `low`, lies above chance; False without an interval."""
+    return low is not None and low > CHANCE

@@ -82,11 +82,8 @@ class EvaluateConfig(StageConfig):
 
     registries: ClassVar[Mapping[str, Registry[Any]]] = {"image_judges": IMAGE_JUDGES, "audio_judge": AUDIO_JUDGES}
 
-    ground_truth: str = Field(
-        "data/demo/manifest.csv",
-        min_length=1,
-        max_length=1000,
-        description="CSV of labels and true pairs; a header without rows means that there is no ground truth",
+    ground_truth: str | None = Field(
+        None, min_length=1, max_length=1000, description="CSV of labels and true pairs; null: there is no ground truth"
     )
     samples_per_audio: int = Field(4, ge=1, le=64, description="images generated from each clip")
     unconditional_samples: int = Field(64, ge=4, le=10_000, description="images generated without audio")

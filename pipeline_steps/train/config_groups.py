@@ -58,9 +58,9 @@ class ImageAugmentationConfig(StageConfig):
 class PhaseConfig(StageConfig):
     """Phase of training."""
 
-    max_steps: int = Field(ge=1, le=10_000_000, description="optimizer steps")
-    batch_size: int = Field(ge=1, le=65_536, description="samples per optimizer step")
-    learning_rate: float = Field(gt=0.0, le=0.1, description="highest learning rate, after the warmup")
+    max_steps: int = Field(default=200, ge=1, le=10_000_000, description="optimizer steps")
+    batch_size: int = Field(default=16, ge=1, le=65_536, description="samples per optimizer step")
+    learning_rate: float = Field(default=5e-5, gt=0.0, le=0.1, description="highest learning rate, after the warmup")
 
 
 class OptimizerConfig(StageConfig):

@@ -34,7 +34,7 @@ def checkpoints(node: Any, path: str = "") -> dict[str, tuple[str, str]]:
 
 
 def test_the_presets_that_the_documentation_names_exist() -> None:
-    assert preset_names(PROJECT) == ("embedded", "full", "full-ray")
+    assert preset_names(PROJECT) == ("embedded", "full", "full-ray", "trial")
 
 
 @pytest.mark.parametrize("name", preset_names(PROJECT))
@@ -46,7 +46,7 @@ def test_a_preset_is_valid_and_sets_known_keys(name: str) -> None:
     assert not unknown, f"params.yaml writes out every key: {unknown}"
 
 
-@pytest.mark.parametrize("name", ["full", "full-ray"])
+@pytest.mark.parametrize("name", ["full", "full-ray", "trial"])
 def test_a_preset_lists_only_what_differs(name: str) -> None:
     known = dict(flatten(PARAMS))
     same = [key for key, value in flatten(load_overlay(PROJECT, name)) if known[key] == value]

@@ -40,7 +40,7 @@ def config(cache_dir: Path, **more: object) -> EmbedConfig:
 def test_vectors_are_written_once_and_reused(layout: ProjectPaths, tmp_path: Path) -> None:
     report = run(config(tmp_path / "memo"), layout)
     report.check_balance()
-    assert (report.n_ok, report.computed, report.reused) == (6, 6, 0)
+    assert (report.n_ok, report.cache_misses, report.cache_hits) == (6, 6, 0)
     before = bytes_below(layout.embeddings)
     meta = json.loads(before["meta.json"])
     assert (meta["encoder"], meta["family"], meta["dimension"], meta["sounds"]) == ("clap", "clap", 24, 4)

@@ -27,7 +27,7 @@ from pathlib import Path
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.embed.stage import EmbedConfig, run
 report = run(EmbedConfig.from_params(json.loads(sys.argv[1])), ProjectPaths(Path.cwd()))
-print(json.dumps([report.computed, report.metrics["int8"]]))
+print(json.dumps([report.cache_misses, report.metrics["int8"]]))
 """
 """Runs in a process of its own, because another test may have imported Ray without a token."""
 RANDOM = np.random.default_rng(0)

@@ -27,7 +27,7 @@ def test_an_encoder_of_another_package_is_selected_by_name(tmp_path: Path, demo:
     config = parse_section(config_class("embed"), "embed", PARAMS)
     report = run(config, layout)  # type: ignore[arg-type]
     report.check_balance()
-    assert (report.n_ok, report.computed, report.reused) == (6, 6, 0)
+    assert (report.n_ok, report.cache_misses, report.cache_hits) == (6, 6, 0)
     meta = json.loads((layout.embeddings / "meta.json").read_text())
     assert (meta["encoder"], meta["dimension"], meta["parameters"]) == ("toy", 12, {"bands": 12})
     assert np.load(layout.embeddings / "audio.npy").shape == (4, 12)

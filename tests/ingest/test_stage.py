@@ -23,9 +23,17 @@ from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import AUDIO, IMAGES
 from pipeline_steps.core.tables import read_table
 from pipeline_steps.ingest import stage
-from pipeline_steps.ingest.config import DecoderLimitsConfig, ImageConfig, IngestConfig
+from pipeline_steps.ingest.config import DecoderLimitsConfig, ImageConfig, IngestConfig, MetadataColumnsConfig
 
-CONFIG = IngestConfig(root="pool", decoder=DecoderLimitsConfig(workers=2))
+ORIGIN = ["package", "source"]
+CONFIG = IngestConfig(
+    root="pool",
+    metadata="manifest.csv",
+    columns=MetadataColumnsConfig(license="licence", author="author", source=ORIGIN, group=ORIGIN),
+    pool={"split": "pool"},
+    holdout={"split": "gold"},
+    decoder=DecoderLimitsConfig(workers=2),
+)
 NUM_IMAGES, NUM_CLIPS = 14, 6
 
 

@@ -124,6 +124,6 @@ def one_picture_more(folder: Path) -> None:
     started = time.monotonic()
     repro(folder, "pair")
     print(f"one picture more, stages before train: {time.monotonic() - started:.1f} s")
-    assert report(folder, "ingest")["computed"] == 1
-    assert report(folder, "caption")["computed"] == 1
-    assert report(folder, "embed")["sounds"]["computed"] == 0
+    assert report(folder, "ingest")["cache_misses"] == 1
+    assert report(folder, "caption")["cache_misses"] == 1
+    assert report(folder, "embed")["sounds"]["cache_misses"] == 0

@@ -67,7 +67,7 @@ def read_metadata_table(job: MetadataTableJob) -> dict[str, object]:
         try:
             read = _parquet_rows if job.relative.lower().endswith((".parquet", ".pq")) else _csv_rows
             rows, filtered = filter_rows(read(handle, job.query.columns()), job.query)
-        except (ValueError, csv.Error) as error:  # pyarrow's errors and UnicodeDecodeError are ValueErrors
+        except (ValueError, csv.Error, OSError) as error:  # pyarrow's errors are ValueErrors, of a wrong page checksum OSError
             return {"error": f"{type(error).__name__}: {error}" if type(error) is not ValueError else str(error)}
     return {"rows": rows, "filtered": filtered}
 
@@ -97,7 +97,7 @@ def _csv_rows(handle: BinaryIO, columns: Sequence[str]) -> Iterator[dict[str, st
 def _parquet_rows(handle: BinaryIO, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     import pyarrow.parquet as pq
 
-    table = pq.ParquetFile(handle)
+    table = pq.ParquetFile(handle, page_checksum_verification=True)
     _check_columns(columns, table.schema_arrow.names)
     for batch in table.iter_batches(columns=list(columns)):
         for row in batch.to_pylist():

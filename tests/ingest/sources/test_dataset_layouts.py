@@ -20,7 +20,7 @@ from pipeline_steps.ingest.license_ids import spdx_id
 from pipeline_steps.ingest.sources.archives import ArchiveJob, list_archive
 from pipeline_steps.ingest.sources.dataset_layouts import DatasetFolderJob, detect_layout, detect_layouts, read_dataset_folder
 from pipeline_steps.ingest.sources.metadata_table import MetadataQuery
-from pipeline_steps.ingest.sources.resolve import collect_candidates
+from pipeline_steps.ingest.sources.resolve import collect_all_candidates
 from tests.factories import dataset_layouts as layouts
 
 CONFIG = IngestConfig(
@@ -32,7 +32,7 @@ class Candidates:
     """Candidates of a folder, before decoding."""
 
     def __init__(self, folder: Path, **update: Any) -> None:
-        self.found = collect_candidates(CONFIG.model_copy(update=update), folder)
+        self.found = collect_all_candidates(CONFIG.model_copy(update={"root": str(folder), **update}), folder)
         self.files = {file.path: file for file in self.found.files}
         self.rejected = {item.path: item.code for item in self.found.rejected}
         self.images = {name: file for name, file in self.files.items() if file.kind == "image"}

@@ -42,7 +42,7 @@ class ResamplerConfig(StageConfig):
 class IPAdapterPhases(StageConfig):
     """Phases of training."""
 
-    adapter: PhaseConfig = PhaseConfig(max_steps=200, batch_size=16, learning_rate=5e-5)
+    adapter: PhaseConfig = PhaseConfig()
 
 
 class IPAdapterConfig(RecipeConfig):
