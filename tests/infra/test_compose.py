@@ -15,7 +15,14 @@ from infra import passwords
 from infra.topology import INFRA, PORTS, ServiceEnvironment, constants, programs
 
 COMPOSE = INFRA / "compose.yaml"
-PAIRS = {"object-store": "object-store", "mlflow": "mlflow", "prefect": "prefect", "reports": "reports", "demo": "demo", "worker": "worker"}
+PAIRS = {
+    "object-store": "object-store",
+    "mlflow": "mlflow",
+    "prefect": "prefect",
+    "reports": "reports",
+    "demo": "demo",
+    "worker": "worker",
+}
 """Service of compose.yaml -> program of topology.py. The official image of PostgreSQL is checked separately."""
 
 
@@ -107,7 +114,8 @@ def test_secrets_are_the_files_of_passwords(compose: dict[str, Any], tmp_path: P
 
 def test_each_service_gets_only_the_secrets_it_reads(compose: dict[str, Any]) -> None:
     scripts = {
-        name: (INFRA / "bin" / name).read_text() for name in ("mlflow-server", "prefect-server", "with-clients", "object-store", "demo-page")
+        name: (INFRA / "bin" / name).read_text()
+        for name in ("mlflow-server", "prefect-server", "with-clients", "object-store", "demo-page")
     }
     for service, script in (
         ("mlflow", "mlflow-server"),

@@ -57,7 +57,9 @@ def test_answer_of_another_process_is_not_healthy(supervised: ServiceEnvironment
     with http.server.ThreadingHTTPServer((HOST, port), OtherServer) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         assert services._answers(supervised, reports)
-        with pytest.raises(services.InfraError, match=rf"reports: port {port} is used by .* \(PID {os.getpid()}, .*REPORTS_PORT="):
+        with pytest.raises(
+            services.InfraError, match=rf"reports: port {port} is used by .* \(PID {os.getpid()}, .*REPORTS_PORT="
+        ):
             services.start_one(supervised, reports)
         services.supervisor(supervised).supervisor.startProcess(REPORTS, False)  # it exits repeatedly
         assert not services.is_healthy(supervised, reports)

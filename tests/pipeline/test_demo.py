@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline_steps.core.project_paths import ProjectPaths
 from tests.factories.checkpoints.stable_diffusion import small_backbone
 from tests.factories.demo_project import DVC, PROJECT, build, copy_rows, demo_rows, environment, repro, write_params
 
@@ -71,7 +72,9 @@ def outs(folder: Path) -> dict[str, str]:
 
 
 def report(folder: Path, stage: str) -> dict[str, Any]:
-    return dict(json.loads((folder / f"reports/{stage}.json").read_text()))
+    """Report of a stage with the figures of its last execution."""
+    layout = ProjectPaths(folder)
+    return {**json.loads(layout.report(stage).read_text()), **json.loads(layout.runtime(stage).read_text())}
 
 
 def test_demo_from_nothing_twice(tmp_path: Path, assets: Path) -> None:
