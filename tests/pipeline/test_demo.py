@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from ruamel.yaml import YAML
 
 from pipeline_steps.core.project_paths import ProjectPaths
 from tests.factories.checkpoints.stable_diffusion import small_backbone
-from tests.factories.demo_project import PROJECT, build, copy_rows, demo_rows, environment, repro, write_params
+from tests.factories.demo_project import DVC, PROJECT, build, copy_rows, demo_rows, environment, repro, write_params
 
 LABELS = {"dog", "train", "car", "cow", "sheep", "bird", "horse", "wolf", "drum", "bell", "duck", "guitar", "helicopter", "owl"}
 SPARE = "i-train-003"
@@ -101,6 +103,7 @@ def test_demo_from_nothing_twice(tmp_path: Path, assets: Path) -> None:
     repro(second)
     assert outs(second) == before
 
+    commands_of_the_quick_start(first)
     one_picture_more(first)
 
 
@@ -121,6 +124,20 @@ def run_tutorial(folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert " pairs" in done.stdout
+
+
+def commands_of_the_quick_start(folder: Path) -> None:
+    """Every `sonify` and `dvc` command of docs/tutorials/quickstart.md succeeds, and writes the files that it names."""
+    page = (PROJECT / "docs/tutorials/quickstart.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\$ (?:sonify|dvc) .*$", page, re.MULTILINE)
+    assert {command.split()[1] for command in (line[2:] for line in commands)} == {"report", "draw", "find", "repro"}
+    for line in commands:
+        program, *words = shlex.split(line[2:], comments=True)
+        start = [DVC] if program == "dvc" else [sys.executable, "-c", "from pipeline_steps.cli import app; app()"]
+        done = subprocess.run([*start, *words], cwd=folder, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
+        if "-o" in words:
+            assert (folder / words[words.index("-o") + 1]).stat().st_size > 0, line
 
 
 def one_picture_more(folder: Path) -> None:
