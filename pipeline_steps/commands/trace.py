@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result, table
-from pipeline_steps.core.errors import ConfigError, DataError, StageError
+from pipeline_steps.core.errors import ConfigError, StageError
 from pipeline_steps.core.project_paths import ProjectPaths
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def trace(
     except StageError as error:
         if _is_version(what) or checkout:
             raise
-        raise DataError(
+        raise ConfigError(
             f"{what!r} is no item of any catalog here; as a model: {error.reason}", "sonify trace --list"
         ) from error
     value, lines = model_trace(layout, registry, info, checkout)

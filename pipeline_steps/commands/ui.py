@@ -57,7 +57,7 @@ def ui(
     print_result({"address": address, "command": shown}, [f"MLflow UI: {address}  (Ctrl+C ends it)"], as_json)
     if as_json:
         return
-    _refuse_taken(host, port)
+    refuse_taken(host, port)
     sys.stdout.flush()
     os.chdir(layout.root)
     # This process becomes the UI, so that stopping it stops the UI.
@@ -78,7 +78,8 @@ def _runs_page(settings: TrackingSettings) -> str:
     return ""
 
 
-def _refuse_taken(host: str, port: int) -> None:
+def refuse_taken(host: str, port: int) -> None:
+    """Raise a ConfigError if a server cannot listen there."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -18,7 +18,7 @@ def skewness(uses: IntArray) -> float:
 
 
 def gini(uses: IntArray) -> float:
-    """Gini coefficient of re-use over the pool: 0: all clips are used equally; near 1: one clip is used for everything."""
+    """Gini coefficient of reuse over the pool: 0: all clips are used equally; near 1: one clip is used for everything."""
     total = int(uses.sum())
     if total == 0:
         return 0.0

@@ -19,6 +19,7 @@ import torch
 from pipeline_steps import tracking
 from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.atomic import write_bytes
+from pipeline_steps.core.checksums import read_verified
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.hashing import fingerprint, sha256_bytes
 from pipeline_steps.core.media_shards import SAMPLE_RATE, MediaShardReader
@@ -63,7 +64,7 @@ from pipeline_steps.evaluate.report.media import mp3, png, strip, thumbnail
 from pipeline_steps.evaluate.report.training_curves import TrainingHistory, training_curves
 from pipeline_steps.evaluate.retrieval.gold_retrieval import EmbeddingTable, gold_retrieval, retrieval_block
 from pipeline_steps.evaluate.retrieval.label_oracle import label_vectors
-from pipeline_steps.evaluate.run_evaluation import EvaluationResult, run_evaluation
+from pipeline_steps.evaluate.run_evaluation import EvaluationResult, generate_only, run_evaluation
 from pipeline_steps.models.audio.yamnet import YamNet
 from pipeline_steps.tracking.client.tracker import NoOpTracker
 
@@ -88,7 +89,8 @@ def run(config: EvaluateConfig, layout: ProjectPaths) -> StageReport:
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    read = [layout.pairs, layout.catalog, layout.media, layout.root / config.ground_truth, layout.model]
+    truth = [layout.root / config.ground_truth] if config.ground_truth else []
+    read = [layout.pairs, layout.catalog, layout.media, *truth, layout.model]
     with tracking.run("evaluate", layout, config, inputs=read) as tracker:
         generator = load_generator(layout.model, config.guidance_scale, config.num_inference_steps)
         return evaluate(config, layout, generator, tracker)
@@ -99,7 +101,7 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGener
 
     Raises:
         ConfigError: the model family of a judge is also used for the data or the model.
-        DataError: no set has two pairs, there are too few images to calibrate a judge, or a table is missing or not valid.
+        DataError: a table is missing or not valid.
     """
     report = StageReport("evaluate")
     tables = read_tables(layout)
@@ -120,18 +122,11 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGener
     image_groups = {row["image_id"]: row["group_id"] for row in tables.images}
     audio_groups = {row["audio_id"]: row["group_id"] for row in tables.audio}
     plan = build_evaluation_plan(tables.pairs, truth, image_groups, audio_groups, config.max_test_pairs)
-    if max(len(pairs) for pairs in plan.sets.values()) < 2:
-        raise DataError("fewer than two test pairs and fewer than two gold pairs: nothing can be compared", "enlarge the pool")
-    report.n_ok = len(plan.sets["test"]) + len(plan.sets["gold"])
-    report.n_abstained = plan.num_skipped
-    report.n_in = report.n_ok + report.n_abstained
     calibration_images = select_calibration_images(plan, tables.images, tables.pairs, config.num_calibration_images)
-    if len(calibration_images) < MIN_IMAGES:
-        raise DataError(
-            f"only {len(calibration_images)} images are available to calibrate a judge (images outside the evaluated groups); "
-            f"at least {MIN_IMAGES} are needed",
-            "enlarge the pool",
-        )
+    too_few = plan.too_few_to_judge(len(calibration_images), MIN_IMAGES)
+    evaluated = len(plan.sets["test"]) + len(plan.sets["gold"])
+    report.n_in = evaluated + plan.num_skipped
+    report.n_ok, report.n_abstained = (0, report.n_in) if too_few else (evaluated, plan.num_skipped)
 
     def open_cache(stage: str, description: Any) -> ResultCache:
         return ResultCache(_cache_url(config, layout), stage, fingerprint(description), VECTOR)
@@ -141,20 +136,24 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGener
     media = MediaShardReader(layout.media)
     texts = pair_texts(plan, tables.pairs, tables.events)
     tagger = find_audio_tagger(layout)
-    result = run_evaluation(
-        config,
-        plan,
-        calibration_images,
-        texts,
-        None if tagger is None else partial(caption_audio, tagger),
-        {audio_id: space.audio[row] for audio_id, row in space.audio_row.items()},
-        generator,
-        media,
-        image_judges,
-        audio_judge,
-        open_cache,
+    result = (
+        generate_only(config, plan, generator, media, too_few)
+        if too_few
+        else run_evaluation(
+            config,
+            plan,
+            calibration_images,
+            texts,
+            None if tagger is None else partial(caption_audio, tagger),
+            {audio_id: space.audio[row] for audio_id, row in space.audio_row.items()},
+            generator,
+            media,
+            image_judges,
+            audio_judge,
+            open_cache,
+        )
     )
-    report.computed, report.reused = result.computed, result.reused
+    report.cache_misses, report.cache_hits = result.cache_misses, result.cache_hits
     protocol = _protocol(config, generator) | {
         "families_that_took_part": sorted(set().union(*used_families.values())),
         "shared_families": shared,
@@ -210,16 +209,16 @@ def read_tables(layout: ProjectPaths) -> StageTables:
 
 
 def read_ground_truth(config: EvaluateConfig, layout: ProjectPaths, tables: StageTables) -> GroundTruth:
-    """Labels and true pairs of `evaluate.ground_truth`.
+    """Labels and true pairs of `evaluate.ground_truth`; none if it is null.
 
     Raises:
         DataError: the file is missing, too large, or lacks a column.
     """
+    if config.ground_truth is None:
+        return match([], tables.images, tables.audio)
     path = layout.root / config.ground_truth
     if not path.is_file():
-        raise DataError(
-            f"evaluate.ground_truth: {path} is missing", "set it to a table with ground truth; a header without rows is enough"
-        )
+        raise DataError(f"evaluate.ground_truth: {path} is missing", "set it to a table with ground truth, or to null")
     if path.stat().st_size > MAX_GROUND_TRUTH_BYTES:
         raise DataError(f"evaluate.ground_truth: {path} is larger than {MAX_GROUND_TRUTH_BYTES} bytes")
     rows = parse_manifest(path.read_text(encoding="utf-8-sig"), config.ground_truth)
@@ -233,8 +232,8 @@ def read_training_history(model: Path) -> TrainingHistory:
     for path in sorted(folder.glob("*.png")):
         step = re.search(r"(\d+)", path.stem)
         if step:
-            grids[int(step.group(1))] = path.read_bytes()
-    tables = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.csv"))}
+            grids[int(step.group(1))] = read_verified(path)
+    tables = {path.name: read_verified(path).decode("utf-8") for path in sorted(folder.glob("*.csv"))}
     return TrainingHistory(training_curves(tables), grids)
 
 
@@ -308,7 +307,7 @@ def _cache_url(config: EvaluateConfig, layout: ProjectPaths) -> str:
 
 
 def _vectors(path: Path, meta: Row) -> FloatArray:
-    payload = path.read_bytes() if path.is_file() else b""
+    payload = read_verified(path) if path.is_file() else b""
     if sha256_bytes(payload) != meta["sha256"][path.name]:
         raise IntegrityError(f"{path}: sha256 differs from the one in meta.json", "run: dvc repro --force embed")
     return np.asarray(np.load(io.BytesIO(payload), allow_pickle=False), np.float32)
@@ -392,7 +391,7 @@ def _compared_samples(
 def _json(path: Path) -> Row:
     if not path.is_file():
         raise DataError(f"{path} is missing", "run the stage that writes it: dvc repro")
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = json.loads(read_verified(path))
     if not isinstance(value, dict):
         raise DataError(f"{path}: the content is no JSON object", "run the stage that writes it: dvc repro --force")
     return value

@@ -75,12 +75,12 @@ class GateResult:
 
 
 def read_gate(layout: ProjectPaths) -> PromotionGate:
-    """Read `infra/gate.yaml`.
+    """Read `infra/gate.yaml` of the project, else that of the package.
 
     Raises:
         ConfigError: the file is missing or not valid.
     """
-    path = layout.root / "infra/gate.yaml"
+    path = layout.packaged("infra/gate.yaml")
     params = load_params(path)
     try:
         return parse_section(PromotionGate, "promotion", params)
