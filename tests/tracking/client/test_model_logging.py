@@ -284,7 +284,7 @@ def test_version_carries_its_evaluation(layout: ProjectPaths, sqlite: Sqlite, ex
     assert "- test/win_rate 0.52 [0.45, 0.61]" in version.description
     evaluation = next(run for run in runs(client) if run.info.run_name == "evaluate")
     assert f"/runs/{evaluation.info.run_id}/artifacts" in version.description
-    assert {"dataset": "birds", "seed": "7", "evaluation": "at chance"}.items() <= version.tags.items()
+    assert {"dataset": "birds", "seed": "7", "evaluation": "not above chance"}.items() <= version.tags.items()
     assert len(version.tags) <= 8
     logged = {metric.key: metric.value for metric in client.get_logged_model(version.source.removeprefix("models:/")).metrics}
     assert logged == {"test/win_rate": 0.52, "test/win_rate_low": 0.45, "test/win_rate_high": 0.61, "test/clips": 13.0}
