@@ -11,11 +11,13 @@ from pipeline_steps import __version__
 from pipeline_steps.commands import (
     check,
     compare,
+    demo,
     doctor,
     draw,
     export,
     find,
     forget,
+    init,
     labels,
     promote,
     quarantine,
@@ -38,8 +40,8 @@ app = typer.Typer(
 app.command(cls=draw.DrawCommand)(draw.draw)
 app.add_typer(quarantine.app, name="quarantine")
 for command in (
-    *(doctor.doctor, run.run, find.find, report.report, check.check, labels.labels, verify.verify, export.export),
-    *(trace.trace, forget.forget, compare.compare, promote.promote, promote.rollback, ui.ui, sync.sync),
+    *(init.init, doctor.doctor, run.run, find.find, report.report, check.check, labels.labels, verify.verify, export.export),
+    *(trace.trace, forget.forget, compare.compare, promote.promote, promote.rollback, ui.ui, demo.demo, sync.sync),
 ):
     app.command()(command)
 

@@ -41,6 +41,8 @@ HEAVY = {
     "dvc",
     "prefect",
     "PIL",
+    "gradio",
+    "uvicorn",
 }
 
 

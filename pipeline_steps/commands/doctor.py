@@ -60,7 +60,7 @@ def _python(_layout: ProjectPaths) -> Iterator[CheckResult]:
 
 
 def _packages(_layout: ProjectPaths) -> Iterator[CheckResult]:
-    """Runtime dependencies of the installed distribution and their version bounds (`docs/dependencies.md` has the reasons)."""
+    """Runtime dependencies of the installed distribution and their version bounds (`docs/contributing/dependencies.md` has the reasons)."""
     from importlib.metadata import PackageNotFoundError, requires, version
 
     from packaging.requirements import Requirement
@@ -141,10 +141,10 @@ def _params(layout: ProjectPaths) -> Iterator[CheckResult]:
 
 
 def _pool(layout: ProjectPaths) -> Iterator[CheckResult]:
-    from pipeline_steps.core.pool_check import check_ingest_root
+    from pipeline_steps.core.pool_check import check_project_pools
 
-    check_ingest_root(layout)
-    yield CheckResult("pool", "ok", "DVC can hash every entry of ingest.root")
+    check_project_pools(layout)
+    yield CheckResult("pool", "ok", "DVC can hash every entry of the pools")
 
 
 def _lock(layout: ProjectPaths) -> Iterator[CheckResult]:

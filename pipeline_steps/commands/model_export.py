@@ -125,9 +125,10 @@ def backbone_license(layout: ProjectPaths, index: Mapping[str, Any]) -> str:
     params = load_params(layout.params) if layout.params.is_file() else {}
     named = str(params.get("train", {}).get("ip_adapter", {}).get("backbone", {}).get("model", ""))
     model = Path(reference.get("model") or named)
-    if model.is_relative_to(ProjectPaths().assets) and layout.assets_manifest.is_file():
+    manifest = layout.packaged("assets.toml")
+    if model.is_relative_to(ProjectPaths().assets) and manifest.is_file():
         prefix = f"{model.relative_to(ProjectPaths().assets).as_posix()}/"
-        assets = parse_manifest(layout.assets_manifest.read_text(encoding="utf-8"))
+        assets = parse_manifest(manifest.read_text(encoding="utf-8"))
         found = {asset.license for asset in assets if any(output.startswith(prefix) for output in asset.outputs)}
         parts = dict.fromkeys(part.strip() for license in sorted(found) for part in license.split(" AND "))
         return " AND ".join(parts) or "unknown"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,6 +75,7 @@ def model_trace(
     from pipeline_steps.tracking.lineage.dvc_digests import relative
     from pipeline_steps.tracking.lineage.lock_history import checkout_snapshot, find_lock, stage_lineage
 
+    info = replace(info, tags=registry.all_tags(info))
     path = info.tags.get("dvc.path") or relative(layout, layout.model)
     lock = find_lock(layout, path, info.md5, info.commit)
     steps = stage_lineage(lock.content, path)

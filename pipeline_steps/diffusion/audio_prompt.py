@@ -1,7 +1,8 @@
 """Audio prompt: prompt embeddings of a sound, from the names of its sources. Needs no training.
 
-The embeddings are a weighted mean of the text encoder's token states: those of the sources that the tags name, and those of the
-empty prompt for what is missing to full loudness. A text-to-image backbone reads them like any prompt.
+A source of weight w, relative to the strongest one, has the text encoder's states `w * states(source) + (1 - w) * states("")`.
+One source fills the prompt. Several share its tokens, so that a query of cross-attention can attend to one of them.
+A text-to-image backbone reads both like any prompt.
 """
 
 from __future__ import annotations
@@ -74,19 +75,29 @@ class AudioPrompt:
         return self.quiet_weight + (1.0 - self.quiet_weight) * min(1.0, max(0.0, position))
 
     def weighted_texts(self, tags: torch.Tensor, loudness: float) -> list[tuple[str, float]]:
-        """Prompts with weights of sum 1, the empty one last."""
+        """Prompts of the sources, strongest first, with weights from 0 to 1; the empty prompt if there is none.
+
+        The weight of the strongest is that of the loudness.
+        """
         if not self.reads_audio:
             return [(self.template, 1.0)]
-        scale = self.loudness_weight(loudness)
-        texts = [(self.template.format(source), scale * weight) for source, weight in self.sources(tags)]
-        rest = 1.0 - sum(weight for _, weight in texts)
-        return [*texts, ("", rest)] if rest > 1e-6 else texts
+        sources = self.sources(tags)
+        if not sources:
+            return [("", 1.0)]
+        scale = self.loudness_weight(loudness) / sources[0][1]
+        return [(self.template.format(source), scale * weight) for source, weight in sources]
 
     def embed(self, clips: Sequence[AudioTokens], encode_prompt: Callable[[str], torch.Tensor]) -> torch.Tensor:
         """Prompt embeddings [N, L, width]; `encode_prompt` returns those [1, L, width] of a text."""
-        return torch.cat([blend(self.weighted_texts(clip.tags, clip.loudness), encode_prompt) for clip in clips])
+        empty = encode_prompt("")
+        texts = [self.weighted_texts(clip.tags, clip.loudness) for clip in clips]
+        return torch.cat(
+            [share_tokens([torch.lerp(empty, encode_prompt(text), weight) for text, weight in named]) for named in texts]
+        )
 
 
-def blend(texts: Sequence[tuple[str, float]], encode_prompt: Callable[[str], torch.Tensor]) -> torch.Tensor:
-    """Weighted sum [1, L, width] of the embeddings of texts."""
-    return torch.stack([weight * encode_prompt(text) for text, weight in texts]).sum(0)
+def share_tokens(states: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Token states [..., L, width] of several texts with the same number of tokens each: the first L / n of each of n texts."""
+    length, count = states[0].shape[-2], len(states)
+    ends = [length * (i + 1) // count for i in range(count)]
+    return torch.cat([part[..., : end - start, :] for part, start, end in zip(states, [0, *ends], ends, strict=False)], -2)

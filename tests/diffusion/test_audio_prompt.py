@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline_steps.diffusion.audio_prompt import AudioPrompt, blend, tag_sources
+from pipeline_steps.diffusion.audio_prompt import AudioPrompt, share_tokens, tag_sources
 from pipeline_steps.diffusion.audio_tokens import AudioTokens
 
-BARK, DOG, ANIMAL, MEOW, ROOM = 70, 69, 67, 78, 500
+BARK, DOG, ANIMAL, MEOW, MOO, ROOM = 70, 69, 67, 78, 86, 500
 
 
 def tags(**probabilities: float) -> torch.Tensor:
@@ -55,22 +55,36 @@ def test_two_sources_are_weighted_by_their_probability() -> None:
     assert len(AudioPrompt().sources(tags(BARK=0.8, MEOW=0.7))) == 2
 
 
-def test_a_quiet_sound_is_blended_with_the_empty_prompt() -> None:
+def test_weights_follow_the_loudness_and_the_strongest_source() -> None:
     prompt, one = AudioPrompt("a drawing of {}"), tags(BARK=0.8)
-    weights = [dict(prompt.weighted_texts(one, loudness)).get("", 0.0) for loudness in (-70, -50, -40, -30, -25, -10)]
-    assert weights == sorted(weights, reverse=True)
-    assert weights[0] == pytest.approx(0.8)
-    assert weights[-1] == 0
+    weights = [dict(prompt.weighted_texts(one, loudness))["a drawing of a dog"] for loudness in (-70, -50, -40, -30, -25, -10)]
+    assert weights == sorted(weights)
+    assert weights[:2] == pytest.approx([0.2, 0.2])
+    assert weights[-2:] == [1, 1]
+    both = tags(BARK=0.4, MEOW=0.8)
+    assert AudioPrompt(min_weight=0.3).weighted_texts(both, -10) == [("a cat", 1.0), ("a dog", pytest.approx(0.5))]
+    assert dict(AudioPrompt(min_weight=0.3).weighted_texts(both, -50))["a dog"] == pytest.approx(0.1)
     assert prompt.weighted_texts(one, -10) == [("a drawing of a dog", 1.0)]
     assert prompt.weighted_texts(tags(), -10) == [("", 1.0)]
 
 
-def test_the_embedding_is_the_weighted_mean_over_the_texts() -> None:
-    assert torch.allclose(blend([("ab", 0.25), ("abcdef", 0.75)], encode), torch.full((1, 2, 3), 5.0))
-    clips = [AudioTokens(torch.zeros(1, 1, 1), tags(BARK=0.8), -10.0), AudioTokens(torch.zeros(1, 1, 1), tags(), -10.0)]
-    embedded = AudioPrompt().embed(clips, encode)
-    assert embedded.shape == (2, 2, 3)
-    assert embedded[:, 0, 0].tolist() == [len("a dog"), 0]
+def test_one_source_fills_the_prompt_and_two_share_it() -> None:
+    def clip(loudness: float, **probabilities: float) -> AudioTokens:
+        return AudioTokens(torch.zeros(1, 1, 1), tags(**probabilities), loudness)
+
+    clips = [clip(-10, BARK=0.8), clip(-10), clip(-50, BARK=0.8), clip(-10, BARK=0.8, MOO=0.4)]
+    embedded = AudioPrompt(min_weight=0.3).embed(clips, encode)
+    assert embedded.shape == (4, 2, 3)
+    assert embedded[:, 0, 0].tolist() == pytest.approx([len("a dog"), 0, 0.2 * len("a dog"), len("a dog")])
+    assert embedded[:, 1, 0].tolist() == pytest.approx([len("a dog"), 0, 0.2 * len("a dog"), 0.5 * len("a cow")])
+
+
+def test_texts_that_share_tokens_have_their_first_ones_in_order() -> None:
+    one, other = torch.arange(14.0).reshape(1, 7, 2), -torch.arange(14.0).reshape(1, 7, 2)
+    shared = share_tokens([one, other])
+    assert shared.shape == one.shape
+    assert torch.equal(shared, torch.cat([one[:, :3], other[:, :4]], 1))
+    assert torch.equal(share_tokens([one]), one)
 
 
 def test_a_template_without_a_placeholder_is_the_prompt_of_every_clip() -> None:
