@@ -17,7 +17,7 @@ from pipeline_steps.core.escape import escape_markdown
 from pipeline_steps.core.presets import flatten
 
 METRIC_ROWS = 60
-TIMING_KEYS = ("seconds", "items_per_second", "n_in", "n_ok", "n_abstained", "n_quarantined", "cache_misses", "cache_hits")
+ITEM_COUNTS = ("n_in", "n_ok", "n_abstained", "n_quarantined")
 
 
 def fenced(lines: Iterable[str]) -> str:
@@ -113,7 +113,7 @@ def metrics_diff(old: Mapping[str, str | None], new: Mapping[str, str | None]) -
                 continue
             if last != "value" and (f"{parent}.value" in before or f"{parent}.value" in after):
                 continue
-            if key in TIMING_KEYS or key.endswith("seconds") or before.get(key) == after.get(key):
+            if key in ITEM_COUNTS or key.endswith("seconds") or before.get(key) == after.get(key):
                 continue
             low, high = (after.get(f"{parent}.{end}" if last == "value" else f"{key}_{end}") for end in ("low", "high"))
             interval = (low, high) if low is not None and high is not None else None

@@ -142,6 +142,8 @@ def summary(layout: ProjectPaths) -> dict[str, Any]:
         path = layout.report(stage)
         if path.is_file():
             report = json.loads(path.read_text(encoding="utf-8"))
+            runtime = layout.runtime(stage)
+            report |= json.loads(runtime.read_text(encoding="utf-8")) if runtime.is_file() else {}
             keys = ("n_in", "n_ok", "n_abstained", "n_quarantined", "cache_misses", "cache_hits", "seconds")
             found[stage] = {key: report.get(key) for key in keys}
     return found

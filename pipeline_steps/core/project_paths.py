@@ -55,6 +55,10 @@ class ProjectPaths:
     def report(self, stage: str) -> Path:
         return self.reports / f"{stage}.json"
 
+    def runtime(self, stage: str) -> Path:
+        """Duration and cache use of the last execution of a stage; no out of the stage, because they differ every time."""
+        return self.reports / "runtime" / f"{stage}.json"
+
 
 def find_root(start: Path) -> Path | None:
     """Nearest folder at or above `start` with a `dvc.yaml`, as an absolute path; None if there is none."""

@@ -13,7 +13,10 @@ from pipeline_steps.core.errors import DataError
 
 @dataclass
 class StageReport:
-    """Counts of items (n_in = n_ok + n_abstained + n_quarantined), cache use, and metrics of a stage."""
+    """Counts of items (n_in = n_ok + n_abstained + n_quarantined) and results of a stage.
+
+    `metrics` is a function of the inputs. `runtime`, like the cache use, may differ from one execution to the next.
+    """
 
     stage: str
     n_in: int = 0
@@ -23,6 +26,7 @@ class StageReport:
     cache_misses: int = 0
     cache_hits: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
+    runtime: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     def check_balance(self) -> None:
@@ -35,13 +39,19 @@ class StageReport:
                 "report this bug of the stage with the quarantine table",
             )
 
-    def write(self, path: Path) -> None:
-        """Check the balance and write the report."""
+    def write(self, path: Path, runtime_path: Path) -> None:
+        """Check the balance; write the report, an out that is equal for equal inputs, and the figures of this execution."""
         self.check_balance()
         seconds = time.monotonic() - self.started
-        speed = {"seconds": round(seconds, 3), "items_per_second": round(self.n_in / seconds, 3) if seconds else 0.0}
-        counts = {name: value for name, value in vars(self).items() if name not in {"metrics", "started"}}
-        write_json(path, counts | speed | self.metrics)
+        execution = {
+            "cache_misses": self.cache_misses,
+            "cache_hits": self.cache_hits,
+            "seconds": round(seconds, 3),
+            "items_per_second": round(self.n_in / seconds, 3) if seconds else 0.0,
+        }
+        write_json(runtime_path, execution | self.runtime)
+        counts = {name: getattr(self, name) for name in ("stage", "n_in", "n_ok", "n_abstained", "n_quarantined")}
+        write_json(path, counts | self.metrics)
 
     def line(self) -> str:
         """One line for the terminal."""

@@ -122,10 +122,14 @@ def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
     assert_unit(audio_vectors, "audio vectors")
     report.metrics = {
         "dimension": encoder.dimension,
-        "texts": {"n": len(text_keys), "cache_misses": text_computed, "cache_hits": len(phrases) - text_computed},
-        "sounds": {"n": len(audio_keys), "cache_misses": computed, "cache_hits": len(audio_ids) - computed - len(failed)},
-        "tag_vectors_reused": artifact_cached,
+        "texts": {"n": len(text_keys)},
+        "sounds": {"n": len(audio_keys)},
         **({"int8": int8} if int8 else {}),
+    }
+    report.runtime = {
+        "texts": {"cache_misses": text_computed, "cache_hits": len(phrases) - text_computed},
+        "sounds": {"cache_misses": computed, "cache_hits": len(audio_ids) - computed - len(failed)},
+        "tag_vectors_cached": artifact_cached,
     }
     with record_checksums("embed", layout.embeddings):
         _write(layout.embeddings, encoder, phrases, (text_keys, text_vectors), (audio_keys, audio_vectors), quarantined)

@@ -31,8 +31,12 @@ class JudgeCheckpointsConfig(StageConfig):
 
     __pydantic_extra__: dict[str, JudgeCheckpointConfig] = Field(init=False)
 
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="device of the judges; auto: a GPU if there is one")
-    dtype: Literal["float32", "bfloat16", "auto"] = Field(default="float32", description="precision of the judges; auto: bfloat16 on a GPU")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="device of the judges; auto: a GPU if there is one"
+    )
+    dtype: Literal["float32", "bfloat16", "auto"] = Field(
+        default="float32", description="precision of the judges; auto: bfloat16 on a GPU"
+    )
 
     def get(self, name: str) -> JudgeCheckpointConfig:
         """Weights of judge `name`; empty if there is no entry."""

@@ -32,7 +32,9 @@ class ImageConfig(StageConfig):
     max_side: int = Field(default=256, ge=16, le=4096, description="px, longer side of the stored copy; never enlarged")
     min_side: int = Field(default=16, ge=1, le=4096, description="px, shorter side of the original")
     max_aspect: float = Field(default=10.0, ge=1, le=1000, description="largest accepted ratio of longer to shorter side")
-    max_megapixels: float = Field(default=50.0, gt=0, le=1000, description="largest accepted image, 10^6 px, read from the header before decoding")
+    max_megapixels: float = Field(
+        default=50.0, gt=0, le=1000, description="largest accepted image, 10^6 px, read from the header before decoding"
+    )
     max_file_mb: float = Field(default=100.0, gt=0, le=4096, description="largest accepted file, 10^6 bytes")
     animated: Literal["first", "refuse"] = Field(default="first", description="several frames: use the first, or quarantine")
     phash_distance: int = Field(default=4, ge=-1, le=8, description="bits of 64 within which images group; -1 disables")

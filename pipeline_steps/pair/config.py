@@ -47,7 +47,9 @@ class PairConfig(StageConfig):
 
     min_confidence: float = Field(0.05, ge=0, le=1, description="events below it are not used")
     null_quantile: float = Field(0.99, ge=0, lt=1, description="quantile of random z-scores that a match must reach")
-    null_samples: int = Field(200_000, ge=100, le=20_000_000, description="random text-audio scores that estimate `null_quantile`")
+    null_samples: int = Field(
+        200_000, ge=100, le=20_000_000, description="random text-audio scores that estimate `null_quantile`"
+    )
     event_pooling: Literal["max", "mean"] = Field(
         "max", description="value of a clip over the events of an image: maximum or weighted mean"
     )

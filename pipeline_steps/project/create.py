@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_steps.core.atomic import write_text
-from pipeline_steps.core.config import load_params
+from pipeline_steps.core.config import config_class, load_params
 from pipeline_steps.core.errors import ConfigError, ResourceError
 from pipeline_steps.core.git import try_git
 from pipeline_steps.core.pool_check import pool_roots, source_deps
-from pipeline_steps.core.presets import load_overlay, merge, validate_params
+from pipeline_steps.core.presets import load_overlay, validate_params
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.ingest.sources.archives import AUTHOR, GROUP, LICENSE, SOURCE
 from pipeline_steps.project.code_digests import packaged_stages, write_code_digests
@@ -36,7 +36,7 @@ PARAMS_HEADER = """# Values that differ from the defaults. All keys: docs of the
 IGNORED = (
     *("/.cache/", "/.runs/", "/error.json", "/mlflow.db*", "/mlartifacts/", "__pycache__/"),
     *("/data/assets", "/data/catalog", "/data/media", "/data/captions", "/data/embeddings", "/data/retrieval", "/data/pairs"),
-    *("/models/audio2image", "/reports/audio", "/reports/plots", "/reports/samples", "/reports/index.html"),
+    *("/models/audio2image", "/reports/audio", "/reports/plots", "/reports/samples", "/reports/runtime", "/reports/index.html"),
 )
 DVC_IGNORED = (".cache", ".runs", ".venv", "__pycache__", "*.pyc")
 DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n"
@@ -78,7 +78,8 @@ def create_project(
         if path.exists():
             raise ConfigError(f"{path} exists", f"change ingest.pools in it, then run: sonify init {folder}")
     params: dict[str, Any] = {name: {} for name in packaged_stages()}
-    merge(params, load_overlay(folder, preset))
+    for name, section in load_overlay(folder, preset).items():
+        params[name] = _changes(section, config_class(name).with_groups(section)().model_dump())
     params["ingest"] = {"pools": _pools(folder, pictures, sounds, metadata), **params["ingest"]}
     _check_overlap(layout, params)
     validate_params(params, "report this: a project must be valid from the start")
@@ -102,7 +103,7 @@ def renew_project(layout: ProjectPaths) -> list[str]:
     _check_overlap(layout, params)
     write_text(layout.graph, GRAPH_HEADER + _yaml({"stages": project_stages(params)}))
     write_code_digests(layout)
-    done = [f"{layout.graph}: {len(packaged_stages())} stages"]
+    done = [f"{layout.graph}: stage code and the {len(packaged_stages())} stages of the pipeline"]
     _add_lines(layout.root / ".gitignore", IGNORED)
     if not (layout.root / "README.md").exists():
         write_text(layout.root / "README.md", README.format(name=layout.root.resolve().name))
@@ -132,6 +133,19 @@ def project_stages(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             **{key: stage[key] for key in ("outs", "metrics", "plots", "meta") if key in stage},
         }
     return stages
+
+
+def _changes(section: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a section that differ from the defaults."""
+    found = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping):
+            value = _changes(value, defaults[key])
+            if not value:
+                continue
+        if value != defaults.get(key, KeyError):
+            found[key] = value
+    return found
 
 
 def _pools(folder: Path, pictures: Path, sounds: Path, metadata: Path | None) -> dict[str, Any]:
@@ -201,7 +215,7 @@ def _stored(folder: Path, path: Path) -> str:
 def _check_overlap(layout: ProjectPaths, params: Mapping[str, Any]) -> None:
     """Raise ConfigError when a source contains the project or lies in an out: DVC would find a circle."""
     project = layout.root.resolve()
-    outs = [project / out for stage in packaged_stages().values() for out in stage["outs"]]
+    outs = [project / out for stage in packaged_stages().values() for out in stage["outs"] if isinstance(out, str)]
     for name, root in pool_roots(params).items():
         source = (project / root).resolve()
         for path in (project, *outs):

@@ -78,7 +78,9 @@ class SamplingConfig(StageConfig):
 
     scheduler: Literal["auto", "dpm++", "ddim"] = Field(default="auto", description="auto: dpm++ (DPM-Solver++)")
     num_inference_steps: int = Field(default=16, ge=1, le=1000, description="sampling steps")
-    guidance_scale: float = Field(default=3.0, ge=0.0, le=50.0, description="classifier-free guidance; 1: none, 0 ignores the audio")
+    guidance_scale: float = Field(
+        default=3.0, ge=0.0, le=50.0, description="classifier-free guidance; 1: none, 0 ignores the audio"
+    )
 
 
 class PerformanceConfig(StageConfig):

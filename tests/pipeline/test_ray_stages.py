@@ -47,7 +47,7 @@ def make_project(folder: Path, project: Path, demo: Path, assets: Path, **engine
 
 
 def report(layout: ProjectPaths, stage: str) -> dict[str, Any]:
-    return dict(json.loads(layout.report(stage).read_text()))
+    return {**json.loads(layout.report(stage).read_text()), **json.loads(layout.runtime(stage).read_text())}
 
 
 def actors() -> list[int]:

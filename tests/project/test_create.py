@@ -72,9 +72,7 @@ def skipped(output: str, stage: str) -> bool:
     return f"Stage '{stage}' didn't change, skipping" in output
 
 
-def test_two_projects_beside_each_other_and_an_upgrade(tmp_path: Path) -> None:
-    package = tmp_path / "environment" / PACKAGE.name
-    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+def test_two_projects_beside_each_other(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for root, shade in ((first, 0), (second, 50)):
         result = CliRunner().invoke(
@@ -83,29 +81,21 @@ def test_two_projects_beside_each_other_and_an_upgrade(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         assert json.loads(result.stdout)["next"] == f"next: cd {root} && dvc repro"
     before = snapshot(tmp_path / "files-first")
-    assert "Running stage 'ingest'" in dvc(first, "repro", "ingest", package=package)
+    assert "Running stage 'ingest'" in dvc(first, "repro", "ingest")
     kept = snapshot(first)
-    dvc(second, "repro", "ingest", package=package)
+    dvc(second, "repro", "ingest")
     assert snapshot(first) == kept
     assert snapshot(tmp_path / "files-first") == before
-    assert set(catalog(first)) == {f"{pool}.{suffix}" for pool, suffix in named(3)}
-    assert set(catalog(first)) == set(catalog(second))
+    assert set(catalog(first)) == {f"{pool}.{suffix}" for pool, suffix in named(3)} == set(catalog(second))
     assert not set(catalog(first).values()) & set(catalog(second).values())
 
-    assert skipped(dvc(first, "repro", "ingest", package=package), "ingest"), "nothing has changed"
-    assert set(json.loads(dvc(first, "status", "--json", "code", "ingest", package=package))) == {"code"}
+    assert skipped(dvc(first, "repro", "ingest"), "ingest"), "nothing has changed"
     assert not [line for line in run(first, "git", "status", "--short").splitlines() if "data/" in line]
-
-    (package / "pair/splits.py").write_text("# another\n" + (package / "pair/splits.py").read_text())
-    assert skipped(dvc(first, "repro", "ingest", package=package), "ingest"), "ingest does not use it"
-    (package / "ingest/license_ids.py").write_text("# another\n" + (package / "ingest/license_ids.py").read_text())
-    assert "Running stage 'ingest'" in dvc(first, "repro", "ingest", package=package)
-
-    picture(tmp_path / "files-first/pictures/new.png", 9)
-    assert "Running stage 'ingest'" in dvc(first, "repro", "ingest", package=package), "DVC depends on each pool"
-    sound(tmp_path / "files-first/sounds/new.wav", 900)
-    assert "Running stage 'ingest'" in dvc(first, "repro", "ingest", package=package)
-    assert len(catalog(first)) == 8
+    for folder, file in (("pictures", picture(first.parent / "files-first/pictures/new.png", 9)), ("sounds", None)):
+        file = file or sound(first.parent / "files-first/sounds/new.wav", 900)
+        changes = json.loads(dvc(first, "status", "--json", "ingest"))["ingest"]
+        assert {"changed deps": {str(file.parent): "modified"}} in changes, f"DVC depends on the pool {folder}"
+        file.unlink()
 
 
 def named(count: int) -> list[tuple[str, str]]:
@@ -246,3 +236,44 @@ def test_one_folder_for_both_is_one_pool(tmp_path: Path) -> None:
     folders(tmp_path / "files")
     layout, _ = create_project(tmp_path / "p", tmp_path / "files", tmp_path / "files")
     assert load_params(layout.params)["ingest"] == {"pools": {"media": {"root": str(tmp_path / "files")}}}
+
+
+@pytest.mark.parametrize(
+    ("path", "stages"),
+    [
+        ("pair/splits.py", {"pair"}),
+        ("evaluate/report/a_new_section.py", {"evaluate"}),
+        ("models/text_audio/clap.py", {"embed", "evaluate"}),
+        ("commands/run.py", set()),
+        ("project/create.py", set()),
+    ],
+)
+def test_an_upgrade_makes_stale_what_uses_the_changed_file(up_to_date: tuple[Path, Path], path: str, stages: set[str]) -> None:
+    root, package = up_to_date
+    target = package / path
+    before = target.read_bytes() if target.exists() else None
+    target.write_bytes((before or b"") + b"\n# another\n")
+    try:
+        run(root, sys.executable, "-m", "pipeline_steps.project", package=package)
+        found = json.loads(dvc(root, "status", "--json", package=package))
+    finally:
+        target.unlink() if before is None else target.write_bytes(before)
+    assert found.pop("code")
+    assert set(found) == stages
+    assert all(f"code.{name}" in str(change) for name, change in found.items())
+
+
+@pytest.fixture(scope="module")
+def up_to_date(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A project whose outs are a few bytes that DVC believes to be current, and the package that it uses."""
+    folder = tmp_path_factory.mktemp("upgrade")
+    package = folder / "environment" / PACKAGE.name
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    layout, _ = create_project(folder / "project", *folders(folder / "files"))
+    for stage in YAML(typ="safe").load(layout.graph.read_text())["stages"].values():
+        for out in [*(out for out in stage["outs"] if isinstance(out, str)), *(n for m in stage.get("metrics", ()) for n in m)]:
+            (layout.root / out).parent.mkdir(parents=True, exist_ok=True)
+            (layout.root / out).write_text("{}")
+    dvc(layout.root, "commit", "--force", "--quiet", package=package)
+    assert set(json.loads(dvc(layout.root, "status", "--json", package=package))) == {"code"}
+    return layout.root, package

@@ -263,7 +263,7 @@ def test_catalog_of_several_data_sets(tmp_path: Path) -> None:
     assert {reader.image(item).shape for item in reader.ids("image")} == {(48, 64, 3)}
     before = {path: path.read_bytes() for path in sorted((tmp_path / "data").rglob("*")) if path.is_file()}
     again = stage.run(CONFIG, ProjectPaths(tmp_path))
-    assert (again.computed, again.reused) == (0, 37)
+    assert (again.cache_misses, again.cache_hits) == (0, 37)
     assert {path: path.read_bytes() for path in before} == before
 
 

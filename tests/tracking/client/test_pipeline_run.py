@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,8 +81,6 @@ def test_all_of_it_is_sent_once_when_the_server_loses_answers(under_dvc: Project
     server.inject("")
     assert sync(under_dvc) == {}
     assert sync(under_dvc) == {}
-    import os
-
     everything = runs(server.client(), os.environ["MLFLOW_EXPERIMENT_NAME"])
     parents = [run for run in everything if PARENT not in run.data.tags]
     assert len(parents) == 1
@@ -110,7 +109,9 @@ def test_experiment_in_a_temporary_folder_is_tracked_in_the_project(under_dvc: P
     copy = under_dvc.root / ".dvc/tmp/exps/standalone/tmp123"
     (copy / ".dvc").mkdir(parents=True)
     (copy / "params.yaml").write_text(PARAMS)
-    work = "from tests.tracking.client.test_pipeline_run import stage; from pipeline_steps.core.project_paths import ProjectPaths"
+    work = (
+        "from tests.tracking.client.test_pipeline_run import stage; from pipeline_steps.core.project_paths import ProjectPaths"
+    )
     root = str(Path(__file__).resolve().parents[3])
     code = f"import sys; sys.path.insert(0, {root!r}); {work}; stage(ProjectPaths(), 'pair')"
     subprocess.run([sys.executable, "-c", code], cwd=copy, check=True)
