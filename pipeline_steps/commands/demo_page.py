@@ -89,6 +89,7 @@ if (devices) {
 
 CSS = """
 .gradio-container {max-width: 1200px !important}
+#drawn .grid-wrap, #history .grid-wrap {max-height: none; min-height: 0}
 footer {display: none !important}
 """
 
@@ -107,14 +108,16 @@ class LocalRequests:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] not in {"http", "websocket"}:
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         named = [_host_name(f"//{headers.get('host', '')}")]
         if origin := headers.get("origin"):
             named.append(_host_name(origin))
         if not self._hosts.issuperset(named):
             await send({"type": "http.response.start", "status": 421, "headers": [(b"content-type", b"text/plain")]})
-            return await send({"type": "http.response.body", "body": b"This page answers under its own host name only.\n"})
+            await send({"type": "http.response.body", "body": b"This page answers under its own host name only.\n"})
+            return
 
         async def with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -205,12 +208,10 @@ def _sound_tab(page: gr.Blocks, backend: DemoBackend) -> None:
             with gr.Row():
                 draw_button = gr.Button("Draw", variant="primary", elem_id="draw")
                 again = gr.Button("Draw with another seed", elem_id="again")
-            drawn = gr.Gallery(label="Images", columns=2, height="auto", object_fit="contain", elem_id="drawn", **VIEW)
+            drawn = gr.Gallery(label="Images", columns=2, object_fit="contain", elem_id="drawn", **VIEW)
             status = gr.Markdown(NO_SOUND, elem_id="status")
             mixture = gr.Audio(label="What the model gets", elem_id="mixture", **PLAYER)
-            history = gr.Gallery(
-                label="History of this session", columns=4, fit_columns=False, height="auto", elem_id="history", **VIEW
-            )
+            history = gr.Gallery(label="History of this session", columns=4, fit_columns=False, elem_id="history", **VIEW)
     drawings = gr.State([], time_to_live=FILE_AGE_SECONDS)
 
     def draw(*values: Any) -> list[Any]:
