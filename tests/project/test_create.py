@@ -271,7 +271,8 @@ def up_to_date(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     layout, _ = create_project(folder / "project", *folders(folder / "files"))
     for stage in YAML(typ="safe").load(layout.graph.read_text())["stages"].values():
-        for out in [*(out for out in stage["outs"] if isinstance(out, str)), *(n for m in stage.get("metrics", ()) for n in m)]:
+        for out in [*stage["outs"], *stage.get("metrics", ())]:
+            (out,) = [out] if isinstance(out, str) else out
             (layout.root / out).parent.mkdir(parents=True, exist_ok=True)
             (layout.root / out).write_text("{}")
     dvc(layout.root, "commit", "--force", "--quiet", package=package)
