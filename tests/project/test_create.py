@@ -263,6 +263,14 @@ def test_an_upgrade_makes_stale_what_uses_the_changed_file(up_to_date: tuple[Pat
     assert all(f"code.{name}" in str(change) for name, change in found.items())
 
 
+def test_a_plan_of_prefect_does_not_run_everything_after_the_stage_that_always_runs(up_to_date: tuple[Path, Path]) -> None:
+    from flows.dvc_graph import make_plan
+
+    root, package = up_to_date
+    run(root, sys.executable, "-m", "pipeline_steps.project", package=package)
+    assert {planned.node.name for planned in make_plan(root) if planned.runs} == {"code"}
+
+
 @pytest.fixture(scope="module")
 def up_to_date(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A project whose outs are a few bytes that DVC believes to be current, and the package that it uses."""
