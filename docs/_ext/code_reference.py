@@ -43,11 +43,14 @@ def configuration(stage: str) -> Iterator[str]:
         for name in registry.names():
             if getattr(registry.get(name), "config_class", None) is not None:
                 groups[name] = {}
-    schema = model.with_groups(groups).model_json_schema()
-    yield from _group(stage, schema, schema, {}, 3)
+    complete = model.with_groups(groups)
+    schema = complete.model_json_schema()
+    yield from _group(stage, schema, schema, complete().model_dump(mode="json"), 3)
 
 
-def _group(key: str, schema: Mapping[str, Any], root: Mapping[str, Any], defaults: Mapping[str, Any], level: int) -> Iterator[str]:
+def _group(
+    key: str, schema: Mapping[str, Any], root: Mapping[str, Any], defaults: Mapping[str, Any], level: int
+) -> Iterator[str]:
     """Keys of one group; groups inside it follow under their own heading."""
     inner = []
     for name, declared in schema.get("properties", {}).items():
@@ -56,7 +59,11 @@ def _group(key: str, schema: Mapping[str, Any], root: Mapping[str, Any], default
         if field.get("type") == "object" and "properties" in field:
             inner.append((f"{key}.{name}", field, default if isinstance(default, Mapping) else {}))
         else:
-            yield from _key(f"{key}.{name}", field, default, declared)
+            required = default is None and name in schema.get("required", ())
+            yield from _key(f"{key}.{name}", field, "required" if required else f"`{_yaml(default)}`", declared)
+            entry = field.get("additionalProperties")
+            if isinstance(entry, Mapping) and "properties" in entry:
+                inner.append((f"{key}.{name}.<name>", entry, {}))
     extra = schema.get("additionalProperties")
     if isinstance(extra, Mapping):
         entry = _resolve(extra, root)
@@ -68,10 +75,10 @@ def _group(key: str, schema: Mapping[str, Any], root: Mapping[str, Any], default
         yield from _group(path, field, root, default, level)
 
 
-def _key(key: str, field: Mapping[str, Any], default: Any, declared: Mapping[str, Any]) -> Iterator[str]:
+def _key(key: str, field: Mapping[str, Any], default: str, declared: Mapping[str, Any]) -> Iterator[str]:
     yield f"````{{confval}} {key}"
     yield f":type: {describe_type(field)}"
-    yield f":default: `{_yaml(default)}`\n"
+    yield f":default: {default}\n"
     yield sentence(declared.get("description") or field.get("description", ""), field.get("enum", ())) + "\n````\n"
 
 
@@ -84,12 +91,20 @@ def sentence(text: str, names: Sequence[str] = ()) -> str:
 
 
 def _resolve(field: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]:
-    """A property without its reference; keys beside the reference win."""
-    while "$ref" in field or len(field.get("allOf", ())) == 1:
+    """A property without references, also in its parts; keys beside a reference win."""
+    if "$ref" in field or len(field.get("allOf", ())) == 1:
         reference = field["$ref"] if "$ref" in field else field["allOf"][0]["$ref"]
-        target = root["$defs"][reference.rsplit("/", 1)[-1]]
-        field = {**target, **{key: value for key, value in field.items() if key not in ("$ref", "allOf", "default", "description")}}
-    return dict(field)
+        beside = {key: value for key, value in field.items() if key not in ("$ref", "allOf", "default", "description")}
+        return _resolve({**root["$defs"][reference.rsplit("/", 1)[-1]], **beside}, root)
+    found = dict(field)
+    for entry in found.pop("patternProperties", {}).values():  # a mapping whose names follow a pattern
+        found["additionalProperties"] = entry
+    for key in ("items", "additionalProperties"):
+        if isinstance(found.get(key), Mapping):
+            found[key] = _resolve(found[key], root)
+    if "anyOf" in found:
+        found["anyOf"] = [_resolve(one, root) for one in found["anyOf"]]
+    return found
 
 
 def _yaml(value: Any) -> str:
@@ -110,15 +125,22 @@ def describe_type(field: Mapping[str, Any]) -> str:
     if "anyOf" in field:
         return " or ".join(dict.fromkeys(describe_type(one) for one in field["anyOf"]))
     if "enum" in field or "const" in field:
-        return "one of " + ", ".join(f"`{_yaml(value)}`" for value in field["enum"]) if "enum" in field else f"`{_yaml(field['const'])}`"
+        return (
+            "one of " + ", ".join(f"`{_yaml(value)}`" for value in field["enum"])
+            if "enum" in field
+            else f"`{_yaml(field['const'])}`"
+        )
     kind = field.get("type", "any")
     if kind == "array":
         items = describe_type(field["items"]) if field.get("items") else "any"
         return f"list of {items}{_range(field, 'minItems', 'maxItems', 'items')}"
     if kind == "object":
         values = field.get("additionalProperties")
-        return f"mapping of names to {describe_type(values)}" if isinstance(values, Mapping) and values else "mapping"
-    name = {"integer": "int", "number": "float", "boolean": "`true` or `false`", "string": "str", "null": "`null`"}.get(kind, kind)
+        named = isinstance(values, Mapping) and values and "properties" not in values
+        return f"mapping of names to {describe_type(values)}" if named else "mapping"
+    name = {"integer": "int", "number": "float", "boolean": "`true` or `false`", "string": "str", "null": "`null`"}.get(
+        kind, kind
+    )
     if kind == "string":
         pattern = f", pattern `{field['pattern']}`" if "pattern" in field else ""
         return f"{name}{_range(field, 'minLength', 'maxLength', 'characters')}{pattern}"
@@ -193,7 +215,7 @@ def _help(parameter: Any) -> str:
         text += f" Range: {parameter.min} to {parameter.max}."
     elif parameter.min is not None:
         text += f" At least {parameter.min}."
-    if isinstance(default, str | int | float) and not isinstance(default, bool) and "efault" not in text:
+    if isinstance(default, str | int | float) and default not in ("", False, True) and "efault" not in text:
         text += f" Default: `{default}`."
     return text
 
@@ -225,7 +247,11 @@ def exit_codes(_argument: str) -> Iterator[str]:
     yield "| exit code | `kind` in `error.json` | class | meaning |\n|---|---|---|---|"
     yield "| 0 | | | done, or nothing to do |"
     for one in sorted(classes, key=lambda error: error.exit_code):
-        meaning = first_paragraph(one.__doc__) if one is not errors.StageError else "an error in the program; `error.json` has the traceback"
+        meaning = (
+            first_paragraph(one.__doc__)
+            if one is not errors.StageError
+            else "an error in the program; `error.json` has the traceback"
+        )
         yield f"| {one.exit_code} | `{one.kind}` | `{one.__name__}` | {meaning} |"
 
 

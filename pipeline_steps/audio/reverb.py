@@ -1,5 +1,5 @@
 """Rooms: impulse responses of shoebox rooms by the image-source method (Allen and Berkley 1979) as pyroomacoustics has it
-(Scheibler et al. 2018, arXiv 1710.04196), and sounds heard in them."""
+(Scheibler et al. 2018, arXiv 1710.04196), and clips convolved with them."""
 
 from __future__ import annotations
 

@@ -100,7 +100,9 @@ def draw(
     text: Annotated[str | None, typer.Option(help="Text beside the sound, if the model has a text encoder.")] = None,
     audio_scale: Annotated[
         float | None,
-        typer.Option(min=0, max=4, help="Weight of the sound beside --text; 0: the text alone; default: 1, as trained."),
+        typer.Option(
+            min=0, max=4, help="Weight of the sound beside --text; 0: the text alone, 1: the sound alone; default: 0.5."
+        ),
     ] = None,
     sweep: Annotated[
         SweptSetting | None, typer.Option(help="Write a labelled sheet: a row for each gain of the last sound, or each room.")

@@ -57,6 +57,16 @@ def test_every_direct_dependency_has_a_reason() -> None:
     assert not missing, missing
 
 
+def test_the_runtime_table_of_the_page_equals_the_dependencies() -> None:
+    import re
+    import tomllib
+
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    table = (PROJECT / "docs/contributing/dependencies.md").read_text().split("## Runtime")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `([\w.-]+)` \|", table, re.MULTILINE)
+    assert sorted(rows) == sorted(Requirement(line).name for line in project["dependencies"])
+
+
 def test_every_runtime_dependency_is_imported_or_capped() -> None:
     import ast
     import re

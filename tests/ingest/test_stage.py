@@ -250,7 +250,7 @@ def test_missing_root_or_table(copy: Path, change: dict, message: str) -> None:
 
 def test_table_without_a_configured_column(copy: Path) -> None:
     columns = CONFIG.columns.model_copy(update={"license": "license"})
-    with pytest.raises(DataError, match=r"manifest\.csv: no column 'license'; did you mean 'licence'"):
+    with pytest.raises(DataError, match=r"manifest\.csv: no column 'license' \(columns\.license; did you mean 'licence'"):
         stage.run(CONFIG.model_copy(update={"columns": columns}), ProjectPaths(copy))
 
 
