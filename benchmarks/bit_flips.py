@@ -49,7 +49,7 @@ COPIED = ("params.yaml", "dvc.yaml", "assets.toml", "backbone", "data", "models"
 SHORT: dict[str, Any] = {
     "train.ip_adapter.phases.adapter.max_steps": 2, "train.validation_steps": 2, "train.checkpointing_steps": 2,
     "evaluate.samples_per_audio": 1, "evaluate.unconditional_samples": 4, "evaluate.num_inference_steps": 1,
-    "evaluate.max_test_pairs": 8, "evaluate.num_bootstrap": 50, "evaluate.gain_sensitivity.num_clips": 0,
+    "evaluate.max_test_pairs": 8, "evaluate.num_bootstrap": 100, "evaluate.gain_sensitivity.num_clips": 0,
     "evaluate.abilities.names": [], "evaluate.image_judges": ["ssd_mobilenet_v2", "augnet"],
 }  # fmt: skip
 """Parameters of the copy."""

@@ -23,6 +23,8 @@ from flows.git_worktree import find_project
 from pipeline_steps.core.errors import ConfigError, ServiceError, StageError
 
 if TYPE_CHECKING:
+    from http.server import ThreadingHTTPServer
+
     from prefect.deployments.runner import RunnerDeployment
 
 HOST = "127.0.0.1"
@@ -162,23 +164,33 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def start_report_server(project: Path, port: int | None) -> ThreadingHTTPServer:
+    """Start the report server on a port; None selects that of SONIFY_REPORTS_URL, or a free one if it is in use.
+
+    Raises:
+        ConfigError: a port was given and cannot be used.
+    """
+    from flows.report_server import serve_reports
+    from flows.run_summary import report_base
+
+    try:
+        return serve_reports(project, (urlsplit(report_base()).port or 80) if port is None else port)
+    except OSError as error:
+        if port is not None:
+            raise ConfigError(f"port {port} cannot be used: {error.strerror}", "choose another with --reports-port") from error
+        return serve_reports(project, 0)
+
+
 def _serve(project: Path, api: str, schedule: bool, reports_port: int | None) -> None:
     from prefect import serve
 
     from flows import automations
     from flows.crashed_runs import mark_dead_runs_crashed
-    from flows.report_server import serve_reports
     from flows.run_summary import report_base
 
     automations.ensure_automation()
     mark_dead_runs_crashed(project)
-    port = urlsplit(report_base()).port or 80 if reports_port is None else reports_port
-    try:
-        reports = serve_reports(project, port)
-    except OSError as error:
-        if reports_port is not None:
-            raise ConfigError(f"port {port} cannot be used: {error.strerror}", "choose another with --reports-port") from error
-        reports = serve_reports(project, 0)
+    reports = start_report_server(project, reports_port)
     os.environ["SONIFY_REPORTS_URL"] = f"http://{HOST}:{reports.server_address[1]}"  # inherited by the processes of runs
     print(f"UI: {api.removesuffix('/api')}   reports: {report_base()}", flush=True)
     serve(*deployments(project, schedule), pause_on_shutdown=False, limit=MAX_CONCURRENT_RUNS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -170,7 +171,9 @@ def test_pairs_as_torch_and_datasets(paired: ProjectPaths, monkeypatch: pytest.M
     table = pairs.to_datasets()
     assert len(table) == len(pairs)
     assert table.features["audio"] == datasets.Audio(sampling_rate=48_000)
-    assert np.array_equal(np.asarray(table[1]["image"].convert("RGB")), pairs[1]["image"])
+    undecoded = table.cast_column("audio", datasets.Audio(decode=False))[1]
+    assert np.array_equal(np.asarray(undecoded["image"].convert("RGB")), pairs[1]["image"])
+    assert np.array_equal(soundfile.read(io.BytesIO(undecoded["audio"]["bytes"]), dtype="float32")[0], pairs[1]["audio"])
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"package datasets is not installed -> pip install 'seeing-sound\[datasets\]'"):
         pairs.to_datasets()

@@ -26,8 +26,8 @@ def check(
 ) -> None:
     """Decode every file like ingest and list what it accepts and quarantines.
 
-    Without DIR the project's parameters are used, the stages up to pair are tried on a sample, and pairs, time and disk of a run
-    are estimated. Exit code 3 if a run would stop or end without metrics.
+    Without DIR the project's parameters are used, the stages up to pair are tried on a sample, and pairs, time and disk of a
+    run are estimated. Exit code 3 if a run would stop or end without metrics.
     """
     from pipeline_steps.core.pool_check import check_pool_deps, find_unhashable
     from pipeline_steps.ingest.sources.resolve import list_sources

@@ -51,4 +51,6 @@ def demo(
             if not is_loopback(host):
                 print(f"note: the page has no password, and everyone who reaches {host}:{port} can use it", flush=True)
             print(f"Demo page: http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}  (Ctrl+C ends it)", flush=True)  # noqa: S104
-            uvicorn.run(build_app(backend, (*LOCAL_NAMES, host)), host=host.strip("[]"), port=port, log_level="warning")
+            page = build_app(backend, (*LOCAL_NAMES, host))
+            # Open pages hold connections, which would keep the server from ending.
+            uvicorn.run(page, host=host.strip("[]"), port=port, log_level="warning", timeout_graceful_shutdown=2)

@@ -37,7 +37,7 @@ MAX_SECONDS = 60.0
 """Longest sound in seconds, if stage `ingest` does not set a lower limit."""
 MAX_SEED = 2**31 - 1
 MAX_GUIDANCE = 20.0
-MAX_AUDIO_SCALE = 4.0
+MAX_AUDIO_SCALE = 1.0
 MAX_LOADED_MODELS = 2
 SHOWN_VERSIONS = 20
 

@@ -198,13 +198,12 @@ def model_card(
     if not isinstance(fields["license"], str) or fields["license"] == "other":  # the hub takes one license for a model
         name = "private" if private else "data-and-backbone"
         fields = {"license": "other", "license_name": name, "license_link": "README.md"}
-    adapter: dict[str, Any] = {"base_model": base, "base_model_relation": "adapter"} if base else {}
+    fields |= {"base_model": base, "base_model_relation": "adapter"} if base else {}
     head = ModelCardData(
         model_name=f"seeing-sound-{facts.md5[:12]}",
-        **fields,
         tags=["audio-to-image", "diffusion", "ip-adapter", "seeing-sound", *(["private"] if private else [])],
-        **adapter,
         eval_results=results or None,
+        **fields,
     )
     environment = Environment(
         loader=PackageLoader("pipeline_steps.commands", "."),

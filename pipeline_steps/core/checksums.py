@@ -1,8 +1,9 @@
 """Checksums of a stage's outs: recorded by the stage, compared by each reader.
 
-A stage writes `checksums.sha256` last into each of its folders, with one line per file in the format of `sha256sum`. Media
-shards are left out: each of their items has its hash in `index.parquet`, so an item is checked without reading its shard. A
-folder without the record (a checkpoint of somebody else, an interrupted stage) has nothing to compare with.
+A stage writes `checksums.sha256` last into each of its folders, with one line per file in the format of `sha256sum`; the last
+line is a comment with the sha256 of the lines before. Media shards are left out: each of their items has its hash in
+`index.parquet`, so an item is checked without reading its shard. A folder without the record (a checkpoint of somebody else, an
+interrupted stage) has nothing to compare with.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ LEVELS = 3
 """Folders above a file in which its record is searched; exported models have folders in folders."""
 
 _HEAD = re.compile(r"# written by stage ([a-z]+)\n")
-_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
+_LINE = re.compile(r"^([0-9a-f]{64})  (.+)$", re.MULTILINE)
 
 
 @contextmanager
@@ -38,7 +39,8 @@ def write_checksums(stage: str, folder: Path) -> None:
     """Record the files of a folder that `stage` has written."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     lines = [f"{sha256_file(folder / name)}  {name}\n" for name in names if name != NAME and not name.endswith(".tar")]
-    write_text(folder / NAME, f"# written by stage {stage}\n" + "".join(lines))
+    text = f"# written by stage {stage}\n" + "".join(lines)
+    write_text(folder / NAME, f"{text}# {sha256_bytes(text.encode())}\n")
 
 
 def read_checksums(folder: Path) -> tuple[str, dict[str, str]]:
@@ -47,11 +49,11 @@ def read_checksums(folder: Path) -> tuple[str, dict[str, str]]:
     Raises:
         IntegrityError: the record is damaged.
     """
-    lines = (folder / NAME).read_bytes().decode("utf-8", "replace").splitlines(keepends=True)
-    head, entries = _HEAD.fullmatch(lines[0] if lines else ""), [_LINE.fullmatch(line) for line in lines[1:]]
-    if head is None or not all(entries):
+    text, _, last = (folder / NAME).read_bytes().decode("utf-8", "replace").rpartition("# ")
+    head = _HEAD.match(text)
+    if head is None or last != f"{sha256_bytes(text.encode())}\n":
         raise IntegrityError(f"{folder / NAME} is damaged", _repair(folder / NAME, folder, head.group(1) if head else ""))
-    return head.group(1), {entry.group(2): entry.group(1) for entry in entries if entry}
+    return head.group(1), {name: digest for digest, name in _LINE.findall(text)}
 
 
 def verified_sha256(path: Path) -> str:

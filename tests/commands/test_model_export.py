@@ -77,7 +77,7 @@ def write_evaluation(layout: ProjectPaths) -> None:
 def write_lock(layout: ProjectPaths) -> None:
     model = {"path": "models/audio2image", "md5": hash_path(layout.model)}
     pairs = {"path": "data/pairs", "md5": hash_path(layout.pairs)}
-    stages = {"train": {"cmd": "x", "deps": [pairs], "outs": [model]}, "evaluate": {"cmd": "x", "deps": [model]}}
+    stages = {"train": {"cmd": "x", "deps": [pairs], "outs": [model]}, "evaluate": {"cmd": "x", "deps": [dict(model)]}}
     YAML().dump({"schema": "2.0", "stages": stages}, layout.lock)
 
 
@@ -105,7 +105,7 @@ def test_card_has_results_licenses_and_identity(project: ProjectPaths, tmp_path:
 def test_results_of_other_weights_are_left_out(project: ProjectPaths, tmp_path: Path) -> None:
     lock = project.lock.read_text().splitlines()
     last = max(number for number, line in enumerate(lock) if "md5:" in line)
-    lock[last] = f"      md5: {'0' * 32}.dir"
+    lock[last] = lock[last].partition("md5:")[0] + f"md5: {'0' * 32}.dir"
     project.lock.write_text("\n".join(lock))
     assert export_model(project, tmp_path / "out", None, private=False, publish=False).results == 0
 
@@ -117,16 +117,9 @@ def test_stock_diffusers_loads_the_export_in_a_process_without_the_project(proje
     assert model(TONE, 48_000)[0].size == (32, 32), "the card and the index of the backbone do not disturb the loader"
     arguments = model.model.stock_arguments(TONE)  # type: ignore[attr-defined]
     arguments["ip_adapter_image_embeds"] = arguments["ip_adapter_image_embeds"][0]
-    save_file({name: value.contiguous() for name, value in arguments.items()}, tmp_path / "conditions.safetensors")
-    command = [
-        sys.executable,
-        "-I",
-        "-c",
-        STOCK,
-        str(folder),
-        str(tmp_path / "conditions.safetensors"),
-        str(tmp_path / "x.png"),
-    ]
+    conditions, out = tmp_path / "conditions.safetensors", tmp_path / "x.png"
+    save_file({name: value.contiguous() for name, value in arguments.items()}, conditions)
+    command = [sys.executable, "-I", "-c", STOCK, str(folder), str(conditions), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     with Image.open(out) as image:

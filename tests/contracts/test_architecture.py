@@ -150,7 +150,7 @@ def test_every_parquet_out_has_a_contract() -> None:
     names = {value.name for value in vars(schemas).values() if isinstance(value, schemas.TableSchema)}
     written = set()
     for path in modules():
-        written |= set(re.findall(r"(?<!pyarrow\.)\b([a-z_]+)\.parquet", path.read_text()))
+        written |= set(re.findall(r"(?<!pyarrow\.)\b([a-z_]+)\.parquet\b", path.read_text()))
     assert written <= names | {"index", "pyarrow"}, f"no contract for {sorted(written - names)}"
 
 

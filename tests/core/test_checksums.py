@@ -36,7 +36,7 @@ def problem_of(path: Path) -> str:
 def test_record_is_what_sha256sum_checks(out: Path) -> None:
     text = (out / NAME).read_text()
     assert text.splitlines()[0] == "# written by stage pair"
-    assert [line.split("  ")[1] for line in text.splitlines()[1:]] == ["a/b/deep.bin", "pairs.parquet", "unet/config.json"]
+    assert [line.split("  ")[1] for line in text.splitlines()[1:-1]] == ["a/b/deep.bin", "pairs.parquet", "unet/config.json"]
     if shutil.which("sha256sum"):
         done = subprocess.run(["sha256sum", "--strict", "-c", NAME], cwd=out, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout.count(": OK")) == (0, 3), done
@@ -54,18 +54,14 @@ def test_damaged_file_is_named_with_the_cure(out: Path) -> None:
 
 
 def test_every_bit_of_the_record_is_checked(out: Path) -> None:
-    """A changed record never passes for all the files that it lists."""
+    """Whichever file is read, a changed record is an error."""
     record, intact = out / NAME, (out / NAME).read_bytes()
     files = [path for path in out.rglob("*") if path.is_file() and path != record and path.suffix != ".tar"]
-    head = intact.index(b"pair\n")
     for bit in range(8 * len(intact)):
         changed = bytearray(intact)
         changed[bit // 8] ^= 1 << bit % 8
         record.write_bytes(bytes(changed))
-        found = [problem for path in files if (problem := problem_of(path))]
-        assert all("dvc checkout" in problem for problem in found)
-        inside_stage_name = head <= bit // 8 < head + len("pair")
-        assert found or inside_stage_name, f"bit {bit} of {intact[max(0, bit // 8 - 8) : bit // 8 + 8]!r}"
+        assert all("is damaged" in (problem := problem_of(path)) and "dvc checkout" in problem for path in files), bit
 
 
 def test_file_that_the_record_does_not_list(out: Path) -> None:

@@ -89,6 +89,8 @@ def test_demo_from_nothing_twice(tmp_path: Path, assets: Path) -> None:
     assert "Running stage" not in said, "a second dvc repro must find nothing to do"
     print(f"second dvc repro: {time.monotonic() - started:.1f} s")
 
+    run_tutorial(first)
+
     # Another folder, from nothing, with ground truth that lies: only what evaluate writes may differ.
     second = build_small(tmp_path / "second", lie=True)
     repro(second)
@@ -103,6 +105,25 @@ def test_demo_from_nothing_twice(tmp_path: Path, assets: Path) -> None:
 
     commands_of_the_quick_start(first)
     one_picture_more(first)
+
+
+def run_tutorial(folder: Path) -> None:
+    """The code of the notebook, as a script without a main guard in the folder of the tutorials."""
+    notebook = json.loads((PROJECT / "docs/tutorials/python.ipynb").read_text())
+    code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    script = folder / "docs/tutorials/python.py"
+    script.parent.mkdir(parents=True)
+    script.write_text("\n".join(code))
+    done = subprocess.run(
+        [sys.executable, script.name],
+        cwd=script.parent,
+        env={**environment(), "PYTHONPATH": str(PROJECT), "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert " pairs" in done.stdout
 
 
 def commands_of_the_quick_start(folder: Path) -> None:

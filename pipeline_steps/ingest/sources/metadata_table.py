@@ -31,7 +31,11 @@ class MetadataQuery(NamedTuple):
 
     def columns(self) -> dict[str, str]:
         """Distinct names of all columns to read, each with the first key of the configuration that names it."""
-        keys = [("file", (self.file,)), ("license", (self.license,)), ("author", (self.author,))]
+        keys: list[tuple[str, tuple[str | None, ...]]] = [
+            ("file", (self.file,)),
+            ("license", (self.license,)),
+            ("author", (self.author,)),
+        ]
         keys += [("source", self.source), ("group", self.group)]
         found: dict[str, str] = {}
         for key, names in keys:
