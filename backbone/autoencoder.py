@@ -145,7 +145,7 @@ def train(
         if not decoder_only:
             loss = loss + settings["divergence_weight"] * channel_divergence(mean)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         tuner.step()

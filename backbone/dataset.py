@@ -77,13 +77,13 @@ def _tar_files(path: Path, prefix: str, suffix: str) -> dict[str, bytes]:
     return files
 
 
-def emoji_table(archive: Path) -> list[dict]:
+def emoji_table(archive: Path) -> list[dict[str, Any]]:
     """Return the entries of emoji.json in the used categories."""
     entries = json.loads(_tar_files(archive, "package/emoji.json", "")[""])
     return [entry for entry in entries if entry["category"] not in names.SKIPPED_EMOJI_CATEGORIES]
 
 
-def emoji_sources(downloads: Path, table: list[dict]) -> Iterator[Source]:
+def emoji_sources(downloads: Path, table: list[dict[str, Any]]) -> Iterator[Source]:
     """Yield the images of the three emoji packages in the order of the emoji table."""
     files = {package.name: downloads / package.file for package in packages()}
     for vendor in ("google", "twitter"):
@@ -252,10 +252,11 @@ def sampling_weights(rows: list[dict[str, Any]], balance: float, weak_weight: fl
 
     def weight(row: dict[str, Any]) -> float:
         if row["core"]:
-            return sum(of_source[source] ** -balance for source in row["core"])
+            return float(sum(of_source[source] ** -balance for source in row["core"]))
         if row["split"] != "train" or not row["sounds"]:
             return 0.0
-        return rest_weight * (1.0 if row["similarity"] >= EXACT else weak_weight) * of_thing[row["thing"]] ** -balance
+        certainty = 1.0 if row["similarity"] >= EXACT else weak_weight
+        return float(rest_weight * certainty * of_thing[row["thing"]] ** -balance)
 
     return np.array([weight(row) for row in rows])
 
@@ -270,7 +271,7 @@ def write_scenes(images: np.ndarray, rows: list[dict[str, Any]], output: Path, s
     pq.write_table(pa.Table.from_pylist(columns), output / "scenes.parquet")
 
 
-def _license_rows(kept: Counter) -> list[dict[str, Any]]:
+def _license_rows(kept: Counter[str]) -> list[dict[str, Any]]:
     return [
         {
             "package": p.name,
@@ -293,7 +294,7 @@ def build(downloads: Path, output: Path, root: Path, settings: dict[str, Any]) -
     table, thing_list = emoji_table(archive["emoji-datasource-google"]), things()
     words = names.vocabulary([*(n for e in table for n in names.emoji_names(e)), *(t.thing for t in thing_list)])
 
-    rejected: Counter = Counter()
+    rejected: Counter[str] = Counter()
     sources, pixels, looks = [], [], []
     candidates = [
         *emoji_sources(downloads, table),
@@ -351,8 +352,8 @@ def build(downloads: Path, output: Path, root: Path, settings: dict[str, Any]) -
                 "phash": ["".join("01"[int(b)] for b in view) for view in bits[i]],
             }
         )
-    sources = sorted({source for source, _ in tag_sources() if source})
-    mark_core(rows, find_core(rows, sources, encoder, settings["core"], core_names()), texts)
+    source_names = sorted({source for source, _ in tag_sources() if source})
+    mark_core(rows, find_core(rows, source_names, encoder, settings["core"], core_names()), texts)
     weights = sampling_weights(rows, settings["balance"], settings["weak_weight"], settings["core"]["rest_weight"])
     rows = [row | {"sampling_weight": float(weight)} for row, weight in zip(rows, weights, strict=True)]
     images = np.stack([pixels[i] for i in keep])

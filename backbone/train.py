@@ -136,7 +136,7 @@ def make_batch(data: TrainingData, step: int, settings: dict[str, Any]) -> Batch
         both = [torch.lerp(empty, one, weight / strongest), torch.lerp(empty, other, (1 - weight) / strongest)]
         two = torch.from_numpy(caption[1] > 0)[:, None, None]
         states = torch.where(two, share_tokens(both), torch.lerp(empty, one, weight))
-        return states + jitter * torch.from_numpy(caption[0] > 0)[:, None, None]
+        return torch.add(states, jitter * torch.from_numpy(caption[0] > 0)[:, None, None])
 
     return Batch(
         images=first,
@@ -182,18 +182,21 @@ class Trainer:
         factor = min(1.0, (self.step + 1) / s["warmup_steps"])
         if s["total_steps"]:
             factor *= min(1.0, max(0.0, (s["total_steps"] - self.step) / (s["cooldown_fraction"] * s["total_steps"])))
-        return s["lr"] * factor
+        return float(s["lr"] * factor)
 
     def losses(self, batch: Batch) -> torch.Tensor:
         """Return the mean squared error of the predicted velocity of each sample, [batch]."""
-        move = {"device": self.device, "non_blocking": True}
-        latents, noise, times = batch.latents.to(**move), batch.noise.to(**move), batch.timesteps.to(**move)
+        latents, noise, times, states, pooled = (
+            part.to(self.device, non_blocking=True)
+            for part in (batch.latents, batch.noise, batch.timesteps, batch.states, batch.pooled_states)
+        )
         alpha, sigma = self.alpha[times][:, None, None, None], self.sigma[times][:, None, None, None]
-        self.override.states = batch.pooled_states.to(**move)
+        self.override.states = pooled
         with torch.autocast(self.device.type, torch.bfloat16):
-            output = self.unet(alpha * latents + sigma * noise, times, batch.states.to(**move)).sample
+            output = self.unet(alpha * latents + sigma * noise, times, states).sample
         self.override.states = None
-        return (output.float() - (alpha * noise - sigma * latents)).square().mean((1, 2, 3))
+        error: torch.Tensor = output.float() - (alpha * noise - sigma * latents)
+        return error.square().mean((1, 2, 3))
 
     def train_step(self, batch: Batch) -> float:
         """Make one optimizer step and return the loss."""
@@ -201,7 +204,7 @@ class Trainer:
             group["lr"] = self.learning_rate()
         loss = self.losses(batch).mean()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters, self.settings["max_grad_norm"])
         self.optimizer.step()
         self.step += 1

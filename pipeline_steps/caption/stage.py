@@ -16,6 +16,7 @@ from pipeline_steps.caption.captioners.base import (
 from pipeline_steps.caption.config import CaptionConfig
 from pipeline_steps.caption.text_cleaning import clean_events
 from pipeline_steps.core.atomic import write_json
+from pipeline_steps.core.checksums import record_checksums
 from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.executors.base import Result
 from pipeline_steps.core.executors.run import run_items
@@ -59,11 +60,11 @@ def run(config: CaptionConfig, layout: ProjectPaths) -> StageReport:
     processor = CaptionProcessor(config, layout)
     ids = [row["image_id"] for row in catalog]
     rows = processor.cache.load(ids)
-    report.reused = len(rows)
+    report.cache_hits = len(rows)
     new, limit = [key for key in ids if key not in rows], config.failure_limit(len(ids), len(rows))
     done = run_items(processor, new, config.batch_size, config.executor, config.ray, limit)
     computed = {**done.rows, **processor.cache.load(done.cached_ids)}
-    report.computed = len(computed)
+    report.cache_misses = len(computed)
     predictions = {key: processor.captioner.from_row(row) for key, row in {**rows, **computed}.items()}
     failures = {key: CaptionFailure(*failure) for key, failure in done.failed.items()}
     _write(config, layout, report, catalog, predictions, failures, processor.captioner)
@@ -165,16 +166,17 @@ def _write(
         "families": families,
         "fingerprint": caption_fingerprint,
     }
-    write_table(layout.captions / "events.parquet", EVENTS, events)
-    write_table(layout.captions / "quarantine.parquet", QUARANTINE, quarantined)
-    write_table(layout.captions / "abstained.parquet", ABSTAINED, abstained)
     meta = {
         "captioner": config.captioner,
         "families": families,  # evaluation rejects judges of these families
         "families_complete": captioner.families_complete,
         "fingerprint": caption_fingerprint,
     }
-    write_json(layout.captions / "meta.json", meta)
+    with record_checksums("caption", layout.captions):
+        write_table(layout.captions / "events.parquet", EVENTS, events)
+        write_table(layout.captions / "quarantine.parquet", QUARANTINE, quarantined)
+        write_table(layout.captions / "abstained.parquet", ABSTAINED, abstained)
+        write_json(layout.captions / "meta.json", meta)
 
 
 def _abstention_row(image_id: str, caption: CaptionResult) -> dict[str, Any]:

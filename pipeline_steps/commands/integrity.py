@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline_steps.commands.console import progress_bar
+from pipeline_steps.core.checksums import NAME, read_checksums, verified_sha256
 from pipeline_steps.core.errors import StageError
 from pipeline_steps.core.hashing import sha256_file
 from pipeline_steps.core.project_paths import ProjectPaths
-from pipeline_steps.tracking.lineage.dvc_digests import directory_listing, listing_digest, md5_file, read_lock
+from pipeline_steps.tracking.lineage.dvc_digests import directory_listing, listing_digest, md5_file, read_lock, relative
 from pipeline_steps.tracking.lineage.lock_history import DvcCache
 
 
@@ -35,10 +37,11 @@ def check_all(layout: ProjectPaths) -> list[IntegrityCheck]:
     """
     cache = DvcCache(layout)
     checks: list[IntegrityCheck] = []
-    for stage, entry in read_lock(layout.lock).get("stages", {}).items():
-        for out in entry.get("outs", []):
-            checks += [check_out(layout.root / out["path"], out, stage), *check_cache(cache, out, stage)]
-    for check in (_shards, _index, _embeddings, _weights):
+    stages = read_lock(layout.lock).get("stages", {})
+    outs = [(stage, out) for stage, entry in stages.items() for out in entry.get("outs", [])]
+    for stage, out in progress_bar(outs, "hashing outs"):
+        checks += [check_out(layout.root / out["path"], out, stage), *check_cache(cache, out, stage)]
+    for check in (_recorded, _shards, _index, _embeddings, _weights):
         try:
             checks += check(layout)
         except StageError as error:
@@ -79,6 +82,24 @@ def check_cache(cache: DvcCache, out: dict[str, Any], stage: str) -> Iterator[In
         if expected.endswith(".dir"):
             objects += [(member, f" ({relpath})") for relpath, member in (cache.listing(expected) or {}).items()]
     yield IntegrityCheck(what, count, note=f"{missing} objects are not in the cache" if missing else "")
+
+
+def _recorded(layout: ProjectPaths) -> Iterator[IntegrityCheck]:
+    """Compare the outs with the checksums that their stages recorded."""
+    for out in (
+        *(layout.assets, layout.catalog, layout.media, layout.captions),
+        *(layout.embeddings, layout.retrieval, layout.pairs, layout.model),
+    ):
+        if (out / NAME).is_file():
+            what = f"checksums of {relative(layout, out)}"
+            try:
+                files = read_checksums(out)[1]
+                for name in files:
+                    verified_sha256(out / name)
+                yield IntegrityCheck(what, len(files))
+            except (StageError, OSError) as error:
+                action = getattr(error, "action", f"dvc checkout {relative(layout, out)}")
+                yield IntegrityCheck(what, 0, getattr(error, "reason", str(error)), action)
 
 
 def _shards(layout: ProjectPaths) -> Iterator[IntegrityCheck]:

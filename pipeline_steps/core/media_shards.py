@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from pipeline_steps.core.atomic import atomic_path
+from pipeline_steps.core.checksums import damaged
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.hashing import sha256_bytes
 from pipeline_steps.core.schemas import SHARD_INDEX
@@ -117,7 +118,7 @@ class MediaShardReader:
         payload = self._read(name, int(self._offset[row]), size)
         if self._unchecked[row] or len(payload) != size:
             if sha256_bytes(payload) != self._sha256[row].as_py():
-                raise IntegrityError(f"{name}: bytes of {item} do not match the index", "run: dvc repro --force ingest")
+                raise damaged(self._folder / name, f"bytes of {item} do not match the index")
             self._unchecked[row] = False
         return payload
 

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from pipeline_steps.core.atomic import write_bytes
 from pipeline_steps.core.errors import ResourceError, ServiceError, StageError
 from pipeline_steps.core.hashing import sha256_bytes
+from pipeline_steps.core.tables import PARQUET
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class ResultCache:
             return
         table = pa.Table.from_pylist([{"key": key, **rows[key]} for key in sorted(rows)], schema=self.schema)
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, **PARQUET)
         payload = buffer.getvalue()
         self._fs.makedirs(self._folder, exist_ok=True)
         name = f"{self._folder}/{sha256_bytes(payload)[:32]}.parquet"

@@ -11,10 +11,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline_steps.core.atomic import atomic_path
+from pipeline_steps.core.checksums import damaged, verified_sha256
 from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.schemas import TableSchema
 
 ROW_GROUP = 64 * 1024
+
+PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+"""Options of every Parquet file that the project writes."""
 
 ORDERED_ROWS = 500_000
 """Number of rows from which a table is tested for order before it is sorted, because sorting strings is slow."""
@@ -69,20 +73,22 @@ def write_table(path: Path, contract: TableSchema, rows: Iterable[Mapping[str, A
     """Validate, sort and write a table atomically; returns the written table."""
     table = validate_table(contract, rows, str(path)) if isinstance(rows, pa.Table) else to_table(contract, rows)
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP, write_statistics=True)
+        pq.write_table(table, temporary, row_group_size=ROW_GROUP, write_statistics=True, **PARQUET)
     return table
 
 
 def read_table(path: Path, contract: TableSchema) -> pa.Table:
-    """Read a table and check it against its contract.
+    """Read a table and check its bytes, by the checksums of its folder and of its pages, and its contract.
 
     Raises:
-        DataError: the file is missing or unreadable, or a column is missing, of another type, or empty.
+        DataError: the file is missing, or a column is missing, of another type, or empty.
+        IntegrityError: the file is damaged.
     """
     if not path.is_file():
         raise DataError(f"{path} is missing", f"run the stage that writes it: dvc repro (table {contract.name})")
+    verified_sha256(path)
     try:
-        table = pq.read_table(path, partitioning=None)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {error}", "dvc repro --force its stage") from error
+        table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise damaged(path, f"not a readable Parquet file: {error}") from error
     return validate_table(contract, table, str(path))

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
+from pipeline_steps.audio.log_mel import map_threads
 from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.atomic import write_bytes, write_json
+from pipeline_steps.core.checksums import record_checksums
 from pipeline_steps.core.errors import DataError, StageError
 from pipeline_steps.core.executors.base import ExecutorName, Failure, Result
 from pipeline_steps.core.executors.run import run_items
@@ -30,7 +33,7 @@ from pipeline_steps.embed.known_answer import TEXTS, check_text_vectors
 from pipeline_steps.embed.vector_checks import assert_unit, validate_vectors
 from pipeline_steps.models.text_audio.base import TEXT_AUDIO_ENCODERS, TextAudioEncoder
 
-__all__ = ["EmbedConfig", "build_encoder", "embed_texts", "run"]
+__all__ = ["EmbedConfig", "build_encoder", "embed_audio", "embed_texts", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,14 @@ VECTOR = pa.schema([pa.field("vector", pa.list_(pa.float32()))])
 def build_encoder(config: EmbedConfig, layout: ProjectPaths) -> TextAudioEncoder:
     """Encoder that the configuration selects. Loads no weights and downloads nothing."""
     return TEXT_AUDIO_ENCODERS.get(config.encoder)(config.encoder_config, layout)
+
+
+def embed_audio(config: EmbedConfig, layout: ProjectPaths, clips: Sequence[FloatArray]) -> FloatArray:
+    """Unit vectors [N, D] of clips, each mono float32 [T] at 48 kHz, without the cache."""
+    encoder = build_encoder(config, layout).load()
+    if artifact := encoder.audio_artifact():
+        artifact.restore(_cache_url(config, layout))
+    return encoder.encode_audio(clips)
 
 
 def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
@@ -98,8 +109,8 @@ def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
     report.n_in = len(phrases) + len(catalog)
     report.n_ok = len(text_keys) + len(audio_keys)
     report.n_quarantined = len(quarantined)
-    report.computed = text_computed + computed
-    report.reused = report.n_in - report.computed - len(failed)
+    report.cache_misses = text_computed + computed
+    report.cache_hits = report.n_in - report.cache_misses - len(failed)
     if len(quarantined) > config.max_failed_fraction * report.n_in or not audio_keys or not text_keys:
         first = quarantined[0]
         raise DataError(
@@ -111,12 +122,17 @@ def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
     assert_unit(audio_vectors, "audio vectors")
     report.metrics = {
         "dimension": encoder.dimension,
-        "texts": {"n": len(text_keys), "computed": text_computed, "reused": len(phrases) - text_computed},
-        "sounds": {"n": len(audio_keys), "computed": computed, "reused": len(audio_ids) - computed - len(failed)},
-        "tag_vectors_reused": artifact_cached,
+        "texts": {"n": len(text_keys)},
+        "sounds": {"n": len(audio_keys)},
         **({"int8": int8} if int8 else {}),
     }
-    _write(layout.embeddings, encoder, phrases, (text_keys, text_vectors), (audio_keys, audio_vectors), quarantined)
+    report.runtime = {
+        "texts": {"cache_misses": text_computed, "cache_hits": len(phrases) - text_computed},
+        "sounds": {"cache_misses": computed, "cache_hits": len(audio_ids) - computed - len(failed)},
+        "tag_vectors_cached": artifact_cached,
+    }
+    with record_checksums("embed", layout.embeddings):
+        _write(layout.embeddings, encoder, phrases, (text_keys, text_vectors), (audio_keys, audio_vectors), quarantined)
     return report
 
 
@@ -210,17 +226,25 @@ class AudioEmbeddingProcessor:
         size = self._settings[0].batch_size
         for start in range(0, len(ids), size):
             prepared: dict[str, FloatArray] = {}
-            for audio_id in ids[start : start + size]:
-                try:
-                    prepared[audio_id] = self.encoder.prepare_audio(self._media.sound(audio_id))
-                except StageError:
-                    raise
-                except Exception as error:
-                    yield audio_id, ("EMB_FAILED", f"{type(error).__name__}: {error}")
+            part = ids[start : start + size]
+            # A clip is computed on one core, so its vector does not depend on the number of threads.
+            for audio_id, found in zip(part, map_threads(self._prepare, part, torch.get_num_threads()), strict=True):
+                if isinstance(found, Exception):
+                    yield audio_id, ("EMB_FAILED", f"{type(found).__name__}: {found}")
+                else:
+                    prepared[audio_id] = found
             with gpu_memory_guard("embed.encoder, embed.batch_size", MORE_MEMORY):
                 vectors = self.encoder.audio_rows(list(prepared.values()))
             for audio_id, vector in zip(prepared, vectors, strict=True):
                 yield audio_id, _row(vector, self.encoder.model_names[0])
+
+    def _prepare(self, audio_id: str) -> FloatArray | Exception:
+        try:
+            return self.encoder.prepare_audio(self._media.sound(audio_id))
+        except StageError:
+            raise
+        except Exception as error:
+            return error
 
 
 class TextEmbeddingProcessor:

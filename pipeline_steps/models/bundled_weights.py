@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
+from pipeline_steps.core.checksums import check_digest, damaged, read_verified
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.hashing import sha256_bytes
 
@@ -52,7 +53,7 @@ class BundledModel:
             try:
                 tensors = load_safetensors(payloads[self.files[0]])
             except SafetensorError as error:
-                raise IntegrityError(f"{self.assets / self.files[0]}: {error}", "run: dvc repro --force assets") from error
+                raise damaged(self.assets / self.files[0], str(error)) from error
             self._weights = {name: tensor.to(self.device) for name, tensor in tensors.items()}
             self._prepare(payloads)
         return self
@@ -74,6 +75,7 @@ class BundledModel:
             raise DataError(f"{path} is missing", "run: dvc repro assets")
         payload = path.read_bytes()
         got = sha256_bytes(payload)
+        check_digest(path, got)
         if got != expected:
             raise IntegrityError(f"{path}: sha256 expected {expected}, got {got}", "run: dvc repro --force assets")
         return payload
@@ -83,6 +85,6 @@ class BundledModel:
         if not path.is_file():
             raise DataError(f"{path} is missing", "run: dvc repro assets")
         try:
-            return str(json.loads(path.read_text(encoding="utf-8"))["files"][file]["sha256"])
+            return str(json.loads(read_verified(path))["files"][file]["sha256"])
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(f"{path} does not list {file}", "run: dvc repro --force assets") from error

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pipeline_steps.core.checksums import verified_sha256
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError, ServiceError
-from pipeline_steps.core.hashing import sha256_bytes, sha256_file
+from pipeline_steps.core.hashing import sha256_bytes
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.models.pickled_weights import PICKLED_FILES, converted_checkpoint, pickled_shards
 
@@ -204,9 +205,13 @@ def _code_key(value: Any) -> str:
 
 
 def folder_digest(folder: Path, files: Sequence[str] = FILES) -> str:
-    """sha256 over names and contents of the files that determine an output; the path of the folder does not matter."""
+    """sha256 over names and contents of the files that determine an output; the path of the folder does not matter.
+
+    Raises:
+        IntegrityError: a file of an out of the project is damaged.
+    """
     paths = sorted({path for pattern in files for path in folder.glob(pattern) if path.is_file()})
-    named = [[path.relative_to(folder).as_posix(), sha256_file(path)] for path in paths]
+    named = [[path.relative_to(folder).as_posix(), verified_sha256(path)] for path in paths]
     return sha256_bytes(json.dumps(named).encode("utf-8"))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline_steps import __version__, tracking
 from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.atomic import write_json, write_text
+from pipeline_steps.core.checksums import record_checksums, verified_sha256
 from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.hashing import sha256_file
 from pipeline_steps.core.presets import flatten
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 IMAGE_COLUMNS = ("image_id", "group_id", "holdout", "license", "phash")
 AUDIO_COLUMNS = ("audio_id", "group_id", "holdout", "license", "lufs")
 """Columns of the catalog that pairing reads; all columns of a million rows would take gigabytes."""
+MIN_TEST_PAIRS = 2
+"""Test pairs below which the stage `evaluate` has no negatives and measures nothing."""
 
 
 def run(config: PairConfig, layout: ProjectPaths) -> StageReport:
@@ -107,7 +110,15 @@ def build_pairs(config: PairConfig, layout: ProjectPaths) -> StageReport:
     report.metrics = stats
     if stats["empty_splits"]:
         log.warning("the pool is too small for all splits: no pair in %s", ", ".join(stats["empty_splits"]))
-    _write(layout.pairs, config, result, stats)
+    if counts["test"] < MIN_TEST_PAIRS:
+        log.warning(
+            "too few test pairs to judge a model: %d of %d; unless evaluate.ground_truth names true pairs, the report will "
+            "have no metrics; add images and sounds, or increase pair.splits.audio.test",
+            counts["test"],
+            MIN_TEST_PAIRS,
+        )
+    with record_checksums("pair", layout.pairs):
+        _write(layout.pairs, config, result, stats)
     return report
 
 
@@ -141,6 +152,7 @@ def _embeddings(layout: ProjectPaths, config: PairConfig, pool: set[str]) -> tup
 def _matrix(path: Path, rows: int) -> FloatArray:
     if not path.is_file():
         raise DataError(f"{path} is missing", "run: dvc repro embed")
+    verified_sha256(path)
     matrix = np.load(path, allow_pickle=False, mmap_mode="r")
     if matrix.ndim != 2 or matrix.dtype != np.float32 or len(matrix) != rows:
         raise DataError(

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 
 from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.atomic import atomic_path, write_json
+from pipeline_steps.core.checksums import read_verified, record_checksums, verified_sha256
 from pipeline_steps.core.errors import DataError, IntegrityError
-from pipeline_steps.core.hashing import fingerprint, sha256_file
+from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import AUDIO, AUDIO_IDS, EVENTS, IMAGES, NEIGHBORS, TEXT_IDS
 from pipeline_steps.core.seeding import seeded_rng
@@ -50,7 +51,7 @@ def read_vectors(layout: ProjectPaths) -> tuple[dict[str, Any], FloatArray, list
     if not (folder / "meta.json").is_file():
         raise DataError(f"{folder / 'meta.json'} is missing", "run: dvc repro embed")
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = json.loads(read_verified(folder / "meta.json"))
         hashes = {"text.npy": str(meta["sha256"]["text.npy"]), "audio.npy": str(meta["sha256"]["audio.npy"])}
         dimension = int(meta["dimension"])
         _ = str(meta["fingerprint"])
@@ -65,7 +66,7 @@ def read_vectors(layout: ProjectPaths) -> tuple[dict[str, Any], FloatArray, list
 
 def _matrix(path: Path, sha256: str, shape: tuple[int, int]) -> FloatArray:
     """Memory-mapped matrix (writes stay private), after its bytes and values were checked."""
-    found = sha256_file(path) if path.is_file() else "missing"
+    found = verified_sha256(path) if path.is_file() else "missing"
     if found != sha256:
         raise IntegrityError(f"{path}: sha256 is {found}, meta.json says {sha256}", ACTION)
     rows = np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
@@ -116,7 +117,7 @@ def _open_index(layout: ProjectPaths, search_k: int, dimension: int, n_items: in
     path = layout.retrieval / "index.json"
     if not path.is_file():
         raise IntegrityError(f"{path} is missing", "run: dvc repro --force retrieve")
-    metadata = IndexMetadata.from_json(path.read_text(encoding="utf-8", errors="replace"))
+    metadata = IndexMetadata.from_json(read_verified(path).decode("utf-8", "replace"))
     return AnnoyIndex.open(metadata, layout.retrieval / "index.ann", search_k, dimension, n_items, expected)
 
 
@@ -155,15 +156,16 @@ def run(config: RetrieveConfig, layout: ProjectPaths) -> StageReport:
     if config.k > len(audio_rows):
         log.warning("retrieve.k is %d, the pool has %d clips: all of them are neighbors", config.k, len(audio_rows))
     audio, texts = _select(audio_vectors, audio_rows), _select(text_vectors, text_rows)
-    annoy, recall = _interactive_index(config, layout, audio, texts, _index_fingerprint(meta))
-    name, index, text_index = _build_indexes(config, audio, texts, annoy)
     correction = config.hubness_correction
-    ranked = rank_neighbors(
-        index, texts, audio, config.k, correction, config.null_sample_size, config.seed, config.query_batch_size, text_index
-    )
-    _write(layout, ranked, [text_ids[row] for row in text_rows], [audio_ids[row] for row in audio_rows])
+    with record_checksums("retrieve", layout.retrieval):
+        annoy, recall = _interactive_index(config, layout, audio, texts, _index_fingerprint(meta))
+        name, index, text_index = _build_indexes(config, audio, texts, annoy)
+        ranked = rank_neighbors(
+            index, texts, audio, config.k, correction, config.null_sample_size, config.seed, config.query_batch_size, text_index
+        )
+        _write(layout, ranked, [text_ids[row] for row in text_rows], [audio_ids[row] for row in audio_rows])
     report.n_in = report.n_ok = len(texts)
-    report.computed = len(texts)
+    report.cache_misses = len(texts)
     report.metrics = {
         "sounds": len(audio),
         "index": name,

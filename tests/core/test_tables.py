@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_steps.core import tables
-from pipeline_steps.core.errors import DataError
+from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.schemas import ABSTAINED, EVENTS
 from pipeline_steps.core.tables import read_table, to_table, write_table
 
@@ -57,7 +57,7 @@ def test_unreadable_and_missing_files_have_an_action(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="dvc repro"):
         read_table(tmp_path / "none.parquet", ABSTAINED)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really PAR1")
-    with pytest.raises(DataError, match="not a readable Parquet"):
+    with pytest.raises(IntegrityError, match="not a readable Parquet"):
         read_table(tmp_path / "bad.parquet", ABSTAINED)
 
 

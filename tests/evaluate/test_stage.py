@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -115,14 +115,9 @@ def test_damaged_or_missing_inputs_are_named(world: SyntheticDataset, evaluated:
         path.write_bytes(kept)
 
 
-class ForbiddenGenerator(ColorGenerator):
-    """Generator that raises when it is called."""
-
-    def generate(self, *_: object) -> NoReturn:
-        raise AssertionError("generation has begun")
-
-
-def test_too_few_calibration_images_are_rejected_early(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:
+def test_too_few_calibration_images_still_end_in_a_report(
+    world: SyntheticDataset, evaluated: dict[str, bytes], tmp_path: Path
+) -> None:
     path = world.layout.catalog / "images.parquet"
     kept = path.read_bytes()
     rows = read_table(path, IMAGES).to_pylist()
@@ -131,12 +126,15 @@ def test_too_few_calibration_images_are_rejected_early(world: SyntheticDataset, 
     }
     free = [row["image_id"] for row in rows if not row["holdout"] and row["image_id"] not in tested]
     try:
-        for left in (2, 0):
-            write_table(path, IMAGES, [{**row, "holdout": row["holdout"] or row["image_id"] in free[left:]} for row in rows])
-            with pytest.raises(DataError, match=f"only {left} images are available to calibrate.*at least 3 are needed"):
-                evaluate(CONFIG, world.layout, ForbiddenGenerator(), NoOpTracker())
+        write_table(path, IMAGES, [{**row, "holdout": row["holdout"] or row["image_id"] in free[2:]} for row in rows])
+        report = evaluate(CONFIG, OtherReports(world.layout.root, tmp_path), ColorGenerator(), NoOpTracker())
     finally:
         path.write_bytes(kept)
+    report.check_balance()
+    assert (report.n_in, report.n_ok) == (9, 0)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["too_few_to_judge"].startswith("too few to judge: 2 of at least 3 images outside the evaluated groups")
+    assert (tmp_path / "index.html").read_text().count("generated from this sound") == 9
 
 
 def test_training_pairs_of_one_sound_group_give_no_audio_image_agreement(
@@ -193,3 +191,34 @@ def test_abilities_are_in_the_metrics_the_plots_and_the_page(world: SyntheticDat
     shown = [name for name in written if name.startswith(("semantic-mixing", "drawn-semantic-mixing"))]
     assert len(shown) == 2 * (5 + 1 + 2)  # two items: players of sweep and control, and two strips
     assert all(name in page for name in shown)
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_too_few_pairs_still_end_in_a_report(
+    world: SyntheticDataset, evaluated: dict[str, bytes], tmp_path: Path, split: str
+) -> None:
+    """One test pair, or training pairs alone, and no gold pair: the page has pairs, samples and the reason, no metrics."""
+    path = world.layout.pairs / "pairs.parquet"
+    rows = read_table(path, PAIRS).to_pylist()
+    table = world.layout.root / "empty.csv"
+    table.write_text("kind,file,label,split,pair\n")
+    kept = [row for row in rows if row["split"] == "train"] + [row for row in rows if row["split"] == "test"][: split == "test"]
+    try:
+        write_table(path, PAIRS, kept)
+        config = CONFIG.model_copy(update={"ground_truth": "empty.csv", "cache_dir": str(world.layout.result_cache)})
+        report = evaluate(config, OtherReports(world.layout.root, tmp_path), ColorGenerator(), NoOpTracker())
+    finally:
+        write_table(path, PAIRS, rows)
+    report.check_balance()
+    assert (report.n_in, report.n_ok) == (int(split == "test"), 0)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    count = 1 if split == "test" else 0
+    assert found["too_few_to_judge"] == (
+        f"too few to judge: {count} test pairs and 0 gold pairs, one of the two sets needs 2 or more"
+    )
+    assert found["too_few_to_judge"] in found["warnings"]
+    assert not {"test", "gold", "memorisation"} & set(found)
+    page = (tmp_path / "index.html").read_text()
+    assert "too few to judge" in page
+    assert page.count("generated from this sound") == (1 if split == "test" else 8)
+    assert ("Training pairs (not evaluated" in page) == (split == "train")

@@ -6,7 +6,6 @@ Nothing is unpickled and a file cannot name a class: the code decides what a fol
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from pipeline_steps.core.atomic import atomic_path, write_bytes, write_json
+from pipeline_steps.core.atomic import write_bytes, write_json
+from pipeline_steps.core.checksums import check_digest, read_verified
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.hashing import sha256_bytes
 from pipeline_steps.models.audio.yamnet import YamNet
@@ -29,10 +29,9 @@ RETRAIN = "run: dvc repro --force train"
 
 def copy_encoder_weights(assets: Path, target: Path) -> None:
     """Copy YAMNet's files and their recorded hashes into an exported folder."""
-    meta = json.loads((assets / META).read_text(encoding="utf-8"))
+    meta = json.loads(read_verified(assets / META))
     for file in YamNet.files:
-        with atomic_path(target / file) as temporary:
-            shutil.copyfile(assets / file, temporary)
+        write_bytes(target / file, read_verified(assets / file))
     write_json(target / META, {"files": {file: {"sha256": meta["files"][file]["sha256"]} for file in YamNet.files}})
 
 
@@ -67,8 +66,10 @@ def read_weights(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise DataError(f"{path} is missing", RETRAIN)
     payload = path.read_bytes()
-    if sha256 and sha256_bytes(payload) != sha256:
-        raise IntegrityError(f"{path}: sha256 is {sha256_bytes(payload)}, expected {sha256}", RETRAIN)
+    found = sha256_bytes(payload)
+    check_digest(path, found)
+    if sha256 and found != sha256:
+        raise IntegrityError(f"{path}: sha256 is {found}, expected {sha256}", RETRAIN)
     try:
         tensors: dict[str, torch.Tensor] = load_safetensors(payload)
     except SafetensorError as error:
@@ -101,7 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path} is missing", "run: dvc repro train")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_verified(path))
     except ValueError as error:
         raise IntegrityError(f"{path}: not JSON: {error}", RETRAIN) from error
     if not isinstance(value, dict):

@@ -53,7 +53,8 @@ def open_member(handle: BinaryIO, member: ArchiveMember, archive: str) -> Binary
         import pyarrow.parquet as pq
 
         try:
-            _row_groups[key] = pq.ParquetFile(handle).read_row_group(member.group, columns=[member.column])
+            file = pq.ParquetFile(handle, page_checksum_verification=True)
+            _row_groups[key] = file.read_row_group(member.group, columns=[member.column])
         except (ValueError, OSError) as error:  # pyarrow.ArrowInvalid is a ValueError
             raise RejectedItemError("FILE_CHANGED", f"row group {member.group} cannot be read: {error}") from error
         if len(_row_groups) > CACHED_ROW_GROUPS:
@@ -154,7 +155,7 @@ def parquet_records(handle: BinaryIO, metadata: frozenset[str]) -> Iterator[Tabl
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(handle)
+        file = pq.ParquetFile(handle, page_checksum_verification=True)
         media = _media_columns(file.schema_arrow)
         names = [*media, *(name for name in file.schema_arrow.names if name.lower() in metadata and name not in media)]
         number = 0

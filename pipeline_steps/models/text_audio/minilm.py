@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
+from pipeline_steps.audio.log_mel import map_threads
 from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.models.bundled_weights import BundledModel
 
@@ -26,7 +27,7 @@ class MiniLM(BundledModel):
 
     name = "minilm"
     family = "minilm"
-    version = 1
+    version = 2
     files = ("minilm.safetensors", "minilm_tokenizer.json")
     dimension = 384
 
@@ -35,16 +36,15 @@ class MiniLM(BundledModel):
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(MAX_TOKENS)
 
-    @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Unit rows [N, 384]: mean over tokens of the last layer, L2-normalized.
 
-        Texts are encoded one by one, so a row's bytes do not depend on the other texts.
+        Texts are encoded one by one, each on one core, so a row's bytes depend neither on the other texts nor on the number of
+        threads.
         """
-        rows = [self._encode_one(text) for text in texts]
+        rows = map_threads(self._encode_one, texts, torch.get_num_threads())
         return np.stack(rows) if rows else np.zeros((0, self.dimension), np.float32)
 
-    @torch.inference_mode()
     def encode_batched(self, texts: Sequence[str]) -> FloatArray:
         """Unit rows [N, 384] of a fixed list of texts, such as the names of tags; several times faster than one by one.
 
@@ -54,20 +54,21 @@ class MiniLM(BundledModel):
         tokens = [self._tokenizer.encode(text).ids for text in texts]
         for row, ids in enumerate(tokens):
             by_length.setdefault(len(ids), []).append(row)
+        parts = [rows[at : at + BATCH_SIZE] for _, rows in sorted(by_length.items()) for at in range(0, len(rows), BATCH_SIZE)]
+        encoded = map_threads(lambda part: self._forward([tokens[row] for row in part]), parts, torch.get_num_threads())
         vectors = np.zeros((len(texts), self.dimension), np.float32)
-        for _, rows in sorted(by_length.items()):
-            for start in range(0, len(rows), BATCH_SIZE):
-                part = rows[start : start + BATCH_SIZE]
-                vectors[part] = self._forward(torch.tensor([tokens[row] for row in part], device=self.device))
+        for part, found in zip(parts, encoded, strict=True):
+            vectors[part] = found
         return vectors
 
     def _encode_one(self, text: str) -> FloatArray:
-        row: FloatArray = self._forward(torch.tensor([self._tokenizer.encode(text).ids], device=self.device))[0]
+        row: FloatArray = self._forward([self._tokenizer.encode(text).ids])[0]
         return row
 
-    def _forward(self, ids: torch.Tensor) -> FloatArray:
+    @torch.inference_mode()
+    def _forward(self, tokens: list[list[int]]) -> FloatArray:
         """Unit rows [B, 384] of token ids [B, T] without padding."""
-        weights = self.weights
+        weights, ids = self.weights, torch.tensor(tokens, device=self.device)
         batch, length = ids.shape
         hidden = (
             weights["embeddings.word_embeddings.weight"][ids]

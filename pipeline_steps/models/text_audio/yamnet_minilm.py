@@ -113,7 +113,9 @@ class YamnetMiniLMEncoderConfig(StageConfig):
     """Group `embed.yamnet_minilm`."""
 
     text_pooling: TextPooling = Field(default="tags", description="tags: softmax over tags; plain: MiniLM, the baseline")
-    temperature: float = Field(default=0.06, ge=0.005, le=1, description="of the softmax over tag similarities of a text")
+    temperature: float = Field(
+        default=0.06, ge=0.005, le=1, description="temperature of the softmax over tag similarities of a text"
+    )
     phrase_weight: float = Field(default=0.5, ge=0, le=1, description="weight of a tag's hand-written phrases against its name")
     loudness_power: float = Field(default=0.5, ge=0, le=2, description="windows are averaged with weights RMS ** power")
 
@@ -128,7 +130,7 @@ class YamnetMiniLMEncoder(TextAudioEncoder):
     name = "bridge"
     family = "yamnet+minilm"
     families = ("minilm", "yamnet")
-    version = 1
+    version = 2
     config_class = YamnetMiniLMEncoderConfig
     recorded_as: ClassVar = {"text_pooling": "recipe"}
     vectors_need_weights = True
@@ -202,7 +204,8 @@ class YamnetMiniLMEncoder(TextAudioEncoder):
                 weights = window_weights(cut, self.config.loudness_power)
             logits = self.yamnet(patches)[0].cpu().numpy().astype(np.float64)
         probabilities = 1.0 / (1.0 + np.exp(-np.clip(logits, -60.0, 60.0)))
-        return np.asarray(weights @ probabilities, np.float32)
+        # Not a BLAS product: its last digits depend on the number of threads.
+        return np.asarray((weights[:, None] * probabilities).sum(axis=0), np.float32)
 
     def audio_rows(self, prepared: Sequence[FloatArray]) -> list[FloatArray]:
         """Tag posteriors, one array [521] per clip."""
@@ -228,7 +231,9 @@ class YamnetMiniLMEncoder(TextAudioEncoder):
         """MiniLM vectors [N, 384] -> unit vectors [N, dimension]: softmax over the similarities to the tags."""
         if self.plain:
             return rows
-        return l2_normalize(softmax_over_tags(rows @ self.tag_vectors().T, self.config.temperature))
+        # einsum, not a BLAS product: its last digits depend on the number of threads.
+        similarity = np.einsum("nd,td->nt", rows, self.tag_vectors())
+        return l2_normalize(softmax_over_tags(similarity, self.config.temperature))
 
     def tag_vectors(self) -> FloatArray:
         """MiniLM vectors [521, 384] of the tags: mean over prompts of the name, mixed with the hand-written phrases."""

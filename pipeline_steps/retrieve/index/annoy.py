@@ -17,6 +17,7 @@ from annoy import AnnoyIndex as NativeIndex
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline_steps.core.array_types import FloatArray, IntArray
+from pipeline_steps.core.checksums import verified_sha256
 from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.errors import ConfigError, IntegrityError
 from pipeline_steps.core.hashing import sha256_file
@@ -106,7 +107,7 @@ def validate_index(metadata: IndexMetadata, path: Path, dimension: int, n_items:
         raise IntegrityError(f"{path} is missing", ACTION)
     found: dict[str, object] = {"bytes": path.stat().st_size}
     if found["bytes"] == metadata.bytes:
-        found["sha256"] = sha256_file(path)
+        found["sha256"] = verified_sha256(path)
     for name, value in found.items():
         if getattr(metadata, name) != value:
             raise IntegrityError(f"{path}: {name} is {value}, index.json says {getattr(metadata, name)}", ACTION)
