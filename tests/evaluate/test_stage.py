@@ -14,7 +14,7 @@ from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
 from pipeline_steps.core.schemas import IMAGES, PAIRS
 from pipeline_steps.core.tables import read_table, write_table
 from pipeline_steps.evaluate.config import AbilitiesConfig, GainSensitivityConfig
-from pipeline_steps.evaluate.stage import evaluate
+from pipeline_steps.evaluate.stage import evaluate, read_ground_truth, read_tables
 from pipeline_steps.tracking.client.tracker import NoOpTracker
 from tests.evaluate.abilities.property_generator import PropertyGenerator
 from tests.evaluate.synthetic_dataset import CLASSES, CONFIG, ColorGenerator, OtherReports, SyntheticDataset, files
@@ -123,6 +123,12 @@ def test_a_generator_that_ignores_audio_wins_half(world: SyntheticDataset, evalu
 def test_a_judge_of_a_used_family_is_rejected(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:
     with pytest.raises(ConfigError, match="augnet has model family augnet, which is also used in model"):
         evaluate(CONFIG, world.layout, ColorGenerator(families=frozenset({"augnet"})), NoOpTracker())
+
+
+def test_without_a_table_there_is_no_ground_truth(world: SyntheticDataset) -> None:
+    config = CONFIG.model_copy(update={"ground_truth": None})
+    truth = read_ground_truth(config, world.layout, read_tables(world.layout))
+    assert (truth.labels, truth.pairs, truth.num_unmatched) == ({}, (), 0)
 
 
 def test_damaged_or_missing_inputs_are_named(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:
