@@ -106,7 +106,7 @@ def run(config: TrainConfig, layout: ProjectPaths) -> StageReport:
             inputs = _load_inputs(config, layout, encoder, pairs, digest, report)
             prepared = recipe.prepare(inputs)
         del inputs, pairs  # rows of a million pairs are gigabytes
-        _train(config, folder, prepared, TrackingLogger(tracker, prepared.module.objective), setup)
+        _train(config, folder, prepared, TrackingLogger(tracker, prepared.module.objective, config.validation_steps), setup)
         if not setup.is_first:
             sys.exit(0)  # process 0 exports and reports
         module = prepared.module
