@@ -26,8 +26,18 @@ SOURCES_FILE = "tag_sources.csv"
 @lru_cache(maxsize=1)
 def tag_sources() -> list[tuple[str, float]]:
     """Source and specificity of each of the 521 tags; general tags ("Animal") have a small specificity, places 0."""
+    return [(row["source"], float(row["specificity"])) for row in _rows()]
+
+
+@lru_cache(maxsize=1)
+def source_groups() -> dict[str, str]:
+    """Group of each source in the AudioSet ontology: that of the first tag that names it."""
+    return {row["source"]: row["group"] for row in reversed(_rows())}
+
+
+def _rows() -> list[dict[str, str]]:
     text = resources.files("pipeline_steps.models.audio").joinpath(SOURCES_FILE).read_text(encoding="utf-8")
-    return [(row["source"], float(row["specificity"])) for row in csv.DictReader(io.StringIO(text))]
+    return list(csv.DictReader(io.StringIO(text)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,7 @@ class AudioPrompt:
 
     Attributes:
         template: prompt of one source; `{}` stands for its name. Without `{}` it is the prompt of every sound.
-        max_sources: sources in a prompt.
+        max_sources: sources in a prompt, each of another group of the ontology: "a wolf" beside "a dog" names the same sound.
         min_weight: sources with a smaller weight, relative to the first, are left out.
         quiet_db, loud_db: LUFS between which the weight of the sources grows from `quiet_weight` to 1.
         quiet_weight: weight of the sources of a quiet sound; the rest is that of the empty prompt.
@@ -44,7 +54,7 @@ class AudioPrompt:
 
     template: str = "{}"
     max_sources: int = 2
-    min_weight: float = 0.75
+    min_weight: float = 0.5
     quiet_db: float = -50.0
     loud_db: float = -25.0
     quiet_weight: float = 0.2
@@ -64,8 +74,12 @@ class AudioPrompt:
         for (source, specificity), probability in zip(tag_sources(), tags.tolist(), strict=True):
             if source:
                 weights[source] = max(weights.get(source, 0.0), specificity * probability)
-        best = sorted(weights.items(), key=lambda item: -item[1])[: self.max_sources]
-        kept = [(source, weight) for source, weight in best if weight > 0 and weight >= self.min_weight * best[0][1]]
+        floor = max(max(weights.values()) * self.min_weight, 1e-12)
+        first_of_group: dict[str, tuple[str, float]] = {}
+        for source, weight in sorted(weights.items(), key=lambda item: -item[1]):
+            if weight >= floor:
+                first_of_group.setdefault(source_groups()[source], (source, weight))
+        kept = list(first_of_group.values())[: self.max_sources]
         total = sum(weight for _, weight in kept)
         return [(source, weight / total) for source, weight in kept]
 
