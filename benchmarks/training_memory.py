@@ -54,7 +54,7 @@ from pipeline_steps.train.stage import read_pairs
 
 WIDTH = 1024
 """Width of YAMNet's tokens."""
-LATENT = (12, 16, 16)
+LATENT = (12, 8, 8)
 """Latents of 64 px in the demo's backbone."""
 PART = 2_000
 """Rows of a part."""
