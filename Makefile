@@ -6,7 +6,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: install install-dev demo test test-full lint types services services-stop services-status services-check services-test check clean
+.PHONY: install install-dev demo experiments test test-full lint types docs services services-stop services-status services-check services-test check clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -19,7 +19,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-services: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[services,postgresql]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[services,postgresql,demo]'
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt
@@ -29,6 +29,10 @@ $(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt
 demo: install  ## virtual env, pinned install, weights, `dvc repro`, prints where the report is
 	dvc repro
 	sonify report
+	@echo "To go on in this shell: source $(VENV)/bin/activate"
+
+experiments: install  ## experiments of DVC: what differs between them, without intervals and files, so that it fits a terminal
+	dvc exp show --only-changed --drop '.*(/|_low$$|_high$$)'
 
 test: install-dev  ## everything the tests need, then the tests
 	pytest -n 3 --dist worksteal -m "not services and not full"
@@ -39,11 +43,16 @@ test-full: install-dev  ## what only presets full and full-ray use: the preset i
 lint: install-dev
 	ruff check .
 	ruff format --check .
+	codespell
 
 types: install-dev
 	mypy
 
-services: $(VENV)/.installed-services  ## PostgreSQL, object store, MLflow, Prefect, demo page, worker as plain processes
+docs: install-dev  ## this site into build/docs, offline, with warnings as errors
+	sphinx-build -q -W --keep-going -E -b html docs build/docs
+	@echo "Documentation: build/docs/index.html"
+
+services: $(VENV)/.installed-services  ## PostgreSQL, object store, MLflow, Prefect, report page, demo page, worker as plain processes
 	python -m infra.services start
 
 services-stop:
@@ -58,7 +67,7 @@ services-check: install-dev  ## the services on a calm day: doors, a scheduled r
 services-test: install-dev  ## all of it: outages, kill -9, backup, pages in a browser; thirteen minutes on two quiet cores
 	SERVICES_TEST=whole pytest -p no:xdist -rs tests/infra tests/services
 
-check: lint types test test-full services-check  ## what CI runs
+check: lint types docs test test-full services-check  ## what CI runs
 
 clean:
 	rm -rf $(VENV) .cache .runs error.json

@@ -145,7 +145,7 @@ def train(
         if not decoder_only:
             loss = loss + settings["divergence_weight"] * channel_divergence(mean)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         tuner.step()
@@ -163,6 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 tunes them")
     parser.add_argument("--decoder-only", action="store_true", help="continue with the decoder; the latents stay valid")
+    parser.add_argument("--init-from", type=Path, help="diffusers folder whose autoencoder encodes the images; no training")
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
     settings = {**params("autoencoder"), "resolution": params("dataset")["resolution"]}
@@ -177,10 +178,13 @@ def main() -> None:
         report["psnr_validation_before"] = psnr(model, held_out)
         train(model, training, settings, output, decoder_only=True, threads=arguments.threads)
     else:
-        model = create_autoencoder(settings)
-        train(model, training, settings, output, threads=arguments.threads)
-        model.eval()
-        whiten(model, encode_all(model, training, mirrored=False), settings["whitening"])
+        if arguments.init_from is not None:
+            model = AutoencoderKL.from_pretrained(arguments.init_from, subfolder="vae", torch_dtype=torch.float32).eval()
+        else:
+            model = create_autoencoder(settings)
+            train(model, training, settings, output, threads=arguments.threads)
+            model.eval()
+            whiten(model, encode_all(model, training, mirrored=False), settings["whitening"])
         latents = np.stack([encode_all(model, images, mirrored=mirrored) for mirrored in (False, True)], axis=1)
         np.save(output / "latents.npy", latents)
         scenes = np.load(dataset / "scenes.npy", mmap_mode="r")

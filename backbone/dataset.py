@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -76,13 +77,13 @@ def _tar_files(path: Path, prefix: str, suffix: str) -> dict[str, bytes]:
     return files
 
 
-def emoji_table(archive: Path) -> list[dict]:
+def emoji_table(archive: Path) -> list[dict[str, Any]]:
     """Return the entries of emoji.json in the used categories."""
     entries = json.loads(_tar_files(archive, "package/emoji.json", "")[""])
     return [entry for entry in entries if entry["category"] not in names.SKIPPED_EMOJI_CATEGORIES]
 
 
-def emoji_sources(downloads: Path, table: list[dict]) -> Iterator[Source]:
+def emoji_sources(downloads: Path, table: list[dict[str, Any]]) -> Iterator[Source]:
     """Yield the images of the three emoji packages in the order of the emoji table."""
     files = {package.name: downloads / package.file for package in packages()}
     for vendor in ("google", "twitter"):
@@ -190,10 +191,25 @@ def without_article(source: str) -> str:
     return rest if article in ("a", "an") else source
 
 
-def find_core(rows: list[dict[str, Any]], sources: list[str], encoder: TextEncoder, settings: dict[str, Any]) -> dict[int, str]:
-    """Return the rows of the core images with the source that each shows: the best images of every source of the audio prompt.
+def core_names() -> dict[str, set[str]]:
+    """Return the image names of sources that no name resembles: "a siren" -> "rotating light"."""
+    with (names.VOCABULARY / "core_names.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    return {row["source"]: {other["name"] for other in rows if other["source"] == row["source"]} for row in rows}
+
+
+def find_core(
+    rows: list[dict[str, Any]],
+    sources: list[str],
+    encoder: TextEncoder,
+    settings: dict[str, Any],
+    chosen_names: dict[str, set[str]] | None = None,
+) -> dict[int, list[str]]:
+    """Return the rows of the core images with the sources that each shows: the best images of every source of the audio prompt.
 
     An image matches by its name, or by its thing where it shows the thing itself. Flat drawings go before clip art.
+    A source gets images that another source matches better only where there are no others.
+    A source of `chosen_names` gets the images with these names alone.
     """
     texts = sorted({row[key] for row in rows for key in ("name", "thing")})
     position = {text: i for i, text in enumerate(texts)}
@@ -204,23 +220,26 @@ def find_core(rows: list[dict[str, Any]], sources: list[str], encoder: TextEncod
     match = np.maximum(by_name, by_thing)
     usable = np.array([row["split"] == "train" and names.is_usable(row["name"]) for row in rows])
     penalty = np.array([settings["penalty"].get(row["package"], 0.0) for row in rows])
-    core: dict[int, str] = {}
+    core: dict[int, list[str]] = {}
     for source, similarity in zip(sources, match, strict=True):
-        for threshold in settings["similarity"]:
-            score = np.where(usable & (similarity >= threshold), similarity - penalty, -1)
+        if wanted := (chosen_names or {}).get(source):
+            similarity = np.array([float(row["name"] in wanted) for row in rows])
+        nearest = similarity >= match.max(0) - settings["margin"]
+        for chosen, threshold in product((nearest, usable), settings["similarity"]):
+            score = np.where(usable & chosen & (similarity >= threshold), similarity - penalty, -1)
             best = [int(i) for i in np.argsort(-score, kind="stable")[: settings["per_source"]] if score[i] > 0]
             if best:
                 break
-        core |= {i: source for i in best if i not in core}
+        for i in best:
+            core.setdefault(i, []).append(source)
     return core
 
 
-def mark_core(rows: list[dict[str, Any]], core: dict[int, str], texts: dict[str, int]) -> None:
-    """Add the column `core` (the source, or empty) and the caption of the source to its images, in place."""
+def mark_core(rows: list[dict[str, Any]], core: dict[int, list[str]], texts: dict[str, int]) -> None:
+    """Add the column `core` (the sources, or none) and the captions of the sources to their images, in place."""
     for i, row in enumerate(rows):
-        row["core"] = core.get(i, "")
-        if row["core"]:
-            row["captions"] = [*row["captions"], *[texts.setdefault(row["core"], len(texts))] * 3]
+        row["core"] = core.get(i, [])
+        row["captions"] = [*row["captions"], *[texts.setdefault(source, len(texts)) for source in row["core"]] * 3]
 
 
 def sampling_weights(rows: list[dict[str, Any]], balance: float, weak_weight: float, rest_weight: float) -> np.ndarray:
@@ -228,16 +247,18 @@ def sampling_weights(rows: list[dict[str, Any]], balance: float, weak_weight: fl
 
     Images that are not core images count `rest_weight` times, and not at all when their thing makes no sound.
     """
-    core = np.array([bool(row["core"]) for row in rows])
-    training = np.array([row["split"] == "train" for row in rows])
-    sounds = np.array([row["sounds"] for row in rows])
-    weights = np.zeros(len(rows))
-    for column, chosen in (("core", training & core), ("thing", training & sounds & ~core)):
-        _, inverse = np.unique([row[column] for row in rows], return_inverse=True)
-        count = np.bincount(inverse[chosen], minlength=inverse.max() + 1).clip(1)
-        weights += np.where(chosen, count[inverse] ** -balance, 0.0)
-    strength = np.where(np.array([row["similarity"] for row in rows]) >= EXACT, 1.0, weak_weight)
-    return np.where(core, weights, rest_weight * strength * weights)
+    of_source = Counter(source for row in rows for source in row["core"])
+    of_thing = Counter(row["thing"] for row in rows if row["split"] == "train" and row["sounds"] and not row["core"])
+
+    def weight(row: dict[str, Any]) -> float:
+        if row["core"]:
+            return float(sum(of_source[source] ** -balance for source in row["core"]))
+        if row["split"] != "train" or not row["sounds"]:
+            return 0.0
+        certainty = 1.0 if row["similarity"] >= EXACT else weak_weight
+        return float(rest_weight * certainty * of_thing[row["thing"]] ** -balance)
+
+    return np.array([weight(row) for row in rows])
 
 
 def write_scenes(images: np.ndarray, rows: list[dict[str, Any]], output: Path, settings: dict[str, Any]) -> None:
@@ -250,7 +271,7 @@ def write_scenes(images: np.ndarray, rows: list[dict[str, Any]], output: Path, s
     pq.write_table(pa.Table.from_pylist(columns), output / "scenes.parquet")
 
 
-def _license_rows(kept: Counter) -> list[dict[str, Any]]:
+def _license_rows(kept: Counter[str]) -> list[dict[str, Any]]:
     return [
         {
             "package": p.name,
@@ -273,7 +294,7 @@ def build(downloads: Path, output: Path, root: Path, settings: dict[str, Any]) -
     table, thing_list = emoji_table(archive["emoji-datasource-google"]), things()
     words = names.vocabulary([*(n for e in table for n in names.emoji_names(e)), *(t.thing for t in thing_list)])
 
-    rejected: Counter = Counter()
+    rejected: Counter[str] = Counter()
     sources, pixels, looks = [], [], []
     candidates = [
         *emoji_sources(downloads, table),
@@ -331,8 +352,8 @@ def build(downloads: Path, output: Path, root: Path, settings: dict[str, Any]) -
                 "phash": ["".join("01"[int(b)] for b in view) for view in bits[i]],
             }
         )
-    sources = sorted({source for source, _ in tag_sources() if source})
-    mark_core(rows, find_core(rows, sources, encoder, settings["core"]), texts)
+    source_names = sorted({source for source, _ in tag_sources() if source})
+    mark_core(rows, find_core(rows, source_names, encoder, settings["core"], core_names()), texts)
     weights = sampling_weights(rows, settings["balance"], settings["weak_weight"], settings["core"]["rest_weight"])
     rows = [row | {"sampling_weight": float(weight)} for row, weight in zip(rows, weights, strict=True)]
     images = np.stack([pixels[i] for i in keep])

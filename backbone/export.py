@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -23,7 +24,7 @@ TEXT_ENCODER_WEIGHTS = "text_encoder/model.safetensors"
 
 
 def averaged_unet(
-    checkpoint: Path, settings: dict, latent_channels: int, latent_size: int, average: int
+    checkpoint: Path, settings: dict[str, Any], latent_channels: int, latent_size: int, average: int
 ) -> UNet2DConditionModel:
     """Return the UNet with one of the averaged weights of a checkpoint; -1 is the longest average."""
     state = load_checkpoint(checkpoint)

@@ -67,7 +67,7 @@ class LeakRule:
         distance = pairwise_distances(images.bits, reference.bits[:, 0])
         error = pairwise_rmse(images.thumbnails, reference.thumbnails)
         similar = (distance <= self.similar_hash_distance) & (error <= self.similar_rmse)
-        return ((distance <= self.hash_distance) | similar | (error <= self.rmse)).any(1)
+        return np.asarray(((distance <= self.hash_distance) | similar | (error <= self.rmse)).any(1))
 
 
 def content_square(image: Image.Image, size: int = 128, white: int = 250) -> Image.Image:
@@ -101,7 +101,7 @@ def pairwise_distances(candidates: np.ndarray, reference: np.ndarray) -> np.ndar
         reference: bits [references, 64].
     """
     a, b = candidates.astype(np.float32), reference.astype(np.float32)
-    return (a.sum(-1)[..., None] + b.sum(-1)[None, None] - 2 * (a @ b.T)).min(1).round().astype(int)
+    return np.asarray((a.sum(-1)[..., None] + b.sum(-1)[None, None] - 2 * (a @ b.T)).min(1).round().astype(int))
 
 
 def pairwise_rmse(images: np.ndarray, reference: np.ndarray, chunk: int = 64) -> np.ndarray:

@@ -57,9 +57,12 @@ class PooledTextOverride:
         self.states: torch.Tensor | None = None
         original = unet.get_aug_embed
 
-        def get_aug_embed(emb: torch.Tensor, encoder_hidden_states: torch.Tensor, added_cond_kwargs: dict) -> torch.Tensor:
+        def get_aug_embed(
+            emb: torch.Tensor, encoder_hidden_states: torch.Tensor, added_cond_kwargs: dict[str, Any]
+        ) -> torch.Tensor:
             states = encoder_hidden_states if self.states is None else self.states
-            return original(emb=emb, encoder_hidden_states=states, added_cond_kwargs=added_cond_kwargs)
+            embedding: torch.Tensor = original(emb=emb, encoder_hidden_states=states, added_cond_kwargs=added_cond_kwargs)
+            return embedding
 
         unet.get_aug_embed = get_aug_embed
 
@@ -92,5 +95,5 @@ def sample_latents(
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
     """Return uint8 images [n, size, size, 3]."""
-    images = vae.decode(latents / vae.config.scaling_factor).sample
+    images: torch.Tensor = vae.decode(latents / vae.config.scaling_factor).sample
     return images.add(1).mul(127.5).clamp(0, 255).round().byte().permute(0, 2, 3, 1).cpu()

@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Iterable, Set
 from pathlib import PurePosixPath
+from typing import Any
 
 from backbone.config import HERE
 
@@ -96,7 +97,7 @@ EXTRA_WORDS = _lines("words.txt")
 _NUMBERED = re.compile(r"(?<=[a-z])\d+$")
 
 
-def emoji_names(entry: dict) -> list[str]:
+def emoji_names(entry: dict[str, Any]) -> list[str]:
     """Return the distinct names of an emoji from emoji.json, plainest first."""
     name = re.sub(r"[^a-z0-9' -]+", " ", (entry.get("name") or "").lower()).strip()
     names = [re.sub(r"[_-]+", " ", word).strip() for word in entry["short_names"]]

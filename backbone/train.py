@@ -26,6 +26,7 @@ from backbone.config import data_folder, params, vae_folder
 from backbone.model import PooledTextOverride, create_scheduler, create_unet, decode, sample_latents
 from backbone.text import TextEncoder
 from backbone.threads import ThreadTuner
+from pipeline_steps.diffusion.audio_prompt import share_tokens
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -38,7 +39,7 @@ class TrainingData:
         latents: memory-mapped, [images, 2, channels, size, size]; the second axis is the mirror image.
         scene_latents: memory-mapped, [scenes, 2, channels, size, size].
         scenes: [scenes, 2] rows of the images in each scene; the second is -1 for a scene of one thing.
-        scene_weights: [scenes] weight of the first one in the blend of token states.
+        scene_weights: [scenes] weight of the first one.
         states: memory-mapped float16 token states [captions, tokens, width]; row 0 is the empty caption.
         captions: caption rows of each image.
         weights: sampling weight of each image; zero outside the training split.
@@ -129,17 +130,21 @@ def make_batch(data: TrainingData, step: int, settings: dict[str, Any]) -> Batch
     )
     jitter = settings["text_noise"] * torch.randn((size, *data.states.shape[1:]), generator=rng)
 
-    def blend(caption: np.ndarray) -> torch.Tensor:
-        one, other = (torch.from_numpy(data.states[part].astype(np.float32)) for part in caption)
-        return weight * one + (1 - weight) * other + jitter * torch.from_numpy(caption[0] > 0)[:, None, None]
+    def encode(caption: np.ndarray) -> torch.Tensor:
+        empty, one, other = (torch.from_numpy(data.states[part].astype(np.float32)) for part in (0, *caption))
+        strongest = torch.maximum(weight, 1 - weight)
+        both = [torch.lerp(empty, one, weight / strongest), torch.lerp(empty, other, (1 - weight) / strongest)]
+        two = torch.from_numpy(caption[1] > 0)[:, None, None]
+        states = torch.where(two, share_tokens(both), torch.lerp(empty, one, weight))
+        return torch.add(states, jitter * torch.from_numpy(caption[0] > 0)[:, None, None])
 
     return Batch(
         images=first,
         latents=latents,
         noise=torch.randn(latents.shape, generator=rng),
         timesteps=sample_times(size, settings, rng),
-        states=blend(rows),
-        pooled_states=blend(pooled_rows),
+        states=encode(rows),
+        pooled_states=encode(pooled_rows),
     )
 
 
@@ -177,18 +182,21 @@ class Trainer:
         factor = min(1.0, (self.step + 1) / s["warmup_steps"])
         if s["total_steps"]:
             factor *= min(1.0, max(0.0, (s["total_steps"] - self.step) / (s["cooldown_fraction"] * s["total_steps"])))
-        return s["lr"] * factor
+        return float(s["lr"] * factor)
 
     def losses(self, batch: Batch) -> torch.Tensor:
         """Return the mean squared error of the predicted velocity of each sample, [batch]."""
-        move = {"device": self.device, "non_blocking": True}
-        latents, noise, times = batch.latents.to(**move), batch.noise.to(**move), batch.timesteps.to(**move)
+        latents, noise, times, states, pooled = (
+            part.to(self.device, non_blocking=True)
+            for part in (batch.latents, batch.noise, batch.timesteps, batch.states, batch.pooled_states)
+        )
         alpha, sigma = self.alpha[times][:, None, None, None], self.sigma[times][:, None, None, None]
-        self.override.states = batch.pooled_states.to(**move)
+        self.override.states = pooled
         with torch.autocast(self.device.type, torch.bfloat16):
-            output = self.unet(alpha * latents + sigma * noise, times, batch.states.to(**move)).sample
+            output = self.unet(alpha * latents + sigma * noise, times, states).sample
         self.override.states = None
-        return (output.float() - (alpha * noise - sigma * latents)).square().mean((1, 2, 3))
+        error: torch.Tensor = output.float() - (alpha * noise - sigma * latents)
+        return error.square().mean((1, 2, 3))
 
     def train_step(self, batch: Batch) -> float:
         """Make one optimizer step and return the loss."""
@@ -196,7 +204,7 @@ class Trainer:
             group["lr"] = self.learning_rate()
         loss = self.losses(batch).mean()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters, self.settings["max_grad_norm"])
         self.optimizer.step()
         self.step += 1
@@ -291,6 +299,20 @@ def write_sheet(images: np.ndarray, labels: list[str], path: Path, columns: int 
     temporary.replace(path)
 
 
+def published_unet(folder: Path, expected: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Return the UNet of a diffusers folder in float32.
+
+    Raises:
+        ValueError: it has another architecture than the expected one.
+    """
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
+    found, own = ({name: tuple(value.shape) for name, value in model.state_dict().items()} for model in (unet, expected))
+    for name in sorted(found.keys() | own.keys()):
+        if found.get(name) != own.get(name):
+            raise ValueError(f"{folder}/unet: shape of {name} is {found.get(name)}; params.yaml (unet) needs {own.get(name)}")
+    return unet
+
+
 def run(folder: Path, output: Path, arguments: argparse.Namespace) -> None:
     """Train until `arguments.until` steps or a signal."""
     settings = params("train", arguments.params)
@@ -301,6 +323,8 @@ def run(folder: Path, output: Path, arguments: argparse.Namespace) -> None:
     data = TrainingData.load(folder)
     architecture = params("unet", arguments.params)
     unet = create_unet(architecture, data.latents.shape[2], data.latents.shape[-1], settings["seed"])
+    if arguments.init_from is not None:
+        unet.load_state_dict(published_unet(arguments.init_from, unet).state_dict())
     trainer = Trainer(unet, settings, device)
     identity = {"data": data.fingerprint(), "unet": json.dumps(architecture, sort_keys=True), "seed": settings["seed"]}
     checkpoint = output / "checkpoint.pt"
@@ -309,8 +333,6 @@ def run(folder: Path, output: Path, arguments: argparse.Namespace) -> None:
             raise ValueError(f"{checkpoint}: belongs to other data, another UNet or another seed; use another --run folder")
         trainer.load(state)
         del state
-    elif arguments.init_from is not None:
-        trainer.load(torch.load(arguments.init_from, map_location="cpu", weights_only=True))
     vae = AutoencoderKL.from_pretrained(vae_folder()).eval()
     encoder = TextEncoder(folder / "dataset" / "text")
     prompts = list(settings["grid_prompts"])
@@ -366,7 +388,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", default="run", help="folder of checkpoints, log and grids, below the data folder")
     parser.add_argument("--params", type=Path, help="another params.yaml")
-    parser.add_argument("--init-from", type=Path, help="checkpoint of another run that a new run starts from")
+    parser.add_argument("--init-from", type=Path, help="diffusers folder whose UNet a new run starts from")
     parser.add_argument("--until", type=int, default=0, help="stop after this many steps; 0: never")
     parser.add_argument("--threads", type=int, help="torch threads; default: tuned while running")
     parser.add_argument("--batch-size", type=int, help="overrides train.batch_size, for a GPU")

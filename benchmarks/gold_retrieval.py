@@ -80,7 +80,7 @@ def decoded(folder: Path, row: Row) -> tuple[str, bytes] | None:
     if not isinstance(file, CandidateFile):
         print(f"rejected: {row['file']}: {file}", file=sys.stderr)
         return None
-    result = decode(build_decode_job(config, folder, file))
+    result = decode(build_decode_job(config, file))
     if result["code"]:
         print(f"rejected: {row['file']}: {result['code']}", file=sys.stderr)
         return None

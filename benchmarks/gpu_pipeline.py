@@ -11,8 +11,8 @@ Both sides run in turn in one process, after a warm-up round; rates are the best
 rounds. Memory is the peak of a side above the weights that were loaded before (GPU only).
 
 - plain: one item at a time, float32, the extractors of transformers and the pipeline of diffusers as documented.
-- ours: the code of the project (`Clap`, `AstTokens`, `Vlm`, `Audio2ImagePipeline`), batched, bfloat16 on a GPU. Sampling is the
-  pipeline of diffusers in both, with the batch, precision, memory format and solver of the project.
+- ours: the code of the project (`Clap`, `AstTokens`, `Vlm`, `AudioConditionedPipeline`), batched, bfloat16 on a GPU. Sampling
+  is the pipeline of diffusers in both, with the batch, precision, memory format and solver of the project.
 """
 # ruff: noqa: E402
 

@@ -49,7 +49,7 @@ def table(root: Path, workers: WorkerPool) -> list[dict[str, Any]]:
         start = time.perf_counter()
         found = inspect_file(root, case.name, None, IngestConfig().image.max_file_bytes, walked=False)
         if isinstance(found, CandidateFile):
-            _, answer = next(iter(workers.map([("", build_decode_job(IngestConfig(), root, found))])))
+            _, answer = next(iter(workers.map([("", build_decode_job(IngestConfig(), found))])))
         else:
             assert isinstance(found, RejectedFile)
             answer = {"code": found.code, "seconds": time.perf_counter() - start}
@@ -91,7 +91,7 @@ def mutations(root: Path, folder: Path, count: int) -> tuple[Counter[str], float
             path.write_bytes(mutate(source.read_bytes(), generator))
             found = inspect_file(folder, path.name, None, 1e8, walked=False)
             if isinstance(found, CandidateFile):
-                yield path.name, build_decode_job(IngestConfig(), folder, found)
+                yield path.name, build_decode_job(IngestConfig(), found)
             else:
                 assert isinstance(found, RejectedFile)
                 codes[found.code] += 1

@@ -17,7 +17,7 @@ from pipeline_steps.core.escape import escape_markdown
 from pipeline_steps.core.presets import flatten
 
 METRIC_ROWS = 60
-TIMING_KEYS = ("seconds", "items_per_second", "n_in", "n_ok", "n_abstained", "n_quarantined", "computed", "reused")
+ITEM_COUNTS = ("n_in", "n_ok", "n_abstained", "n_quarantined")
 
 
 def fenced(lines: Iterable[str]) -> str:
@@ -64,8 +64,8 @@ def stage_rows(
                 "outcome": stage.outcome,
                 "time": duration(stage.seconds) if stage.seconds else "",
                 "items": report.get("n_in", ""),
-                "computed": report.get("computed", "") if ran else "",
-                "reused": report.get("reused", "") if ran else "",
+                "cache_misses": report.get("cache_misses", "") if ran else "",
+                "cache_hits": report.get("cache_hits", "") if ran else "",
                 "abstained": report.get("n_abstained", ""),
                 "quarantined": report.get("n_quarantined", ""),
                 "items/s": report.get("items_per_second", "") if ran else "",
@@ -100,19 +100,23 @@ class MetricDelta:
 def metrics_diff(old: Mapping[str, str | None], new: Mapping[str, str | None]) -> list[MetricDelta]:
     """Metrics that differ, by file; durations and item counts are left out.
 
-    A metric `{value, low, high, n, ...}` is one row: its value with the interval from low to high.
+    A metric `{value, low, high, n, ...}` is one row: its value with the interval from low to high. So is a metric NAME beside
+    NAME_low and NAME_high.
     """
     rows = []
     for path in new:
         before, after = numbers(old.get(path)), numbers(new[path])
         for key in dict.fromkeys([*after, *before]):
             parent, _, last = key.rpartition(".")
+            metric = re.sub("_(low|high)$", "", key)
+            if metric != key and (metric in before or metric in after):
+                continue
             if last != "value" and (f"{parent}.value" in before or f"{parent}.value" in after):
                 continue
-            if key in TIMING_KEYS or key.endswith("seconds") or before.get(key) == after.get(key):
+            if key in ITEM_COUNTS or key.endswith("seconds") or before.get(key) == after.get(key):
                 continue
-            bounds = after.get(f"{parent}.low"), after.get(f"{parent}.high")
-            interval = (bounds[0], bounds[1]) if last == "value" and bounds[0] is not None and bounds[1] is not None else None
+            low, high = (after.get(f"{parent}.{end}" if last == "value" else f"{key}_{end}") for end in ("low", "high"))
+            interval = (low, high) if low is not None and high is not None else None
             name = f"{PurePosixPath(path).stem}: {parent if last == 'value' and parent else key}"
             rows.append(MetricDelta(name, before.get(key), after.get(key), interval))
     return rows

@@ -21,6 +21,7 @@ from pipeline_steps.core.presets import flatten
 MAX_CHANGES = 3
 """Changed parameters listed in one reason; the others are counted."""
 MAX_VALUE_LENGTH = 40
+ALWAYS = "always runs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,8 @@ def make_plan(root: Path, stages: Iterable[str] = (), *, force: bool = False) ->
             for node in wanted:
                 reasons = ["forced"] if node.name in forced else []
                 reasons += _reasons(repo, found[node.name], node, written)
-                before = [name for name in node.upstream if name in plan and plan[name].runs]
+                # A stage that always runs makes others stale only by what it writes, which their own status shows.
+                before = [name for name in node.upstream if name in plan and plan[name].reasons not in ((), (ALWAYS,))]
                 reasons += [f"upstream runs: {', '.join(before)}"] if before else []
                 plan[node.name] = PlannedStage(node, tuple(reasons))
         return tuple(plan.values())
@@ -230,7 +232,7 @@ def _reasons(repo: Any, stage: Any, node: StageNode, written: set[str]) -> list[
     reasons: list[str] = []
     for part in stage.status().get(stage.addressing, []):
         if isinstance(part, str):
-            reasons.append({"changed checksum": "changed command", "always changed": "always runs"}.get(part, part))
+            reasons.append({"changed checksum": "changed command", "always changed": ALWAYS}.get(part, part))
         else:
             for kind, entries in part.items():
                 for path, change in entries.items():

@@ -32,7 +32,7 @@ from flows.run_summary import RunSummary, publish_report, show_links, show_metri
 from flows.stage_task import ignore_api_errors, stage_task
 from flows.workspace_lock import workspace_lock
 from pipeline_steps.core.errors import DataError
-from pipeline_steps.core.pool_check import check_ingest_root
+from pipeline_steps.core.pool_check import check_project_pools
 from pipeline_steps.core.project_paths import ProjectPaths
 
 DATA, MODEL = "data", "model"
@@ -88,7 +88,7 @@ def run_pipeline(parameters: RunParameters, targets: Targets, *, only_targets: b
     with workspace_lock(project, holder, wait_s, log.info) as crashed:
         mark_dead_run_crashed(crashed, log.warning, own_id=run_id)
         if _is_plain_request(project, parameters):
-            check_ingest_root(ProjectPaths(project))
+            check_project_pools(ProjectPaths(project))
             plan = make_plan(project, targets(read_graph(project)))
             if not any(each.runs for each in plan):
                 return _run(RunWorkspace(project, project), plan, targets, parameters, only_targets)
@@ -119,7 +119,7 @@ def check_sources(workspace: RunWorkspace) -> None:
             cache does not have.
     """
     log = get_run_logger()
-    check_ingest_root(ProjectPaths(workspace.root))
+    check_project_pools(ProjectPaths(workspace.root))
     if workspace.isolated:
         missing = restore_outs(workspace)
         if missing:

@@ -91,6 +91,8 @@ def decide_promotion(mode: PromotionMode, *, wait_here: bool, timeout_hours: flo
         return f"version {record.version} is champion now (entry {record.number} of the promotion log)"
     if not proposal.gate.comparable:
         return f"{challenger} cannot be compared with the champion; the champion stays"
+    if proposal.gate.at_chance:
+        return f"{challenger} is not above chance; the champion stays"
     if not wait_here:
         return _start_approval_run(challenger)
     return _apply(proposal, _request_approval(text, _proposal_fingerprint(proposal), timeout_hours))

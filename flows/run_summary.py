@@ -111,14 +111,15 @@ def _show_mlflow_runs(workspace: RunWorkspace, flow_run_id: str, restored: Colle
 
 
 def _stage_report(root: Path, each: PlannedStage) -> dict[str, Any]:
-    """First metrics file of a stage with item counts; empty if there is none."""
-    for path in each.node.metrics:
+    """First JSON file of a stage with item counts, and the duration and cache use of its execution; empty if there is none."""
+    for path in (out for out in each.node.outs if out.endswith(".json")):
         try:
             value = json.loads(_text(root / path) or "")
         except ValueError:
             continue
         if isinstance(value, dict) and "n_in" in value:
-            return value
+            runtime = _text(ProjectPaths(root).runtime(each.node.name))
+            return value | (json.loads(runtime) if runtime else {})
     return {}
 
 

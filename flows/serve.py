@@ -20,9 +20,11 @@ from zoneinfo import ZoneInfo
 
 from flows.dvc_subprocess import PROCESS_GUARD, terminate_process_group
 from flows.git_worktree import find_project
-from pipeline_steps.core.errors import ServiceError, StageError
+from pipeline_steps.core.errors import ConfigError, ServiceError, StageError
 
 if TYPE_CHECKING:
+    from http.server import ThreadingHTTPServer
+
     from prefect.deployments.runner import RunnerDeployment
 
 HOST = "127.0.0.1"
@@ -145,6 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve until stopped; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m flows.serve", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--port", type=int, default=4200, help="port of Prefect's server and UI, if one is started")
+    parser.add_argument("--reports-port", type=int, help="port of the reports; default: 4201, or that of SONIFY_REPORTS_URL")
     parser.add_argument("--no-schedule", action="store_true", help="do not schedule the nightly run")
     options = parser.parse_args(arguments)
     try:
@@ -152,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
         prepare_environment(project)
         os.chdir(project)
         with prefect_server(project, options.port) as api:
-            _serve(project, api, not options.no_schedule)
+            _serve(project, api, not options.no_schedule, options.reports_port)
         return 0
     except StageError as error:
         print(f"flows.serve: {error}", file=sys.stderr)
@@ -161,20 +164,33 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _serve(project: Path, api: str, schedule: bool) -> None:
+def start_report_server(project: Path, port: int | None) -> ThreadingHTTPServer:
+    """Start the report server on a port; None selects that of SONIFY_REPORTS_URL, or a free one if it is in use.
+
+    Raises:
+        ConfigError: a port was given and cannot be used.
+    """
+    from flows.report_server import serve_reports
+    from flows.run_summary import report_base
+
+    try:
+        return serve_reports(project, (urlsplit(report_base()).port or 80) if port is None else port)
+    except OSError as error:
+        if port is not None:
+            raise ConfigError(f"port {port} cannot be used: {error.strerror}", "choose another with --reports-port") from error
+        return serve_reports(project, 0)
+
+
+def _serve(project: Path, api: str, schedule: bool, reports_port: int | None) -> None:
     from prefect import serve
 
     from flows import automations
     from flows.crashed_runs import mark_dead_runs_crashed
-    from flows.report_server import serve_reports
     from flows.run_summary import report_base
 
     automations.ensure_automation()
     mark_dead_runs_crashed(project)
-    try:
-        reports = serve_reports(project, urlsplit(report_base()).port or 80)
-    except OSError:
-        reports = serve_reports(project, 0)
+    reports = start_report_server(project, reports_port)
     os.environ["SONIFY_REPORTS_URL"] = f"http://{HOST}:{reports.server_address[1]}"  # inherited by the processes of runs
     print(f"UI: {api.removesuffix('/api')}   reports: {report_base()}", flush=True)
     serve(*deployments(project, schedule), pause_on_shutdown=False, limit=MAX_CONCURRENT_RUNS)

@@ -97,7 +97,11 @@ def run_stage(planned: PlannedStage, workspace: RunWorkspace, force: bool) -> St
             workspace.root,
             force=force,
             timeout_s=float(node.meta["timeout_s"]) if "timeout_s" in node.meta else None,
-            environment={**workspace.environment(), "SONIFY_FLOW_RUN_ID": str(flow_run.get_id() or "")},
+            environment={
+                **workspace.environment(),
+                "SONIFY_FLOW_RUN_ID": str(flow_run.get_id() or ""),
+                "SONIFY_RUN_NAME": str(flow_run.get_name() or ""),
+            },
             on_line=on_line,
             on_start=lambda group: update_lock_record(workspace.project, group=group, folder=str(workspace.root)),
         )

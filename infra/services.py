@@ -339,7 +339,7 @@ def main(arguments: list[str] | None = None) -> int:
             start(env)
             print(
                 f"Prefect {env.prefect_api.removesuffix('/api')}   MLflow {env.mlflow} (user admin)   "
-                f"reports {env.demo}/current/"
+                f"reports {env.reports}/current/   demo {env.demo}"
             )
             print(f"Passwords: {env.secrets}/prefect-auth (admin:password), {env.secrets}/mlflow-password")
         elif given.action == "stop":

@@ -14,14 +14,16 @@ from pathlib import Path
 
 INFRA = Path(__file__).resolve().parent
 PROJECT = INFRA.parent
-POSTGRES, STORE, MLFLOW, PREFECT, WORKER, DEMO = "postgres", "object-store", "mlflow", "prefect", "worker", "demo"
+POSTGRES, STORE, MLFLOW, PREFECT, WORKER = "postgres", "object-store", "mlflow", "prefect", "worker"
+REPORTS, DEMO = "reports", "demo"
 PORTS = {
     "POSTGRES_PORT": 5442,
     "S3_PORT": 8333,
     "MLFLOW_PORT": 5000,
     "PREFECT_PORT": 4200,
     "WORKER_PORT": 8350,
-    "DEMO_PORT": 4201,
+    "REPORTS_PORT": 4201,
+    "DEMO_PORT": 7860,
 }
 """Default ports on loopback; set by environment variables of these names. The object store uses S3_PORT to S3_PORT + 7."""
 HOST = "127.0.0.1"
@@ -70,6 +72,10 @@ class ServiceEnvironment:
     @property
     def mlflow(self) -> str:
         return f"http://{HOST}:{self.ports['MLFLOW_PORT']}"
+
+    @property
+    def reports(self) -> str:
+        return f"http://{HOST}:{self.ports['REPORTS_PORT']}"
 
     @property
     def demo(self) -> str:
@@ -130,7 +136,7 @@ def client_environment(env: ServiceEnvironment) -> dict[str, str]:
         "PREFECT_WORK_POOL": "seeing-sound",
         "MLFLOW_TRACKING_URI": env.mlflow,
         "SONIFY_PROJECT": str(env.project),
-        "SONIFY_REPORTS_URL": env.demo,
+        "SONIFY_REPORTS_URL": env.reports,
     }
 
 
@@ -190,7 +196,13 @@ def programs(env: ServiceEnvironment) -> list[ServiceSpec]:
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": api.removesuffix("/api"),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": _database(env, "asyncpg", "prefect"),
     }
-    demo = {"SONIFY_PROJECT": str(env.project), "DEMO_HOST": HOST, "DEMO_PORT": ports["DEMO_PORT"]}
+    reports = {"SONIFY_PROJECT": str(env.project), "REPORTS_HOST": HOST, "REPORTS_PORT": ports["REPORTS_PORT"]}
+    demo = {
+        "SONIFY_PROJECT": str(env.project),
+        "DEMO_HOST": HOST,
+        "DEMO_PORT": ports["DEMO_PORT"],
+        "MLFLOW_TRACKING_URI": env.mlflow,
+    }
     worker = {
         **client_environment(env),
         "PREFECT_WORKER_NAME": "worker-1",
@@ -202,6 +214,7 @@ def programs(env: ServiceEnvironment) -> list[ServiceSpec]:
         (STORE, "object-store", _shared(env) | store, f"http://{HOST}:{ports['S3_PORT']}/healthz"),
         (MLFLOW, "mlflow-server", _shared(env, "mlflow") | mlflow, f"{env.mlflow}/health"),
         (PREFECT, "prefect-server", _shared(env, "prefect") | prefect, f"{api}/health"),
+        (REPORTS, "report-page", _shared(env) | reports, f"{env.reports}/healthz"),
         (DEMO, "demo-page", _shared(env) | demo, f"{env.demo}/healthz"),
         (WORKER, "prefect-worker", _shared(env) | worker, f"http://{HOST}:{ports['WORKER_PORT']}/health"),
     )

@@ -31,7 +31,7 @@ def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
 
 
 def run_stage(name: str, layout: ProjectPaths) -> None:
-    """Run one stage in `layout` with the parameters found there, and write `reports/<name>.json`.
+    """Run one stage in `layout` with the parameters found there; write its report and `reports/runtime/<name>.json`.
 
     Raises:
         StageError: a failure that the user can act on.
@@ -41,7 +41,7 @@ def run_stage(name: str, layout: ProjectPaths) -> None:
     stage = importlib.import_module(f"pipeline_steps.{name}.stage")
     config = parse_section(config_class(name), name, load_params(layout.params))
     report = stage.run(config, layout)
-    report.write(layout.report(name))
+    report.write(layout.report(name), layout.runtime(name))
     print(report.line(), flush=True)
 
 

@@ -7,14 +7,17 @@ from typing import Annotated
 
 import typer
 
+from pipeline_steps import __version__
 from pipeline_steps.commands import (
     check,
     compare,
+    demo,
     doctor,
     draw,
     export,
     find,
     forget,
+    init,
     labels,
     promote,
     quarantine,
@@ -37,10 +40,16 @@ app = typer.Typer(
 app.command(cls=draw.DrawCommand)(draw.draw)
 app.add_typer(quarantine.app, name="quarantine")
 for command in (
-    *(doctor.doctor, run.run, find.find, report.report, check.check, labels.labels, verify.verify, export.export),
-    *(trace.trace, forget.forget, compare.compare, promote.promote, promote.rollback, ui.ui, sync.sync),
+    *(init.init, doctor.doctor, run.run, find.find, report.report, check.check, labels.labels, verify.verify, export.export),
+    *(trace.trace, forget.forget, compare.compare, promote.promote, promote.rollback, ui.ui, demo.demo, sync.sync),
 ):
     app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"sonify {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -50,6 +59,9 @@ def main(
         Path | None,
         typer.Option("--project", "-C", help="Folder with dvc.yaml; default: this folder or the nearest above it."),
     ] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Build image-audio pairs, train an audio-to-image model on them, and evaluate both."""
     nearest = find_root(Path())

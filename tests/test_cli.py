@@ -41,6 +41,8 @@ HEAVY = {
     "dvc",
     "prefect",
     "PIL",
+    "gradio",
+    "uvicorn",
 }
 
 
@@ -90,6 +92,13 @@ def test_every_command_has_help_and_json(command: list[str]) -> None:
         (["quarantine", "list"], 3, "quarantine.parquet is missing"),
         (["check", "nowhere"], 2, "nowhere is not a folder"),
         (["export", "--webdataset", "out"], 3, "pairs.parquet is missing"),
+        (["export", "--hf", "out"], 3, "pairs.parquet is missing"),
+        (["export"], 2, "give one of --webdataset, --hf and --model"),
+        (["export", "--hf", "out", "--model", "out"], 2, "--hf and --model to export"),
+        (["export", "--hf", "out", "--version", "3"], 2, "belongs to --model"),
+        (["export", "--model", "out"], 2, "there is no trained model"),
+        (["export", "--model", "out", "--version", "3"], 2, "nothing was tracked here"),
+        (["verify"], 3, "nothing to verify"),
         (["run"], 2, "contains no dvc.yaml"),
         (["run", "trian"], 2, "did you mean train?"),
         (["run", "--preset", "x"], 2, "contains no dvc.yaml"),
@@ -106,6 +115,49 @@ def test_errors_are_one_line_with_a_code(root: Path, arguments: list[str], code:
     again = sonify(root, *arguments, "--json")
     assert again.exit_code == code
     assert json_output(again)["error"]["exit_code"] == code
+
+
+def test_version() -> None:
+    from pipeline_steps import __version__
+
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"sonify {__version__}\n")
+
+
+def test_upload_needs_an_answer(root: Path) -> None:
+    result = sonify(root, "export", "--hf", "out", "--push", "me/pairs", "--json")
+    assert result.exit_code == 2
+    assert "--json cannot ask for confirmation" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ("retrieve: {k: 5}\ntrain: {sed: 1}\n", "train.sed is unknown; did you mean seed"),
+        ("trian: {seed: 1}\n", "section trian belongs to no stage -> did you mean train?"),
+    ],
+)
+def test_run_checks_all_sections_before_the_first_stage(root: Path, params: str, message: str) -> None:
+    (root / "params.yaml").write_text(params)
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    result = sonify(root, "run", "assets")
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_doctor_names_the_stage_that_failed_last(root: Path) -> None:
+    shutil.copy(PROJECT / "params.yaml", root)
+    error = {"stage": "train", "kind": "resource", "exit_code": 4, "reason": "out of GPU memory", "action": "lower batch_size"}
+    (root / "error.json").write_text(json.dumps(error))
+    findings = {finding["name"]: finding for finding in json_output(sonify(root, "doctor", "--json"))["findings"]}
+    assert findings["last run"] == {
+        "name": "last run",
+        "status": "warn",
+        "found": "stage train failed with exit code 4: out of GPU memory",
+        "wanted": "",
+        "fix": "lower batch_size",
+        "exit_code": 0,
+    }
 
 
 def test_terminal_sequences_in_names_are_escaped(root: Path) -> None:
@@ -133,7 +185,10 @@ def test_terminal_sequences_in_names_are_escaped(root: Path) -> None:
     assert shown["items"][0]["path"] == hostile
     missing = sonify(root, "quarantine", "show", "zz")
     assert missing.exit_code == 2
-    assert json_output(sonify(root, "quarantine", "list", "--code", "OTHER", "--json"))["count"] == 0
+    assert json_output(sonify(root, "quarantine", "list", "--code", "IMG_BOMB", "--json"))["count"] == 0
+    unknown = sonify(root, "quarantine", "list", "--code", "IMG_TRUNKATED")
+    assert unknown.exit_code == 2
+    assert "did you mean IMG_TRUNCATED?" in unknown.stderr
 
 
 def test_check_is_a_dry_run_of_ingest(root: Path, tmp_path: Path) -> None:
@@ -449,6 +504,15 @@ def test_find_retrieves_a_dog_and_writes_a_wav(root: Path, assets: Path, tmp_pat
     assert rate == 48_000
     assert len(samples) / rate == pytest.approx(found["audio"][0]["duration_s"], abs=0.1)
     assert Path(found["wav"]).name == "i-dog-000.sound.wav"
+    from pipeline_steps import embed_sounds, find_sounds
+
+    with Image.open(demo / "images/i-dog-000.webp") as image:
+        matches = find_sounds(image, project=root)
+    assert matches.audio == found["audio"], "a PIL image is a normalised file"
+    assert np.abs(matches.waveform() - samples).max() < 1e-4
+    stored = np.load(layout.embeddings / "audio.npy")
+    vectors = embed_sounds([pool / "s-dog-004.ogg", matches.waveform()], 48_000, project=root)
+    assert np.abs(vectors @ stored.T).max(axis=1).min() > 0.9999
     refused = sonify(root, "find", str(pool / "s-dog-004.ogg"))
     assert refused.exit_code == 3
     assert "is an audio file" in refused.stderr

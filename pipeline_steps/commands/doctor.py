@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from pipeline_steps.commands.console import CheckResult, JsonFlag, handle_errors, layout_of, print_result, table
-from pipeline_steps.core.errors import ConfigError, IntegrityError, LockedError, ResourceError, StageError
+from pipeline_steps.core.errors import ConfigError, IntegrityError, LockedError, ResourceError, StageError, load_error_file
 from pipeline_steps.core.git import try_git
 from pipeline_steps.core.project_paths import ProjectPaths
 
@@ -31,7 +31,7 @@ BROKEN_FILE_ERRORS = (ValueError, KeyError, TypeError, AttributeError)
 def run_checks(layout: ProjectPaths) -> list[CheckResult]:
     """Results of all checks; a check that raises an error counts as failed."""
     checks: tuple[Callable[[ProjectPaths], Iterator[CheckResult]], ...] = (
-        _python, _packages, _compiler, _disk, _gpu, _git, _params, _pool, _lock, _weights, _locks, _tracking,
+        _python, _packages, _compiler, _disk, _gpu, _git, _params, _pool, _lock, _last_run, _weights, _locks, _tracking,
     )  # fmt: skip
     results: list[CheckResult] = []
     for check in checks:
@@ -60,7 +60,7 @@ def _python(_layout: ProjectPaths) -> Iterator[CheckResult]:
 
 
 def _packages(_layout: ProjectPaths) -> Iterator[CheckResult]:
-    """Runtime dependencies of the installed distribution and their version bounds (`docs/dependencies.md` has the reasons)."""
+    """Runtime dependencies of the installed distribution and their version bounds (reasons: docs/contributing)."""
     from importlib.metadata import PackageNotFoundError, requires, version
 
     from packaging.requirements import Requirement
@@ -141,10 +141,10 @@ def _params(layout: ProjectPaths) -> Iterator[CheckResult]:
 
 
 def _pool(layout: ProjectPaths) -> Iterator[CheckResult]:
-    from pipeline_steps.core.pool_check import check_ingest_root
+    from pipeline_steps.core.pool_check import check_project_pools
 
-    check_ingest_root(layout)
-    yield CheckResult("pool", "ok", "DVC can hash every entry of ingest.root")
+    check_project_pools(layout)
+    yield CheckResult("pool", "ok", "DVC can hash every entry of the pools")
 
 
 def _lock(layout: ProjectPaths) -> Iterator[CheckResult]:
@@ -152,6 +152,16 @@ def _lock(layout: ProjectPaths) -> Iterator[CheckResult]:
 
     stages = list(read_lock(layout.lock).get("stages", {}))
     yield CheckResult("dvc.lock", "ok", f"{len(stages)} stages: {', '.join(stages)}" if stages else "no stage has run yet")
+
+
+def _last_run(layout: ProjectPaths) -> Iterator[CheckResult]:
+    """Stage that failed last; the next run of a stage removes its record."""
+    error = load_error_file(layout.root)
+    if error is None:
+        yield CheckResult("last run", "ok", "no stage failed")
+    else:
+        found = f"stage {error.stage or 'unknown'} failed with exit code {error.exit_code}: {error.reason}"
+        yield CheckResult("last run", "warn", found, fix=error.action or "sonify run shows the whole message")
 
 
 def _weights(layout: ProjectPaths) -> Iterator[CheckResult]:
@@ -238,7 +248,7 @@ def doctor(
         bool, typer.Option("--online", help="Also check the checkpoints and servers that params.yaml names.")
     ] = False,
 ) -> None:
-    """Check versions, compiler, disk, GPU, git, parameters, dvc.lock, weights, locks and tracking."""
+    """Check versions, compiler, disk, GPU, git, parameters, dvc.lock, the last run, weights, locks and tracking."""
     layout = layout_of(context)
     results = run_checks(layout)
     if online:

@@ -12,13 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from pipeline_steps.commands.audio_scene import MAX_GAIN_DB, MIN_GAIN_DB, AudioScene, Room, SceneSound, SweptSetting, gain_label
+from pipeline_steps.commands.audio_scene import (
+    MAX_GAIN_DB,
+    MIN_GAIN_DB,
+    AudioScene,
+    Room,
+    SceneSound,
+    SweptSetting,
+    gain_label,
+    scene_notes,
+)
 from pipeline_steps.commands.console import JsonFlag, handle_errors, ingest_config, layout_of, print_result
 from pipeline_steps.core.errors import ConfigError, DataError
 from pipeline_steps.core.project_paths import ProjectPaths
 
 if TYPE_CHECKING:
     from pipeline_steps.core.array_types import FloatArray
+    from pipeline_steps.ingest.worker_pool import WorkerPool
 
 
 class DrawCommand(TyperCommand):
@@ -46,8 +56,13 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def load_media(layout: ProjectPaths, path: Path) -> tuple[str, bytes]:
+def load_media(layout: ProjectPaths, path: Path, workers: WorkerPool | None = None) -> tuple[str, bytes]:
     """Kind and normalised payload of a file given by the user, decoded in a child process with limits as in ingest.
+
+    Args:
+        layout: project whose limits apply.
+        path: any file.
+        workers: an open `decoder_pool` of ingest; None starts a process for this file.
 
     Raises:
         DataError: the file is not a usable image or audio file; the reason has the quarantine code.
@@ -56,16 +71,16 @@ def load_media(layout: ProjectPaths, path: Path) -> tuple[str, bytes]:
 
     if not path.is_file():
         raise ConfigError(f"{path} is not a file", "give an image or audio file")
-    _, kind, payload, _ = normalize_file(path, ingest_config(layout))
+    _, kind, payload, _ = normalize_file(path, ingest_config(layout), workers)
     return kind, payload
 
 
-def load_audio(layout: ProjectPaths, path: Path) -> FloatArray:
+def load_audio(layout: ProjectPaths, path: Path, workers: WorkerPool | None = None) -> FloatArray:
     """Audio file given by the user as mono float32 [T] at 48 kHz; errors as in `load_media`."""
     import numpy as np
     import soundfile
 
-    kind, payload = load_media(layout, path)
+    kind, payload = load_media(layout, path, workers)
     if kind != "audio":
         raise DataError(f"{path} is an image", "give an audio file; for images: sonify find")
     return np.asarray(soundfile.read(io.BytesIO(payload), dtype="float32")[0], np.float32)
@@ -85,7 +100,9 @@ def draw(
     text: Annotated[str | None, typer.Option(help="Text beside the sound, if the model has a text encoder.")] = None,
     audio_scale: Annotated[
         float | None,
-        typer.Option(min=0, max=4, help="Weight of the sound beside --text; 0: the text alone; default: 1, as trained."),
+        typer.Option(
+            min=0, max=4, help="Weight of the sound beside --text; 0: the text alone, 1: the sound alone; default: 0.5."
+        ),
     ] = None,
     sweep: Annotated[
         SweptSetting | None, typer.Option(help="Write a labelled sheet: a row for each gain of the last sound, or each room.")
@@ -138,7 +155,7 @@ def draw(
     with atomic_path(out) as temporary:
         sheet.save(temporary, format="PNG")
 
-    notes = _notes(scene, waveforms, pipeline.generation_config.max_seconds)
+    notes = scene_notes(scene, waveforms, pipeline.generation_config.max_seconds)
     given = {"guidance_scale": guidance, "steps": steps, "text": text}
     value = {
         "out": str(out),
@@ -182,20 +199,3 @@ def _title(scene: AudioScene, sweep: SweptSetting, text: str | None) -> str:
     parts.append(f"gain of {last.name}" if sweep is SweptSetting.GAIN else "rooms")
     parts += [f"room {scene.room.value}"] if scene.room is not Room.NONE else []
     return ", ".join([*parts, *([f'beside "{text}"'] if text else [])])
-
-
-def _notes(scene: AudioScene, waveforms: list[FloatArray], max_seconds: float) -> list[str]:
-    """What the user should know about the audio of the images."""
-    import numpy as np
-
-    from pipeline_steps.core.media_shards import SAMPLE_RATE
-
-    def limited(samples: FloatArray) -> float:
-        return float(np.mean(np.abs(samples) >= 1.0))
-
-    notes = []
-    if len(scene.sounds[0].samples) > max_seconds * SAMPLE_RATE:
-        notes.append(f"the model uses the first {max_seconds:g} s of the sound")
-    if max(map(limited, waveforms)) > max(limited(sound.samples) for sound in scene.sounds):
-        notes.append("the mixture exceeds full scale and is limited; lower values of --gain avoid this")
-    return notes

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result
-from pipeline_steps.core.errors import ConfigError, DataError
+from pipeline_steps.core.errors import ConfigError
 
 
 @handle_errors
@@ -28,7 +28,9 @@ def forget(
     layout = layout_of(context)
     item = find_item(layout, what)
     if item is None:
-        raise DataError(f"{what!r} is not an item of a catalog and not a file of the pool", "sonify trace, or dvc repro ingest")
+        raise ConfigError(
+            f"{what!r} is not an item of a catalog and not a file of the pool", "sonify trace, or dvc repro ingest"
+        )
     if as_json and not (yes or dry_run):
         raise ConfigError("--json cannot ask for confirmation", "add --yes or --dry-run")
     plan = plan_deletion(layout, item, trace_item(layout, item))

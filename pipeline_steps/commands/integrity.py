@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline_steps.commands.console import progress_bar
 from pipeline_steps.core.checksums import NAME, read_checksums, verified_sha256
 from pipeline_steps.core.errors import StageError
 from pipeline_steps.core.hashing import sha256_file
@@ -36,9 +37,10 @@ def check_all(layout: ProjectPaths) -> list[IntegrityCheck]:
     """
     cache = DvcCache(layout)
     checks: list[IntegrityCheck] = []
-    for stage, entry in read_lock(layout.lock).get("stages", {}).items():
-        for out in entry.get("outs", []):
-            checks += [check_out(layout.root / out["path"], out, stage), *check_cache(cache, out, stage)]
+    stages = read_lock(layout.lock).get("stages", {})
+    outs = [(stage, out) for stage, entry in stages.items() for out in entry.get("outs", [])]
+    for stage, out in progress_bar(outs, "hashing outs"):
+        checks += [check_out(layout.root / out["path"], out, stage), *check_cache(cache, out, stage)]
     for check in (_recorded, _shards, _index, _embeddings, _weights):
         try:
             checks += check(layout)

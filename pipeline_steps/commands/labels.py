@@ -36,7 +36,9 @@ def labels(
         raise ConfigError(f"{out} lies inside {folder}", "write the table outside that folder: ingest must not read labels")
     rows = collect_ground_truth(IngestConfig(metadata=None, pool=None, holdout=None), folder)
     if not rows:
-        raise ConfigError(f"{folder} contains no data set of a known layout with labels", "see docs/data-contracts.md, layouts")
+        raise ConfigError(
+            f"{folder} contains no data set of a known layout with labels", "see docs/reference/dataset-layouts.md"
+        )
     table = [{**row, "split": "gold" if gold and row["split"] == gold else row["split"]} for row in rows]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")

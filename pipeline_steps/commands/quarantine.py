@@ -8,10 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result, table
-from pipeline_steps.core.errors import ConfigError
+from pipeline_steps.core.errors import ConfigError, suggest_name
 from pipeline_steps.core.project_paths import ProjectPaths
 
 app = typer.Typer(help="Items that a stage left out, with reason codes.", no_args_is_help=True)
+
+
+OTHER_CODES = ("CAPTION_FAILED", "EMB_FAILED", "EMB_NONFINITE", "EMB_ZERO")
+"""Codes of the stages after ingest."""
 
 
 def rows_of(layout: ProjectPaths) -> list[dict[str, Any]]:
@@ -36,7 +40,13 @@ def list_items(
     as_json: JsonFlag = False,
 ) -> None:
     """List the counts by reason code and the items."""
-    rows = [row for row in rows_of(layout_of(context)) if code is None or row["code"] == code]
+    from pipeline_steps.ingest.reason_codes import CODES
+
+    every = rows_of(layout_of(context))
+    known = {*CODES, *OTHER_CODES, *(row["code"] for row in every)}
+    if code is not None and code not in known:
+        raise ConfigError(f"there is no reason code {code!r}", suggest_name(code, sorted(known)))
+    rows = [row for row in every if code is None or row["code"] == code]
     counts = Counter(row["code"] for row in rows)
     lines = [f"{len(rows)} items", *table([number, name] for name, number in counts.most_common())]
     if rows:

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result, table
-from pipeline_steps.core.errors import DataError
+from pipeline_steps.core.errors import DataError, StageError
+from pipeline_steps.core.project_paths import ProjectPaths
 
 
 @handle_errors
@@ -28,10 +29,38 @@ def report(
         evaluation = json.loads(numbers.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{numbers} is not JSON: {error}", "dvc repro --force evaluate") from error
-    lines = headline(evaluation)
-    print_result({"report": str(page.resolve()), "evaluation": evaluation}, [*lines, f"report: {page.resolve()}"], as_json)
+    model, identity = model_identity(layout)
+    value = {"report": str(page.resolve()), "model": model, "evaluation": evaluation}
+    print_result(value, [*headline(evaluation), *identity, f"report: {page.resolve()}"], as_json)
     if open_it:
         webbrowser.open(page.resolve().as_uri())
+
+
+SHOWN_PARAMETERS = ("recipe", "seed", "resolution", "audio.encoder", "sampling.num_inference_steps", "sampling.guidance_scale")
+"""Keys of section `train` that are shown; with `--json` all are."""
+
+
+def model_identity(layout: ProjectPaths) -> tuple[dict[str, Any] | None, list[str]]:
+    """Version, digest, commit and parameters of the project's model, as JSON and as lines; None if there is no model."""
+    from pipeline_steps.commands.model_facts import project_facts, version_of
+    from pipeline_steps.core.presets import flatten
+
+    if not layout.model.is_dir():
+        return None, []
+    try:
+        facts = project_facts(layout)
+    except StageError as error:
+        return {"problem": str(error)}, [f"model: {error}"]
+    version = version_of(layout, facts.md5)
+    parameters = dict(flatten(facts.parameters))
+    value = {"md5": facts.md5, "version": version, "commit": facts.commit, "pairs": facts.pairs_md5, "parameters": parameters}
+    shown = ", ".join(f"{key} {parameters[key]}" for key in SHOWN_PARAMETERS if key in parameters)
+    commit = facts.commit[:12] or "unknown"
+    return value, [
+        f"model: version {version or 'not registered'}, DVC md5 {facts.md5}, dvc.lock of commit {commit}",
+        *([f"trained with: {shown}"] if shown else []),
+        *([] if facts.metrics else ["the evaluation is not one of this model: dvc repro evaluate"]),
+    ]
 
 
 HEADLINE = ("win_rate_", "ais_win_rate_", "kid_")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -60,8 +62,12 @@ def reproduce(layout: ProjectPaths, stages: list[str], force: bool, quiet: bool)
     """
     (layout.root / ERROR_FILE).unlink(missing_ok=True)
     command = [sys.executable, "-m", "dvc", "repro", *(["--force"] if force else []), *stages]
+    # The commands of dvc.yaml begin with `python`: it must be this one, also when no environment is activated.
+    path = os.pathsep.join(filter(None, [str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     try:
-        done = subprocess.run(command, cwd=layout.root, stdout=STDERR if quiet else None, check=False)
+        done = subprocess.run(
+            command, cwd=layout.root, env={**os.environ, "PATH": path}, stdout=STDERR if quiet else None, check=False
+        )
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     if done.returncode:
@@ -81,6 +87,26 @@ def _failure(layout: ProjectPaths, dvc_code: int) -> StageError:
     except LockedError as locked:
         return locked
     return ConfigError(f"dvc repro ended with {dvc_code} before a stage could report", "see DVC's message above; sonify doctor")
+
+
+def check_params(layout: ProjectPaths) -> None:
+    """Check every section of `params.yaml`, also of stages that run much later.
+
+    Raises:
+        ConfigError: all problems in one message.
+    """
+    from pipeline_steps.__main__ import STAGES
+    from pipeline_steps.core.config import load_params
+    from pipeline_steps.core.presets import validate_params
+
+    if not layout.params.is_file():
+        return
+    params = load_params(layout.params)
+    missing = [stage for stage in STAGES if stage not in params]
+    for name in params:
+        if name not in STAGES and difflib.get_close_matches(str(name), missing, n=1):
+            raise ConfigError(f"params.yaml: section {name} belongs to no stage", suggest_name(str(name), missing))
+    validate_params(params, "correct params.yaml")
 
 
 def check_checkpoints(layout: ProjectPaths, stages: list[str]) -> None:
@@ -116,7 +142,9 @@ def summary(layout: ProjectPaths) -> dict[str, Any]:
         path = layout.report(stage)
         if path.is_file():
             report = json.loads(path.read_text(encoding="utf-8"))
-            keys = ("n_in", "n_ok", "n_abstained", "n_quarantined", "computed", "reused", "seconds")
+            runtime = layout.runtime(stage)
+            report |= json.loads(runtime.read_text(encoding="utf-8")) if runtime.is_file() else {}
+            keys = ("n_in", "n_ok", "n_abstained", "n_quarantined", "cache_misses", "cache_hits", "seconds")
             found[stage] = {key: report.get(key) for key in keys}
     return found
 
@@ -137,7 +165,7 @@ def run(
 ) -> None:
     """Run the pipeline (dvc repro); only stale stages run."""
     from pipeline_steps.__main__ import STAGES
-    from pipeline_steps.core.pool_check import check_ingest_root
+    from pipeline_steps.core.pool_check import check_project_pools
 
     layout = layout_of(context)
     for stage in stages or []:
@@ -149,7 +177,8 @@ def run(
     if preset and not as_json:
         print("\n".join(changes) if changes else f"params.yaml already has the values of preset {preset}", flush=True)
     if set(stages or []) != {"assets"}:
-        check_ingest_root(layout)
+        check_project_pools(layout)
+    check_params(layout)
     check_checkpoints(layout, stages or [])
     reproduce(layout, stages or [], force, quiet=as_json)
     done = summary(layout)

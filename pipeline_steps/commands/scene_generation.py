@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.core.errors import ConfigError
 from pipeline_steps.core.project_paths import ProjectPaths
-from pipeline_steps.diffusion.pipelines.base import Audio2ImagePipeline
+from pipeline_steps.diffusion.pipelines.base import AudioConditionedPipeline
 from pipeline_steps.diffusion.pipelines.ip_adapter import MODELS_VARIABLE
 
 MAX_TEXT_LENGTH = 300
@@ -78,7 +78,9 @@ def model_folder(layout: ProjectPaths, model: str | None) -> Path:
     return kept
 
 
-def generate_images(pipeline: Audio2ImagePipeline, waveforms: Sequence[FloatArray], settings: GenerationSettings) -> ByteArray:
+def generate_images(
+    pipeline: AudioConditionedPipeline, waveforms: Sequence[FloatArray], settings: GenerationSettings
+) -> ByteArray:
     """Images uint8 [N, num_samples, H, W, 3] from N clips [T] at 48 kHz. Image k of every clip has the same initial noise.
 
     Raises:

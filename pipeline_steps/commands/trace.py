@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result, table
-from pipeline_steps.core.errors import ConfigError, DataError, StageError
+from pipeline_steps.core.errors import ConfigError, StageError
 from pipeline_steps.core.project_paths import ProjectPaths
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def trace(
     except StageError as error:
         if _is_version(what) or checkout:
             raise
-        raise DataError(
+        raise ConfigError(
             f"{what!r} is no item of any catalog here; as a model: {error.reason}", "sonify trace --list"
         ) from error
     value, lines = model_trace(layout, registry, info, checkout)
@@ -74,6 +75,7 @@ def model_trace(
     from pipeline_steps.tracking.lineage.dvc_digests import relative
     from pipeline_steps.tracking.lineage.lock_history import checkout_snapshot, find_lock, stage_lineage
 
+    info = replace(info, tags=registry.all_tags(info))
     path = info.tags.get("dvc.path") or relative(layout, layout.model)
     lock = find_lock(layout, path, info.md5, info.commit)
     steps = stage_lineage(lock.content, path)

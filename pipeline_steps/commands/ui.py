@@ -5,13 +5,18 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import sqlite3
 import sys
-from typing import Annotated
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline_steps.commands.console import handle_errors, layout_of, print_result
 from pipeline_steps.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline_steps.tracking.settings import TrackingSettings
 
 
 def is_loopback(host: str) -> bool:
@@ -30,6 +35,7 @@ def ui(
     as_json: Annotated[bool, typer.Option("--json", help="Print the address and command as JSON, start nothing.")] = False,
 ) -> None:
     """Start the MLflow UI on the project's runs (Ctrl+C ends it)."""
+    from pipeline_steps.tracking.client.mlflow_client import relocate_artifacts
     from pipeline_steps.tracking.settings import child_environment, mlflow_environment, read_settings, redact
 
     layout = layout_of(context)
@@ -46,19 +52,34 @@ def ui(
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", settings.uri, "--host", host, "--port", str(port)]
     command += ["--workers", "1", *(["--default-artifact-root", settings.artifacts] if settings.artifacts else [])]
     shown = [redact(part) for part in command]
-    print_result(
-        {"address": f"http://{host}:{port}", "command": shown}, [f"MLflow UI: http://{host}:{port}  (Ctrl+C ends it)"], as_json
-    )
+    relocate_artifacts(settings)
+    address = f"http://{host}:{port}{_runs_page(settings)}"
+    print_result({"address": address, "command": shown}, [f"MLflow UI: {address}  (Ctrl+C ends it)"], as_json)
     if as_json:
         return
-    _refuse_taken(host, port)
+    refuse_taken(host, port)
     sys.stdout.flush()
     os.chdir(layout.root)
     # This process becomes the UI, so that stopping it stops the UI.
     os.execve(sys.executable, command, child_environment(settings) | mlflow_environment(60))  # noqa: S606 - a fixed argument list
 
 
-def _refuse_taken(host: str, port: int) -> None:
+def _runs_page(settings: TrackingSettings) -> str:
+    """Page of the experiment's runs in MLflow's view for model training; by default MLflow shows that for language models.
+
+    Empty if the store is no SQLite file or has no experiment yet.
+    """
+    if settings.is_missing or not settings.uri.startswith("sqlite:///"):
+        return ""
+    with closing(sqlite3.connect(settings.uri.removeprefix("sqlite:///"))) as database, suppress(sqlite3.OperationalError):
+        query = "SELECT experiment_id FROM experiments WHERE name = ?"
+        for (number,) in database.execute(query, (settings.experiment,)):
+            return f"/#/experiments/{number}/runs?workflowType=machine_learning"
+    return ""
+
+
+def refuse_taken(host: str, port: int) -> None:
+    """Raise a ConfigError if a server cannot listen there."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from pipeline_steps.commands.console import JsonFlag, handle_errors, layout_of, print_result, table
-from pipeline_steps.core.errors import IntegrityError
+from pipeline_steps.core.errors import DataError, IntegrityError
 
 if TYPE_CHECKING:
     from pipeline_steps.commands.integrity import IntegrityCheck
@@ -20,6 +20,8 @@ def verify(context: typer.Context, as_json: JsonFlag = False) -> None:
     from pipeline_steps.commands.integrity import check_all
 
     checks: list[IntegrityCheck] = check_all(layout_of(context))
+    if not checks:
+        raise DataError("nothing to verify: dvc.lock records no outs, and there are no shards, index or weights", "sonify run")
     broken = [check for check in checks if check.problem]
     checked = sum(check.files for check in checks)
     value = {"intact": not broken, "checked": checked, "checks": [asdict(check) for check in checks]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -168,6 +168,8 @@ def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
         fields = getattr(current, "model_fields", {})
         if part in fields:
             current = fields[part].annotation
+        elif get_origin(current) is dict:  # entries of one type under names of the user
+            current = get_args(current)[1]
         elif getattr(current, "model_config", {}).get("extra") == "allow":  # named entries of one type
             current = get_args(get_type_hints(current)["__pydantic_extra__"])[1]
         else:

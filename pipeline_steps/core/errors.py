@@ -13,6 +13,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+EXIT_CODES = {
+    0: "done",
+    1: "internal error, with a traceback; or a question was answered with no",
+    2: "configuration or usage: a key, value or option; an id, code or file that does not exist",
+    3: "data: an empty or unusable pool, a missing or broken table, a stage that has not run, an unknown model version",
+    4: "resource: disk, memory, GPU",
+    5: "service: a server is unavailable",
+    6: "integrity: bytes differ from their recorded hash",
+    7: "locked: another process is working in the project",
+    130: "interrupted by Ctrl+C",
+    143: "terminated",
+}
+"""Exit codes of stages, of `sonify` and of `python -m flows.*`, with their meaning."""
+
 ERROR_FILE = "error.json"
 """File in the project root; a run of a stage removes the file of the run before."""
 

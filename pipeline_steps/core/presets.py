@@ -1,7 +1,7 @@
 """Presets: overlays of `params.yaml` that list only the keys whose values differ.
 
-A preset is a file of `presets/` with the sections of `params.yaml`. The optional top-level key `extends` names a preset that
-is applied before it. Comments and the order of keys of `params.yaml` stay.
+A preset is a file of `presets/`, of the project or else of the package, with the sections of `params.yaml`. The optional
+top-level key `extends` names a preset that is applied before it. Comments and the order of keys of `params.yaml` stay.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any
 
 from pipeline_steps.core.config import config_class, load_params, parse_section
 from pipeline_steps.core.errors import ConfigError, StageError, suggest_name
+from pipeline_steps.core.project_paths import PACKAGED
 
 EXTENDS = "extends"
 
 
 def preset_names(root: Path) -> tuple[str, ...]:
-    """Names of the presets of a project, sorted."""
-    return tuple(sorted(path.stem for path in (root / "presets").glob("*.yaml")))
+    """Names of the presets of a project and of the package, sorted."""
+    return tuple(sorted({path.stem for folder in (root / "presets", PACKAGED / "presets") for path in folder.glob("*.yaml")}))
 
 
 def load_overlay(root: Path, name: str) -> dict[str, Any]:
@@ -39,7 +40,8 @@ def load_overlay(root: Path, name: str) -> dict[str, Any]:
         if current in chain:
             raise ConfigError(f"presets/{current}.yaml extends itself: {' -> '.join([*chain, current])}", "remove one extends")
         chain.append(current)
-        overlay = load_params(root / "presets" / f"{current}.yaml")
+        own = root / "presets" / f"{current}.yaml"
+        overlay = load_params(own if own.is_file() else PACKAGED / "presets" / own.name)
         current = overlay.pop(EXTENDS, "")
         overlays.append(overlay)
     merged: dict[str, Any] = {}

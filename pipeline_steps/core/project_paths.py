@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+PACKAGED = Path(__file__).resolve().parents[1] / "project"
+"""Files of the repository that the package carries, for projects without a copy of their own."""
+
+SOURCE = Path(__file__).resolve().parents[2]
+"""Root of the source checkout of an editable install; otherwise the folder of installed packages."""
+
 
 class _Below:
     """Attribute of a project: a fixed path below its root."""
@@ -22,9 +28,10 @@ class ProjectPaths:
 
     root: Path = Path()
 
+    graph = _Below("dvc.yaml")
     params = _Below("params.yaml")
     lock = _Below("dvc.lock")
-    assets_manifest = _Below("assets.toml")
+    code = _Below("code.yaml")
     wheels = _Below(".cache/wheels")
     assets = _Below("data/assets")
     catalog = _Below("data/catalog")
@@ -40,8 +47,17 @@ class ProjectPaths:
     runs = _Below(".runs")
     tracking = _Below(".runs/tracking")
 
+    def packaged(self, name: str) -> Path:
+        """A file or folder of the project, else the one that the package carries."""
+        own = self.root / name
+        return own if own.exists() else PACKAGED / Path(name).name
+
     def report(self, stage: str) -> Path:
         return self.reports / f"{stage}.json"
+
+    def runtime(self, stage: str) -> Path:
+        """Duration and cache use of the last execution of a stage; no out of the stage, because they differ every time."""
+        return self.reports / "runtime" / f"{stage}.json"
 
 
 def find_root(start: Path) -> Path | None:

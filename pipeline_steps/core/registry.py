@@ -1,4 +1,4 @@
-"""Registry of implementations by role and name: built in, or installed by another package. Examples: docs/extending.md.
+"""Registry of implementations by role and name: built in, or installed by another package. Examples: docs/how-to/extend.
 
 A built-in implementation is one module of the role's package; its file name is the registered name, or the module is found
 when all modules of the package are imported. Another package registers through an entry point of group

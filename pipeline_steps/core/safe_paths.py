@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,15 @@ def resolve(root: Path, relative: str) -> str:
         UnsafePathError: FILE_MISSING, NOT_A_FILE (folder, pipe, socket, device, circle of links) or PATH_UNSAFE (a link
             that leads out of the root).
     """
+    return resolve_into(root, relative)[1]
+
+
+def resolve_into(root: Path, relative: str, link_roots: Iterable[Path] = ()) -> tuple[str, str]:
+    """As `resolve`, but a link may also lead into a folder of `link_roots`.
+
+    Returns:
+        The folder that contains the file, without links, and the path of the file relative to it.
+    """
     top = os.path.realpath(root)
     try:
         real = os.path.realpath(Path(top, relative), strict=True)
@@ -96,10 +105,14 @@ def resolve(root: Path, relative: str) -> str:
         if error.errno in {errno.ENOTDIR, errno.ENAMETOOLONG}:
             raise UnsafePathError("FILE_MISSING", f"no such file below the root ({error.strerror})") from error
         raise UnsafePathError("FILE_UNREADABLE", f"cannot be reached: {error.strerror}") from error
-    if not real.startswith(top.rstrip(os.sep) + os.sep):
-        raise UnsafePathError("PATH_UNSAFE", "a link leads out of the root; not opened; replace it by a copy of the file")
-    _check_mode(os.lstat(real).st_mode)
-    return os.path.relpath(real, top)
+    for folder in (top, *map(os.path.realpath, link_roots)):
+        if real.startswith(folder.rstrip(os.sep) + os.sep):
+            _check_mode(os.lstat(real).st_mode)
+            return folder, os.path.relpath(real, folder)
+    raise UnsafePathError(
+        "PATH_UNSAFE",
+        "a link leads out of the root; not opened; replace it by a copy of the file, or list its folder in ingest.link_roots",
+    )
 
 
 def find_other_normal_form(root: Path, name: str) -> str:

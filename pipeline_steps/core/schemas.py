@@ -1,4 +1,4 @@
-"""Arrow schemas of the tables between stages. `docs/data-contracts.md` explains each column and unit."""
+"""Arrow schemas of the tables between stages. `docs/reference/data-schemas.md` explains each column and unit."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from pipeline_steps.embed.known_answer import TEXTS, check_text_vectors
 from pipeline_steps.embed.vector_checks import assert_unit, validate_vectors
 from pipeline_steps.models.text_audio.base import TEXT_AUDIO_ENCODERS, TextAudioEncoder
 
-__all__ = ["EmbedConfig", "build_encoder", "embed_texts", "run"]
+__all__ = ["EmbedConfig", "build_encoder", "embed_audio", "embed_texts", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,14 @@ VECTOR = pa.schema([pa.field("vector", pa.list_(pa.float32()))])
 def build_encoder(config: EmbedConfig, layout: ProjectPaths) -> TextAudioEncoder:
     """Encoder that the configuration selects. Loads no weights and downloads nothing."""
     return TEXT_AUDIO_ENCODERS.get(config.encoder)(config.encoder_config, layout)
+
+
+def embed_audio(config: EmbedConfig, layout: ProjectPaths, clips: Sequence[FloatArray]) -> FloatArray:
+    """Unit vectors [N, D] of clips, each mono float32 [T] at 48 kHz, without the cache."""
+    encoder = build_encoder(config, layout).load()
+    if artifact := encoder.audio_artifact():
+        artifact.restore(_cache_url(config, layout))
+    return encoder.encode_audio(clips)
 
 
 def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
@@ -101,8 +109,8 @@ def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
     report.n_in = len(phrases) + len(catalog)
     report.n_ok = len(text_keys) + len(audio_keys)
     report.n_quarantined = len(quarantined)
-    report.computed = text_computed + computed
-    report.reused = report.n_in - report.computed - len(failed)
+    report.cache_misses = text_computed + computed
+    report.cache_hits = report.n_in - report.cache_misses - len(failed)
     if len(quarantined) > config.max_failed_fraction * report.n_in or not audio_keys or not text_keys:
         first = quarantined[0]
         raise DataError(
@@ -114,10 +122,14 @@ def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
     assert_unit(audio_vectors, "audio vectors")
     report.metrics = {
         "dimension": encoder.dimension,
-        "texts": {"n": len(text_keys), "computed": text_computed, "reused": len(phrases) - text_computed},
-        "sounds": {"n": len(audio_keys), "computed": computed, "reused": len(audio_ids) - computed - len(failed)},
-        "tag_vectors_reused": artifact_cached,
+        "texts": {"n": len(text_keys)},
+        "sounds": {"n": len(audio_keys)},
         **({"int8": int8} if int8 else {}),
+    }
+    report.runtime = {
+        "texts": {"cache_misses": text_computed, "cache_hits": len(phrases) - text_computed},
+        "sounds": {"cache_misses": computed, "cache_hits": len(audio_ids) - computed - len(failed)},
+        "tag_vectors_cached": artifact_cached,
     }
     with record_checksums("embed", layout.embeddings):
         _write(layout.embeddings, encoder, phrases, (text_keys, text_vectors), (audio_keys, audio_vectors), quarantined)

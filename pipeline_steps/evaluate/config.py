@@ -31,8 +31,12 @@ class JudgeCheckpointsConfig(StageConfig):
 
     __pydantic_extra__: dict[str, JudgeCheckpointConfig] = Field(init=False)
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32", "bfloat16", "auto"] = Field(default="float32", description="auto: bfloat16 on GPU")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="device of the judges; auto: a GPU if there is one"
+    )
+    dtype: Literal["float32", "bfloat16", "auto"] = Field(
+        default="float32", description="precision of the judges; auto: bfloat16 on a GPU"
+    )
 
     def get(self, name: str) -> JudgeCheckpointConfig:
         """Weights of judge `name`; empty if there is no entry."""
@@ -82,11 +86,8 @@ class EvaluateConfig(StageConfig):
 
     registries: ClassVar[Mapping[str, Registry[Any]]] = {"image_judges": IMAGE_JUDGES, "audio_judge": AUDIO_JUDGES}
 
-    ground_truth: str = Field(
-        "data/demo/manifest.csv",
-        min_length=1,
-        max_length=1000,
-        description="CSV of labels and true pairs; a header without rows means that there is no ground truth",
+    ground_truth: str | None = Field(
+        None, min_length=1, max_length=1000, description="CSV of labels and true pairs; null: there is no ground truth"
     )
     samples_per_audio: int = Field(4, ge=1, le=64, description="images generated from each clip")
     unconditional_samples: int = Field(64, ge=4, le=10_000, description="images generated without audio")
@@ -119,7 +120,7 @@ class EvaluateConfig(StageConfig):
     batch_size: int = Field(32, ge=1, le=4096, description="items per part of the result cache")
     num_threads: int = Field(0, ge=0, le=256, description="CPU threads; 0: one per core")
     cache_dir: str = Field("", max_length=1000, description="folder or fsspec URL of the result cache; empty: .cache/items")
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random in the stage")
 
     @model_validator(mode="after")
     def _judges_are_usable(self) -> EvaluateConfig:

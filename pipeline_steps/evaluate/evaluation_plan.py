@@ -18,6 +18,10 @@ SET_TITLES = {
     "gold_seen_classes": "Gold pairs whose class occurs in training",
 }
 """Evaluated sets with their titles in the report."""
+TRAINING_TITLE = "Training pairs (not evaluated: the model has seen them)"
+MIN_PAIRS = 2
+"""Pairs of a set below which no other pair can serve as the negative."""
+SHOWN_TRAINING_PAIRS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class EvaluationPlan:
         labels: ground-truth class by catalog id.
         image_groups: near-duplicate group by image id.
         training_pairs: rows of the pair table with split `train`.
+        shown_training_pairs: training pairs whose samples are shown because there is no test pair and no gold pair.
     """
 
     clips: tuple[EvalAudio, ...]
@@ -75,6 +80,19 @@ class EvaluationPlan:
     labels: Mapping[str, str] = field(default_factory=dict)
     image_groups: Mapping[str, str] = field(default_factory=dict)
     training_pairs: tuple[Row, ...] = ()
+    shown_training_pairs: tuple[EvalPair, ...] = ()
+
+    def too_few_to_judge(self, num_calibration_images: int, min_calibration_images: int) -> str:
+        """Why nothing can be measured with this many calibration images; empty if a set can be evaluated."""
+        test, gold = len(self.sets["test"]), len(self.sets["gold"])
+        if max(test, gold) < MIN_PAIRS:
+            return f"too few to judge: {test} test pairs and {gold} gold pairs, one of the two sets needs {MIN_PAIRS} or more"
+        if num_calibration_images < min_calibration_images:
+            return (
+                f"too few to judge: {num_calibration_images} of at least {min_calibration_images} images outside the evaluated "
+                "groups to calibrate a judge"
+            )
+        return ""
 
     def clips_of(self, name: str) -> list[int]:
         """Indices of the clips of a set, each once, sorted."""
@@ -108,11 +126,13 @@ def build_evaluation_plan(
 
     all_test = sorted((pair for pair in pairs if pair["split"] == "test"), key=lambda pair: str(pair["pair_id"]))
     selected = [all_test[index] for index in evenly_spaced_indices(len(all_test), max_test_pairs)]
-    test = []
-    for pair in selected:
+
+    def evaluated(pair: Row) -> EvalPair:
         label = truth.labels.get(pair["tracks"][0]["audio_id"])
         index = clip_index(pair_tracks(pair), pair["audio_group"], label)
-        test.append(EvalPair(pair["pair_id"], pair["image_id"], pair["image_group"], index))
+        return EvalPair(pair["pair_id"], pair["image_id"], pair["image_group"], index)
+
+    test = [evaluated(pair) for pair in selected]
     gold = [
         EvalPair(
             pair.name,
@@ -123,6 +143,10 @@ def build_evaluation_plan(
         for pair in truth.pairs
     ]
     training_pairs = tuple(pair for pair in pairs if pair["split"] == "train")
+    shown = []
+    if not test and not gold:
+        indices_shown = evenly_spaced_indices(len(training_pairs), SHOWN_TRAINING_PAIRS)
+        shown = [evaluated(training_pairs[index]) for index in indices_shown]
     seen = seen_classes(training_pairs, truth.labels)
     gold_seen = [item for item, pair in zip(gold, truth.pairs, strict=True) if pair.label in seen]
     return EvaluationPlan(
@@ -133,6 +157,7 @@ def build_evaluation_plan(
         truth.labels,
         image_groups,
         training_pairs,
+        tuple(shown),
     )
 
 

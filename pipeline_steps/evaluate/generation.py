@@ -11,7 +11,7 @@ import numpy as np
 from pipeline_steps.audio.mixing import Tracks, mix_tracks
 from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
-from pipeline_steps.diffusion.pipelines.base import Audio2ImagePipeline, interpolate_embeds
+from pipeline_steps.diffusion.pipelines.base import AudioConditionedPipeline, interpolate_embeds
 from pipeline_steps.models.audio.yamnet import SAMPLE_RATE
 
 
@@ -67,14 +67,16 @@ def render(tracks: Tracks, load_audio: Callable[[str], FloatArray]) -> FloatArra
 
 
 class PipelineImageGenerator:
-    """`ImageGenerator` of an `Audio2ImagePipeline`.
+    """`ImageGenerator` of an `AudioConditionedPipeline`.
 
     Args:
         pipeline: the loaded model.
         guidance_scale, num_inference_steps: None takes the model's default.
     """
 
-    def __init__(self, pipeline: Audio2ImagePipeline, guidance_scale: float | None, num_inference_steps: int | None) -> None:
+    def __init__(
+        self, pipeline: AudioConditionedPipeline, guidance_scale: float | None, num_inference_steps: int | None
+    ) -> None:
         defaults = pipeline.generation_config
         self._pipeline = pipeline
         self.resolution = defaults.resolution

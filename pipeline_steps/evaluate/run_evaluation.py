@@ -47,13 +47,14 @@ class EvaluationResult:
     """Results of the evaluation.
 
     Attributes:
-        evaluation: blocks of `evaluation.json`: one per set, `sensitivity`, `abilities`, `memorisation`, `judges`, `warnings`.
+        evaluation: blocks of `evaluation.json`: one per set, `sensitivity`, `abilities`, `memorisation`, `judges`, `warnings`;
+            `too_few_to_judge` if nothing could be measured.
         sets: results of the first image judge by name of the set; a set of fewer than two pairs is absent.
         per_pair: values of all judges, one row per set and pair.
         bootstrap: "set/metric" -> bootstrap values [B] of the model row; see `SetMetrics.bootstrap`.
         generated: [M, S, H, W, 3] samples of each clip.
         shown_sweeps: images and audio of the abilities for the report.
-        computed, reused: features of catalog items that were computed, and read from the cache.
+        cache_misses, cache_hits: features of catalog items that were computed, and read from the cache.
     """
 
     evaluation: Row
@@ -62,8 +63,8 @@ class EvaluationResult:
     bootstrap: Mapping[str, DoubleArray]
     generated: ByteArray
     shown_sweeps: Sequence[ShownSweep]
-    computed: int
-    reused: int
+    cache_misses: int
+    cache_hits: int
 
 
 def run_evaluation(
@@ -118,7 +119,7 @@ def run_evaluation(
 
     audio_cache = CachedFeatures(open_cache("evaluate-sound", audio_judge.describe()), config.batch_size)
     audio = audio_cache.rows(sorted(tracks), audio_features)
-    computed, reused = audio_cache.computed, audio_cache.reused
+    cache_misses, cache_hits = audio_cache.cache_misses, audio_cache.cache_hits
 
     image_ids = {pair.image_id for pairs in plan.sets.values() for pair in pairs} | set(calibration_images)
     image_ids |= {str(pair["image_id"]) for pair in plan.training_pairs}
@@ -143,7 +144,7 @@ def run_evaluation(
             np.array([distinct_texts.index(text) for text in captions], np.int64) if captions else None,
             nearest_training,
         )
-        computed, reused = computed + image_cache.computed, reused + image_cache.reused
+        cache_misses, cache_hits = cache_misses + image_cache.cache_misses, cache_hits + image_cache.cache_hits
         evaluator, facts = _calibrate(config, name, generator.sample_rate_hz, plan, calibration_images, features, audio)
         by_judge[name] = {key: evaluator.evaluate(key) for key, pairs in plan.sets.items() if len(pairs) > 1}
         evaluation["judges"][name] = {**facts, "family": judge.family, **judge.identity}
@@ -183,9 +184,21 @@ def run_evaluation(
         },
         generated,
         abilities.shown,
-        computed,
-        reused,
+        cache_misses,
+        cache_hits,
     )
+
+
+def generate_only(
+    config: EvaluateConfig, plan: EvaluationPlan, generator: ImageGenerator, media: MediaShardReader, reason: str
+) -> EvaluationResult:
+    """Images for every clip of the plan, without metrics; `reason` says why nothing is measured."""
+    log.warning("%s; the report shows pairs and samples without metrics", reason)
+    generated = generator.generate(
+        [render(clip.tracks, media.sound) for clip in plan.clips], config.samples_per_audio, config.seed
+    )
+    evaluation: Row = {"judges": {}, "warnings": [reason], "abilities": {}, "too_few_to_judge": reason}
+    return EvaluationResult(evaluation, {}, [], {}, generated, (), 0, 0)
 
 
 def _calibrate(

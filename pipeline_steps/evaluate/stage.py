@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import shutil
 import tempfile
@@ -56,18 +57,21 @@ from pipeline_steps.evaluate.judges.feature_extractors import VECTOR, judge_setu
 from pipeline_steps.evaluate.judges.independence import check_judge_independence, families_in, undeclared_family_warnings
 from pipeline_steps.evaluate.judges.whitened_space import MIN_IMAGES
 from pipeline_steps.evaluate.report.build import build_report
+from pipeline_steps.evaluate.report.dvc_plots import sample_grids
+from pipeline_steps.evaluate.report.headline_metrics import chance_warnings
 from pipeline_steps.evaluate.report.item_flow import StageTables
 from pipeline_steps.evaluate.report.media import mp3, png, strip, thumbnail
 from pipeline_steps.evaluate.report.training_curves import TrainingHistory, training_curves
 from pipeline_steps.evaluate.retrieval.gold_retrieval import EmbeddingTable, gold_retrieval, retrieval_block
 from pipeline_steps.evaluate.retrieval.label_oracle import label_vectors
-from pipeline_steps.evaluate.run_evaluation import EvaluationResult, run_evaluation
+from pipeline_steps.evaluate.run_evaluation import EvaluationResult, generate_only, run_evaluation
 from pipeline_steps.models.audio.yamnet import YamNet
 from pipeline_steps.tracking.client.tracker import NoOpTracker
 
 __all__ = ["EvaluateConfig", "evaluate", "run"]
 
 Row = dict[str, Any]
+log = logging.getLogger(__name__)
 
 TRACKED_CLIPS = 8
 """Audio clips of the test set that are logged with the run."""
@@ -85,7 +89,8 @@ def run(config: EvaluateConfig, layout: ProjectPaths) -> StageReport:
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    read = [layout.pairs, layout.catalog, layout.media, layout.root / config.ground_truth, layout.model]
+    truth = [layout.root / config.ground_truth] if config.ground_truth else []
+    read = [layout.pairs, layout.catalog, layout.media, *truth, layout.model]
     with tracking.run("evaluate", layout, config, inputs=read) as tracker:
         generator = load_generator(layout.model, config.guidance_scale, config.num_inference_steps)
         return evaluate(config, layout, generator, tracker)
@@ -96,7 +101,7 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGener
 
     Raises:
         ConfigError: the model family of a judge is also used for the data or the model.
-        DataError: no set has two pairs, there are too few images to calibrate a judge, or a table is missing or not valid.
+        DataError: a table is missing or not valid.
     """
     report = StageReport("evaluate")
     tables = read_tables(layout)
@@ -117,18 +122,11 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGener
     image_groups = {row["image_id"]: row["group_id"] for row in tables.images}
     audio_groups = {row["audio_id"]: row["group_id"] for row in tables.audio}
     plan = build_evaluation_plan(tables.pairs, truth, image_groups, audio_groups, config.max_test_pairs)
-    if max(len(pairs) for pairs in plan.sets.values()) < 2:
-        raise DataError("fewer than two test pairs and fewer than two gold pairs: nothing can be compared", "enlarge the pool")
-    report.n_ok = len(plan.sets["test"]) + len(plan.sets["gold"])
-    report.n_abstained = plan.num_skipped
-    report.n_in = report.n_ok + report.n_abstained
     calibration_images = select_calibration_images(plan, tables.images, tables.pairs, config.num_calibration_images)
-    if len(calibration_images) < MIN_IMAGES:
-        raise DataError(
-            f"only {len(calibration_images)} images are available to calibrate a judge (images outside the evaluated groups); "
-            f"at least {MIN_IMAGES} are needed",
-            "enlarge the pool",
-        )
+    too_few = plan.too_few_to_judge(len(calibration_images), MIN_IMAGES)
+    evaluated = len(plan.sets["test"]) + len(plan.sets["gold"])
+    report.n_in = evaluated + plan.num_skipped
+    report.n_ok, report.n_abstained = (0, report.n_in) if too_few else (evaluated, plan.num_skipped)
 
     def open_cache(stage: str, description: Any) -> ResultCache:
         return ResultCache(_cache_url(config, layout), stage, fingerprint(description), VECTOR)
@@ -138,20 +136,24 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGener
     media = MediaShardReader(layout.media)
     texts = pair_texts(plan, tables.pairs, tables.events)
     tagger = find_audio_tagger(layout)
-    result = run_evaluation(
-        config,
-        plan,
-        calibration_images,
-        texts,
-        None if tagger is None else partial(caption_audio, tagger),
-        {audio_id: space.audio[row] for audio_id, row in space.audio_row.items()},
-        generator,
-        media,
-        image_judges,
-        audio_judge,
-        open_cache,
+    result = (
+        generate_only(config, plan, generator, media, too_few)
+        if too_few
+        else run_evaluation(
+            config,
+            plan,
+            calibration_images,
+            texts,
+            None if tagger is None else partial(caption_audio, tagger),
+            {audio_id: space.audio[row] for audio_id, row in space.audio_row.items()},
+            generator,
+            media,
+            image_judges,
+            audio_judge,
+            open_cache,
+        )
     )
-    report.computed, report.reused = result.computed, result.reused
+    report.cache_misses, report.cache_hits = result.cache_misses, result.cache_hits
     protocol = _protocol(config, generator) | {
         "families_that_took_part": sorted(set().union(*used_families.values())),
         "shared_families": shared,
@@ -177,7 +179,7 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGener
         "report_bytes": sum(map(len, files.values())),
         "report_files": len(files),
     }
-    _track(tracker, layout, evaluation, plan, result, media, load_audio)
+    _track(tracker, layout, evaluation, json.loads(files["metrics.json"]), plan, result, media, load_audio)
     return report
 
 
@@ -207,16 +209,16 @@ def read_tables(layout: ProjectPaths) -> StageTables:
 
 
 def read_ground_truth(config: EvaluateConfig, layout: ProjectPaths, tables: StageTables) -> GroundTruth:
-    """Labels and true pairs of `evaluate.ground_truth`.
+    """Labels and true pairs of `evaluate.ground_truth`; none if it is null.
 
     Raises:
         DataError: the file is missing, too large, or lacks a column.
     """
+    if config.ground_truth is None:
+        return match([], tables.images, tables.audio)
     path = layout.root / config.ground_truth
     if not path.is_file():
-        raise DataError(
-            f"evaluate.ground_truth: {path} is missing", "set it to a table with ground truth; a header without rows is enough"
-        )
+        raise DataError(f"evaluate.ground_truth: {path} is missing", "set it to a table with ground truth, or to null")
     if path.stat().st_size > MAX_GROUND_TRUTH_BYTES:
         raise DataError(f"evaluate.ground_truth: {path} is larger than {MAX_GROUND_TRUTH_BYTES} bytes")
     rows = parse_manifest(path.read_text(encoding="utf-8-sig"), config.ground_truth)
@@ -242,9 +244,10 @@ def write_report(folder: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         for path, payload in files.items():
-            parent, _, leaf = path.rpartition("/")
-            if parent == name:
-                (scratch / leaf).write_bytes(payload)
+            if path.startswith(f"{name}/"):
+                target = scratch / path.removeprefix(f"{name}/")
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(payload)
         shutil.rmtree(folder / name, ignore_errors=True)
         scratch.replace(folder / name)
     for path, payload in files.items():
@@ -329,12 +332,16 @@ def _track(
     tracker: NoOpTracker,
     layout: ProjectPaths,
     evaluation: Row,
+    headline: Row,
     plan: EvaluationPlan,
     result: EvaluationResult,
     media: MediaShardReader,
     load_audio: Callable[[str], FloatArray],
 ) -> None:
-    """Log numbers, a grid of samples per set (samples of a clip beside those of another clip), clips and the report."""
+    """Log numbers, a grid of samples per set, clips and the report; warn of a model that is not above chance."""
+    warnings = chance_warnings(headline)
+    for warning in warnings:
+        log.warning("%s; infra/gate.yaml decides whether such a challenger may become champion", warning)
     numbers: Row = {}
     for key in plan.sets:
         for row, metrics in evaluation.get(key, {}).get("rows", {}).items():
@@ -350,14 +357,10 @@ def _track(
             numbers |= {f"{key}/{row}/{metric}": found["value"] for metric, found in metrics.items()}
     numbers |= ability_numbers(evaluation["abilities"])
     tracker.log_metrics(numbers)
-    tracker.log_model_metrics(layout.model, {key: value for key, value in numbers.items() if "/model/" in key}, layout.pairs)
-    for key, metrics in result.sets.items():
-        lines = []
-        for clip in plan.clips_of(key)[:16]:
-            other = int(metrics.partner[clip])
-            shuffled = result.generated[other] if other >= 0 else np.full_like(result.generated[clip], 255)
-            lines.append(strip(np.concatenate([result.generated[clip], shuffled])))
-        tracker.log_image(f"evaluate/{key}_real_and_shuffled", np.concatenate(lines))
+    tracker.log_pipeline_metrics(headline)
+    tracker.log_model_metrics(layout.model, headline, layout.pairs, warnings)
+    for key, grid in sample_grids(plan, result.generated, media.image).items():
+        tracker.log_image(f"evaluate/{key}_real_and_generated", grid)
     for pair in plan.sets["test"][:TRACKED_CLIPS]:
         tracker.log_audio(f"evaluate/{pair.name}", load_audio(plan.clips[pair.clip].key), SAMPLE_RATE)
     for name in ("evaluation.json", "index.html", "plots"):  # the media of the page, hundreds of files, are not logged

@@ -28,9 +28,10 @@ class ArchiveMember(NamedTuple):
 class CandidateFile:
     """File or archive member that was opened and hashed, with its metadata.
 
-    `relative` is the file below the root, without links; `path` is the name as printable text.
+    `relative` is the file below `root`, both without links; `path` is the name as printable text, behind the name of its pool.
     """
 
+    root: str
     relative: str
     path: str
     sha256: str
@@ -92,8 +93,9 @@ class DiscoveryResult:
         return len(self.files) + len(self.rejected)
 
     def merge(self, other: DiscoveryResult) -> None:
-        """Append the files and counts of another result."""
+        """Append the files, counts and layouts of another result."""
         self.files += other.files
         self.rejected += other.rejected
         self.skipped_files += other.skipped_files
         self.filtered_rows += other.filtered_rows
+        self.layouts |= other.layouts

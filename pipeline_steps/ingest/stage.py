@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +19,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline_steps.core.checksums import record_checksums
-from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
+from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.core.media_shards import INDEX, write_index, write_shards
-from pipeline_steps.core.pool_check import check_pool
+from pipeline_steps.core.pool_check import check_pool, check_pool_deps
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.result_cache import ResultCache
 from pipeline_steps.core.schemas import AUDIO, IMAGES, QUARANTINE
@@ -35,11 +36,10 @@ from pipeline_steps.ingest.decoding.decode import PRELOAD, VERSION, DecodeJob, d
 from pipeline_steps.ingest.decoding.image import ImageLimits
 from pipeline_steps.ingest.reason_codes import CODES
 from pipeline_steps.ingest.sources.file_walk import inspect_file
-from pipeline_steps.ingest.sources.resolve import collect_candidates
-from pipeline_steps.ingest.takedowns import apply_takedowns
-from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool, core_count, run_in_process
+from pipeline_steps.ingest.sources.resolve import collect_all_candidates, list_sources
+from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool, core_count
 
-__all__ = ["DryRunResult", "IngestConfig", "dry_run", "normalize_file", "run"]
+__all__ = ["DryRunResult", "IngestConfig", "decoder_pool", "dry_run", "normalize_file", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -86,19 +86,21 @@ class DryRunResult:
 
 
 def run(config: IngestConfig, layout: ProjectPaths) -> StageReport:
-    """Ingest `config.root` into `layout.catalog` and `layout.media`.
+    """Ingest all sources into `layout.catalog` and `layout.media`.
 
     Raises:
-        ConfigError: the root or the metadata table does not exist.
+        ConfigError: a root or metadata table does not exist, or is no dependency of the stage.
         DataError: an unusable table, a pool that DVC cannot hash, an empty pool, or more failed files than
             `max_failed_fraction`. Nothing is written then.
         ResourceError: decoding processes cannot be started.
     """
     report = StageReport(STAGE)
     if "DVC_STAGE" in os.environ:  # DVC hashes the pool when the stage has ended
-        check_pool(layout.root / config.root)
+        for source in list_sources(config, layout.root):
+            check_pool(source.root, f"{source.key}.root")
+        check_pool_deps(layout)
     caches = _ShardCaches(config, str(layout.result_cache))
-    outcome = _decode_all(config, layout.root / config.root, report, caches)
+    outcome = _decode_all(config, layout.root, report, caches)
     check_pools(outcome.rows, report.n_in, outcome.rejected, config.max_failed_fraction)
     with record_checksums(STAGE, layout.catalog, layout.media):
         _write(config, layout, outcome, caches)
@@ -109,19 +111,33 @@ def dry_run(folder: Path, config: IngestConfig | None = None) -> DryRunResult:
     """Decode all files below `folder` as `run` does, without reading the cache or writing anything.
 
     Args:
-        folder: any folder.
+        folder: any folder; with `config.pools` the project folder, to which their roots are relative.
         config: limits and, if it names one, a metadata table inside `folder`; by default the default limits and all files.
     """
-    config = config or IngestConfig(metadata=None, pool=None, holdout=None)
+    config = config or IngestConfig()
+    if not config.pools:
+        folder, config = folder.parent, config.model_copy(update={"root": folder.name or "."})
     report = StageReport(STAGE)
     outcome = _decode_all(config, folder, report, _ShardCaches(config, None))
     return DryRunResult(outcome.rows["image"], outcome.rows["audio"], [item.row() for item in outcome.rejected], report)
 
 
-def normalize_file(path: Path, config: IngestConfig | None = None) -> tuple[str, str, bytes, dict[str, Any]]:
+def decoder_pool(config: IngestConfig) -> WorkerPool:
+    """One decoding process with the limits of the stage, for repeated calls of `normalize_file`."""
+    return WorkerPool(_worker_limits(config)._replace(workers=1), decode, PRELOAD)
+
+
+def normalize_file(
+    path: Path, config: IngestConfig | None = None, workers: WorkerPool | None = None
+) -> tuple[str, str, bytes, dict[str, Any]]:
     """Decode one file in a child process and return (id, kind, normalized payload, measurements).
 
     The payload has the format of the media shards: PNG, or mono 48 kHz FLAC.
+
+    Args:
+        path: any file.
+        config: limits; by default the default limits.
+        workers: an open `decoder_pool`; None starts a process for this file.
 
     Raises:
         DataError: the file is rejected; the reason contains the code.
@@ -133,7 +149,8 @@ def normalize_file(path: Path, config: IngestConfig | None = None) -> tuple[str,
         raise DataError(f"{path}: not a media file", "choose another file")
     if isinstance(file, RejectedFile):
         raise DataError(f"{path}: {file.code}: {file.reason}", "choose another file")
-    result = run_in_process(_worker_limits(config), decode, build_decode_job(config, path.parent, file), PRELOAD)
+    with nullcontext(workers) if workers else decoder_pool(config) as pool:
+        result = pool.run(build_decode_job(config, file))
     if result["code"]:
         raise DataError(f"{path}: {result['code']}: {result['reason']}", "choose another file")
     return file.item_id, file.kind, result.pop("payload"), result
@@ -228,25 +245,22 @@ def _worker_limits(config: IngestConfig, jobs: int = 1) -> WorkerLimits:
     return WorkerLimits(count, decoder.timeout_seconds, decoder.memory_mb * 1_000_000)
 
 
-def build_decode_job(config: IngestConfig, root: Path, file: CandidateFile) -> DecodeJob:
-    """Decoding job for a file below `root`."""
+def build_decode_job(config: IngestConfig, file: CandidateFile) -> DecodeJob:
+    """Decoding job of a file."""
     limits = _decode_limits(config, file.kind)
-    return DecodeJob(str(root.resolve()), file.relative, file.sha256, file.format, limits, file.member)
+    return DecodeJob(file.root, file.relative, file.sha256, file.format, limits, file.member)
 
 
 def _decoder_versions(kind: str) -> str:
     return ", ".join(f"{name} {version(name)}" for name in DECODERS.get(kind, ()))
 
 
-def _decode_all(config: IngestConfig, root: Path, report: StageReport, caches: _ShardCaches) -> _IngestOutcome:
+def _decode_all(config: IngestConfig, project: Path, report: StageReport, caches: _ShardCaches) -> _IngestOutcome:
     """Discover, hash and decode all files, and fill the report. Cached results are reused."""
-    if not root.is_dir():
-        raise ConfigError(f"ingest.root: {root} is not a folder", "name the folder that contains your images and audio")
-    found = collect_candidates(config, root)
-    apply_takedowns(root, found)
+    found = collect_all_candidates(config, project)
     check_id_collisions(found.files)
     items = group_by_content(found.files)
-    results = _results(root, config, items, report, caches)
+    results = _results(config, items, report, caches)
     rejected = list(found.rejected)
     for item, files in items.items():
         code, reason = results[item]["code"], results[item]["reason"]
@@ -271,14 +285,14 @@ def _decode_all(config: IngestConfig, root: Path, report: StageReport, caches: _
 
 
 def _results(
-    root: Path, config: IngestConfig, items: Mapping[str, list[CandidateFile]], report: StageReport, caches: _ShardCaches
+    config: IngestConfig, items: Mapping[str, list[CandidateFile]], report: StageReport, caches: _ShardCaches
 ) -> dict[str, dict[str, Any]]:
     """Decoding result of each item without its payload. New results are cached as they arrive, so a killed run can resume."""
     results = caches.load(items)
-    report.reused = len(results)
+    report.cache_hits = len(results)
     order = sorted(items.keys() - results.keys(), key=lambda item: (items[item][0].kind, _read_order(items[item][0]), item))
-    report.computed = len(order)
-    jobs = ((item, build_decode_job(config, root, items[item][0])) for item in order)
+    report.cache_misses = len(order)
+    jobs = ((item, build_decode_job(config, items[item][0])) for item in order)
     try:
         with WorkerPool(_worker_limits(config, len(order)), decode, PRELOAD) as workers:
             for item, result in _progress(workers.map(jobs), len(order)):
@@ -291,7 +305,7 @@ def _results(
 
 def _read_order(file: CandidateFile) -> tuple[str, int, int]:
     """Sort key that keeps the rows of a table together, so that each row group is read once."""
-    return (file.relative, file.member.group, file.member.row) if file.member else ("", 0, 0)
+    return (f"{file.root}/{file.relative}", file.member.group, file.member.row) if file.member else ("", 0, 0)
 
 
 def _progress(results: Iterable[Any], total: int) -> Iterator[Any]:

@@ -74,16 +74,16 @@ def load_takedowns(root: Path) -> str | None:
     return payload.decode("utf-8-sig", errors="replace")
 
 
-def apply_takedowns(root: Path, result: DiscoveryResult) -> None:
+def apply_takedowns(roots: Iterable[Path], result: DiscoveryResult) -> None:
     """Move listed files from `result.files` to `result.rejected`, before they are decoded or read from the cache.
 
+    The list of each root applies to all of them, because it names contents.
+
     Raises:
-        DataError: the list cannot be read.
+        DataError: a list cannot be read.
     """
-    text = load_takedowns(root)
-    if text is None:
-        return
-    listed = parse_takedowns(text)
+    texts = [text for text in map(load_takedowns, roots) if text is not None]
+    listed = frozenset[str]().union(*map(parse_takedowns, texts))
     result.rejected += [
         RejectedFile(file.path, file.kind, "FORGOTTEN", f"listed in {NAME}", file.bytes, file.item_id)
         for file in result.files

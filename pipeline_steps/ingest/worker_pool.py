@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
+from multiprocessing.context import SpawnContext, SpawnProcess
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -35,6 +38,41 @@ class WorkerLimits(NamedTuple):
 def core_count() -> int:
     """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_STARTING = threading.Lock()
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Remove what names the main module's file, so that a process started meanwhile does not import it.
+
+    The main module may be a user's script without a `__main__` guard: importing it would run the script again.
+    """
+    main = sys.modules["__main__"]
+    with _STARTING:
+        values = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+        try:
+            for name in values:
+                setattr(main, name, None)
+            yield
+        finally:
+            for name, value in values.items():
+                setattr(main, name, value)
+
+
+class DecodingProcess(SpawnProcess):
+    """Spawned process that does not import the main module of its parent."""
+
+    def start(self) -> None:
+        with _main_module_hidden():
+            super().start()
+
+
+class DecodingContext(SpawnContext):
+    """Multiprocessing context `spawn` with `DecodingProcess`."""
+
+    Process = DecodingProcess
 
 
 class WorkerPool:
@@ -103,13 +141,17 @@ class WorkerPool:
                     break  # the other futures of `done` belong to the stopped pool
                 yield key, result
 
+    def run(self, job: Any) -> Any:
+        """Result of one job."""
+        return next(self.map([("", job)]))[1]
+
     def _submit(self, job: Any) -> Future[Any]:
         if self._pool is None:
             self._pool = ProcessPool(
                 max_workers=self._limits.workers,
                 initializer=apply_process_limits,
                 initargs=(self._limits.memory_bytes, self._preload),
-                context=multiprocessing.get_context("spawn"),
+                context=DecodingContext(),
             )
         future: Future[Any] = self._pool.schedule(self._function, args=(job,), timeout=self._limits.timeout_seconds)
         return future
@@ -136,4 +178,4 @@ class WorkerPool:
 def run_in_process(limits: WorkerLimits, function: Callable[[Any], Any], job: Any, preload: Sequence[str] = ()) -> Any:
     """Result of `function(job)`, computed in one decoding process with the same limits and failure codes."""
     with WorkerPool(limits._replace(workers=1), function, preload) as workers:
-        return next(workers.map([("", job)]))[1]
+        return workers.run(job)

@@ -47,7 +47,9 @@ class PairConfig(StageConfig):
 
     min_confidence: float = Field(0.05, ge=0, le=1, description="events below it are not used")
     null_quantile: float = Field(0.99, ge=0, lt=1, description="quantile of random z-scores that a match must reach")
-    null_samples: int = Field(200_000, ge=100, le=20_000_000, description="random text-audio scores that estimate it")
+    null_samples: int = Field(
+        200_000, ge=100, le=20_000_000, description="random text-audio scores that estimate `null_quantile`"
+    )
     event_pooling: Literal["max", "mean"] = Field(
         "max", description="value of a clip over the events of an image: maximum or weighted mean"
     )
@@ -57,10 +59,10 @@ class PairConfig(StageConfig):
     num_candidates: int = Field(50, ge=1, le=1000, description="clips kept per image for the assignment")
     max_reuse: int = Field(4, ge=1, le=1_000_000, description="images per duplicate group of audio")
     exact_solver_max_edges: int = Field(
-        600_000, ge=0, le=50_000_000, description="edges x max_reuse up to which the assignment is exact"
+        600_000, ge=0, le=50_000_000, description="edges x `max_reuse` up to which the assignment is exact; above: auction"
     )
     auction_epsilon: float = Field(
-        0.01, gt=0, le=1, description="of the auction above that: loss allowed per image, as a fraction of the mean value"
+        0.01, gt=0, le=1, description="auction: loss allowed per image, as a fraction of the mean value"
     )
     audio_duplicate_cosine: float = Field(0.995, gt=0, le=1, description="clips at least this similar are one group")
     image_phash_distance: int = Field(4, ge=0, le=16, description="hash distance up to which two images count as one leak")
@@ -71,4 +73,4 @@ class PairConfig(StageConfig):
     target_lufs: float | None = Field(None, ge=-60, le=-5, description="loudness of a clip after its gain; null: no gain")
     max_gain_db: float = Field(12.0, ge=0, le=40, description="largest absolute gain")
     license_policy: Literal["any", "publishable", "no-copyleft"] = Field("any", description="licenses that may enter pairs")
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random in the stage")

@@ -80,7 +80,7 @@ def _eligible(
         if row["holdout"] or (wanted is not None and name not in wanted):
             continue
         if group in held_out:
-            found.rejected[name] = ("HOLDOUT_GROUP", "a near duplicate of this picture is kept for evaluation")
+            found.rejected[name] = ("HOLDOUT_GROUP", "a near duplicate of this image is held out for evaluation")
         elif not license_allowed(row["license"], policy):
             found.rejected[name] = ("LICENSE", f"license {row['license']!r} is not admitted by pair.license_policy = {policy}")
         else:

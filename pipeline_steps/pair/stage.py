@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 IMAGE_COLUMNS = ("image_id", "group_id", "holdout", "license", "phash")
 AUDIO_COLUMNS = ("audio_id", "group_id", "holdout", "license", "lufs")
 """Columns of the catalog that pairing reads; all columns of a million rows would take gigabytes."""
+MIN_TEST_PAIRS = 2
+"""Test pairs below which the stage `evaluate` has no negatives and measures nothing."""
 
 
 def run(config: PairConfig, layout: ProjectPaths) -> StageReport:
@@ -108,6 +110,13 @@ def build_pairs(config: PairConfig, layout: ProjectPaths) -> StageReport:
     report.metrics = stats
     if stats["empty_splits"]:
         log.warning("the pool is too small for all splits: no pair in %s", ", ".join(stats["empty_splits"]))
+    if counts["test"] < MIN_TEST_PAIRS:
+        log.warning(
+            "too few test pairs to judge a model: %d of %d; unless evaluate.ground_truth names true pairs, the report will "
+            "have no metrics; add images and sounds, or increase pair.splits.audio.test",
+            counts["test"],
+            MIN_TEST_PAIRS,
+        )
     with record_checksums("pair", layout.pairs):
         _write(layout.pairs, config, result, stats)
     return report

@@ -165,7 +165,7 @@ def run(config: RetrieveConfig, layout: ProjectPaths) -> StageReport:
         )
         _write(layout, ranked, [text_ids[row] for row in text_rows], [audio_ids[row] for row in audio_rows])
     report.n_in = report.n_ok = len(texts)
-    report.computed = len(texts)
+    report.cache_misses = len(texts)
     report.metrics = {
         "sounds": len(audio),
         "index": name,

@@ -17,6 +17,8 @@ REGISTERED_MODEL = "audio2image"
 CHAMPION, CHALLENGER = "champion", "challenger"
 """Aliases of the registered model."""
 MODES = ("on", "off", "queue", "strict")
+DEFAULT_STORE = "sqlite:///mlflow.db"
+"""Name of the default store, the database of the project, wherever the project lies."""
 
 HTTP_TIMEOUT_S = 5
 """Timeout of one request of the uploader, which a stage waits for at its end."""
@@ -39,6 +41,7 @@ class TrackingSettings:
     # when entries could not be uploaded)
     mode: str
     uri: str  # MLflow tracking URI
+    store: str  # name of the store in queues: the URI without credentials, or DEFAULT_STORE
     experiment: str  # MLflow experiment name
     artifacts: str  # artifact root of the experiment if the store is a database; empty for a server, which has its own
     deadline_s: float  # longest wait for the uploader at the end of a stage
@@ -57,7 +60,7 @@ class TrackingSettings:
 def read_settings(layout: ProjectPaths) -> TrackingSettings:
     """Read SONIFY_TRACKING, SONIFY_TRACKING_DEADLINE, MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME.
 
-    A run in a git worktree uses the stores of its project, which SONIFY_PROJECT names.
+    A run in a git worktree or a temporary folder of DVC uses the stores of its project, see `project_root`.
 
     Raises:
         ConfigError: the mode is unknown, the URI is a file store (MLflow 3.17 refuses those), or the deadline is not a
@@ -66,8 +69,9 @@ def read_settings(layout: ProjectPaths) -> TrackingSettings:
     mode = os.environ.get("SONIFY_TRACKING", "on").strip().lower() or "on"
     if mode not in MODES:
         raise ConfigError(f"SONIFY_TRACKING={mode!r} is unknown", f"use one of {', '.join(MODES)}")
-    root = Path(os.environ.get("SONIFY_PROJECT") or layout.root).resolve()
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"sqlite:///{root / 'mlflow.db'}"
+    root = project_root(layout.root)
+    default = f"sqlite:///{root / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or default
     scheme = urlsplit(uri).scheme
     if scheme in {"", "file"} or (len(scheme) == 1 and scheme.isalpha()):
         raise ConfigError(
@@ -86,10 +90,23 @@ def read_settings(layout: ProjectPaths) -> TrackingSettings:
     return TrackingSettings(
         mode=mode,
         uri=uri,
+        store=DEFAULT_STORE if uri == default else redact(uri),
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or EXPERIMENT,
         artifacts="" if scheme in {"http", "https"} else (root / "mlartifacts").as_uri(),
         deadline_s=deadline,
     )
+
+
+def project_root(root: Path) -> Path:
+    """Absolute folder of the project whose stores a run in `root` uses.
+
+    It is SONIFY_PROJECT for a run in a git worktree. `dvc exp run --temp` and the queue of DVC run in a folder below
+    `.dvc/tmp/exps` that DVC deletes afterwards; they use the project that this `.dvc` belongs to.
+    """
+    here = Path(os.environ.get("SONIFY_PROJECT") or root).resolve()
+    home = next((folder.parents[2] for folder in here.parents if folder.parts[-3:] == (".dvc", "tmp", "exps")), None)
+    copy = next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), None)
+    return here if home is None or copy is None else home / here.relative_to(copy)
 
 
 def is_secret_name(key: str) -> bool:

@@ -25,7 +25,7 @@ class TrainConfig(StageConfig):
     recipe: str = Field(
         default="ip_adapter", description="ip_adapter: audio adapter of a frozen text-to-image backbone, or an installed one"
     )
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31, description="seed of everything random in the stage")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if there is one")
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
         default="auto", description="auto: 32-true on CPU, bf16-mixed on GPU"

@@ -58,9 +58,9 @@ class ImageAugmentationConfig(StageConfig):
 class PhaseConfig(StageConfig):
     """Phase of training."""
 
-    max_steps: int = Field(ge=1, le=10_000_000, description="optimizer steps")
-    batch_size: int = Field(ge=1, le=65_536, description="samples per optimizer step")
-    learning_rate: float = Field(gt=0.0, le=0.1, description="highest learning rate, after the warmup")
+    max_steps: int = Field(default=200, ge=1, le=10_000_000, description="optimizer steps")
+    batch_size: int = Field(default=16, ge=1, le=65_536, description="samples per optimizer step")
+    learning_rate: float = Field(default=5e-5, gt=0.0, le=0.1, description="highest learning rate, after the warmup")
 
 
 class OptimizerConfig(StageConfig):
@@ -68,7 +68,7 @@ class OptimizerConfig(StageConfig):
 
     lr_warmup_steps: int = Field(default=30, ge=0, description="warmup steps")
     min_lr_ratio: float = Field(default=0.02, ge=0.0, le=1.0, description="final learning rate, as a fraction of the highest")
-    weight_decay: float = Field(default=0.01, ge=0.0, le=1.0)
+    weight_decay: float = Field(default=0.01, ge=0.0, le=1.0, description="weight decay of AdamW")
     max_grad_norm: float = Field(default=1.0, gt=0.0, description="gradients are clipped to this norm")
     ema_decay: float = Field(default=0.995, ge=0.0, lt=1.0, description="decay of the averaged weights per step")
 
@@ -77,8 +77,10 @@ class SamplingConfig(StageConfig):
     """Default sampling parameters, saved with the model."""
 
     scheduler: Literal["auto", "dpm++", "ddim"] = Field(default="auto", description="auto: dpm++ (DPM-Solver++)")
-    num_inference_steps: int = Field(default=16, ge=1, le=1000)
-    guidance_scale: float = Field(default=3.0, ge=0.0, le=50.0)
+    num_inference_steps: int = Field(default=16, ge=1, le=1000, description="sampling steps")
+    guidance_scale: float = Field(
+        default=3.0, ge=0.0, le=50.0, description="classifier-free guidance; 1: none, 0 ignores the audio"
+    )
 
 
 class PerformanceConfig(StageConfig):

@@ -63,6 +63,11 @@ class DiffusionModule(pl.LightningModule):  # type: ignore[misc, unused-ignore]
         """diffusers' U-Net, which takes most of the time: memory format, checkpointing and compilation apply to it."""
         return self.denoiser.unet
 
+    @property
+    def objective(self) -> str:
+        """Name of the loss: prediction target and weighting. Losses of different objectives cannot be compared."""
+        return type(self).__name__
+
     def per_sample_loss(self, batch: TrainingBatch) -> torch.Tensor:
         """Loss of each sample, [N]."""
         raise NotImplementedError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline_steps.core.array_types import ByteArray
-from pipeline_steps.diffusion.pipelines.base import Audio2ImagePipeline, GenerationConfig
+from pipeline_steps.diffusion.pipelines.base import AudioConditionedPipeline, GenerationConfig
 from pipeline_steps.train.recipes.base import RecipeSettings
 
 GRID_CLIPS = 8
@@ -25,7 +25,7 @@ def generation_config(settings: RecipeSettings) -> GenerationConfig:
     )
 
 
-def sample_grid(pipeline: Audio2ImagePipeline, embeds: Callable[[int], Any], count: int, seed: int) -> ByteArray:
+def sample_grid(pipeline: AudioConditionedPipeline, embeds: Callable[[int], Any], count: int, seed: int) -> ByteArray:
     """Sample grid uint8 [H, W, 3]: one column for each of the first pairs' clips."""
     images = pipeline.generate_batch([embeds(row) for row in range(min(GRID_CLIPS, count))], GRID_SAMPLES, seed=seed)
     return np.concatenate([np.concatenate(list(column), axis=0) for column in images], axis=1)

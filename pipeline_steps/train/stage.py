@@ -106,7 +106,7 @@ def run(config: TrainConfig, layout: ProjectPaths) -> StageReport:
             inputs = _load_inputs(config, layout, encoder, pairs, digest, report)
             prepared = recipe.prepare(inputs)
         del inputs, pairs  # rows of a million pairs are gigabytes
-        _train(config, folder, prepared, TrackingLogger(tracker), setup)
+        _train(config, folder, prepared, TrackingLogger(tracker, prepared.module.objective), setup)
         if not setup.is_first:
             sys.exit(0)  # process 0 exports and reports
         module = prepared.module
@@ -116,8 +116,8 @@ def run(config: TrainConfig, layout: ProjectPaths) -> StageReport:
             "num_parameters": sum(parameter.numel() for parameter in module.denoiser.parameters()),
             **counts,
         }
-        final = {f"train/final/{name}": value for name, value in report.metrics.items()}
-        tracker.log_metrics(final, step=config.recipe_config.phase.max_steps)
+        logged = ("num_parameters", "pairs_train", "pairs_val", "clips_train")
+        tracker.log_metrics({f"train/{name}": report.metrics[name] for name in logged})
         tracker.log_model(layout.model)
     # The model is complete. The checkpoint is large and is not needed any more.
     (folder / f"{CHECKPOINT}.ckpt").unlink(missing_ok=True)
@@ -202,7 +202,7 @@ def _load_inputs(
 
     store = open_store(cache_fingerprint(config.audio, config.seed, encoder), TOKEN_COLUMNS)
     rows = [row for split in SPLITS for row in pairs[split]]
-    features, report.computed, report.reused = load_or_encode_clips(
+    features, report.cache_misses, report.cache_hits = load_or_encode_clips(
         config.audio, config.seed, encoder, store, media.sound, rows
     )
     return TrainingInputs(digest, pairs, features, encoder, media.image, open_store)

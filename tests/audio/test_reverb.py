@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyroomacoustics import parameters
 
-from pipeline_steps.audio.reverb import apply_reverb, simulate_room_impulse_responses
+from pipeline_steps.audio.reverb import apply_reverb, decaying_noise_response, simulate_room_impulse_responses
 
 RATE = 16_000
 ROOMS = simulate_room_impulse_responses(4, RATE, 3)
@@ -57,3 +57,13 @@ def test_the_onset_stays_and_so_does_the_level(number: int, onset: int, level: f
 
 def test_silence_stays_silence() -> None:
     assert not apply_reverb(np.zeros(100), ROOMS[0]).any()
+
+
+@pytest.mark.parametrize("t60", [0.3, 1.2, 3.0])
+def test_noise_decays_by_60_db_in_its_time(t60: float) -> None:
+    response = decaying_noise_response(t60, RATE, np.random.default_rng(0)).astype(np.float64)
+    assert response[0] == 1.0
+    decay = 10 * np.log10(np.cumsum(response[:0:-1] ** 2)[::-1])  # Schroeder 1965
+    early, late = np.searchsorted(decay[0] - decay, [5.0, 25.0])
+    assert 3 * (late - early) / RATE == pytest.approx(t60, rel=0.05), "T20"
+    assert (response[1:] ** 2).sum() == pytest.approx(t60, rel=1e-3)

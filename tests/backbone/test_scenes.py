@@ -52,39 +52,43 @@ def test_scenes_show_what_they_name() -> None:
 
 
 def test_weights_favor_core_images_and_rare_things_and_leave_validation_out() -> None:
-    plain = {"split": "train", "sounds": True, "similarity": 0.9, "core": ""}
+    plain = {"split": "train", "sounds": True, "similarity": 0.9, "core": []}
     rows = [plain | {"thing": "dog"}] * 4
     rows += [
         plain | {"thing": "cat"},
         plain | {"thing": "cat", "similarity": 0.7},
         plain | {"thing": "cat", "split": "validation"},
         plain | {"thing": "owl", "sounds": False},
-        plain | {"thing": "bell", "core": "a bell"},
-        plain | {"thing": "gong", "core": "a bell", "sounds": False},
+        plain | {"thing": "bell", "core": ["a bell"]},
+        plain | {"thing": "gong", "core": ["a bell", "a gong"], "sounds": False},
     ]
     weights = sampling_weights(rows, balance=0.5, weak_weight=0.6, rest_weight=0.1)
     assert weights[:4] == pytest.approx(0.05)
     assert weights[4:6] == pytest.approx([0.1 * 2**-0.5, 0.06 * 2**-0.5])
     assert not weights[6:8].any()
-    assert weights[8:] == pytest.approx(2**-0.5)
+    assert weights[8:] == pytest.approx([2**-0.5, 2**-0.5 + 1])
 
 
 def test_core_images_are_those_nearest_to_a_source(tiny_data: Path) -> None:
-    row = {"split": "train", "sounds": True, "similarity": 0.9, "package": "flat", "thing": "bell"}
+    row = {"split": "train", "sounds": True, "similarity": 0.9, "package": "flat", "thing": "dog"}
     rows = [
         row | {"name": "dog"},
         row | {"name": "dog", "package": "clip art"},
         row | {"name": "dog", "split": "validation"},
-        row | {"name": "cat"},
+        row | {"name": "cat", "thing": "cat"},
     ]
-    settings = {"per_source": 1, "similarity": [0.99, 0.9], "penalty": {"clip art": 0.15}}
+    settings = {"per_source": 1, "similarity": [0.999, 0.99], "margin": 1e-3, "penalty": {"clip art": 0.15}}
     encoder = TextEncoder(tiny_data / "dataset" / "text")
     core = find_core(rows, ["a cat", "a dog", "bell"], encoder, settings)
-    assert core == {3: "a cat", 0: "a dog"}, "every image is the core image of one source"
+    assert core == {3: ["a cat"], 0: ["a dog"]}
+    loose = settings | {"similarity": [-1.0]}
+    assert find_core(rows[:1], ["a cat", "a dog"], encoder, loose) == {0: ["a cat", "a dog"]}, "the only image of both"
+    assert find_core(rows, ["a cat", "a dog"], encoder, loose | {"per_source": 4}) == {3: ["a cat"], 0: ["a dog"], 1: ["a dog"]}
+    assert find_core(rows, ["a cat"], encoder, loose, {"a cat": {"dog"}}) == {0: ["a cat"]}, "a name chosen by hand"
     captions = {"": 0, "dog": 1}
     rows = [entry | {"captions": [1]} for entry in rows]
     mark_core(rows, core, captions)
-    assert [entry["core"] for entry in rows] == ["a dog", "", "", "a cat"]
+    assert [entry["core"] for entry in rows] == [["a dog"], [], [], ["a cat"]]
     assert [captions.get(text) for text in ("a dog", "a cat")] == [2, 3]
     assert rows[0]["captions"] == [1, 2, 2, 2]
     assert rows[1]["captions"] == [1]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from backbone.config import params
 from backbone.evaluate import generate, measure
 from backbone.export import assemble, averaged_unet, export, publish
 from backbone.model import create_unet
-from backbone.train import TrainingData, ema_exponent, make_batch, sample_times
+from backbone.train import TrainingData, ema_exponent, make_batch, published_unet, sample_times
 
 
 def train_command(tiny_params: Path, run: str, until: int) -> list[str]:
@@ -47,7 +48,7 @@ def test_batches_have_no_validation_or_unusable_images(tiny_data: Path) -> None:
     assert data.validation.tolist() == [4]
 
 
-def test_scenes_have_blended_token_states(tiny_data: Path) -> None:
+def test_scenes_have_the_token_states_of_an_audio_prompt(tiny_data: Path) -> None:
     no_noise = {"condition_dropout": 0.0, "pooled_dropout": 0.0, "text_noise": 0.0, "scene_fraction": 0.5}
     settings = params("train") | {"batch_size": 64} | no_noise
     data = TrainingData.load(tiny_data)
@@ -62,12 +63,23 @@ def test_scenes_have_blended_token_states(tiny_data: Path) -> None:
         else:
             assert any(torch.equal(batch.latents[row], latents) for latents in scene_latents)
             two = batch.images[row] == 0
-            other = captions[data.captions[1]] if two else captions[:1]
-            weight = 0.6 if two else 0.3
-            expected = weight * own[:, None] + (1 - weight) * other[None]
-            expected = expected.reshape(-1, *expected.shape[2:])
+            other = captions[data.captions[1]]
+            if two:
+                weaker = captions[:1] + 0.4 / 0.6 * (other - captions[:1])
+                expected = np.stack([np.concatenate([a[:8], b[:8]]) for a in own for b in weaker])
+            else:
+                expected = 0.3 * own + 0.7 * captions[:1]
         assert np.abs(expected - batch.states[row].numpy()).max((1, 2)).min() < 1e-5
         assert torch.equal(batch.states[row], batch.pooled_states[row])
+
+
+def test_a_batch_without_captions_has_the_empty_prompt(tiny_data: Path) -> None:
+    settings = params("train") | {"batch_size": 16, "condition_dropout": 1.0, "scene_fraction": 0.5}
+    data = TrainingData.load(tiny_data)
+    batch = make_batch(data, 0, settings)
+    empty = torch.from_numpy(data.states[0].astype(np.float32)).expand_as(batch.states)
+    assert torch.equal(batch.states, empty)
+    assert torch.equal(batch.pooled_states, empty)
 
 
 def test_times_cover_the_schedule() -> None:
@@ -119,6 +131,33 @@ def test_resume_after_kill_is_exact(tiny_data: Path, tiny_params: Path, environm
         assert torch.equal(value, killed["unet"][name]), name
     for a, b in zip(whole["averages"], killed["averages"], strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_training_and_latents_start_from_a_published_folder(
+    tiny_data: Path, tiny_params: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    settings = params("unet", tiny_params)
+    vae = AutoencoderKL.from_pretrained(tiny_data / "autoencoder" / "vae").eval()
+    unet = create_unet(settings, vae.config.latent_channels, 8, seed=5)
+    export(assemble(unet, vae, tiny_data / "dataset" / "text"), tmp_path / "published")
+    command = [*train_command(tiny_params, "continued", 1), "--init-from", str(tmp_path / "published")]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    state, published = torch.load(tiny_data / "continued" / "checkpoint.pt", weights_only=True), unet.float().state_dict()
+    largest = max(float((value - published[name]).abs().max()) for name, value in state["unet"].items())
+    assert 0 < largest < 3 * params("train")["lr"], "one step away"
+    assert state["step"] == 1
+    other = create_unet(settings | {"block_out_channels": [32, 32, 64]}, vae.config.latent_channels, 8, seed=5)
+    with pytest.raises(ValueError, match=r"published/unet: shape of .* is .*; params.yaml"):
+        published_unet(tmp_path / "published", other)
+
+    folder = tmp_path / "data" / "dataset"
+    shutil.copytree(tiny_data / "dataset", folder)
+    images = np.load(folder / "images.npy")
+    np.save(folder / "scenes.npy", images[:3])
+    command = [sys.executable, "-m", "backbone.autoencoder", "--init-from", str(tmp_path / "published")]
+    subprocess.run(command, env=environment | {"BACKBONE_DATA": str(folder.parent)}, check=True, timeout=300)
+    expected = encode_all(vae.float(), images[:3], mirrored=True)
+    assert np.allclose(np.load(folder.parent / "autoencoder" / "scene_latents.npy")[:, 1], expected, atol=1e-5)
 
 
 def test_other_data_is_refused(tiny_data: Path, tiny_params: Path, environment: dict[str, str]) -> None:

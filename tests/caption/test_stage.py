@@ -49,12 +49,12 @@ def test_golden_captions_memo_and_bytes(tmp_path: Path, demo: Path, assets: Path
     write_catalog(first, demo, names, [], assets=assets)
     report = run(CaptionConfig(), first)
     report.check_balance()
-    assert (report.computed, report.reused) == (len(names), 0)
+    assert (report.cache_misses, report.cache_hits) == (len(names), 0)
 
     ids = write_catalog(first, demo, list(GOLDEN), [], assets=assets)
     report = run(CaptionConfig(), first)
     report.check_balance()
-    assert (report.computed, report.reused) == (1, len(names)), "one new picture costs one caption"
+    assert (report.cache_misses, report.cache_hits) == (1, len(names)), "one new picture costs one caption"
     assert report.n_abstained == 3
     events, abstained = tables(first)
     for name, sound in GOLDEN.items():
@@ -83,8 +83,8 @@ def test_other_networks_are_other_tags(tmp_path: Path, demo: Path, assets: Path)
     layout = ProjectPaths(tmp_path)
     write_catalog(layout, demo, ["bison-000"], [], assets=assets)
     run(CaptionConfig(), layout)
-    assert run(tagger(models=["efficientnet_lite3", "efficientnet_lite0"]), layout).reused == 1, "the order says nothing"
-    assert run(tagger(models=["efficientnet_lite0"]), layout).computed == 1, "tags of two networks are not those of one"
+    assert run(tagger(models=["efficientnet_lite3", "efficientnet_lite0"]), layout).cache_hits == 1, "the order says nothing"
+    assert run(tagger(models=["efficientnet_lite0"]), layout).cache_misses == 1, "tags of two networks are not those of one"
     with pytest.raises(ValidationError, match="models"):
         tagger(models=[])
 

@@ -13,23 +13,12 @@ from pipeline_steps.commands.audio_scene import (
     SceneSound,
     SweptSetting,
     apply_room,
-    room_impulse_response,
 )
 from pipeline_steps.core.media_shards import SAMPLE_RATE as RATE
 
 TONE = (0.1 * np.sin(2 * np.pi * 440 * np.arange(2 * RATE) / RATE)).astype(np.float32)
 BURSTS = np.random.default_rng(0).normal(0, 0.05, 2 * RATE).astype(np.float32) * (np.arange(2 * RATE) % RATE < RATE // 4)
 ROOMS = [Room.SMALL_ROOM, Room.HALL, Room.CHURCH]
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_decays_by_60_db_in_its_time(room: Room) -> None:
-    response = room_impulse_response(room, RATE).astype(np.float64)
-    assert response[0] == 1.0
-    decay = 10 * np.log10(np.cumsum(response[:0:-1] ** 2)[::-1])  # Schroeder 1965
-    early, late = np.searchsorted(decay[0] - decay, [5.0, 25.0])
-    assert 3 * (late - early) / RATE == pytest.approx(room.reverberation_seconds, rel=0.05), "T20"
-    assert (response[1:] ** 2).sum() == pytest.approx(room.reverberation_seconds, rel=1e-3)
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -117,7 +117,7 @@ def test_notes_on_limiting_and_length(draw: Draw, root: Path) -> None:
     assert result.stdout.splitlines() == [
         "out.png",
         "note: the model uses the first 2 s of the sound",
-        "note: the mixture exceeds full scale and is limited; lower values of --gain avoid this",
+        "note: the mixture exceeds full scale and is limited; lower gains avoid this",
     ]
 
 

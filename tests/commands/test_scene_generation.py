@@ -14,7 +14,7 @@ from pipeline_steps.commands.scene_generation import MAX_TEXT_LENGTH, Generation
 from pipeline_steps.core.errors import ConfigError, DataError
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
-from pipeline_steps.diffusion.pipelines.base import Audio2ImagePipeline
+from pipeline_steps.diffusion.pipelines.base import AudioConditionedPipeline
 from pipeline_steps.diffusion.pipelines.ip_adapter import MODELS_VARIABLE
 from pipeline_steps.tracking.client.uploader import sync
 from pipeline_steps.tracking.lineage.dvc_digests import hash_path
@@ -25,11 +25,11 @@ NOISE = (0.2 * np.random.default_rng(1).standard_normal(48_000)).astype(np.float
 
 
 @pytest.fixture(scope="module")
-def adapter(exported_adapter: Path) -> Audio2ImagePipeline:
+def adapter(exported_adapter: Path) -> AudioConditionedPipeline:
     return AutoAudio2ImagePipeline.from_pretrained(exported_adapter, "cpu")
 
 
-def test_scenes_are_drawn_by_the_pipeline(adapter: Audio2ImagePipeline) -> None:
+def test_scenes_are_drawn_by_the_pipeline(adapter: AudioConditionedPipeline) -> None:
     images = generate_images(adapter, [TONE, NOISE], GenerationSettings(2, 3, 2.0, 2))
     assert images.shape == (2, 2, 64, 64, 3)
     for clip, row in zip((TONE, NOISE), images, strict=True):
@@ -38,7 +38,7 @@ def test_scenes_are_drawn_by_the_pipeline(adapter: Audio2ImagePipeline) -> None:
     assert not np.array_equal(images[0], images[1])
 
 
-def test_a_text_beside_the_audio_has_its_weight(adapter: Audio2ImagePipeline) -> None:
+def test_a_text_beside_the_audio_has_its_weight(adapter: AudioConditionedPipeline) -> None:
     def beside(text: str | None, scale: float = 0.5) -> np.ndarray:
         return generate_images(adapter, [TONE], GenerationSettings(1, 2, text=text, audio_scale=scale))[0].astype(int)
 
@@ -52,7 +52,7 @@ def test_a_text_beside_the_audio_has_its_weight(adapter: Audio2ImagePipeline) ->
 
 
 @pytest.mark.parametrize("text", ["", "  ", "x" * (MAX_TEXT_LENGTH + 1)])
-def test_a_text_has_a_length(adapter: Audio2ImagePipeline, text: str) -> None:
+def test_a_text_has_a_length(adapter: AudioConditionedPipeline, text: str) -> None:
     with pytest.raises(ConfigError, match=f"has {len(text)} characters"):
         generate_images(adapter, [TONE], GenerationSettings(text=text))
 

@@ -151,7 +151,7 @@ def test_uses_in_older_pairs_are_read_from_the_cache(traced: ProjectPaths, sonif
 
 def test_unknown_names_are_errors(traced: ProjectPaths, sonify: Sonify) -> None:
     result = sonify("trace", "no-such-thing")
-    assert result.exit_code == 3
+    assert result.exit_code == 2
     assert "is no item of any catalog here" in result.output
     assert sonify("trace").exit_code == 2
     assert len(json_output(sonify("trace", "--list", "--json"))["versions"]) == 2

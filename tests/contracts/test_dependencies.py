@@ -1,4 +1,4 @@
-"""Version floors that keep known holes and breakages out; each has its reason in docs/dependencies.md."""
+"""Version floors that keep known holes and breakages out; each has its reason in docs/contributing/dependencies.md."""
 
 from __future__ import annotations
 
@@ -51,10 +51,20 @@ def test_every_direct_dependency_has_a_reason() -> None:
     import tomllib
 
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    text = (PROJECT / "docs/dependencies.md").read_text()
+    text = (PROJECT / "docs/contributing/dependencies.md").read_text()
     names = {Requirement(line).name for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]}
     missing = [name for name in sorted(names) if f"`{name}`" not in text]
     assert not missing, missing
+
+
+def test_the_runtime_table_of_the_page_equals_the_dependencies() -> None:
+    import re
+    import tomllib
+
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    table = (PROJECT / "docs/contributing/dependencies.md").read_text().split("## Runtime")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `([\w.-]+)` \|", table, re.MULTILINE)
+    assert sorted(rows) == sorted(Requirement(line).name for line in project["dependencies"])
 
 
 def test_every_runtime_dependency_is_imported_or_capped() -> None:
@@ -73,7 +83,7 @@ def test_every_runtime_dependency_is_imported_or_capped() -> None:
     module_of = {"ruamel-yaml": "ruamel", "pillow": "PIL", "pyyaml": "yaml", "protobuf": "google"}
     names = [canonicalize_name(Requirement(line).name) for line in project["dependencies"]]
     unused = [name for name in names if module_of.get(name, name.replace("-", "_")) not in imported]
-    reasons = (PROJECT / "docs/dependencies.md").read_text()
+    reasons = (PROJECT / "docs/contributing/dependencies.md").read_text()
     assert set(unused) <= {"fastapi", "sqlalchemy"}, unused
     for name in unused:
         assert re.search(rf"\| `{name}` \| not (ours|imported)", reasons), f"{name}: its row says why it is there"

@@ -34,7 +34,7 @@ def checkpoints(node: Any, path: str = "") -> dict[str, tuple[str, str]]:
 
 
 def test_the_presets_that_the_documentation_names_exist() -> None:
-    assert preset_names(PROJECT) == ("embedded", "full", "full-ray")
+    assert preset_names(PROJECT) == ("embedded", "full", "full-ray", "trial")
 
 
 @pytest.mark.parametrize("name", preset_names(PROJECT))
@@ -46,7 +46,7 @@ def test_a_preset_is_valid_and_sets_known_keys(name: str) -> None:
     assert not unknown, f"params.yaml writes out every key: {unknown}"
 
 
-@pytest.mark.parametrize("name", ["full", "full-ray"])
+@pytest.mark.parametrize("name", ["full", "full-ray", "trial"])
 def test_a_preset_lists_only_what_differs(name: str) -> None:
     known = dict(flatten(PARAMS))
     same = [key for key, value in flatten(load_overlay(PROJECT, name)) if known[key] == value]
@@ -68,7 +68,7 @@ def test_full_names_pinned_models_for_every_role() -> None:
     for model, revision in found.values():
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", model), model
         assert re.fullmatch(r"[0-9a-f]{40}", revision), (model, revision)
-    documented = (PROJECT / "docs/models.md").read_text(encoding="utf-8")
+    documented = (PROJECT / "docs/reference/models.md").read_text(encoding="utf-8")
     for model, revision in found.values():
         assert f"`{model}`" in documented, model
         assert revision[:12] in documented, model

@@ -32,8 +32,8 @@ def up_to_date(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data/demo").mkdir(parents=True)
     (folder / "data/demo/manifest.csv").write_text("kind,file\n")
     for stage in YAML(typ="safe").load((folder / "dvc.yaml").read_text())["stages"].values():
-        for out in [*stage["outs"], *(name for metric in stage["metrics"] for name in metric)]:
-            target = folder / out
+        for out in [*stage["outs"], *stage.get("metrics", [])]:
+            target = folder / (next(iter(out)) if isinstance(out, dict) else out)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text("{}")
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)

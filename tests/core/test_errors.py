@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_steps.core.errors import ERROR_FILE, DataError, StageError, error_from_dict, load_error_file
+from pipeline_steps.core.errors import ERROR_FILE, EXIT_CODES, DataError, StageError, error_from_dict, load_error_file
 
 
 @pytest.mark.parametrize("kind", [*StageError.__subclasses__(), StageError])
@@ -46,3 +46,7 @@ def test_invalid_error_file_is_none(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / ERROR_FILE).write_bytes(text.encode("utf-8", "surrogateescape"))
     assert load_error_file(tmp_path) is None
+
+
+def test_every_exit_code_has_a_meaning() -> None:
+    assert {kind.exit_code for kind in (StageError, *StageError.__subclasses__())} <= set(EXIT_CODES)

@@ -40,7 +40,7 @@ def config(cache_dir: Path, **more: object) -> EmbedConfig:
 def test_vectors_are_written_once_and_reused(layout: ProjectPaths, tmp_path: Path) -> None:
     report = run(config(tmp_path / "memo"), layout)
     report.check_balance()
-    assert (report.n_ok, report.computed, report.reused) == (6, 6, 0)
+    assert (report.n_ok, report.cache_misses, report.cache_hits) == (6, 6, 0)
     before = bytes_below(layout.embeddings)
     meta = json.loads(before["meta.json"])
     assert (meta["encoder"], meta["family"], meta["dimension"], meta["sounds"]) == ("clap", "clap", 24, 4)
@@ -48,7 +48,7 @@ def test_vectors_are_written_once_and_reused(layout: ProjectPaths, tmp_path: Pat
     assert str(layout.root) not in before["meta.json"].decode()
 
     again = run(config(tmp_path / "memo"), layout)
-    assert (again.computed, again.reused) == (0, 6)
+    assert (again.cache_misses, again.cache_hits) == (0, 6)
     run(config(tmp_path / "other", batch_size=1), layout)
     assert bytes_below(layout.embeddings) == before, "neither cache nor batch size changes a byte"
 

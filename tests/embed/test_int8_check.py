@@ -27,7 +27,7 @@ from pathlib import Path
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.embed.stage import EmbedConfig, run
 report = run(EmbedConfig.from_params(json.loads(sys.argv[1])), ProjectPaths(Path.cwd()))
-print(json.dumps([report.computed, report.metrics["int8"]]))
+print(json.dumps([report.cache_misses, report.metrics["int8"]]))
 """
 """Runs in a process of its own, because another test may have imported Ray without a token."""
 RANDOM = np.random.default_rng(0)
@@ -100,12 +100,12 @@ def test_int8_is_used_if_its_recall_reaches_the_floor_else_float32(
     assert (figures["used"], figures["sounds"], figures["floor"]) == (True, MIN_CLIPS, 0.0)
     assert 0 < figures["recall_at_10"] < 0.99, "a network of random weights hardly separates clips"
     assert figures["cosine_mean"] > 0.999
-    assert (passed.computed, passed.reused) == (MIN_CLIPS + 1, 0)
+    assert (passed.cache_misses, passed.cache_hits) == (MIN_CLIPS + 1, 0)
     quick = bytes_below(layout.embeddings)
     assert json.loads(quick["meta.json"])["parameters"]["backend"] == "openvino-int8"
 
     again = run(settings(cache_dir, floor=0.0), layout)
-    assert (again.computed, again.reused, again.metrics["int8"]) == (0, MIN_CLIPS + 1, figures)
+    assert (again.cache_misses, again.cache_hits, again.metrics["int8"]) == (0, MIN_CLIPS + 1, figures)
     assert bytes_below(layout.embeddings) == quick
 
     caplog.clear()
@@ -121,7 +121,7 @@ def test_int8_is_used_if_its_recall_reaches_the_floor_else_float32(
 
     pool(layout, demo, assets, MIN_CLIPS + 1)
     grown = run(settings(cache_dir, floor=0.0), layout)
-    assert (grown.computed, grown.metrics["int8"]["sounds"]) == (1, MIN_CLIPS + 1), "one more clip needs one more vector"
+    assert (grown.cache_misses, grown.metrics["int8"]["sounds"]) == (1, MIN_CLIPS + 1), "one more clip needs one more vector"
     parts = list((cache_dir / "embed-int8").rglob("*.parquet"))
     assert len(parts) == 1, "the network was quantized once"
 

@@ -27,12 +27,12 @@ def test_an_encoder_of_another_package_is_selected_by_name(tmp_path: Path, demo:
     config = parse_section(config_class("embed"), "embed", PARAMS)
     report = run(config, layout)  # type: ignore[arg-type]
     report.check_balance()
-    assert (report.n_ok, report.computed, report.reused) == (6, 6, 0)
+    assert (report.n_ok, report.cache_misses, report.cache_hits) == (6, 6, 0)
     meta = json.loads((layout.embeddings / "meta.json").read_text())
     assert (meta["encoder"], meta["dimension"], meta["parameters"]) == ("toy", 12, {"bands": 12})
     assert np.load(layout.embeddings / "audio.npy").shape == (4, 12)
     again = run(config, layout)  # type: ignore[arg-type]
-    assert (again.computed, again.reused) == (0, 6)
+    assert (again.cache_misses, again.cache_hits) == (0, 6)
     encoder = ToyEncoder(ToyEncoderConfig(bands=12), layout)
     vectors, computed, _ = embed_texts(encoder, config, layout, ["dog barking", "a bell"])  # type: ignore[arg-type]
     assert (vectors.shape, computed) == ((2, 12), 1)

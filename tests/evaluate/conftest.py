@@ -1,4 +1,4 @@
-"""A judge that is added as one file."""
+"""Judges that are added as one file each."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_steps.evaluate.judges.base import IMAGE_JUDGES
+from pipeline_steps.evaluate.judges.base import AUDIO_JUDGES, IMAGE_JUDGES
 
-TOY = (Path(__file__).parent / "judges/toy_judge.py").read_text(encoding="utf-8")
-"""A complete judge. In the project it is the file pipeline_steps/evaluate/judges/toy.py."""
+TOYS = {name: (Path(__file__).parent / f"judges/{name}_judge.py").read_text(encoding="utf-8") for name in ("toy", "toy_audio")}
+"""Complete judges. In the project they are files of pipeline_steps/evaluate/judges/."""
+
+TOY = TOYS["toy"]
 
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The file of the judge in a folder that extends the package of judges."""
+    """The files of the judges in a folder that extends the package of judges."""
     import pipeline_steps.evaluate.judges as package
 
     folder = tmp_path / "judges"
     folder.mkdir()
-    (folder / "toy.py").write_text(TOY)
+    for name, code in TOYS.items():
+        (folder / f"{name}.py").write_text(code)
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
     yield
-    IMAGE_JUDGES._implementations.pop("toy", None)
-    sys.modules.pop("pipeline_steps.evaluate.judges.toy", None)
+    for registry, name in ((IMAGE_JUDGES, "toy"), (AUDIO_JUDGES, "toy_audio")):
+        registry._implementations.pop(name, None)
+        sys.modules.pop(f"pipeline_steps.evaluate.judges.{name}", None)

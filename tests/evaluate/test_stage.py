@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,28 @@ from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
 from pipeline_steps.core.schemas import IMAGES, PAIRS
 from pipeline_steps.core.tables import read_table, write_table
 from pipeline_steps.evaluate.config import AbilitiesConfig, GainSensitivityConfig
-from pipeline_steps.evaluate.stage import evaluate
+from pipeline_steps.evaluate.stage import evaluate, read_ground_truth, read_tables
 from pipeline_steps.tracking.client.tracker import NoOpTracker
 from tests.evaluate.abilities.property_generator import PropertyGenerator
 from tests.evaluate.synthetic_dataset import CLASSES, CONFIG, ColorGenerator, OtherReports, SyntheticDataset, files
+
+
+class RecordingTracker(NoOpTracker):
+    """Keeps the numbers of the model and of the pipeline, and the warnings."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[str, Any]] = []
+        self.warnings: list[str] = []
+
+    def log_pipeline_metrics(self, values: Mapping[str, Any]) -> None:
+        self.logged.append(("pipeline", values))
+
+    def log_model_metrics(
+        self, folder: Path, values: Mapping[str, Any], dataset: Path | None = None, warnings: Sequence[str] = ()
+    ) -> None:
+        self.logged.append(("model", values))
+        self.warnings += warnings
+
 
 NOT_MEASURED = GainSensitivityConfig(num_clips=0)
 
@@ -91,7 +110,11 @@ def test_a_generator_that_ignores_audio_wins_half(world: SyntheticDataset, evalu
             "cache_dir": str(world.layout.result_cache),
         }
     )
-    evaluate(config, elsewhere, ColorGenerator(ignores_audio=True), NoOpTracker())
+    tracker = RecordingTracker()
+    evaluate(config, elsewhere, ColorGenerator(ignores_audio=True), tracker)
+    headline = json.loads((tmp_path / "metrics.json").read_text())
+    assert tracker.logged == [("pipeline", headline), ("model", headline)]
+    assert any(line.startswith("test: the win rate 0.5") and "not above chance" in line for line in tracker.warnings)
     found = json.loads((tmp_path / "evaluation.json").read_text())["test"]["rows"]["model"]
     assert found["win_rate_augnet"]["value"] == pytest.approx(0.5, abs=0.02)
     assert found["ais_win_rate_aisfx_augnet"]["value"] == pytest.approx(0.5, abs=0.02)
@@ -100,6 +123,12 @@ def test_a_generator_that_ignores_audio_wins_half(world: SyntheticDataset, evalu
 def test_a_judge_of_a_used_family_is_rejected(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:
     with pytest.raises(ConfigError, match="augnet has model family augnet, which is also used in model"):
         evaluate(CONFIG, world.layout, ColorGenerator(families=frozenset({"augnet"})), NoOpTracker())
+
+
+def test_without_a_table_there_is_no_ground_truth(world: SyntheticDataset) -> None:
+    config = CONFIG.model_copy(update={"ground_truth": None})
+    truth = read_ground_truth(config, world.layout, read_tables(world.layout))
+    assert (truth.labels, truth.pairs, truth.num_unmatched) == ({}, (), 0)
 
 
 def test_damaged_or_missing_inputs_are_named(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:
@@ -115,14 +144,9 @@ def test_damaged_or_missing_inputs_are_named(world: SyntheticDataset, evaluated:
         path.write_bytes(kept)
 
 
-class ForbiddenGenerator(ColorGenerator):
-    """Generator that raises when it is called."""
-
-    def generate(self, *_: object) -> NoReturn:
-        raise AssertionError("generation has begun")
-
-
-def test_too_few_calibration_images_are_rejected_early(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:
+def test_too_few_calibration_images_still_end_in_a_report(
+    world: SyntheticDataset, evaluated: dict[str, bytes], tmp_path: Path
+) -> None:
     path = world.layout.catalog / "images.parquet"
     kept = path.read_bytes()
     rows = read_table(path, IMAGES).to_pylist()
@@ -131,12 +155,15 @@ def test_too_few_calibration_images_are_rejected_early(world: SyntheticDataset, 
     }
     free = [row["image_id"] for row in rows if not row["holdout"] and row["image_id"] not in tested]
     try:
-        for left in (2, 0):
-            write_table(path, IMAGES, [{**row, "holdout": row["holdout"] or row["image_id"] in free[left:]} for row in rows])
-            with pytest.raises(DataError, match=f"only {left} images are available to calibrate.*at least 3 are needed"):
-                evaluate(CONFIG, world.layout, ForbiddenGenerator(), NoOpTracker())
+        write_table(path, IMAGES, [{**row, "holdout": row["holdout"] or row["image_id"] in free[2:]} for row in rows])
+        report = evaluate(CONFIG, OtherReports(world.layout.root, tmp_path), ColorGenerator(), NoOpTracker())
     finally:
         path.write_bytes(kept)
+    report.check_balance()
+    assert (report.n_in, report.n_ok) == (9, 0)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["too_few_to_judge"].startswith("too few to judge: 2 of at least 3 images outside the evaluated groups")
+    assert (tmp_path / "index.html").read_text().count("generated from this sound") == 9
 
 
 def test_training_pairs_of_one_sound_group_give_no_audio_image_agreement(
@@ -193,3 +220,34 @@ def test_abilities_are_in_the_metrics_the_plots_and_the_page(world: SyntheticDat
     shown = [name for name in written if name.startswith(("semantic-mixing", "drawn-semantic-mixing"))]
     assert len(shown) == 2 * (5 + 1 + 2)  # two items: players of sweep and control, and two strips
     assert all(name in page for name in shown)
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_too_few_pairs_still_end_in_a_report(
+    world: SyntheticDataset, evaluated: dict[str, bytes], tmp_path: Path, split: str
+) -> None:
+    """One test pair, or training pairs alone, and no gold pair: the page has pairs, samples and the reason, no metrics."""
+    path = world.layout.pairs / "pairs.parquet"
+    rows = read_table(path, PAIRS).to_pylist()
+    table = world.layout.root / "empty.csv"
+    table.write_text("kind,file,label,split,pair\n")
+    kept = [row for row in rows if row["split"] == "train"] + [row for row in rows if row["split"] == "test"][: split == "test"]
+    try:
+        write_table(path, PAIRS, kept)
+        config = CONFIG.model_copy(update={"ground_truth": "empty.csv", "cache_dir": str(world.layout.result_cache)})
+        report = evaluate(config, OtherReports(world.layout.root, tmp_path), ColorGenerator(), NoOpTracker())
+    finally:
+        write_table(path, PAIRS, rows)
+    report.check_balance()
+    assert (report.n_in, report.n_ok) == (int(split == "test"), 0)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    count = 1 if split == "test" else 0
+    assert found["too_few_to_judge"] == (
+        f"too few to judge: {count} test pairs and 0 gold pairs, one of the two sets needs 2 or more"
+    )
+    assert found["too_few_to_judge"] in found["warnings"]
+    assert not {"test", "gold", "memorisation"} & set(found)
+    page = (tmp_path / "index.html").read_text()
+    assert "too few to judge" in page
+    assert page.count("generated from this sound") == (1 if split == "test" else 8)
+    assert ("Training pairs (not evaluated" in page) == (split == "train")

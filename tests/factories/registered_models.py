@@ -91,7 +91,11 @@ def register(
 
 def report(rates: Sequence[float], kid: float, protocol: dict[str, Any]) -> dict[str, Any]:
     count = {"n": len(rates), "clusters": len(rates)}
-    row = {"win_rate_toy": {"value": sum(rates) / len(rates), **count}, "kid_toy": {"value": kid, **count}}
+    mean = sum(rates) / len(rates)
+    row = {
+        "win_rate_toy": {"value": mean, "low": mean - 0.005, "high": mean + 0.005, **count},
+        "kid_toy": {"value": kid, **count},
+    }
     row["fd_toy"] = {"value": 10 * kid, **count}
     shared = {"num_bootstrap": 200, "seed": 0, "samples_per_audio": 4, "guidance_scale": kid}
     return {"test": {"rows": {"model": row}}, "protocol": shared | protocol, "warnings": ["test: few sounds"]}

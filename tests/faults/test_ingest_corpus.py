@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     build(folder)
     before = snapshot(folder)
     report = stage.run(OPEN, ProjectPaths(folder))
-    report.write(ProjectPaths(folder).report("ingest"))
+    report.write(ProjectPaths(folder).report("ingest"), ProjectPaths(folder).runtime("ingest"))
     images = read_table(folder / "data/catalog/images.parquet", IMAGES).to_pylist()
     audio = read_table(folder / "data/catalog/audio.parquet", AUDIO).to_pylist()
     quarantine = read_table(folder / "data/catalog/quarantine.parquet", QUARANTINE).to_pylist()

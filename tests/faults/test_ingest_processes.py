@@ -30,7 +30,7 @@ MEMORY = 2_048_000_000
 def job(path: Path) -> DecodeJob:
     file = inspect_file(path.parent, path.name, None, 1e9, walked=False)
     assert isinstance(file, CandidateFile), file
-    return build_decode_job(IngestConfig(), path.parent, file)
+    return build_decode_job(IngestConfig(), file)
 
 
 def test_a13_only_the_bad_job_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_b12_mutated_files_are_accepted_or_quarantined(
         assert not isinstance(file, str)
         assert file.code in CODES
         return
-    _, answer = next(iter(workers.map([(file.item_id, build_decode_job(IngestConfig(), folder, file))])))
+    _, answer = next(iter(workers.map([(file.item_id, build_decode_job(IngestConfig(), file))])))
     if answer["code"] is None:
         assert answer["payload"]
     else:

@@ -42,6 +42,11 @@ def test_differing_metrics() -> None:
         MetricDelta("a: gone", 1.0, None),
         MetricDelta("b: x", None, 2.0),
     ]
+    flat = {"r/metrics.json": '{"test": {"win_rate": 0.6, "win_rate_low": 0.5, "win_rate_high": 0.7, "clips": 9}}'}
+    assert metrics_diff({}, flat) == [
+        MetricDelta("metrics: test.win_rate", None, 0.6, (0.5, 0.7)),
+        MetricDelta("metrics: test.clips", None, 9.0),
+    ]
     text = metrics_text(rows, "runs/before")
     assert "| a: loss | 0.5 | 0.25 | -0.25 |  |" in text
     assert "| a: kid | 1 | 2 | 1 | 1.5 to 2.5 |" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,20 @@ def test_only_reports_are_served(tmp_path: Path) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_port_of_the_reports_is_movable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.serve import start_report_server
+    from pipeline_steps.core.errors import ConfigError
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} cannot be used"):
+            start_report_server(tmp_path, port)
+        monkeypatch.setenv("SONIFY_REPORTS_URL", f"http://127.0.0.1:{port}")
+        free = start_report_server(tmp_path, None)
+        assert free.server_address[1] != port
+        free.shutdown()
+        free.server_close()

@@ -15,7 +15,14 @@ from infra import passwords
 from infra.topology import INFRA, PORTS, ServiceEnvironment, constants, programs
 
 COMPOSE = INFRA / "compose.yaml"
-PAIRS = {"object-store": "object-store", "mlflow": "mlflow", "prefect": "prefect", "demo": "demo", "worker": "worker"}
+PAIRS = {
+    "object-store": "object-store",
+    "mlflow": "mlflow",
+    "prefect": "prefect",
+    "reports": "reports",
+    "demo": "demo",
+    "worker": "worker",
+}
 """Service of compose.yaml -> program of topology.py. The official image of PostgreSQL is checked separately."""
 
 
@@ -107,13 +114,15 @@ def test_secrets_are_the_files_of_passwords(compose: dict[str, Any], tmp_path: P
 
 def test_each_service_gets_only_the_secrets_it_reads(compose: dict[str, Any]) -> None:
     scripts = {
-        name: (INFRA / "bin" / name).read_text() for name in ("mlflow-server", "prefect-server", "with-clients", "object-store")
+        name: (INFRA / "bin" / name).read_text()
+        for name in ("mlflow-server", "prefect-server", "with-clients", "object-store", "demo-page")
     }
     for service, script in (
         ("mlflow", "mlflow-server"),
         ("prefect", "prefect-server"),
         ("worker", "with-clients"),
         ("object-store",) * 2,
+        ("demo", "demo-page"),
     ):
         named = set(re.findall(r"SERVICES_SECRETS/([\w.-]+)", scripts[script])) | set(
             re.findall(r"\(secret ([\w-]+)\)", scripts[script])
@@ -129,7 +138,7 @@ def test_container_and_process_have_the_same_settings(service: str, compose: dic
     names = [Path(name).stem for name in described["env_file"]]
     inside = {**constants(*names), **{key: str(value) for key, value in described["environment"].items()}}
     only_process = {"PATH", "PGHOST", "PGPORT", "TMPDIR"} | {"PREFECT_HOME"}
-    if service == "demo":
+    if service == "reports":
         only_process |= {"SERVICES_SECRETS"}  # the page needs no secret
     assert inside.keys() - only_process == program.environment.keys() - only_process
     for key in constants(*names):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from infra import services
-from infra.topology import DEMO, HOST, PORTS, ServiceEnvironment, find_program, programs
+from infra.topology import HOST, PORTS, REPORTS, ServiceEnvironment, find_program, programs
 
 
 class OtherServer(http.server.BaseHTTPRequestHandler):
@@ -35,7 +35,7 @@ def supervised() -> Iterator[ServiceEnvironment]:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="env-") as folder:  # short enough for a socket
-        env = ServiceEnvironment(Path(folder), {**PORTS, "DEMO_PORT": port})
+        env = ServiceEnvironment(Path(folder), {**PORTS, "REPORTS_PORT": port})
         for name in ("logs", "tmp", "secrets"):
             (env.folder / name).mkdir()
         services._write_supervisor_config(env)
@@ -52,18 +52,20 @@ def supervised() -> Iterator[ServiceEnvironment]:
 def test_answer_of_another_process_is_not_healthy(supervised: ServiceEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another server on the port of the report page also answers 200."""
     monkeypatch.setattr(services, "PORT_TIMEOUT_S", 0.5)
-    demo = next(program for program in programs(supervised) if program.name == DEMO)
-    port = supervised.ports["DEMO_PORT"]
+    reports = next(program for program in programs(supervised) if program.name == REPORTS)
+    port = supervised.ports["REPORTS_PORT"]
     with http.server.ThreadingHTTPServer((HOST, port), OtherServer) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
-        assert services._answers(supervised, demo)
-        with pytest.raises(services.InfraError, match=rf"demo: port {port} is used by .* \(PID {os.getpid()}, .*DEMO_PORT="):
-            services.start_one(supervised, demo)
-        services.supervisor(supervised).supervisor.startProcess(DEMO, False)  # it exits repeatedly
-        assert not services.is_healthy(supervised, demo)
+        assert services._answers(supervised, reports)
+        with pytest.raises(
+            services.InfraError, match=rf"reports: port {port} is used by .* \(PID {os.getpid()}, .*REPORTS_PORT="
+        ):
+            services.start_one(supervised, reports)
+        services.supervisor(supervised).supervisor.startProcess(REPORTS, False)  # it exits repeatedly
+        assert not services.is_healthy(supervised, reports)
         with pytest.raises(services.InfraError, match="is used by"):
-            services.wait_healthy(supervised, replace(demo, startup_timeout_s=1.0))
-        services.supervisor(supervised).supervisor.stopProcess(DEMO)
+            services.wait_healthy(supervised, replace(reports, startup_timeout_s=1.0))
+        services.supervisor(supervised).supervisor.stopProcess(REPORTS)
         other.shutdown()
-    services.start_one(supervised, demo)
-    assert services.status(supervised)[DEMO] == ("RUNNING", True)
+    services.start_one(supervised, reports)
+    assert services.status(supervised)[REPORTS] == ("RUNNING", True)

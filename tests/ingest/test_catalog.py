@@ -23,7 +23,7 @@ from pipeline_steps.pair.release.license_terms import terms
 
 def file(name: str, content: int, **metadata: object) -> CandidateFile:
     sha = hashlib.sha256(str(content).encode()).hexdigest()
-    return CandidateFile(name, name, sha, 10, "image", "PNG", **metadata)
+    return CandidateFile("/pool", name, name, sha, 10, "image", "PNG", **metadata)
 
 
 def measured(content: int) -> dict:
@@ -77,7 +77,7 @@ def test_license_choice_does_not_override_another_license(closed: str, choice: s
 
 def test_id_collision_is_an_error() -> None:
     first = file("a.png", 1)
-    other = CandidateFile("b.png", "b.png", first.sha256[:32] + "0" * 32, 10, "image", "PNG")
+    other = CandidateFile("/pool", "b.png", "b.png", first.sha256[:32] + "0" * 32, 10, "image", "PNG")
     check_id_collisions([first, first])
     with pytest.raises(DataError, match=r"a\.png and b\.png: both have the id"):
         check_id_collisions([first, other])

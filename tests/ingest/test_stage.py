@@ -23,9 +23,17 @@ from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import AUDIO, IMAGES
 from pipeline_steps.core.tables import read_table
 from pipeline_steps.ingest import stage
-from pipeline_steps.ingest.config import DecoderLimitsConfig, ImageConfig, IngestConfig
+from pipeline_steps.ingest.config import DecoderLimitsConfig, ImageConfig, IngestConfig, MetadataColumnsConfig
 
-CONFIG = IngestConfig(root="pool", decoder=DecoderLimitsConfig(workers=2))
+ORIGIN = ["package", "source"]
+CONFIG = IngestConfig(
+    root="pool",
+    metadata="manifest.csv",
+    columns=MetadataColumnsConfig(license="licence", author="author", source=ORIGIN, group=ORIGIN),
+    pool={"split": "pool"},
+    holdout={"split": "gold"},
+    decoder=DecoderLimitsConfig(workers=2),
+)
 NUM_IMAGES, NUM_CLIPS = 14, 6
 
 
@@ -75,7 +83,7 @@ def project_folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("ingest")
     make_pool(demo, folder, NUM_IMAGES, NUM_CLIPS)
     report = stage.run(CONFIG, ProjectPaths(folder))
-    assert (report.n_in, report.n_ok, report.computed, report.reused) == (22, 22, 22, 0)
+    assert (report.n_in, report.n_ok, report.cache_misses, report.cache_hits) == (22, 22, 22, 0)
     return folder
 
 
@@ -89,7 +97,7 @@ def test_second_run_uses_the_cache_and_writes_the_same_bytes(copy: Path) -> None
     before = outs(copy)
     shutil.rmtree(copy / "data")
     report = stage.run(CONFIG, ProjectPaths(copy))
-    assert (report.computed, report.reused) == (0, 22)
+    assert (report.cache_misses, report.cache_hits) == (0, 22)
     assert outs(copy) == before
 
 
@@ -101,7 +109,7 @@ def test_new_image_is_one_decode_and_one_changed_shard(copy: Path) -> None:
         copy / "pool/manifest.csv", [*rows, rows[0] | {"file": "new.png", "kind": "image", "split": "pool", "source": "new"}]
     )
     report = stage.run(CONFIG, ProjectPaths(copy))
-    assert (report.computed, report.reused, report.metrics["images"]["items"]) == (1, 22, NUM_IMAGES + 2)
+    assert (report.cache_misses, report.cache_hits, report.metrics["images"]["items"]) == (1, 22, NUM_IMAGES + 2)
     after = outs(copy)
     changed = {name for name in after if before.get(name) != after[name]}
     assert len(changed & {name for name in after if name.endswith(".tar")}) == 1
@@ -126,7 +134,7 @@ def test_shard_of_a_removed_item_is_deleted(copy: Path) -> None:
 
 def test_image_parameter_does_not_invalidate_audio(copy: Path) -> None:
     report = stage.run(CONFIG.model_copy(update={"image": ImageConfig(max_side=64)}), ProjectPaths(copy))
-    assert (report.computed, report.reused) == (NUM_IMAGES + 1, NUM_CLIPS + 1)
+    assert (report.cache_misses, report.cache_hits) == (NUM_IMAGES + 1, NUM_CLIPS + 1)
 
 
 def test_outs_match_their_schemas_and_decode(project_folder: Path) -> None:
@@ -222,8 +230,8 @@ def test_damaged_cache_part_is_computed_again(copy: Path) -> None:
     part = min((copy / ".cache/items").rglob("*.parquet"))
     part.write_bytes(part.read_bytes()[:-7])
     report = stage.run(CONFIG, ProjectPaths(copy))
-    assert report.computed > 0
-    assert report.computed + report.reused == 22
+    assert report.cache_misses > 0
+    assert report.cache_misses + report.cache_hits == 22
     assert outs(copy) == before
 
 
@@ -242,7 +250,7 @@ def test_missing_root_or_table(copy: Path, change: dict, message: str) -> None:
 
 def test_table_without_a_configured_column(copy: Path) -> None:
     columns = CONFIG.columns.model_copy(update={"license": "license"})
-    with pytest.raises(DataError, match=r"manifest\.csv: no column 'license'; did you mean 'licence'"):
+    with pytest.raises(DataError, match=r"manifest\.csv: no column 'license' \(columns\.license; did you mean 'licence'"):
         stage.run(CONFIG.model_copy(update={"columns": columns}), ProjectPaths(copy))
 
 
@@ -303,13 +311,13 @@ def test_resume_after_kill(demo: Path, tmp_path: Path, project: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     resumed = stage.run(CONFIG, ProjectPaths(folder))
-    assert resumed.reused > 0
-    assert resumed.computed > 0
-    assert resumed.computed + resumed.reused == 132
+    assert resumed.cache_hits > 0
+    assert resumed.cache_misses > 0
+    assert resumed.cache_misses + resumed.cache_hits == 132
     fresh = tmp_path / "fresh"
     fresh.mkdir()
     shutil.copytree(folder / "pool", fresh / "pool")
-    assert stage.run(CONFIG, ProjectPaths(fresh)).computed == 132
+    assert stage.run(CONFIG, ProjectPaths(fresh)).cache_misses == 132
     assert outs(fresh) == outs(folder)
 
 

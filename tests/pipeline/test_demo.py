@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline_steps.core.project_paths import ProjectPaths
 from tests.factories.checkpoints.stable_diffusion import small_backbone
-from tests.factories.demo_project import PROJECT, build, copy_rows, demo_rows, repro, write_params
+from tests.factories.demo_project import DVC, PROJECT, build, copy_rows, demo_rows, environment, repro, write_params
 
 LABELS = {"dog", "train", "car", "cow", "sheep", "bird", "horse", "wolf", "drum", "bell", "duck", "guitar", "helicopter", "owl"}
 SPARE = "i-train-003"
@@ -67,7 +72,9 @@ def outs(folder: Path) -> dict[str, str]:
 
 
 def report(folder: Path, stage: str) -> dict[str, Any]:
-    return dict(json.loads((folder / f"reports/{stage}.json").read_text()))
+    """Report of a stage with the figures of its last execution."""
+    layout = ProjectPaths(folder)
+    return {**json.loads(layout.report(stage).read_text()), **json.loads(layout.runtime(stage).read_text())}
 
 
 def test_demo_from_nothing_twice(tmp_path: Path, assets: Path) -> None:
@@ -82,6 +89,8 @@ def test_demo_from_nothing_twice(tmp_path: Path, assets: Path) -> None:
     assert "Running stage" not in said, "a second dvc repro must find nothing to do"
     print(f"second dvc repro: {time.monotonic() - started:.1f} s")
 
+    run_tutorial(first)
+
     # Another folder, from nothing, with ground truth that lies: only what evaluate writes may differ.
     second = build_small(tmp_path / "second", lie=True)
     repro(second)
@@ -94,7 +103,41 @@ def test_demo_from_nothing_twice(tmp_path: Path, assets: Path) -> None:
     repro(second)
     assert outs(second) == before
 
+    commands_of_the_quick_start(first)
     one_picture_more(first)
+
+
+def run_tutorial(folder: Path) -> None:
+    """The code of the notebook, as a script without a main guard in the folder of the tutorials."""
+    notebook = json.loads((PROJECT / "docs/tutorials/python.ipynb").read_text())
+    code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    script = folder / "docs/tutorials/python.py"
+    script.parent.mkdir(parents=True)
+    script.write_text("\n".join(code))
+    done = subprocess.run(
+        [sys.executable, script.name],
+        cwd=script.parent,
+        env={**environment(), "PYTHONPATH": str(PROJECT), "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert " pairs" in done.stdout
+
+
+def commands_of_the_quick_start(folder: Path) -> None:
+    """Every `sonify` and `dvc` command of docs/tutorials/quickstart.md succeeds, and writes the files that it names."""
+    page = (PROJECT / "docs/tutorials/quickstart.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\$ (?:sonify|dvc) .*$", page, re.MULTILINE)
+    assert {command.split()[1] for command in (line[2:] for line in commands)} == {"report", "draw", "find", "repro"}
+    for line in commands:
+        program, *words = shlex.split(line[2:], comments=True)
+        start = [DVC] if program == "dvc" else [sys.executable, "-c", "from pipeline_steps.cli import app; app()"]
+        done = subprocess.run([*start, *words], cwd=folder, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
+        if "-o" in words:
+            assert (folder / words[words.index("-o") + 1]).stat().st_size > 0, line
 
 
 def one_picture_more(folder: Path) -> None:
@@ -105,6 +148,6 @@ def one_picture_more(folder: Path) -> None:
     started = time.monotonic()
     repro(folder, "pair")
     print(f"one picture more, stages before train: {time.monotonic() - started:.1f} s")
-    assert report(folder, "ingest")["computed"] == 1
-    assert report(folder, "caption")["computed"] == 1
-    assert report(folder, "embed")["sounds"]["computed"] == 0
+    assert report(folder, "ingest")["cache_misses"] == 1
+    assert report(folder, "caption")["cache_misses"] == 1
+    assert report(folder, "embed")["sounds"]["cache_misses"] == 0

@@ -47,7 +47,7 @@ def make_project(folder: Path, project: Path, demo: Path, assets: Path, **engine
 
 
 def report(layout: ProjectPaths, stage: str) -> dict[str, Any]:
-    return dict(json.loads(layout.report(stage).read_text()))
+    return {**json.loads(layout.report(stage).read_text()), **json.loads(layout.runtime(stage).read_text())}
 
 
 def actors() -> list[int]:
@@ -78,7 +78,7 @@ def test_outs_of_a_cluster_are_those_of_this_process(
     wait_for(lambda: parts(spread, "caption") or running.poll() is not None, every=0.01)
     assert len(parts(spread, "caption")) < len(PICTURES), "killed in mid-run"
     os.kill(victim, signal.SIGKILL)
-    assert f"computed {len(PICTURES)}, reused 0" in finished(running)
+    assert f"{len(PICTURES)} cache misses, 0 cache hits" in finished(running)
     assert bytes_below(spread.captions) == bytes_below(local.captions)
     rows = sum(pq.read_metadata(part).num_rows for part in parts(spread, "caption"))
     assert rows == len(PICTURES), "what was done twice gave the same part"
@@ -90,14 +90,14 @@ def test_outs_of_a_cluster_are_those_of_this_process(
     kill_tree(cluster.nodes[1])
     finished(running)
     assert bytes_below(spread.embeddings) == bytes_below(local.embeddings)
-    counts = ("n_in", "n_ok", "n_quarantined", "computed", "reused", "sounds", "texts")
+    counts = ("n_in", "n_ok", "n_quarantined", "cache_misses", "cache_hits", "sounds", "texts")
     assert [report(spread, "embed")[key] for key in counts] == [report(local, "embed")[key] for key in counts]
 
     for folder in (spread.captions, spread.embeddings):
         shutil.rmtree(folder)
     monkeypatch.chdir(spread.root)
     assert [main([stage]) for stage in ("caption", "embed")] == [0, 0]
-    assert [report(spread, stage)["computed"] for stage in ("caption", "embed")] == [0, 0], "the memo has it all"
+    assert [report(spread, stage)["cache_misses"] for stage in ("caption", "embed")] == [0, 0], "the memo has it all"
     assert bytes_below(spread.embeddings) == bytes_below(local.embeddings)
 
 

@@ -101,9 +101,9 @@ def check_artifact_access(env: ServiceEnvironment, path: str) -> None:
 
 def check_report_page(env: ServiceEnvironment) -> None:
     """The report page serves reports only."""
-    assert httpx.get(f"{env.demo}/current/index.html", headers={"Host": "elsewhere.example"}).status_code == 421
+    assert httpx.get(f"{env.reports}/current/index.html", headers={"Host": "elsewhere.example"}).status_code == 421
     for path in ("/current/../../params.yaml", "/runs/%2e%2e/%2e%2e/params.yaml", "/current/", "/params.yaml"):
-        assert httpx.get(env.demo + path).status_code == 404, path
+        assert httpx.get(env.reports + path).status_code == 404, path
 
 
 def check_listeners(env: ServiceEnvironment) -> None:

@@ -69,7 +69,7 @@ def flow_run_page(browser: Browser, env: ServiceEnvironment, run_id: str, screen
     page.get_by_text("progress-").first.wait_for()
     artifacts = Prefect(env).artifacts(run_id)
     page.goto(f"{env.prefect_api.removesuffix('/api')}/artifacts/artifact/{artifacts['report']['id']}")
-    link = page.locator(f"a[href^='{env.demo}/runs/']").first
+    link = page.locator(f"a[href^='{env.reports}/runs/']").first
     with page.expect_popup() if link.get_attribute("target") == "_blank" else page.expect_navigation() as opened:
         link.click()
     report = opened.value

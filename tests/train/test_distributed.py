@@ -129,7 +129,7 @@ def test_two_killed_and_resumed_processes_give_the_same_model(
     assert output.count("resuming from step 4") == 1
     assert output.count("train: 8 in = 8 ok") == 1, "only process 0 writes the report"
     _assert_same(in_two_microbatches, layout)
-    assert json.loads(layout.report("train").read_text())["reused"] == 8
+    assert json.loads(layout.runtime("train").read_text())["cache_hits"] == 8
     assert len((layout.model / "training/loss.csv").read_text().splitlines()) == 11
 
 

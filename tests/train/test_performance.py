@@ -192,16 +192,16 @@ def test_metrics_are_tracked_by_optimizer_step(backbone: Path) -> None:
     module, notes, grids = small_module(backbone), RecordingTracker(), []
     fit(
         module, EMACallback(0.7), SampleGridCallback(lambda: torch.zeros(2, 2, 3).numpy(), lambda step, _: grids.append(step)),
-        ThroughputCallback(2), steps=7, accumulate=2, logger=TrackingLogger(notes), log_every_n_steps=2,
+        ThroughputCallback(2), steps=7, accumulate=2, logger=TrackingLogger(notes, "toy"), log_every_n_steps=2,
         limit_val_batches=1.0, val_check_interval=6, check_val_every_n_epoch=None,
     )  # fmt: skip
-    training = [(step, values) for step, values in notes.rows if "train/loss" in values]
+    training = [(step, values) for step, values in notes.rows if "train/loss_toy" in values]
     assert [step for step, _ in training] == [2, 4, 6, 7]
     for step, values in training:
-        assert set(values) == {"train/loss", "train/learning_rate", "train/samples_per_second", "train/data_wait_ratio"}
+        assert set(values) == {"train/loss_toy", "train/learning_rate", "train/samples_per_second", "train/data_wait_ratio"}
         assert 0.0 <= values["train/data_wait_ratio"] <= 1.0
-        assert values["train/loss"] == pytest.approx(sum(row["loss"] for row in module.history[:step]) / step)
-    losses = {step: values["train/validation_loss"] for step, values in notes.rows if "train/validation_loss" in values}
+        assert values["train/loss_toy"] == pytest.approx(sum(row["loss"] for row in module.history[:step]) / step)
+    losses = {step: values["train/validation_loss_toy"] for step, values in notes.rows if "train/validation_loss_toy" in values}
     assert losses == {int(step): pytest.approx(loss) for step, loss in module.validation.items()}
     assert list(losses) == grids == [3, 6, 7], "the last step is validated too"
     assert notes.images == [("samples/grid", step) for step in grids]
@@ -218,5 +218,5 @@ def test_the_time_spent_waiting_for_data_is_measured(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(IPAdapterDataModule, "training_batch", slow)
     notes = RecordingTracker()
-    fit(small_module(backbone), ThroughputCallback(2), steps=4, logger=TrackingLogger(notes), log_every_n_steps=2)
-    assert all(values["train/data_wait_ratio"] > 0.3 for _, values in notes.rows if "train/loss" in values)
+    fit(small_module(backbone), ThroughputCallback(2), steps=4, logger=TrackingLogger(notes, "toy"), log_every_n_steps=2)
+    assert all(values["train/data_wait_ratio"] > 0.3 for _, values in notes.rows if "train/loss_toy" in values)

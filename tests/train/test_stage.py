@@ -43,7 +43,7 @@ def test_the_stage_writes_a_model_and_its_training_history(completed_run: Comple
     layout, report = completed_run
     report.check_balance()
     assert report.n_in == 8
-    assert (report.computed, report.reused) == (8, 0)  # 4 clips, 2 augmentations
+    assert (report.cache_misses, report.cache_hits) == (8, 0)  # 4 clips, 2 augmentations
     assert report.metrics["pairs_train"] == 6
     files = set(model_bytes(layout))
     assert {"model_index.json", "training/loss.csv", "training/validation.csv", "training/step-000012.png"} <= files
@@ -82,7 +82,7 @@ def test_a_killed_and_resumed_run_gives_the_same_bytes(
     assert len(list(layout.runs.rglob("last.ckpt"))) == 1
 
     report = stage.run(small_config(), layout)
-    assert (report.computed, report.reused) == (0, 8)
+    assert (report.cache_misses, report.cache_hits) == (0, 8)
     expected, got = model_bytes(completed_run[0]), model_bytes(layout)
     assert sorted(got) == sorted(expected)
     assert [name for name in expected if got[name] != expected[name]] == []

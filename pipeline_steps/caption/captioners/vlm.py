@@ -53,7 +53,7 @@ class VlmConfig(StageConfig):
         max_length=64,
         description="commit of a hub id (40 hex digits), or sha256 of a folder (64), which is checked if given",
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
     constrained_decoding: bool = Field(default=True, description="decode by the JSON schema (requires the extra `vlm`)")
 

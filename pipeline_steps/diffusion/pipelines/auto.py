@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline_steps.core.errors import IntegrityError
-from pipeline_steps.diffusion.pipelines.base import PIPELINES, Audio2ImagePipeline
+from pipeline_steps.diffusion.pipelines.base import PIPELINES, AudioConditionedPipeline
 from pipeline_steps.diffusion.pipelines.safetensors_io import INDEX, RETRAIN, read_json
 
 
@@ -13,7 +13,7 @@ class AutoAudio2ImagePipeline:
     """Factory of pipelines: reads `_class_name` of the folder's index and loads that class."""
 
     @staticmethod
-    def from_pretrained(folder: Path, device: str | None = None) -> Audio2ImagePipeline:
+    def from_pretrained(folder: Path, device: str | None = None) -> AudioConditionedPipeline:
         """Load a folder that stage `train` exported. Hashes and shapes are checked, nothing is unpickled.
 
         Args:

@@ -31,7 +31,7 @@ class GenerationConfig:
     resolution: int
 
 
-class Audio2ImagePipeline(ABC):
+class AudioConditionedPipeline(ABC):
     """Audio-to-image model of any recipe.
 
     Equal weights, audio, seed and sampling parameters give equal images on one machine, up to floating-point rounding that
@@ -202,7 +202,7 @@ class Audio2ImagePipeline(ABC):
         return torch.cat(images)
 
 
-PIPELINES: Registry[type[Audio2ImagePipeline]] = Registry("pipeline", "pipeline_steps.diffusion.pipelines")
+PIPELINES: Registry[type[AudioConditionedPipeline]] = Registry("pipeline", "pipeline_steps.diffusion.pipelines")
 """Pipelines by the `_class_name` of their exported folder."""
 
 

@@ -25,7 +25,7 @@ from pipeline_steps.diffusion.ip_adapter import AudioEmbeds, AudioIPAdapter
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
 from pipeline_steps.diffusion.pipelines.base import (
     PIPELINES,
-    Audio2ImagePipeline,
+    AudioConditionedPipeline,
     GenerationConfig,
     classifier_free_guidance,
     to_uint8,
@@ -58,7 +58,7 @@ SCHEDULERS = {"DPMSolverMultistepScheduler": DPMSolverMultistepScheduler, "DDIMS
 
 
 @PIPELINES.register(CLASS_NAME)
-class AudioIPAdapterPipeline(Audio2ImagePipeline):
+class AudioIPAdapterPipeline(AudioConditionedPipeline):
     """Stable Diffusion conditioned on audio.
 
     Args:

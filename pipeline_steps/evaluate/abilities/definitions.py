@@ -38,7 +38,7 @@ class SemanticMixing(_BetweenClasses):
 
     name = "semantic_mixing"
     title = "Semantic mixing"
-    claim = "the drawing turns from A to B as B becomes louder than A in a mixture"
+    claim = "the image changes from A to B as B becomes louder than A in a mixture"
     axis = "gain of B against A, dB"
     points = (-24.0, -18.0, -12.0, -6.0, 0.0, 6.0, 12.0, 18.0, 24.0)
     flat_controls = ("another_clip_of_a",)
@@ -64,7 +64,7 @@ class Interpolation(_BetweenClasses):
 
     name = "interpolation"
     title = "Interpolation"
-    claim = "the drawing moves from A to B on the way between their audio embeddings"
+    claim = "the image changes from A to B along the interpolation between their audio embeddings"
     axis = "position between A (0) and B (1)"
     points = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
     flat_controls = ("two_clips_of_a",)
@@ -82,9 +82,9 @@ class Interpolation(_BetweenClasses):
 
 
 class _AreaAbility(Ability):
-    """Sweep of a property that every clip has; the score is the area of what is drawn."""
+    """Sweep of a property that every clip has; the score is the area of the foreground."""
 
-    score_name = "foreground, fraction of the picture"
+    score_name = "foreground, fraction of the image"
     pixel_score = True
 
     def items(self, setup: AbilitySetup) -> list[AbilityItem]:
@@ -105,7 +105,7 @@ class LoudnessAbility(_AreaAbility):
 
     name = "loudness"
     title = "Loudness"
-    claim = "the thing drawn becomes larger as the sound becomes louder"
+    claim = "the foreground becomes larger as the clip becomes louder"
     axis = "gain, dB"
     points = (-24.0, -18.0, -12.0, -6.0, 0.0, 6.0, 12.0)
     direction = 1
@@ -125,7 +125,7 @@ class AcousticSpace(_AreaAbility):
 
     name = "acoustic_space"
     title = "Acoustic space"
-    claim = "the area of the thing drawn changes with the reverberation time of the room"
+    claim = "the foreground area changes with the reverberation time of the room"
     axis = "reverberation time T60, s"
     points = (0.3, 0.6, 1.0, 1.4, 1.9, 2.4)
     direction = 0
@@ -148,7 +148,7 @@ class WordsAndSound(Ability):
 
     name = "words_and_sound"
     title = "Words and sound"
-    claim = "the drawing turns from the word to the sound as the weight of the sound grows"
+    claim = "the image changes from the word to the audio as the weight of the audio increases"
     axis = "weight of the sound"
     score_name = "log-odds of the sound's class against the word's"
     points = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -1,4 +1,4 @@
-"""Scores of generated images: classes in the space of a judge, and the area of what is drawn on a plain ground."""
+"""Scores of generated images: classes in the space of a judge, and the area of the foreground on a plain ground."""
 
 from __future__ import annotations
 

@@ -8,14 +8,13 @@ import numpy as np
 from scipy.signal import fftconvolve
 
 from pipeline_steps.audio.loudness import integrated_loudness
+from pipeline_steps.audio.reverb import decaying_noise_response
 from pipeline_steps.core.array_types import FloatArray
 
 RATE = 48_000
 LOUDNESS = -26.0
 """LUFS of every clip before a sweep changes it."""
 PEAK = 0.99
-SECONDS_OF_EQUAL_ENERGY = 1.0
-"""Reverberation time at which the tail carries as much energy as the direct sound; energy grows in proportion to it."""
 
 
 def set_loudness(samples: FloatArray, lufs: float = LOUDNESS) -> FloatArray:
@@ -51,19 +50,11 @@ def levels(samples: FloatArray, gains_db: Sequence[float]) -> list[FloatArray]:
 def reverberant(samples: FloatArray, t60_seconds: Sequence[float], seed: int) -> list[FloatArray]:
     """A clip in rooms of each reverberation time, at the level of its direct sound.
 
-    The impulse response is the direct sound and noise that decays by 60 dB in T60 (Moorer 1979). All rooms have the same noise,
-    and all clips end with the longest tail.
+    All rooms have the same noise (`decaying_noise_response`), and all clips end with the longest tail.
     """
     dry = pad_tail(samples, max(t60_seconds))
-    noise = np.random.default_rng(seed).standard_normal(int(max(t60_seconds) * RATE))
-    time = np.arange(len(noise)) / RATE
-    clips = []
-    for t60 in t60_seconds:
-        tail = noise * 10.0 ** (-3.0 * time / t60)
-        tail *= np.sqrt(t60 / SECONDS_OF_EQUAL_ENERGY / (tail**2).sum())
-        tail[0] = 1.0
-        clips.append(np.asarray(fftconvolve(dry, tail)[: len(dry)], np.float32))
-    return clips
+    rooms = [decaying_noise_response(t60, RATE, np.random.default_rng(seed)) for t60 in t60_seconds]
+    return [np.asarray(fftconvolve(dry, room)[: len(dry)], np.float32) for room in rooms]
 
 
 def pad_tail(samples: FloatArray, seconds: float) -> FloatArray:

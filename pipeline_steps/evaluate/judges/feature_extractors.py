@@ -38,27 +38,27 @@ class CachedFeatures:
     """Feature rows by key, each computed at most once per cache.
 
     Attributes:
-        computed: rows computed so far.
-        reused: rows read from the cache so far.
+        cache_misses: rows computed so far.
+        cache_hits: rows read from the cache so far.
     """
 
     def __init__(self, cache: ResultCache, batch_size: int) -> None:
         self._cache = cache
         self._batch_size = batch_size
-        self.computed = self.reused = 0
+        self.cache_misses = self.cache_hits = 0
 
     def rows(self, keys: Sequence[str], compute: Callable[[Sequence[str]], FloatArray]) -> dict[str, DoubleArray]:
         """Features [D] by key; `compute` returns the rows [N, D] of keys that are not cached."""
         wanted = sorted(set(keys))
         rows = {key: np.asarray(vector, np.float64) for key, vector in self._cache.vectors(wanted).items()}
-        self.reused += len(rows)
+        self.cache_hits += len(rows)
         missing = [key for key in wanted if key not in rows]
         for start in range(0, len(missing), self._batch_size):
             batch = missing[start : start + self._batch_size]
             vectors = np.asarray(compute(batch), np.float32)
             self._cache.append({key: {"vector": vector} for key, vector in zip(batch, vectors, strict=True)})
             rows.update({key: vector.astype(np.float64) for key, vector in zip(batch, vectors, strict=True)})
-            self.computed += len(batch)
+            self.cache_misses += len(batch)
             log.info("extracted features of %d of %d new items", start + len(batch), len(missing))
         return rows
 

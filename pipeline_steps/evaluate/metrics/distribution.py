@@ -20,7 +20,7 @@ Kernel = Callable[[DoubleArray, DoubleArray], DoubleArray]
 CMMD_BANDWIDTH = 10.0
 
 
-def polynomial_kernel(x: DoubleArray, y: DoubleArray) -> DoubleArray:
+def kid_kernel(x: DoubleArray, y: DoubleArray) -> DoubleArray:
     """k(x, y) = (x.y / D + 1)^3, the kernel of KID (Binkowski et al. 2018, arXiv 1801.01401, section 4)."""
     return np.asarray((x @ y.T / x.shape[1] + 1.0) ** 3)
 

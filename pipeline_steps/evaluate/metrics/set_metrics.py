@@ -19,9 +19,9 @@ from pipeline_steps.evaluate.metrics.distribution import (
     cmmd_kernel,
     density_coverage_bootstrap,
     frechet_distance,
+    kid_kernel,
     median_bandwidth,
     mmd_bootstrap,
-    polynomial_kernel,
     rbf_kernel,
 )
 from pipeline_steps.evaluate.metrics.win_rate import win_rate_estimate
@@ -311,7 +311,7 @@ class SetEvaluator:
         kid, fd, density, coverage = (f"{metric}_{judge}" for metric in ("kid", "fd", "density", "coverage"))
         mmd = f"cmmd_{judge}" if is_cmmd else f"mmd_rbf_{judge}"
         kernels = {
-            kid: (polynomial_kernel, 1.0),
+            kid: (kid_kernel, 1.0),
             mmd: (cmmd_kernel if is_cmmd else rbf_kernel(median_bandwidth(real)), MMD_SCALE),
         }
         model: dict[str, DoubleArray] = {}

@@ -13,13 +13,14 @@ import numpy as np
 from pipeline_steps.core.array_types import ByteArray, DoubleArray, FloatArray
 from pipeline_steps.core.escape import escape_csv
 from pipeline_steps.evaluate.config import EvaluateConfig
-from pipeline_steps.evaluate.evaluation_plan import SET_TITLES, EvaluationPlan
-from pipeline_steps.evaluate.report import summary
+from pipeline_steps.evaluate.evaluation_plan import SET_TITLES, TRAINING_TITLE, EvaluationPlan
+from pipeline_steps.evaluate.report import dvc_plots, summary
 from pipeline_steps.evaluate.report.ability_cards import ability_cards, curve_rows
 from pipeline_steps.evaluate.report.charts import interval_chart, line_chart
 from pipeline_steps.evaluate.report.gallery import FIRST_SAMPLES, CatalogIndex, pair_cards, sample_cards
+from pipeline_steps.evaluate.report.headline_metrics import headline_metrics
 from pipeline_steps.evaluate.report.item_flow import StageTables, audio_flow, find_imbalances, image_flow, license_counts
-from pipeline_steps.evaluate.report.media import ReportMedia
+from pipeline_steps.evaluate.report.media import ReportMedia, png
 from pipeline_steps.evaluate.report.page import render_page
 from pipeline_steps.evaluate.report.training_curves import TrainingHistory
 from pipeline_steps.evaluate.run_evaluation import EvaluationResult
@@ -95,7 +96,7 @@ def build_report(
         "quarantined": summary.reason_table(_quarantined(tables), limits.max_table_rows, lambda _: None),
         "protocol": evaluation["protocol"],
         "judge": judge,
-        "ais_r2": evaluation["judges"][judge].get("ais_leave_group_out_r2"),
+        "ais_r2": evaluation["judges"].get(judge, {}).get("ais_leave_group_out_r2"),
     }
     files |= media.encode()
     files["plots/per_pair.csv"] = csv_bytes(result.per_pair)
@@ -103,8 +104,32 @@ def build_report(
     files["plots/metrics.csv"] = csv_bytes(_metric_rows(evaluation))
     files["plots/abilities.csv"] = csv_bytes(curve_rows(evaluation["abilities"]))
     files["plots/retrieval.csv"] = csv_bytes(ranks)
+    files |= _dvc_plots(evaluation, result, plan, history, judge, load_image)
     files["evaluation.json"] = json_bytes(evaluation)
+    files["metrics.json"] = json_bytes(headline_metrics(evaluation, judge, config.audio_judge, *coverage))
     files["index.html"] = render_page(context).encode("utf-8")
+    return files
+
+
+def _dvc_plots(
+    evaluation: Row,
+    result: EvaluationResult,
+    plan: EvaluationPlan,
+    history: TrainingHistory,
+    judge: str,
+    load_image: Callable[[str], ByteArray],
+) -> dict[str, bytes]:
+    """Tables and sample grids that `plots:` of `dvc.yaml` names."""
+    tables = {
+        "training_loss": dvc_plots.training_rows(history.curves),
+        "win_rates": dvc_plots.win_rate_rows(evaluation, judge),
+        **{f"abilities/{name}": rows for name, rows in dvc_plots.ability_tables(evaluation["abilities"]).items()},
+    }
+    files = {f"plots/{name}.csv": csv_bytes(rows) for name, rows in tables.items() if rows}
+    grids = dvc_plots.sample_grids(plan, result.generated, load_image)
+    files |= {f"plots/samples/{name}.png": png(grid) for name, grid in grids.items()}
+    if history.grids:
+        files["plots/samples/training.png"] = history.grids[max(history.grids)]
     return files
 
 
@@ -119,22 +144,22 @@ def _grouped(cards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _samples(
     config: EvaluateConfig, result: EvaluationResult, plan: EvaluationPlan, media: ReportMedia
 ) -> list[dict[str, Any]]:
-    """Galleries of samples of the test set and of the gold set."""
+    """Galleries of samples of the test set and of the gold set; of training pairs if both are empty."""
     judge = config.image_judges[0]
     metrics = [f"win_rate_{judge}", f"ais_win_rate_{config.audio_judge}_{judge}"]
     sections = []
-    for key in ("test", "gold"):
-        cards: list[dict[str, Any]] = []
+    shown = {key: (SET_TITLES[key], plan.sets[key]) for key in ("test", "gold")}
+    if plan.shown_training_pairs:
+        shown["training"] = (TRAINING_TITLE, plan.shown_training_pairs)
+    for key, (title, pairs) in shown.items():
+        partner, rates = [-1] * len(plan.clips), {}
         if key in result.sets:
             found = result.sets[key]
-            rates = {metric: [row.get(f"{metric}.model") for row in found.pairs] for metric in metrics}
-            rates = {name: values for name, values in rates.items() if any(value is not None for value in values)}
-            if rates:
-                partner = found.partner.tolist()
-                cards = sample_cards(plan, key, partner, rates, media, result.generated, config.report.max_samples)
-        sections.append(
-            {"key": key, "title": SET_TITLES[key], "shown": len(cards), "total": len(plan.sets[key]), "cards": cards}
-        )
+            partner = found.partner.tolist()
+            measured = {metric: [row.get(f"{metric}.model") for row in found.pairs] for metric in metrics}
+            rates = {name: values for name, values in measured.items() if any(value is not None for value in values)}
+        cards = sample_cards(plan, pairs, partner, rates, media, result.generated, config.report.max_samples)
+        sections.append({"key": key, "title": title, "shown": len(cards), "total": len(pairs), "cards": cards})
     return sections
 
 

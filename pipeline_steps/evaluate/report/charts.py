@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-WIDTH = 640.0
-LABEL = 220.0
-ROW = 26.0
+WIDTH = 400.0
+"""px; a telephone shows this width without scrolling."""
+MARGIN = 14.0
+ROW = 36.0
+"""px of a row: its label, and below it the interval."""
 TOP = 14.0
 AXIS = 30.0
 
@@ -85,7 +87,7 @@ def interval_chart(
     low, high = min(low, ticks[0]), max(high, ticks[-1])
 
     def place(value: float) -> float:
-        return round(LABEL + (WIDTH - LABEL - 24) * (value - low) / (high - low or 1.0), 2)
+        return round(MARGIN + (WIDTH - 2 * MARGIN) * (value - low) / (high - low or 1.0), 2)
 
     placed = []
     for number, (label, found, kind) in enumerate(known):
@@ -94,7 +96,7 @@ def interval_chart(
         placed.append(
             IntervalRow(
                 label,
-                round(TOP + ROW * (number + 0.5), 2),
+                round(TOP + ROW * (number + 0.7), 2),
                 place(value),
                 place(ends[0]),
                 place(ends[1]),

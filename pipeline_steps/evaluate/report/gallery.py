@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline_steps.audio.mixing import pair_tracks
 from pipeline_steps.core.array_types import ByteArray
-from pipeline_steps.evaluate.evaluation_plan import EvaluationPlan, evenly_spaced_indices, mix_id
+from pipeline_steps.evaluate.evaluation_plan import EvalPair, EvaluationPlan, evenly_spaced_indices, mix_id
 from pipeline_steps.evaluate.report.media import ReportMedia
 from pipeline_steps.evaluate.report.selection import select_pairs_to_show, select_samples_to_show
 
@@ -107,27 +107,28 @@ def _pair_card(
 
 def sample_cards(
     plan: EvaluationPlan,
-    key: str,
+    pairs: Sequence[EvalPair],
     partner: Sequence[int],
     rates: Mapping[str, Sequence[float | None]],
     media: ReportMedia,
     generated: ByteArray,
     at_most: int,
 ) -> list[Card]:
-    """Card of each selected pair of set `key`: its audio, its real image, its samples and those of another clip.
+    """Card of each selected pair: its audio, its real image, its samples and those of another clip.
 
     Args:
         plan: pairs and clips.
-        key: name of the set.
+        pairs: of one set.
         partner: clip whose samples are shown as the control of each clip, -1: none.
-        rates: win-rate metric -> value of each pair; the first metric orders the cards.
+        rates: win-rate metric -> value of each pair; the first metric orders the cards. Empty if nothing was measured.
         media: files of the report.
         generated: samples [M, S, H, W, 3] of every clip.
         at_most: number of cards.
     """
-    pairs, clips = plan.sets[key], plan.clips
+    clips = plan.clips
     cards: list[Card] = []
-    for index in select_samples_to_show(next(iter(rates.values())), [pair.name for pair in pairs], at_most):
+    order: Sequence[float | None] = next(iter(rates.values()), [None] * len(pairs))
+    for index in select_samples_to_show(order, [pair.name for pair in pairs], at_most):
         pair = pairs[index]
         clip, other = clips[pair.clip], int(partner[pair.clip])
         cards.append(

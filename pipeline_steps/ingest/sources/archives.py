@@ -140,7 +140,7 @@ def _candidate(
     except (RejectedItemError, UnsafePathError) as error:
         return RejectedFile(displayed, kind_from_extension(name), error.code, error.reason, len(content), digest[:ID_LENGTH])
     return CandidateFile(
-        job.relative, displayed, digest, len(content), kind, form,
+        job.root, job.relative, displayed, digest, len(content), kind, form,
         _row_license(metadata) or license,
         _first_non_empty(metadata, AUTHOR), _first_non_empty(metadata, SOURCE), _first_non_empty(metadata, GROUP),
         holdout, member,

@@ -16,7 +16,7 @@ from pipeline_steps.core.safe_paths import (
     display_path,
     find_other_normal_form,
     open_regular_file,
-    resolve,
+    resolve_into,
     validate_relative_path,
     walk_untrusted,
 )
@@ -35,21 +35,26 @@ from pipeline_steps.ingest.worker_pool import core_count
 
 
 def discover_files(
-    root: Path, rows: Iterable[MetadataRow] | None, max_image_bytes: float, skip: tuple[str, ...] = ()
+    root: Path,
+    rows: Iterable[MetadataRow] | None,
+    max_image_bytes: float,
+    skip: tuple[str, ...] = (),
+    link_roots: tuple[Path, ...] = (),
 ) -> DiscoveryResult:
     """Inspect every listed file or, without a list, every file below `root`.
 
     Args:
-        root: folder that no path may leave.
+        root: folder that no path may leave, except through a link.
         rows: rows of a metadata table, or None to walk the tree.
         max_image_bytes: larger image files are rejected before decoding.
         skip: folders ("name/") that a walk leaves out.
+        link_roots: folders outside `root` into which a link may lead.
     """
     result = DiscoveryResult()
     names = _walk(root, result, skip) if rows is None else ((row.file, row) for row in unique_rows(rows))
 
     def inspect(entry: tuple[str, MetadataRow | None]) -> CandidateFile | RejectedFile | str:
-        return inspect_file(root, *entry, max_image_bytes, walked=rows is None)
+        return inspect_file(root, *entry, max_image_bytes, walked=rows is None, link_roots=link_roots)
 
     with ThreadPoolExecutor(core_count()) as pool:  # hashing releases the interpreter lock
         for found in pool.map(inspect, names):
@@ -107,7 +112,7 @@ def _walk(root: Path, result: DiscoveryResult, skip: tuple[str, ...]) -> Iterato
 
 
 def inspect_file(
-    root: Path, name: str, row: MetadataRow | None, max_image_bytes: float, walked: bool
+    root: Path, name: str, row: MetadataRow | None, max_image_bytes: float, walked: bool, link_roots: tuple[Path, ...] = ()
 ) -> CandidateFile | RejectedFile | str:
     """Open, hash and check one file, described by a metadata row or found by a walk.
 
@@ -122,8 +127,8 @@ def inspect_file(
         if row:
             name = find_other_normal_form(root, validate_relative_path(name))
             displayed = display_path(name)
-        relative = resolve(root, name)
-        with open_regular_file(root, relative) as handle:
+        folder, relative = resolve_into(root, name, link_roots)
+        with open_regular_file(Path(folder), relative) as handle:
             head = read_head(handle)
             if walked and not is_candidate(name, head):
                 return extension_label(name)
@@ -136,4 +141,4 @@ def inspect_file(
         reason = f"reading failed: {error.strerror or error}"
         return RejectedFile(displayed, kind_from_extension(name), "FILE_UNREADABLE", reason)
     metadata = (row.license, row.author, row.source, row.group, row.holdout) if row else ()
-    return CandidateFile(relative, displayed, digest.sha256, size, kind, form, *metadata)
+    return CandidateFile(folder, relative, displayed, digest.sha256, size, kind, form, *metadata)

@@ -29,12 +29,22 @@ class MetadataQuery(NamedTuple):
     pool: RowFilter | None
     holdout: RowFilter | None
 
-    def columns(self) -> list[str]:
-        """Distinct names of all columns to read."""
-        names = [self.file, *(name for name in (self.license, self.author) if name), *self.source, *self.group]
-        for rows in (self.pool, self.holdout):
-            names.extend(rows or {})
-        return list(dict.fromkeys(names))
+    def columns(self) -> dict[str, str]:
+        """Distinct names of all columns to read, each with the first key of the configuration that names it."""
+        keys: list[tuple[str, tuple[str | None, ...]]] = [
+            ("file", (self.file,)),
+            ("license", (self.license,)),
+            ("author", (self.author,)),
+        ]
+        keys += [("source", self.source), ("group", self.group)]
+        found: dict[str, str] = {}
+        for key, names in keys:
+            for name in filter(None, names):
+                found.setdefault(name, f"columns.{key}")
+        for key, rows in (("pool", self.pool), ("holdout", self.holdout)):
+            for name in rows or {}:
+                found.setdefault(name, key)
+        return found
 
 
 class MetadataRow(NamedTuple):
@@ -72,15 +82,17 @@ def read_metadata_table(job: MetadataTableJob) -> dict[str, object]:
     return {"rows": rows, "filtered": filtered}
 
 
-def _check_columns(columns: Sequence[str], names: Sequence[str]) -> None:
-    for column in columns:
-        if column not in names:
-            close = difflib.get_close_matches(column, names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(names)}"
-            raise ValueError(f"no column {column!r}{hint}")
+def _check_columns(columns: Mapping[str, str], names: Sequence[str]) -> None:
+    """Raise a ValueError that lists every missing column with the key that names it."""
+    missing = []
+    for column in (column for column in columns if column not in names):
+        close = difflib.get_close_matches(column, names, n=1)
+        missing.append(f"no column {column!r} ({columns[column]}{f'; did you mean {close[0]!r}?' if close else ''})")
+    if missing:
+        raise ValueError(f"{', '.join(missing)}; it has {', '.join(names) or 'no columns'}")
 
 
-def _csv_rows(handle: BinaryIO, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+def _csv_rows(handle: BinaryIO, columns: Mapping[str, str]) -> Iterator[dict[str, str]]:
     csv.field_size_limit(MAX_FIELD)
     reader = csv.reader(io.TextIOWrapper(handle, encoding="utf-8-sig", newline=""), strict=True)
     header = next(reader, [])
@@ -94,7 +106,7 @@ def _csv_rows(handle: BinaryIO, columns: Sequence[str]) -> Iterator[dict[str, st
         yield {column: row[index] for column, index in indices}
 
 
-def _parquet_rows(handle: BinaryIO, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+def _parquet_rows(handle: BinaryIO, columns: Mapping[str, str]) -> Iterator[dict[str, str]]:
     import pyarrow.parquet as pq
 
     table = pq.ParquetFile(handle, page_checksum_verification=True)

@@ -1,4 +1,4 @@
-"""Collect candidates from the configured source: a metadata table, data sets in known layouts, or a walk.
+"""Collect candidates from the configured sources; each is a metadata table, data sets in known layouts, or a walk.
 
 Tables, dataset cards and archives are untrusted, so they are read in decoding processes.
 """
@@ -8,14 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline_steps.core.errors import ConfigError, DataError
 from pipeline_steps.core.safe_paths import UnsafePathError, display_path, resolve, validate_relative_path, walk_untrusted
 from pipeline_steps.ingest.candidates import DiscoveryResult, RejectedFile
-from pipeline_steps.ingest.config import IngestConfig
+from pipeline_steps.ingest.config import SOURCE_KEYS, IngestConfig, PoolConfig
 from pipeline_steps.ingest.file_signatures import extension, kind_from_extension
+from pipeline_steps.ingest.license_ids import spdx_id
 from pipeline_steps.ingest.sources.archives import ArchiveJob, list_archive
 from pipeline_steps.ingest.sources.dataset_layouts import (
     ARCHIVE_EXTENSIONS,
@@ -32,6 +34,7 @@ from pipeline_steps.ingest.sources.metadata_table import (
     RowFilter,
     read_metadata_table,
 )
+from pipeline_steps.ingest.takedowns import apply_takedowns
 from pipeline_steps.ingest.worker_pool import WorkerLimits, WorkerPool, core_count, run_in_process
 
 MIN_TABLE_SECONDS = 300.0
@@ -48,25 +51,125 @@ class Dataset(NamedTuple):
     names: tuple[str, ...]
 
 
-def collect_candidates(config: IngestConfig, root: Path) -> DiscoveryResult:
-    """Candidates below `root`, from the source that `ingest.layout` and `ingest.metadata` select.
+class Source(NamedTuple):
+    """One folder of raw media.
+
+    Attributes:
+        root: the folder.
+        settings: how to read it.
+        config: limits of all sources.
+        key: name of the settings in `params.yaml`, for error messages.
+        name: name of the pool; empty in the form with one root.
+        link_roots: folders outside `root` into which links may lead.
+    """
+
+    root: Path
+    settings: PoolConfig
+    config: IngestConfig
+    key: str = "ingest"
+    name: str = ""
+    link_roots: tuple[Path, ...] = ()
+
+    @property
+    def prefix(self) -> str:
+        """First part of the paths of its files in every table."""
+        return f"{self.name}/" if self.name else ""
+
+
+def list_sources(config: IngestConfig, project: Path) -> list[Source]:
+    """Sources of the configuration; their folders exist.
+
+    Args:
+        config: section `ingest`.
+        project: folder to which relative roots refer.
+
+    Raises:
+        ConfigError: there is none, or a folder does not exist.
+    """
+    pools = {f"ingest.pools.{name}": (name, pool) for name, pool in config.pools.items()}
+    if not pools:
+        if config.root is None:
+            raise ConfigError("neither ingest.root nor ingest.pools is set", "name the folders that contain images and audio")
+        shared = {name: getattr(config, name) for name in SOURCE_KEYS}
+        pools = {"ingest": ("", PoolConfig.model_construct(**shared))}
+    for key, folders in (
+        *((f"{key}.root", [pool.root]) for key, (_, pool) in pools.items()),
+        ("ingest.link_roots", config.link_roots),
+    ):
+        for folder in folders:
+            if not (project / folder).is_dir():
+                raise ConfigError(f"{key}: {project / folder} is not a folder", "name the folder that contains your files")
+    roots = [project / folder for folder in (*(pool.root for _, pool in pools.values()), *config.link_roots)]
+    return [
+        Source(project / pool.root, pool, config, key, name, tuple(root for root in roots if root != project / pool.root))
+        for key, (name, pool) in pools.items()
+    ]
+
+
+def collect_all_candidates(config: IngestConfig, project: Path) -> DiscoveryResult:
+    """Candidates of all sources, without those on the take-down lists. Nothing is decoded or written.
+
+    Raises:
+        ConfigError, DataError: as `list_sources`, `collect_candidates` and `apply_takedowns`.
+    """
+    sources = list_sources(config, project)
+    result = DiscoveryResult()
+    for source in sources:
+        result.merge(collect_candidates(source))
+    apply_takedowns([source.root for source in sources], result)
+    return result
+
+
+def collect_candidates(source: Source) -> DiscoveryResult:
+    """Candidates of one source. Their paths begin with the name of the pool.
 
     Raises:
         ConfigError: the table, or a column of a filter, does not exist.
         DataError: a table cannot be used, or a named layout has no files.
     """
-    max_image_bytes = config.image.max_file_bytes
-    if config.layout == "table" or (config.layout == "auto" and config.metadata is not None):
-        return _from_metadata(config, root)
-    if config.layout == "files":
-        return discover_files(root, None, max_image_bytes)
-    datasets = find_datasets(root, config.layout)
+    found, pool = _read_source(source), source.settings
+    if pool.kind != "mixed":
+        other = "audio" if pool.kind == "images" else "image"
+        kept = [file for file in found.files if file.kind != other]
+        rejected = [item for item in found.rejected if item.kind != other]
+        if skipped := found.count - len(kept) - len(rejected):
+            found.skipped_files[f"{other} in pool {source.name}"] += skipped
+        found.files, found.rejected = kept, rejected
+    license, holdout = spdx_id(pool.license), pool.role == "holdout"
+    if license or holdout or source.prefix:
+        found.files = [
+            replace(
+                file,
+                path=source.prefix + file.path,
+                license=file.license or license,
+                holdout=file.holdout or holdout,
+                group=file.group and source.prefix + file.group,
+            )
+            for file in found.files
+        ]
+        found.rejected = [replace(item, path=source.prefix + item.path) for item in found.rejected]
+        found.layouts = {
+            source.prefix.rstrip("/") if folder == "." else source.prefix + folder: layout
+            for folder, layout in found.layouts.items()
+        }
+    return found
+
+
+def _read_source(source: Source) -> DiscoveryResult:
+    root, settings, links = source.root, source.settings, source.link_roots
+    max_image_bytes = source.config.image.max_file_bytes
+    if settings.layout == "table" or (settings.layout == "auto" and settings.metadata is not None):
+        return _from_metadata(source)
+    if settings.layout == "files":
+        return discover_files(root, None, max_image_bytes, link_roots=links)
+    datasets = find_datasets(root, settings.layout)
     result = DiscoveryResult(layouts={dataset.prefix.rstrip("/") or ".": dataset.layout for dataset in datasets})
     if all(dataset.prefix for dataset in datasets):
-        result.merge(discover_files(root, None, max_image_bytes, skip=tuple(dataset.prefix for dataset in datasets)))
+        skip = tuple(dataset.prefix for dataset in datasets)
+        result.merge(discover_files(root, None, max_image_bytes, skip, links))
     for dataset in datasets:
         read = _from_archives if dataset.layout in ARCHIVE_EXTENSIONS else _from_dataset_folder
-        result.merge(read(config, root, dataset))
+        result.merge(read(source, dataset))
     return result
 
 
@@ -113,30 +216,42 @@ def _ground_truth_row(row: Row) -> dict[str, str]:
     return {"kind": kind, **{name: row.get(name) or "" for name in ("file", "label", "split", "pair")}}
 
 
-def _read_dataset(config: IngestConfig, root: Path, dataset: Dataset, query: MetadataQuery | None) -> dict[str, Any]:
+def _read_dataset(
+    config: IngestConfig, root: Path, dataset: Dataset, query: MetadataQuery | None, key: str = "ingest"
+) -> dict[str, Any]:
     job = DatasetFolderJob(str(root.resolve()), *dataset, query)
     answer: dict[str, Any] = run_in_process(table_limits(config), read_dataset_folder, job)
     if "rows" not in answer:
-        raise DataError(str(answer.get("error") or answer.get("reason")), "fix the table, or set ingest.layout")
+        raise DataError(str(answer.get("error") or answer.get("reason")), f"fix the table, or set {key}.layout")
     return answer
 
 
-def _from_dataset_folder(config: IngestConfig, root: Path, dataset: Dataset) -> DiscoveryResult:
+def _from_dataset_folder(source: Source, dataset: Dataset) -> DiscoveryResult:
     """Files of a data set that its tables describe."""
-    query = MetadataQuery("file", "license", "author", ("source",), ("group",), *_split_filters(config))
-    return _listed_files(config, root, _read_dataset(config, root, dataset, query))
+    query = MetadataQuery("file", "license", "author", ("source",), ("group",), *_split_filters(source))
+    return _listed_files(source, _read_dataset(source.config, source.root, dataset, query, source.key))
 
 
-def _listed_files(config: IngestConfig, root: Path, answer: dict[str, Any]) -> DiscoveryResult:
-    result = discover_files(root, answer["rows"], config.image.max_file_bytes)
+def _listed_files(source: Source, answer: dict[str, Any]) -> DiscoveryResult:
+    rows = [row for row in answer["rows"] if not _is_other_kind(source, row.file)]
+    result = discover_files(source.root, rows, source.config.image.max_file_bytes, link_roots=source.link_roots)
+    if len(rows) < len(answer["rows"]):
+        result.skipped_files[f"rows of another kind than pool {source.name}"] += len(answer["rows"]) - len(rows)
     result.filtered_rows = answer["filtered"]
     return result
 
 
-def _from_archives(config: IngestConfig, root: Path, dataset: Dataset) -> DiscoveryResult:
+def _is_other_kind(source: Source, name: str) -> bool:
+    """Whether the extension of a listed file is of a kind that the pool skips; the file need not exist."""
+    wanted = {"images": "image", "audio": "audio"}.get(source.settings.kind)
+    return wanted is not None and kind_from_extension(name) not in {wanted, "unknown"}
+
+
+def _from_archives(source: Source, dataset: Dataset) -> DiscoveryResult:
     """Media in the archives or tables of a data set."""
+    config, root = source.config, source.root
     cards = tuple(name for name in dataset.names if name.rsplit("/", 1)[-1] in CARD_FILES)
-    filters = _split_filters(config)
+    filters = _split_filters(source)
     result = DiscoveryResult()
     jobs = []
     extensions = ARCHIVE_EXTENSIONS[dataset.layout]
@@ -152,7 +267,8 @@ def _from_archives(config: IngestConfig, root: Path, dataset: Dataset) -> Discov
         jobs.append((name, ArchiveJob(str(root.resolve()), relative, cards, *filters, config.image.max_file_bytes)))
     if not jobs and not result.rejected:
         raise DataError(
-            f"ingest.layout: {root}/{dataset.prefix} holds no {' or '.join(extensions)} file", "correct ingest.layout"
+            f"{source.key}.layout: {root}/{dataset.prefix} holds no {' or '.join(extensions)} file",
+            f"correct {source.key}.layout",
         )
     limits = table_limits(config, min(config.decoder.workers or core_count(), len(jobs)))
     with WorkerPool(limits, list_archive, ARCHIVE_PRELOAD) as workers:
@@ -168,36 +284,43 @@ def _from_archives(config: IngestConfig, root: Path, dataset: Dataset) -> Discov
     return result
 
 
-def _split_filters(config: IngestConfig) -> tuple[RowFilter | None, RowFilter | None]:
+def _split_filters(source: Source) -> tuple[RowFilter | None, RowFilter | None]:
     """Filters `pool` and `holdout` for data sets in known layouts, whose only column is `split`."""
-    for key, rows in (("pool", config.pool), ("holdout", config.holdout)):
+    settings = source.settings
+    for key, rows in (("pool", settings.pool), ("holdout", settings.holdout)):
         others = sorted(set(rows or {}) - {"split"})
         if others:
-            raise ConfigError(f"ingest.{key}: column {others[0]!r} does not exist in this layout", "filter by `split` only")
-    return _row_filter(config.pool), _row_filter(config.holdout)
+            raise ConfigError(
+                f"{source.key}.{key}: column {others[0]!r} does not exist in this layout", "filter by `split` only"
+            )
+    return _row_filter(settings.pool), _row_filter(settings.holdout)
 
 
-def _from_metadata(config: IngestConfig, root: Path) -> DiscoveryResult:
+def _from_metadata(source: Source) -> DiscoveryResult:
     """Files that the metadata table lists."""
-    if config.metadata is None:
-        raise ConfigError("ingest.layout is table and ingest.metadata is null", "name the table, or set layout to auto")
-    columns = config.columns
+    settings, key = source.settings, source.key
+    if settings.metadata is None:
+        raise ConfigError(f"{key}.layout is table and {key}.metadata is null", "name the table, or set layout to auto")
+    columns = settings.columns
     query = MetadataQuery(
         columns.file, columns.license, columns.author, _as_tuple(columns.source), _as_tuple(columns.group),
-        _row_filter(config.pool), _row_filter(config.holdout),
+        _row_filter(settings.pool), _row_filter(settings.holdout),
     )  # fmt: skip
+    table = Path(settings.metadata)
+    folder = table.parent if table.is_absolute() else source.root
     try:
-        relative = resolve(root, validate_relative_path(config.metadata))
+        relative = resolve(folder, table.name if table.is_absolute() else validate_relative_path(settings.metadata))
     except UnsafePathError as error:
         raise ConfigError(
-            f"ingest.metadata: {config.metadata}: {error.reason}", "name a table inside ingest.root, or null"
+            f"{key}.metadata: {settings.metadata}: {error.reason}", f"name a table inside {key}.root, an absolute path, or null"
         ) from error
     preload = ARCHIVE_PRELOAD if relative.endswith((".parquet", ".pq")) else ()
-    job = MetadataTableJob(str(root.resolve()), relative, query)
-    answer = run_in_process(table_limits(config), read_metadata_table, job, preload)
+    job = MetadataTableJob(str(folder.resolve()), relative, query)
+    answer = run_in_process(table_limits(source.config), read_metadata_table, job, preload)
     if "rows" not in answer:
-        raise DataError(f"{config.metadata}: {answer.get('error') or answer.get('reason')}", "fix the table or ingest.columns")
-    return _listed_files(config, root, answer)
+        problem = answer.get("error") or answer.get("reason")
+        raise DataError(f"{key}.metadata: {settings.metadata}: {problem}", f"fix the table or {key}.columns")
+    return _listed_files(source, answer)
 
 
 def _as_tuple(values: str | list[str] | None) -> tuple[str, ...]:

@@ -93,7 +93,7 @@ class ClapEncoderConfig(StageConfig):
     revision: str = Field(
         default="", max_length=64, description="commit (40 hex digits) of a hub id; sha256 of a folder (64), checked when given"
     )
-    device: Device = "auto"
+    device: Device = Field(default="auto", description="auto: a GPU if there is one and the backend is torch")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on GPU, float32 on CPU")
     backend: Backend = Field(default="torch", description="audio inference on a CPU: torch, openvino or openvino-int8")
     min_int8_recall: float = Field(

@@ -54,9 +54,9 @@ class LaionClapEncoderConfig(StageConfig):
     """Group `embed.laion_clap`."""
 
     checkpoint: str = Field(default="", max_length=500, description="laion-clap's .pt file")
-    sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$", description="of that file, checked when given")
+    sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$", description="sha256 of the .pt file, checked when given")
     text_model_dir: str = Field(default="", max_length=500, description="folder with RoBERTa's configuration and vocabulary")
-    device: Device = "auto"
+    device: Device = Field(default="auto", description="auto: a GPU if there is one")
 
 
 @TEXT_AUDIO_ENCODERS.register("laion_clap")

@@ -113,7 +113,9 @@ class YamnetMiniLMEncoderConfig(StageConfig):
     """Group `embed.yamnet_minilm`."""
 
     text_pooling: TextPooling = Field(default="tags", description="tags: softmax over tags; plain: MiniLM, the baseline")
-    temperature: float = Field(default=0.06, ge=0.005, le=1, description="of the softmax over tag similarities of a text")
+    temperature: float = Field(
+        default=0.06, ge=0.005, le=1, description="temperature of the softmax over tag similarities of a text"
+    )
     phrase_weight: float = Field(default=0.5, ge=0, le=1, description="weight of a tag's hand-written phrases against its name")
     loudness_power: float = Field(default=0.5, ge=0, le=2, description="windows are averaged with weights RMS ** power")
 

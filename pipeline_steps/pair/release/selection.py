@@ -85,7 +85,8 @@ def credits_csv(pairs: Sequence[Row], images: Mapping[str, Row], audio: Mapping[
     lines = []
     for kind, item, row in sorted({(kind, item): (kind, item, row) for kind, item, row in used}.values(), key=lambda w: w[:2]):
         wants = ", ".join(sorted(terms(row["license"]).obligations))
-        lines.append((kind, item, row["license"], license_url(row["license"]), wants, row["author"], row["source"]))
+        url = license_url(row["license"]) if row["license"] else None
+        lines.append((kind, item, row["license"], url, wants, row["author"], row["source"]))
     return _csv(CREDIT_COLUMNS, lines)
 
 

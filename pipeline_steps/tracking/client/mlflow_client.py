@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import getpass
 import os
+import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from pipeline_steps.tracking.client.offline_queue import OfflineQueue
+from pipeline_steps.tracking.client.pipeline_run import PIPELINE
 from pipeline_steps.tracking.errors import EntryRejectedError, StoreUnavailableError
-from pipeline_steps.tracking.settings import TrackingSettings, mlflow_environment
+from pipeline_steps.tracking.settings import DEFAULT_STORE, TrackingSettings, mlflow_environment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,9 +22,20 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 RUN_KEY_TAG = "sonify.spool"
+TRACKING_URI = "MLFLOW_TRACKING_URI"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Selects MLflow's pages for training runs instead of those for language-model applications."""
 REJECTION_CODES = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "MALFORMED_REQUEST", "INVALID_STATE"}
+
+
+ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Columns of MLflow's database that hold artifact addresses."""
 
 
 def run_datasets(run: Run | None) -> dict[str, str]:
@@ -30,15 +43,41 @@ def run_datasets(run: Run | None) -> dict[str, str]:
     return {found.dataset.name: found.dataset.digest for found in (run.inputs.dataset_inputs if run and run.inputs else ())}
 
 
+def relocate_artifacts(settings: TrackingSettings) -> None:
+    """Point the artifact addresses in the project's own database at the project, after its folder was moved or copied.
+
+    MLflow stores absolute addresses: without this, a copy would write into the original and show its files.
+    """
+    if settings.store != DEFAULT_STORE or settings.is_missing:
+        return
+    with closing(sqlite3.connect(settings.uri.removeprefix("sqlite:///"), timeout=60)) as database:
+        try:
+            found = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+        except sqlite3.OperationalError:  # an empty file: MLflow creates the tables
+            return
+        stale = {old for (old,) in found if old and old.endswith("/mlartifacts") and old != settings.artifacts}
+        with database:
+            for old in stale:
+                for table, column in ADDRESSES:
+                    change = f"UPDATE {table} SET {column} = ? || substr({column}, ?)"  # noqa: S608 - constants
+                    where = f"WHERE {column} = ? OR substr({column}, 1, ?) = ?"
+                    database.execute(f"{change} {where}", (settings.artifacts, len(old) + 1, old, len(old) + 1, f"{old}/"))
+
+
 class MlflowStore:
     """MLflow client that maps errors to `StoreUnavailableError` (retry later) and `EntryRejectedError` (permanent)."""
 
     def __init__(self, settings: TrackingSettings, timeout_s: int) -> None:
         os.environ.update(mlflow_environment(timeout_s))
+        relocate_artifacts(settings)
         import mlflow
 
         self.settings = settings
+        chosen = os.environ.get(TRACKING_URI)
         mlflow.set_tracking_uri(settings.uri)
+        os.environ.pop(TRACKING_URI, None)  # MLflow sets it, and another project of this process would use this store
+        if chosen is not None:
+            os.environ[TRACKING_URI] = chosen
         self.client: MlflowClient = mlflow.MlflowClient(tracking_uri=settings.uri)
         self._experiment_id = ""
 
@@ -86,7 +125,7 @@ class MlflowStore:
         tags = {
             RUN_KEY_TAG: key,
             "mlflow.user": _user(),
-            "mlflow.source.name": f"python -m pipeline_steps {header['stage']}",
+            "mlflow.source.name": "dvc repro" if header["stage"] == PIPELINE else f"python -m pipeline_steps {header['stage']}",
             "mlflow.source.type": "LOCAL",
         }
         run = self.call(self.client.create_run, experiment, header["start_time"], tags, run_name=header["name"])

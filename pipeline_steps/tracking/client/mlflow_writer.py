@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from pipeline_steps.tracking.client import model_logging
 from pipeline_steps.tracking.client.mlflow_client import REJECTION_CODES, MlflowStore
 from pipeline_steps.tracking.client.offline_queue import OfflineQueue
@@ -14,6 +16,7 @@ from pipeline_steps.tracking.errors import EntryRejectedError, RunDeletedError, 
 
 MAX_METRICS = 900
 MAX_PARAMS = 90
+LOCK_TIMEOUT_S = 60
 BATCHED = ("metrics", "params", "tags")
 Entry = dict[str, Any]
 
@@ -64,6 +67,22 @@ class MlflowWriter(MlflowStore):
 
     def _start(self, _queue: OfflineQueue, run_id: str, _entry: Entry) -> None:
         self.call(self.client.update_run, run_id, status="RUNNING")
+
+    def _parent(self, queue: OfflineQueue, run_id: str, entry: Entry) -> None:
+        """Put the run below the run of its pipeline, which is created if the store does not have it yet."""
+        parent = OfflineQueue(queue.folder.parent / entry["key"])
+        if not (parent.folder / "run.json").is_file():
+            raise EntryRejectedError(f"{parent.folder} has been removed")
+        try:
+            with FileLock(parent.lock_file, timeout=LOCK_TIMEOUT_S):  # the uploader of another stage may create it now
+                parent_id = self.open_run(parent)
+        except Timeout as error:
+            raise StoreUnavailableError(f"another process is uploading {parent.key}") from error
+        self.call(self.client.set_tag, run_id, "mlflow.parentRunId", parent_id)
+
+    def _status(self, _queue: OfflineQueue, run_id: str, entry: Entry) -> None:
+        """Show the state of the last stage as that of the pipeline, which a later process may continue."""
+        self.call(self.client.set_terminated, run_id, status=entry["state"], end_time=entry["time"])
 
     def _end(self, _queue: OfflineQueue, run_id: str, entry: Entry) -> None:
         self.call(self.client.set_terminated, run_id, status=entry["status"], end_time=entry["time"])

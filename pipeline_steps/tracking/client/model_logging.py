@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_steps.tracking.client.mlflow_client import MlflowStore, run_datasets
 from pipeline_steps.tracking.client.offline_queue import OfflineQueue, pending_model
+from pipeline_steps.tracking.client.pipeline_run import EXPERIMENT_TAG
 from pipeline_steps.tracking.errors import EntryRejectedError, StoreUnavailableError
 from pipeline_steps.tracking.lineage.dvc_digests import hash_path
 from pipeline_steps.tracking.settings import CHALLENGER, REGISTERED_MODEL
@@ -27,6 +29,10 @@ MD5_TAG = "dvc.md5"
 ENTRY_TAG = "sonify.entry"
 LOGGED_TAG = "sonify.logged"
 """Time at which training logged the model, in milliseconds since 1970; the upload may happen much later."""
+
+VERSION_TAGS = ("dataset", "seed", EXPERIMENT_TAG, "git.commit", MD5_TAG, ENTRY_TAG, LOGGED_TAG)
+"""Tags of a model version; the logged model has all of them."""
+VERDICT_TAG = "evaluation"
 
 REQUIREMENTS = (
     "diffusers", "lightning", "mlflow", "numpy", "pandas", "pillow", "safetensors", "scipy", "soundfile", "soxr", "torch",
@@ -151,7 +157,7 @@ def _register(store: MlflowStore, run_id: str, model: LoggedModel, tags: dict[st
             name,
             source=f"models:/{model.model_id}",
             run_id=run_id,
-            tags=tags,
+            tags={name: tags[name] for name in VERSION_TAGS if name in tags},
             model_id=model.model_id,
             await_creation_for=0,
         )
@@ -174,6 +180,9 @@ def find_model(store: MlflowStore, digest: str) -> LoggedModel | None:
 def log_model_metrics(store: MlflowStore, queue: OfflineQueue, run_id: str, entry: dict[str, Any]) -> None:
     """Attach an evaluation's metrics to the model with the evaluated bytes, with name and digest of the test data.
 
+    They are also logged to the run that trained the model, because the registry's comparison of versions shows that run, and
+    described in the versions of the model.
+
     Raises:
         StoreUnavailableError: another queue still holds that model.
         EntryRejectedError: no such model was logged (it was trained without tracking).
@@ -192,6 +201,27 @@ def log_model_metrics(store: MlflowStore, queue: OfflineQueue, run_id: str, entr
     for start in range(0, len(rows), 500):
         store.call(store.client.log_batch, run_id, metrics=rows[start : start + 500])
     store.call(store.client.set_tag, run_id, "model_id", model.model_id)
+    if model.source_run_id:
+        plain = [Metric(key, value, entry["time"], 0) for key, value in entry["values"].items()]
+        store.call(store.client.log_batch, model.source_run_id, metrics=plain)
+    warnings = entry.get("warnings", ())
+    text = describe_evaluation(entry["values"], warnings, f"#/experiments/{model.experiment_id}/runs/{run_id}/artifacts")
+    for version in store.call(store.client.search_model_versions, f"name = '{REGISTERED_MODEL}'", max_results=10_000):
+        if version.source == f"models:/{model.model_id}":
+            store.call(store.client.update_model_version, version.name, version.version, description=text)
+            verdict = "not above chance" if warnings else "above chance"
+            store.call(store.client.set_model_version_tag, version.name, version.version, VERDICT_TAG, verdict)
+
+
+def describe_evaluation(values: Mapping[str, float], warnings: Sequence[str], page: str) -> str:
+    """Description of a model version in Markdown: warnings, numbers with their intervals, link to the evaluation run. Pure."""
+    lines = [f"**Warning**: {warning}" for warning in warnings]
+    for name, value in values.items():
+        low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
+        if not name.endswith(("_low", "_high")):
+            interval = "" if low is None or high is None else f" [{low:.3g}, {high:.3g}]"
+            lines.append(f"- {name} {value:.4g}{interval}")
+    return "\n".join([*lines, "", f"[Evaluation and report]({page})"])
 
 
 def _search(store: MlflowStore, query: str) -> list[LoggedModel]:

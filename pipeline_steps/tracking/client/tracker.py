@@ -42,9 +42,24 @@ from pipeline_steps.core.errors import ServiceError
 from pipeline_steps.core.presets import flatten
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.tracking.client.offline_queue import FINISHED, OfflineQueue, open_queue
+from pipeline_steps.tracking.client.pipeline_run import (
+    EXPERIMENT_TAG,
+    LAST_STAGE,
+    experiment_name,
+    identity_tags,
+    open_pipeline,
+    read_params,
+)
 from pipeline_steps.tracking.client.system_metrics import log_system_metrics
 from pipeline_steps.tracking.lineage import dvc_digests
-from pipeline_steps.tracking.settings import TrackingSettings, child_environment, is_secret_name, read_settings, redact
+from pipeline_steps.tracking.settings import (
+    TrackingSettings,
+    child_environment,
+    is_secret_name,
+    project_root,
+    read_settings,
+    redact,
+)
 
 log = logging.getLogger(__name__)
 
@@ -86,15 +101,24 @@ class NoOpTracker:
     def log_model(self, folder: Path) -> None:
         """Log an exported model as a pyfunc and register it as `audio2image` with the alias `challenger`."""
 
-    def log_model_metrics(self, folder: Path, values: Mapping[str, Any], dataset: Path | None = None) -> None:
-        """Log numbers of the model in `folder`, measured on `dataset`, to the logged model with the same bytes."""
+    def log_model_metrics(
+        self, folder: Path, values: Mapping[str, Any], dataset: Path | None = None, warnings: Sequence[str] = ()
+    ) -> None:
+        """Log numbers of the model in `folder`, measured on `dataset`, to the logged model with the same bytes.
+
+        Its versions get a description with the numbers and the warnings.
+        """
+
+    def log_pipeline_metrics(self, values: Mapping[str, Any]) -> None:
+        """Log numbers of the whole pipeline to the parent run, see `pipeline_run.py`."""
 
 
 class Tracker(NoOpTracker):
     """Tracker that writes to an offline queue. Failed writes are counted and never stop a stage."""
 
-    def __init__(self, queue: OfflineQueue, layout: ProjectPaths) -> None:
+    def __init__(self, queue: OfflineQueue, layout: ProjectPaths, parent: Tracker | None = None) -> None:
         self._queue = queue
+        self._parent = parent
         self._layout = layout
         self._lock = threading.Lock()
         self._failed_writes = 0
@@ -170,10 +194,13 @@ class Tracker(NoOpTracker):
             shutil.copytree(folder, copy / "model", copy_function=link_or_copy)
             _copy_code(copy / "code")
             digest = dvc_digests.hash_path(copy / "model")
-            path, tags = dvc_digests.relative(self._layout, folder), dvc_digests.model_tags(self._layout, folder)
+            tags = dvc_digests.model_tags(self._layout, folder) | identity_tags(self._layout, read_params(self._layout))
+            path = dvc_digests.relative(self._layout, folder)
             self._append("model", file=self._queue.name_of(copy), digest=digest, path=path, tags=tags)
 
-    def log_model_metrics(self, folder: Path, values: Mapping[str, Any], dataset: Path | None = None) -> None:
+    def log_model_metrics(
+        self, folder: Path, values: Mapping[str, Any], dataset: Path | None = None, warnings: Sequence[str] = ()
+    ) -> None:
         numbers = self._numbers(values)
         if not numbers:
             return
@@ -182,10 +209,20 @@ class Tracker(NoOpTracker):
             if dataset is not None:
                 name, digest = dvc_digests.relative(self._layout, dataset), dvc_digests.dvc_digest(self._layout, dataset)[0]
                 data = {"name": name, "digest": digest}
-            self._append("model_metrics", digest=dvc_digests.dvc_digest(self._layout, folder)[0], values=numbers, dataset=data)
+            digest, notes = dvc_digests.dvc_digest(self._layout, folder)[0], list(warnings)
+            self._append("model_metrics", digest=digest, values=numbers, dataset=data, warnings=notes)
+
+    def log_pipeline_metrics(self, values: Mapping[str, Any]) -> None:
+        if self._parent is not None:
+            self._parent.log_metrics(values)
 
     def close(self, status: str) -> None:
-        """Write the last entry; `status` is one of MLflow's FINISHED, FAILED, KILLED."""
+        """Write the last entry of the run and its status to the parent; it is one of MLflow's FINISHED, FAILED, KILLED."""
+        if self._parent is not None:
+            if status == FINISHED and self._queue.header()["stage"] == LAST_STAGE:
+                self._parent._append("end", status=status)
+            else:
+                self._parent._append("status", state=status)
         if self._nonfinite:
             self._append("tags", values={"metrics.dropped_nonfinite": str(self._nonfinite)})
             log.warning("tracking: %d metric values were NaN or infinite and were dropped", self._nonfinite)
@@ -221,12 +258,17 @@ class Tracker(NoOpTracker):
                 self._write_error = str(error)
 
 
-def _start_uploader(settings: TrackingSettings, queue: OfflineQueue) -> subprocess.Popen[bytes] | None:
-    """Start the child process that uploads the queue to MLflow. It runs while the pipe to its standard input is open."""
-    command = [sys.executable, "-m", "pipeline_steps.tracking.client.uploader", str(queue.folder.resolve())]
+def _start_uploader(settings: TrackingSettings, queues: Sequence[OfflineQueue]) -> subprocess.Popen[bytes] | None:
+    """Start the child process that uploads the queues to MLflow. It runs while the pipe to its standard input is open."""
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline_steps.tracking.client.uploader",
+        *(str(each.folder.resolve()) for each in queues),
+    ]
     environment = child_environment(settings)
     try:
-        with (queue.folder / "uploader.log").open("ab") as output:
+        with (queues[0].folder / "uploader.log").open("ab") as output:
             # A session of its own: Ctrl+C must only reach the stage; the uploader exits when the pipe closes.
             return subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
@@ -254,7 +296,7 @@ def run(
     inputs: Sequence[Path] = (),
     resume_key: str | None = None,
 ) -> Iterator[NoOpTracker]:
-    """Track one run of a stage.
+    """Track one run of a stage. Under DVC it is below the run of its pipeline, see `pipeline_run.py`.
 
     Args:
         stage: stage name, and name of the MLflow run.
@@ -271,15 +313,22 @@ def run(
     if settings.mode == "off":
         yield NoOpTracker()
         return
+    project = ProjectPaths(project_root(layout.root))
     try:
-        queue = open_queue(layout, stage, resume_key, {"uri": redact(settings.uri), "name": stage})
+        queue = open_queue(project, stage, resume_key, {"uri": settings.store, "name": stage})
+        pipeline = open_pipeline(project, layout, settings.store)
     except OSError as error:
         log.warning("tracking: the queue cannot be created (%s); this run is not tracked", error)
         yield NoOpTracker()
         return
-    tracker = Tracker(queue, layout)
-    uploader = _start_uploader(settings, queue) if settings.mode != "queue" else None
+    parent = Tracker(pipeline[0], layout) if pipeline else None
+    queues = [queue, *([pipeline[0]] if pipeline else [])]
+    tracker = Tracker(queue, layout, parent)
+    uploader = _start_uploader(settings, queues) if settings.mode != "queue" else None
     tracker._append("start")
+    if pipeline and parent:
+        _log_pipeline_start(parent, layout, *pipeline)
+        tracker._append("parent", key=pipeline[0].key)
     _log_start(tracker, layout, stage, config, inputs)
     status, wait_s = "FAILED", settings.deadline_s
     try:
@@ -294,11 +343,25 @@ def run(
         tracker.close(status)
         if uploader is not None:
             _finish_upload(uploader, wait_s)
-        unsent = _prune_or_warn(queue, settings) if settings.mode != "queue" else 0
+        unsent = sum(_prune_or_warn(each, settings) for each in queues) if settings.mode != "queue" else 0
     if unsent and settings.mode == "strict":
         raise ServiceError(
             f"{unsent} tracking entries could not be sent to {redact(settings.uri)}", "run: sonify sync", transient=True
         )
+
+
+def _log_pipeline_start(parent: Tracker, layout: ProjectPaths, queue: OfflineQueue, params: Mapping[str, Any]) -> None:
+    """Log parameters and tags of a new parent run; one that goes on is running again."""
+    is_new = not queue.entries_file.exists() and not queue.state().sent
+    parent._append("start")
+    if is_new:
+        parent.log_params(params)
+        parent.log_tags({**dvc_digests.git_tags(layout), **identity_tags(layout, params), **_flow_tags()})
+
+
+def _flow_tags() -> dict[str, str]:
+    flow_run = os.environ.get("SONIFY_FLOW_RUN_ID")
+    return {"flow_run_id": flow_run} if flow_run else {}
 
 
 def _log_start(tracker: Tracker, layout: ProjectPaths, stage: str, config: StageConfig, inputs: Sequence[Path]) -> None:
@@ -316,8 +379,7 @@ def _log_start(tracker: Tracker, layout: ProjectPaths, stage: str, config: Stage
         context = "training" if stage == "train" else "evaluation" if stage == "evaluate" else stage
         tracker.log_input(name, digests[name], name, context)
     tags = {**dvc_digests.git_tags(layout), "dvc.stage": os.environ.get("DVC_STAGE", stage), "dvc.digest_source": source}
-    flow_run = os.environ.get("SONIFY_FLOW_RUN_ID")
-    tags |= {"flow_run_id": flow_run} if flow_run else {}
+    tags |= _flow_tags() | ({EXPERIMENT_TAG: experiment_name()} if experiment_name() else {})
     tags |= {"dvc.inputs": dvc_digests.inputs_digest(digests, params), "params.digest": dvc_digests.inputs_digest({}, params)}
     tracker.log_tags(tags)
 

@@ -1,4 +1,6 @@
-"""Child process that uploads offline queues to MLflow: `python -m pipeline_steps.tracking.client.uploader FOLDER`.
+"""Child process that uploads offline queues to MLflow: `python -m pipeline_steps.tracking.client.uploader FOLDER...`.
+
+The folders are the queue of a stage and that of its pipeline run, if it has one.
 
 The uploader runs at low priority and polls for new entries every few seconds while standard input is open. When the pipe
 closes (the stage ended or was killed), it uploads the remaining entries and exits. Queues of earlier runs are uploaded first,
@@ -17,7 +19,7 @@ import os
 import select
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,8 +67,8 @@ def upload_queue(queue: OfflineQueue, store: MlflowWriter) -> None:
     state = queue.state()
     if not queue.unsent():
         return
-    here = redact(store.settings.uri)
-    if state.run_id and state.uri != here:
+    here = store.settings.store
+    if state.run_id and state.uri not in {here, redact(store.settings.uri)}:
         raise StoreUnavailableError(f"this run was started in {state.uri}; set MLFLOW_TRACKING_URI to it")
     if not state.run_id:
         state.uri, state.run_id = here, store.open_run(queue)
@@ -145,27 +147,29 @@ def sync(layout: ProjectPaths) -> dict[str, str]:
     return problems
 
 
-def main(folder: Path) -> int:
-    """Upload the queue in `folder` until standard input closes; returns the exit code."""
+def main(folders: Sequence[Path]) -> int:
+    """Upload the queues in `folders` until standard input closes; returns the exit code."""
     with contextlib.suppress(OSError):
         os.nice(10)
-    queue = OfflineQueue(folder)
-    layout = ProjectPaths(folder.parents[2])
+    queues = [OfflineQueue(folder) for folder in folders]
+    keys = {queue.key for queue in queues}
+    layout = ProjectPaths(folders[0].parents[2])
     settings = read_settings(layout)
     make_store = _store_factory(settings, HTTP_TIMEOUT_S)
     pause, last = POLL_S, False
     earlier_done = False
     while True:
         if not earlier_done:
-            earlier = [other for other in all_queues(layout) if other.key != queue.key and other.unsent()]
+            earlier = [other for other in all_queues(layout) if other.key not in keys and other.unsent()]
             earlier_done = all(not try_upload(other, make_store, settings) for other in earlier) or last
-        problem = try_upload(queue, make_store, settings)
+        problems = [try_upload(queue, make_store, settings) for queue in queues]
+        problem = next(filter(None, problems), "")
         if last:
-            return EXIT_UNSENT if problem or queue.unsent() else 0
+            return EXIT_UNSENT if problem or any(queue.unsent() for queue in queues) else 0
         pause = min(2 * pause, MAX_BACKOFF_S) if problem else POLL_S
         ready, _, _ = select.select([sys.stdin], [], [], pause)
         last = bool(ready)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main([Path(folder) for folder in sys.argv[1:]]))

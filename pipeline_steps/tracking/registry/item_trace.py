@@ -11,6 +11,7 @@ from typing import Any
 from pipeline_steps.core.config import load_params
 from pipeline_steps.core.errors import ConfigError, StageError
 from pipeline_steps.core.hashing import ID_LENGTH, sha256_file
+from pipeline_steps.core.pool_check import pool_roots
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.safe_paths import display_path
 from pipeline_steps.core.schemas import AUDIO, IMAGES, PAIRS, QUARANTINE, TableSchema
@@ -80,9 +81,10 @@ class ItemTrace:
         }
 
 
-def pool_root(layout: ProjectPaths) -> Path:
-    """Folder of raw files: `ingest.root` of `params.yaml`."""
-    return layout.root / str(load_params(layout.params).get("ingest", {}).get("root", ""))
+def pool_folders(layout: ProjectPaths) -> dict[str, Path]:
+    """Folders of raw files of `params.yaml` by the prefix of their paths in the tables: "" or "name/"."""
+    roots = pool_roots(load_params(layout.params))
+    return {f"{name}/" if name else "": layout.root / root for name, root in roots.items()}
 
 
 def find_item(layout: ProjectPaths, text: str) -> TracedItem | None:
@@ -157,7 +159,7 @@ def version_uses(layout: ProjectPaths, registry: ModelRegistry, item_id: str) ->
 def pairs_md5(registry: ModelRegistry, info: ModelVersionInfo) -> str:
     """DVC md5 of the pairs that a version was trained on; empty if it was not logged."""
     name = relative(registry.layout, registry.layout.pairs)
-    return info.tags.get(f"dvc.md5.{name}") or run_datasets(registry.run(info.run_id)).get(name, "")
+    return registry.all_tags(info).get(f"dvc.md5.{name}") or run_datasets(registry.run(info.run_id)).get(name, "")
 
 
 def _matching_items(
@@ -181,14 +183,15 @@ def _possible_names(layout: ProjectPaths, text: str) -> set[str]:
     """Paths in the pool that `text` may denote; for a file on disk also the id of its bytes."""
     names = {text, display_path(text)}
     try:
-        root = pool_root(layout)
+        folders = pool_folders(layout)
     except StageError:
         return names
-    for path in (Path(text), root / text):
-        if path.is_file():
-            names.add(sha256_file(path)[:ID_LENGTH])
-            if path.resolve().is_relative_to(root.resolve()):
-                names.add(display_path(path.resolve().relative_to(root.resolve()).as_posix()))
+    for prefix, root in folders.items():
+        for path in (Path(text), root / text.removeprefix(prefix)):
+            if path.is_file():
+                names.add(sha256_file(path)[:ID_LENGTH])
+                if path.resolve().is_relative_to(root.resolve()):
+                    names.add(prefix + display_path(path.resolve().relative_to(root.resolve()).as_posix()))
     return names
 
 

@@ -111,7 +111,7 @@ def compare_versions(layout: ProjectPaths, first: str, second: str) -> ModelComp
         evaluation_b.data,
         (evaluation_a.run_id, evaluation_b.run_id),
         _field_diffs(run_a.data.params if run_a else {}, run_b.data.params if run_b else {}),
-        _field_diffs(_provenance(a, run_a), _provenance(b, run_b)),
+        _field_diffs(_provenance(registry, a, run_a), _provenance(registry, b, run_b)),
         _samples(registry, evaluation_a, evaluation_b),
         notes,
     )
@@ -147,9 +147,11 @@ def fetch_model(layout: ProjectPaths, info: ModelVersionInfo, folder: Path) -> P
     return model
 
 
-def _provenance(info: ModelVersionInfo, run: Run | None) -> dict[str, str]:
+def _provenance(registry: ModelRegistry, info: ModelVersionInfo, run: Run | None) -> dict[str, str]:
     fields = {"dvc.md5": info.md5, "git.commit": info.commit}
-    fields |= {name: value for name, value in info.tags.items() if name.startswith(("pairs.", "families.", "dvc.md5."))}
+    fields |= {
+        name: value for name, value in registry.all_tags(info).items() if name.startswith(("pairs.", "families.", "dvc.md5."))
+    }
     return fields | {f"dvc.md5.{name}": digest for name, digest in run_datasets(run).items()}
 
 

@@ -12,7 +12,7 @@ from pipeline_steps.tracking.client.mlflow_client import MlflowStore, Parameters
 from pipeline_steps.tracking.client.uploader import check_reachable
 from pipeline_steps.tracking.errors import EntryRejectedError, StoreUnavailableError
 from pipeline_steps.tracking.lineage.dvc_digests import relative
-from pipeline_steps.tracking.settings import REGISTERED_MODEL, SYNC_TIMEOUT_S, read_settings, redact
+from pipeline_steps.tracking.settings import CHALLENGER, CHAMPION, REGISTERED_MODEL, SYNC_TIMEOUT_S, read_settings, redact
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -102,12 +102,21 @@ class ModelRegistry(MlflowStore):
             raise DataError(f"{REGISTERED_MODEL} has no version {number}", "list the versions: sonify trace --list") from error
         return self._info(found, self.aliases())
 
+    def all_tags(self, info: ModelVersionInfo) -> dict[str, str]:
+        """Tags of a version and of its logged model, which has those on data and code."""
+        try:
+            model = self.call(self.client.get_logged_model, info.model_id) if info.model_id.startswith("m-") else None
+        except (EntryRejectedError, DataError):  # deleted
+            model = None
+        return {**(model.tags if model else {}), **info.tags}
+
     def resolve(self, name: str) -> ModelVersionInfo:
         """Version by number, alias (with or without @), MLflow run id or DVC md5.
 
         A prefix of 6 or more characters of a run id or an md5 is enough.
 
         Raises:
+            ConfigError: no version has the alias `champion` or `challenger` yet.
             DataError: no version or several versions match.
         """
         text = name.strip().removeprefix(f"models:/{REGISTERED_MODEL}").lstrip("@/")
@@ -123,6 +132,9 @@ class ModelRegistry(MlflowStore):
         ]
         if len({info.md5 for info in matches}) == 1:
             return matches[-1]
+        if text in {CHAMPION, CHALLENGER} and versions:
+            known = ", ".join(info.version for info in versions[-8:])
+            raise ConfigError(f"there is no {text} yet", f"make one with sonify promote, or name a version: {known}")
         names = ", ".join([*(info.version for info in versions[-8:]), *sorted({a for i in versions for a in i.aliases})])
         problem = "is ambiguous" if matches else "is no version, alias or run"
         raise DataError(f"{name!r} {problem} of {REGISTERED_MODEL}", f"use one of: {names}" if names else "run: dvc repro")

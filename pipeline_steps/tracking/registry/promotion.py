@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError, ServiceError
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.tracking.errors import EntryRejectedError
-from pipeline_steps.tracking.registry.evaluation_results import compare, data_mismatches, latest_comparable_evaluations
+from pipeline_steps.tracking.registry.evaluation_results import (
+    compare,
+    data_mismatches,
+    latest_comparable_evaluations,
+    load_evaluation_run,
+)
 from pipeline_steps.tracking.registry.model_registry import ModelRegistry, ModelVersionInfo
-from pipeline_steps.tracking.registry.promotion_gate import GateResult, evaluate_gate, read_gate
+from pipeline_steps.tracking.registry.promotion_gate import GateResult, check_floor, evaluate_gate, read_gate
 from pipeline_steps.tracking.registry.promotion_log import PromotionEvent, PromotionLog
 from pipeline_steps.tracking.settings import CHALLENGER, CHAMPION, REGISTERED_MODEL, redact
 
@@ -57,31 +62,37 @@ def propose(layout: ProjectPaths, challenger: str = CHALLENGER) -> PromotionProp
         evaluations = registry.evaluations(info)
         if not evaluations:
             raise DataError(f"version {info.version} has no evaluation in MLflow", "run: dvc repro --force evaluate")
-        runs: tuple[str, ...] = (str(evaluations[0].info.run_id),)
+        latest = load_evaluation_run(registry, evaluations[0])
+        runs: tuple[str, ...] = (latest.run_id,)
         deleted = f": version {number} was deleted in MLflow" if number else " yet"
         result = GateResult(True, (f"yes: there is no champion{deleted}",))
     else:
         a, b = latest_comparable_evaluations(registry, champion, info)
-        runs = (a.run_id, b.run_id)
+        latest, runs = b, (a.run_id, b.run_id)
         if problems := data_mismatches(a, b):
             reasons = [f"NO: not evaluated on the same data: {problem}" for problem in problems]
             reasons.append(f"run: sonify compare {champion.version} {info.version} --evaluate")
             return PromotionProposal(champion, info, GateResult(False, tuple(reasons), False), layout, len(events), runs)
         result = evaluate_gate(gate, compare(a, b))
+    floor = check_floor(gate, latest.values)
+    result = replace(
+        result, passed=result.passed and floor.passed, reasons=(*result.reasons, *floor.reasons), at_chance=floor.at_chance
+    )
     if refusal := _last_refusal(events, info.version):
         reason = f"NO: entry {refusal.number} of the promotion log: {refusal.kind} by {refusal.actor}: {refusal.reason}"
-        result = GateResult(False, (*result.reasons, reason), result.comparable, result.metrics)
+        result = replace(result, passed=False, reasons=(*result.reasons, reason))
     return PromotionProposal(champion, info, result, layout, len(events), runs)
 
 
 def promote(proposal: PromotionProposal, *, actor: str, reason: str, override: bool = False) -> PromotionEvent:
     """Make the challenger champion. Of two concurrent promotions one is refused.
 
-    With `override` it is promoted although the gate is not passed. Incomparable evaluations cannot be overridden.
+    With `override` it is promoted although the gate is not passed. Incomparable evaluations and a win rate at chance cannot be
+    overridden.
 
     Raises:
         ConfigError: the challenger is the champion already, or actor or reason is empty.
-        DataError: the gate is not passed.
+        DataError: the gate is not passed, or the challenger is at chance.
         IntegrityError: the evaluations are not comparable.
         LockedError: another decision was made since the proposal.
         ServiceError: MLflow does not answer. If the entry was written, the promotion is valid and the alias follows later.
@@ -92,6 +103,8 @@ def promote(proposal: PromotionProposal, *, actor: str, reason: str, override: b
     refusal = f"version {challenger.version} is not promoted: {'; '.join(gate.reasons)}"
     if not gate.comparable:
         raise IntegrityError(refusal, "evaluate both on the same data")
+    if gate.at_chance:
+        raise DataError(refusal, "train a better model, or enlarge the test set: sonify report shows its intervals")
     if not gate.passed and not override:
         raise DataError(refusal, "override the gate with a reason, or train a better model")
     registry = ModelRegistry(proposal.layout)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from pipeline_steps.core.config import StageConfig, load_params, parse_section
 from pipeline_steps.core.errors import ConfigError
 from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.statistics import CHANCE, is_above_chance
 from pipeline_steps.tracking.registry.evaluation_results import MetricComparison
 
 Name = Annotated[str, Field(min_length=3, max_length=200, pattern=r"^[a-z_]+/[A-Za-z0-9_.\-]+$")]
@@ -36,6 +37,9 @@ class PromotionGate(StageConfig):
 
     improve: Annotated[list[ImprovementRule], Field(min_length=1, max_length=50)]
     must_not_worsen: Annotated[list[NonRegressionRule], Field(max_length=50)] = Field(default=[])
+    above_chance: Annotated[list[Name], Field(max_length=50)] = Field(
+        default=[], description="win rates that must be above 0.5; default: the win rates of `improve`"
+    )
     least_clusters: int = Field(20, ge=2, le=1_000_000, description="smallest number of independent test clips")
 
 
@@ -46,6 +50,7 @@ class GateResult:
     passed: bool  # whether the challenger meets every rule
     reasons: tuple[str, ...]  # one line per rule with the required and the measured value
     comparable: bool = True  # whether both models were evaluated on the same data; if not, the gate cannot be overridden
+    at_chance: bool = False  # whether a win rate is not above chance; then the gate cannot be overridden
     # all compared metrics; empty without a champion or if the evaluations are not comparable
     metrics: tuple[MetricComparison, ...] = ()
 
@@ -70,17 +75,40 @@ class GateResult:
 
 
 def read_gate(layout: ProjectPaths) -> PromotionGate:
-    """Read `infra/gate.yaml`.
+    """Read `infra/gate.yaml` of the project, else that of the package.
 
     Raises:
         ConfigError: the file is missing or not valid.
     """
-    path = layout.root / "infra/gate.yaml"
+    path = layout.packaged("infra/gate.yaml")
     params = load_params(path)
     try:
         return parse_section(PromotionGate, "promotion", params)
     except ConfigError as error:
         raise ConfigError(error.reason.replace("params.yaml", str(path)), f"correct {path}") from error
+
+
+def check_floor(gate: PromotionGate, values: Mapping[str, Mapping[str, Any]]) -> GateResult:
+    """Check that the challenger's win rates lie above chance, whether or not there is a champion. Pure.
+
+    Args:
+        gate: rules of the project.
+        values: "set/metric" -> {value, low, high} of the challenger's evaluation.
+    """
+    names = gate.above_chance or [rule.metric for rule in gate.improve if rule.metric.partition("/")[2].startswith("win_rate")]
+    reasons, at_chance = [], False
+    for name in names:
+        found = values.get(name)
+        if found is None:
+            reasons.append(f"NO: {name} is not in the evaluation, so nothing shows that the model uses the audio")
+            continue
+        low, high = found.get("low"), found.get("high")
+        passed = is_above_chance(low)
+        at_chance |= not passed
+        interval = "without an interval" if low is None else f"({low:.4f} to {high:.4f})"
+        rule = f"its interval must lie above chance ({CHANCE}), which nothing overrides"
+        reasons.append(f"yes: {name} is above chance" if passed else f"NO: {name} is {found['value']:.4f} {interval}; {rule}")
+    return GateResult(not any(text.startswith("NO") for text in reasons), tuple(reasons), at_chance=at_chance)
 
 
 def evaluate_gate(gate: PromotionGate, metrics: Sequence[MetricComparison]) -> GateResult:
@@ -89,7 +117,7 @@ def evaluate_gate(gate: PromotionGate, metrics: Sequence[MetricComparison]) -> G
     checks = [_check_improvement(rule, by_name, gate.least_clusters) for rule in gate.improve]
     checks += [_check_non_regression(rule, by_name) for rule in gate.must_not_worsen]
     reasons = tuple(f"{'yes' if passed else 'NO'}: {text}" for passed, text in checks)
-    return GateResult(all(passed for passed, _ in checks), reasons, True, tuple(metrics))
+    return GateResult(all(passed for passed, _ in checks), reasons, metrics=tuple(metrics))
 
 
 def _check_improvement(rule: ImprovementRule, by_name: dict[str, MetricComparison], least_clusters: int) -> tuple[bool, str]:

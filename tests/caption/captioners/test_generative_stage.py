@@ -49,7 +49,7 @@ def test_a_server_captions_and_the_second_run_asks_nothing(tmp_path: Path, demo:
         before = bytes_below(layout.captions)
         asked = len(server.asks)
         again = run(config(server, concurrency=1), layout)
-    assert (report.computed, again.computed, again.reused) == (len(ids), 0, len(ids))
+    assert (report.cache_misses, again.cache_misses, again.cache_hits) == (len(ids), 0, len(ids))
     assert len(server.asks) == asked
     assert bytes_below(layout.captions) == before
     rows = read_table(layout.captions / "events.parquet", EVENTS).to_pylist()
@@ -80,7 +80,7 @@ def test_one_unreadable_picture_is_quarantined_and_asked_again_next_time(tmp_pat
     report.check_balance()
     assert report.n_quarantined == 1
     assert (row["code"], row["decoder"], row["retryable"]) == ("CAPTION_UNREADABLE", "openai_server", True)
-    assert (again.computed, again.n_quarantined) == (1, 0)
+    assert (again.cache_misses, again.n_quarantined) == (1, 0)
 
 
 @pytest.mark.fault
@@ -101,7 +101,7 @@ def test_an_outage_is_exit_5_and_costs_nothing_that_was_done(tmp_path: Path, dem
         assert caught.value.transient
         assert not layout.captions.exists()
         report = run(gone, layout)
-    assert (report.reused, report.computed) == (3, len(NAMES) - 3)
+    assert (report.cache_hits, report.cache_misses) == (3, len(NAMES) - 3)
 
 
 def write_params(folder: Path, url: str, project: Path) -> None:
@@ -135,7 +135,7 @@ def test_kill_9_loses_only_what_was_under_way(tmp_path: Path, demo: Path, projec
         run_stage("caption", ProjectPaths(killed))
         repeated = len(server.asks) - len(NAMES)
         run_stage("caption", ProjectPaths(calm))
-    assert json.loads((killed / "reports/caption.json").read_text())["reused"] >= 1
+    assert json.loads((killed / "reports/runtime/caption.json").read_text())["cache_hits"] >= 1
     assert 0 <= repeated <= 4, "two were under way, and two may have waited for their part of the memo"
     assert bytes_below(killed / "data/captions") == bytes_below(calm / "data/captions")
 
@@ -153,10 +153,10 @@ def test_a_model_on_this_machine_captions_in_batches(tmp_path: Path, demo: Path)
     }
     report = run(CaptionConfig.from_params({**chosen, "batch_size": 3}), layout)
     report.check_balance()
-    assert (report.n_in, report.n_quarantined, report.computed) == (4, 0, 4)
+    assert (report.n_in, report.n_quarantined, report.cache_misses) == (4, 0, 4)
     before = bytes_below(layout.captions)
     again = run(CaptionConfig.from_params({**chosen, "batch_size": 1, "cache_dir": str(tmp_path / "other")}), layout)
-    assert again.computed == 4
+    assert again.cache_misses == 4
     assert bytes_below(layout.captions) == before, "batches change nothing"
     assert "qwen2_vl" in json.loads((layout.captions / "meta.json").read_text())["families"]
 

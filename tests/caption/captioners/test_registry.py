@@ -74,15 +74,15 @@ def test_a_captioner_of_another_package_runs_in_the_stage(installed_toy: None, t
     assert {row["phrase"] for row in events} == {"a dog barking"}
     assert {row["code"] for row in abstained} == {"NO_SOUND"}
     assert {row["image_id"] for row in events + abstained} == set(ids.values())
-    report = json.loads((tmp_path / "reports/caption.json").read_text())
-    assert (report["computed"], report["reused"], report["n_ok"]) == (3, 0, len(events))
+    report = json.loads(layout.report("caption").read_text()) | json.loads(layout.runtime("caption").read_text())
+    assert (report["cache_misses"], report["cache_hits"], report["n_ok"]) == (3, 0, len(events))
     meta = json.loads((layout.captions / "meta.json").read_text())
     assert (meta["captioner"], meta["families"], meta["families_complete"]) == ("toy", ["toy"], True)
 
     layout.params.write_text("caption: {captioner: toy, toy: {min_brightness: 0.0, phrase: a cat meowing}}\n")
     run_stage("caption", layout)
-    report = json.loads((tmp_path / "reports/caption.json").read_text())
-    assert (report["computed"], report["reused"], report["n_ok"]) == (0, 3, 3), "thresholds apply to cached predictions"
+    report = json.loads(layout.report("caption").read_text()) | json.loads(layout.runtime("caption").read_text())
+    assert (report["cache_misses"], report["cache_hits"], report["n_ok"]) == (0, 3, 3), "thresholds apply to cached predictions"
     again = json.loads((layout.captions / "meta.json").read_text())
     assert again["fingerprint"] != meta["fingerprint"], "the phrase is part of the fingerprint of captions"
 

@@ -34,6 +34,17 @@ def test_a_new_judge_is_one_file_and_one_line_of_parameters(toy: None, tmp_path:
     assert len(TOY.splitlines()) <= 50
 
 
+def test_a_new_audio_judge_is_one_file_and_one_line_of_parameters(toy: None, tmp_path: Path, assets: Path) -> None:
+    (tmp_path / "project").mkdir()
+    dataset = SyntheticDataset(tmp_path / "project", assets)
+    section = {**CONFIG.model_dump(), "image_judges": ["toy"], "audio_judge": "toy_audio"}
+    config = parse_section(EvaluateConfig, "evaluate", {"evaluate": section})
+    evaluate(config, dataset.layout, ColorGenerator(), NoOpTracker())
+    found = json.loads((dataset.layout.reports / "evaluation.json").read_text())
+    assert found["test"]["rows"]["model"]["ais_win_rate_toy_audio_toy"]["value"] > 0.75
+    assert found["test"]["rows"]["shuffled_audio"]["ais_win_rate_toy_audio_toy"]["value"] < 0.5
+
+
 def test_the_group_of_a_new_judge_is_validated(toy: None) -> None:
     section = {"image_judges": ["toy"], "toy": {"gird": 3}}
     with pytest.raises(ConfigError, match=r"evaluate\.toy\.gird is unknown; did you mean grid\?"):

@@ -11,10 +11,10 @@ from scipy.linalg import sqrtm
 from pipeline_steps.evaluate.metrics.distribution import (
     density_coverage_bootstrap,
     frechet_distance,
+    kid_kernel,
     median_bandwidth,
     mmd_bootstrap,
     mmd_squared,
-    polynomial_kernel,
     rbf_kernel,
     squared_distances,
 )
@@ -53,7 +53,7 @@ def test_mmd_equals_the_double_loop(n: int, m: int, dim: int, seed: int, cluster
     x, y = rng.normal(size=(n, dim)), rng.normal(size=(m, dim)) + 0.3
     cx = [f"s{row // 2}" for row in range(n)] if clustered and n > 2 else each_alone("x", n)
     cy = each_alone("y", m)
-    for kernel in (polynomial_kernel, rbf_kernel(1.7)):
+    for kernel in (kid_kernel, rbf_kernel(1.7)):
         assert mmd_squared(x, y, kernel, cx, cy) == pytest.approx(naive_mmd(x, y, kernel, cx, cy), rel=1e-9, abs=1e-12)
 
 
@@ -65,8 +65,8 @@ def test_mmd_is_unbiased_for_clustered_samples() -> None:
         x = np.repeat(rng.normal(size=(12, 6)), 4, axis=0) + 0.01 * rng.normal(size=(48, 6))
         y = rng.normal(size=(30, 6))
         sounds = [f"s{row // 4}" for row in range(48)]
-        clustered.append(mmd_squared(x, y, polynomial_kernel, sounds, each_alone("y", 30)))
-        plain.append(mmd_squared(x, y, polynomial_kernel, each_alone("x", 48), each_alone("y", 30)))
+        clustered.append(mmd_squared(x, y, kid_kernel, sounds, each_alone("y", 30)))
+        plain.append(mmd_squared(x, y, kid_kernel, each_alone("x", 48), each_alone("y", 30)))
     assert abs(np.mean(clustered)) < 3 * np.std(clustered) / np.sqrt(60)
     assert np.mean(plain) > 3 * np.std(plain) / np.sqrt(60)
 
@@ -92,7 +92,7 @@ def test_mmd_interval_covers_the_truth_and_excludes_zero_for_different_sets() ->
 
 def test_distances_reject_sets_that_are_too_small() -> None:
     with pytest.raises(ValueError, match="two or more clusters"):
-        mmd_squared(np.ones((4, 2)), np.ones((3, 2)), polynomial_kernel, ["a"] * 4, ["x", "y", "z"])
+        mmd_squared(np.ones((4, 2)), np.ones((3, 2)), kid_kernel, ["a"] * 4, ["x", "y", "z"])
     with pytest.raises(ValueError, match="two or more rows"):
         frechet_distance(np.ones((1, 2)), np.ones((3, 2)))
 
@@ -102,7 +102,7 @@ def test_too_few_clusters_give_no_interval() -> None:
     rng = np.random.default_rng(6)
     x, y = rng.normal(size=(8, 3)), rng.normal(size=(9, 3))
     for cx, cy, known in (("aaaabbbb", "ccddddeee", False), ("aaabbbcc", "ddddddeee", False), ("aaabbbcc", "dddeeefff", True)):
-        found, values = mmd_bootstrap(x, y, polynomial_kernel, list(cx), list(cy), 200, 0)
+        found, values = mmd_bootstrap(x, y, kid_kernel, list(cx), list(cy), 200, 0)
         assert (found.low is not None, found.high is not None) == (known, known)
         assert len(values) == 200
     for cx, cy in (("a" * 8, "ccccddddd"), ("aaaabbbb", "c" * 9)):

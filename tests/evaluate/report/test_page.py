@@ -188,11 +188,11 @@ def test_charts_place_values_in_order_inside_the_box() -> None:
     chart = interval_chart(rows, reference=0.5)
     assert chart is not None
     assert [row.label for row in chart.rows] == ["a", "b"]
-    assert chart.reference == chart.rows[1].at < chart.rows[0].low < chart.rows[0].at < chart.rows[0].high < 640
+    assert chart.reference == chart.rows[1].at < chart.rows[0].low < chart.rows[0].at < chart.rows[0].high < 400
     assert interval_chart([("c", {"value": None}, "x")]) is None
     far = interval_chart([("d", {"value": 1.15, "low": -0.2, "high": 1.3}, "control")], bounds=(0.0, 1.0))
     assert far is not None
-    assert 220 <= far.rows[0].low < far.rows[0].at < far.rows[0].high < 640, "bounds do not hide what lies beyond them"
+    assert 14 <= far.rows[0].low < far.rows[0].at < far.rows[0].high < 400, "bounds do not hide what lies beyond them"
     assert line_chart({"loss": [(1, 1.0)]}, "steps") is None
     points = [{"at": at, "value": at / 10, "low": at / 10 - 0.1, "high": None} for at in (-6.0, 0.0, 6.0)]
     curves = curves_with_intervals({"sweep": points, "empty": [{"at": 0.0, "value": None}]}, "gain")
@@ -200,7 +200,7 @@ def test_charts_place_values_in_order_inside_the_box() -> None:
     corners = [tuple(map(float, corner.split(","))) for corner in curves.bands[0].points.split()]
     middle = [tuple(map(float, corner.split(","))) for corner in curves.lines[0].points.split()]
     assert corners[:3] == middle  # without an upper end the band ends at the curve
-    assert [x for x, _ in corners] == [56.0, 340.0, 624.0, 624.0, 340.0, 56.0]
+    assert [x for x, _ in corners] == [56.0, 220.0, 384.0, 384.0, 220.0, 56.0]
     assert all(below > y for (_, below), (_, y) in zip(corners[3:], middle[::-1], strict=True))
     assert curves_with_intervals({"sweep": []}, "gain") is None
     curve = line_chart({"loss": [(0, 3.0), (10, 1.0)]}, "steps")

@@ -20,7 +20,7 @@ from pipeline_steps.ingest.license_ids import spdx_id
 from pipeline_steps.ingest.sources.archives import ArchiveJob, list_archive
 from pipeline_steps.ingest.sources.dataset_layouts import DatasetFolderJob, detect_layout, detect_layouts, read_dataset_folder
 from pipeline_steps.ingest.sources.metadata_table import MetadataQuery
-from pipeline_steps.ingest.sources.resolve import collect_candidates
+from pipeline_steps.ingest.sources.resolve import collect_all_candidates
 from tests.factories import dataset_layouts as layouts
 
 CONFIG = IngestConfig(
@@ -32,7 +32,7 @@ class Candidates:
     """Candidates of a folder, before decoding."""
 
     def __init__(self, folder: Path, **update: Any) -> None:
-        self.found = collect_candidates(CONFIG.model_copy(update=update), folder)
+        self.found = collect_all_candidates(CONFIG.model_copy(update={"root": str(folder), **update}), folder)
         self.files = {file.path: file for file in self.found.files}
         self.rejected = {item.path: item.code for item in self.found.rejected}
         self.images = {name: file for name, file in self.files.items() if file.kind == "image"}
@@ -263,7 +263,7 @@ def test_catalog_of_several_data_sets(tmp_path: Path) -> None:
     assert {reader.image(item).shape for item in reader.ids("image")} == {(48, 64, 3)}
     before = {path: path.read_bytes() for path in sorted((tmp_path / "data").rglob("*")) if path.is_file()}
     again = stage.run(CONFIG, ProjectPaths(tmp_path))
-    assert (again.computed, again.reused) == (0, 37)
+    assert (again.cache_misses, again.cache_hits) == (0, 37)
     assert {path: path.read_bytes() for path in before} == before
 
 

@@ -67,7 +67,7 @@ def test_without_pool_filter_all_rows_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,license,package,sourc,split\n", "no column 'source'; did you mean 'sourc'?"),
+        ("file,license,package,sourc,split\n", "no column 'source' (columns.source; did you mean 'sourc'?); it has"),
         ("", "no column 'file'"),
         (HEADER + "1,a.png,dog\n", "row 1 has 3 fields, the header has 7"),
         (HEADER.encode() + b"\xff\xfe,,,,,,\n", "UnicodeDecodeError"),

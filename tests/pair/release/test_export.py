@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub import DatasetCard
 
 from pipeline_steps.core.checksums import record_checksums
 from pipeline_steps.core.errors import ConfigError, DataError
@@ -21,7 +22,7 @@ from pipeline_steps.core.hashing import sha256_bytes
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import PAIRS, RELEASE_INDEX
 from pipeline_steps.core.tables import read_table, write_table
-from pipeline_steps.pair.release.export import export_webdataset
+from pipeline_steps.pair.release.export import export_parquet, export_webdataset
 from pipeline_steps.pair.release.selection import select, track_members
 from pipeline_steps.pair.stage import PairConfig, run
 from tests.pair.synthetic_tables import SyntheticDataset
@@ -41,6 +42,33 @@ print(json.dumps(found))
 """
 
 
+STRANGER = """
+import io, json, os, sys
+os.environ["HF_HUB_OFFLINE"] = "1"
+import datasets, soundfile
+folder, cache = sys.argv[1:]
+assert not any(os.path.isdir(os.path.join(path, "pipeline_steps")) for path in sys.path), sys.path
+found = datasets.load_dataset(folder, cache_dir=cache)
+rows = {}
+for split, part in found.items():
+    assert part.features["audio"] == datasets.Audio(sampling_rate=48000) and part.features["image"] == datasets.Image()
+    for row in part.cast_column("audio", datasets.Audio(decode=False)):
+        samples, rate = soundfile.read(io.BytesIO(row["audio"]["bytes"]))
+        facts = [row[name] for name in ("phrase", "image_license", "tracks")]
+        rows[row["pair_id"]] = [split, row["image"].size, len(samples), rate, *facts]
+print(json.dumps(rows))
+"""
+
+
+def in_a_process_without_the_project(code: str, *arguments: str) -> str:
+    """Output of code that runs isolated: no PYTHONPATH, no current folder on the path."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, *arguments], capture_output=True, text=True, timeout=300, check=False, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture
 def paired(dataset: SyntheticDataset, settings: Callable[..., PairConfig]) -> ProjectPaths:
     dataset.images[0]["license"] = None
@@ -51,17 +79,13 @@ def paired(dataset: SyntheticDataset, settings: Callable[..., PairConfig]) -> Pr
     return layout
 
 
-def test_webdataset_reads_the_export(paired: ProjectPaths, tmp_path: Path) -> None:
+def test_webdataset_reads_the_export(paired: ProjectPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "release"
     release = export_webdataset(paired, folder, pairs_per_shard=20)
     shards = [str(folder / name) for name in release.shards]
     assert len(shards) > 3
-    environment = {**os.environ, "WDS_SECURE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", READER, *shards], capture_output=True, text=True, env=environment, timeout=180, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    monkeypatch.setenv("WDS_SECURE", "1")
+    found = json.loads(in_a_process_without_the_project(READER, *shards))
     pairs = {row["pair_id"]: row for row in read_table(folder / "pairs.parquet", PAIRS).to_pylist()}
     assert set(found) == set(pairs)
     assert len(found) == sum(release.pairs.values())
@@ -137,9 +161,10 @@ def test_license_texts_are_copied(paired: ProjectPaths, tmp_path: Path, demo: Pa
     assert release.licenses_without_text == ["CC-BY-4.0"]
 
 
-def test_two_exports_are_the_same_bytes(paired: ProjectPaths, tmp_path: Path) -> None:
+@pytest.mark.parametrize("export", [export_webdataset, export_parquet])
+def test_two_exports_are_the_same_bytes(paired: ProjectPaths, tmp_path: Path, export: Callable[..., object]) -> None:
     for name in ("one", "two"):
-        export_webdataset(paired, tmp_path / name)
+        export(paired, tmp_path / name)
     files = [path.relative_to(tmp_path / "one") for path in sorted((tmp_path / "one").rglob("*")) if path.is_file()]
     assert len(files) >= 8
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in files)
@@ -169,3 +194,75 @@ def test_selection_partitions_the_pairs(paired: ProjectPaths) -> None:
 
 def test_markdown_is_escaped() -> None:
     assert escape_markdown("a|b\n# c ![x](http://h/i.png) <b>") == "a\\|b \\# c \\!\\[x\\]\\(http:\u200b//h/i.png\\) &lt;b&gt;"
+
+
+def test_datasets_reads_the_parquet_export(paired: ProjectPaths, dataset: SyntheticDataset, tmp_path: Path) -> None:
+    folder = tmp_path / "release"
+    release = export_parquet(paired, folder)
+    found = json.loads(in_a_process_without_the_project(STRANGER, str(folder), str(tmp_path / "cache")))
+    pairs = {row["pair_id"]: row for row in read_table(folder / "pairs.parquet", PAIRS).to_pylist()}
+    assert set(found) == set(pairs)
+    assert len(found) == sum(release.pairs.values())
+    for pair_id, (split, size, samples, rate, phrase, license, tracks) in found.items():
+        pair = pairs[pair_id]
+        assert split == {"val": "validation"}.get(pair["split"], pair["split"])
+        assert (size, samples, rate) == ([16, 16], 2400, 48_000)
+        assert (phrase, license) == (pair["tracks"][0]["phrase"], pair["image_license"])
+        assert [track["audio_id"] for track in tracks] == [track["audio_id"] for track in pair["tracks"]]
+    kept_back = {dataset.images[0]["image_id"], dataset.images[1]["image_id"]}
+    assert not kept_back & {pair["image_id"] for pair in pairs.values()}
+
+
+def test_schema_of_the_parquet_export_is_that_of_datasets(paired: ProjectPaths, tmp_path: Path) -> None:
+    import datasets
+    import pyarrow.parquet as pq
+
+    release = export_parquet(paired, tmp_path / "release")
+    stored = pq.read_schema(tmp_path / "release" / release.shards[0])
+    features = datasets.Features.from_arrow_schema(stored)
+    assert isinstance(features["image"], datasets.Image)
+    assert features.arrow_schema.remove_metadata() == stored.remove_metadata()
+    assert json.loads(features.arrow_schema.metadata[b"huggingface"]) == json.loads(stored.metadata[b"huggingface"])
+
+
+def test_further_tracks_are_further_audio_columns(paired: ProjectPaths, tmp_path: Path) -> None:
+    import datasets
+
+    from pipeline_steps.pair.release.export import pair_table
+
+    pairs = read_table(paired.pairs / "pairs.parquet", PAIRS).to_pylist()[:3]
+    pairs[1]["tracks"] = [*pairs[1]["tracks"], {**pairs[0]["tracks"][0], "gain_db": -6.0}]
+    table = pair_table(paired, pairs)
+    assert datasets.Features.from_arrow_schema(table.schema)["audio_2"] == datasets.Audio(sampling_rate=48_000)
+    second = table["audio_2"].to_pylist()
+    assert [value is None for value in second] == [True, False, True]
+    assert second[1]["bytes"] == table["audio"].to_pylist()[0]["bytes"]
+
+
+@pytest.mark.parametrize("export", [export_webdataset, export_parquet])
+def test_private_export_has_every_pair_and_a_marked_card(
+    paired: ProjectPaths, tmp_path: Path, export: Callable[..., Any]
+) -> None:
+    release = export(paired, tmp_path / "release", private=True)
+    every = read_table(paired.pairs / "pairs.parquet", PAIRS)
+    assert sum(release.pairs.values()) == len(every)
+    assert not release.left_out
+    card = DatasetCard((tmp_path / "release/README.md").read_text())
+    assert (card.data["license"], card.data["license_name"]) == ("other", "private")
+    assert "Do not publish it" in card.text
+    assert "private" in card.data["tags"]
+    with pytest.raises(ConfigError, match="takes no list of licenses"):
+        export(paired, tmp_path / "other", private=True, licenses=["MIT"])
+
+
+def test_cards_of_both_forms_name_the_files_and_licenses(paired: ProjectPaths, tmp_path: Path) -> None:
+    for export in (export_webdataset, export_parquet):
+        folder = tmp_path / export.__name__
+        release = export(paired, folder)
+        data = DatasetCard((folder / "README.md").read_text()).data
+        assert {"cc0-1.0", "mit"} <= set(data["license"])
+        patterns = {entry["split"]: entry["path"] for entry in data["configs"][0]["data_files"]}
+        files = {path.relative_to(folder).as_posix() for pattern in patterns.values() for path in folder.glob(pattern)}
+        assert files == set(release.shards)
+        sizes = {split["name"]: split["num_examples"] for split in data["dataset_info"]["splits"]}
+        assert sum(sizes.values()) == sum(release.pairs.values())

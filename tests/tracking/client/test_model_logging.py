@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -232,3 +233,60 @@ def test_audio_of_any_rate_and_channels_is_decoded(tone: np.ndarray) -> None:
 def test_invalid_audio_is_refused_with_a_reason(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         decode_audio(text)
+
+
+def test_moved_project_keeps_its_artifacts_and_a_copy_leaves_the_original_alone(
+    layout: ProjectPaths, sqlite: Sqlite, exported_model: Path, tmp_path: Path
+) -> None:
+    import mlflow
+    from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+
+    from pipeline_steps.tracking.registry.model_comparison import fetch_model
+    from pipeline_steps.tracking.registry.model_registry import ModelRegistry
+
+    with tracking.run("train", layout, Config()) as tracker:
+        tracker.log_model(exported_model)
+        tracker.log_artifact(layout.pairs / "pairs.txt")
+    assert sync(layout) == {}
+    with tracking.run("pair", layout, Config()) as tracker:  # not sent when the folder is copied
+        tracker.log_metrics({"pair/pairs": 3.0})
+    copy = ProjectPaths(tmp_path / "50%_copy")
+    shutil.copytree(layout.root, copy.root)
+    before = sorted(path.relative_to(layout.root) for path in layout.root.rglob("*"))
+    _artifact_repos_cache.clear()  # MLflow keeps the addresses of runs in a process; a copy is used by another process
+    registry = ModelRegistry(copy)
+    gone = tmp_path / "gone"
+    shutil.move(layout.root, gone)  # nothing is read from the original
+    info = registry.resolve("challenger")
+    local = registry.client.download_artifacts(info.run_id, "pairs.txt", str(tmp_path))
+    assert Path(local).read_text() == "pairs"
+    assert hash_path(fetch_model(copy, info, tmp_path / "fetched")) == info.md5
+    register(copy, exported_model)
+    assert sync(copy) == {}
+    assert not layout.root.exists()
+    assert sorted(path.relative_to(gone) for path in gone.rglob("*")) == before
+    (experiment,) = registry.client.search_experiments(filter_string="name = 'seeing-sound'")
+    assert experiment.artifact_location == (copy.root / "mlartifacts").resolve().as_uri()
+    served = mlflow.MlflowClient(registry.settings.uri).get_model_version_by_alias(REGISTERED_MODEL, "challenger")
+    assert served.version == "2"
+
+
+def test_version_carries_its_evaluation(layout: ProjectPaths, sqlite: Sqlite, exported_model: Path) -> None:
+    layout.params.write_text("ingest: {root: data/birds}\ntrain: {seed: 7}\n")
+    register(layout, exported_model)
+    values = {"test": {"win_rate": 0.52, "win_rate_low": 0.45, "win_rate_high": 0.61, "clips": 13}}
+    with tracking.run("evaluate", layout, Config()) as tracker:
+        tracker.log_model_metrics(exported_model, values, layout.pairs, ["test: the win rate is not above chance"])
+    assert sync(layout) == {}
+    client = sqlite()
+    version = client.get_model_version_by_alias(REGISTERED_MODEL, "challenger")
+    assert "**Warning**: test: the win rate is not above chance" in version.description
+    assert "- test/win_rate 0.52 [0.45, 0.61]" in version.description
+    evaluation = next(run for run in runs(client) if run.info.run_name == "evaluate")
+    assert f"/runs/{evaluation.info.run_id}/artifacts" in version.description
+    assert {"dataset": "birds", "seed": "7", "evaluation": "not above chance"}.items() <= version.tags.items()
+    assert len(version.tags) <= 8
+    logged = {metric.key: metric.value for metric in client.get_logged_model(version.source.removeprefix("models:/")).metrics}
+    assert logged == {"test/win_rate": 0.52, "test/win_rate_low": 0.45, "test/win_rate_high": 0.61, "test/clips": 13.0}
+    # The registry's page that compares versions shows the metrics of the training runs.
+    assert client.get_run(version.run_id).data.metrics["test/win_rate"] == 0.52

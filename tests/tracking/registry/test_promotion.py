@@ -23,7 +23,7 @@ from pipeline_steps.tracking.registry.promotion import (
 )
 from pipeline_steps.tracking.registry.promotion_log import PromotionEvent, PromotionLog
 from pipeline_steps.tracking.settings import CHAMPION, REGISTERED_MODEL
-from tests.factories.registered_models import PAIRS, client_of, md5_of, register, write_gate
+from tests.factories.registered_models import GATE, PAIRS, client_of, md5_of, register, write_gate
 from tests.tracking.helpers import FaultyProxy, Sqlite
 
 WEAK, STRONG = [0.50 + 0.01 * (i % 3) for i in range(12)], [0.60 + 0.01 * (i % 4) for i in range(12)]
@@ -229,7 +229,7 @@ def test_champion_deleted_in_mlflow_does_not_block(models: ProjectPaths) -> None
     register(models, STRONG, version=4)
     proposal = propose(models)
     assert proposal.champion is None
-    assert proposal.gate.reasons == ("yes: there is no champion: version 3 was deleted in MLflow",)
+    assert proposal.gate.reasons[0] == "yes: there is no champion: version 3 was deleted in MLflow"
     assert rollback_target(models) == ("3", "1")
     record = rollback(layout=models, actor="eve", reason="deleted by mistake")
     assert (record.version, record.former) == ("1", "3")
@@ -330,3 +330,38 @@ def test_decisions_through_a_failing_server(
     server.inject("", times=0)
     assert len(history(layout)) == 2
     assert sync_champion_alias(layout) == "2"
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_model_at_chance_never_becomes_champion(layout: ProjectPaths, sqlite: Sqlite, second: bool) -> None:
+    write_gate(layout)
+    if second:
+        register(layout, [0.3, 0.4] * 6, version=1)
+        client_of(layout).set_registered_model_alias(REGISTERED_MODEL, CHAMPION, "1")  # by hand: the gate would refuse it
+    register(layout, [0.496, 0.508] * 6, version=2 if second else 1)  # interval 0.497 to 0.507
+    before = champion(layout)
+    proposal = propose(layout)
+    assert not proposal.gate.passed
+    assert proposal.gate.at_chance
+    assert any("its interval must lie above chance (0.5)" in reason for reason in proposal.gate.reasons)
+    for override in (False, True):
+        with pytest.raises(DataError, match="above chance"):
+            promote(proposal, actor="ada", reason="I like it", override=override)
+    assert champion(layout) == before
+    assert history(layout) == []
+
+
+def test_win_rate_that_was_not_measured_is_no_promotion_but_can_be_overridden(layout: ProjectPaths, sqlite: Sqlite) -> None:
+    write_gate(layout, GATE + "  above_chance: [gold/win_rate_toy]\n")
+    register(layout, STRONG, version=1)
+    proposal = propose(layout)
+    assert not proposal.gate.passed
+    assert not proposal.gate.at_chance
+    assert promote(proposal, actor="ada", reason="no gold pairs", override=True).version == "1"
+
+
+def test_missing_alias_is_a_usage_error_that_says_what_to_do(layout: ProjectPaths, sqlite: Sqlite) -> None:
+    register(layout, STRONG, version=1)
+    with pytest.raises(ConfigError, match=r"there is no champion yet.*sonify promote, or name a version: 1") as caught:
+        ModelRegistry(layout).resolve("champion")
+    assert caught.value.exit_code == 2

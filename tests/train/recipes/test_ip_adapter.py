@@ -93,7 +93,7 @@ def uninterrupted(make_adapter_project: MakeProject, tmp_path_factory: pytest.Te
 def test_the_recipe_writes_an_adapter_and_its_training_history(uninterrupted: Uninterrupted) -> None:
     layout, report, _ = uninterrupted
     report.check_balance()
-    assert (report.n_in, report.computed, report.reused) == (8, 8, 0)
+    assert (report.n_in, report.cache_misses, report.cache_hits) == (8, 8, 0)
     assert (report.metrics["steps"], report.metrics["pairs_train"], report.metrics["clips_train"]) == (6, 6, 3)
     assert report.metrics["loss"] > 0
     files = set(model_bytes(layout))
@@ -179,7 +179,7 @@ def test_an_interrupted_and_resumed_run_gives_the_same_bytes(
     assert saved["global_step"] == 4
     assert all(".unet." not in name and ".vae." not in name for name in saved["state_dict"]), "the backbone is not saved again"
     report = stage.run(adapter_config(), layout)
-    assert (report.computed, report.reused) == (0, 8)
+    assert (report.cache_misses, report.cache_hits) == (0, 8)
     assert model_bytes(layout) == model_bytes(uninterrupted[0])
 
 

@@ -28,7 +28,7 @@ class ResamplerConfig(StageConfig):
 
     num_queries: int = Field(default=4, ge=1, le=256, description="tokens that the U-Net attends to")
     dim: int = Field(default=128, ge=16, le=4096, multiple_of=2, description="width of the resampler")
-    depth: int = Field(default=1, ge=1, le=24)
+    depth: int = Field(default=1, ge=1, le=24, description="blocks of the resampler")
     heads: int = Field(default=4, ge=1, le=64, description="attention heads; divides dim")
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0, description="dropout of attention weights")
 
@@ -42,7 +42,7 @@ class ResamplerConfig(StageConfig):
 class IPAdapterPhases(StageConfig):
     """Phases of training."""
 
-    adapter: PhaseConfig = PhaseConfig(max_steps=200, batch_size=16, learning_rate=5e-5)
+    adapter: PhaseConfig = PhaseConfig()
 
 
 class IPAdapterConfig(RecipeConfig):

@@ -44,6 +44,11 @@ class AudioIPAdapterModule(DiffusionModule):
         """U-Net of the backbone."""
         return self.denoiser.backbone.unet
 
+    @property
+    def objective(self) -> str:
+        """Prediction target and weighting, e.g. `epsilon_min_snr_5`."""
+        return f"{self.denoiser.backbone.prediction_type}_min_snr_{self.snr_gamma:g}"
+
     def per_sample_loss(self, batch: TrainingBatch) -> torch.Tensor:
         """Squared error per sample, weighted by signal-to-noise ratio, [N]."""
         backbone = self.denoiser.backbone
