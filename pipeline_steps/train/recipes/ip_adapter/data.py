@@ -11,6 +11,7 @@ import torch
 
 from pipeline_steps.audio.mixing import Tracks
 from pipeline_steps.core.array_types import ByteArray, IntArray
+from pipeline_steps.core.feature_store import FeatureStore, RowNumbers
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.diffusion.audio_tokens import AudioTokens
 from pipeline_steps.diffusion.image_processor import normalize_to_tensor, pad_to_square
@@ -25,7 +26,6 @@ from pipeline_steps.train.data import (
     deterministic_batch,
     step_generator,
 )
-from pipeline_steps.train.feature_store import FeatureStore, RowNumbers
 from pipeline_steps.train.recipes.ip_adapter.config import IPAdapterConfig
 
 LATENTS_VERSION = 1
