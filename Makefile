@@ -6,7 +6,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: install install-dev demo test test-full lint types docs services services-stop services-status services-check services-test check clean
+.PHONY: install install-dev demo experiments test test-full lint types docs services services-stop services-status services-check services-test check clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -30,6 +30,9 @@ demo: install  ## virtual env, pinned install, weights, `dvc repro`, prints wher
 	dvc repro
 	sonify report
 	@echo "To go on in this shell: source $(VENV)/bin/activate"
+
+experiments: install  ## experiments of DVC: what differs between them, without intervals and files, so that it fits a terminal
+	dvc exp show --only-changed --drop '.*(/|_low$$|_high$$)'
 
 test: install-dev  ## everything the tests need, then the tests
 	pytest -n 3 --dist worksteal -m "not services and not full"

@@ -50,7 +50,7 @@ SHORT: dict[str, Any] = {
     "train.ip_adapter.phases.adapter.max_steps": 2, "train.validation_steps": 2, "train.checkpointing_steps": 2,
     "evaluate.samples_per_audio": 1, "evaluate.unconditional_samples": 4, "evaluate.num_inference_steps": 1,
     "evaluate.max_test_pairs": 8, "evaluate.num_bootstrap": 100, "evaluate.gain_sensitivity.num_clips": 0,
-    "evaluate.abilities.names": [], "evaluate.image_judges": ["ssd_mobilenet_v2", "augnet"],
+    "evaluate.abilities.names": [], "evaluate.num_calibration_images": 30,
 }  # fmt: skip
 """Parameters of the copy."""
 READERS = (
@@ -58,6 +58,7 @@ READERS = (
     (r"data/assets/(yamnet|audioset|minilm)", "embed"),
     (r"data/assets/backbone/.*/", "train"),
     (r"data/assets/backbone/", "verify"),  # its model_index.json: the code knows which parts a backbone has
+    (r"data/assets/augnet", "verify"),  # a judge that the demo does not use
     (r"data/assets/", "evaluate"),
     (r"data/catalog/audio|data/media/audio|data/captions/(events|checksums)", "embed"),
     (r"data/catalog/quarantine|data/captions/meta|data/embeddings/quarantine", "evaluate"),

@@ -161,7 +161,7 @@ def _range(field: Mapping[str, Any], low: str, high: str, unit: str) -> str:
     if low in field and high in field and field[low]:
         return f", {field[low]} to {field[high]} {unit}"
     if field.get(low):
-        return f", at least {field[low]} {unit}"
+        return ", not empty" if field[low] == 1 else f", at least {field[low]} {unit}"
     return f", at most {field[high]} {unit}" if high in field else ""
 
 

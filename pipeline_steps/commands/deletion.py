@@ -147,7 +147,7 @@ def drop_csv_rows(text: str, column: str, names: set[str]) -> tuple[str, int]:
 def cache_parts(layout: ProjectPaths, item_id: str) -> list[Path]:
     """Cache parts with rows of the item, and all of stage train, whose keys do not name items."""
     found = []
-    for path in sorted(layout.result_cache.rglob("*.parquet*")):
+    for path in sorted(path for path in layout.result_cache.rglob("*") if path.is_file()):
         keys = part_keys(path)
         if keys is None or any(may_derive_from(stage_of(layout, path), key, item_id) for key in keys):
             found.append(path)
@@ -155,7 +155,7 @@ def cache_parts(layout: ProjectPaths, item_id: str) -> list[Path]:
 
 
 def part_keys(path: Path) -> list[str] | None:
-    """Keys of a cache part; None if it is damaged, so that its items are unknown."""
+    """Keys of a cache part; None if its items are unknown: it is damaged, or has features of mixtures."""
     try:
         table = pq.ParquetFile(path, page_checksum_verification=True).read(columns=["key"])
     except (OSError, ValueError):
@@ -266,7 +266,7 @@ def execute_plan(layout: ProjectPaths, item: TracedItem, plan: DeletionPlan, rea
 
 
 def rewrite_part(path: Path, stage: str, item_id: str) -> None:
-    """Rewrite a cache part without the item's rows; its name is the hash of the new content. A damaged part is removed."""
+    """Rewrite a cache part without the item's rows; its name is the hash of the new content. Other files are removed."""
     payload = path.read_bytes()
     if sha256_bytes(payload)[:32] != path.stem:
         path.unlink()

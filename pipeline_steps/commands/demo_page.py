@@ -47,6 +47,8 @@ ALONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "sho
 """Events that compute: one at a time, the others wait in the queue."""
 INPUT: dict[str, Any] = {"type": "filepath", "editable": False, "buttons": []}
 PLAYER: dict[str, Any] = {"type": "filepath", "interactive": False, "buttons": ["download"]}
+SHOW_IMAGES = "() => document.querySelector('#drawn').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
+"""On a narrow screen the images are below the settings."""
 VIEW: dict[str, Any] = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}
 """Without the button that publishes a file on another host."""
 NO_SOUND = "Record or drop a sound, or choose an example."
@@ -87,6 +89,7 @@ if (devices) {
 
 CSS = """
 .gradio-container {max-width: 1200px !important}
+#drawn .grid-wrap, #history .grid-wrap {max-height: none; min-height: 0}
 footer {display: none !important}
 """
 
@@ -105,14 +108,16 @@ class LocalRequests:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] not in {"http", "websocket"}:
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         named = [_host_name(f"//{headers.get('host', '')}")]
         if origin := headers.get("origin"):
             named.append(_host_name(origin))
         if not self._hosts.issuperset(named):
             await send({"type": "http.response.start", "status": 421, "headers": [(b"content-type", b"text/plain")]})
-            return await send({"type": "http.response.body", "body": b"This page answers under its own host name only.\n"})
+            await send({"type": "http.response.body", "body": b"This page answers under its own host name only.\n"})
+            return
 
         async def with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -206,9 +211,7 @@ def _sound_tab(page: gr.Blocks, backend: DemoBackend) -> None:
             drawn = gr.Gallery(label="Images", columns=2, object_fit="contain", elem_id="drawn", **VIEW)
             status = gr.Markdown(NO_SOUND, elem_id="status")
             mixture = gr.Audio(label="What the model gets", elem_id="mixture", **PLAYER)
-            history = gr.Gallery(
-                label="History of this session", columns=4, fit_columns=False, object_fit="contain", elem_id="history", **VIEW
-            )
+            history = gr.Gallery(label="History of this session", columns=4, fit_columns=False, elem_id="history", **VIEW)
     drawings = gr.State([], time_to_live=FILE_AGE_SECONDS)
 
     def draw(*values: Any) -> list[Any]:
@@ -231,7 +234,7 @@ def _sound_tab(page: gr.Blocks, backend: DemoBackend) -> None:
     outputs = [drawn, mixture, status, history, drawings]
     changes = [first.input, second.input, room.input, words.submit, seed.submit, draw_button.click]
     changes += [slider.release for slider in (first_gain, second_gain, weight, guidance)]
-    gr.on(changes, draw, inputs, outputs, trigger_mode="always_last", **ALONE)
+    gr.on(changes, draw, inputs, outputs, trigger_mode="always_last", **ALONE).success(None, js=SHOW_IMAGES)
     again.click(lambda seed: (int(seed or 0) + 1) % MAX_SEED, seed, seed, queue=False).then(draw, inputs, outputs, **ALONE)
 
     def choose_model(name: str) -> list[Any]:
@@ -259,7 +262,8 @@ def _sound_tab(page: gr.Blocks, backend: DemoBackend) -> None:
             raise _shown(error) from error
         return [path, gr.skip(), gr.skip()] if slot == "first sound" else [gr.skip(), path, gr.update(open=True)]
 
-    examples.click(choose_sound, [examples, slot], [first, second, mix]).success(draw, inputs, outputs, **ALONE)
+    chosen = examples.click(choose_sound, [examples, slot], [first, second, mix])
+    chosen.success(draw, inputs, outputs, **ALONE).success(None, js=SHOW_IMAGES)
 
 
 def _image_tab(backend: DemoBackend) -> None:

@@ -60,7 +60,7 @@ def _python(_layout: ProjectPaths) -> Iterator[CheckResult]:
 
 
 def _packages(_layout: ProjectPaths) -> Iterator[CheckResult]:
-    """Runtime dependencies of the installed distribution and their version bounds (`docs/contributing/dependencies.md` has the reasons)."""
+    """Runtime dependencies of the installed distribution and their version bounds (reasons: docs/contributing)."""
     from importlib.metadata import PackageNotFoundError, requires, version
 
     from packaging.requirements import Requirement

@@ -7,7 +7,7 @@ import numpy as np
 from pipeline_steps.core.array_types import IntArray
 
 CHANCE = 0.5
-"""Win rate of a model that does not hear the sound."""
+"""Win rate of a model that does not use the audio."""
 
 
 def skewness(uses: IntArray) -> float:

@@ -332,16 +332,16 @@ def _track(
     tracker: NoOpTracker,
     layout: ProjectPaths,
     evaluation: Row,
-    metrics: Row,
+    headline: Row,
     plan: EvaluationPlan,
     result: EvaluationResult,
     media: MediaShardReader,
     load_audio: Callable[[str], FloatArray],
 ) -> None:
     """Log numbers, a grid of samples per set, clips and the report; warn of a model that is not above chance."""
-    warnings = chance_warnings(metrics)
+    warnings = chance_warnings(headline)
     for warning in warnings:
-        log.warning("%s; this challenger cannot become champion", warning)
+        log.warning("%s; infra/gate.yaml decides whether such a challenger may become champion", warning)
     numbers: Row = {}
     for key in plan.sets:
         for row, metrics in evaluation.get(key, {}).get("rows", {}).items():
@@ -357,8 +357,8 @@ def _track(
             numbers |= {f"{key}/{row}/{metric}": found["value"] for metric, found in metrics.items()}
     numbers |= ability_numbers(evaluation["abilities"])
     tracker.log_metrics(numbers)
-    tracker.log_pipeline_metrics(metrics)
-    tracker.log_model_metrics(layout.model, metrics, layout.pairs, warnings)
+    tracker.log_pipeline_metrics(headline)
+    tracker.log_model_metrics(layout.model, headline, layout.pairs, warnings)
     for key, grid in sample_grids(plan, result.generated, media.image).items():
         tracker.log_image(f"evaluate/{key}_real_and_generated", grid)
     for pair in plan.sets["test"][:TRACKED_CLIPS]:

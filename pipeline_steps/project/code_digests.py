@@ -23,11 +23,17 @@ STAGES_FILE = PACKAGED / "stages.yaml"
 HEADER = "# Version of the installed package and a digest of the code of each stage. Written by stage code; do not edit.\n"
 
 
-def packaged_stages() -> dict[str, dict[str, Any]]:
-    """Stages of the repository's `dvc.yaml` by name, in their order."""
+def packaged_graph() -> dict[str, Any]:
+    """Content of the repository's `dvc.yaml`."""
     from ruamel.yaml import YAML
 
-    stages: dict[str, dict[str, Any]] = YAML(typ="safe", pure=True).load(STAGES_FILE.read_text(encoding="utf-8"))["stages"]
+    graph: dict[str, Any] = YAML(typ="safe", pure=True).load(STAGES_FILE.read_text(encoding="utf-8"))
+    return graph
+
+
+def packaged_stages() -> dict[str, dict[str, Any]]:
+    """Stages of the repository's `dvc.yaml` by name, in their order."""
+    stages: dict[str, dict[str, Any]] = packaged_graph()["stages"]
     return stages
 
 

@@ -20,7 +20,7 @@ from pipeline_steps.core.pool_check import pool_roots, source_deps
 from pipeline_steps.core.presets import load_overlay, validate_params
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.ingest.sources.archives import AUTHOR, GROUP, LICENSE, SOURCE
-from pipeline_steps.project.code_digests import packaged_stages, write_code_digests
+from pipeline_steps.project.code_digests import packaged_graph, packaged_stages, write_code_digests
 
 FILE_COLUMNS = ("file", "path", "file_name", "filename", "filepath", "image", "audio", "image_path", "audio_path")
 SAMPLED_ROWS = 200
@@ -33,11 +33,7 @@ GRAPH_HEADER = """\
 """
 PARAMS_HEADER = """# Values that differ from the defaults. All keys: docs of the package; check them with: sonify doctor
 """
-IGNORED = (
-    *("/.cache/", "/.runs/", "/error.json", "/mlflow.db*", "/mlartifacts/", "__pycache__/"),
-    *("/data/assets", "/data/catalog", "/data/media", "/data/captions", "/data/embeddings", "/data/retrieval", "/data/pairs"),
-    *("/models/audio2image", "/reports/audio", "/reports/plots", "/reports/samples", "/reports/runtime", "/reports/index.html"),
-)
+IGNORED = ("/.cache/", "/.runs/", "/error.json", "/mlflow.db*", "/mlartifacts/", "/reports/runtime/", "__pycache__/")
 DVC_IGNORED = (".cache", ".runs", ".venv", "__pycache__", "*.pyc")
 DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n"
 README = """# {name}
@@ -101,10 +97,11 @@ def renew_project(layout: ProjectPaths) -> list[str]:
         raise ConfigError(f"{layout.graph} was not written by sonify init", "edit its deps by hand, or remove it")
     params = load_params(layout.params)
     _check_overlap(layout, params)
-    write_text(layout.graph, GRAPH_HEADER + _yaml({"stages": project_stages(params)}))
+    graph = packaged_graph()
+    write_text(layout.graph, GRAPH_HEADER + _yaml({**graph, "stages": project_stages(params)}))
     write_code_digests(layout)
-    done = [f"{layout.graph}: stage code and the {len(packaged_stages())} stages of the pipeline"]
-    _add_lines(layout.root / ".gitignore", IGNORED)
+    done = [f"{layout.graph}: stage code and the {len(graph['stages'])} stages of the pipeline"]
+    _add_lines(layout.root / ".gitignore", [*IGNORED, *(f"/{out}" for out in _cached_outs())])
     if not (layout.root / "README.md").exists():
         write_text(layout.root / "README.md", README.format(name=layout.root.resolve().name))
     return [*done, *_join_repositories(layout)]
@@ -123,9 +120,8 @@ def project_stages(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
     truth = (params.get("evaluate") or {}).get("ground_truth")
     sources = {"ingest": list(source_deps(params)), "evaluate": [truth] if truth else []}
-    outs = {out for stage in packaged_stages().values() for out in stage["outs"] if isinstance(out, str)}
     for name, stage in packaged_stages().items():
-        deps = [*sources.get(name, []), *(dep for dep in stage["deps"] if dep in outs)]
+        deps = [*sources.get(name, []), *(dep for dep in stage["deps"] if dep in _cached_outs())]
         stages[name] = {
             **{key: stage[key] for key in ("desc", "cmd")},
             **({"deps": deps} if deps else {}),
@@ -133,6 +129,11 @@ def project_stages(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             **{key: stage[key] for key in ("outs", "metrics", "plots", "meta") if key in stage},
         }
     return stages
+
+
+def _cached_outs() -> list[str]:
+    """Outs that DVC keeps in its cache, and git does not track."""
+    return [out for stage in packaged_stages().values() for out in stage["outs"] if isinstance(out, str)]
 
 
 def _changes(section: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,7 +216,7 @@ def _stored(folder: Path, path: Path) -> str:
 def _check_overlap(layout: ProjectPaths, params: Mapping[str, Any]) -> None:
     """Raise ConfigError when a source contains the project or lies in an out: DVC would find a circle."""
     project = layout.root.resolve()
-    outs = [project / out for stage in packaged_stages().values() for out in stage["outs"] if isinstance(out, str)]
+    outs = [project / out for out in _cached_outs()]
     for name, root in pool_roots(params).items():
         source = (project / root).resolve()
         for path in (project, *outs):
@@ -269,7 +270,6 @@ def _yaml(value: Any) -> str:
 
     yaml = YAML()
     yaml.width = 4096
-    yaml.indent(mapping=2, sequence=4, offset=2)
     buffer = io.StringIO()
     yaml.dump(value, buffer)
     return buffer.getvalue()

@@ -47,7 +47,8 @@ def correct_hubness(
     """Corrected scores [Q, c] of candidates (rows and scores [Q, c], best first).
 
     CSLS is one-sided here: the neighborhood mean of a clip is at least the median over clips. Tag affinities are never negative
-    and mostly near zero, so plain CSLS would raise clips that resemble nothing above those that match (docs/explanation/hubness.md).
+    and mostly near zero, so plain CSLS would raise clips that resemble nothing above those that match
+    (docs/explanation/hubness.md).
 
     Args:
         text_index: index of the texts for CSLS; None: exact search.

@@ -1,33 +1,36 @@
-"""Audio tokens for training: augment each clip, encode it, cache the result."""
+"""Audio tokens for training: augment each clip, encode it, store the result; tokens are read when they are used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from pipeline_steps.audio.mixing import Tracks, mix_tracks, pair_tracks
 from pipeline_steps.audio.reverb import ROOMS_VERSION, simulate_room_impulse_responses
 from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.hashing import fingerprint
-from pipeline_steps.core.result_cache import ResultCache
 from pipeline_steps.core.seeding import seeded_rng
 from pipeline_steps.diffusion.audio_tokens import AstTokenizer, AudioTokenizer, AudioTokens, YamnetTokenizer
 from pipeline_steps.models.audio.ast import AstEncoder
 from pipeline_steps.models.audio.yamnet import YamNet
 from pipeline_steps.train.augmentations import AUGMENT_VERSION, NUM_ROOMS, augment_audio
 from pipeline_steps.train.config_groups import AudioEncodingConfig
+from pipeline_steps.train.feature_store import FeatureStore, RowNumbers
 
-TOKENS_SCHEMA = pa.schema([pa.field("grid", pa.binary()), pa.field("tags", pa.binary()), pa.field("loudness", pa.float64())])
+TOKEN_COLUMNS = ("grid", "tags", "loudness")
+"""Values of a stored clip: float16 [time, bands, width], float16 [521], float64."""
 BATCH_SIZE = 16
 """Waveforms that are encoded together."""
-ROWS_PER_PART = 64
-"""Rows written to the cache at once."""
+ROWS_PER_PART = 256
+"""Rows written to the store at once."""
 WAVEFORM_CACHE_SIZE = 256
 """Preprocessed waveforms kept in memory. The augmentations of a clip follow each other; clips to mix in come in any order."""
 MIX_POOL_SIZE = 256
@@ -55,22 +58,92 @@ def mix_partner(tracks: Tracks, augmentation: int, pool: list[Tracks]) -> Tracks
     It is chosen by rendezvous hashing among the first `MIX_POOL_SIZE`, so that a new clip changes few choices.
     """
     others = [other for other in pool[:MIX_POOL_SIZE] if other != tracks] if augmentation else []
-    return min(others, key=lambda other: fingerprint([tracks, augmentation, other]), default=())
+    start = hashlib.sha256(f"[{_canonical(tracks)},{augmentation},".encode())
+
+    def score(other: Tracks) -> bytes:
+        """Order of `fingerprint([tracks, augmentation, other])`, with the part that all have in common hashed once."""
+        digest = start.copy()
+        digest.update(f"{_canonical(other)}]".encode())
+        return digest.digest()[:8]
+
+    return min(others, key=score, default=())
 
 
-def tokens_to_row(tokens: AudioTokens) -> dict[str, Any]:
-    """Cache row of a clip, in half precision."""
+@lru_cache(maxsize=2 * MIX_POOL_SIZE)
+def _canonical(tracks: Tracks) -> str:
+    """JSON of tracks as `fingerprint` writes it."""
+    return json.dumps(tracks, separators=(",", ":"), ensure_ascii=False)
+
+
+def tokens_to_row(tokens: AudioTokens) -> dict[str, bytes]:
+    """Stored values of a clip, in half precision."""
     return {
         "grid": tokens.grid.numpy().tobytes(),
         "tags": tokens.tags.half().numpy().tobytes(),
-        "loudness": round(tokens.loudness, 3),
+        "loudness": np.float64(round(tokens.loudness, 3)).tobytes(),
     }
 
 
-def row_to_tokens(row: dict[str, Any], bands: int, width: int) -> AudioTokens:
-    """Tokens of a cache row. New tokens are converted too, so that cached and new ones are equal."""
-    grid = torch.from_numpy(np.frombuffer(row["grid"], np.float16).copy()).view(-1, bands, width)
-    return AudioTokens(grid, torch.from_numpy(np.frombuffer(row["tags"], np.float16).astype(np.float32)), row["loudness"])
+@dataclass(frozen=True, slots=True)
+class StoredTokens(Sequence[AudioTokens]):
+    """Tokens of a clip, one item per augmentation, read from the store at each access."""
+
+    store: FeatureStore
+    rows: RowNumbers
+    bands: int
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, number: int) -> AudioTokens: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[AudioTokens]: ...
+    def __getitem__(self, number: int | slice) -> AudioTokens | list[AudioTokens]:
+        if isinstance(number, slice):
+            return [self[item] for item in range(len(self))[number]]
+        grid = np.frombuffer(self.store.read(int(self.rows[number]), "grid"), np.float16).copy()
+        return self._tokens(number, torch.from_numpy(grid))
+
+    def without_grids(self) -> Iterator[AudioTokens]:
+        """Tags and loudness of each augmentation, which make its prompt; the grids are not read."""
+        return (self._tokens(number, torch.zeros(0, dtype=torch.float16)) for number in range(len(self)))
+
+    def _tokens(self, number: int, grid: torch.Tensor) -> AudioTokens:
+        tags, loudness = (self.store.read(int(self.rows[number]), name) for name in TOKEN_COLUMNS[1:])
+        return AudioTokens(
+            grid.view(-1, self.bands, self.width),
+            torch.from_numpy(np.frombuffer(tags, np.float16).astype(np.float32)),
+            float(np.frombuffer(loudness, np.float64)[0]),
+        )
+
+
+def without_grids(clip: Sequence[AudioTokens]) -> Iterable[AudioTokens]:
+    """Augmentations of a clip for their tags and loudness; grids of stored clips are not read."""
+    return clip.without_grids() if isinstance(clip, StoredTokens) else clip
+
+
+class StoredClips(Mapping[Tracks, StoredTokens]):
+    """Tokens by clip. The table of a million clips is an array of row numbers and a list of clips.
+
+    Args:
+        clips: sorted.
+        rows: [clips, augmentations] in the store.
+    """
+
+    def __init__(self, store: FeatureStore, clips: list[Tracks], rows: RowNumbers, bands: int, width: int) -> None:
+        self._store, self._rows, self._shape = store, rows, (bands, width)
+        self._places = {tracks: place for place, tracks in enumerate(clips)}
+
+    def __getitem__(self, tracks: Tracks) -> StoredTokens:
+        return StoredTokens(self._store, self._rows[self._places[tracks]], *self._shape)
+
+    def __iter__(self) -> Iterator[Tracks]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def build_tokenizer(audio: AudioEncodingConfig, assets: Path, root: Path, device: str) -> AudioTokenizer:
@@ -92,31 +165,32 @@ def load_or_encode_clips(
     audio: AudioEncodingConfig,
     seed: int,
     tokenizer: AudioTokenizer,
-    cache: ResultCache,
+    store: FeatureStore,
     read_audio: Callable[[str], FloatArray],
     rows: list[dict[str, Any]],
-) -> tuple[dict[Tracks, list[AudioTokens]], int, int]:
+) -> tuple[StoredClips, int, int]:
     """Tokens of every augmentation of every clip, the first of the clip itself.
 
     Args:
         audio: augmentation.
         seed: of the augmentation.
         tokenizer: audio encoder.
-        cache: of `TOKENS_SCHEMA` and `cache_fingerprint`.
+        store: of `TOKEN_COLUMNS` and `cache_fingerprint`.
         read_audio: samples [T] of a mono 48 kHz clip by id.
         rows: pairs; clips of split `train` may be mixed into others.
 
     Returns:
-        tokens by clip, one item per augmentation; augmentations computed; augmentations found in the cache.
+        tokens by clip, one item per augmentation; augmentations computed; augmentations found in the store.
     """
     clips = distinct_clips(rows)
     pool = distinct_clips(row for row in rows if row["split"] == "train")
-    items = [
-        (tracks, number, mix_partner(tracks, number, pool)) for tracks in clips for number in range(audio.num_augmentations)
-    ]
-    keys = {(tracks, number): fingerprint([tracks, number, other]) for tracks, number, other in items}
-    cached = cache.load(keys.values())
-    missing = [item for item in items if keys[item[0], item[1]] not in cached]
+    count = audio.num_augmentations
+
+    def partner(item: int) -> Tracks:
+        return mix_partner(clips[item // count], item % count, pool)
+
+    keys = [fingerprint([clips[item // count], item % count, partner(item)]) for item in range(len(clips) * count)]
+    missing = np.flatnonzero(store.find(keys) < 0).tolist()
     impulse_responses: list[FloatArray] = []
     if audio.reverb_prob and missing:
         impulse_responses = simulate_room_impulse_responses(NUM_ROOMS, tokenizer.rate, seed)
@@ -126,26 +200,21 @@ def load_or_encode_clips(
         mixed = mix_tracks([(read_audio(audio_id), gain_db) for audio_id, gain_db in tracks])
         return tokenizer.prepare(mixed, audio.max_seconds)
 
-    def augmented(tracks: Tracks, number: int, other: Tracks) -> FloatArray:
-        if not number:
+    def augmented(item: int) -> FloatArray:
+        tracks = clips[item // count]
+        if not item % count:
             return waveform(tracks)
-        rng = seeded_rng(seed, "view", keys[tracks, number])
+        rng, other = seeded_rng(seed, "view", keys[item]), partner(item)
         return augment_audio(waveform(tracks), waveform(other) if other else None, audio, rng, impulse_responses)
 
-    new: dict[str, dict[str, Any]] = {}
+    new: dict[str, dict[str, bytes]] = {}
     for start in range(0, len(missing), BATCH_SIZE):
         chunk = missing[start : start + BATCH_SIZE]
-        encoded = tokenizer.encode([augmented(*item) for item in chunk])
-        new |= {keys[tracks, number]: tokens_to_row(tokens) for (tracks, number, _), tokens in zip(chunk, encoded, strict=True)}
+        encoded = tokenizer.encode([augmented(item) for item in chunk])
+        new |= {keys[item]: tokens_to_row(tokens) for item, tokens in zip(chunk, encoded, strict=True)}
         if len(new) >= ROWS_PER_PART:
-            cache.append(new)
-            cached |= new
+            store.append(new)
             new = {}
-    cache.append(new)
-    cached |= new
-    bands, width = tokenizer.bands, tokenizer.width
-    tokens = {
-        tracks: [row_to_tokens(cached[keys[tracks, number]], bands, width) for number in range(audio.num_augmentations)]
-        for tracks in clips
-    }
-    return tokens, len(missing), len(items) - len(missing)
+    store.append(new)
+    rows = store.find(keys).reshape(len(clips), count)
+    return StoredClips(store, clips, rows, tokenizer.bands, tokenizer.width), len(missing), len(keys) - len(missing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pipeline_steps.core.array_types import IntArray
 from pipeline_steps.core.seeding import seeded_rng
 from pipeline_steps.diffusion.tensor_batch import TensorBatch
 
@@ -152,9 +154,14 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int
     first = step * batch_size
     while len(rows) < batch_size:
         epoch, offset = divmod(first + len(rows), count)
-        order = seeded_rng(seed, "order", str(epoch)).permutation(count)
-        rows += [int(row) for row in order[offset : offset + batch_size - len(rows)]]
+        rows += [int(row) for row in _epoch_order(count, seed, epoch)[offset : offset + batch_size - len(rows)]]
     return rows
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(count: int, seed: int, epoch: int) -> IntArray:
+    """Permutation of all pairs; kept, because that of a million pairs takes longer than a step."""
+    return seeded_rng(seed, "order", str(epoch)).permutation(count)
 
 
 def deterministic_batch(rows: list[int], latents: torch.Tensor, audio: TensorBatch, seed: int) -> TrainingBatch:

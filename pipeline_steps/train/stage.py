@@ -7,12 +7,12 @@ import logging
 import shutil
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import pyarrow as pa
 import torch
 from filelock import FileLock
 from lightning.pytorch.callbacks import LambdaCallback
@@ -25,14 +25,13 @@ from pipeline_steps.core.errors import ConfigError, DataError
 from pipeline_steps.core.hashing import fingerprint, sha256_file
 from pipeline_steps.core.media_shards import INDEX, MediaShardReader
 from pipeline_steps.core.project_paths import ProjectPaths
-from pipeline_steps.core.result_cache import ResultCache
 from pipeline_steps.core.schemas import PAIRS
 from pipeline_steps.core.source_files import PACKAGE, imported_files
 from pipeline_steps.core.stage_report import StageReport
 from pipeline_steps.core.tables import read_table
 from pipeline_steps.diffusion.audio_tokens import AudioTokenizer
 from pipeline_steps.train.audio_feature_cache import (
-    TOKENS_SCHEMA,
+    TOKEN_COLUMNS,
     build_tokenizer,
     cache_fingerprint,
     distinct_clips,
@@ -56,6 +55,7 @@ from pipeline_steps.train.distributed import (
     resolve_setup,
     verify_ranks_agree,
 )
+from pipeline_steps.train.feature_store import FeatureStore
 from pipeline_steps.train.history import encode_png, final_metrics, loss_csv, validation_csv
 from pipeline_steps.train.lightning_module import LOG_EVERY_N_STEPS, DiffusionModule, NonFiniteLossError
 from pipeline_steps.train.recipes import RECIPES
@@ -69,6 +69,8 @@ log = logging.getLogger(__name__)
 CHECKPOINT = "last"
 DIAGNOSIS = "not-finite.json"
 SPLITS = ("train", "val")
+PAIR_COLUMNS = ["image_id", "split", "tracks"]
+"""Columns that training reads."""
 Pairs = dict[str, list[dict[str, Any]]]
 """Pair rows by split."""
 
@@ -90,8 +92,10 @@ def run(config: TrainConfig, layout: ProjectPaths) -> StageReport:
     setup = resolve_setup(config.device, config.precision, config.performance)
     check_batch_size(config.recipe_config.phase.batch_size, setup.partition, f"train.{config.recipe}")
     recipe = build_recipe(config, layout, setup)
-    pairs = _read_pairs(layout)
+    pairs = read_pairs(layout)
     report.n_in = report.n_ok = sum(len(rows) for rows in pairs.values())
+    counts = {f"pairs_{split}": len(rows) for split, rows in pairs.items()}
+    counts["clips_train"] = len(distinct_clips(pairs["train"]))
     encoder = build_tokenizer(config.audio, layout.assets, layout.root, setup.device.type)
     digest = run_digest(config, layout, encoder, recipe, setup)
     folder = layout.runs / "train" / digest
@@ -101,6 +105,7 @@ def run(config: TrainConfig, layout: ProjectPaths) -> StageReport:
         with lock if setup.processes > 1 else nullcontext():
             inputs = _load_inputs(config, layout, encoder, pairs, digest, report)
             prepared = recipe.prepare(inputs)
+        del inputs, pairs  # rows of a million pairs are gigabytes
         _train(config, folder, prepared, TrackingLogger(tracker, prepared.module.objective), setup)
         if not setup.is_first:
             sys.exit(0)  # process 0 exports and reports
@@ -109,11 +114,10 @@ def run(config: TrainConfig, layout: ProjectPaths) -> StageReport:
         report.metrics |= {
             **final_metrics(module.history, module.validation),
             "num_parameters": sum(parameter.numel() for parameter in module.denoiser.parameters()),
-            **{f"pairs_{split}": len(rows) for split, rows in pairs.items()},
-            "clips_train": len(distinct_clips(pairs["train"])),
+            **counts,
         }
-        counts = ("num_parameters", "pairs_train", "pairs_val", "clips_train")
-        tracker.log_metrics({f"train/{name}": report.metrics[name] for name in counts})
+        logged = ("num_parameters", "pairs_train", "pairs_val", "clips_train")
+        tracker.log_metrics({f"train/{name}": report.metrics[name] for name in logged})
         tracker.log_model(layout.model)
     # The model is complete. The checkpoint is large and is not needed any more.
     (folder / f"{CHECKPOINT}.ckpt").unlink(missing_ok=True)
@@ -168,9 +172,14 @@ def source_files(recipe: Recipe) -> list[Path]:
     return [*imported_files(__name__, skip=skip), *sorted(folder.rglob("*.py"))]
 
 
-def _read_pairs(layout: ProjectPaths) -> Pairs:
+def read_pairs(layout: ProjectPaths) -> Pairs:
+    """Pairs of the splits `train` and `val`.
+
+    Raises:
+        DataError: the table is missing or not valid, or split `train` has no pair.
+    """
     path = layout.pairs / "pairs.parquet"
-    rows = read_table(path, PAIRS).to_pylist()
+    rows = read_table(path, PAIRS).select(PAIR_COLUMNS).to_pylist()
     pairs = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
     if not pairs["train"]:
         raise DataError(f"{path}: split 'train' has no pair", "run dvc repro pair with more data")
@@ -185,18 +194,18 @@ def _load_inputs(
     digest: str,
     report: StageReport,
 ) -> TrainingInputs:
-    """Audio tokens of all clips, from the result cache where possible, and readers for the rest."""
+    """Audio tokens of all clips, from the feature store where possible, and readers for the rest."""
     media = MediaShardReader(layout.media)
 
-    def open_cache(mark: str, schema: pa.Schema) -> ResultCache:
-        return ResultCache(str(layout.result_cache), "train", mark, schema)
+    def open_store(mark: str, columns: Sequence[str]) -> FeatureStore:
+        return FeatureStore(layout.result_cache / "train" / mark, columns)
 
-    cache = open_cache(cache_fingerprint(config.audio, config.seed, encoder), TOKENS_SCHEMA)
+    store = open_store(cache_fingerprint(config.audio, config.seed, encoder), TOKEN_COLUMNS)
     rows = [row for split in SPLITS for row in pairs[split]]
     features, report.cache_misses, report.cache_hits = load_or_encode_clips(
-        config.audio, config.seed, encoder, cache, media.sound, rows
+        config.audio, config.seed, encoder, store, media.sound, rows
     )
-    return TrainingInputs(digest, pairs, features, encoder, media.image, open_cache)
+    return TrainingInputs(digest, pairs, features, encoder, media.image, open_store)
 
 
 def _train(config: TrainConfig, folder: Path, prepared: TrainingRun, logger: TrackingLogger, setup: DistributedSetup) -> None:

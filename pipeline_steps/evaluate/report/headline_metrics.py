@@ -44,7 +44,12 @@ def headline_metrics(evaluation: Row, judge: str, audio_judge: str, num_pairs: i
 
 
 def chance_warnings(metrics: Row) -> list[str]:
-    """One line for each set on which the model's win rate is not above chance: its interval does not lie above 0.5."""
+    """One line for each set on which the model's win rate is not above chance: its interval does not lie above 0.5.
+
+    A model without any win rate, because there are too few pairs, gets one line as well.
+    """
+    if not any("win_rate" in metrics.get(name, {}) for name in SETS):
+        return ["no win rate was measured, so nothing shows that the model uses the audio"]
     lines = []
     for name in SETS:
         value, low, high = (metrics.get(name, {}).get(f"win_rate{suffix}") for suffix in ("", "_low", "_high"))

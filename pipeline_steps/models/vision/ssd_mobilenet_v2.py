@@ -64,7 +64,8 @@ class SsdMobileNetV2(BundledModel):
     def features(self, images: Sequence[ByteArray]) -> FloatArray:
         """Rows [N, 960] for similarities: the last depthwise map of the backbone, averaged over the middle 60 % of the image.
 
-        Of the variants measured, this layer and window separate the labels of small images best (docs/results/notebook/judges.md).
+        Of the variants measured, this layer and window separate the labels of small images best
+        (docs/results/notebook/judges.md).
         """
         rows = np.zeros((len(images), FEATURES), np.float32)
         for row, image in enumerate(images):

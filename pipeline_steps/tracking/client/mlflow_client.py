@@ -22,6 +22,7 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 RUN_KEY_TAG = "sonify.spool"
+TRACKING_URI = "MLFLOW_TRACKING_URI"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Selects MLflow's pages for training runs instead of those for language-model applications."""
 REJECTION_CODES = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "MALFORMED_REQUEST", "INVALID_STATE"}
@@ -72,7 +73,11 @@ class MlflowStore:
         import mlflow
 
         self.settings = settings
+        chosen = os.environ.get(TRACKING_URI)
         mlflow.set_tracking_uri(settings.uri)
+        os.environ.pop(TRACKING_URI, None)  # MLflow sets it, and another project of this process would use this store
+        if chosen is not None:
+            os.environ[TRACKING_URI] = chosen
         self.client: MlflowClient = mlflow.MlflowClient(tracking_uri=settings.uri)
         self._experiment_id = ""
 

@@ -209,7 +209,7 @@ def log_model_metrics(store: MlflowStore, queue: OfflineQueue, run_id: str, entr
     for version in store.call(store.client.search_model_versions, f"name = '{REGISTERED_MODEL}'", max_results=10_000):
         if version.source == f"models:/{model.model_id}":
             store.call(store.client.update_model_version, version.name, version.version, description=text)
-            verdict = "at chance" if warnings else "above chance"
+            verdict = "not above chance" if warnings else "above chance"
             store.call(store.client.set_model_version_tag, version.name, version.version, VERDICT_TAG, verdict)
 
 

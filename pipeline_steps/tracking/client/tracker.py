@@ -87,7 +87,11 @@ class NoOpTracker:
         """Log numbers at a step; nested mappings become `outer/inner`. NaN and infinity are dropped and counted."""
 
     def log_image(self, key: str, image: ByteArray, step: int = 0) -> None:
-        """Log an image, uint8 [H, W, 3] or [H, W], at a step. MLflow shows images of one key as a series."""
+        """Log an image, uint8 [H, W, 3] or [H, W], at a step. MLflow shows images of one key as a series.
+
+        Images go to the parent run, if there is one. MLflow's tile shows the parameters of a run before the image, and those of
+        a stage leave no room for it; the parent has none.
+        """
 
     def log_audio(self, name: str, samples: FloatArray, rate: int) -> None:
         """Log mono audio, float32 [T] in [-1, 1] at `rate` Hz, as a WAV artifact below `audio/`."""
@@ -152,6 +156,9 @@ class Tracker(NoOpTracker):
     def log_image(self, key: str, image: ByteArray, step: int = 0) -> None:
         if image.dtype != np.uint8 or image.ndim not in {2, 3}:
             raise ValueError(f"image {key!r} must be uint8 [H, W, 3] or [H, W], got {image.dtype} {image.shape}")
+        if self._parent is not None:
+            self._parent.log_image(key, image, step)
+            return
         from PIL import Image
 
         if step <= self._last_steps.get(_key(key), -1):
@@ -351,11 +358,11 @@ def run(
 
 
 def _log_pipeline_start(parent: Tracker, layout: ProjectPaths, queue: OfflineQueue, params: Mapping[str, Any]) -> None:
-    """Log parameters and tags of a new parent run; one that goes on is running again."""
+    """Log `params.yaml` and tags of a new parent run; one that goes on is running again."""
     is_new = not queue.entries_file.exists() and not queue.state().sent
     parent._append("start")
     if is_new:
-        parent.log_params(params)
+        parent.log_artifact(layout.params)
         parent.log_tags({**dvc_digests.git_tags(layout), **identity_tags(layout, params), **_flow_tags()})
 
 

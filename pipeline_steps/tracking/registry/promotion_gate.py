@@ -100,7 +100,7 @@ def check_floor(gate: PromotionGate, values: Mapping[str, Mapping[str, Any]]) ->
     for name in names:
         found = values.get(name)
         if found is None:
-            reasons.append(f"NO: {name} is not in the evaluation, so nothing shows that the model hears the sound")
+            reasons.append(f"NO: {name} is not in the evaluation, so nothing shows that the model uses the audio")
             continue
         low, high = found.get("low"), found.get("high")
         passed = is_above_chance(low)

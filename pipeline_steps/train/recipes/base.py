@@ -6,7 +6,7 @@ This module and the `__init__.py` of a recipe's folder do not import torch, beca
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,14 +21,12 @@ from pipeline_steps.train.config_groups import (
 )
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from pipeline_steps.audio.mixing import Tracks
     from pipeline_steps.core.array_types import ByteArray
-    from pipeline_steps.core.result_cache import ResultCache
     from pipeline_steps.diffusion.audio_tokens import AudioTokenizer, AudioTokens
     from pipeline_steps.train.data import AudioImageDataModule
     from pipeline_steps.train.distributed import DistributedSetup
+    from pipeline_steps.train.feature_store import FeatureStore
     from pipeline_steps.train.lightning_module import DiffusionModule
 
 
@@ -59,23 +57,23 @@ class RecipeSettings:
 
 @dataclass(frozen=True, slots=True)
 class TrainingInputs:
-    """Data of a run and access to its caches.
+    """Data of a run and access to its feature stores.
 
     Attributes:
         digest: identity of the run.
-        pairs: pair rows by split, `train` and `val`.
-        features: encoded augmentations by clip, the first of the clip itself.
+        pairs: pair rows by split, `train` and `val`, with image id, tracks and split.
+        features: encoded augmentations by clip, the first of the clip itself; read from disk at each access.
         encoder: audio encoder that made them.
         image: RGB uint8 [H, W, 3] by image id.
-        open_cache: result cache of a fingerprint and a schema.
+        open_store: feature store of a fingerprint and its columns.
     """
 
     digest: str
     pairs: Mapping[str, list[dict[str, Any]]]
-    features: Mapping[Tracks, list[AudioTokens]]
+    features: Mapping[Tracks, Sequence[AudioTokens]]
     encoder: AudioTokenizer
     image: Callable[[str], ByteArray]
-    open_cache: Callable[[str, pa.Schema], ResultCache]
+    open_store: Callable[[str, Sequence[str]], FeatureStore]
 
 
 @dataclass(frozen=True, slots=True)

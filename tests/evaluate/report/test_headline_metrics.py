@@ -49,6 +49,12 @@ def test_win_rate_that_may_be_chance_is_a_warning(low: float | None) -> None:
     assert "not above chance (0.5)" in warning
 
 
+def test_too_few_pairs_to_judge_are_a_warning() -> None:
+    found = headline_metrics({"judges": {}, "warnings": [], "abilities": {}}, "j", "a", 2, 4)
+    assert found == {"pairs": {"count": 2, "coverage": 0.5}}
+    assert chance_warnings(found) == ["no win rate was measured, so nothing shows that the model uses the audio"]
+
+
 def test_rows_of_the_plots() -> None:
     found = evaluation(0.55)
     assert [(row["row"], row["win_rate"]) for row in win_rate_rows(found, "j")] == [

@@ -200,7 +200,7 @@ def test_charts_place_values_in_order_inside_the_box() -> None:
     corners = [tuple(map(float, corner.split(","))) for corner in curves.bands[0].points.split()]
     middle = [tuple(map(float, corner.split(","))) for corner in curves.lines[0].points.split()]
     assert corners[:3] == middle  # without an upper end the band ends at the curve
-    assert [x for x, _ in corners] == [56.0, 340.0, 624.0, 624.0, 340.0, 56.0]
+    assert [x for x, _ in corners] == [56.0, 220.0, 384.0, 384.0, 220.0, 56.0]
     assert all(below > y for (_, below), (_, y) in zip(corners[3:], middle[::-1], strict=True))
     assert curves_with_intervals({"sweep": []}, "gain") is None
     curve = line_chart({"loss": [(0, 3.0), (10, 1.0)]}, "steps")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pipeline_steps.ingest.config import DecoderLimitsConfig, IngestConfig, MetadataColumnsConfig
-from pipeline_steps.ingest.sources.resolve import collect_candidates
+from pipeline_steps.ingest.sources.resolve import collect_all_candidates
 from tests.factories.dataset_layouts import audio, put
 
 SCRIPT = Path(__file__).with_name("toy_manifest.py")
@@ -19,9 +19,9 @@ def test_ingest_reads_the_manifest_that_the_example_writes(tmp_path: Path) -> No
     subprocess.run([sys.executable, str(SCRIPT), str(tmp_path), "CC0-1.0"], check=True, capture_output=True)
     columns = MetadataColumnsConfig(license="license", author=None, source=None, group="group")
     config = IngestConfig(
-        root="pool", metadata="manifest.csv", columns=columns, pool=None, holdout=None, decoder=DecoderLimitsConfig(workers=1)
+        root=str(tmp_path), metadata="manifest.csv", columns=columns, pool=None, holdout=None, decoder=DecoderLimitsConfig(workers=1)
     )
-    found = collect_candidates(config, tmp_path)
+    found = collect_all_candidates(config, tmp_path)
     assert {file.path: file.license for file in found.files} == {
         "dog/rex_1.wav": "CC0-1.0", "dog/rex_2.wav": "CC0-1.0", "bell/church_1.wav": "CC0-1.0",
     }  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from huggingface_hub import DatasetCard
 
+from pipeline_steps.core.checksums import record_checksums
 from pipeline_steps.core.errors import ConfigError, DataError
 from pipeline_steps.core.escape import escape_csv, escape_markdown
 from pipeline_steps.core.hashing import sha256_bytes
@@ -173,7 +174,8 @@ def test_several_tracks_become_several_members(paired: ProjectPaths, tmp_path: P
     pairs = read_table(paired.pairs / "pairs.parquet", PAIRS).to_pylist()
     for pair in pairs:
         pair["tracks"] = [*pair["tracks"], {**pair["tracks"][0], "gain_db": -6.0}]
-    write_table(paired.pairs / "pairs.parquet", PAIRS, pairs)
+    with record_checksums("pair", paired.pairs):
+        write_table(paired.pairs / "pairs.parquet", PAIRS, pairs)
     assert track_members(pairs[0]) == ["0.flac", "1.flac"]
     release = export_webdataset(paired, tmp_path / "release")
     with tarfile.open(tmp_path / "release" / release.shards[0]) as tar:

@@ -239,6 +239,7 @@ def test_moved_project_keeps_its_artifacts_and_a_copy_leaves_the_original_alone(
     layout: ProjectPaths, sqlite: Sqlite, exported_model: Path, tmp_path: Path
 ) -> None:
     import mlflow
+    from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
     from pipeline_steps.tracking.registry.model_comparison import fetch_model
     from pipeline_steps.tracking.registry.model_registry import ModelRegistry
@@ -252,6 +253,7 @@ def test_moved_project_keeps_its_artifacts_and_a_copy_leaves_the_original_alone(
     copy = ProjectPaths(tmp_path / "50%_copy")
     shutil.copytree(layout.root, copy.root)
     before = sorted(path.relative_to(layout.root) for path in layout.root.rglob("*"))
+    _artifact_repos_cache.clear()  # MLflow keeps the addresses of runs in a process; a copy is used by another process
     registry = ModelRegistry(copy)
     gone = tmp_path / "gone"
     shutil.move(layout.root, gone)  # nothing is read from the original
@@ -266,7 +268,7 @@ def test_moved_project_keeps_its_artifacts_and_a_copy_leaves_the_original_alone(
     (experiment,) = registry.client.search_experiments(filter_string="name = 'seeing-sound'")
     assert experiment.artifact_location == (copy.root / "mlartifacts").resolve().as_uri()
     served = mlflow.MlflowClient(registry.settings.uri).get_model_version_by_alias(REGISTERED_MODEL, "challenger")
-    assert served.version == "2"
+    assert str(served.version) == "2"
 
 
 def test_version_carries_its_evaluation(layout: ProjectPaths, sqlite: Sqlite, exported_model: Path) -> None:
@@ -282,9 +284,9 @@ def test_version_carries_its_evaluation(layout: ProjectPaths, sqlite: Sqlite, ex
     assert "- test/win_rate 0.52 [0.45, 0.61]" in version.description
     evaluation = next(run for run in runs(client) if run.info.run_name == "evaluate")
     assert f"/runs/{evaluation.info.run_id}/artifacts" in version.description
-    assert {"dataset": "birds", "seed": "7", "evaluation": "at chance"}.items() <= version.tags.items()
+    assert {"dataset": "birds", "seed": "7", "evaluation": "not above chance"}.items() <= version.tags.items()
     assert len(version.tags) <= 8
-    logged = {metric.key: metric.value for metric in client.get_logged_model(version.model_id).metrics}
+    logged = {metric.key: metric.value for metric in client.get_logged_model(version.source.removeprefix("models:/")).metrics}
     assert logged == {"test/win_rate": 0.52, "test/win_rate_low": 0.45, "test/win_rate_high": 0.61, "test/clips": 13.0}
     # The registry's page that compares versions shows the metrics of the training runs.
     assert client.get_run(version.run_id).data.metrics["test/win_rate"] == 0.52

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline_steps import tracking
@@ -30,6 +31,7 @@ def under_dvc(layout: ProjectPaths, monkeypatch: pytest.MonkeyPatch) -> ProjectP
 def stage(layout: ProjectPaths, name: str, key: str | None = None) -> None:
     with tracking.run(name, layout, Config(), resume_key=key) as tracker:
         tracker.log_metrics({f"{name}/items": 1.0})
+        tracker.log_image("samples/grid", np.zeros((4, 4, 3), np.uint8), step=3)
         if name == "evaluate":
             tracker.log_pipeline_metrics({"test": {"win_rate": 0.6, "win_rate_low": 0.55}})
 
@@ -47,7 +49,11 @@ def test_stages_are_below_a_run_named_by_data_set_seed_and_experiment(
     assert {run.data.tags[PARENT] for run in found.values()} == {parent.info.run_id}
     assert PARENT not in parent.data.tags
     assert parent.info.status == "FINISHED"
-    assert parent.data.params == {"ingest.root": "data/birds", "train.seed": "7"}
+    # MLflow's tile shows the parameters of a run before its image: the parent has the images and no parameters.
+    assert parent.data.params == {}
+    assert len(sqlite().list_artifacts(parent.info.run_id, "images")) == 2  # one step, logged once, and its thumbnail
+    assert all(not sqlite().list_artifacts(run.info.run_id, "images") for run in found.values())
+    assert "params.yaml" in {item.path for item in sqlite().list_artifacts(parent.info.run_id)}
     assert parent.data.metrics == {"test/win_rate": 0.6, "test/win_rate_low": 0.55}
     assert {run.data.tags["dvc.exp.name"] for run in (parent, *found.values())} == {"loud-lark"}
 

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from pipeline_steps.core.errors import ConfigError
 from pipeline_steps.core.project_paths import ProjectPaths
-from pipeline_steps.core.result_cache import ResultCache
 from pipeline_steps.diffusion.audio_prompt import AudioPrompt
 from pipeline_steps.diffusion.audio_tokens import AudioTokens
 from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
@@ -25,10 +24,11 @@ from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
 from pipeline_steps.train import stage
 from pipeline_steps.train.config import TrainConfig
 from pipeline_steps.train.data import BatchPartition, TrainingBatch
+from pipeline_steps.train.feature_store import FeatureStore
 from pipeline_steps.train.recipes.base import TrainingRun
 from pipeline_steps.train.recipes.ip_adapter.config import IPAdapterConfig
 from pipeline_steps.train.recipes.ip_adapter.data import (
-    LATENTS_SCHEMA,
+    LATENT_COLUMNS,
     IPAdapterDataModule,
     IPAdapterDataset,
     latents_fingerprint,
@@ -261,8 +261,10 @@ def test_latents_are_cached_and_sampled_from_their_distribution(
     picture = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
 
     def encoded(*ids: str) -> tuple[torch.Tensor, torch.Tensor]:
-        cache = ResultCache(str(tmp_path / "cache"), "train", "fingerprint", LATENTS_SCHEMA)
-        return load_or_encode_latents(backbone, cache, lambda _: picture, list(ids), 64, mirror=True)
+        store = FeatureStore(tmp_path / "store", LATENT_COLUMNS)
+        stored = load_or_encode_latents(backbone, store, lambda _: picture, list(ids), 64, mirror=True)
+        both = [rows[[0, 0, 1, 1], [0, 1, 0, 1]].view(2, 2, 4, 8, 8) for rows in stored]
+        return both[0], both[1]
 
     means, stds = encoded("a", "b")
     assert means.shape == stds.shape == (2, 2, 4, 8, 8)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from pipeline_steps.audio.mixing import Tracks
-from pipeline_steps.core.array_types import ByteArray
+from pipeline_steps.core.array_types import ByteArray, IntArray
 from pipeline_steps.core.hashing import fingerprint
-from pipeline_steps.core.result_cache import ResultCache
 from pipeline_steps.diffusion.audio_tokens import AudioTokens
 from pipeline_steps.diffusion.image_processor import normalize_to_tensor, pad_to_square
 from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
@@ -27,15 +25,38 @@ from pipeline_steps.train.data import (
     deterministic_batch,
     step_generator,
 )
+from pipeline_steps.train.feature_store import FeatureStore, RowNumbers
 from pipeline_steps.train.recipes.ip_adapter.config import IPAdapterConfig
 
 LATENTS_VERSION = 1
 """Version of the latents, part of the cache fingerprint. Raise it whenever their values change."""
-LATENTS_SCHEMA = pa.schema([pa.field("mean", pa.binary()), pa.field("std", pa.binary())])
+LATENT_COLUMNS = ("mean", "std")
+"""Values of a stored image: float16 [C, h, w] each."""
 GPU_BATCH_SIZE = 16
 """Images encoded together on a GPU. On a CPU they are encoded one by one, so that rounding does not depend on a batch."""
 ROWS_PER_PART = 256
 VALIDATION_PAIRS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLatents:
+    """Rows float16 [P, V, C, h, w] of a column of the store; those that an index selects are read.
+
+    Attributes:
+        rows: [P, V] in the store.
+        shape: C, h, w.
+    """
+
+    store: FeatureStore
+    column: str
+    rows: RowNumbers
+    shape: tuple[int, int, int]
+
+    def __getitem__(self, index: tuple[Any, Any]) -> torch.Tensor:
+        images, variants = index
+        chosen = self.rows[np.asarray(images), np.asarray(variants)].reshape(-1)
+        values = [np.frombuffer(self.store.read(int(row), self.column), np.float16) for row in chosen]
+        return torch.from_numpy(np.stack(values)).view(-1, *self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +69,11 @@ class IPAdapterDataset:
         tokens: audio tokens of each clip, one item per augmentation, the first of the clip itself.
     """
 
-    means: torch.Tensor
-    stds: torch.Tensor
-    images: list[int]
-    clips: list[int]
-    tokens: list[list[AudioTokens]]
+    means: torch.Tensor | StoredLatents
+    stds: torch.Tensor | StoredLatents
+    images: Sequence[int] | IntArray
+    clips: Sequence[int] | IntArray
+    tokens: Sequence[Sequence[AudioTokens]]
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -60,48 +81,41 @@ class IPAdapterDataset:
 
 def load_or_encode_latents(
     backbone: StableDiffusionBackbone,
-    cache: ResultCache,
+    store: FeatureStore,
     image: Callable[[str], ByteArray],
     image_ids: list[str],
     resolution: int,
     mirror: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means and standard deviations float16 [P, V, C, h, w] of the latents of images, cached by image.
+) -> tuple[StoredLatents, StoredLatents]:
+    """Means and standard deviations float16 [P, V, C, h, w] of the latents of images, stored by image.
 
     Args:
         backbone: its autoencoder is used; loaded.
-        cache: of `LATENTS_SCHEMA`, with the fingerprint of backbone and resolution.
+        store: of `LATENT_COLUMNS`, with the fingerprint of backbone and resolution.
         image: RGB uint8 [H, W, 3] by id.
         image_ids: distinct ids.
         resolution: side in px.
         mirror: whether mirror images are encoded too.
     """
-    items = [(image_id, mirrored) for image_id in image_ids for mirrored in ((False, True) if mirror else (False,))]
-    keys = [f"{image_id}{'-mirrored' if mirrored else ''}" for image_id, mirrored in items]
-    cached = cache.load(keys)
-    missing = [(key, *item) for key, item in zip(keys, items, strict=True) if key not in cached]
+    variants = ("", "-mirrored") if mirror else ("",)
+    keys = [f"{image_id}{variant}" for image_id in image_ids for variant in variants]
+    missing = np.flatnonzero(store.find(keys) < 0).tolist()
     batch_size = GPU_BATCH_SIZE if backbone.device.type == "cuda" else 1
-    new: dict[str, dict[str, Any]] = {}
+    new: dict[str, dict[str, bytes]] = {}
     for start in range(0, len(missing), batch_size):
         chunk = missing[start : start + batch_size]
-        squares = [pad_to_square(image(image_id), resolution) for _, image_id, _ in chunk]
-        oriented = [square[:, ::-1] if mirrored else square for square, (_, _, mirrored) in zip(squares, chunk, strict=True)]
+        squares = [pad_to_square(image(image_ids[item // len(variants)]), resolution) for item in chunk]
+        oriented = [square[:, ::-1] if item % len(variants) else square for square, item in zip(squares, chunk, strict=True)]
         mean, std = (part.half().cpu().numpy() for part in backbone.encode(normalize_to_tensor(np.stack(oriented))))
-        new |= {key: {"mean": mean[i].tobytes(), "std": std[i].tobytes()} for i, (key, _, _) in enumerate(chunk)}
+        new |= {keys[item]: {"mean": mean[i].tobytes(), "std": std[i].tobytes()} for i, item in enumerate(chunk)}
         if len(new) >= ROWS_PER_PART:
-            cache.append(new)
-            cached |= new
+            store.append(new)
             new = {}
-    cache.append(new)
-    cached |= new
-    side, variants = resolution // backbone.stride, 2 if mirror else 1
-    shape = (len(image_ids), variants, backbone.channels, side, side)
-
-    def stacked(column: str) -> torch.Tensor:
-        rows = [np.frombuffer(cached[key][column], np.float16) for key in keys]
-        return torch.from_numpy(np.stack(rows) if rows else np.zeros(0, np.float16)).view(shape)
-
-    return stacked("mean"), stacked("std")
+    store.append(new)
+    side = resolution // backbone.stride
+    rows, shape = store.find(keys).reshape(len(image_ids), len(variants)), (backbone.channels, side, side)
+    mean, std = (StoredLatents(store, column, rows, shape) for column in LATENT_COLUMNS)
+    return mean, std
 
 
 def latents_fingerprint(backbone: StableDiffusionBackbone, resolution: int, accelerator: str) -> str:
@@ -112,8 +126,8 @@ def latents_fingerprint(backbone: StableDiffusionBackbone, resolution: int, acce
 
 def load_pairs(
     rows: list[dict[str, Any]],
-    features: Mapping[Tracks, list[AudioTokens]],
-    latents: Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]],
+    features: Mapping[Tracks, Sequence[AudioTokens]],
+    latents: Callable[[list[str]], tuple[StoredLatents, StoredLatents]],
 ) -> IPAdapterDataset:
     """Pairs of a split: latents of their images by id, and the audio tokens of their clips."""
     clips = {tracks: number for number, tracks in enumerate(distinct_clips(rows))}
@@ -122,8 +136,8 @@ def load_pairs(
     return IPAdapterDataset(
         means,
         stds,
-        images=[images[row["image_id"]] for row in rows],
-        clips=[clips[clip_of(row)] for row in rows],
+        images=np.array([images[row["image_id"]] for row in rows], np.int64),
+        clips=np.array([clips[clip_of(row)] for row in rows], np.int64),
         tokens=[features[tracks] for tracks in clips],
     )
 

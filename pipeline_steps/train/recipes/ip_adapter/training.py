@@ -11,11 +11,13 @@ from pipeline_steps.diffusion.ip_adapter import AudioEmbeds, AudioIPAdapter
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
 from pipeline_steps.diffusion.pipelines.ip_adapter import AudioIPAdapterPipeline, save_adapter
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
+from pipeline_steps.train.audio_feature_cache import without_grids
 from pipeline_steps.train.recipes.base import RecipeSettings, TrainingInputs, TrainingRun
 from pipeline_steps.train.recipes.ip_adapter.config import BackboneConfig, IPAdapterConfig
 from pipeline_steps.train.recipes.ip_adapter.data import (
-    LATENTS_SCHEMA,
+    LATENT_COLUMNS,
     IPAdapterDataModule,
+    StoredLatents,
     latents_fingerprint,
     load_or_encode_latents,
     load_pairs,
@@ -61,13 +63,14 @@ def prepare(
     adapter = build_adapter(config, settings.resolution, backbone, inputs.encoder)
     backbone.to(setup.device)
     hflip_prob = settings.image_augmentation.hflip_prob
-    cache = inputs.open_cache(latents_fingerprint(backbone, settings.resolution, setup.accelerator), LATENTS_SCHEMA)
+    store = inputs.open_store(latents_fingerprint(backbone, settings.resolution, setup.accelerator), LATENT_COLUMNS)
 
-    def latents(image_ids: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        return load_or_encode_latents(backbone, cache, inputs.image, image_ids, settings.resolution, hflip_prob > 0)
+    def latents(image_ids: list[str]) -> tuple[StoredLatents, StoredLatents]:
+        return load_or_encode_latents(backbone, store, inputs.image, image_ids, settings.resolution, hflip_prob > 0)
 
     train, validation = (load_pairs(inputs.pairs[split], inputs.features, latents) for split in ("train", "val"))
-    adapter.cache_prompts(tokens for pairs in (train, validation) for clip in pairs.tokens for tokens in clip)
+    clips = (clip for pairs in (train, validation) for clip in pairs.tokens)
+    adapter.cache_prompts(tokens for clip in clips for tokens in without_grids(clip))
     scheduler = backbone.build_scheduler("ddim" if settings.sampling.scheduler == "ddim" else "dpm++")
     pipeline = AudioIPAdapterPipeline(adapter, scheduler, None, generation_config(settings))
     shown = validation if len(validation) else train
