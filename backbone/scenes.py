@@ -1,9 +1,8 @@
 """Scenes: one or two images of single things at chosen sizes and places on white.
 
 A scene teaches the UNet what no single image shows: that a thing can be small, and that two things can stand beside each other.
-Its condition is the audio prompt of one or two sources (`pipeline_steps.diffusion.audio_prompt`). One thing of weight w has the
-token states `w * states(thing) + (1 - w) * states("")`. Two things of weights w and 1 - w share the tokens;
-the weights of their states are relative to the larger one. Sizes follow the weights.
+Its condition is a blend of token states: `weight * states(first) + (1 - weight) * states(second)`.
+The second caption is that of another image, or the empty caption. Sizes follow the weights.
 """
 
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ class Scene:
 
     Attributes:
         first, second: rows of the images; second is -1 for a scene of one thing.
-        weight: of the first one, in (0, 1).
+        weight: of the first one in the blend, in (0, 1).
         pixels: uint8 [size, size, 3].
     """
 

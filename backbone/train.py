@@ -26,7 +26,6 @@ from backbone.config import data_folder, params, vae_folder
 from backbone.model import PooledTextOverride, create_scheduler, create_unet, decode, sample_latents
 from backbone.text import TextEncoder
 from backbone.threads import ThreadTuner
-from pipeline_steps.diffusion.audio_prompt import share_tokens
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -39,7 +38,7 @@ class TrainingData:
         latents: memory-mapped, [images, 2, channels, size, size]; the second axis is the mirror image.
         scene_latents: memory-mapped, [scenes, 2, channels, size, size].
         scenes: [scenes, 2] rows of the images in each scene; the second is -1 for a scene of one thing.
-        scene_weights: [scenes] weight of the first one.
+        scene_weights: [scenes] weight of the first one in the blend of token states.
         states: memory-mapped float16 token states [captions, tokens, width]; row 0 is the empty caption.
         captions: caption rows of each image.
         weights: sampling weight of each image; zero outside the training split.
@@ -130,21 +129,17 @@ def make_batch(data: TrainingData, step: int, settings: dict[str, Any]) -> Batch
     )
     jitter = settings["text_noise"] * torch.randn((size, *data.states.shape[1:]), generator=rng)
 
-    def encode(caption: np.ndarray) -> torch.Tensor:
-        empty, one, other = (torch.from_numpy(data.states[part].astype(np.float32)) for part in (0, *caption))
-        strongest = torch.maximum(weight, 1 - weight)
-        both = [torch.lerp(empty, one, weight / strongest), torch.lerp(empty, other, (1 - weight) / strongest)]
-        two = torch.from_numpy(caption[1] > 0)[:, None, None]
-        states = torch.where(two, share_tokens(both), torch.lerp(empty, one, weight))
-        return torch.add(states, jitter * torch.from_numpy(caption[0] > 0)[:, None, None])
+    def blend(caption: np.ndarray) -> torch.Tensor:
+        one, other = (torch.from_numpy(data.states[part].astype(np.float32)) for part in caption)
+        return weight * one + (1 - weight) * other + jitter * torch.from_numpy(caption[0] > 0)[:, None, None]
 
     return Batch(
         images=first,
         latents=latents,
         noise=torch.randn(latents.shape, generator=rng),
         timesteps=sample_times(size, settings, rng),
-        states=encode(rows),
-        pooled_states=encode(pooled_rows),
+        states=blend(rows),
+        pooled_states=blend(pooled_rows),
     )
 
 

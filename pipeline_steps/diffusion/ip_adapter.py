@@ -107,8 +107,7 @@ class AudioIPAdapter(nn.Module):
 
     def cache_prompts(self, clips: Iterable[AudioTokens]) -> None:
         """Encode the texts of clips, so that `collate` runs no network: worker processes of a DataLoader cannot use a GPU."""
-        weighted = (self.audio_prompt.weighted_texts(clip.tags, clip.loudness) for clip in clips)
-        for text in sorted({"", *(text for texts in weighted for text, _ in texts)}):
+        for text in sorted({text for clip in clips for text, _ in self.audio_prompt.weighted_texts(clip.tags, clip.loudness)}):
             self.encode_prompt_on_cpu(text)
 
     def collate(self, clips: Sequence[AudioTokens]) -> AudioTokenBatch:

@@ -48,7 +48,7 @@ def test_batches_have_no_validation_or_unusable_images(tiny_data: Path) -> None:
     assert data.validation.tolist() == [4]
 
 
-def test_scenes_have_the_token_states_of_an_audio_prompt(tiny_data: Path) -> None:
+def test_scenes_have_blended_token_states(tiny_data: Path) -> None:
     no_noise = {"condition_dropout": 0.0, "pooled_dropout": 0.0, "text_noise": 0.0, "scene_fraction": 0.5}
     settings = params("train") | {"batch_size": 64} | no_noise
     data = TrainingData.load(tiny_data)
@@ -63,12 +63,10 @@ def test_scenes_have_the_token_states_of_an_audio_prompt(tiny_data: Path) -> Non
         else:
             assert any(torch.equal(batch.latents[row], latents) for latents in scene_latents)
             two = batch.images[row] == 0
-            other = captions[data.captions[1]]
-            if two:
-                weaker = captions[:1] + 0.4 / 0.6 * (other - captions[:1])
-                expected = np.stack([np.concatenate([a[:8], b[:8]]) for a in own for b in weaker])
-            else:
-                expected = 0.3 * own + 0.7 * captions[:1]
+            other = captions[data.captions[1]] if two else captions[:1]
+            weight = 0.6 if two else 0.3
+            expected = weight * own[:, None] + (1 - weight) * other[None]
+            expected = expected.reshape(-1, *expected.shape[2:])
         assert np.abs(expected - batch.states[row].numpy()).max((1, 2)).min() < 1e-5
         assert torch.equal(batch.states[row], batch.pooled_states[row])
 
