@@ -216,5 +216,5 @@ def load_or_encode_clips(
             store.append(new)
             new = {}
     store.append(new)
-    rows = store.find(keys).reshape(len(clips), count)
-    return StoredClips(store, clips, rows, tokenizer.bands, tokenizer.width), len(missing), len(keys) - len(missing)
+    places = store.find(keys).reshape(len(clips), count)
+    return StoredClips(store, clips, places, tokenizer.bands, tokenizer.width), len(missing), len(keys) - len(missing)

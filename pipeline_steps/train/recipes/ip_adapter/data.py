@@ -114,8 +114,8 @@ def load_or_encode_latents(
     store.append(new)
     side = resolution // backbone.stride
     rows, shape = store.find(keys).reshape(len(image_ids), len(variants)), (backbone.channels, side, side)
-    mean, std = (StoredLatents(store, column, rows, shape) for column in LATENT_COLUMNS)
-    return mean, std
+    means, deviations = (StoredLatents(store, column, rows, shape) for column in LATENT_COLUMNS)
+    return means, deviations
 
 
 def latents_fingerprint(backbone: StableDiffusionBackbone, resolution: int, accelerator: str) -> str:
