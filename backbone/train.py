@@ -131,8 +131,8 @@ def make_batch(data: TrainingData, step: int, settings: dict[str, Any]) -> Batch
 
     def blend(caption: np.ndarray) -> torch.Tensor:
         one, other = (torch.from_numpy(data.states[part].astype(np.float32)) for part in caption)
-        blended: torch.Tensor = weight * one + (1 - weight) * other + jitter * torch.from_numpy(caption[0] > 0)[:, None, None]
-        return blended
+        states: torch.Tensor = weight * one + (1 - weight) * other + jitter * torch.from_numpy(caption[0] > 0)[:, None, None]
+        return states
 
     return Batch(
         images=first,

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline_steps.core.feature_store import FeatureStore
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import PAIRS
@@ -41,7 +42,6 @@ from pipeline_steps.train.audio_feature_cache import (
     without_grids,
 )
 from pipeline_steps.train.data import BatchPartition
-from pipeline_steps.train.feature_store import FeatureStore
 from pipeline_steps.train.recipes.ip_adapter.config import IPAdapterConfig
 from pipeline_steps.train.recipes.ip_adapter.data import (
     LATENT_COLUMNS,

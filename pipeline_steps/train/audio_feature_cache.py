@@ -16,6 +16,7 @@ import torch
 from pipeline_steps.audio.mixing import Tracks, mix_tracks, pair_tracks
 from pipeline_steps.audio.reverb import ROOMS_VERSION, simulate_room_impulse_responses
 from pipeline_steps.core.array_types import FloatArray
+from pipeline_steps.core.feature_store import FeatureStore, RowNumbers
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.core.seeding import seeded_rng
 from pipeline_steps.diffusion.audio_tokens import AstTokenizer, AudioTokenizer, AudioTokens, YamnetTokenizer
@@ -23,7 +24,6 @@ from pipeline_steps.models.audio.ast import AstEncoder
 from pipeline_steps.models.audio.yamnet import YamNet
 from pipeline_steps.train.augmentations import AUGMENT_VERSION, NUM_ROOMS, augment_audio
 from pipeline_steps.train.config_groups import AudioEncodingConfig
-from pipeline_steps.train.feature_store import FeatureStore, RowNumbers
 
 TOKEN_COLUMNS = ("grid", "tags", "loudness")
 """Values of a stored clip: float16 [time, bands, width], float16 [521], float64."""
@@ -216,5 +216,5 @@ def load_or_encode_clips(
             store.append(new)
             new = {}
     store.append(new)
-    rows = store.find(keys).reshape(len(clips), count)
-    return StoredClips(store, clips, rows, tokenizer.bands, tokenizer.width), len(missing), len(keys) - len(missing)
+    places = store.find(keys).reshape(len(clips), count)
+    return StoredClips(store, clips, places, tokenizer.bands, tokenizer.width), len(missing), len(keys) - len(missing)

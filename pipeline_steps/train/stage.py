@@ -22,6 +22,7 @@ from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.atomic import write_bytes, write_json, write_text
 from pipeline_steps.core.checksums import write_checksums
 from pipeline_steps.core.errors import ConfigError, DataError
+from pipeline_steps.core.feature_store import FeatureStore
 from pipeline_steps.core.hashing import fingerprint, sha256_file
 from pipeline_steps.core.media_shards import INDEX, MediaShardReader
 from pipeline_steps.core.project_paths import ProjectPaths
@@ -55,7 +56,6 @@ from pipeline_steps.train.distributed import (
     resolve_setup,
     verify_ranks_agree,
 )
-from pipeline_steps.train.feature_store import FeatureStore
 from pipeline_steps.train.history import encode_png, final_metrics, loss_csv, validation_csv
 from pipeline_steps.train.lightning_module import LOG_EVERY_N_STEPS, DiffusionModule, NonFiniteLossError
 from pipeline_steps.train.recipes import RECIPES
@@ -106,7 +106,7 @@ def run(config: TrainConfig, layout: ProjectPaths) -> StageReport:
             inputs = _load_inputs(config, layout, encoder, pairs, digest, report)
             prepared = recipe.prepare(inputs)
         del inputs, pairs  # rows of a million pairs are gigabytes
-        _train(config, folder, prepared, TrackingLogger(tracker, prepared.module.objective), setup)
+        _train(config, folder, prepared, TrackingLogger(tracker, prepared.module.objective, config.validation_steps), setup)
         if not setup.is_first:
             sys.exit(0)  # process 0 exports and reports
         module = prepared.module

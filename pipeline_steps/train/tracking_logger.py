@@ -20,12 +20,14 @@ class TrackingLogger(Logger):  # type: ignore[misc, unused-ignore]
     Args:
         tracker: of the run.
         objective: name of the loss.
+        validation_steps: optimizer steps between validations.
     """
 
-    def __init__(self, tracker: NoOpTracker, objective: str) -> None:
+    def __init__(self, tracker: NoOpTracker, objective: str, validation_steps: int = 1) -> None:
         super().__init__()
         self.tracker = tracker
         self.objective = objective
+        self.validation_steps = validation_steps
 
     @property
     def name(self) -> str:
@@ -47,5 +49,8 @@ class TrackingLogger(Logger):  # type: ignore[misc, unused-ignore]
         self.tracker.log_metrics(values, step=(step or 0) + 1)
 
     def log_image(self, key: str, image: ByteArray, step: int) -> None:
-        """Log an image uint8 [H, W, 3] after `step` optimizer steps."""
-        self.tracker.log_image(key, image, step=step)
+        """Log an image uint8 [H, W, 3] after `step` optimizer steps, numbered by validation from 0.
+
+        MLflow's tile begins at step 0 and is empty if nothing was logged there.
+        """
+        self.tracker.log_image(f"{key}_by_validation", image, step=max(0, -(-step // self.validation_steps) - 1))

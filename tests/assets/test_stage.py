@@ -133,13 +133,13 @@ bytes = {len(LABELS)}
     source.write_bytes(LABELS[:-1] + b"?")
     with pytest.raises(IntegrityError, match=r"labels\.txt: sha256 expected"):
         run(AssetsConfig(), layout)
+    source.unlink()
+    with pytest.raises(IntegrityError, match="git checkout"):
+        run(AssetsConfig(), layout)
     shutil.rmtree(layout.root / "weights")
     with pytest.raises(ConfigError, match=r"weights \(0 MB\) is neither in the project nor beside the package") as caught:
         run(AssetsConfig(), layout)
     assert "copy the folder weights of the source repository into the project" in str(caught.value)
-    source.unlink()
-    with pytest.raises(IntegrityError, match="git checkout"):
-        run(AssetsConfig(), layout)
 
 
 def test_wheel_with_another_hash_is_an_error(tmp_path: Path, registry: Path) -> None:

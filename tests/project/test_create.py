@@ -281,9 +281,10 @@ def up_to_date(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     layout, _ = create_project(folder / "project", *folders(folder / "files"))
     for stage in YAML(typ="safe").load(layout.graph.read_text())["stages"].values():
         for out in [*stage["outs"], *stage.get("metrics", ())]:
-            (out,) = [out] if isinstance(out, str) else out
-            (layout.root / out).parent.mkdir(parents=True, exist_ok=True)
-            (layout.root / out).write_text("{}")
+            (path,) = (layout.root / name for name in ([out] if isinstance(out, str) else out))
+            if path != layout.code:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("{}")
     dvc(layout.root, "commit", "--force", "--quiet", package=package)
     assert set(json.loads(dvc(layout.root, "status", "--json", package=package))) == {"code"}
     return layout.root, package

@@ -204,7 +204,7 @@ def test_metrics_are_tracked_by_optimizer_step(backbone: Path) -> None:
     losses = {step: values["train/validation_loss_toy"] for step, values in notes.rows if "train/validation_loss_toy" in values}
     assert losses == {int(step): pytest.approx(loss) for step, loss in module.validation.items()}
     assert list(losses) == grids == [3, 6, 7], "the last step is validated too"
-    assert notes.images == [("samples/grid", step) for step in grids]
+    assert notes.images == [("samples/grid_by_validation", step - 1) for step in grids]
 
 
 def test_the_time_spent_waiting_for_data_is_measured(monkeypatch: pytest.MonkeyPatch, backbone: Path) -> None:

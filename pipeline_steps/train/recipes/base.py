@@ -23,10 +23,10 @@ from pipeline_steps.train.config_groups import (
 if TYPE_CHECKING:
     from pipeline_steps.audio.mixing import Tracks
     from pipeline_steps.core.array_types import ByteArray
+    from pipeline_steps.core.feature_store import FeatureStore
     from pipeline_steps.diffusion.audio_tokens import AudioTokenizer, AudioTokens
     from pipeline_steps.train.data import AudioImageDataModule
     from pipeline_steps.train.distributed import DistributedSetup
-    from pipeline_steps.train.feature_store import FeatureStore
     from pipeline_steps.train.lightning_module import DiffusionModule
 
 

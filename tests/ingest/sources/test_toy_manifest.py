@@ -18,9 +18,7 @@ def test_ingest_reads_the_manifest_that_the_example_writes(tmp_path: Path) -> No
         put(tmp_path / f"{name}.wav", audio(number))
     subprocess.run([sys.executable, str(SCRIPT), str(tmp_path), "CC0-1.0"], check=True, capture_output=True)
     columns = MetadataColumnsConfig(license="license", author=None, source=None, group="group")
-    config = IngestConfig(
-        root=str(tmp_path), metadata="manifest.csv", columns=columns, pool=None, holdout=None, decoder=DecoderLimitsConfig(workers=1)
-    )
+    config = IngestConfig(root=str(tmp_path), metadata="manifest.csv", columns=columns, decoder=DecoderLimitsConfig(workers=1))
     found = collect_all_candidates(config, tmp_path)
     assert {file.path: file.license for file in found.files} == {
         "dog/rex_1.wav": "CC0-1.0", "dog/rex_2.wav": "CC0-1.0", "bell/church_1.wav": "CC0-1.0",

@@ -102,6 +102,5 @@ def test_invalid_files_are_refused_with_the_key(tmp_path: Path, text: str, why: 
         read_gate(ProjectPaths(tmp_path))
 
 
-def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"gate\.yaml is missing"):
-        read_gate(ProjectPaths(tmp_path))
+def test_a_project_without_the_file_has_the_gate_of_the_package(tmp_path: Path) -> None:
+    assert read_gate(ProjectPaths(tmp_path)) == read_gate(ProjectPaths(PROJECT))

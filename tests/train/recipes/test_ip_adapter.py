@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from pipeline_steps.core.errors import ConfigError
+from pipeline_steps.core.feature_store import FeatureStore
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.diffusion.audio_prompt import AudioPrompt
 from pipeline_steps.diffusion.audio_tokens import AudioTokens
@@ -24,7 +25,6 @@ from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
 from pipeline_steps.train import stage
 from pipeline_steps.train.config import TrainConfig
 from pipeline_steps.train.data import BatchPartition, TrainingBatch
-from pipeline_steps.train.feature_store import FeatureStore
 from pipeline_steps.train.recipes.base import TrainingRun
 from pipeline_steps.train.recipes.ip_adapter.config import IPAdapterConfig
 from pipeline_steps.train.recipes.ip_adapter.data import (

@@ -11,6 +11,7 @@ import torch
 
 from pipeline_steps.audio.mixing import Tracks
 from pipeline_steps.core.array_types import ByteArray, IntArray
+from pipeline_steps.core.feature_store import FeatureStore, RowNumbers
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.diffusion.audio_tokens import AudioTokens
 from pipeline_steps.diffusion.image_processor import normalize_to_tensor, pad_to_square
@@ -25,7 +26,6 @@ from pipeline_steps.train.data import (
     deterministic_batch,
     step_generator,
 )
-from pipeline_steps.train.feature_store import FeatureStore, RowNumbers
 from pipeline_steps.train.recipes.ip_adapter.config import IPAdapterConfig
 
 LATENTS_VERSION = 1
@@ -114,8 +114,8 @@ def load_or_encode_latents(
     store.append(new)
     side = resolution // backbone.stride
     rows, shape = store.find(keys).reshape(len(image_ids), len(variants)), (backbone.channels, side, side)
-    mean, std = (StoredLatents(store, column, rows, shape) for column in LATENT_COLUMNS)
-    return mean, std
+    means, deviations = (StoredLatents(store, column, rows, shape) for column in LATENT_COLUMNS)
+    return means, deviations
 
 
 def latents_fingerprint(backbone: StableDiffusionBackbone, resolution: int, accelerator: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline_steps.core.errors import IntegrityError
-from pipeline_steps.train.feature_store import FeatureStore
+from pipeline_steps.core.feature_store import FeatureStore
 
 
 @pytest.fixture
