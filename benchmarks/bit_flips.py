@@ -62,6 +62,7 @@ READERS = (
     (r"data/assets/", "evaluate"),
     (r"data/catalog/audio|data/media/audio|data/captions/(events|checksums)", "embed"),
     (r"data/catalog/quarantine|data/captions/meta|data/embeddings/quarantine", "evaluate"),
+    (r"data/media/(index|checksums)", "export"),  # stages whose results are cached open no media
     (r"data/catalog/|data/media/", "caption"),
     (r"data/captions/", "pair"),
     (r"data/embeddings/", "retrieve"),

@@ -165,7 +165,7 @@ def build(folder: Path, numbers: int = 6) -> Path:
     (folder / "presets/cubes.yaml").write_text("count:\n  power: 3\n")
     (folder / "work.py").write_text(WORK)
     (folder / "source.txt").write_text(" ".join(str(n) for n in range(numbers)))
-    (folder / ".gitignore").write_text(".cache/\n.runs/\nerror.json\n/out\n__pycache__/\n")
+    (folder / ".gitignore").write_text(".cache/\n.runs/\nerror.json\n/out\n/reports/runtime\n__pycache__/\n")
     (folder / ".dvcignore").write_text("__pycache__\n.runs\n.cache\n")
     git(folder, "init", "--quiet", "--initial-branch=main")
     dvc(folder, "init", "--quiet")

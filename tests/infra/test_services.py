@@ -49,7 +49,7 @@ def test_supervisor_configuration_contains_no_secret(env: ServiceEnvironment, tm
     text = (tmp_path / "supervisord.conf").read_text()
     words = [passwords.read(env.secrets, name) for name in passwords.GENERATED]
     assert not [word for word in words if word in text]
-    assert len(programs(env)) == 6
+    assert len(programs(env)) == 7
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30))

@@ -115,7 +115,9 @@ def test_new_image_is_one_decode_and_one_changed_shard(copy: Path) -> None:
     assert len(changed & {name for name in after if name.endswith(".tar")}) == 1
     assert changed - {name for name in changed if name.endswith(".tar")} == {
         "data/catalog/images.parquet",
+        "data/catalog/checksums.sha256",
         "data/media/index.parquet",
+        "data/media/checksums.sha256",
     }
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline_steps import __version__
 from pipeline_steps.core.atomic import atomic_path, write_bytes, write_json, write_text
+from pipeline_steps.core.checksums import read_verified
 from pipeline_steps.core.errors import ConfigError, DataError
 from pipeline_steps.core.hashing import sha256_file
 from pipeline_steps.core.media_shards import MediaShardReader, add_member
@@ -298,7 +299,7 @@ def _describe(
         ["seeing-sound", library],
         private,
     )
-    stats = json.loads((layout.pairs / "stats.json").read_text(encoding="utf-8"))
+    stats = json.loads(read_verified(layout.pairs / "stats.json"))
     parameters: dict[str, Any] = {"pairs left out for their license": sum(left_out.values()), **left_out}
     card = render_card(pairs, stats, parameters, title)
     if private:
