@@ -43,6 +43,8 @@ def run_stage(name: str, layout: ProjectPaths) -> None:
     report = stage.run(config, layout)
     report.write(layout.report(name), layout.runtime(name))
     print(report.line(), flush=True)
+    if name == STAGES[-1]:
+        print(f"report: {layout.reports / 'index.html'}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

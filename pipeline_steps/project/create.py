@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline_steps.core.git import try_git
 from pipeline_steps.core.pool_check import pool_roots, source_deps
 from pipeline_steps.core.presets import load_overlay, validate_params
 from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.ingest.file_signatures import kind_from_extension
 from pipeline_steps.ingest.sources.archives import AUTHOR, GROUP, LICENSE, SOURCE
 from pipeline_steps.project.code_digests import packaged_graph, packaged_stages, write_code_digests
 
@@ -70,6 +72,7 @@ def create_project(
     for key, path in (("--pictures", pictures), ("--sounds", sounds)):
         if not path.is_dir():
             raise ConfigError(f"{key}: {path} is not a folder", "name the folder that contains the files")
+    counts = {"pictures": _count(pictures, "image", "audio"), "sounds": _count(sounds, "audio", "image")}
     for path in (layout.params, layout.graph):
         if path.exists():
             raise ConfigError(f"{path} exists", f"change ingest.pools in it, then run: sonify init {folder}")
@@ -81,7 +84,22 @@ def create_project(
     validate_params(params, "report this: a project must be valid from the start")
     layout.root.mkdir(parents=True, exist_ok=True)
     write_text(layout.params, PARAMS_HEADER + _yaml(params))
-    return layout, [f"{layout.params}: preset {preset}", *renew_project(layout)]
+    found = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return layout, [f"{found} found by their names", f"{layout.params}: preset {preset}", *renew_project(layout)]
+
+
+def _count(folder: Path, kind: str, other: str) -> int:
+    """Files of a kind below a folder, by their names; archives and tables count as well.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    kinds = Counter(kind_from_extension(name) for _, _, names in os.walk(folder) for name in names)
+    count = kinds[kind] + kinds.total() - kinds["image"] - kinds["audio"] - kinds["unknown"]
+    if not count:
+        hint = f"; it has {kinds[other]} of kind {other}: are the two folders swapped?" if kinds[other] else ""
+        raise ConfigError(f"{folder} has no file of kind {kind}{hint}", "name the folder that contains the files")
+    return count
 
 
 def renew_project(layout: ProjectPaths) -> list[str]:
@@ -223,7 +241,7 @@ def _check_overlap(layout: ProjectPaths, params: Mapping[str, Any]) -> None:
             if path.is_relative_to(source) or (path != project and source.is_relative_to(path)):
                 raise ConfigError(
                     f"ingest.pools.{name}.root: {source} overlaps with {path}, which the pipeline writes",
-                    "choose a project folder beside the files, not around them",
+                    "choose a project folder beside the files, neither inside nor around them",
                 )
 
 
@@ -249,6 +267,8 @@ def _join_repositories(layout: ProjectPaths) -> list[str]:
         nested = top is not None and Path(top).resolve() != root.resolve()
         _call(root, sys.executable, "-m", "dvc", "init", "--quiet", *(["--subdir"] if nested else []))
         write_text(root / ".dvc/config", DVC_CONFIG)
+        if nested:  # DVC stages its files; what enters somebody's repository is theirs to decide
+            try_git(root, "reset", "--quiet", "--", ".dvc", ".dvcignore")
         done.append(f"{root}: new DVC project")
     _add_lines(root / ".dvcignore", DVC_IGNORED)
     return done

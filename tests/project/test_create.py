@@ -288,3 +288,35 @@ def up_to_date(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     dvc(layout.root, "commit", "--force", "--quiet", package=package)
     assert set(json.loads(dvc(layout.root, "status", "--json", package=package))) == {"code"}
     return layout.root, package
+
+
+def test_folders_without_files_of_their_kind_are_refused(tmp_path: Path) -> None:
+    pictures, sounds = folders(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="empty has no file of kind image"):
+        create_project(tmp_path / "project", tmp_path / "empty", sounds)
+    with pytest.raises(
+        ConfigError, match=r"sounds has no file of kind image; it has 3 of kind audio: are the two folders swapped\?"
+    ):
+        create_project(tmp_path / "project", sounds, pictures)
+    assert not (tmp_path / "project").exists()
+    _, done = create_project(tmp_path / "project", pictures, sounds)
+    assert done[0] == "3 pictures, 3 sounds found by their names"
+
+
+def test_a_typo_in_the_section_of_a_late_stage_is_found_first(tmp_path: Path) -> None:
+    pictures, sounds = folders(tmp_path)
+    layout, _ = create_project(tmp_path / "project", pictures, sounds)
+    params = YAML().load(layout.params)
+    params["evaluate"]["num_bootstraps"] = 7
+    YAML().dump(params, layout.params)
+    output = dvc(layout.root, "repro", fails=True)
+    assert "num_bootstraps" in output
+    assert "stage 'ingest'" not in output
+
+
+def test_a_project_in_a_repository_leaves_its_index_alone(tmp_path: Path) -> None:
+    pictures, sounds = folders(tmp_path)
+    run(tmp_path, "git", "init", "--quiet", ".")
+    create_project(tmp_path / "project", pictures, sounds)
+    assert "A " not in run(tmp_path, "git", "status", "--short")
