@@ -20,8 +20,9 @@ from pipeline_steps.core.git import try_git
 from pipeline_steps.core.pool_check import pool_roots, source_deps
 from pipeline_steps.core.presets import load_overlay, validate_params
 from pipeline_steps.core.project_paths import ProjectPaths
-from pipeline_steps.ingest.file_signatures import kind_from_extension
+from pipeline_steps.ingest.file_signatures import Kind, extension, kind_from_extension
 from pipeline_steps.ingest.sources.archives import AUTHOR, GROUP, LICENSE, SOURCE
+from pipeline_steps.ingest.sources.dataset_layouts import ARCHIVE_EXTENSIONS
 from pipeline_steps.project.code_digests import packaged_graph, packaged_stages, write_code_digests
 
 FILE_COLUMNS = ("file", "path", "file_name", "filename", "filepath", "image", "audio", "image_path", "audio_path")
@@ -88,18 +89,19 @@ def create_project(
     return layout, [f"{found} found by their names", f"{layout.params}: preset {preset}", *renew_project(layout)]
 
 
-def _count(folder: Path, kind: str, other: str) -> int:
-    """Files of a kind below a folder, by their names; archives and tables count as well.
+def _count(folder: Path, kind: Kind, other: Kind) -> int:
+    """Files of a kind below a folder, by their names.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, and no archive or table that may contain media.
     """
-    kinds = Counter(kind_from_extension(name) for _, _, names in os.walk(folder) for name in names)
-    count = kinds[kind] + kinds.total() - kinds["image"] - kinds["audio"] - kinds["unknown"]
-    if not count:
+    names = [name for _, _, files in os.walk(folder) for name in files]
+    kinds = Counter(kind_from_extension(name) for name in names)
+    archives = {end for ends in ARCHIVE_EXTENSIONS.values() for end in ends}
+    if not kinds[kind] and not any(extension(name) in archives for name in names):
         hint = f"; it has {kinds[other]} of kind {other}: are the two folders swapped?" if kinds[other] else ""
         raise ConfigError(f"{folder} has no file of kind {kind}{hint}", "name the folder that contains the files")
-    return count
+    return kinds[kind]
 
 
 def renew_project(layout: ProjectPaths) -> list[str]:

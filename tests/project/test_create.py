@@ -300,6 +300,8 @@ def test_folders_without_files_of_their_kind_are_refused(tmp_path: Path) -> None
     ):
         create_project(tmp_path / "project", sounds, pictures)
     assert not (tmp_path / "project").exists()
+    (tmp_path / "empty/shard-000.tar").write_bytes(b"")
+    create_project(tmp_path / "archives", tmp_path / "empty", sounds)
     _, done = create_project(tmp_path / "project", pictures, sounds)
     assert done[0] == "3 pictures, 3 sounds found by their names"
 
