@@ -92,11 +92,12 @@ def progress_bar(items: Sequence[Item], description: str) -> Iterable[Item]:
 
 
 def ingest_config(layout: ProjectPaths) -> IngestConfig:
-    """Section `ingest` of the project's parameters; its defaults where there is no `params.yaml`."""
+    """Section `ingest` of the project's parameters; its defaults where there is no such section."""
     from pipeline_steps.core.config import load_params, parse_section
     from pipeline_steps.ingest.config import IngestConfig
 
-    return parse_section(IngestConfig, "ingest", load_params(layout.params)) if layout.params.is_file() else IngestConfig()
+    params = load_params(layout.params) if layout.params.is_file() else {}
+    return parse_section(IngestConfig, "ingest", params) if "ingest" in params else IngestConfig()
 
 
 def layout_of(context: typer.Context) -> ProjectPaths:
