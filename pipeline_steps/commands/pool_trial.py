@@ -21,9 +21,7 @@ from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import AUDIO, IMAGES
 from pipeline_steps.core.tables import read_table, write_table
 from pipeline_steps.ingest.config import IngestConfig
-
-MIN_TEST_PAIRS = 2
-"""Test pairs below which the stage `evaluate` measures nothing, unless there are gold pairs."""
+from pipeline_steps.pair.stage import MIN_TEST_PAIRS
 
 
 @dataclass

@@ -3,17 +3,16 @@
 import sys
 from pathlib import Path
 
-from pipeline_steps.core.config import load_params
+from pipeline_steps.commands.run import check_params
 from pipeline_steps.core.errors import StageError
-from pipeline_steps.core.presets import validate_params
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.project.code_digests import write_code_digests
 
 layout = ProjectPaths(Path())
 try:
     # This stage always runs first, so an error in the section of a late stage is found before an early one starts.
-    validate_params(load_params(layout.params), "correct it in params.yaml")
+    check_params(layout)
 except StageError as error:
-    print(f"params.yaml: {error}", file=sys.stderr)
+    print(f"code: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 write_code_digests(layout)

@@ -47,7 +47,7 @@ def noise(tmp_path: Path) -> Path:
     return path
 
 
-def heard(drawing: Drawing) -> np.ndarray:
+def played_samples(drawing: Drawing) -> np.ndarray:
     samples, rate = soundfile.read(io.BytesIO(drawing.mixture), dtype="float32")
     assert rate == RATE
     return samples
@@ -59,7 +59,7 @@ def test_four_images_and_the_mixture_at_its_own_level(backend: DemoBackend, page
     assert drawing.label == "tone.wav -6 dB, seed 3"
     assert drawing.notes == ()
     expected = 10 ** (-6 / 20) * load_audio(ProjectPaths(page_project), tone)
-    np.testing.assert_allclose(heard(drawing), expected, atol=2 / 2**15)
+    np.testing.assert_allclose(played_samples(drawing), expected, atol=2 / 2**15)
     again = backend.draw([(tone, -6.0)], Room.NONE, GenerationSettings(seed=3))
     assert np.array_equal(drawing.images, again.images)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline_steps.core.config import load_params
 from pipeline_steps.core.hashing import fingerprint
+from pipeline_steps.core.pool_check import pool_roots
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.tracking.client.offline_queue import OfflineQueue, open_queue
 
@@ -57,9 +58,8 @@ def open_pipeline(project: ProjectPaths, layout: ProjectPaths, store: str) -> tu
 
 def identity_tags(layout: ProjectPaths, params: Mapping[str, Any]) -> dict[str, str]:
     """Tags that name a run and a model version: data set, seed of the training, experiment."""
-    ingest, train = (params.get(name) or {} for name in ("ingest", "train"))
-    pools = [pool.get("root", "") if isinstance(pool, Mapping) else pool for pool in ingest.get("pools") or ()]
-    names = [PurePosixPath(str(path)).name for path in (ingest.get("root"), *pools) if path]
+    train = params.get("train") or {}
+    names = [PurePosixPath(root).name for root in pool_roots(params).values()]
     tags = {"dataset": " + ".join(filter(None, names[:3])) or layout.root.resolve().name}
     tags |= {"seed": str(train["seed"])} if "seed" in train else {}
     return tags | ({EXPERIMENT_TAG: experiment_name()} if experiment_name() else {})

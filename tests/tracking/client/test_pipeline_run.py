@@ -13,6 +13,7 @@ import pytest
 from pipeline_steps import tracking
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.tracking.client.offline_queue import all_queues
+from pipeline_steps.tracking.client.pipeline_run import identity_tags
 from pipeline_steps.tracking.client.uploader import sync
 from tests.tracking.helpers import Config, FaultyProxy, Sqlite, runs
 
@@ -125,3 +126,10 @@ def test_experiment_in_a_temporary_folder_is_tracked_in_the_project(under_dvc: P
     assert not (copy / "mlflow.db").exists()
     assert sync(under_dvc) == {}
     assert sorted(run.info.run_name for run in runs(sqlite())) == ["birds seed 7", "pair"]
+
+
+def test_named_pools_give_the_data_set_the_names_of_their_folders(tmp_path: Path) -> None:
+    pools = {"pictures": {"root": "/home/ann/holiday"}, "sounds": {"root": "field"}}
+    assert identity_tags(ProjectPaths(tmp_path), {"ingest": {"pools": pools}})["dataset"] == "holiday + field"
+    assert identity_tags(ProjectPaths(tmp_path), {"ingest": {"root": "data/demo"}})["dataset"] == "demo"
+    assert identity_tags(ProjectPaths(tmp_path), {})["dataset"] == tmp_path.name
