@@ -19,7 +19,7 @@ import torch
 from pipeline_steps import tracking
 from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.atomic import write_bytes
-from pipeline_steps.core.checksums import read_verified
+from pipeline_steps.core.checksums import read_verified, verified_sha256
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.core.hashing import fingerprint, sha256_bytes
 from pipeline_steps.core.media_shards import SAMPLE_RATE, MediaShardReader
@@ -155,6 +155,7 @@ def evaluate(config: EvaluateConfig, layout: ProjectPaths, generator: ImageGener
     )
     report.cache_misses, report.cache_hits = result.cache_misses, result.cache_hits
     protocol = _protocol(config, generator) | {
+        "model_index_sha256": verified_sha256(index) if (index := layout.model / "model_index.json").is_file() else None,
         "families_that_took_part": sorted(set().union(*used_families.values())),
         "shared_families": shared,
     }

@@ -224,8 +224,14 @@ def sentence(found: Row, claim: str) -> str:
         opening = f"Not found that {claim}"
     numbers = f"mean Spearman {_interval(sweep['spearman'])} over {sweep['spearman']['n']} sounds, p {sweep['holm_p']:.2g}"
     for name, control in found["controls"].items():
-        numbers += f"; control {name.replace('_', ' ')} {_interval(control['spearman'])}"
+        numbers += f"; control {control_text(name)} {_interval(control['spearman'])}"
     return f"{opening}: {numbers}."
+
+
+def control_text(name: str) -> str:
+    """Name of a control for readers; it may end in the name of a clip, A or B."""
+    text = name.replace("_", " ")
+    return text[:-1] + text[-1].upper() if text.endswith((" a", " b")) else text
 
 
 def _interval(entry: Row) -> str:

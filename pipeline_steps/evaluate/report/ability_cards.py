@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.evaluate.abilities.base import SWEEP
 from pipeline_steps.evaluate.abilities.definitions import ABILITIES
-from pipeline_steps.evaluate.abilities.run_abilities import ShownSweep
+from pipeline_steps.evaluate.abilities.run_abilities import ShownSweep, control_text
 from pipeline_steps.evaluate.evaluation_plan import evenly_spaced_indices
 from pipeline_steps.evaluate.report.charts import curves_with_intervals, number_text
 from pipeline_steps.evaluate.report.media import ReportMedia
@@ -51,7 +51,7 @@ def conditions(found: Row) -> Iterator[tuple[str, Row]]:
     """Sweep and controls of an ability by their names in the report."""
     yield SWEEP, found["sweep"]
     for name, metrics in found["controls"].items():
-        yield f"control {name.replace('_', ' ')}", metrics
+        yield f"control {control_text(name)}", metrics
 
 
 def curve_rows(block: Row) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ def _items(shown: Sequence[ShownSweep], media: ReportMedia) -> list[dict[str, An
         )
         items[-1]["sweeps"].append(
             {
-                "name": sweep.condition.replace("_", " "),
+                "name": control_text(sweep.condition),
                 "control": sweep.condition != SWEEP,
                 "strip": media.strip(key, images),
                 "width": len(images) * (images.shape[2] + 2) - 2,

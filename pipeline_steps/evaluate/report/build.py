@@ -28,6 +28,10 @@ from pipeline_steps.evaluate.run_evaluation import EvaluationResult
 Row = Mapping[str, Any]
 
 SPLITS = ("train", "val", "test")
+Z_MEANING = (
+    "z is the distance of a sound's score from the mean of random sounds in standard deviations. Purple text is ground truth, "
+    "which only this stage reads."
+)
 
 
 def build_report(
@@ -61,6 +65,7 @@ def build_report(
     limits, judge = config.report, config.image_judges[0]
     flows = {"images": image_flow(tables), "audio": audio_flow(tables)}
     coverage = (len(tables.pairs), sum(not row["holdout"] for row in tables.images))
+    numbers = headline_metrics(evaluation, judge, config.audio_judge, *coverage)
     cards = pair_cards(tables.pairs, tables.events, tables.neighbors, catalog, media, limits.max_pairs, config.seed)
     context = {
         "meta": {
@@ -73,11 +78,12 @@ def build_report(
             "side": result.generated.shape[2],
             "strip_width": config.samples_per_audio * (result.generated.shape[3] + 2) - 2,
         },
+        "findings": summary.findings(evaluation, numbers, coverage),
         "headline": summary.headline(evaluation, judge, config.audio_judge, coverage),
         "warnings": [*evaluation["warnings"], *(text for flow in flows.values() for text in find_imbalances(flow))],
         "pairs_rule": _pairs_rule(len(tables.pairs), limits.max_pairs),
         "pairs": _grouped(cards),
-        "samples": _samples(config, result, plan, media),
+        "samples": _samples(config, result, plan, catalog, media),
         "charts": summary.win_charts(evaluation),
         "tables": summary.metric_tables(evaluation),
         "memorisation": {
@@ -106,7 +112,7 @@ def build_report(
     files["plots/retrieval.csv"] = csv_bytes(ranks)
     files |= _dvc_plots(evaluation, result, plan, history, judge, load_image)
     files["evaluation.json"] = json_bytes(evaluation)
-    files["metrics.json"] = json_bytes(headline_metrics(evaluation, judge, config.audio_judge, *coverage))
+    files["metrics.json"] = json_bytes(numbers)
     files["index.html"] = render_page(context).encode("utf-8")
     return files
 
@@ -142,13 +148,13 @@ def _grouped(cards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _samples(
-    config: EvaluateConfig, result: EvaluationResult, plan: EvaluationPlan, media: ReportMedia
+    config: EvaluateConfig, result: EvaluationResult, plan: EvaluationPlan, catalog: CatalogIndex, media: ReportMedia
 ) -> list[dict[str, Any]]:
-    """Galleries of samples of the test set and of the gold set; of training pairs if both are empty."""
+    """Galleries of samples of the test set and of the gold set without the empty ones; of training pairs if both are empty."""
     judge = config.image_judges[0]
     metrics = [f"win_rate_{judge}", f"ais_win_rate_{config.audio_judge}_{judge}"]
     sections = []
-    shown = {key: (SET_TITLES[key], plan.sets[key]) for key in ("test", "gold")}
+    shown = {key: (SET_TITLES[key], plan.sets[key]) for key in ("test", "gold") if plan.sets[key]}
     if plan.shown_training_pairs:
         shown["training"] = (TRAINING_TITLE, plan.shown_training_pairs)
     for key, (title, pairs) in shown.items():
@@ -158,19 +164,18 @@ def _samples(
             partner = found.partner.tolist()
             measured = {metric: [row.get(f"{metric}.model") for row in found.pairs] for metric in metrics}
             rates = {name: values for name, values in measured.items() if any(value is not None for value in values)}
-        cards = sample_cards(plan, pairs, partner, rates, media, result.generated, config.report.max_samples)
+        cards = sample_cards(plan, pairs, partner, rates, catalog, media, result.generated, config.report.max_samples)
         sections.append({"key": key, "title": title, "shown": len(cards), "total": len(pairs), "cards": cards})
     return sections
 
 
 def _pairs_rule(total: int, at_most: int) -> str:
     if total <= at_most:
-        return f"All {total} pairs, in descending order of z."
+        return f"All {total} pairs, in descending order of z times the confidence of the caption. {Z_MEANING}"
     third = at_most // 3
     return (
-        f"{at_most} of {total} pairs, chosen by rule: the {third} with the highest z, {at_most - 2 * third} selected at "
-        f"random with a fixed seed, and the {third} with the lowest z. z is the distance of a sound's score from the mean of "
-        "random sounds in standard deviations. Purple text is ground truth, which only this stage reads."
+        f"{at_most} of {total} pairs, chosen by rule: the {third} with the highest z times the confidence of the caption, "
+        f"{at_most - 2 * third} selected at random with a fixed seed, and the {third} with the lowest. {Z_MEANING}"
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline_steps.audio.mixing import pair_tracks
+from pipeline_steps.audio.mixing import Tracks, pair_tracks
 from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.evaluate.evaluation_plan import EvalPair, EvaluationPlan, evenly_spaced_indices, mix_id
 from pipeline_steps.evaluate.report.media import ReportMedia
@@ -23,6 +23,10 @@ class CatalogIndex:
     images: Mapping[str, Row]
     audio: Mapping[str, Row]
     labels: Mapping[str, str]
+
+    def audio_file(self, tracks: Tracks) -> str:
+        """Paths of the clips of a mixture."""
+        return " + ".join(str(self.audio[audio_id]["path"]) for audio_id, _ in tracks)
 
 
 FIRST_SAMPLES = 12
@@ -42,7 +46,7 @@ def pair_cards(
     seed: int,
 ) -> list[Card]:
     """Card of each selected pair: events of the image, the paired audio, and the nearest clips."""
-    chosen = select_pairs_to_show(pairs, at_most, seed)
+    chosen = select_pairs_to_show(pairs, events, at_most, seed)
     image_ids = {row["image_id"] for _, row in chosen}
     by_image: dict[str, list[Row]] = {}
     for event in events:
@@ -69,6 +73,8 @@ def _pair_card(
     sides = [catalog.labels.get(image_id), catalog.labels.get(audio_id)]
     return {
         "image_id": image_id[:12],
+        "image_file": image["path"],
+        "audio_file": catalog.audio_file(pair_tracks(pair)),
         "picture": media.image(image_id),
         "sound": {"audio": media.audio(mixed), "spectrogram": media.spectrogram(mixed)},
         "phrase": track["phrase"],
@@ -110,6 +116,7 @@ def sample_cards(
     pairs: Sequence[EvalPair],
     partner: Sequence[int],
     rates: Mapping[str, Sequence[float | None]],
+    catalog: CatalogIndex,
     media: ReportMedia,
     generated: ByteArray,
     at_most: int,
@@ -121,6 +128,7 @@ def sample_cards(
         pairs: of one set.
         partner: clip whose samples are shown as the control of each clip, -1: none.
         rates: win-rate metric -> value of each pair; the first metric orders the cards. Empty if nothing was measured.
+        catalog: names of the files.
         media: files of the report.
         generated: samples [M, S, H, W, 3] of every clip.
         at_most: number of cards.
@@ -133,13 +141,15 @@ def sample_cards(
         clip, other = clips[pair.clip], int(partner[pair.clip])
         cards.append(
             {
-                "label": clip.label or "unknown class",
+                "label": clip.label,
+                "audio_file": catalog.audio_file(clip.tracks),
+                "image_file": catalog.images[pair.image_id]["path"],
                 "seen": None if clip.label is None else clip.label in plan.seen_classes,
                 "sound": {"audio": media.audio(clip.key), "spectrogram": media.spectrogram(clip.key)},
                 "picture": media.image(pair.image_id),
                 "real": media.strip(clip.key, generated[pair.clip]),
                 "shuffled": media.strip(clips[other].key, generated[other]) if other >= 0 else None,
-                "shuffled_label": (clips[other].label or "unknown class") if other >= 0 else "",
+                "shuffled_label": (clips[other].label or catalog.audio_file(clips[other].tracks)) if other >= 0 else "",
                 "rates": [{"metric": name, "name": rate_name(name), "value": values[index]} for name, values in rates.items()],
             }
         )

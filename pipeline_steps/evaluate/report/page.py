@@ -22,6 +22,7 @@ def environment() -> Environment:
     made.filters["shown"] = escape_display
     made.filters["number"] = lambda value: "\u2013" if value is None else number_text(float(value))
     made.filters["interval"] = interval_text
+    made.filters["basename"] = lambda path: " + ".join(name.rpartition("/")[2] for name in path.split(" + "))
     return made
 
 

@@ -10,12 +10,20 @@ import numpy as np
 from pipeline_steps.evaluate.evaluation_plan import evenly_spaced_indices
 
 
-def select_pairs_to_show(pairs: Sequence[Mapping[str, Any]], at_most: int, seed: int) -> list[tuple[str, Mapping[str, Any]]]:
-    """At most `at_most` pairs as (reason, row): the best third by z, the weakest third, and random pairs between them.
+def select_pairs_to_show(
+    pairs: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], at_most: int, seed: int
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """At most `at_most` pairs as (reason, row): the best third, the weakest third, and random pairs between them.
 
-    Ties are broken by pair id, so the selection is a function of the table and the seed.
+    The order is that of z times the confidence of the image's event, because a sound can match a doubtful caption very well.
+    Ties are broken by pair id, so the selection is a function of the tables and the seed.
     """
-    ranked = sorted(pairs, key=lambda row: (-float(row["z_score"]), str(row["pair_id"])))
+    confidence = {(event["image_id"], event["phrase"]): float(event["confidence"]) for event in events}
+
+    def value(pair: Mapping[str, Any]) -> float:
+        return float(pair["z_score"]) * confidence.get((pair["image_id"], pair["tracks"][0]["phrase"]), 1.0)
+
+    ranked = sorted(pairs, key=lambda row: (-value(row), str(row["pair_id"])))
     if len(ranked) <= at_most:
         return [("all pairs, best first", row) for row in ranked]
     third = at_most // 3
@@ -24,9 +32,9 @@ def select_pairs_to_show(pairs: Sequence[Mapping[str, Any]], at_most: int, seed:
     count = at_most - 2 * third
     picked = sorted(np.random.default_rng([seed, 1]).permutation(len(between))[:count].tolist())
     return [
-        *(("among the best by z", row) for row in best),
+        *(("among the best", row) for row in best),
         *(("selected at random", between[index]) for index in picked),
-        *(("among the weakest by z", row) for row in weakest),
+        *(("among the weakest", row) for row in weakest),
     ]
 
 

@@ -6,15 +6,53 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pipeline_steps.core.statistics import is_above_chance
 from pipeline_steps.evaluate.evaluation_plan import SET_TITLES
 from pipeline_steps.evaluate.metrics.set_metrics import LOOKUP_ROWS, ROWS
 from pipeline_steps.evaluate.report.charts import interval_chart
+from pipeline_steps.evaluate.report.headline_metrics import SETS
 from pipeline_steps.evaluate.report.page import interval_text
 
 Row = Mapping[str, Any]
 DIFFERENCE = LOOKUP_ROWS[1]
 """Row of differences; the chart of win rates leaves it out."""
 KINDS = {"model": "model", "real_images": "truth", "text_oracle": "truth"}
+
+
+def findings(evaluation: Row, numbers: Row, pool: tuple[int, int]) -> list[str]:
+    """Sentences that say what the report found, flat results too.
+
+    Args:
+        evaluation: content of `evaluation.json`.
+        numbers: `headline_metrics` of it.
+        pool: (paired images, all images).
+    """
+    found = [f"{pool[0]} of {pool[1]} images of the pool are paired with a sound."]
+    for name in SETS:
+        metrics = numbers.get(name, {})
+        if "win_rate" not in metrics:
+            continue
+        value, low, high = (metrics.get(f"win_rate{suffix}") for suffix in ("", "_low", "_high"))
+        shown = "" if is_above_chance(low) else "It is not shown that "
+        interval = "" if low is None else f" [{100 * low:.0f}, {100 * high:.0f}]"
+        limit = "; too few to rank models" if evaluation[name]["too_small_to_rank"] else ""
+        found.append(
+            f"{shown}{'the' if shown else 'The'} images follow the sound on {metrics['clips']} {name} sounds: an image "
+            "generated from the sound of a pair is nearer to the real image than one from another sound in "
+            f"{100 * value:.0f} %{interval} of the comparisons (chance: 50 %{limit})."
+        )
+    if "gain_over_lookup" in numbers.get("test", {}):
+        low, high = numbers["test"].get("gain_over_lookup_low"), numbers["test"].get("gain_over_lookup_high")
+        verdict = "not shown to differ from"
+        if low is not None and low > 0:
+            verdict = "better than"
+        elif high is not None and high < 0:
+            verdict = "worse than"
+        found.append(f"On the test pairs the model is {verdict} a lookup of the training image whose sound is nearest.")
+    if len(found) == 1:
+        reasons = [text for text in evaluation["warnings"] if text.startswith("too few to judge")]
+        found.append(f"The model was not judged: {reasons[0] if reasons else 'no win rate was measured'}.")
+    return found
 
 
 def headline(evaluation: Row, judge: str, audio_judge: str, pool: tuple[int, int]) -> list[dict[str, Any]]:

@@ -36,13 +36,14 @@ def context(text: str = "a dog") -> dict[str, Any]:
     event = {"phrase": text, "sound_source": text, "confidence": 0.5, "chosen": True}
     hit = {"audio": "audio/x.mp3", "score": 0.1, "z_score": 2.0, "corrected_score": 0.2, "label": text, "chosen": True}
     pair = {
-        "image_id": "abc", "picture": "samples/p.jpg", "sound": sound, "phrase": text, "score": 0.1,
-        "z_score": 3.0, "split": "test",
+        "image_id": "abc", "image_file": text, "audio_file": text, "picture": "samples/p.jpg", "sound": sound, "phrase": text,
+        "score": 0.1, "z_score": 3.0, "split": "test",
         "why": "all pairs", "events": [event], "top": [hit], "chosen_in_top": True, "truth": text, "image_license": text,
         "image_author": text, "audio_license": text, "audio_author": text,
     }  # fmt: skip
     sample = {
-        "label": text, "seen": True, "sound": sound, "picture": "samples/p.jpg", "real": "samples/d.png",
+        "label": text, "image_file": text, "audio_file": text, "seen": True, "sound": sound,
+        "picture": "samples/p.jpg", "real": "samples/d.png",
         "shuffled": "samples/e.png", "shuffled_label": text,
         "rates": [{"metric": "win_rate_x", "name": "win rate", "value": 0.7}],
     }  # fmt: skip
@@ -64,6 +65,7 @@ def context(text: str = "a dog") -> dict[str, Any]:
     step = {"name": "in the pool", "n_in": 3, "n_out": 2, "removed": (("abstained", text, 1),)}
     return {
         "meta": {"samples": 4, "first_samples": 12, "num_bootstrap": 2000, "side": 64, "strip_width": 262, "reads_text": True},
+        "findings": [text],
         "headline": [{"title": "t", "value": "0.6", "interval": "", "text": "s", "limit": "l", "tone": "good"}],
         "warnings": [text],
         "pairs_rule": "all",
@@ -85,7 +87,7 @@ def context(text: str = "a dog") -> dict[str, Any]:
         "protocol": {
             "audio_judge": "aisfx", "density_k": 5, "num_bootstrap": 10, "seed": 0, "samples_per_audio": 4,
             "num_inference_steps": 25, "guidance_scale": 3.0, "sample_rate_hz": 16000, "side_px": 64, "image_judges": ["ssd"],
-            "families_that_took_part": ["yamnet"], "shared_families": [],
+            "families_that_took_part": ["yamnet"], "shared_families": [], "model_index_sha256": "0" * 64,
         },
     }  # fmt: skip
 

@@ -30,6 +30,7 @@ from pipeline_steps.evaluate.report.build import csv_bytes
 from pipeline_steps.evaluate.report.item_flow import StageTables, audio_flow, find_imbalances, image_flow, license_counts
 from pipeline_steps.evaluate.report.media import mp3, png, spectrogram, strip, thumbnail
 from pipeline_steps.evaluate.report.selection import select_pairs_to_show, select_samples_to_show
+from pipeline_steps.evaluate.report.summary import findings
 from pipeline_steps.evaluate.report.training_curves import training_curves
 
 
@@ -44,13 +45,50 @@ def pair(name: str, split: str, image: str, sound: str, z: float = 1.0, gain: fl
 @given(st.lists(st.floats(-3, 3), max_size=40, unique=True), st.integers(0, 20))
 def test_selected_pairs_are_distinct_and_include_the_best_and_the_weakest(scores: list[float], at_most: int) -> None:
     rows = [pair(f"p{place}", "test", f"i{place}", "s", z) for place, z in enumerate(scores)]
-    chosen = select_pairs_to_show(rows, at_most, 0)
+    chosen = select_pairs_to_show(rows, [], at_most, 0)
     ids = [row["pair_id"] for _, row in chosen]
     assert len(ids) == len(set(ids)) == min(at_most, len(rows))
-    assert select_pairs_to_show(rows[::-1], at_most, 0) == chosen
+    assert select_pairs_to_show(rows[::-1], [], at_most, 0) == chosen
     if len(rows) > at_most >= 3:
         assert chosen[0][1]["z_score"] == max(scores)
         assert chosen[-1][1]["z_score"] == min(scores)
+
+
+def test_a_doubtful_caption_does_not_come_first() -> None:
+    rows = [pair("doubtful", "test", "i0", "s0", 8.0), pair("sure", "test", "i1", "s1", 5.0)]
+    events = [{"image_id": f"i{place}", "phrase": "phrase", "confidence": sure} for place, sure in enumerate((0.2, 0.9))]
+    assert [row["pair_id"] for _, row in select_pairs_to_show(rows, events, 10, 0)] == ["sure", "doubtful"]
+
+
+def numbers(low: float, gain: tuple[float, float]) -> dict[str, Any]:
+    test = {"clips": 13, "win_rate": 0.67, "win_rate_low": low, "win_rate_high": 0.78}
+    return {"test": test | {"gain_over_lookup": 0.1, "gain_over_lookup_low": gain[0], "gain_over_lookup_high": gain[1]}}
+
+
+@pytest.mark.parametrize(
+    ("low", "gain", "follows", "lookup"),
+    [
+        (0.57, (0.02, 0.2), "The images follow the sound on 13 test sounds", "is better than a lookup"),
+        (0.45, (-0.2, 0.2), "It is not shown that the images follow the sound", "is not shown to differ from a lookup"),
+        (
+            0.57,
+            (-0.2, -0.1),
+            "67 % [57, 78] of the comparisons (chance: 50 %; too few to rank models).",
+            "is worse than a lookup",
+        ),
+    ],
+)
+def test_findings_say_what_the_intervals_show(low: float, gain: tuple[float, float], follows: str, lookup: str) -> None:
+    pairing, model, nearest = findings({"test": {"too_small_to_rank": True}, "warnings": []}, numbers(low, gain), (3, 9))
+    assert pairing.startswith("3 of 9 images")
+    assert follows in model
+    assert lookup in nearest
+
+
+def test_findings_say_why_nothing_was_judged() -> None:
+    evaluation = {"warnings": ["other", "too few to judge: 1 test pairs"]}
+    assert findings(evaluation, {}, (1, 2))[1] == "The model was not judged: too few to judge: 1 test pairs."
+    assert findings({"warnings": []}, {}, (1, 2))[1] == "The model was not judged: no win rate was measured."
 
 
 def test_selected_samples_span_high_and_low_win_rates() -> None:
