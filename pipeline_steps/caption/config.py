@@ -16,8 +16,13 @@ class CaptionConfig(ItemStageConfig):
 
     registries: ClassVar = {"captioner": CAPTIONERS}
 
-    captioner: str = Field("tagger", max_length=100, description="name of a captioner: `tagger`, `vlm`, `openai_server`")
+    captioner: str = Field(
+        "tagger", max_length=100, description="name of a captioner: `tagger`, `text`, `vlm`, `openai_server`"
+    )
     prompt: PromptConfig = PromptConfig()
+    use_text: bool = Field(
+        default=False, description="give `vlm` and `openai_server` the words that came with an image (`ingest.columns.text`)"
+    )
     max_events: int = Field(5, ge=1, le=20, description="maximum number of events per image")
     min_confidence: float = Field(0.15, ge=0, le=1, description="the stage abstains on images below this confidence")
     min_relative_weight: float = Field(
@@ -29,5 +34,7 @@ class CaptionConfig(ItemStageConfig):
     @model_validator(mode="after")
     def _check_captioner(self) -> Self:
         captioner = CAPTIONERS.get(self.captioner)
+        if self.use_text and captioner.text_input == "none":
+            raise ValueError(f"use_text is true, but captioner {self.captioner!r} reads no words; set use_text: false")
         captioner.check_config(self.implementation_config(self.captioner) or captioner.config_class(), self.executor)
         return self

@@ -1,4 +1,4 @@
-"""Sound lexicon and label prior of captioner `tagger`: package data, parsed and validated."""
+"""Sound lexicon of captioners `tagger` and `text`, label prior and synonyms: package data, parsed and validated."""
 
 from __future__ import annotations
 
@@ -47,6 +47,11 @@ def load_lexicon() -> Lexicon:
 def load_label_prior() -> dict[int, float]:
     """Load the label prior of the package."""
     return parse_label_prior(_package_text("label_prior.csv"))
+
+
+def load_synonyms() -> dict[str, str]:
+    """Terms of captioner `text` that neither labels nor phrases contain -> term with the same sounds."""
+    return {row["term"]: row["means"] for row in csv.DictReader(io.StringIO(_package_text("synonyms.csv")))}
 
 
 def _package_text(name: str) -> str:

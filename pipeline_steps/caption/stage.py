@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from pipeline_steps.caption.captioners.base import (
     CAPTIONERS,
     Captioner,
@@ -38,7 +40,7 @@ def build_captioner(config: CaptionConfig, layout: ProjectPaths) -> Captioner[An
     """
     implementation = CAPTIONERS.get(config.captioner)
     selection = EventSelection(config.max_events, config.min_confidence, config.min_relative_weight)
-    options = CaptionOptions(selection, config.prompt, config.batch_size, layout.assets, layout.root)
+    options = CaptionOptions(selection, config.prompt, config.batch_size, layout.assets, layout.root, config.use_text)
     return implementation(config.implementation_config(config.captioner) or implementation.config_class(), options)
 
 
@@ -58,21 +60,26 @@ def run(config: CaptionConfig, layout: ProjectPaths) -> StageReport:
             "list the reasons: sonify quarantine list",
         )
     processor = CaptionProcessor(config, layout)
-    ids = [row["image_id"] for row in catalog]
-    rows = processor.cache.load(ids)
+    if processor.captioner.reads_text and not any(row["text"] for row in catalog):
+        raise DataError(
+            f"{layout.catalog / 'images.parquet'}: no image has words, which captioner {config.captioner!r} reads",
+            "set ingest.columns.text, or change caption.captioner or caption.use_text",
+        )
+    keys = [processor.key(row) for row in catalog]
+    rows = processor.cache.load(keys)
     report.cache_hits = len(rows)
-    new, limit = [key for key in ids if key not in rows], config.failure_limit(len(ids), len(rows))
+    new, limit = [key for key in keys if key not in rows], config.failure_limit(len(keys), len(rows))
     done = run_items(processor, new, config.batch_size, config.executor, config.ray, limit)
     computed = {**done.rows, **processor.cache.load(done.cached_ids)}
     report.cache_misses = len(computed)
-    predictions = {key: processor.captioner.from_row(row) for key, row in {**rows, **computed}.items()}
-    failures = {key: CaptionFailure(*failure) for key, failure in done.failed.items()}
+    predictions = {image_of(key): processor.captioner.from_row(row) for key, row in {**rows, **computed}.items()}
+    failures = {image_of(key): CaptionFailure(*failure) for key, failure in done.failed.items()}
     _write(config, layout, report, catalog, predictions, failures, processor.captioner)
     return report
 
 
 class CaptionProcessor:
-    """Item processor: image ids -> cache rows. It runs in the stage's process or in Ray actors."""
+    """Item processor: cache keys of images -> cache rows. It runs in the stage's process or in Ray actors."""
 
     def __init__(self, config: CaptionConfig, layout: ProjectPaths) -> None:
         self._settings = (config, layout)
@@ -86,15 +93,32 @@ class CaptionProcessor:
     def describe(self) -> dict[str, Any]:
         return self.captioner.describe_prediction()
 
+    def key(self, row: Mapping[str, Any]) -> str:
+        """Cache key of a catalog row: the image id, and the id of the words if the captioner reads them."""
+        words = row["text"] if self.captioner.reads_text else None
+        return f"{row['image_id']}.{text_id(words)}" if words else str(row["image_id"])
+
     def load(self) -> None:
         with gpu_memory_guard("caption.captioner", "choose a smaller model or a larger GPU"):
             self.captioner.load()
-        self._media = MediaShardReader(self._settings[1].media)
+        layout = self._settings[1]
+        self._media = MediaShardReader(layout.media)
+        self._words: dict[str, str] | None = None
+        if self.captioner.reads_text:
+            table = read_table(layout.catalog / "images.parquet", IMAGES).select(["image_id", "text"])
+            self._words = {self.key(row): row["text"] for row in table.to_pylist() if row["text"]}
 
     def results(self, ids: Sequence[str]) -> Iterator[tuple[str, Result]]:
-        images = ((image_id, self._media.image(image_id)) for image_id in ids)
-        for image_id, result in self.captioner.stream(images):
-            yield image_id, result if isinstance(result, CaptionFailure) else self.captioner.to_row(result)
+        empty = np.zeros((0, 0, 3), np.uint8) if self.captioner.text_input == "required" else None
+        images = ((key, self._media.image(image_of(key)) if empty is None else empty) for key in ids)
+        stream = self.captioner.stream(images) if self._words is None else self.captioner.stream(images, self._words)
+        for key, result in stream:
+            yield key, result if isinstance(result, CaptionFailure) else self.captioner.to_row(result)
+
+
+def image_of(key: str) -> str:
+    """Image id of a cache key."""
+    return key.partition(".")[0]
 
 
 def _restore_processor(config: CaptionConfig, layout: ProjectPaths, cache: ResultCache) -> CaptionProcessor:
@@ -147,6 +171,8 @@ def _write(
                     "visible": event.visible,
                     "salience": event.salience,
                     "confidence": event.confidence,
+                    "distance": event.distance,
+                    "space": caption.space,
                 }
             )
     report.n_abstained, report.n_quarantined = len(abstained), len(quarantined)

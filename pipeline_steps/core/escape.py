@@ -15,6 +15,17 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]+")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
+def clean_text(text: str, max_chars: int) -> str:
+    """Normalize `text` to NFC with single spaces, without characters of category C, in at most `max_chars` characters.
+
+    Category C has control, format (bidirectional), surrogate and unassigned characters. Leading `=`, `+`, `-` and `@` are
+    removed, because spreadsheets interpret them as formulas.
+    """
+    normal = unicodedata.normalize("NFC", " ".join(text[: 16 * max_chars].split()))
+    kept = "".join(character for character in normal if unicodedata.category(character)[0] != "C")
+    return " ".join(kept.split()).lstrip("=+-@ ")[:max_chars].strip()
+
+
 def escape_markdown(text: object) -> str:
     """One line of Markdown that shows `text` literally: it cannot start a link, an image, HTML or a table cell."""
     flat = _CONTROL.sub(" ", str(text))

@@ -9,6 +9,12 @@ import pyarrow as pa
 PUBLIC_DOMAIN = "LicenseRef-Public-Domain"
 """In a column `license`: public domain, for which SPDX has no id."""
 
+DISTANCES = ("near", "medium", "far")
+"""Values of the columns `distance`: of a sound from the viewer."""
+
+SPACES = ("open_air", "street", "small_room", "hall", "church", "cave", "under_water")
+"""Values of the columns `space`: the acoustic space of an image."""
+
 
 def _field(name: str, kind: pa.DataType, nullable: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=nullable)
@@ -16,16 +22,22 @@ def _field(name: str, kind: pa.DataType, nullable: bool = False) -> pa.Field:
 
 @dataclass(frozen=True, slots=True)
 class TableSchema:
-    """Schema of a table and the key columns that sort it, which makes its bytes a function of its rows."""
+    """Schema of a table and the key columns that sort it, which makes its bytes a function of its rows.
+
+    Columns in `optional` are absent from a file in which they have no value, and null when such a file is read.
+    """
 
     name: str
     schema: pa.Schema
     key: tuple[str, ...]
     unique: bool = True
+    optional: tuple[str, ...] = ()
 
 
-def _table(name: str, fields: list[pa.Field], key: tuple[str, ...], unique: bool = True) -> TableSchema:
-    return TableSchema(name, pa.schema(fields), key, unique)
+def _table(
+    name: str, fields: list[pa.Field], key: tuple[str, ...], unique: bool = True, optional: tuple[str, ...] = ()
+) -> TableSchema:
+    return TableSchema(name, pa.schema(fields), key, unique, optional)
 
 
 _PROVENANCE = [
@@ -37,6 +49,7 @@ _PROVENANCE = [
     _field("license", pa.string(), True),  # SPDX id, null when unknown
     _field("author", pa.string(), True),
     _field("source", pa.string(), True),  # where it comes from: package, URL, recording
+    _field("text", pa.string(), True),  # words that came with the file: caption, title, tags; untrusted
     _field("group_id", pa.string()),  # near-duplicate / same-recording group: a split never cuts one
     _field("holdout", pa.bool_()),  # true: only used in evaluation
 ]
@@ -53,6 +66,7 @@ IMAGES = _table(
         _field("phash", pa.string()),  # 64-bit perceptual hash, 16 hex digits
     ],
     ("image_id",),
+    optional=("text",),
 )
 
 AUDIO = _table(
@@ -70,6 +84,7 @@ AUDIO = _table(
         _field("clipping_ratio", pa.float32()),  # fraction of samples at full scale
     ],
     ("audio_id",),
+    optional=("text",),
 )
 
 QUARANTINE = _table(
@@ -101,8 +116,11 @@ EVENTS = _table(
         _field("visible", pa.bool_()),
         _field("salience", pa.float32()),  # 0..1, prominence within the scene
         _field("confidence", pa.float32()),  # 0..1, that the source is present and audible
+        _field("distance", pa.string(), True),  # one of DISTANCES; null: unknown
+        _field("space", pa.string(), True),  # one of SPACES, of the image; null: unknown
     ],
     ("image_id", "rank"),
+    optional=("distance", "space"),
 )
 
 ABSTAINED = _table(
@@ -158,8 +176,11 @@ PAIRS = _table(
         _field("image_group", pa.string()),
         _field("audio_group", pa.string()),
         _field("split", pa.string()),  # train | val | test
+        _field("distance", pa.string(), True),  # of the event of the first track
+        _field("space", pa.string(), True),  # of the image
     ],
     ("pair_id",),
+    optional=("distance", "space"),
 )
 
 _MEMBER = [

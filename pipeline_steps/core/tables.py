@@ -39,6 +39,10 @@ def to_table(contract: TableSchema, rows: Iterable[Mapping[str, Any]]) -> pa.Tab
 
 def validate_table(contract: TableSchema, table: pa.Table, where: str) -> pa.Table:
     """Return `table` with the contract's columns, sorted by key, or raise DataError naming the column."""
+    for name in contract.optional:
+        if name not in table.column_names:
+            field = contract.schema.field(name)
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     missing = [name for name in contract.schema.names if name not in table.column_names]
     if missing:
         raise DataError(f"{where}: column {missing[0]!r} is missing", "rebuild it with the stage that writes it")
@@ -72,8 +76,9 @@ def _is_strictly_sorted(table: pa.Table, key: tuple[str, ...]) -> bool:
 def write_table(path: Path, contract: TableSchema, rows: Iterable[Mapping[str, Any]] | pa.Table) -> pa.Table:
     """Validate, sort and write a table atomically; returns the written table."""
     table = validate_table(contract, rows, str(path)) if isinstance(rows, pa.Table) else to_table(contract, rows)
+    empty = [name for name in contract.optional if table[name].null_count == table.num_rows]
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, row_group_size=ROW_GROUP, write_statistics=True, **PARQUET)
+        pq.write_table(table.drop_columns(empty), temporary, row_group_size=ROW_GROUP, write_statistics=True, **PARQUET)
     return table
 
 

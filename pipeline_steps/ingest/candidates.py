@@ -44,6 +44,7 @@ class CandidateFile:
     group: str | None = None
     holdout: bool = False
     member: ArchiveMember | None = None  # location in `relative` if that is an archive or a table
+    text: str | None = None
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from pipeline_steps.core.errors import DataError
 from pipeline_steps.ingest.candidates import CandidateFile, RejectedFile
 from pipeline_steps.ingest.duplicate_groups import assign_duplicate_groups
 from pipeline_steps.ingest.file_signatures import has_wrong_extension
+from pipeline_steps.ingest.sources.metadata_table import join_texts
 
 MAX_CODES = 5
 MAX_EXAMPLES = 20
@@ -84,6 +85,7 @@ def catalog_rows(
                 "license": _combine_licenses(file.license for file in files),
                 "author": _join_distinct((file.author for file in files), "; "),
                 "source": _join_distinct((file.source for file in files), "; "),
+                "text": join_texts(file.text for file in files),
                 "group_id": group,
                 "holdout": any(file.holdout for file in files),
                 **measurements,
@@ -105,8 +107,10 @@ def summarize(rows: Mapping[str, Sequence[Mapping[str, Any]]], rejected: Iterabl
         }
         for kind, name in (("image", "images"), ("audio", "sounds"))
     }
+    with_text = sum(row["text"] is not None for row in rows["image"])
     return {
         **per_kind,
+        **({"images_with_text": with_text} if with_text else {}),
         "duplicate_files": sum(len(row["sources"]) - 1 for row in both),
         "codes": dict(sorted(Counter(item.code for item in rejected).items())),
         "normalizations": dict(sorted(Counter(code for row in both for code in row["normalizations"]).items())),

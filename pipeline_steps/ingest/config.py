@@ -17,13 +17,20 @@ PoolName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 
 
 class MetadataColumnsConfig(StageConfig):
-    """Columns of the metadata table. Several columns are joined, e.g. `[package, source]`. No other column is read."""
+    """Columns of the metadata table. Several columns are joined, e.g. `[package, source]`. No other column is read.
+
+    Known layouts have columns of their own; there, only `text` is used.
+    """
 
     file: str = Field(default="file", min_length=1, description="path of the file, relative to `root`")
     license: str | None = Field(default=None, description="SPDX id")
     author: str | None = Field(default=None, description="author to credit")
     source: str | list[str] | None = Field(default=None, description="origin; several columns are joined by /")
     group: str | list[str] | None = Field(default=None, description="rows with equal values stay in one split")
+    text: str | list[str] | None = Field(
+        default=None,
+        description="words that came with a file (caption, title, tags), joined by `; `; also keys of known layouts",
+    )
 
 
 class ImageConfig(StageConfig):

@@ -105,8 +105,8 @@ def neighbor_arrays(table: pa.Table, audio: EligibleItems) -> tuple[NeighborArra
 
 def event_arrays(
     table: pa.Table, images: EligibleItems, texts: Mapping[str, int], min_confidence: float, exponent: float
-) -> tuple[EventArrays, list[str]]:
-    """Rows of the event table that are used, as arrays, and the phrase of each row."""
+) -> tuple[EventArrays, list[Row]]:
+    """Rows of the event table that are used, as arrays, and phrase, distance and space of each row."""
     wanted = pc.and_(
         pc.is_in(table["image_id"], value_set=pa.array(images.ids, pa.string())),
         pc.and_(
@@ -120,7 +120,7 @@ def event_arrays(
     text = np.array(list(texts.values()), dtype=np.int64)[_positions(rows["text_id"], names)]
     salience, confidence = (rows[name].to_numpy().astype(np.float64) for name in ("salience", "confidence"))
     weight = event_weight(salience, confidence, exponent)
-    return EventArrays(image, text, weight), [str(phrase) for phrase in rows["phrase"].to_pylist()]
+    return EventArrays(image, text, weight), rows.select(["phrase", "distance", "space"]).to_pylist()
 
 
 def _positions(column: pa.ChunkedArray, names: Sequence[str]) -> IntArray:

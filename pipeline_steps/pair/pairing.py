@@ -59,7 +59,7 @@ def pair_images_with_audio(inputs: PairingInputs, config: PairConfig) -> Pairing
     audio = eligible_audio(inputs.audio, inputs.vectors, config.audio_duplicate_cosine, config.license_policy)
     images = eligible_images(inputs.images, set(inputs.events["image_id"].to_pylist()), config.license_policy)
     neighbors, texts = neighbor_arrays(inputs.neighbors, audio)
-    events, phrases = event_arrays(inputs.events, images, texts, config.min_confidence, config.event_weight_exponent)
+    events, described = event_arrays(inputs.events, images, texts, config.min_confidence, config.event_weight_exponent)
     admissible = neighbors.z_score >= inputs.z_threshold
     value = normalize_scores(neighbors, admissible)
     candidates = build_candidates(events, neighbors, value, admissible, config.event_pooling, config.num_candidates)
@@ -68,7 +68,7 @@ def pair_images_with_audio(inputs: PairingInputs, config: PairConfig) -> Pairing
     solved = _assign(in_split, audio, len(images.ids), config)
     edges = solved.edge[solved.edge >= 0]
     pairs = [
-        _pair(edge, in_split, images, audio, phrases, neighbors, SPLITS[int(image_split[in_split.image[edge]])], config)
+        _pair(edge, in_split, images, audio, described, neighbors, SPLITS[int(image_split[in_split.image[edge]])], config)
         for edge in edges.tolist()
     ]
     abstained = _abstentions(images, events, neighbors, candidates, in_split, solved, inputs.z_threshold)
@@ -168,7 +168,7 @@ def _pair(
     in_split: Candidates,
     images: EligibleItems,
     audio: EligibleItems,
-    phrases: Sequence[str],
+    described: Sequence[Mapping[str, Any]],
     neighbors: NeighborArrays,
     split: str,
     config: PairConfig,
@@ -176,12 +176,12 @@ def _pair(
     """Row of the pairs table for one chosen edge."""
     image = images.rows[images.ids[int(in_split.image[edge])]]
     index, row = int(in_split.audio[edge]), int(in_split.row[edge])
-    clip = audio.rows[audio.ids[index]]
+    clip, event = audio.rows[audio.ids[index]], described[int(in_split.event[edge])]
     gain = loudness_gain_db(float(clip["lufs"]), config.target_lufs, config.max_gain_db)
     return {
         "pair_id": text_id(f"{image['image_id']}:{clip['audio_id']}"),
         "image_id": image["image_id"],
-        "tracks": [{"audio_id": clip["audio_id"], "phrase": phrases[int(in_split.event[edge])], "gain_db": gain}],
+        "tracks": [{"audio_id": clip["audio_id"], "phrase": event["phrase"], "gain_db": gain}],
         "score": float(neighbors.corrected_score[row]),
         "z_score": float(neighbors.z_score[row]),
         "license": strictest((image["license"], clip["license"])),
@@ -190,6 +190,8 @@ def _pair(
         "image_group": image["group_id"],
         "audio_group": audio.groups[index],
         "split": split,
+        "distance": event["distance"],
+        "space": event["space"],
     }
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline_steps.caption.lexicon import COCO, COLUMNS, IMAGENET, Lexicon, parse_label_prior, parse_lexicon
-from pipeline_steps.caption.text_cleaning import clean_phrase
 from pipeline_steps.core.errors import DataError
+from pipeline_steps.core.escape import clean_text
 from pipeline_steps.models.vision.coco_labels import COCO_LABELS
 
 HEADER = ",".join(COLUMNS) + "\n"
@@ -43,7 +43,7 @@ def test_phrases_are_short_clean_and_told_once(lexicon: Lexicon) -> None:
     for key, sounds in lexicon.items():
         assert len(sounds) <= 5, key
         for entry in sounds:
-            assert entry.phrase == clean_phrase(entry.phrase, 60).lower(), (key, entry.phrase)
+            assert entry.phrase == clean_text(entry.phrase, 60).lower(), (key, entry.phrase)
             assert 1 <= len(entry.phrase.split()) <= 6, (key, entry.phrase)
             assert entry.sound_source, key
 

@@ -34,6 +34,19 @@ def test_same_rows_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
+def test_optional_column_without_a_value_is_absent_and_read_as_null(tmp_path: Path) -> None:
+    event = {"image_id": "a", "rank": 0, "text_id": "t", "phrase": "p", "sound_source": "s", "visible": True, "salience": 1.0,
+             "confidence": 1.0}  # fmt: skip
+    required = [name for name in EVENTS.schema.names if name not in EVENTS.optional]
+    for stated in (None, "far"):
+        write_table(tmp_path / "t.parquet", EVENTS, [event | {"distance": stated}, event | {"rank": 1}])
+        columns = pq.read_schema(tmp_path / "t.parquet").names
+        assert columns == [*required, *(["distance"] if stated else [])]
+        table = read_table(tmp_path / "t.parquet", EVENTS)
+        assert table.schema == EVENTS.schema
+        assert table["distance"].to_pylist() == [stated, None]
+
+
 def test_duplicate_key_is_an_error() -> None:
     with pytest.raises(DataError, match="not unique"):
         to_table(ABSTAINED, [row("a"), row("a")])
@@ -71,7 +84,7 @@ def test_sorted_table_is_not_sorted_again(keys: list[tuple[str, int]]) -> None:
         "sound_source": [""] * len(keys), "visible": [True] * len(keys),
         "salience": pa.array([1.0] * len(keys), pa.float32()), "confidence": pa.array([1.0] * len(keys), pa.float32()),
     }  # fmt: skip
-    table = pa.table(rows, schema=EVENTS.schema)
+    table = pa.table(rows | dict.fromkeys(EVENTS.optional, [None] * len(keys)), schema=EVENTS.schema)
     outcomes = []
     for limit in (0, 10**9):
         with pytest.MonkeyPatch.context() as patch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,12 @@ def write_catalog(
     sounds: Sequence[str],
     holdout: Sequence[str] = (),
     assets: Path | None = None,
+    words: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Write catalog and shards of demo items (names such as "dog-000"); returns ids by file stem ("i-dog-000")."""
+    """Write catalog and shards of demo items (names such as "dog-000"); returns ids by file stem ("i-dog-000").
+
+    `words` come with the files, by name ("dog-000").
+    """
     ids: dict[str, str] = {}
     rows: dict[str, list[dict[str, Any]]] = {"image": [], "audio": []}
     payloads: dict[str, dict[str, bytes]] = {"image": {}, "audio": {}}
@@ -46,6 +50,7 @@ def write_catalog(
             "license": "CC0-1.0",
             "author": None,
             "source": None,
+            "text": (words or {}).get(stem[2:]),
             "group_id": ids[stem],
             "holdout": stem in holdout,
         }

@@ -12,10 +12,10 @@ from tests.factories.checkpoints.ast import ast_checkpoint
 from tests.factories.checkpoints.clap import clap_checkpoint
 from tests.factories.checkpoints.stable_diffusion import stable_diffusion
 from tests.factories.checkpoints.vision_towers import dinov2_checkpoint
-from tests.factories.checkpoints.vlm import talkative_qwen2_5_vl
+from tests.factories.checkpoints.vlm import talkative_qwen3_vl
 
 BUILDERS: dict[str, Callable[[Path], Path]] = {
-    "caption.vlm": talkative_qwen2_5_vl,
+    "caption.vlm": talkative_qwen3_vl,
     "embed.clap": clap_checkpoint,
     "train.audio.ast": ast_checkpoint,
     "train.ip_adapter.backbone": stable_diffusion,

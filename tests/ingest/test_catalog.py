@@ -52,14 +52,15 @@ def test_every_file_is_in_exactly_one_row(contents: list[tuple[int, bool, str | 
 
 def test_metadata_of_one_content_under_several_names() -> None:
     files = [
-        file("b.jpg", 1, license="MIT", author="B", holdout=True),
+        file("b.jpg", 1, license="MIT", author="B", holdout=True, text="a dog"),
         file("a.png", 1, license="CC0-1.0", author="A", source="s"),
-        file("c.png", 1, license="MIT"),
+        file("c.png", 1, license="MIT", text="barking"),
     ]
     (row,) = catalog_rows("image", group_by_content(files), {files[0].item_id: measured(1)}, 4)
     assert row["path"] == "a.png"
     assert row["sources"] == ["a.png", "b.jpg", "c.png"]
     assert (row["license"], row["author"], row["source"]) == ("CC0-1.0 AND MIT", "A; B", "s")
+    assert row["text"] == "a dog; barking"
     assert row["holdout"]
     assert row["normalizations"] == ["WRONG_EXTENSION"]
 

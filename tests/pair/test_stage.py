@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -59,6 +60,21 @@ def test_a_dataset_is_paired(dataset: SyntheticDataset, settings: Settings) -> N
     assert report.metrics["top1_baseline"]["max_reuse"] > report.metrics["assignment"]["max_reuse"]
     assert report.metrics["top1_baseline"]["gini"] > report.metrics["assignment"]["gini"]
     assert all(pair["tracks"][0]["phrase"] == f"sound of a {kinds[pair['image_id']]}" for pair in pairs)
+
+
+def test_pairs_have_the_distance_of_their_event_and_the_space_of_their_image(
+    dataset: SyntheticDataset, settings: Settings
+) -> None:
+    run(settings(), dataset.write())
+    assert not {"distance", "space"} & set(pq.read_schema(dataset.layout.pairs / "pairs.parquet").names)
+    stated = {row["image_id"]: (["near", "medium", "far", None][index % 4], ["cave", None][index % 2])
+              for index, row in enumerate(dataset.events)}  # fmt: skip
+    for row in dataset.events:
+        row["distance"], row["space"] = stated[row["image_id"]]
+    run(settings(), dataset.write())
+    pairs = pairs_of(dataset.layout)
+    assert len(pairs) > 90
+    assert all((pair["distance"], pair["space"]) == stated[pair["image_id"]] for pair in pairs)
 
 
 def test_no_group_is_in_two_splits(dataset: SyntheticDataset, settings: Settings) -> None:

@@ -27,7 +27,7 @@ JUDGES = ("dinov2", "ssd_mobilenet_v2")
 pytestmark = [pytest.mark.full, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 # The captioner, untrained, says one of a few things of each picture, so what is held out was heard in training and pairs
-# spread over the splits; see `talkative_qwen2_5_vl`.
+# spread over the splits; see `talkative_qwen3_vl`.
 SHRUNK: dict[str, Any] = {
     "assets.names": ["aisfx", "ssd_mobilenet_v2", "yamnet"],
     "caption.min_confidence": 0.0,
@@ -99,7 +99,7 @@ def test_full_preset_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def look_at_captions_and_vectors(folder: Path, params: Any) -> None:
     meta = read(folder / "data/captions/meta.json")
     assert meta["captioner"] == "vlm"
-    assert meta["families"] == ["qwen2_5_vl", "qwen2_5_vl_vision"]
+    assert meta["families"] == ["qwen3_vl", "qwen3_vl_vision", "siglip"]
     events = pq.read_table(folder / "data/captions/events.parquet").to_pylist()
     assert len({event["phrase"] for event in events}) > 1, "what it says depends on the picture"
 

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
 import pyarrow as pa
 
@@ -30,6 +30,7 @@ from pipeline_steps.core.registry import Registry
 log = logging.getLogger(__name__)
 
 Name = TypeVar("Name")
+Item = TypeVar("Item")
 Prediction = TypeVar("Prediction")
 """Output of a captioner's model for one image, before thresholds are applied."""
 
@@ -44,6 +45,7 @@ class SoundEvent:
         visible: whether the image shows the source; otherwise it is inferred from the scene.
         salience: 0..1, prominence within the scene.
         confidence: 0..1, probability that the source is present and audible.
+        distance: one of `core.schemas.DISTANCES`; None if unknown.
     """
 
     phrase: str
@@ -51,6 +53,7 @@ class SoundEvent:
     visible: bool
     salience: float
     confidence: float
+    distance: str | None = None
 
     @property
     def weight(self) -> float:
@@ -76,10 +79,11 @@ class CaptionResult:
 
     Attributes:
         events: highest weight first; empty if the captioner abstains.
-        code: "" or NO_SOUND (the content is silent), LOW_CONFIDENCE (no event is likely enough) or NOT_VERIFIED.
+        code: "" or NO_SOUND (the content is silent), LOW_CONFIDENCE (no event is likely enough), NOT_VERIFIED or NO_TEXT.
         reason: one line that names the best labels.
         score: confidence of the best event, including events below the threshold.
         guesses: events below the threshold, for `sonify find`; they are never paired.
+        space: acoustic space of the image, one of `core.schemas.SPACES`; None if unknown.
     """
 
     events: tuple[SoundEvent, ...]
@@ -87,6 +91,7 @@ class CaptionResult:
     reason: str
     score: float
     guesses: tuple[SoundEvent, ...] = ()
+    space: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,7 @@ class CaptionOptions:
         batch_size: images per call of `predict`.
         assets: folder written by stage `assets`.
         root: project folder; relative model paths start here.
+        use_text: whether captioners with optional text get the words that came with an image.
     """
 
     selection: EventSelection = EventSelection()
@@ -121,6 +127,7 @@ class CaptionOptions:
     batch_size: int = 32
     assets: Path = Path("data/assets")
     root: Path = Path()
+    use_text: bool = False
 
 
 class Captioner(ABC, Generic[Prediction]):
@@ -139,8 +146,10 @@ class Captioner(ABC, Generic[Prediction]):
     """Part of fingerprints."""
     version: ClassVar[int]
     """Part of fingerprints; raise it when predictions change."""
-    schema: ClassVar[pa.Schema]
+    schema: pa.Schema
     """Columns of a cached prediction."""
+    text_input: ClassVar[Literal["none", "optional", "required"]] = "none"
+    """Use of the words that came with an image. `required`: the captioner gets words and an empty image."""
 
     def __init__(self, config: Any, options: CaptionOptions) -> None:
         self.config = config
@@ -168,6 +177,11 @@ class Captioner(ABC, Generic[Prediction]):
     def describe_prediction(self) -> dict[str, Any]:
         """Everything except the image that determines a prediction: the fingerprint of the cache."""
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether `stream` gets the words that came with the images; they are part of the cache key of an image."""
+        return self.text_input == "required" or (self.text_input == "optional" and self.options.use_text)
+
     def describe_selection(self) -> dict[str, Any]:
         """Everything that determines the caption of a prediction."""
         selection = self.options.selection
@@ -185,15 +199,31 @@ class Captioner(ABC, Generic[Prediction]):
     def predict(self, images: Sequence[ByteArray]) -> Sequence[Prediction | CaptionFailure]:
         """Predict for RGB images [H, W, 3]; one result per image, in the same order."""
 
-    def stream(self, images: Iterable[tuple[Name, ByteArray]]) -> Iterator[tuple[Name, Prediction | CaptionFailure]]:
+    def predict_with_text(self, images: Sequence[ByteArray], texts: Sequence[str]) -> Sequence[Prediction | CaptionFailure]:
+        """Predict for images and the untrusted words that came with them; "" for none. Called only if `reads_text`."""
+        return self.predict(images)
+
+    def stream(
+        self, images: Iterable[tuple[Name, ByteArray]], texts: Mapping[Name, str] | None = None
+    ) -> Iterator[tuple[Name, Prediction | CaptionFailure]]:
         """Predict for named images, in any order; by default in batches of `batch_size`.
+
+        Args:
+            images: names and images.
+            texts: words that came with the images, by name; None unless `reads_text`.
 
         Raises:
             StageError: an error that stops the whole stage.
         """
+
+        def predict(batch: Sequence[tuple[ByteArray, str]]) -> Sequence[Prediction | CaptionFailure]:
+            pixels = [image for image, _ in batch]
+            return self.predict(pixels) if texts is None else self.predict_with_text(pixels, [text for _, text in batch])
+
         source = iter(images)
         while batch := dict(itertools.islice(source, self.options.batch_size)):
-            yield from predict_batch(self.predict, batch).items()
+            inputs = {name: (image, (texts or {}).get(name, "")) for name, image in batch.items()}
+            yield from predict_batch(predict, inputs).items()
 
     @abstractmethod
     def to_row(self, prediction: Prediction) -> dict[str, Any]:
@@ -212,7 +242,7 @@ CAPTIONERS: Registry[type[Captioner[Any]]] = Registry("captioner", "pipeline_ste
 
 
 def predict_batch(
-    predict: Callable[[Sequence[ByteArray]], Sequence[Prediction | CaptionFailure]], images: Mapping[Name, ByteArray]
+    predict: Callable[[Sequence[Item]], Sequence[Prediction | CaptionFailure]], images: Mapping[Name, Item]
 ) -> dict[Name, Prediction | CaptionFailure]:
     """Predict a batch; on an error or a wrong number of results, predict its images one by one.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from pipeline_steps.caption.captioners.base import CAPTIONERS, CaptionFailure, Name
@@ -20,10 +20,7 @@ from pipeline_steps.caption.captioners.chat_client import (
 from pipeline_steps.caption.captioners.prompt import (
     YES_NO_SCHEMA,
     ResponseParseError,
-    caption_prompt,
-    parse_response,
     parse_yes_no,
-    response_schema,
 )
 from pipeline_steps.caption.captioners.vlm_response import (
     GenerativeCaptioner,
@@ -88,7 +85,9 @@ class OpenAIServerCaptioner(GenerativeCaptioner):
         async with ChatClient(self.config) as client:
             return await client.models()
 
-    def stream(self, images: Iterable[tuple[Name, ByteArray]]) -> Iterator[tuple[Name, VlmResponse | CaptionFailure]]:
+    def stream(
+        self, images: Iterable[tuple[Name, ByteArray]], texts: Mapping[Name, str] | None = None
+    ) -> Iterator[tuple[Name, VlmResponse | CaptionFailure]]:
         """Responses with the names of their images, in order of completion, from `concurrency` concurrent requests.
 
         An error is a failure of one image if the server answers for other images; otherwise the server is unavailable.
@@ -114,7 +113,8 @@ class OpenAIServerCaptioner(GenerativeCaptioner):
                         except StopIteration:
                             exhausted = True
                         else:
-                            tasks[loop.create_task(self._respond(client, image))] = name
+                            words = (texts or {}).get(name, "")
+                            tasks[loop.create_task(self._respond(client, image, words))] = name
                     if not tasks:
                         break
                     done, _ = runner.run(_first_completed(list(tasks)))
@@ -142,17 +142,17 @@ class OpenAIServerCaptioner(GenerativeCaptioner):
         results = dict(self.stream(enumerate(images)))
         return [results[place] for place in range(len(images))]
 
-    async def _respond(self, client: ChatClient, pixels: ByteArray) -> VlmResponse | CaptionFailure:
+    async def _respond(self, client: ChatClient, pixels: ByteArray, words: str) -> VlmResponse | CaptionFailure:
         image = {"type": "image_url", "image_url": {"url": _data_url(pixels)}}
-        count, prompt = self.options.selection.max_events, self.options.prompt
+        prompt = self.options.prompt
         parse_error = ""
         try:
             for attempt in (1, 2):
                 text, model = await self._chat(
-                    client, image, caption_prompt(count, parse_error), response_schema(count), prompt.max_new_tokens
+                    client, image, self.prompt(words, parse_error), self.response_schema, prompt.max_new_tokens
                 )
                 try:
-                    response = VlmResponse(parse_response(text, count), model, attempt)
+                    response = self.parse(text, model, attempt)
                 except ResponseParseError as error:
                     parse_error = str(error)
                     continue

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import Field
 
 from pipeline_steps.caption.captioners.base import CAPTIONERS, CaptionFailure, CaptionOptions
-from pipeline_steps.caption.captioners.prompt import ResponseParseError, caption_prompt, parse_response, response_schema
+from pipeline_steps.caption.captioners.prompt import ResponseParseError
 from pipeline_steps.caption.captioners.vlm_processor import check_model_type, load_processor
 from pipeline_steps.caption.captioners.vlm_response import (
     GenerativeCaptioner,
@@ -131,29 +131,30 @@ class VlmCaptioner(GenerativeCaptioner, HubModel):
         if self.config.constrained_decoding:
             from pipeline_steps.caption.captioners.json_decoding import JsonSchemaGrammar
 
-            schema, width = response_schema(self.options.selection.max_events), model.get_output_embeddings().weight.shape[0]
-            self._grammar = JsonSchemaGrammar(tokenizer, schema, width, stop_ids)
+            width = model.get_output_embeddings().weight.shape[0]
+            self._grammar = JsonSchemaGrammar(tokenizer, self.response_schema, width, stop_ids)
         self._model = model
         return self
 
     def predict(self, images: Sequence[ByteArray]) -> list[VlmResponse | CaptionFailure]:
         """Response for each image, or a failure. An image whose response cannot be parsed is prompted once more."""
-        prompt = caption_prompt(self.options.selection.max_events)
-        texts = self._prompt_model(images, [prompt] * len(images))
-        results = [self._parse(image, text) for image, text in zip(images, texts, strict=True)]
+        return self.predict_with_text(images, [""] * len(images))
+
+    def predict_with_text(self, images: Sequence[ByteArray], texts: Sequence[str]) -> list[VlmResponse | CaptionFailure]:
+        responses = self._prompt_model(images, [self.prompt(words) for words in texts])
+        results = [self._parse(*one) for one in zip(images, texts, responses, strict=True)]
         if self.options.prompt.verify_events:
             self._verify(images, results)
         return results
 
-    def _parse(self, image: ByteArray, text: str) -> VlmResponse | CaptionFailure:
-        count = self.options.selection.max_events
+    def _parse(self, image: ByteArray, words: str, text: str) -> VlmResponse | CaptionFailure:
         try:
-            return VlmResponse(parse_response(text, count), self._model_name)
+            return self.parse(text, self._model_name)
         except ResponseParseError as error:
-            retry_prompt = caption_prompt(count, str(error))
+            retry_prompt = self.prompt(words, str(error))
         text = self._prompt_model([image], [retry_prompt])[0]
         try:
-            return VlmResponse(parse_response(text, count), self._model_name, 2)
+            return self.parse(text, self._model_name, 2)
         except ResponseParseError as error:
             return CaptionFailure("CAPTION_UNREADABLE", f"{error}, twice; the response begins: {text[:80]!r}")
 

@@ -10,19 +10,30 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline_steps.caption.captioners.base import Captioner, CaptionResult, EventSelection, SoundEvent
-from pipeline_steps.caption.captioners.prompt import PROMPT_VERSION, PredictedEvent, caption_prompt, verify_prompt
+from pipeline_steps.caption.captioners.prompt import (
+    PROMPT_VERSION,
+    UNKNOWN,
+    PredictedEvent,
+    caption_prompt,
+    parse_response,
+    parse_space,
+    response_schema,
+    verify_prompt,
+)
 
+FAR = "far"
 DISTANT = "in the distance"
 _DISTANCE_WORDS = ("distan", "far away", "faint", "afar", "far-off")
 
 
 @dataclass(frozen=True, slots=True)
 class VlmResponse:
-    """Events in the order of the model, the model's name as a server reports it, and the number of attempts."""
+    """Events in the order of the model, its name as a server reports it, number of attempts, and space of the image."""
 
     events: tuple[PredictedEvent, ...]
     model: str
     attempts: int = 1
+    space: str | None = None
 
 
 RESPONSE_SCHEMA = pa.schema(
@@ -38,22 +49,29 @@ RESPONSE_SCHEMA = pa.schema(
         pa.field("tries", pa.int32()),
     ]
 )
+SPACE_RESPONSE_SCHEMA = pa.schema(
+    [*RESPONSE_SCHEMA, pa.field("distance", pa.list_(pa.string())), pa.field("space", pa.string())]
+)
+"""Columns with `describe_space`."""
 _FLOAT_COLUMNS = ("salience", "likelihood", "verified")
 
 
 def response_to_row(response: VlmResponse) -> dict[str, Any]:
-    """Convert a response to a row of `RESPONSE_SCHEMA`."""
+    """Convert a response to a row of `SPACE_RESPONSE_SCHEMA`, which has the columns of `RESPONSE_SCHEMA` too."""
     columns = {field.name: [getattr(event, field.name) for event in response.events] for field in fields(PredictedEvent)}
-    return {**columns, "model": response.model, "tries": response.attempts}
+    near = [event.distance != FAR for event in response.events]
+    return {**columns, "near": near, "model": response.model, "tries": response.attempts, "space": response.space}
 
 
 def row_to_response(row: Mapping[str, Any]) -> VlmResponse:
-    """Convert a row of `RESPONSE_SCHEMA`, new or cached, to the response."""
+    """Convert a row of either schema, new or cached, to the response."""
+    row = {"distance": ["near" if near else FAR for near in row["near"]], "space": None, **row}
     columns = [
         [_round_float32(value) if field.name in _FLOAT_COLUMNS else value for value in row[field.name]]
         for field in fields(PredictedEvent)
     ]
-    return VlmResponse(tuple(PredictedEvent(*values) for values in zip(*columns, strict=True)), row["model"], row["tries"])
+    events = tuple(PredictedEvent(*values) for values in zip(*columns, strict=True))
+    return VlmResponse(events, row["model"], row["tries"], row["space"])
 
 
 def _round_float32(value: float | None) -> float | None:
@@ -63,7 +81,7 @@ def _round_float32(value: float | None) -> float | None:
 
 def phrase_with_distance(event: PredictedEvent) -> str:
     """Phrase of an event; "in the distance" is appended to distant ones, because text-audio encoders distinguish it."""
-    if event.near or any(word in event.sound.lower() for word in _DISTANCE_WORDS):
+    if event.distance != FAR or any(word in event.sound.lower() for word in _DISTANCE_WORDS):
         return event.sound
     return f"{event.sound} {DISTANT}"
 
@@ -80,7 +98,9 @@ def select_response_events(response: VlmResponse, selection: EventSelection, min
     for event in response.events:
         confidence = event.likelihood if event.verified is None else event.verified
         target = rejected if event.verified is not None and event.verified < min_yes_probability else accepted
-        target.append(SoundEvent(phrase_with_distance(event), event.source, event.visible, event.salience, confidence))
+        distance = None if event.distance == UNKNOWN else event.distance
+        phrase = phrase_with_distance(event)
+        target.append(SoundEvent(phrase, event.source, event.visible, event.salience, confidence, distance))
     ordered = sorted(accepted, key=lambda event: -event.weight)  # stable: ties keep the order of the model
     score = max((event.confidence for event in [*ordered, *rejected]), default=0.0)
     if not ordered:
@@ -90,7 +110,7 @@ def select_response_events(response: VlmResponse, selection: EventSelection, min
     min_weight = selection.min_relative_weight * ordered[0].salience * ordered[0].confidence
     kept = tuple(event for event in ordered if event.weight >= min_weight)[: selection.max_events]
     if score > 0 and any(event.confidence >= selection.min_confidence for event in kept):
-        return CaptionResult(kept, "", "", score)
+        return CaptionResult(kept, "", "", score, space=response.space)
     top = ", ".join(f"{event.phrase} {event.confidence:.2f}" for event in kept[:3])
     reason = f"no sound is likely enough (best {score:.2f} of {selection.min_confidence:.2f}): {top}"
     return CaptionResult((), "LOW_CONFIDENCE", reason, score, kept)
@@ -110,21 +130,46 @@ def verification_prompts(response: VlmResponse) -> list[str]:
 class GenerativeCaptioner(Captioner[VlmResponse]):
     """Base class of captioners that prompt a vision-language model for sound events."""
 
-    schema = RESPONSE_SCHEMA
+    text_input = "optional"
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of a cached response."""
+        return SPACE_RESPONSE_SCHEMA if self.options.prompt.describe_space else RESPONSE_SCHEMA
+
+    @property
+    def response_schema(self) -> dict[str, Any]:
+        """JSON schema of a response."""
+        return response_schema(self.options.selection.max_events, self.options.prompt.describe_space)
+
+    def prompt(self, words: str = "", parse_error: str = "") -> str:
+        """Prompt for an image and the untrusted words that came with it; `parse_error` is that of the previous response."""
+        return caption_prompt(self.options.selection.max_events, parse_error, self.options.prompt.describe_space, words)
+
+    def parse(self, text: str, model: str, attempts: int = 1) -> VlmResponse:
+        """Parse the text of a response.
+
+        Raises:
+            ResponseParseError: it has no list of events that matches the schema.
+        """
+        events = parse_response(text, self.options.selection.max_events)
+        return VlmResponse(events, model, attempts, parse_space(text) if self.options.prompt.describe_space else None)
 
     def describe_prompt(self) -> dict[str, Any]:
         """Prompt and its options; part of the fingerprint of the cache."""
         count, prompt = self.options.selection.max_events, self.options.prompt
+        text = self.prompt("x") if self.options.use_text else self.prompt()
         return {
             "asking": [count, prompt.max_new_tokens, prompt.verify_events],
-            "prompt": {"version": PROMPT_VERSION, "text": caption_prompt(count)},
+            "prompt": {"version": PROMPT_VERSION, "text": text},
         }
 
     def describe_selection(self) -> dict[str, Any]:
         return {"rules": [*super().describe_selection()["rules"], self.options.prompt.min_yes_probability]}
 
     def to_row(self, prediction: VlmResponse) -> dict[str, Any]:
-        return response_to_row(prediction)
+        row = response_to_row(prediction)
+        return {name: row[name] for name in self.schema.names}
 
     def from_row(self, row: Mapping[str, Any]) -> VlmResponse:
         return row_to_response(row)

@@ -37,7 +37,7 @@ from pipeline_steps.ingest.sources.archive_members import (
     tar_members,
 )
 from pipeline_steps.ingest.sources.dataset_layouts import combined_license, infer_split, is_datasets_cache, read_dataset_license
-from pipeline_steps.ingest.sources.metadata_table import RowFilter, matches_filter
+from pipeline_steps.ingest.sources.metadata_table import RowFilter, join_texts, matches_filter
 
 LICENSE = ("license", "licence", "license_url", "licence_url", "license_name")
 AUTHOR = ("author", "creator", "uploader", "artist", "photographer", "credit")
@@ -57,7 +57,10 @@ Payload = MemberPayload | RejectedItemError | None
 
 
 class ArchiveJob(NamedTuple):
-    """Archive to list in a worker. `cards` may name the license of the data set; `pool` and `holdout` filter by `split`."""
+    """Archive to list in a worker.
+
+    `cards` may name the license of the data set; `pool` and `holdout` filter by `split`; `text` are the keys with words.
+    """
 
     root: str
     relative: str
@@ -66,6 +69,12 @@ class ArchiveJob(NamedTuple):
     holdout: RowFilter | None
     max_image_bytes: float
     labels: bool = False
+    text: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Keys of a sample's metadata that are read."""
+        return (LABEL_KEYS if self.labels else METADATA_KEYS) | set(self.text)
 
 
 class _Sample(NamedTuple):
@@ -143,7 +152,7 @@ def _candidate(
         job.root, job.relative, displayed, digest, len(content), kind, form,
         _row_license(metadata) or license,
         _first_non_empty(metadata, AUTHOR), _first_non_empty(metadata, SOURCE), _first_non_empty(metadata, GROUP),
-        holdout, member,
+        holdout, member, join_texts(metadata.get(name) for name in job.text),
     )  # fmt: skip
 
 
@@ -156,10 +165,10 @@ def _row_license(metadata: Mapping[str, Any]) -> str | None:
 def _samples(handle: BinaryIO, job: ArchiveJob, skipped: Counter[str]) -> Iterator[_Sample]:
     suffix = extension(job.relative)
     if suffix == "tar":
-        yield from _tar_samples(handle, job.labels, skipped)
+        yield from _tar_samples(handle, job, skipped)
         return
     read = arrow_records if suffix == "arrow" else parquet_records
-    for record in read(handle, LABEL_KEYS if job.labels else METADATA_KEYS):
+    for record in read(handle, job.keys):
         key = f"{record.number:08d}"
         payloads: dict[str, Payload] = {}
         for column, payload in record.payloads.items():
@@ -168,7 +177,7 @@ def _samples(handle: BinaryIO, job: ArchiveJob, skipped: Counter[str]) -> Iterat
         yield _Sample(key, {name.lower(): value for name, value in record.values.items()}, payloads)
 
 
-def _tar_samples(handle: BinaryIO, labels: bool, skipped: Counter[str]) -> Iterator[_Sample]:
+def _tar_samples(handle: BinaryIO, job: ArchiveJob, skipped: Counter[str]) -> Iterator[_Sample]:
     """Samples of a WebDataset tar: consecutive members with the same path up to the first dot of the file name.
 
     Hidden members are counted in `skipped`; macOS adds one (`._NAME`) for each file.
@@ -190,7 +199,7 @@ def _tar_samples(handle: BinaryIO, labels: bool, skipped: Counter[str]) -> Itera
             elif has_media_extension(name) or is_candidate(name, read_head(io.BytesIO(found.payload))):
                 sample.payloads[name] = found._replace(member=found.member._replace(name=base))
             else:
-                sample = sample._replace(metadata={**sample.metadata, **_read_sidecar(name, found.payload, labels)})
+                sample = sample._replace(metadata={**sample.metadata, **_read_sidecar(name, found.payload, job)})
     except RejectedItemError:
         if sample.payloads:
             yield sample
@@ -199,20 +208,21 @@ def _tar_samples(handle: BinaryIO, labels: bool, skipped: Counter[str]) -> Itera
         yield sample
 
 
-def _read_sidecar(name: str, payload: bytes, labels: bool) -> dict[str, Any]:
-    """Metadata from a text member: the known keys of a JSON object; labels and captions only for ground truth."""
+def _read_sidecar(name: str, payload: bytes, job: ArchiveJob) -> dict[str, Any]:
+    """Metadata from a text member: keys of a JSON object; a plain text only for ground truth, or if `job.text` names it."""
     suffix = extension(name)
     if len(payload) > MAX_SIDECAR_BYTES:
         return {}
     try:
         if suffix == "json":
             value = json.loads(payload)
-            keys = LABEL_KEYS if labels else METADATA_KEYS
             return (
-                {key.lower(): inner for key, inner in value.items() if key.lower() in keys} if isinstance(value, dict) else {}
+                {key.lower(): inner for key, inner in value.items() if key.lower() in job.keys}
+                if isinstance(value, dict)
+                else {}
             )
-        if labels and suffix in {"cls", "txt", "caption", "label"}:
-            return {"label": payload.decode("utf-8").strip()}
+        if suffix in job.text or (job.labels and suffix in {"cls", "txt", "caption", "label"}):
+            return {"label" if job.labels else suffix: payload.decode("utf-8").strip()}
     except (ValueError, RecursionError):
         return {}
     return {}

@@ -1,6 +1,6 @@
 """Data set layouts: detection by file names, and the rows of their tables. Tables are read in decoding processes.
 
-A row holds file, license, author, source, group, split, label and pair. Label and pair are used for ground truth only.
+A row holds file, license, author, source, group, split, label, pair and caption. Label and pair are used for ground truth only.
 """
 
 from __future__ import annotations
@@ -179,6 +179,7 @@ class _DatasetFolder:
     def __init__(self, job: DatasetFolderJob) -> None:
         self._job = job
         self.labels = job.query is None
+        self.captions = job.query is not None and bool(job.query.text)
         self.names = [name.removeprefix(job.prefix) for name in job.names]
 
     def matching(self, pattern: str) -> list[str]:
@@ -284,14 +285,14 @@ def _audioset(folder: _DatasetFolder) -> Iterator[Row]:
 def _coco(folder: _DatasetFolder) -> Iterator[Row]:
     """COCO: annotations/*_SPLIT.json name the images and their licenses; images are in SPLIT/, images/SPLIT/ or images/.
 
-    Of several annotation files of a split the smallest kind is read, or `instances` if the job asks for labels. A split
-    without any image was not downloaded and is left out.
+    Of several annotation files of a split the smallest kind is read, `instances` for labels, or `captions` for captions. A
+    split without any image was not downloaded and is left out.
     """
     files: dict[str, list[str]] = {}
     for name in folder.matching(_COCO_TABLE):
         files.setdefault(name.removesuffix(".json").rsplit("_", 1)[-1], []).append(name)
     present = set(folder.names)
-    order = _COCO_KINDS[::-1] if folder.labels else _COCO_KINDS
+    order = _COCO_KINDS[::-1] if folder.labels else ("captions", *_COCO_KINDS) if folder.captions else _COCO_KINDS
     for split, names in sorted(files.items()):
         if not folder.matching(rf"(images/)?{re.escape(split)}/.*") and not folder.matching(r"images/[^/]+"):
             continue
@@ -299,6 +300,9 @@ def _coco(folder: _DatasetFolder) -> Iterator[Row]:
         content = json.loads(folder.read(chosen))
         licenses = {entry["id"]: entry.get("url") or entry.get("name") for entry in content.get("licenses", [])}
         labels = _coco_labels(content) if folder.labels else {}
+        captions: dict[Any, list[str]] = {}
+        for entry in content.get("annotations", []) if folder.captions else ():
+            captions.setdefault(entry["image_id"], []).append(str(entry.get("caption", "")))
         for image in content["images"]:
             file = str(image["file_name"])
             paths = (f"{split}/{file}", f"images/{split}/{file}", f"images/{file}")
@@ -310,6 +314,7 @@ def _coco(folder: _DatasetFolder) -> Iterator[Row]:
                 "group": None,
                 "split": split,
                 "label": ", ".join(sorted(labels.get(image["id"], ()))),
+                "caption": "; ".join(captions.get(image["id"], ())) or None,
             }
 
 

@@ -30,7 +30,7 @@ from pipeline_steps.ingest.file_signatures import (
     read_head,
 )
 from pipeline_steps.ingest.reason_codes import RejectedItemError
-from pipeline_steps.ingest.sources.metadata_table import MetadataRow
+from pipeline_steps.ingest.sources.metadata_table import MetadataRow, join_texts
 from pipeline_steps.ingest.worker_pool import core_count
 
 
@@ -68,7 +68,7 @@ def discover_files(
 
 
 def unique_rows(rows: Iterable[MetadataRow]) -> list[MetadataRow]:
-    """Metadata rows with normalized paths, without exact repetitions.
+    """Metadata rows with normalized paths, one per file. Texts of repeated rows are joined.
 
     Raises:
         DataError: two rows describe one file differently.
@@ -78,8 +78,10 @@ def unique_rows(rows: Iterable[MetadataRow]) -> list[MetadataRow]:
         with suppress(UnsafePathError):  # an unsafe path is rejected when it is inspected
             row = row._replace(file=validate_relative_path(row.file))
         other = by_file.setdefault(row.file, row)
-        if other._replace(line=0) != row._replace(line=0):
-            fields = [name for name in row._fields if name != "line" and getattr(row, name) != getattr(other, name)]
+        fields = [name for name in row._fields if name not in ("line", "text") and getattr(row, name) != getattr(other, name)]
+        if row.text != other.text:
+            by_file[row.file] = other._replace(text=join_texts((other.text, row.text)))
+        if fields:
             raise DataError(
                 f"rows {other.line} and {row.line} of the metadata table both describe {display_path(row.file)} "
                 f"and differ in {', '.join(fields)}",
@@ -140,5 +142,5 @@ def inspect_file(
     except OSError as error:
         reason = f"reading failed: {error.strerror or error}"
         return RejectedFile(displayed, kind_from_extension(name), "FILE_UNREADABLE", reason)
-    metadata = (row.license, row.author, row.source, row.group, row.holdout) if row else ()
+    metadata = (row.license, row.author, row.source, row.group, row.holdout, None, row.text) if row else ()
     return CandidateFile(folder, relative, displayed, digest.sha256, size, kind, form, *metadata)

@@ -1,4 +1,4 @@
-"""Metadata table: file, license, author, source and group of each item. Only configured columns are read."""
+"""Metadata table: file, license, author, source, group and text of each item. Only configured columns are read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from pipeline_steps.core.escape import clean_text
 from pipeline_steps.core.safe_paths import open_regular_file
 
 RowFilter = dict[str, tuple[str, ...]]
 """Column -> values of the rows to select. All columns must match."""
 
 MAX_FIELD = 1 << 20
+MAX_TEXT_CHARS = 1000
+"""Limit of the words of an item."""
 GROUP_SEPARATOR = "\x1f"
 
 
@@ -28,6 +31,7 @@ class MetadataQuery(NamedTuple):
     group: tuple[str, ...]
     pool: RowFilter | None
     holdout: RowFilter | None
+    text: tuple[str, ...] = ()
 
     def columns(self) -> dict[str, str]:
         """Distinct names of all columns to read, each with the first key of the configuration that names it."""
@@ -36,7 +40,7 @@ class MetadataQuery(NamedTuple):
             ("license", (self.license,)),
             ("author", (self.author,)),
         ]
-        keys += [("source", self.source), ("group", self.group)]
+        keys += [("source", self.source), ("group", self.group), ("text", self.text)]
         found: dict[str, str] = {}
         for key, names in keys:
             for name in filter(None, names):
@@ -57,6 +61,7 @@ class MetadataRow(NamedTuple):
     group: str | None
     holdout: bool
     line: int
+    text: str | None = None
 
 
 class MetadataTableJob(NamedTuple):
@@ -113,9 +118,21 @@ def _parquet_rows(handle: BinaryIO, columns: Mapping[str, str]) -> Iterator[dict
     _check_columns(columns, table.schema_arrow.names)
     for batch in table.iter_batches(columns=list(columns)):
         for row in batch.to_pylist():
-            values = {name: "" if value is None else str(value) for name, value in row.items()}
+            values = {name: _cell_text(value) for name, value in row.items()}
             if any(value.strip() for value in values.values()):
                 yield values
+
+
+def _cell_text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(filter(None, map(_cell_text, value)))
+    return "" if value is None or isinstance(value, dict) else str(value)
+
+
+def join_texts(values: Iterable[object]) -> str | None:
+    """Words of an item from several cells, cleaned and without repetitions: at most `MAX_TEXT_CHARS` characters."""
+    texts = dict.fromkeys(clean_text(_cell_text(value), MAX_TEXT_CHARS) for value in values)
+    return clean_text("; ".join(filter(None, texts)), MAX_TEXT_CHARS) or None
 
 
 def matches_filter(row: Mapping[str, str], rows: RowFilter | None) -> bool:
@@ -141,6 +158,7 @@ def filter_rows(rows: Iterable[Mapping[str, str]], query: MetadataQuery) -> tupl
                 group=_join(row, query.group, GROUP_SEPARATOR),
                 holdout=holdout,
                 line=line,
+                text=join_texts(row[column] for column in query.text),
             )
         )
     return selected, filtered

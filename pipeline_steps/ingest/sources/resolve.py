@@ -228,7 +228,8 @@ def _read_dataset(
 
 def _from_dataset_folder(source: Source, dataset: Dataset) -> DiscoveryResult:
     """Files of a data set that its tables describe."""
-    query = MetadataQuery("file", "license", "author", ("source",), ("group",), *_split_filters(source))
+    text = ("caption",) if dataset.layout == "coco" and "caption" in _as_tuple(source.settings.columns.text) else ()
+    query = MetadataQuery("file", "license", "author", ("source",), ("group",), *_split_filters(source), text)
     return _listed_files(source, _read_dataset(source.config, source.root, dataset, query, source.key))
 
 
@@ -252,6 +253,7 @@ def _from_archives(source: Source, dataset: Dataset) -> DiscoveryResult:
     config, root = source.config, source.root
     cards = tuple(name for name in dataset.names if name.rsplit("/", 1)[-1] in CARD_FILES)
     filters = _split_filters(source)
+    text = tuple(name.lower() for name in _as_tuple(source.settings.columns.text))
     result = DiscoveryResult()
     jobs = []
     extensions = ARCHIVE_EXTENSIONS[dataset.layout]
@@ -264,7 +266,8 @@ def _from_archives(source: Source, dataset: Dataset) -> DiscoveryResult:
         except UnsafePathError as error:
             result.rejected.append(RejectedFile(display_path(name), "unknown", error.code, error.reason))
             continue
-        jobs.append((name, ArchiveJob(str(root.resolve()), relative, cards, *filters, config.image.max_file_bytes)))
+        job = ArchiveJob(str(root.resolve()), relative, cards, *filters, config.image.max_file_bytes, text=text)
+        jobs.append((name, job))
     if not jobs and not result.rejected:
         raise DataError(
             f"{source.key}.layout: {root}/{dataset.prefix} holds no {' or '.join(extensions)} file",
@@ -304,7 +307,7 @@ def _from_metadata(source: Source) -> DiscoveryResult:
     columns = settings.columns
     query = MetadataQuery(
         columns.file, columns.license, columns.author, _as_tuple(columns.source), _as_tuple(columns.group),
-        _row_filter(settings.pool), _row_filter(settings.holdout),
+        _row_filter(settings.pool), _row_filter(settings.holdout), _as_tuple(columns.text),
     )  # fmt: skip
     table = Path(settings.metadata)
     folder = table.parent if table.is_absolute() else source.root

@@ -10,11 +10,7 @@ vector is the MiniLM vector (384 dimensions).
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
-from functools import lru_cache
-from importlib import resources
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -27,13 +23,12 @@ from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.core.l2_normalize import l2_normalize
 from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.models.text_audio.audioset_phrases import hand_written_phrases
 from pipeline_steps.models.text_audio.base import TEXT_AUDIO_ENCODERS, CachedArtifact, TextAudioEncoder
 
 STORED_RATE = 48_000
 PROMPTS = ("{}", "the sound of {}")
 """Prompts whose vectors are averaged, for tag names and for queries."""
-PHRASES_FILE = "audioset_phrases.csv"
-"""Hand-written phrases for tags whose name does not say what makes the sound: "Moo" -> "a cow mooing"."""
 PLAIN_TAGS = 20
 QUIETEST, LOUDEST = 10 ** (-30 / 20), 10 ** (-14 / 20)
 """RMS range in which the level of a clip is not changed."""
@@ -52,13 +47,6 @@ def tag_phrases(name: str) -> list[str]:
 def tag_prompts(name: str) -> list[str]:
     """Every prompt for a tag's name and its synonyms."""
     return [prompt.format(phrase) for phrase in tag_phrases(name) for prompt in PROMPTS]
-
-
-@lru_cache(maxsize=1)
-def hand_written_phrases() -> dict[str, list[str]]:
-    """Tag name -> phrases of the packaged table."""
-    text = resources.files("pipeline_steps.models.text_audio").joinpath(PHRASES_FILE).read_text(encoding="utf-8")
-    return {row["name"]: row["phrases"].split("|") for row in csv.DictReader(io.StringIO(text))}
 
 
 def normalize_level(samples: FloatArray) -> FloatArray:

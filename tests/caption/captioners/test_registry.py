@@ -44,7 +44,7 @@ def installed_toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_built_in_captioners() -> None:
-    assert CAPTIONERS.names() == ("openai_server", "tagger", "vlm")
+    assert CAPTIONERS.names() == ("openai_server", "tagger", "text", "vlm")
     with pytest.raises(ConfigError, match=r"unknown captioner 'taggr' -> did you mean tagger\?"):
         parse_section(CaptionConfig, "caption", {"caption": {"captioner": "taggr"}})
 

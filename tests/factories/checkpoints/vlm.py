@@ -194,6 +194,11 @@ def qwen3_vl(folder: Path) -> Path:
     return _qwen3(folder, "Qwen3VL", "qwen3_vl_text")
 
 
+def talkative_qwen3_vl(folder: Path) -> Path:
+    """As `talkative_qwen2_5_vl`."""
+    return _qwen3(folder, "Qwen3VL", "qwen3_vl_text", seed=6)
+
+
 def qwen3_vl_moe(folder: Path) -> Path:
     return _qwen3(folder, "Qwen3VLMoe", "qwen3_vl_moe_text", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
 
@@ -203,7 +208,7 @@ def qwen3_5(folder: Path) -> Path:
     return _qwen3(folder, "Qwen3_5", "qwen3_5_text", layer_types=["linear_attention", "full_attention"], **linear)
 
 
-def _qwen3(folder: Path, name: str, text: str, **more: Any) -> Path:
+def _qwen3(folder: Path, name: str, text: str, seed: int | None = None, **more: Any) -> Path:
     import transformers
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -220,8 +225,15 @@ def _qwen3(folder: Path, name: str, text: str, **more: Any) -> Path:
         text_config=small_text(text, words, head_dim=16, rope_parameters=rope, max_position_embeddings=4096, **more),
         vision_config=vision, **{f"{part}_token_id": number for part, number in ids.items()},
     )  # fmt: skip
-    images = Qwen2VLImageProcessorPil(patch_size=16, min_pixels=32 * 32, max_pixels=64 * 64)
+    side = 64 if seed is None else 256
+    images = Qwen2VLImageProcessorPil(patch_size=16, min_pixels=32 * 32, max_pixels=side * side)
     model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+    if seed is not None:
+        randomized(model, seed)
+        with torch.no_grad():
+            for part, weight in model.named_parameters():
+                if part.endswith("q_norm.weight"):
+                    weight.mul_(4)  # sharp attention: else all pictures are one mean among the words of the prompt
     settings = {"processor_class": "Qwen3VLProcessor"}
     made = save(folder, model, images, words, "<|vision_start|><|image_pad|><|vision_end|>", settings, "Fast")
     template = (made / "chat_template.jinja").read_text()

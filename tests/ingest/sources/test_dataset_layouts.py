@@ -15,7 +15,7 @@ from pipeline_steps.core.errors import ConfigError, DataError
 from pipeline_steps.core.media_shards import MediaShardReader
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.ingest import stage
-from pipeline_steps.ingest.config import DecoderLimitsConfig, IngestConfig
+from pipeline_steps.ingest.config import DecoderLimitsConfig, IngestConfig, MetadataColumnsConfig
 from pipeline_steps.ingest.license_ids import spdx_id
 from pipeline_steps.ingest.sources.archives import ArchiveJob, list_archive
 from pipeline_steps.ingest.sources.dataset_layouts import DatasetFolderJob, detect_layout, detect_layouts, read_dataset_folder
@@ -139,6 +139,34 @@ def test_cc_parquet_row_of_a_failed_download_abstains(tmp_path: Path) -> None:
     assert found.rejected == {"00000.parquet/00000002/jpg": "NOT_DOWNLOADED"}
     assert found.found.rejected[0].abstained
     assert not found.contain("secret")
+
+
+@pytest.mark.parametrize(
+    ("make", "names", "texts"),
+    [
+        (layouts.webdataset, ["title", "Caption", "txt"], ["secret words", "secret words", None]),
+        (layouts.datasets_parquet, "label", ["dog", "rain", "bell"] * 2),
+        (layouts.datasets_arrow, "label", ["dog", "rain", "bell"] * 2),
+        (layouts.cc_parquet, ["caption", "url"], [f"secret words; https://example.org/{i}.jpg" for i in range(2)]),
+        (layouts.coco, "caption", ["a dog", None]),
+        (layouts.coco, "title", [None, None]),
+    ],
+)
+def test_words_that_come_with_images(
+    tmp_path: Path, make: Callable[[Path], None], names: str | list[str], texts: list[str | None]
+) -> None:
+    make(tmp_path)
+    found = Candidates(tmp_path, columns=MetadataColumnsConfig(text=names)).images
+    assert sorted((file.text for file in found.values()), key=str) == sorted(texts, key=str)
+
+
+def test_hostile_words_are_one_short_line(tmp_path: Path) -> None:
+    words = {"tags": ["a\u202eb", 7, {"x": "y"}, ["c"]], "title": "=1\n\x00" + "word " * 1000}
+    layouts.tar(tmp_path / "a.tar", [("0.jpg", layouts.image(1)), ("0.json", json.dumps(words).encode())])
+    (file,) = Candidates(tmp_path, columns=MetadataColumnsConfig(text=["tags", "title"])).images.values()
+    assert file.text is not None
+    assert file.text.startswith("ab, 7, c; 1 word word")
+    assert len(file.text) <= 1000
 
 
 def arrow_file(path: Path, table: pa.Table) -> None:

@@ -40,6 +40,13 @@ def test_pool_and_holdout_filters(tmp_path: Path) -> None:
     }
 
 
+def test_words_of_several_columns_and_rows_are_joined(tmp_path: Path) -> None:
+    query = QUERY._replace(text=("label", "id"))
+    rows = read(tmp_path, HEADER + "1,a.png,a  dog,MIT,p,s,pool\n2,a.png,a  dog,MIT,p,s,pool\n", query)["rows"]
+    assert [row.text for row in rows] == ["a dog; 1", "a dog; 2"]
+    assert [row.text for row in unique_rows(rows)] == ["a dog; 1; a dog; 2"]
+
+
 def test_rows_of_commas_are_empty_lines(tmp_path: Path) -> None:
     text = HEADER + ",,,,,,\n1,a.png,dog,MIT,p,s,pool\n , ,,,,,\n,,\n\n,,,,,,\n"
     assert [row.file for row in read(tmp_path, text)["rows"]] == ["a.png"]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.models.audio.yamnet import HOP_SAMPLES, MIN_SAMPLES
+from pipeline_steps.models.text_audio.audioset_phrases import hand_written_phrases
 from pipeline_steps.models.text_audio.base import TextAudioEncoder
 from pipeline_steps.models.text_audio.yamnet_minilm import (
     LOUDEST,
@@ -22,7 +23,6 @@ from pipeline_steps.models.text_audio.yamnet_minilm import (
     YamnetMiniLMEncoder,
     YamnetMiniLMEncoderConfig,
     baseline_audio_embeddings,
-    hand_written_phrases,
     normalize_level,
     softmax_over_tags,
     tag_phrases,
