@@ -70,6 +70,7 @@ class FeatureStore:
                 self._open(path)
         stored = [self._batch(part).column("key") for part in range(len(self._paths))]
         places = pc.index_in(pa.array(keys, pa.string()), value_set=pa.chunked_array(stored, pa.string()))
+        self._batches.clear()  # pages of the keys are not needed any more; parts are mapped again when they are read
         return np.asarray(pc.fill_null(places, -1).to_numpy(zero_copy_only=False), np.int32)
 
     def sizes(self, rows: RowNumbers, column: str) -> RowNumbers:
