@@ -199,7 +199,7 @@ def captions(scratch: Path, rounds: int) -> list[dict[str, Any]]:
     prompt = caption_prompt(5)
     config = VlmConfig(model=str(folder), constrained_decoding=False)
     encoder = VlmCaptioner(config, CaptionOptions(prompt=PromptConfig(max_new_tokens=words))).load()
-    encoder._generation_config.min_new_tokens = words
+    encoder._model.generation_config.min_new_tokens = words
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval().to(DEVICE)
     processor = encoder._processor
     text = processor.apply_chat_template(

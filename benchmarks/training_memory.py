@@ -10,7 +10,6 @@ files (pages that processes share and the kernel may drop), the peak of both, an
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import subprocess
 import sys
@@ -25,32 +24,24 @@ import torch
 
 from pipeline_steps.core.feature_store import FeatureStore
 from pipeline_steps.core.hashing import fingerprint
+from pipeline_steps.core.host_memory import release_unused_memory
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import PAIRS
 from pipeline_steps.core.tables import write_table
-from pipeline_steps.diffusion.audio_prompt import AudioPrompt
 from pipeline_steps.diffusion.audio_tokens import TAGS, AudioTokens
-from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
-from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
-from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
 from pipeline_steps.train.audio_feature_cache import (
     TOKEN_COLUMNS,
-    StoredClips,
+    build_tokenizer,
     distinct_clips,
+    load_or_encode_clips,
     mix_partner,
     tokens_to_row,
-    without_grids,
 )
-from pipeline_steps.train.data import BatchPartition
-from pipeline_steps.train.recipes.ip_adapter.config import IPAdapterConfig
-from pipeline_steps.train.recipes.ip_adapter.data import (
-    LATENT_COLUMNS,
-    IPAdapterDataModule,
-    StoredLatents,
-    load_pairs,
-)
-from pipeline_steps.train.recipes.ip_adapter.lightning_module import AudioIPAdapterModule
-from pipeline_steps.train.stage import read_pairs
+from pipeline_steps.train.config import TrainConfig
+from pipeline_steps.train.distributed import DistributedSetup
+from pipeline_steps.train.recipes.base import TrainingInputs
+from pipeline_steps.train.recipes.ip_adapter.data import LATENT_COLUMNS
+from pipeline_steps.train.stage import build_recipe, read_pairs
 
 WIDTH = 1024
 """Width of YAMNet's tokens."""
@@ -110,48 +101,42 @@ def memory_mb() -> dict[str, float]:
 
 
 def train(folder: Path, backbone: Path, steps: int, augmentations: int) -> dict[str, float]:
-    """Load the pairs and train; memory before the data, after loading and after training."""
-    torch.manual_seed(0)
-    frozen = StableDiffusionBackbone(str(backbone)).load()
-    prompt = AudioPrompt("{}" if frozen.has_text_encoder else "")
-    resampler = PerceiverResampler(WIDTH, 1, output_width=frozen.width, num_queries=4, dim=128, depth=1, heads=4)
-    adapter = AudioIPAdapter(frozen, resampler, prompt)
+    """Prepare the recipe as the stage does, and train; memory before the data and after training."""
+    section = {"audio": {"num_augmentations": augmentations}, "ip_adapter": {"backbone": {"model": str(backbone)}}}
+    config, layout = TrainConfig.from_params(section), ProjectPaths(folder)
+    setup = DistributedSetup("cpu", "32-true")
+    recipe: Any = build_recipe(config, layout, setup)
+    tokenizer = build_tokenizer(config.audio, layout.assets, folder, "cpu")
+    recipe.backbone.load()
     before = memory_mb()["private_mb"]
+
+    def nothing(item_id: str) -> Any:
+        raise AssertionError(f"{item_id} is stored")
+
+    def open_store(_mark: str, columns: Sequence[str]) -> FeatureStore:
+        return FeatureStore(folder / ("clips" if columns == TOKEN_COLUMNS else "images"), columns)
+
     start = time.perf_counter()
-    layout = ProjectPaths(folder)
     pairs = read_pairs(layout)
     rows = [row for split in pairs for row in pairs[split]]
-    clips = distinct_clips(rows)
-    keys = list(clip_keys(clips, distinct_clips(pairs["train"]), augmentations))
-    store, pictures = FeatureStore(folder / "clips", TOKEN_COLUMNS), FeatureStore(folder / "images", LATENT_COLUMNS)
-    features = StoredClips(store, clips, store.find(keys).reshape(len(clips), augmentations), 1, WIDTH)
-
-    def latents(ids: list[str]) -> tuple[StoredLatents, StoredLatents]:
-        places = pictures.find(ids).reshape(len(ids), 1)
-        mean, std = (StoredLatents(pictures, column, places, LATENT) for column in LATENT_COLUMNS)
-        return mean, std
-
-    data, validation = (load_pairs(pairs[split], features, latents) for split in ("train", "val"))
-    adapter.cache_prompts(tokens for clip in (*data.tokens, *validation.tokens) for tokens in without_grids(clip))
-    del pairs, rows, keys, clips
-    gc.collect()
-    loaded = time.perf_counter() - start
-    config = IPAdapterConfig.model_validate({"backbone": {"model": str(backbone)}})
-    batches = IPAdapterDataModule(data, validation, adapter, config, 0.0, 0, BatchPartition(), {})
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=5e-5, fused=True)
-    module = AudioIPAdapterModule.__new__(AudioIPAdapterModule)  # its loss alone: no trainer
-    torch.nn.Module.__init__(module)
-    module.denoiser, module.snr_gamma = adapter, 5.0
+    store = open_store("", TOKEN_COLUMNS)
+    features, _, _ = load_or_encode_clips(config.audio, config.seed, tokenizer, store, nothing, rows)
+    prepared = recipe.prepare(TrainingInputs("digest", pairs, features, tokenizer, nothing, open_store))
+    del pairs, rows, features
+    release_unused_memory()
+    loaded, held = time.perf_counter() - start, memory_mb()["private_mb"]
+    module = prepared.module.train()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=5e-5, fused=True)
     seconds, fetching = [], []
     for step in range(steps):
         start = time.process_time()
-        batch = batches.training_batch(step)
+        batch = prepared.datamodule.training_batch(step)
         fetching.append(time.process_time() - start)
         module.per_sample_loss(batch).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds.append(time.process_time() - start)
-    found = memory_mb() | {"model_mb": before, "load_s": loaded}
+    found = memory_mb() | {"model_mb": before, "loaded_mb": held, "load_s": loaded}
     return found | {"step_s": float(np.median(seconds[WARM_UP:])), "batch_s": float(np.median(fetching[WARM_UP:]))}
 
 
@@ -189,14 +174,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--backbone", type=Path, default=Path("data/assets/backbone"))
     options = parser.parse_args()
-    print("| pairs | private MB | before data MB | mapped MB | peak MB | step s | batch s | kB a clip | kB a picture |")
-    print(f"|{'---|' * 9}")
+    print("| pairs | private MB | before data MB | mapped MB | peak MB | load s | step s | batch s | kB a clip | kB image |")
+    print(f"|{'---|' * 10}")
     for pairs in options.pairs:
         found = measure(
             options.scratch.resolve(), options.backbone.resolve(), pairs, options.tokens, options.steps, options.augmentations
         )
         cells = [f"{found[name]:.0f}" for name in ("private_mb", "model_mb", "mapped_mb", "peak_mb")]
-        cells += [f"{found[name]:.3f}" for name in ("step_s", "batch_s")]
+        cells += [f"{found['load_s']:.0f}", *(f"{found[name]:.3f}" for name in ("step_s", "batch_s"))]
         cells += [f"{found[name]:.1f}" for name in ("clips_kb", "images_kb")]
         print(f"| {pairs:,} | {' | '.join(cells)} |", flush=True)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import zlib
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from pipeline_steps.core.hashing import sha256_bytes
 
 log = logging.getLogger(__name__)
 
-RowNumbers = npt.NDArray[np.int64]
+RowNumbers = npt.NDArray[np.int32]
+"""Row numbers; four bytes each, because training holds one for each stored row."""
 
 
 class FeatureStore:
@@ -40,7 +42,7 @@ class FeatureStore:
         checks = pa.field("crc32", pa.list_(pa.uint32(), len(self.columns)), nullable=False)
         self.schema = pa.schema([pa.field("key", pa.string(), nullable=False), *binary, checks])
         self._paths: list[Path] = []
-        self._ends: RowNumbers = np.zeros(0, np.int64)
+        self._ends: list[int] = []
         self._batches: dict[int, pa.RecordBatch] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -68,7 +70,14 @@ class FeatureStore:
                 self._open(path)
         stored = [self._batch(part).column("key") for part in range(len(self._paths))]
         places = pc.index_in(pa.array(keys, pa.string()), value_set=pa.chunked_array(stored, pa.string()))
-        return np.asarray(pc.fill_null(places, -1).to_numpy(zero_copy_only=False), np.int64)
+        self._batches.clear()  # pages of the keys are not needed any more; parts are mapped again when they are read
+        return np.asarray(pc.fill_null(places, -1).to_numpy(zero_copy_only=False), np.int32)
+
+    def sizes(self, rows: RowNumbers, column: str) -> RowNumbers:
+        """Bytes of the values of a column in some rows; the values are not read."""
+        batches = [self._batch(part) for part in range(len(self._paths))]
+        bounds = [np.frombuffer(batch.column(column).buffers()[1], np.int64)[: batch.num_rows + 1] for batch in batches]
+        return np.concatenate([np.diff(part).astype(np.int32) for part in bounds])[rows]
 
     def read(self, row: int, column: str) -> memoryview:
         """Bytes of a value in the mapped file.
@@ -76,9 +85,9 @@ class FeatureStore:
         Raises:
             IntegrityError: they do not have the CRC-32 that was stored with them.
         """
-        part = int(np.searchsorted(self._ends, row, side="right"))
+        part = bisect_right(self._ends, row)
         batch = self._batch(part)
-        place = row - int(self._ends[part - 1]) if part else row
+        place = row - self._ends[part - 1] if part else row
         _, bounds, data = batch.column(column).buffers()
         start, end = np.frombuffer(bounds, np.int64)[place : place + 2]
         value = memoryview(data)[start:end]
@@ -99,7 +108,7 @@ class FeatureStore:
             return
         self._batches[len(self._paths)] = batch
         self._paths.append(path)
-        self._ends = np.append(self._ends, (self._ends[-1] if len(self._ends) else 0) + batch.num_rows)
+        self._ends.append((self._ends[-1] if self._ends else 0) + batch.num_rows)
 
     def _batch(self, part: int) -> pa.RecordBatch:
         if part not in self._batches:

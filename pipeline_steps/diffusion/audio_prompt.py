@@ -82,6 +82,12 @@ class AudioPrompt:
         rest = 1.0 - sum(weight for _, weight in texts)
         return [*texts, ("", rest)] if rest > 1e-6 else texts
 
+    def all_texts(self) -> list[str]:
+        """Every text that `weighted_texts` can return."""
+        if not self.reads_audio:
+            return [self.template]
+        return ["", *sorted({self.template.format(source) for source, specificity in tag_sources() if source and specificity})]
+
     def embed(self, clips: Sequence[AudioTokens], encode_prompt: Callable[[str], torch.Tensor]) -> torch.Tensor:
         """Prompt embeddings [N, L, width]; `encode_prompt` returns those [1, L, width] of a text."""
         return torch.cat([blend(self.weighted_texts(clip.tags, clip.loudness), encode_prompt) for clip in clips])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,27 +43,55 @@ class AudioTokens:
     loudness: float
 
 
+@dataclass(frozen=True, slots=True)
+class TokenPooling:
+    """Mean of neighboring tokens, for a smaller grid.
+
+    Attributes:
+        time: time steps that become one.
+        bands: bands that become one.
+    """
+
+    time: int = 1
+    bands: int = 1
+
+    def __call__(self, grid: torch.Tensor) -> torch.Tensor:
+        """Means [time / time, bands / bands, width] of a float16 grid, rounded up; the last group may have fewer tokens."""
+        for axis, size in enumerate((self.time, self.bands)):
+            if size > 1:
+                groups = torch.split(grid.float(), size, axis)
+                grid = torch.cat([group.mean(axis, keepdim=True) for group in groups], axis).half()
+        return grid
+
+
 class AudioTokenizer(ABC):
     """Pretrained encoder of a clip as `AudioTokens`. Tags are YAMNet's whatever the encoder of the grid.
 
     Args:
         encoder: of the grid.
         tagger: of the tags.
+        pooling: of the grid.
 
     Attributes:
-        bands: tokens per time step.
+        encoder_bands: tokens per time step before pooling.
         width: width of a token.
         rate: sample rate of prepared waveforms, Hz.
     """
 
     name: ClassVar[str]
     rate: ClassVar[int]
-    bands: int
+    encoder_bands: int
     width: int
 
-    def __init__(self, encoder: Any, tagger: YamNet) -> None:
+    def __init__(self, encoder: Any, tagger: YamNet, pooling: TokenPooling = TokenPooling()) -> None:
         self.encoder = encoder
         self.tagger = tagger
+        self.pooling = pooling
+
+    @property
+    def bands(self) -> int:
+        """Tokens per time step."""
+        return -(-self.encoder_bands // self.pooling.bands)
 
     @property
     def families(self) -> frozenset[str]:
@@ -72,7 +100,8 @@ class AudioTokenizer(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Everything except the audio that determines the tokens."""
-        return {**self.encoder.describe(), "grids": TOKENS_VERSION, "tagger": self.tagger.describe()}
+        pooling = {} if self.pooling == TokenPooling() else {"pooling": asdict(self.pooling)}
+        return {**self.encoder.describe(), "grids": TOKENS_VERSION, "tagger": self.tagger.describe(), **pooling}
 
     @abstractmethod
     def prepare(self, samples_48k: FloatArray, max_seconds: float) -> FloatArray:
@@ -82,9 +111,13 @@ class AudioTokenizer(ABC):
             ValueError: the clip is empty, not mono, or not finite.
         """
 
-    @abstractmethod
     def encode(self, waveforms: Sequence[FloatArray]) -> list[AudioTokens]:
-        """Tokens of prepared waveforms."""
+        """Tokens of prepared waveforms, pooled."""
+        return [replace(tokens, grid=self.pooling(tokens.grid)) for tokens in self._encode(waveforms)]
+
+    @abstractmethod
+    def _encode(self, waveforms: Sequence[FloatArray]) -> list[AudioTokens]:
+        """Tokens of prepared waveforms before pooling."""
 
     def tokenize(self, clips: Sequence[FloatArray], max_seconds: float) -> list[AudioTokens]:
         """Tokens of the first `max_seconds` of each mono 48 kHz clip [T].
@@ -130,13 +163,13 @@ class YamnetTokenizer(AudioTokenizer):
 
     name = "yamnet"
     rate = SAMPLE_RATE
-    bands, width = 1, 1024
+    encoder_bands, width = 1, 1024
 
     def prepare(self, samples_48k: FloatArray, max_seconds: float) -> FloatArray:
         check_waveform(samples_48k)
         return to_16k(samples_48k[: math.ceil(max_seconds * STORED_RATE)])
 
-    def encode(self, waveforms: Sequence[FloatArray]) -> list[AudioTokens]:
+    def _encode(self, waveforms: Sequence[FloatArray]) -> list[AudioTokens]:
         encoded = [self._tag(waveform) for waveform in waveforms]
         return [AudioTokens(frames.sqrt().half()[:, None], tags, loudness) for tags, loudness, frames in encoded]
 
@@ -148,8 +181,8 @@ class AstTokenizer(AudioTokenizer):
     rate = STORED_RATE
 
     @property
-    def bands(self) -> int:  # type: ignore[override]
-        """Tokens per time step."""
+    def encoder_bands(self) -> int:  # type: ignore[override]
+        """Tokens per time step before pooling."""
         return int(self.encoder.bands)
 
     @property
@@ -161,7 +194,7 @@ class AstTokenizer(AudioTokenizer):
         check_waveform(samples_48k)
         return samples_48k[: math.ceil(max_seconds * STORED_RATE)]
 
-    def encode(self, waveforms: Sequence[FloatArray]) -> list[AudioTokens]:
+    def _encode(self, waveforms: Sequence[FloatArray]) -> list[AudioTokens]:
         self.encoder.load()
         grids = self.encoder.grids(list(waveforms))
         tagged = [self._tag(to_16k(waveform)) for waveform in waveforms]

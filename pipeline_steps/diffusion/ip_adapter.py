@@ -7,7 +7,7 @@ and stock pipelines run the same code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,9 +105,9 @@ class AudioIPAdapter(nn.Module):
         """Text tokens [1, L, width]."""
         return self.encode_prompt_on_cpu(text).to(self.device)
 
-    def cache_prompts(self, clips: Iterable[AudioTokens]) -> None:
-        """Encode the texts of clips, so that `collate` runs no network: worker processes of a DataLoader cannot use a GPU."""
-        for text in sorted({text for clip in clips for text, _ in self.audio_prompt.weighted_texts(clip.tags, clip.loudness)}):
+    def cache_prompts(self) -> None:
+        """Encode the texts of any clip, so that `collate` runs no network: worker processes of a loader cannot use a GPU."""
+        for text in self.audio_prompt.all_texts():
             self.encode_prompt_on_cpu(text)
 
     def collate(self, clips: Sequence[AudioTokens]) -> AudioTokenBatch:

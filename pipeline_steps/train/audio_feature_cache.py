@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, overload
@@ -19,7 +19,7 @@ from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.feature_store import FeatureStore, RowNumbers
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.core.seeding import seeded_rng
-from pipeline_steps.diffusion.audio_tokens import AstTokenizer, AudioTokenizer, AudioTokens, YamnetTokenizer
+from pipeline_steps.diffusion.audio_tokens import AstTokenizer, AudioTokenizer, AudioTokens, TokenPooling, YamnetTokenizer
 from pipeline_steps.models.audio.ast import AstEncoder
 from pipeline_steps.models.audio.yamnet import YamNet
 from pipeline_steps.train.augmentations import AUGMENT_VERSION, NUM_ROOMS, augment_audio
@@ -103,41 +103,66 @@ class StoredTokens(Sequence[AudioTokens]):
     def __getitem__(self, number: int | slice) -> AudioTokens | list[AudioTokens]:
         if isinstance(number, slice):
             return [self[item] for item in range(len(self))[number]]
-        grid = np.frombuffer(self.store.read(int(self.rows[number]), "grid"), np.float16).copy()
-        return self._tokens(number, torch.from_numpy(grid))
-
-    def without_grids(self) -> Iterator[AudioTokens]:
-        """Tags and loudness of each augmentation, which make its prompt; the grids are not read."""
-        return (self._tokens(number, torch.zeros(0, dtype=torch.float16)) for number in range(len(self)))
-
-    def _tokens(self, number: int, grid: torch.Tensor) -> AudioTokens:
-        tags, loudness = (self.store.read(int(self.rows[number]), name) for name in TOKEN_COLUMNS[1:])
+        grid, tags, loudness = (self.store.read(int(self.rows[number]), name) for name in TOKEN_COLUMNS)
         return AudioTokens(
-            grid.view(-1, self.bands, self.width),
+            torch.from_numpy(np.frombuffer(grid, np.float16).copy()).view(-1, self.bands, self.width),
             torch.from_numpy(np.frombuffer(tags, np.float16).astype(np.float32)),
             float(np.frombuffer(loudness, np.float64)[0]),
         )
 
 
-def without_grids(clip: Sequence[AudioTokens]) -> Iterable[AudioTokens]:
-    """Augmentations of a clip for their tags and loudness; grids of stored clips are not read."""
-    return clip.without_grids() if isinstance(clip, StoredTokens) else clip
+@dataclass(frozen=True, slots=True)
+class TokenTable(Sequence[StoredTokens]):
+    """Tokens by the number of a clip: an array of row numbers.
 
-
-class StoredClips(Mapping[Tracks, StoredTokens]):
-    """Tokens by clip. The table of a million clips is an array of row numbers and a list of clips.
-
-    Args:
-        clips: sorted.
+    Attributes:
         rows: [clips, augmentations] in the store.
     """
 
-    def __init__(self, store: FeatureStore, clips: list[Tracks], rows: RowNumbers, bands: int, width: int) -> None:
-        self._store, self._rows, self._shape = store, rows, (bands, width)
+    store: FeatureStore
+    rows: RowNumbers
+    bands: int
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, number: int) -> StoredTokens: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[StoredTokens]: ...
+    def __getitem__(self, number: int | slice) -> StoredTokens | list[StoredTokens]:
+        if isinstance(number, slice):
+            return [self[item] for item in range(len(self))[number]]
+        return StoredTokens(self.store, self.rows[number], self.bands, self.width)
+
+
+def longest_augmentation(clips: Sequence[Sequence[AudioTokens]]) -> AudioTokens:
+    """Augmentation with the most tokens; of stored clips no other is read."""
+    if isinstance(clips, TokenTable):
+        clip, number = np.unravel_index(clips.store.sizes(clips.rows, "grid").argmax(), clips.rows.shape)
+        return clips[int(clip)][int(number)]
+    return max((tokens for clip in clips for tokens in clip), key=lambda tokens: len(tokens.grid))
+
+
+class StoredClips(Mapping[Tracks, StoredTokens]):
+    """Tokens by clip.
+
+    Args:
+        clips: sorted.
+        table: their tokens.
+    """
+
+    def __init__(self, clips: list[Tracks], table: TokenTable) -> None:
+        self._table = table
         self._places = {tracks: place for place, tracks in enumerate(clips)}
 
     def __getitem__(self, tracks: Tracks) -> StoredTokens:
-        return StoredTokens(self._store, self._rows[self._places[tracks]], *self._shape)
+        return self._table[self._places[tracks]]
+
+    def select(self, clips: Iterable[Tracks]) -> TokenTable:
+        """Tokens of some clips by their position, without the clips."""
+        return replace(self._table, rows=self._table.rows[[self._places[tracks] for tracks in clips]])
 
     def __iter__(self) -> Iterator[Tracks]:
         return iter(self._places)
@@ -148,10 +173,11 @@ class StoredClips(Mapping[Tracks, StoredTokens]):
 
 def build_tokenizer(audio: AudioEncodingConfig, assets: Path, root: Path, device: str) -> AudioTokenizer:
     """Audio encoder that the configuration selects; its weights are not loaded yet."""
-    tagger = YamNet(assets)
+    tagger, pooling = YamNet(assets), TokenPooling(audio.pool_time, audio.pool_bands)
     if audio.encoder == "ast":
-        return AstTokenizer(AstEncoder(audio.ast.model, audio.ast.revision, device, audio.ast.dtype, root=root), tagger)
-    return YamnetTokenizer(tagger, tagger)
+        encoder = AstEncoder(audio.ast.model, audio.ast.revision, device, audio.ast.dtype, root=root)
+        return AstTokenizer(encoder, tagger, pooling)
+    return YamnetTokenizer(tagger, tagger, pooling)
 
 
 def cache_fingerprint(audio: AudioEncodingConfig, seed: int, tokenizer: AudioTokenizer) -> str:
@@ -217,4 +243,5 @@ def load_or_encode_clips(
             new = {}
     store.append(new)
     places = store.find(keys).reshape(len(clips), count)
-    return StoredClips(store, clips, places, tokenizer.bands, tokenizer.width), len(missing), len(keys) - len(missing)
+    table = TokenTable(store, places, tokenizer.bands, tokenizer.width)
+    return StoredClips(clips, table), len(missing), len(keys) - len(missing)

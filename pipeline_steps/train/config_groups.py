@@ -25,7 +25,11 @@ class AudioEncodingConfig(StageConfig):
     encoder: Literal["yamnet", "ast"] = Field(default="yamnet", description="pretrained encoder: YAMNet or an AST")
     ast: AstConfig = AstConfig()
     max_seconds: float = Field(default=10.0, ge=2.0, le=60.0, description="seconds from the start of a clip that are encoded")
-    num_augmentations: int = Field(default=4, ge=1, le=64, description="versions of each clip; the first is the clip itself")
+    pool_time: int = Field(default=1, ge=1, le=64, description="consecutive time steps whose tokens are averaged; 1: none")
+    pool_bands: int = Field(default=1, ge=1, le=64, description="neighboring bands whose tokens are averaged; 1: none")
+    num_augmentations: int = Field(
+        default=4, ge=1, le=64, description="stored versions of each clip; the first is the clip itself"
+    )
     max_log_speed: float = Field(default=0.12, ge=0.0, le=0.5, description="largest change of speed and pitch, as a logarithm")
     max_gain_db: float = Field(default=9.0, ge=0.0, le=40.0, description="largest change of level")
     noise_prob: float = Field(default=0.5, ge=0.0, le=1.0, description="probability of added noise, 8 to 30 dB below the clip")
@@ -88,8 +92,9 @@ class PerformanceConfig(StageConfig):
 
     compile: bool | Literal["auto"] = Field(default="auto", description="torch.compile of the U-Net; auto: on a GPU")
     channels_last: bool | Literal["auto"] = Field(default="auto", description="memory format of the U-Net; auto: on a GPU")
-    accumulate_grad_batches: int = Field(
-        default=1, ge=1, le=4096, description="microbatches of an optimizer step: less memory, same result"
+    accumulate_grad_batches: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
+        default=1,
+        description="microbatches of an optimizer step: less memory, same result; auto: the fewest that fit into GPU memory",
     )
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations of the U-Net in the backward pass: less memory, more time"

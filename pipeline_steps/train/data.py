@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipeline_steps.core.array_types import IntArray
+from pipeline_steps.core.feature_store import RowNumbers
 from pipeline_steps.core.seeding import seeded_rng
 from pipeline_steps.diffusion.tensor_batch import TensorBatch
 
@@ -102,6 +102,10 @@ class AudioImageDataModule(pl.LightningDataModule):  # type: ignore[misc, unused
         """This process's microbatch of a step."""
         raise NotImplementedError
 
+    def largest_microbatch(self) -> TrainingBatch:
+        """Microbatch that needs the most memory, for the last process: the last one of a step has as many samples as any."""
+        return self.training_batch(0, self.partition.accumulate - 1)
+
     def validation_batch(self) -> TrainingBatch | None:
         """Fixed batch of validation pairs without augmentation; None if there are no validation pairs."""
         raise NotImplementedError
@@ -159,9 +163,9 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int
 
 
 @lru_cache(maxsize=2)
-def _epoch_order(count: int, seed: int, epoch: int) -> IntArray:
+def _epoch_order(count: int, seed: int, epoch: int) -> RowNumbers:
     """Permutation of all pairs; kept, because that of a million pairs takes longer than a step."""
-    return seeded_rng(seed, "order", str(epoch)).permutation(count)
+    return seeded_rng(seed, "order", str(epoch)).permutation(count).astype(np.int32)
 
 
 def deterministic_batch(rows: list[int], latents: torch.Tensor, audio: TensorBatch, seed: int) -> TrainingBatch:

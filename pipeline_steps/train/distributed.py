@@ -60,8 +60,9 @@ class DistributedSetup:
 
     @property
     def partition(self) -> BatchPartition:
-        """Slice of each optimizer step that this process takes."""
-        return BatchPartition(self.rank, self.processes, self.performance.accumulate_grad_batches)
+        """Slice of each optimizer step that this process takes; one microbatch for `auto`, until the number is found."""
+        accumulate = self.performance.accumulate_grad_batches
+        return BatchPartition(self.rank, self.processes, 1 if accumulate == "auto" else accumulate)
 
     @property
     def device(self) -> torch.device:
@@ -100,7 +101,6 @@ class DistributedSetup:
             "devices": self.devices,
             "num_nodes": self.performance.num_nodes,
             "strategy": strategy,
-            "accumulate_grad_batches": self.performance.accumulate_grad_batches,
         }
 
     def _resolve(self, switch: bool | str) -> bool:

@@ -157,8 +157,12 @@ class DiffusionModule(pl.LightningModule):  # type: ignore[misc, unused-ignore]
             torch.compiler.set_stance("default")
 
     def validation_step(self, batch: TrainingBatch | None, batch_idx: int) -> None:
-        """Loss of the validation batch with averaged weights; NaN without validation pairs."""
-        loss = float(self.per_sample_loss(batch).mean()) if batch is not None else math.nan
+        """Loss of the validation batch with averaged weights, in as many parts as a step; NaN without validation pairs."""
+        loss = math.nan
+        if batch is not None:
+            size = -(-len(batch) // self.trainer.accumulate_grad_batches)
+            parts = [batch.select(slice(start, start + size)) for start in range(0, len(batch), size)]
+            loss = float(torch.cat([self.per_sample_loss(part) for part in parts]).mean())
         self.validation[str(self.trainer.global_step)] = loss
         self.log("train/validation_loss", loss, batch_size=1, rank_zero_only=True)
 
@@ -183,8 +187,9 @@ class DiffusionModule(pl.LightningModule):  # type: ignore[misc, unused-ignore]
         torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.optimizer_config.max_grad_norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the digest of the run and the history."""
+        """Add the digest of the run, the number of microbatches and the history."""
         checkpoint["digest"] = self.digest
+        checkpoint["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
         checkpoint["history"] = [dict(row) for row in self.history]
         checkpoint["validation"] = dict(self.validation)
 

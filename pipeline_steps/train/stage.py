@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import shutil
 import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from pipeline_steps.core.atomic import write_bytes, write_json, write_text
 from pipeline_steps.core.checksums import write_checksums
 from pipeline_steps.core.errors import ConfigError, DataError
 from pipeline_steps.core.feature_store import FeatureStore
+from pipeline_steps.core.gpu_memory import gpu_memory_guard
 from pipeline_steps.core.hashing import fingerprint, sha256_file
+from pipeline_steps.core.host_memory import release_unused_memory
 from pipeline_steps.core.media_shards import INDEX, MediaShardReader
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import PAIRS
@@ -58,6 +62,7 @@ from pipeline_steps.train.distributed import (
 )
 from pipeline_steps.train.history import encode_png, final_metrics, loss_csv, validation_csv
 from pipeline_steps.train.lightning_module import LOG_EVERY_N_STEPS, DiffusionModule, NonFiniteLossError
+from pipeline_steps.train.microbatches import MEMORY_KEYS, MORE_MEMORY, find_microbatches
 from pipeline_steps.train.recipes import RECIPES
 from pipeline_steps.train.recipes.base import Recipe, RecipeSettings, TrainingInputs, TrainingRun
 from pipeline_steps.train.tracking_logger import TrackingLogger
@@ -68,6 +73,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "last"
 DIAGNOSIS = "not-finite.json"
+MICROBATCHES = "microbatches.json"
 SPLITS = ("train", "val")
 PAIR_COLUMNS = ["image_id", "split", "tracks"]
 """Columns that training reads."""
@@ -83,7 +89,7 @@ def run(config: TrainConfig, layout: ProjectPaths) -> StageReport:
     Raises:
         ConfigError: `resume_from_checkpoint` does not exist, or a batch size is too small.
         DataError: there are too few training pairs, or the loss was not finite several times in a row.
-        ResourceError: a GPU is requested and there is none.
+        ResourceError: a GPU is requested and there is none, or its memory is too small.
         IntegrityError: the checkpoint belongs to another run, or is not a plain checkpoint.
     """
     report = StageReport("train")
@@ -102,10 +108,14 @@ def run(config: TrainConfig, layout: ProjectPaths) -> StageReport:
     tracked = tracking.run("train", layout, config, inputs=[layout.pairs, layout.media], resume_key=digest)
     lock = FileLock(folder / "prepare.lock")  # the first process computes, the others load its results
     with tracked if setup.is_first else nullcontext(tracking.NoOpTracker()) as tracker:
-        with lock if setup.processes > 1 else nullcontext():
+        with lock if setup.processes > 1 else nullcontext(), gpu_memory_guard(MEMORY_KEYS, MORE_MEMORY):
             inputs = _load_inputs(config, layout, encoder, pairs, digest, report)
             prepared = recipe.prepare(inputs)
+            apply_memory_settings(prepared.module.unet, setup)
+            if config.performance.accumulate_grad_batches == "auto":
+                _choose_microbatches(config, folder / MICROBATCHES, prepared, setup)
         del inputs, pairs  # rows of a million pairs are gigabytes
+        release_unused_memory()
         _train(config, folder, prepared, TrackingLogger(tracker, prepared.module.objective, config.validation_steps), setup)
         if not setup.is_first:
             sys.exit(0)  # process 0 exports and reports
@@ -208,9 +218,21 @@ def _load_inputs(
     return TrainingInputs(digest, pairs, features, encoder, media.image, open_store)
 
 
+def _choose_microbatches(config: TrainConfig, record: Path, prepared: TrainingRun, setup: DistributedSetup) -> None:
+    """Divide the steps as recorded for the run, or as found by trying; other processes and resume use the record."""
+    datamodule = prepared.datamodule
+    if record.is_file():
+        count = int(json.loads(record.read_text(encoding="utf-8"))["accumulate_grad_batches"])
+    else:
+        count = find_microbatches(prepared.module, datamodule, setup, config.recipe_config.phase.batch_size)
+        write_json(record, {"accumulate_grad_batches": count})
+        log.info("%d microbatches per optimizer step and process", count)
+    datamodule.partition = replace(datamodule.partition, accumulate=count)
+
+
 def _train(config: TrainConfig, folder: Path, prepared: TrainingRun, logger: TrackingLogger, setup: DistributedSetup) -> None:
     """Train from the start or from the last checkpoint. Afterwards the module has the averaged weights."""
-    module, max_steps = prepared.module, config.recipe_config.phase.max_steps
+    module, datamodule, max_steps = prepared.module, prepared.datamodule, config.recipe_config.phase.max_steps
     last = folder / f"{CHECKPOINT}.ckpt"
     resume, checkpoint = _checkpoint_to_resume(config.resume_from_checkpoint, last, module)
     step = int(checkpoint.get("global_step", 0))
@@ -219,10 +241,14 @@ def _train(config: TrainConfig, folder: Path, prepared: TrainingRun, logger: Tra
         if step >= max_steps:  # the previous attempt ended between the last step and the export
             module.load_state_dict(checkpoint["state_dict"])
             return
+        # Positions in the checkpoint count microbatches. It may come from another folder, with another number found.
+        recorded = checkpoint.get("accumulate_grad_batches", datamodule.partition.accumulate)
+        datamodule.partition = replace(datamodule.partition, accumulate=recorded)
         if setup.is_first:
             print(f"train: resuming from step {step} of {max_steps}", flush=True)
+    accumulate = datamodule.partition.accumulate
+    identity = f"run {module.digest} from step {step} in {accumulate} microbatches"
     torch.manual_seed(config.seed)
-    apply_memory_settings(module.unet, setup)
     if setup.compile:
         module.unet.compile(backend=inductor_or_eager)
         module.compiled = True
@@ -235,15 +261,14 @@ def _train(config: TrainConfig, folder: Path, prepared: TrainingRun, logger: Tra
         **setup.trainer_arguments,
         max_steps=max_steps,
         max_epochs=-1,
-        val_check_interval=config.validation_steps * config.performance.accumulate_grad_batches,
+        accumulate_grad_batches=accumulate,
+        val_check_interval=config.validation_steps * accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=LOG_EVERY_N_STEPS,
         callbacks=[
             EMACallback(config.optimizer.ema_decay),
-            LambdaCallback(
-                on_fit_start=lambda trainer, _: verify_ranks_agree(trainer, setup, f"run {module.digest} from step {step}")
-            ),
+            LambdaCallback(on_fit_start=lambda trainer, _: verify_ranks_agree(trainer, setup, identity)),
             SampleGridCallback(prepared.sample_grid, save_grid),
             ThroughputCallback(),
             ProgressCallback(),
@@ -263,11 +288,11 @@ def _train(config: TrainConfig, folder: Path, prepared: TrainingRun, logger: Tra
     )
     module.train()  # the pipeline of the sample grid has put its parts into evaluation mode
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), gpu_memory_guard(MEMORY_KEYS, MORE_MEMORY):
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*Checkpoint directory.*")
             warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-            trainer.fit(module, datamodule=prepared.datamodule, ckpt_path=resume and str(resume), weights_only=True)
+            trainer.fit(module, datamodule=datamodule, ckpt_path=resume and str(resume), weights_only=True)
     except NonFiniteLossError as error:
         error.details["last_good_checkpoint"] = f"{CHECKPOINT}.ckpt" if last.is_file() else "none"
         write_json(folder / DIAGNOSIS, {"reason": error.reason, **error.details})

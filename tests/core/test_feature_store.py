@@ -31,6 +31,13 @@ def test_rows_are_found_and_read(store: FeatureStore) -> None:
     assert FeatureStore(store.folder / "new", ("grid",)).find(["a0"]).tolist() == [-1]
 
 
+def test_sizes_are_known_without_reading_values(store: FeatureStore) -> None:
+    rows = store.find(["b2", "a3", "a0"])
+    assert store.sizes(rows, "grid").tolist() == [4, 103, 100]
+    assert store.sizes(rows, "tags").tolist() == [1, 0, 0]
+    assert rows.dtype == np.int32
+
+
 def test_parts_added_meanwhile_do_not_move_rows(store: FeatureStore) -> None:
     before = store.find(["a0", "a4", "b0"])
     FeatureStore(store.folder, store.columns).append({f"c{row}": {"grid": b"c", "tags": b"c"} for row in range(50)})

@@ -55,6 +55,15 @@ def test_two_sources_are_weighted_by_their_probability() -> None:
     assert len(AudioPrompt().sources(tags(BARK=0.8, MEOW=0.7))) == 2
 
 
+def test_every_text_is_known_in_advance() -> None:
+    prompt, generator = AudioPrompt("a drawing of {}"), torch.Generator().manual_seed(0)
+    texts = prompt.all_texts()
+    assert len(texts) == len(set(texts)) == 1 + len({source for source, _ in tag_sources() if source})
+    for probabilities in torch.rand(50, 521, generator=generator):
+        assert {text for text, _ in prompt.weighted_texts(probabilities, -40.0)} <= set(texts)
+    assert AudioPrompt("a photo").all_texts() == ["a photo"]
+
+
 def test_a_quiet_sound_is_blended_with_the_empty_prompt() -> None:
     prompt, one = AudioPrompt("a drawing of {}"), tags(BARK=0.8)
     weights = [dict(prompt.weighted_texts(one, loudness)).get("", 0.0) for loudness in (-70, -50, -40, -30, -25, -10)]

@@ -20,7 +20,7 @@ from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.core.atomic import atomic_path, write_json
 from pipeline_steps.core.errors import DataError, IntegrityError
 from pipeline_steps.diffusion.audio_prompt import AudioPrompt
-from pipeline_steps.diffusion.audio_tokens import AstTokenizer, AudioTokenizer, AudioTokens, YamnetTokenizer
+from pipeline_steps.diffusion.audio_tokens import AstTokenizer, AudioTokenizer, AudioTokens, TokenPooling, YamnetTokenizer
 from pipeline_steps.diffusion.ip_adapter import AudioEmbeds, AudioIPAdapter
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
 from pipeline_steps.diffusion.pipelines.base import (
@@ -268,10 +268,12 @@ def save_adapter(folder: Path, pipeline: AudioIPAdapterPipeline, encoder: AudioT
     scheduler.save_pretrained(folder / "scheduler")
     backbone = _model_reference(adapter.backbone, BACKBONE_FILES, folder / "backbone")
     copy_encoder_weights(assets, folder / "encoder")
-    reference = {"kind": "copy"}
+    reference: dict[str, Any] = {"kind": "copy"}
     if isinstance(encoder, AstTokenizer):
         ast = encoder.encoder
         reference = {**_model_reference(ast, ENCODER_FILES, folder / "ast"), "dtype": ast.precision}
+    if encoder.pooling != TokenPooling():
+        reference["pooling"] = asdict(encoder.pooling)
     index = {
         "_class_name": CLASS_NAME,
         "format": FORMAT,
@@ -334,12 +336,13 @@ def load_adapter(folder: Path, dtype: torch.dtype) -> tuple[AudioIPAdapter, Any,
 
 def _load_encoder(folder: Path, index: dict[str, Any]) -> AudioTokenizer:
     reference, tagger = index.get("encoder", {}), YamNet(folder / "encoder")
+    pooling = TokenPooling(**reference.get("pooling", {}))
     if reference.get("name") == YamnetTokenizer.name:
-        return YamnetTokenizer(tagger, tagger)
+        return YamnetTokenizer(tagger, tagger, pooling)
     if reference.get("name") != AstTokenizer.name:
         raise IntegrityError(f"{folder / INDEX}: unknown encoder {reference.get('name')!r}", RETRAIN)
     model = _resolve_reference(folder, "encoder", index)
-    return AstTokenizer(AstEncoder(**model, precision=str(reference.get("dtype")), key="encoder"), tagger)
+    return AstTokenizer(AstEncoder(**model, precision=str(reference.get("dtype")), key="encoder"), tagger, pooling)
 
 
 def _resolve_reference(folder: Path, part: str, index: dict[str, Any]) -> dict[str, Any]:

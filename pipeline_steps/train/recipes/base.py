@@ -21,10 +21,10 @@ from pipeline_steps.train.config_groups import (
 )
 
 if TYPE_CHECKING:
-    from pipeline_steps.audio.mixing import Tracks
     from pipeline_steps.core.array_types import ByteArray
     from pipeline_steps.core.feature_store import FeatureStore
-    from pipeline_steps.diffusion.audio_tokens import AudioTokenizer, AudioTokens
+    from pipeline_steps.diffusion.audio_tokens import AudioTokenizer
+    from pipeline_steps.train.audio_feature_cache import StoredClips
     from pipeline_steps.train.data import AudioImageDataModule
     from pipeline_steps.train.distributed import DistributedSetup
     from pipeline_steps.train.lightning_module import DiffusionModule
@@ -70,7 +70,7 @@ class TrainingInputs:
 
     digest: str
     pairs: Mapping[str, list[dict[str, Any]]]
-    features: Mapping[Tracks, Sequence[AudioTokens]]
+    features: StoredClips
     encoder: AudioTokenizer
     image: Callable[[str], ByteArray]
     open_store: Callable[[str, Sequence[str]], FeatureStore]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from pydantic import ValidationError
@@ -17,10 +18,11 @@ from pipeline_steps.core.errors import ConfigError
 from pipeline_steps.core.feature_store import FeatureStore
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.diffusion.audio_prompt import AudioPrompt
-from pipeline_steps.diffusion.audio_tokens import AudioTokens
+from pipeline_steps.diffusion.audio_tokens import AudioTokens, TokenPooling
 from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
 from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
+from pipeline_steps.diffusion.pipelines.ip_adapter import AudioIPAdapterPipeline
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
 from pipeline_steps.train import stage
 from pipeline_steps.train.config import TrainConfig
@@ -208,6 +210,30 @@ def test_yamnet_as_audio_encoder(make_adapter_project: MakeProject, tmp_path: Pa
     assert pipeline.families == {"yamnet", "clip"}
     assert json.loads((layout.model / "model_index.json").read_text())["audio_prompt"]["template"] == "a photo"
     assert pipeline(TONE).shape == (1, 64, 64, 3)
+
+
+def test_pooled_tokens_and_mean_latents_are_stored_and_exported(make_adapter_project: MakeProject, tmp_path: Path) -> None:
+    layout = make_adapter_project(tmp_path)
+    changes: dict[str, Any] = {
+        "audio": {"pool_time": 3, "pool_bands": 5, "num_augmentations": 1},
+        "ip_adapter": {"sample_latents": False, **adapter_phase(2, 2)},
+    }
+    stage.run(adapter_config(**changes), layout)
+    stored = {tuple(store.schema.names): store for store in map(_stored_rows, (layout.result_cache / "train").iterdir())}
+    clips, images = stored[("key", "grid", "tags", "loudness", "crc32")], stored[("key", "mean", "crc32")]
+    steps = -(-20 // 3)  # 2 s
+    assert {len(value) for value in clips["grid"].to_pylist()} == {steps * 3 * 24 * 2}
+    assert {len(value) for value in images["mean"].to_pylist()} == {4 * 8 * 8 * 2}
+    pipeline = AutoAudio2ImagePipeline.from_pretrained(layout.model, "cpu")
+    assert isinstance(pipeline, AudioIPAdapterPipeline)
+    assert pipeline.encoder is not None
+    assert (pipeline.encoder.pooling, pipeline.encoder.bands) == (TokenPooling(3, 5), 3)
+    assert pipeline.encoder.tokenize([TONE], 2.0)[0].grid.shape == (-(-10 // 3), 3, 24)
+    assert pipeline(TONE).shape == (1, 64, 64, 3)
+
+
+def _stored_rows(folder: Path) -> pa.Table:
+    return pa.concat_tables(pa.ipc.open_file(path).read_all() for path in sorted(folder.glob("*.arrow")))
 
 
 def test_memory_settings_change_no_gradient(make_adapter_project: MakeProject, tmp_path: Path) -> None:

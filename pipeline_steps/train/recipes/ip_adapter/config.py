@@ -53,6 +53,9 @@ class IPAdapterConfig(RecipeConfig):
     conditioning_dropout_prob: float = Field(
         default=0.15, ge=0.0, lt=1.0, description="probability that a sample is trained without audio and prompt"
     )
+    sample_latents: bool = Field(
+        default=True, description="latents sampled from the autoencoder's distribution; false: its mean, half the disk"
+    )
     snr_gamma: float = Field(
         default=5.0, gt=0.0, le=1000.0, description="min-SNR-gamma: signal-to-noise ratio above which a time has less weight"
     )

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline_steps.audio.mixing import Tracks
-from pipeline_steps.core.array_types import ByteArray, IntArray
+from pipeline_steps.core.array_types import ByteArray
 from pipeline_steps.core.feature_store import FeatureStore, RowNumbers
 from pipeline_steps.core.hashing import fingerprint
 from pipeline_steps.diffusion.audio_tokens import AudioTokens
 from pipeline_steps.diffusion.image_processor import normalize_to_tensor, pad_to_square
 from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
-from pipeline_steps.train.audio_feature_cache import clip_of, distinct_clips
+from pipeline_steps.train.audio_feature_cache import StoredClips, clip_of, distinct_clips, longest_augmentation
 from pipeline_steps.train.data import (
     AudioImageDataModule,
     BatchPartition,
@@ -31,7 +30,7 @@ from pipeline_steps.train.recipes.ip_adapter.config import IPAdapterConfig
 LATENTS_VERSION = 1
 """Version of the latents, part of the cache fingerprint. Raise it whenever their values change."""
 LATENT_COLUMNS = ("mean", "std")
-"""Values of a stored image: float16 [C, h, w] each."""
+"""Values of a stored image: float16 [C, h, w] each. The second is left out if latents are not sampled."""
 GPU_BATCH_SIZE = 16
 """Images encoded together on a GPU. On a CPU they are encoded one by one, so that rounding does not depend on a batch."""
 ROWS_PER_PART = 256
@@ -64,15 +63,16 @@ class IPAdapterDataset:
     """Pairs of one split.
 
     Attributes:
-        means, stds: float16 [P, V, C, h, w], latent distributions of each image and (V = 2) of its mirror image.
+        means, stds: float16 [P, V, C, h, w], latent distributions of each image and (V = 2) of its mirror image; stds are None
+            if latents are not sampled.
         images, clips: [N] indices of each pair's image and clip.
         tokens: audio tokens of each clip, one item per augmentation, the first of the clip itself.
     """
 
     means: torch.Tensor | StoredLatents
-    stds: torch.Tensor | StoredLatents
-    images: Sequence[int] | IntArray
-    clips: Sequence[int] | IntArray
+    stds: torch.Tensor | StoredLatents | None
+    images: Sequence[int] | RowNumbers
+    clips: Sequence[int] | RowNumbers
     tokens: Sequence[Sequence[AudioTokens]]
 
     def __len__(self) -> int:
@@ -86,12 +86,12 @@ def load_or_encode_latents(
     image_ids: list[str],
     resolution: int,
     mirror: bool,
-) -> tuple[StoredLatents, StoredLatents]:
+) -> list[StoredLatents]:
     """Means and standard deviations float16 [P, V, C, h, w] of the latents of images, stored by image.
 
     Args:
         backbone: its autoencoder is used; loaded.
-        store: of `LATENT_COLUMNS`, with the fingerprint of backbone and resolution.
+        store: of `LATENT_COLUMNS` or the first of them, with the fingerprint of backbone and resolution.
         image: RGB uint8 [H, W, 3] by id.
         image_ids: distinct ids.
         resolution: side in px.
@@ -106,39 +106,41 @@ def load_or_encode_latents(
         chunk = missing[start : start + batch_size]
         squares = [pad_to_square(image(image_ids[item // len(variants)]), resolution) for item in chunk]
         oriented = [square[:, ::-1] if item % len(variants) else square for square, item in zip(squares, chunk, strict=True)]
-        mean, std = (part.half().cpu().numpy() for part in backbone.encode(normalize_to_tensor(np.stack(oriented))))
-        new |= {keys[item]: {"mean": mean[i].tobytes(), "std": std[i].tobytes()} for i, item in enumerate(chunk)}
+        encoded = [part.half().cpu().numpy() for part in backbone.encode(normalize_to_tensor(np.stack(oriented)))]
+        for place, item in enumerate(chunk):
+            new[keys[item]] = {name: part[place].tobytes() for name, part in zip(store.columns, encoded, strict=False)}
         if len(new) >= ROWS_PER_PART:
             store.append(new)
             new = {}
     store.append(new)
     side = resolution // backbone.stride
     rows, shape = store.find(keys).reshape(len(image_ids), len(variants)), (backbone.channels, side, side)
-    means, deviations = (StoredLatents(store, column, rows, shape) for column in LATENT_COLUMNS)
-    return means, deviations
+    return [StoredLatents(store, column, rows, shape) for column in store.columns]
 
 
-def latents_fingerprint(backbone: StableDiffusionBackbone, resolution: int, accelerator: str) -> str:
+def latents_fingerprint(
+    backbone: StableDiffusionBackbone, resolution: int, accelerator: str, columns: Sequence[str] = LATENT_COLUMNS
+) -> str:
     """Fingerprint of the cache of latents. It contains the accelerator, because a GPU rounds differently."""
     identity = {"backbone": backbone.describe(), "size": resolution, "accelerator": accelerator, "version": LATENTS_VERSION}
-    return fingerprint(identity)
+    return fingerprint(identity if tuple(columns) == LATENT_COLUMNS else {**identity, "columns": list(columns)})
 
 
 def load_pairs(
     rows: list[dict[str, Any]],
-    features: Mapping[Tracks, Sequence[AudioTokens]],
-    latents: Callable[[list[str]], tuple[StoredLatents, StoredLatents]],
+    features: StoredClips,
+    latents: Callable[[list[str]], list[StoredLatents]],
 ) -> IPAdapterDataset:
     """Pairs of a split: latents of their images by id, and the audio tokens of their clips."""
     clips = {tracks: number for number, tracks in enumerate(distinct_clips(rows))}
     images = {image_id: number for number, image_id in enumerate(sorted({row["image_id"] for row in rows}))}
-    means, stds = latents(list(images))
+    means, *stds = latents(list(images))
     return IPAdapterDataset(
         means,
-        stds,
-        images=np.array([images[row["image_id"]] for row in rows], np.int64),
-        clips=np.array([clips[clip_of(row)] for row in rows], np.int64),
-        tokens=[features[tracks] for tracks in clips],
+        stds[0] if stds else None,
+        images=np.array([images[row["image_id"]] for row in rows], np.int32),
+        clips=np.array([clips[clip_of(row)] for row in rows], np.int32),
+        tokens=features.select(clips),
     )
 
 
@@ -181,8 +183,9 @@ class IPAdapterDataModule(AudioImageDataModule):
         count, mine = len(rows), self.partition.slice_of(len(rows), micro)
         timesteps = self.adapter.backbone.noise_scheduler.config.num_train_timesteps
         mirrored = (torch.rand(count, generator=generator) < self.hflip_prob).long()[mine]
-        images = torch.tensor([data.images[row] for row in rows[mine]])
-        mean, std = data.means[images, mirrored].float(), data.stds[images, mirrored].float()
+        images = torch.tensor([int(data.images[row]) for row in rows[mine]])
+        mean = data.means[images, mirrored].float()
+        std = torch.zeros_like(mean) if data.stds is None else data.stds[images, mirrored].float()
         shape = (count, *mean.shape[1:])
         latents = self.adapter.backbone.sample_latents(mean, std, torch.randn(shape, generator=generator)[mine])
         clips = []
@@ -200,6 +203,11 @@ class IPAdapterDataModule(AudioImageDataModule):
             total=count,
             **self.partition.position(micro),
         )
+
+    def largest_microbatch(self) -> TrainingBatch:
+        """Microbatch with as many samples as any, each with the longest clip."""
+        batch = super().largest_microbatch()
+        return replace(batch, audio=self.adapter.collate([longest_augmentation(self.train.tokens)] * len(batch.rows)))
 
     def validation_batch(self) -> TrainingBatch | None:
         """Fixed batch of validation pairs: means of the latents, original clips."""

@@ -11,7 +11,6 @@ from pipeline_steps.diffusion.ip_adapter import AudioEmbeds, AudioIPAdapter
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
 from pipeline_steps.diffusion.pipelines.ip_adapter import AudioIPAdapterPipeline, save_adapter
 from pipeline_steps.diffusion.stable_diffusion import StableDiffusionBackbone
-from pipeline_steps.train.audio_feature_cache import without_grids
 from pipeline_steps.train.recipes.base import RecipeSettings, TrainingInputs, TrainingRun
 from pipeline_steps.train.recipes.ip_adapter.config import BackboneConfig, IPAdapterConfig
 from pipeline_steps.train.recipes.ip_adapter.data import (
@@ -57,20 +56,20 @@ def prepare(
     config: IPAdapterConfig, settings: RecipeSettings, inputs: TrainingInputs, backbone: StableDiffusionBackbone
 ) -> TrainingRun:
     """Load the backbone, encode the images, and build the adapter."""
-    setup, seed = settings.setup, settings.seed
+    setup, seed, encoder = settings.setup, settings.seed, inputs.encoder  # `inputs`, with all pairs, must not be kept
     backbone.load()
     torch.manual_seed(seed)
-    adapter = build_adapter(config, settings.resolution, backbone, inputs.encoder)
+    adapter = build_adapter(config, settings.resolution, backbone, encoder)
     backbone.to(setup.device)
     hflip_prob = settings.image_augmentation.hflip_prob
-    store = inputs.open_store(latents_fingerprint(backbone, settings.resolution, setup.accelerator), LATENT_COLUMNS)
+    columns = LATENT_COLUMNS if config.sample_latents else LATENT_COLUMNS[:1]
+    store = inputs.open_store(latents_fingerprint(backbone, settings.resolution, setup.accelerator, columns), columns)
 
-    def latents(image_ids: list[str]) -> tuple[StoredLatents, StoredLatents]:
+    def latents(image_ids: list[str]) -> list[StoredLatents]:
         return load_or_encode_latents(backbone, store, inputs.image, image_ids, settings.resolution, hflip_prob > 0)
 
     train, validation = (load_pairs(inputs.pairs[split], inputs.features, latents) for split in ("train", "val"))
-    clips = (clip for pairs in (train, validation) for clip in pairs.tokens)
-    adapter.cache_prompts(tokens for clip in clips for tokens in without_grids(clip))
+    adapter.cache_prompts()
     scheduler = backbone.build_scheduler("ddim" if settings.sampling.scheduler == "ddim" else "dpm++")
     pipeline = AudioIPAdapterPipeline(adapter, scheduler, None, generation_config(settings))
     shown = validation if len(validation) else train
@@ -92,5 +91,5 @@ def prepare(
             train, validation, adapter, config, hflip_prob, seed, setup.partition, setup.loader_arguments
         ),
         sample_grid=lambda: sample_grid(pipeline, embeds, len(shown), seed),
-        export=lambda folder: save_adapter(folder, pipeline, inputs.encoder, settings.assets),
+        export=lambda folder: save_adapter(folder, pipeline, encoder, settings.assets),
     )
