@@ -58,7 +58,6 @@ MAX_TRACKS = 3
 MIN_GAIN_DB = -12.0
 MAX_EVALUATED = 100
 """Clips of each set from which images are generated."""
-SAMPLES = 2
 HELD_OUT = "held-out.json"
 RECIPE: dict[str, Any] = {
     "backbone.prompt": "",
@@ -251,7 +250,7 @@ def write_pairs(pool: PairingPool, pairs: dict[str, list[tuple[str, float]]], pa
     write_table(path, PAIRS, [*rows, *pool.other])
 
 
-def train_and_measure(folder: Path, changes: dict[str, Any], threads: int) -> None:
+def train_and_measure(folder: Path, changes: dict[str, Any], threads: int, samples: int) -> None:
     """Train in a project copy whose pairs are those of a strategy; print the numbers as the last line."""
     import torch
 
@@ -267,10 +266,10 @@ def train_and_measure(folder: Path, changes: dict[str, Any], threads: int) -> No
             node = node[group]
         node[name] = value
     report = run(TrainConfig.from_params({**section, "num_threads": threads}), layout)
-    print("RESULT " + json.dumps({"loss": report.metrics["loss"], **measure_model(layout)}), flush=True)
+    print("RESULT " + json.dumps({"loss": report.metrics["loss"], **measure_model(layout, samples)}), flush=True)
 
 
-def measure_model(layout: ProjectPaths) -> Row:
+def measure_model(layout: ProjectPaths, samples: int) -> Row:
     """Win rates of the exported model on held-out clips of known classes and on the test pairs."""
     from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
 
@@ -287,7 +286,7 @@ def measure_model(layout: ProjectPaths) -> Row:
     sets = {"labels": labels[::step], "test": test[:MAX_EVALUATED]}
     clips = sorted({clip for items in sets.values() for clip, _, _ in items})
     pipeline = AutoAudio2ImagePipeline.from_pretrained(layout.model)
-    images = pipeline.generate_batch([pipeline.encode_audio(pool.media.sound(clip)) for clip in clips], SAMPLES, seed=0)
+    images = pipeline.generate_batch([pipeline.encode_audio(pool.media.sound(clip)) for clip in clips], samples, seed=0)
     evaluated = {image for items in sets.values() for _, image, _ in items}
     size = pipeline.generation_config.resolution
     _, project = fit_judge(
@@ -302,7 +301,7 @@ def measure_model(layout: ProjectPaths) -> Row:
     for name, items in sets.items():
         real = project(np.stack([pad_to_square(pool.media.image(image), size) for _, image, _ in items]))
         answers = np.stack([drawn[clip] for clip, _, _ in items])
-        rates = [win_rate(real, answers[:, sample], [group for _, _, group in items]) for sample in range(SAMPLES)]
+        rates = [win_rate(real, answers[:, sample], [group for _, _, group in items]) for sample in range(samples)]
         numbers |= {name: round(float(np.mean(rates)), 4), f"{name}_n": len(items)}
     return numbers
 
@@ -332,12 +331,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=2, help="images generated from each clip")
+    parser.add_argument("--inference-steps", type=int, default=16)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--pairs-only", action="store_true", help="measure the pairs without training")
     parser.add_argument("--child", nargs=2, metavar=("FOLDER", "CHANGES"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        train_and_measure(Path(arguments.child[0]), json.loads(arguments.child[1]), arguments.threads)
+        train_and_measure(Path(arguments.child[0]), json.loads(arguments.child[1]), arguments.threads, arguments.samples)
         return
     layout = ProjectPaths(arguments.root)
     pool = PairingPool.load(layout, dict(Pool(layout).labels))
@@ -375,8 +376,17 @@ def run_child(
     (folder / ".cache").symlink_to((arguments.work / "cache").resolve())
     steps = {"phases.adapter.max_steps": arguments.steps, "phases.adapter.batch_size": arguments.batch_size}
     quiet = {"checkpointing_steps": arguments.steps, "validation_steps": arguments.steps, "seed": seed}
+    quiet["sampling.num_inference_steps"] = arguments.inference_steps
     command = [sys.executable, "-m", "benchmarks.pairing_strategies", "--work", str(arguments.work)]
-    command += ["--threads", str(arguments.threads), "--child", str(folder), json.dumps({**RECIPE, **steps, **quiet})]
+    command += [
+        "--threads",
+        str(arguments.threads),
+        "--samples",
+        str(arguments.samples),
+        "--child",
+        str(folder),
+        json.dumps({**RECIPE, **steps, **quiet}),
+    ]
     environment = {**os.environ, "SONIFY_TRACKING": "off"}
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment, cwd=PROJECT).stdout
     shutil.rmtree(folder)
