@@ -64,6 +64,13 @@ class AudioScene:
 
         return apply_room(mix_tracks([(sound.samples, sound.gain_db) for sound in self.sounds]), self.room)
 
+    def tracks(self) -> list[FloatArray]:
+        """Each sound [T] alone, at its gain, without the room."""
+        import numpy as np
+
+        length = len(self.sounds[0].samples)
+        return [np.resize(sound.samples, length) * np.float32(10.0 ** (sound.gain_db / 20.0)) for sound in self.sounds]
+
     def sweep(self, setting: SweptSetting) -> list[tuple[str, AudioScene]]:
         """Labels and scenes with every room, or with the last sound at each of the gains `SWEEP_GAINS_DB`."""
         if setting is SweptSetting.ROOM:

@@ -128,7 +128,7 @@ class DemoBackend:
             pipeline = self.pipeline(model)
             scene = AudioScene(tuple(SceneSound(path.name, self._audio(path), gain) for path, gain in sounds), room)
             waveform = scene.waveform()
-            images = generate_images(pipeline, [waveform], settings)[0]
+            images = generate_images(pipeline, [waveform], settings, [scene.tracks()])[0]
         label = " + ".join(f"{sound.name} {gain_label(sound.gain_db)}" for sound in scene.sounds)
         parts = [label, *([room.value] if room is not Room.NONE else []), *([f'"{settings.text}"'] if settings.text else [])]
         notes = scene_notes(scene, [waveform], pipeline.generation_config.max_seconds)

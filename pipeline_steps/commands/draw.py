@@ -148,7 +148,7 @@ def draw(
     if audio_scale is not None:
         settings = replace(settings, audio_scale=audio_scale)
     pipeline = AutoAudio2ImagePipeline.from_pretrained(folder)
-    images = generate_images(pipeline, waveforms, settings)
+    images = generate_images(pipeline, waveforms, settings, [row.tracks() for _, row in rows])
     sheet = Image.fromarray(image_grid(images[0]))
     if sweep is not None:
         sheet = labelled_sheet(images, [label for label, _ in rows], _title(scene, sweep, text))

@@ -79,9 +79,15 @@ def model_folder(layout: ProjectPaths, model: str | None) -> Path:
 
 
 def generate_images(
-    pipeline: AudioConditionedPipeline, waveforms: Sequence[FloatArray], settings: GenerationSettings
+    pipeline: AudioConditionedPipeline,
+    waveforms: Sequence[FloatArray],
+    settings: GenerationSettings,
+    tracks: Sequence[Sequence[FloatArray]] = (),
 ) -> ByteArray:
     """Images uint8 [N, num_samples, H, W, 3] from N clips [T] at 48 kHz. Image k of every clip has the same initial noise.
+
+    Args:
+        tracks: sounds of each clip at their gains, if they are known (`AudioScene.tracks`).
 
     Raises:
         ConfigError: a text is given that is empty or too long, or the model has no text encoder.
@@ -91,7 +97,11 @@ def generate_images(
         raise ConfigError(f"the text beside the audio has {len(text)} characters", f"write 1 to {MAX_TEXT_LENGTH} of them")
     if text is not None and not pipeline.has_text_encoder:
         raise ConfigError("this model has no text encoder, so it takes no text beside the audio", "leave the text out")
-    embeds = [pipeline.encode_audio(waveform) for waveform in waveforms]
+    known = tracks or [()] * len(waveforms)
+    embeds = [
+        pipeline.encode_mixture(waveform, parts) if len(parts) > 1 else pipeline.encode_audio(waveform)
+        for waveform, parts in zip(waveforms, known, strict=True)
+    ]
     sampling = (settings.num_samples, settings.seed, settings.guidance_scale, settings.num_inference_steps)
     if text is None:
         return pipeline.generate_batch(embeds, *sampling)

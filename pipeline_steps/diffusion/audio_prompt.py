@@ -88,6 +88,28 @@ class AudioPrompt:
             return [self.template]
         return ["", *sorted({self.template.format(source) for source, specificity in tag_sources() if source and specificity})]
 
+    def mixture_texts(self, tracks: Sequence[tuple[torch.Tensor, float]], loudness: float) -> list[tuple[str, float]]:
+        """Prompts of a mixture whose tracks are known, with weights of sum 1, the empty one last.
+
+        Each track is named by its own tags. Its weight is proportional to its amplitude: 6 dB halve it. The weight of a track
+        without a source belongs to the empty prompt.
+
+        Args:
+            tracks: tag probabilities [521] and LUFS of each track after its gain.
+            loudness: LUFS of the mixture.
+        """
+        if not self.reads_audio:
+            return [(self.template, 1.0)]
+        amplitudes = [10.0 ** (level / 20.0) for _, level in tracks]
+        scale = self.loudness_weight(loudness) / sum(amplitudes)
+        texts: dict[str, float] = {}
+        for (tags, _), amplitude in zip(tracks, amplitudes, strict=True):
+            for source, weight in self.sources(tags):
+                text = self.template.format(source)
+                texts[text] = texts.get(text, 0.0) + scale * amplitude * weight
+        rest = 1.0 - sum(texts.values())
+        return [*texts.items(), ("", rest)] if rest > 1e-6 else list(texts.items())
+
     def embed(self, clips: Sequence[AudioTokens], encode_prompt: Callable[[str], torch.Tensor]) -> torch.Tensor:
         """Prompt embeddings [N, L, width]; `encode_prompt` returns those [1, L, width] of a text."""
         return torch.cat([blend(self.weighted_texts(clip.tags, clip.loudness), encode_prompt) for clip in clips])

@@ -127,6 +127,11 @@ class AudioTokenizer(ABC):
         """
         return self.encode([self.prepare(clip, max_seconds) for clip in clips])
 
+    def tag(self, samples_48k: FloatArray, max_seconds: float) -> tuple[torch.Tensor, float]:
+        """Tag probabilities [521] and loudness of the first `max_seconds` of a mono 48 kHz clip [T], as in its tokens."""
+        check_waveform(samples_48k)
+        return self._tag(to_16k(samples_48k[: math.ceil(max_seconds * STORED_RATE)]))[:2]
+
     def _tag(self, samples_16k: FloatArray) -> tuple[torch.Tensor, float, torch.Tensor]:
         """Tag probabilities [521], loudness and feature map [time, 1024] of a 16 kHz waveform, at the reference level.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,15 @@ def test_gains_are_decibels_and_the_first_sound_determines_the_length() -> None:
     assert len(mixed) == len(TONE)
     assert np.allclose(mixed, TONE + np.tile(BURSTS[:RATE], 2) * 10 ** (-6 / 20), atol=1e-6)
     assert np.abs(AudioScene((SceneSound("tone", TONE, 24.0),)).waveform()).max() == 1.0, "limited to full scale"
+
+
+def test_the_tracks_are_the_sounds_at_their_gains_and_add_up_to_the_mixture() -> None:
+    scene = AudioScene((SceneSound("tone", TONE, -3.0), SceneSound("noise", BURSTS[:RATE], -6.0)), Room.NONE)
+    tracks = scene.tracks()
+    assert [len(track) for track in tracks] == [len(TONE)] * 2
+    assert all(track.dtype == np.float32 for track in tracks)
+    assert np.allclose(sum(tracks), scene.waveform(), atol=1e-6)
+    assert all(map(np.array_equal, tracks, replace(scene, room=Room.HALL).tracks())), "without the room"
 
 
 def test_a_sweep_of_gains_changes_the_last_sound_alone() -> None:

@@ -38,6 +38,15 @@ def test_scenes_are_drawn_by_the_pipeline(adapter: AudioConditionedPipeline) -> 
     assert not np.array_equal(images[0], images[1])
 
 
+def test_one_known_track_changes_nothing_and_two_are_encoded_as_a_mixture(adapter: AudioConditionedPipeline) -> None:
+    settings, mixture = GenerationSettings(1, 3, 2.0, 2), TONE + NOISE
+    plain = generate_images(adapter, [mixture], settings)
+    assert np.array_equal(generate_images(adapter, [mixture], settings, [[mixture]]), plain)
+    named = generate_images(adapter, [mixture], settings, [[TONE, NOISE]])
+    expected = adapter.generate_batch([adapter.encode_mixture(mixture, [TONE, NOISE])], 1, 3, 2.0, 2)
+    assert np.array_equal(named, expected)
+
+
 def test_a_text_beside_the_audio_has_its_weight(adapter: AudioConditionedPipeline) -> None:
     def beside(text: str | None, scale: float = 0.5) -> np.ndarray:
         return generate_images(adapter, [TONE], GenerationSettings(1, 2, text=text, audio_scale=scale))[0].astype(int)

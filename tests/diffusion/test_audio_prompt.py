@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,20 @@ def test_a_quiet_sound_is_blended_with_the_empty_prompt() -> None:
     assert weights[-1] == 0
     assert prompt.weighted_texts(one, -10) == [("a drawing of a dog", 1.0)]
     assert prompt.weighted_texts(tags(), -10) == [("", 1.0)]
+
+
+def test_each_track_of_a_mixture_is_named_and_weighs_by_its_amplitude() -> None:
+    prompt, dog, cat = AudioPrompt("a drawing of {}"), tags(BARK=0.8), tags(MEOW=0.1)
+    drawn = {"a drawing of a dog": 0.5, "a drawing of a cat": 0.5}
+    assert dict(prompt.mixture_texts([(dog, -20), (cat, -20)], -17)) == pytest.approx(drawn)
+    softer = dict(prompt.mixture_texts([(dog, -20), (cat, -20 - 20 * math.log10(2))], -18))
+    assert softer["a drawing of a cat"] == pytest.approx(softer["a drawing of a dog"] / 2), "6 dB halve the weight"
+    assert prompt.mixture_texts([(dog, -20), (dog, -26)], -18) == [("a drawing of a dog", pytest.approx(1.0))]
+    quiet = dict(prompt.mixture_texts([(dog, -60), (cat, -60)], -57))
+    assert quiet[""] == pytest.approx(0.8), "a quiet mixture is blended as a quiet sound is"
+    nameless = dict(prompt.mixture_texts([(dog, -20), (tags(ROOM=0.9), -20)], -17))
+    assert nameless == pytest.approx({"a drawing of a dog": 0.5, "": 0.5})
+    assert AudioPrompt("a photo").mixture_texts([(dog, -20), (cat, -20)], -17) == [("a photo", 1.0)]
 
 
 def test_the_embedding_is_the_weighted_mean_over_the_texts() -> None:

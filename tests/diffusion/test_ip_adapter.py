@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusio
 from safetensors.torch import load_file, save_file
 
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError
-from pipeline_steps.diffusion.audio_prompt import AudioPrompt
+from pipeline_steps.diffusion.audio_prompt import AudioPrompt, blend
 from pipeline_steps.diffusion.audio_tokens import AstTokenizer
 from pipeline_steps.diffusion.ip_adapter import AudioIPAdapter
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
@@ -143,6 +143,21 @@ def test_images_are_a_function_of_audio_seed_and_guidance(pipeline: AudioIPAdapt
     many = pipeline.generate_batch([pipeline.encode_audio(sound) for sound in (NOISE, TONE)], 2, seed=3)
     assert np.abs(many[1].astype(int) - first.astype(int)).max() <= 1
     assert pipeline.generate_batch([], 2).shape == (0, 2, 64, 64, 3)
+
+
+def test_known_tracks_change_the_prompt_of_a_mixture_alone(pipeline: AudioIPAdapterPipeline) -> None:
+    mixture = TONE + NOISE[: len(TONE)]
+    plain, named = pipeline.encode_audio(mixture), pipeline.encode_mixture(mixture, [TONE, NOISE])
+    assert torch.equal(named.embeds, plain.embeds), "the audio tokens are those of the mixture"
+    assert named.text.shape == plain.text.shape
+    one = pipeline.encode_mixture(mixture, [mixture])
+    assert torch.equal(one.text, plain.text)
+    assert torch.equal(one.embeds, plain.embeds)
+    assert pipeline.encoder is not None
+    tags = [pipeline.encoder.tag(track, 10.0) for track in (TONE, NOISE)]
+    _, loudness = pipeline.encoder.tag(mixture, 10.0)
+    texts = pipeline.adapter.audio_prompt.mixture_texts(tags, loudness)
+    assert torch.equal(named.text, blend(texts, pipeline.adapter.encode_prompt))
 
 
 def test_guidance_scale_0_equals_unconditional_generation(pipeline: AudioIPAdapterPipeline) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -79,6 +80,10 @@ class AudioConditionedPipeline(ABC):
         Raises:
             ValueError: the clip is empty, not mono, or not finite.
         """
+
+    def encode_mixture(self, samples_48k: FloatArray, tracks: Sequence[FloatArray]) -> Any:
+        """Encode a mixture [T] whose tracks, each [T] at its gain, are known. By default the tracks are not used."""
+        return self.encode_audio(samples_48k)
 
     @abstractmethod
     def collate(self, embeds: list[Any]) -> Any:

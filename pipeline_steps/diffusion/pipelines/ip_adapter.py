@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from pipeline_steps.core.array_types import ByteArray, FloatArray
 from pipeline_steps.core.atomic import atomic_path, write_json
 from pipeline_steps.core.errors import DataError, IntegrityError
-from pipeline_steps.diffusion.audio_prompt import AudioPrompt
+from pipeline_steps.diffusion.audio_prompt import AudioPrompt, blend
 from pipeline_steps.diffusion.audio_tokens import AstTokenizer, AudioTokenizer, AudioTokens, TokenPooling, YamnetTokenizer
 from pipeline_steps.diffusion.ip_adapter import AudioEmbeds, AudioIPAdapter
 from pipeline_steps.diffusion.perceiver_resampler import PerceiverResampler
@@ -126,6 +126,19 @@ class AudioIPAdapterPipeline(AudioConditionedPipeline):
         if self.encoder is None:
             raise ValueError("this pipeline has no audio encoder; pass audio tokens to encode_tokens")
         return self.encode_tokens(self.encoder.tokenize([samples_48k], self.generation_config.max_seconds)[0])
+
+    def encode_mixture(self, samples_48k: FloatArray, tracks: Sequence[FloatArray]) -> AudioEmbeds:
+        """Encode a mixture; its prompt names the sources of each track, because the tags of a mixture lack most of them.
+
+        One track gives the same as `encode_audio`. Errors as there.
+        """
+        encoded = self.encode_audio(samples_48k)
+        if len(tracks) < 2 or self.encoder is None:
+            return encoded
+        seconds = self.generation_config.max_seconds
+        (_, loudness), *tagged = [self.encoder.tag(samples, seconds) for samples in (samples_48k, *tracks)]
+        texts = self.adapter.audio_prompt.mixture_texts(tagged, loudness)
+        return replace(encoded, text=blend(texts, self.adapter.encode_prompt_on_cpu))
 
     @torch.no_grad()
     def encode_tokens(self, tokens: AudioTokens) -> AudioEmbeds:
