@@ -135,7 +135,7 @@ def call(command: str) -> int:
 def prepare(project: Path, base: Path) -> None:
     """Copy of the project whose training and evaluation are short, with all stages done."""
     link_project(project, base)
-    yaml = YAML()
+    yaml = YAML(typ="safe", pure=True)  # without the comments, which a round trip may put in front of a value
     params = yaml.load((base / "params.yaml").read_text(encoding="utf-8"))
     for key, value in SHORT.items():
         *sections, name = key.split(".")

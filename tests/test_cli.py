@@ -203,12 +203,17 @@ def test_check_is_a_dry_run_of_ingest(root: Path, tmp_path: Path) -> None:
     assert good.exit_code == 0, good.output
     assert (json_output(good)["images"], json_output(good)["audio"]) == (2, 1)
     (folder / "broken.jpg").write_bytes(b"<html>not found</html>")
-    bad = sonify(root, "check", str(folder), "--json")
-    assert bad.exit_code == 3
-    (row,) = json_output(bad)["quarantine"]
+    one_bad = sonify(root, "check", str(folder), "--json")
+    assert one_bad.exit_code == 0, "one bad file stops no small pool"
+    (row,) = json_output(one_bad)["quarantine"]
     assert row["path"] == "broken.jpg"
-    assert "ingest would stop" in sonify(root, "check", str(folder)).output
-    (folder / "broken.jpg").unlink()
+    for number in range(4):
+        (folder / f"broken-{number}.jpg").write_bytes(bytes([number]) * 99)
+    bad = sonify(root, "check", str(folder))
+    assert bad.exit_code == 3
+    assert "ingest would stop: ingest.max_failed_fraction: 5 of 8 files failed, and 0.05 accepts 4" in bad.output
+    for path in folder.glob("broken*"):
+        path.unlink()
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -176,13 +176,9 @@ def _write(
                 }
             )
     report.n_abstained, report.n_quarantined = len(abstained), len(quarantined)
-    if len(quarantined) > config.max_failed_fraction * report.n_in:
-        first = quarantined[0]
-        raise DataError(
-            f"caption.max_failed_fraction: {len(quarantined)} of {report.n_in} images failed, more than the fraction "
-            f"{config.max_failed_fraction:g} (first: {first['path']}: {first['reason']})",
-            "fix the captioner or raise caption.max_failed_fraction",
-        )
+    if quarantined:
+        first = f"first: {quarantined[0]['path']}: {quarantined[0]['reason']}"
+        report.check_failures(config.max_failed_fraction, "images", first, "fix the captioner")
     codes = [row["code"] for row in abstained]
     families, caption_fingerprint = list(captioner.families), fingerprint(captioner.describe())
     report.metrics = {

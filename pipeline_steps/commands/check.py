@@ -20,7 +20,7 @@ def check(
     ] = None,
     metadata: Annotated[str | None, typer.Option(help="Table inside DIR (CSV, Parquet); default: walk DIR.")] = None,
     sample: Annotated[
-        int, typer.Option(min=0, help="Without DIR: images and sounds on which the stages up to pair are tried; 0: none.")
+        int, typer.Option(min=0, help="Without DIR: images and clips on which the stages up to pair are tried; 0: none.")
     ] = 300,
     as_json: JsonFlag = False,
 ) -> None:
@@ -49,7 +49,8 @@ def check(
         config = config.model_copy(update=source)
         found = decode(folder, config)
     report = found.report
-    verdict = stops(len(found.images), len(found.audio), report.n_in, report.n_quarantined, config.max_failed_fraction)
+    error = found.error
+    verdict = "" if error is None else error.reason if folder else str(error)  # the keys are those of the project's pools
     value: dict[str, Any] = {
         "folder": str(folder or layout.root),
         **{name: getattr(report, name) for name in ("n_in", "n_ok", "n_abstained", "n_quarantined")},
@@ -85,13 +86,3 @@ def check(
         } | {"expected_pairs": trial.expected_pairs(), "problems": problems}
     print_result(value, lines, as_json)
     raise typer.Exit(DataError.exit_code if verdict or value["dvc_cannot_hash"] or problems else 0)
-
-
-def stops(images: int, audio: int, n_in: int, n_quarantined: int, most: float) -> str:
-    """Reason for which ingest would reject a folder with these counts; empty if it would accept it."""
-    if not n_in:
-        return "there are no images or audio files"
-    if n_quarantined > most * n_in:
-        return f"{n_quarantined} of {n_in} files are bad, more than ingest.max_failed_fraction {most}"
-    empty = [name for name, count in (("images", images), ("audio files", audio)) if not count]
-    return f"there are no usable {' and no usable '.join(empty)}" if empty else ""

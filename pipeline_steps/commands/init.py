@@ -1,4 +1,4 @@
-"""`sonify init DIR`: a project folder for one's own pictures and sounds."""
+"""`sonify init DIR`: a project folder for one's own images and clips."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pipeline_steps.core.errors import ConfigError
 @handle_errors
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the project; it may exist.")],
-    pictures: Annotated[Path | None, typer.Option(help="Folder with pictures.")] = None,
-    sounds: Annotated[Path | None, typer.Option(help="Folder with sounds; may be the same folder.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder with images.")] = None,
+    sounds: Annotated[Path | None, typer.Option(help="Folder with audio clips; may be the same folder.")] = None,
     metadata: Annotated[
         Path | None, typer.Option(help="CSV or Parquet that names the files to use, their licenses, authors and groups.")
     ] = None,

@@ -64,7 +64,7 @@ class PoolTrial:
 
 
 def try_pool(layout: ProjectPaths, config: IngestConfig, sample: int) -> PoolTrial:
-    """Run the stages from ingest to pair on at most `sample` images and `sample` sounds; the first StageError ends the trial.
+    """Run the stages from ingest to pair on at most `sample` images and `sample` clips; the first StageError ends the trial.
 
     Args:
         layout: the project, of which only the result cache is written.
@@ -142,7 +142,7 @@ def _keep_sample(own: ProjectPaths, sample: int, trial: PoolTrial) -> None:
 def prediction(trial: PoolTrial, layout: ProjectPaths, params: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Lines that describe the trial, and reasons for which a run would stop or end without metrics."""
     exact = trial.sampled_images == trial.images and trial.sampled_audio == trial.audio
-    basis = "all of the pool" if exact else f"a sample of {trial.sampled_images} images and {trial.sampled_audio} sounds"
+    basis = "all of the pool" if exact else f"a sample of {trial.sampled_images} images and {trial.sampled_audio} clips"
     lines = [f"tried the stages up to {trial.failed_stage or 'pair'} on {basis}"]
     problems: list[str] = []
     if trial.failure is not None:
@@ -153,13 +153,13 @@ def prediction(trial: PoolTrial, layout: ProjectPaths, params: dict[str, Any]) -
     lines.append(f"{'' if exact else 'about '}{sum(pairs.values())} pairs of {trial.images} images ({shown})")
     lines += [f"without a pair, {code}: {count} of the sampled images" for code, count in sorted(trial.abstained.items())]
     if not pairs.get("train"):
-        problems.append("train would stop: no training pair; lower pair.splits.audio.test, or add images and sounds")
+        problems.append("train would stop: no training pair; lower pair.splits.audio.test, or add images and clips")
     truth = (params.get("evaluate") or {}).get("ground_truth")
     clusters = int((params.get("evaluate") or {}).get("min_clusters", 30))
     if pairs.get("test", 0) < MIN_TEST_PAIRS and not truth:
         problems.append(
             f"evaluate would report no metrics: too few to judge, {pairs.get('test', 0)} of {MIN_TEST_PAIRS} test pairs; "
-            "raise pair.splits.audio.test, add images and sounds, or name true pairs in evaluate.ground_truth"
+            "raise pair.splits.audio.test, add images and clips, or name true pairs in evaluate.ground_truth"
         )
     elif pairs.get("test", 0) < clusters:
         lines.append(f"intervals will be wide: {pairs.get('test', 0)} test pairs, fewer than evaluate.min_clusters {clusters}")

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline_steps.core.atomic import write_json
 from pipeline_steps.core.errors import DataError
+
+MIN_ACCEPTED_FAILURES = 5
+
+
+def accepted_failures(total: int, fraction: float) -> int:
+    """Failed items that a stage accepts: `fraction` of all, or up to MIN_ACCEPTED_FAILURES if that is more.
+
+    A small pool thus keeps a few bad files, but never more than half of it. A fraction of 0 accepts none.
+    """
+    return max(int(fraction * total), min(MIN_ACCEPTED_FAILURES, total // 2)) if fraction else 0
 
 
 @dataclass
@@ -37,6 +48,28 @@ class StageReport:
                 f"{self.stage} counts do not add up: {self.n_in} in, {self.n_ok} ok + {self.n_abstained} abstained "
                 f"+ {self.n_quarantined} quarantined = {out}",
                 "report this bug of the stage with the quarantine table",
+            )
+
+    def check_failures(
+        self, max_failed_fraction: float, items: str, cause: str, action: str, details: Mapping[str, object] | None = None
+    ) -> None:
+        """Raise DataError when more items are quarantined than `accepted_failures`.
+
+        Args:
+            max_failed_fraction: the stage's parameter of this name.
+            items: what the items are.
+            cause: the most frequent or first reason.
+            action: how to repair the items.
+            details: for `error.json`.
+        """
+        accepted = accepted_failures(self.n_in, max_failed_fraction)
+        if self.n_quarantined > accepted:
+            key = f"{self.stage}.max_failed_fraction"
+            raise DataError(
+                f"{key}: {self.n_quarantined} of {self.n_in} {items} failed, and {max_failed_fraction:g} accepts {accepted} "
+                f"({cause})",
+                f"{action}, or raise {key}",
+                details=dict(details or {}),
             )
 
     def write(self, path: Path, runtime_path: Path) -> None:

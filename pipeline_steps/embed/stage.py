@@ -111,13 +111,12 @@ def run(config: EmbedConfig, layout: ProjectPaths) -> StageReport:
     report.n_quarantined = len(quarantined)
     report.cache_misses = text_computed + computed
     report.cache_hits = report.n_in - report.cache_misses - len(failed)
-    if len(quarantined) > config.max_failed_fraction * report.n_in or not audio_keys or not text_keys:
-        first = quarantined[0]
-        raise DataError(
-            f"{len(quarantined)} of {report.n_in} texts and clips have no usable vector "
-            f"(first: {first['path']}: {first['code']})",
-            "fix or remove these items, or raise embed.max_failed_fraction",
-        )
+    if quarantined:
+        first = f"first: {quarantined[0]['path']}: {quarantined[0]['code']}"
+        action = "fix or remove these items"
+        report.check_failures(config.max_failed_fraction, "texts and clips", first, action)
+        if not (audio_keys and text_keys):
+            raise DataError(f"no {'text' if audio_keys else 'clip'} has a usable vector ({first})", action)
     assert_unit(text_vectors, "text vectors")
     assert_unit(audio_vectors, "audio vectors")
     report.metrics = {

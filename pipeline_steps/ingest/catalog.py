@@ -8,13 +8,16 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline_steps.core.errors import DataError
+from pipeline_steps.core.stage_report import StageReport
 from pipeline_steps.ingest.candidates import CandidateFile, RejectedFile
+from pipeline_steps.ingest.config import IngestConfig
 from pipeline_steps.ingest.duplicate_groups import assign_duplicate_groups
 from pipeline_steps.ingest.file_signatures import has_wrong_extension
 from pipeline_steps.ingest.sources.metadata_table import join_texts
 
 MAX_CODES = 5
 MAX_EXAMPLES = 20
+MAX_KEYS = 6
 
 
 def check_id_collisions(files: Iterable[CandidateFile]) -> None:
@@ -127,35 +130,50 @@ def most_common_codes(rejected: Iterable[RejectedFile]) -> str:
 
 
 def check_pools(
-    rows: Mapping[str, Sequence[Mapping[str, Any]]], n_in: int, rejected: Sequence[RejectedFile], max_failed_fraction: float
+    rows: Mapping[str, Sequence[Mapping[str, Any]]], rejected: Sequence[RejectedFile], config: IngestConfig, report: StageReport
 ) -> None:
-    """Raise DataError when a pool is empty or too many files failed.
+    """Raise DataError when there is no image or no audio to pair, or too many files failed.
 
     Args:
         rows: kind -> catalog rows.
-        n_in: number of candidates.
         rejected: rejected candidates.
-        max_failed_fraction: largest allowed fraction of dropped files; abstentions do not count.
+        config: the sources.
+        report: counts of the stage, and `skipped_files` in its metrics.
     """
     details: dict[str, object] = {"examples": [f"{item.path}: {item.code}: {item.reason}" for item in rejected[:MAX_EXAMPLES]]}
-    action = "list each file with: sonify check ROOT"
+    action = "list each file with: sonify check; fix or remove them"
     for kind in ("image", "audio"):
         if all(row["holdout"] for row in rows[kind]):
             of_kind = [item for item in rejected if item.kind in {kind, "unknown"}]
-            reason = f"{len(of_kind)} quarantined (top: {most_common_codes(of_kind)})" if of_kind else "no such file was found"
+            crossed, keys = _source_keys(kind, bool(rows[kind]), config, report.metrics.get("skipped_files", {}))
+            reasons = [f"all {len(rows[kind])} items are held out"] if rows[kind] else crossed
+            if of_kind:
+                reasons.append(f"{len(of_kind)} quarantined (top: {most_common_codes(of_kind)})")
             raise DataError(
-                f"the {kind} pool is empty after ingest: {reason}",
-                action if of_kind else "correct ingest.root, ingest.metadata or ingest.pool",
+                f"the {kind} pool is empty after ingest: {'; '.join(reasons) or 'no such file was found'}",
+                f"{f'{action}, or ' if of_kind else ''}correct {' or '.join(keys)}",
                 details=details,
             )
     dropped = [item for item in rejected if not item.abstained]
-    if n_in and len(dropped) > max_failed_fraction * n_in:
-        raise DataError(
-            f"{len(dropped)} of {n_in} files failed ({len(dropped) / n_in:.1%}, limit {max_failed_fraction:.1%}; "
-            f"top: {most_common_codes(dropped)})",
-            f"{action}; fix or remove them, or raise ingest.max_failed_fraction",
-            details=details,
-        )
+    report.check_failures(config.max_failed_fraction, "files", f"top: {most_common_codes(dropped)}", action, details)
+
+
+def _source_keys(kind: str, held_out: bool, config: IngestConfig, skipped: Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """Problems of the sources of a kind that has no item to pair, and the keys that may be wrong."""
+    word, other = ("images", "audio") if kind == "image" else ("audio", "image")
+    sources = {f"ingest.pools.{name}": pool for name, pool in config.pools.items() if pool.kind in {word, "mixed"}}
+    crossed, keys = [], []
+    for key, source in (sources or {"ingest": config}).items():
+        found = ["pool", "holdout"] if held_out else ["root", "metadata", "pool"]
+        if getattr(source, "role", "pool") == "holdout" and held_out:
+            found.append("role")
+        if count := skipped.get(f"{other} in pool {key.rsplit('.')[-1]}", 0):
+            crossed.append(f"{key} has kind {word}, and {count} {other} file{'s' * (count > 1)}")
+            found.append("kind")
+        keys += [f"{key}.{name}" for name in found if getattr(source, name) is not None]
+    if config.pools and not sources:
+        return [f"no pool has kind {word} or mixed"], ["the kinds of ingest.pools"]
+    return crossed, keys[:MAX_KEYS]
 
 
 def count_pool_items_near_holdout(rows: Sequence[Mapping[str, Any]]) -> int:

@@ -112,7 +112,12 @@ class IngestConfig(SourceConfig):
     image: ImageConfig = ImageConfig()
     audio: AudioConfig = AudioConfig()
     decoder: DecoderLimitsConfig = DecoderLimitsConfig()
-    max_failed_fraction: float = Field(default=0.05, ge=0, le=1, description="quarantined fraction at which the stage fails")
+    max_failed_fraction: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="quarantined fraction above which the stage fails; up to 5 files pass, of at most half; 0: none",
+    )
     shard_prefix_digits: int = Field(default=1, ge=1, le=4, description="hex digits per shard name: 16^n shards per kind")
 
     @model_validator(mode="after")

@@ -77,12 +77,13 @@ CACHE_SCHEMAS = {
 
 @dataclass(frozen=True)
 class DryRunResult:
-    """Catalog rows of both kinds, quarantine rows, and the balanced report."""
+    """Catalog rows of both kinds, quarantine rows, the balanced report, and the error with which the stage would stop."""
 
     images: list[dict[str, Any]]
     audio: list[dict[str, Any]]
     quarantine: list[dict[str, Any]]
     report: StageReport
+    error: DataError | None
 
 
 def run(config: IngestConfig, layout: ProjectPaths) -> StageReport:
@@ -101,7 +102,7 @@ def run(config: IngestConfig, layout: ProjectPaths) -> StageReport:
         check_pool_deps(layout)
     caches = _ShardCaches(config, str(layout.result_cache))
     outcome = _decode_all(config, layout.root, report, caches)
-    check_pools(outcome.rows, report.n_in, outcome.rejected, config.max_failed_fraction)
+    check_pools(outcome.rows, outcome.rejected, config, report)
     with record_checksums(STAGE, layout.catalog, layout.media):
         _write(config, layout, outcome, caches)
     return report
@@ -119,7 +120,12 @@ def dry_run(folder: Path, config: IngestConfig | None = None) -> DryRunResult:
         folder, config = folder.parent, config.model_copy(update={"root": folder.name or "."})
     report = StageReport(STAGE)
     outcome = _decode_all(config, folder, report, _ShardCaches(config, None))
-    return DryRunResult(outcome.rows["image"], outcome.rows["audio"], [item.row() for item in outcome.rejected], report)
+    stops = None
+    try:
+        check_pools(outcome.rows, outcome.rejected, config, report)
+    except DataError as error:
+        stops = error
+    return DryRunResult(outcome.rows["image"], outcome.rows["audio"], [item.row() for item in outcome.rejected], report, stops)
 
 
 def decoder_pool(config: IngestConfig) -> WorkerPool:

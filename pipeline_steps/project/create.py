@@ -41,7 +41,7 @@ DVC_IGNORED = (".cache", ".runs", ".venv", "__pycache__", "*.pyc")
 DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n"
 README = """# {name}
 
-A Seeing Sound project: pictures and sounds are paired, a model learns to draw what a sound suggests, and both are judged.
+A Seeing Sound project: images and audio clips are paired, a model learns to generate images from audio, and both are evaluated.
 
     dvc repro          # or: sonify run. Only stale stages run; the report is reports/index.html
     sonify doctor      # what is missing or wrong
@@ -73,7 +73,7 @@ def create_project(
     for key, path in (("--pictures", pictures), ("--sounds", sounds)):
         if not path.is_dir():
             raise ConfigError(f"{key}: {path} is not a folder", "name the folder that contains the files")
-    counts = {"pictures": _count(pictures, "image", "audio"), "sounds": _count(sounds, "audio", "image")}
+    counts = {"images": _count(pictures, "image", "audio"), "clips": _count(sounds, "audio", "image")}
     for path in (layout.params, layout.graph):
         if path.exists():
             raise ConfigError(f"{path} exists", f"change ingest.pools in it, then run: sonify init {folder}")

@@ -59,7 +59,7 @@ def test_a_sample_is_scaled_to_the_pool(layout: ProjectPaths) -> None:
     assert (trial["sampled_images"], trial["sampled_audio"]) == (12, 12)
     factor = found["images"] / 12
     assert trial["expected_pairs"] == {split: round(count * factor) for split, count in trial["splits"].items()}
-    assert "a sample of 12 images and 12 sounds" in check(layout, "--sample", "12").output
+    assert "a sample of 12 images and 12 clips" in check(layout, "--sample", "12").output
 
 
 def test_a_pool_that_gives_no_pair_is_named_with_the_stage_that_stops(tmp_path: Path, assets: Path) -> None:

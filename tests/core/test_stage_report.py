@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline_steps.core.errors import DataError
-from pipeline_steps.core.stage_report import StageReport
+from pipeline_steps.core.stage_report import StageReport, accepted_failures
 
 
 def test_unbalanced_counts_are_an_error(tmp_path: Path) -> None:
@@ -17,6 +17,23 @@ def test_unbalanced_counts_are_an_error(tmp_path: Path) -> None:
     report.n_quarantined = 1
     report.write(tmp_path / "caption.json", tmp_path / "runtime.json")
     assert (tmp_path / "caption.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("total", "fraction", "accepted"),
+    [(1, 0.05, 0), (2, 0.05, 1), (3, 0.05, 1), (10, 0.05, 5), (100, 0.05, 5), (1000, 0.05, 50), (1000, 0, 0), (8, 1, 8)],
+)
+def test_a_small_pool_keeps_a_few_bad_items(total: int, fraction: float, accepted: int) -> None:
+    assert accepted_failures(total, fraction) == accepted
+    report = StageReport("caption", n_in=total, n_quarantined=accepted)
+    report.check_failures(fraction, "images", "first: a.png: no", "fix it")
+    report.n_quarantined += 1
+    with pytest.raises(DataError) as caught:
+        report.check_failures(fraction, "images", "first: a.png: no", "fix it")
+    assert str(caught.value) == (
+        f"caption.max_failed_fraction: {accepted + 1} of {total} images failed, and {fraction:g} accepts {accepted} "
+        "(first: a.png: no) -> fix it, or raise caption.max_failed_fraction"
+    )
 
 
 def test_a_report_is_a_function_of_the_inputs(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.schemas import IMAGES, QUARANTINE
+from pipeline_steps.core.stage_report import StageReport
 from pipeline_steps.core.tables import to_table
 from pipeline_steps.ingest.candidates import CandidateFile, RejectedFile
 from pipeline_steps.ingest.catalog import (
@@ -17,6 +18,7 @@ from pipeline_steps.ingest.catalog import (
     count_pool_items_near_holdout,
     group_by_content,
 )
+from pipeline_steps.ingest.config import IngestConfig
 from pipeline_steps.ingest.reason_codes import CODES
 from pipeline_steps.pair.release.license_terms import terms
 
@@ -87,6 +89,14 @@ def test_id_collision_is_an_error() -> None:
 ABSTAINING = {"AUD_SILENT", "FORGOTTEN", "IMG_TRANSPARENT", "NOT_DOWNLOADED"}
 
 
+def check(rows: dict[str, list[dict]], rejected: list[RejectedFile], config: IngestConfig | None = None) -> None:
+    """`check_pools` with the counts that the stage has then."""
+    report = StageReport("ingest", sum(map(len, rows.values())) + len(rejected), sum(map(len, rows.values())))
+    report.n_abstained = sum(item.abstained for item in rejected)
+    report.n_quarantined = len(rejected) - report.n_abstained
+    check_pools(rows, rejected, config or IngestConfig(root="pool"), report)
+
+
 @given(st.lists(st.sampled_from(sorted(CODES)), max_size=12), st.integers(0, 20), st.floats(0, 1))
 def test_failed_fraction(codes: list[str], accepted: int, max_failed_fraction: float) -> None:
     rejected = [RejectedFile(f"{n}", "image", code, "") for n, code in enumerate(codes)]
@@ -94,19 +104,38 @@ def test_failed_fraction(codes: list[str], accepted: int, max_failed_fraction: f
     rows = {"image": [{"holdout": False}] * accepted, "audio": [{"holdout": False}]}
     dropped = sum(code not in ABSTAINING for code in codes)
     n_in = accepted + 1 + len(codes)
+    config = IngestConfig(root="pool", max_failed_fraction=max_failed_fraction)
     if not accepted:
         with pytest.raises(DataError, match="image pool is empty"):
-            check_pools(rows, n_in, rejected, max_failed_fraction)
-    elif dropped > max_failed_fraction * n_in:
-        with pytest.raises(DataError, match=f"{dropped} of {n_in} files failed"):
-            check_pools(rows, n_in, rejected, max_failed_fraction)
+            check(rows, rejected, config)
+    elif dropped > max(max_failed_fraction * n_in, min(5, n_in // 2) if max_failed_fraction else 0):
+        with pytest.raises(DataError, match=f"ingest.max_failed_fraction: {dropped} of {n_in} files failed"):
+            check(rows, rejected, config)
     else:
-        check_pools(rows, n_in, rejected, max_failed_fraction)
+        check(rows, rejected, config)
 
 
-def test_held_out_items_are_not_a_pool() -> None:
-    with pytest.raises(DataError, match="audio pool is empty"):
-        check_pools({"image": [{"holdout": False}], "audio": [{"holdout": True}]}, 2, [], 0.05)
+POOLS = {"image": {"root": "a", "kind": "images"}, "audio": {"root": "b", "kind": "audio", "metadata": "b.csv"}}
+
+
+@pytest.mark.parametrize(
+    ("pools", "held_out", "reason", "action"),
+    [
+        ({}, False, "no such file was found", "correct ingest.root"),
+        (POOLS, False, "no such file was found", "correct ingest.pools.audio.root or ingest.pools.audio.metadata"),
+        ({"all": {"root": "a"}}, False, "no such file was found", "correct ingest.pools.all.root"),
+        ({"image": POOLS["image"]}, False, "no pool has kind audio or mixed", "correct the kinds of ingest.pools"),
+        ({}, True, "all 2 items are held out", "correct ingest.holdout"),
+        ({"audio": {"root": "b", "role": "holdout"}}, True, "all 2 items are held out", "correct ingest.pools.audio.role"),
+    ],
+)
+def test_an_empty_pool_names_the_keys_of_its_sources(pools: dict, held_out: bool, reason: str, action: str) -> None:
+    form = {"pools": pools} if pools else {"root": "pool", "holdout": {"split": "gold"}}
+    rows = {"image": [{"holdout": False}], "audio": [{"holdout": True}] * 2 * held_out}
+    with pytest.raises(DataError) as caught:
+        check(rows, [], IngestConfig.model_validate(form))
+    assert caught.value.reason == f"the audio pool is empty after ingest: {reason}"
+    assert caught.value.action == action
 
 
 def test_count_pool_items_near_holdout() -> None:

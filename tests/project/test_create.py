@@ -303,7 +303,7 @@ def test_folders_without_files_of_their_kind_are_refused(tmp_path: Path) -> None
     (tmp_path / "empty/shard-000.tar").write_bytes(b"")
     create_project(tmp_path / "archives", tmp_path / "empty", sounds)
     _, done = create_project(tmp_path / "project", pictures, sounds)
-    assert done[0] == "3 pictures, 3 sounds found by their names"
+    assert done[0] == "3 images, 3 clips found by their names"
 
 
 def test_a_typo_in_the_section_of_a_late_stage_is_found_first(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from pipeline_steps.core.config import StageConfig
 from pipeline_steps.core.result_cache import ResultCache
+from pipeline_steps.core.stage_report import accepted_failures
 
 ExecutorName = Literal["local", "ray"]
 
@@ -61,7 +62,12 @@ MAX_FAILURES_WITHOUT_SUCCESS = 32
 class ItemStageConfig(StageConfig):
     """Parameters shared by the stages that process items through an executor."""
 
-    max_failed_fraction: float = Field(0.05, ge=0, le=1, description="quarantined fraction above which the stage fails")
+    max_failed_fraction: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="quarantined fraction above which the stage fails; up to 5 items pass, of at most half; 0: none",
+    )
     cache_dir: str = Field("", max_length=1000, description="folder or fsspec URL of the result cache; empty: .cache/items")
     executor: ExecutorName = Field("local", description="`local`: this process; `ray`: actors of a Ray cluster")
     ray: RayConfig = RayConfig()
@@ -74,7 +80,7 @@ class ItemStageConfig(StageConfig):
             cached: items whose result is in the cache. With these the model is known to work, so the new items may be the
                 failed fraction that is accepted.
         """
-        accepted = int(self.max_failed_fraction * total) if cached or self.max_failed_fraction == 1 else 0
+        accepted = accepted_failures(total, self.max_failed_fraction) if cached or self.max_failed_fraction == 1 else 0
         return max(MAX_FAILURES_WITHOUT_SUCCESS, accepted)
 
 

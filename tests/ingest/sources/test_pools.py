@@ -96,6 +96,17 @@ def test_kind_role_and_license_of_a_pool(tmp_path: Path) -> None:
     assert dict(found.skipped_files) == {"audio in pool a": 2, "rows of another kind than pool t": 1}
 
 
+def test_swapped_folders_are_named_with_their_keys(tmp_path: Path) -> None:
+    picture(tmp_path / "a/x.png", 1)
+    for number in range(2):
+        sound(tmp_path / f"b/{number}.wav", 440 + number)
+    pools = config(pictures={"root": "b", "kind": "images"}, sounds={"root": "a", "kind": "audio"})
+    with pytest.raises(DataError, match="pictures has kind images, and 2 audio files") as caught:
+        stage.run(pools, ProjectPaths(tmp_path))
+    assert caught.value.action == "correct ingest.pools.pictures.root or ingest.pools.pictures.kind"
+    assert str(stage.dry_run(tmp_path, pools).error) == str(caught.value), "sonify check predicts it"
+
+
 def test_links_may_lead_into_named_folders_only(tmp_path: Path) -> None:
     picture(tmp_path / "a/own.png", 1)
     target = picture(tmp_path / "b/deep/other.png", 2)
