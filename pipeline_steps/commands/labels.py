@@ -53,7 +53,7 @@ def labels(
     from pipeline_steps.ingest.sources.resolve import collect_ground_truth, list_sources
 
     params: dict[str, Any] = {"evaluate": {"ground_truth": str(out)}}
-    columns = COLUMNS
+    columns: tuple[str, ...] = COLUMNS
     if folder is None:
         layout = layout_of(context)
         sources = [source for source in list_sources(ingest_config(layout), layout.root) if source.settings.role == "pool"]

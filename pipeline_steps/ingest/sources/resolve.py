@@ -328,7 +328,7 @@ def read_source_table(source: Source, label: str | None = None) -> dict[str, Any
         ) from error
     preload = ARCHIVE_PRELOAD if relative.endswith((".parquet", ".pq")) else ()
     job = MetadataTableJob(str(folder.resolve()), relative, query)
-    answer = run_in_process(table_limits(source.config), read_metadata_table, job, preload)
+    answer: dict[str, Any] = run_in_process(table_limits(source.config), read_metadata_table, job, preload)
     if "rows" not in answer:
         problem = str(answer.get("error") or answer.get("reason"))
         problem, fix = (problem.replace("columns.text", "--label"), "--label") if label else (problem, f"{key}.columns")
