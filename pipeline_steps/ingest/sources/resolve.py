@@ -300,14 +300,23 @@ def _split_filters(source: Source) -> tuple[RowFilter | None, RowFilter | None]:
 
 
 def _from_metadata(source: Source) -> DiscoveryResult:
-    """Files that the metadata table lists."""
+    return _listed_files(source, read_source_table(source))
+
+
+def read_source_table(source: Source, label: str | None = None) -> dict[str, Any]:
+    """`rows` of a source's metadata table in its filters, and the number `filtered` of the others.
+
+    Args:
+        source: a source with a table.
+        label: column whose values are the `text` of the rows, for `sonify labels`; None: those of `columns.text`.
+    """
     settings, key = source.settings, source.key
     if settings.metadata is None:
         raise ConfigError(f"{key}.layout is table and {key}.metadata is null", "name the table, or set layout to auto")
     columns = settings.columns
     query = MetadataQuery(
         columns.file, columns.license, columns.author, _as_tuple(columns.source), _as_tuple(columns.group),
-        _row_filter(settings.pool), _row_filter(settings.holdout), _as_tuple(columns.text),
+        _row_filter(settings.pool), _row_filter(settings.holdout), _as_tuple(label or columns.text),
     )  # fmt: skip
     table = Path(settings.metadata)
     folder = table.parent if table.is_absolute() else source.root
@@ -319,11 +328,12 @@ def _from_metadata(source: Source) -> DiscoveryResult:
         ) from error
     preload = ARCHIVE_PRELOAD if relative.endswith((".parquet", ".pq")) else ()
     job = MetadataTableJob(str(folder.resolve()), relative, query)
-    answer = run_in_process(table_limits(source.config), read_metadata_table, job, preload)
+    answer: dict[str, Any] = run_in_process(table_limits(source.config), read_metadata_table, job, preload)
     if "rows" not in answer:
-        problem = answer.get("error") or answer.get("reason")
-        raise DataError(f"{key}.metadata: {settings.metadata}: {problem}", f"fix the table or {key}.columns")
-    return _listed_files(source, answer)
+        problem = str(answer.get("error") or answer.get("reason"))
+        problem, fix = (problem.replace("columns.text", "--label"), "--label") if label else (problem, f"{key}.columns")
+        raise DataError(f"{key}.metadata: {settings.metadata}: {problem}", f"fix the table or {fix}")
+    return answer
 
 
 def _as_tuple(values: str | list[str] | None) -> tuple[str, ...]:
