@@ -29,6 +29,7 @@ REQUIRED: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tokenizer.json", "vocab.json"),
         ("preprocessor_config.json", "processor_config.json"),
     ),
+    "embed.pe_av": (("config.json",), WEIGHTS, ("tokenizer.json",), ("preprocessor_config.json", "processor_config.json")),
     "train.audio.ast": (("config.json",), WEIGHTS, ("preprocessor_config.json",)),
     "train.ip_adapter.backbone": (
         ("unet/config.json",),

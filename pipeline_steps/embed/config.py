@@ -15,7 +15,9 @@ class EmbedConfig(ItemStageConfig):
 
     registries: ClassVar = {"encoder": TEXT_AUDIO_ENCODERS}
 
-    encoder: str = Field("yamnet_minilm", description="text-audio encoder: yamnet_minilm, clap, laion_clap or an installed one")
+    encoder: str = Field(
+        "yamnet_minilm", description="text-audio encoder: yamnet_minilm, clap, pe_av, laion_clap or an installed one"
+    )
     batch_size: int = Field(64, ge=1, le=4096, description="texts or clips per cache part and per call of an actor")
 
     @property

@@ -232,8 +232,8 @@ def identity(model: str, revision: str, folder: Path, key: str, files: Sequence[
     return {"sha256": digest}
 
 
-def load_weights(kind: Any, folder: Path, key: str, dtype: Any) -> Any:
-    """Transformers model of class `kind` with the safetensors of a checked folder.
+def load_weights(kind: Any, folder: Path, key: str, dtype: Any, **options: Any) -> Any:
+    """Transformers model of class `kind` with the safetensors of a checked folder; `options` go to `from_pretrained`.
 
     Raises:
         IntegrityError: a file is damaged, or weights are missing or of another shape. Transformers would initialize them at
@@ -246,7 +246,7 @@ def load_weights(kind: Any, folder: Path, key: str, dtype: Any) -> Any:
     quiet.setLevel(logging.ERROR)  # it lists every weight of a part that is not used; missing weights are an error below
     try:
         model, info = kind.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = f"{key}.model: the weights cannot be loaded: {' '.join(str(error).split())[:300]}"
@@ -268,10 +268,12 @@ TOWER_FAMILIES = {"clip_vision_model": "clip", "siglip_vision_model": "siglip", 
 TOWER_ORIGINS = {
     **dict.fromkeys(("smolvlm", "idefics3", "idefics2", "paligemma", "gemma3"), "siglip"),
     **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "qwen3_5"), "siglip"),
+    "perception_lm": "pe_av",
     **dict.fromkeys(("blip-2", "instructblip", "idefics", "kosmos-2", "qwen2_vl"), "clip"),
 }
 """`model_type` of a model -> family of the published tower that its own was initialized from, where the configuration does not
-say so (BLIP-2 and InstructBLIP: EVA-CLIP, Qwen2-VL: the CLIP of Data Filtering Networks, Qwen3-VL: SigLIP 2)."""
+say so (BLIP-2 and InstructBLIP: EVA-CLIP, Qwen2-VL: the CLIP of Data Filtering Networks, Qwen3-VL:
+SigLIP 2, PerceptionLM: the Perception Encoder, which PE-AV contains)."""
 
 
 def vision_families(config: dict[str, Any]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 STORED_RATE = 48_000
 KEY = "embed.clap"
-MEMORY_KEYS = f"{KEY}.device, {KEY}.dtype"
-MORE_MEMORY = f"free GPU memory, or set {KEY}.device to cpu"
 TEXT_BATCH = 16
 """Texts of a forward pass; a smaller batch is padded."""
 MAX_TOKENS = 77
@@ -111,12 +110,14 @@ class ClapEncoder(HubModel, TextAudioEncoder):
     version = 2
     config_class: ClassVar[type[StageConfig] | None] = ClapEncoderConfig
     recorded_as: ClassVar[Mapping[str, str]] = {"dtype": "precision"}
+    key: str = KEY
+    max_tokens: ClassVar[int] = MAX_TOKENS
 
     def __init__(self, config: Any, layout: ProjectPaths) -> None:
-        HubModel.__init__(self, config.model, config.revision, KEY, layout.root)
+        HubModel.__init__(self, config.model, config.revision, self.key, layout.root)
         TextAudioEncoder.__init__(self, config, layout)
         self.backend: Backend = config.backend
-        self.device = resolve_device("cpu" if config.device == "auto" and self.backend != "torch" else config.device, KEY)
+        self.device = resolve_device("cpu" if config.device == "auto" and self.backend != "torch" else config.device, self.key)
         if self.backend != "torch" and self.device != "cpu":
             raise ConfigError(
                 f"{KEY}.backend: {self.backend} computes on the CPU only", f"set {KEY}.device to cpu, or the backend to torch"
@@ -167,7 +168,7 @@ class ClapEncoder(HubModel, TextAudioEncoder):
         return {"space": "@".join([self.name, *self.identity.values()]), "encoder": self.name}
 
     def describe_texts(self) -> dict[str, Any]:
-        shape = [TEXT_BATCH, TOKEN_STEP, MAX_TOKENS]
+        shape = [TEXT_BATCH, TOKEN_STEP, self.max_tokens]
         return {"name": self.name, "version": self.version, **self.identity, "precision": self.dtype, "shape": shape}
 
     def describe_audio(self) -> dict[str, Any]:
@@ -191,17 +192,9 @@ class ClapEncoder(HubModel, TextAudioEncoder):
         """
         if self._network is None:
             import torch
-            from transformers import AutoTokenizer, ClapModel
+            from transformers import ClapModel
 
-            folder = self.fetch()
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-            except (OSError, ValueError, KeyError) as error:
-                reason = f"{KEY}.model: no usable tokenizer: {' '.join(str(error).split())[:200]}"
-                raise IntegrityError(reason, "fetch the checkpoint again, with all its files") from error
-            network = load_weights(ClapModel, folder, KEY, torch.float32)
-            with gpu_memory_guard(MEMORY_KEYS, MORE_MEMORY):
-                self._network = network.to(self.device).eval()
+            self._load(ClapModel)
             self._audio_forward = self._forward_windows
             if self.backend == "openvino":
                 from pipeline_steps.models.text_audio.openvino import ClapAudioTower, compile_model
@@ -210,6 +203,24 @@ class ClapEncoder(HubModel, TextAudioEncoder):
             elif self.backend == "openvino-int8":
                 self._audio_forward = None  # set with the first clip: texts need no quantized network
         return self
+
+    def _load(self, kind: Any, **options: Any) -> None:
+        """Load the tokenizer, and the weights into class `kind` of transformers."""
+        import torch
+        from transformers import AutoTokenizer
+
+        folder = self.fetch()
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            reason = f"{self.key}.model: no usable tokenizer: {' '.join(str(error).split())[:200]}"
+            raise IntegrityError(reason, "fetch the checkpoint again, with all its files") from error
+        network = load_weights(kind, folder, self.key, torch.float32, **options)
+        with self._memory_guard():
+            self._network = network.to(self.device).eval()
+
+    def _memory_guard(self) -> AbstractContextManager[None]:
+        return gpu_memory_guard(f"{self.key}.device, {self.key}.dtype", f"free GPU memory, or set {self.key}.device to cpu")
 
     def audio_artifact(self) -> CachedArtifact | None:
         """The quantized network, so that all processes use the same one; only backend openvino-int8 needs it."""
@@ -289,7 +300,7 @@ class ClapEncoder(HubModel, TextAudioEncoder):
 
         rows = np.zeros((len(texts), self.dimension), np.float32)
         by_length: dict[int, list[int]] = {}
-        ids = [self._tokenizer(text, truncation=True, max_length=MAX_TOKENS)["input_ids"] for text in texts]
+        ids = [self._tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"] for text in texts]
         for row, tokens in enumerate(ids):
             by_length.setdefault(-(-len(tokens) // TOKEN_STEP) * TOKEN_STEP, []).append(row)
         for length, members in sorted(by_length.items()):
@@ -312,7 +323,7 @@ class ClapEncoder(HubModel, TextAudioEncoder):
         missing = -len(rows) % size
         full = torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
         threads = torch.get_num_threads() if self.device == "cpu" else 1
-        with gpu_memory_guard(MEMORY_KEYS, MORE_MEMORY):
+        with self._memory_guard():
             parts = map_threads(forward, [full[at : at + size] for at in range(0, len(full), size)], threads)
         return np.asarray(torch.cat(parts)[: len(rows)].float().cpu().numpy())
 

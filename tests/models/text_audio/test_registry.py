@@ -10,7 +10,7 @@ import pytest
 from pipeline_steps.core.errors import ConfigError
 from pipeline_steps.models.text_audio.base import TEXT_AUDIO_ENCODERS, recorded_encoder
 
-NAMES = ("clap", "laion_clap", "yamnet_minilm")
+NAMES = ("clap", "laion_clap", "pe_av", "yamnet_minilm")
 
 
 def test_registered_encoders_are_complete() -> None:
