@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from pipeline_steps.diffusion.image_processor import place
 
 WHITE = 255
 
@@ -37,22 +38,6 @@ def side_of(weight: float, count: int) -> float:
     Two things: the area is proportional to the weight, and both fit side by side.
     """
     return 0.2 + 0.8 * weight if count == 1 else 0.74 * weight**0.5
-
-
-def place(canvas: np.ndarray, image: np.ndarray, side: float, left: float, top: float) -> None:
-    """Draw an image on white into a canvas, in place; the darker pixel is kept where things overlap.
-
-    Args:
-        canvas, image: uint8 [size, size, 3].
-        side: of the image, as a fraction of the canvas.
-        left, top: position in [0, 1]; 0 is the left or upper edge, 1 the right or lower one.
-    """
-    size = len(canvas)
-    pixels = max(4, round(side * size))
-    small = np.asarray(Image.fromarray(image).resize((pixels, pixels), Image.Resampling.LANCZOS))
-    x, y = round(left * (size - pixels)), round(top * (size - pixels))
-    region = canvas[y : y + pixels, x : x + pixels]
-    np.minimum(region, small, out=region)
 
 
 def compose(images: np.ndarray, rows: list[int], weights: list[float], rng: np.random.Generator) -> np.ndarray:

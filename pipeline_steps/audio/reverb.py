@@ -18,6 +18,8 @@ ROOMS_VERSION = 2
 """Raised whenever the simulated rooms or the reverberation change: part of the fingerprint of cached features."""
 MAX_ORDER = 20
 """Reflections that are followed."""
+REVERBERATION_SECONDS = {"small room": 0.4, "hall": 1.9, "church": 5.0}
+"""T60 of spaces: time in which the tail decays by 60 dB."""
 SECONDS_OF_EQUAL_ENERGY = 1.0
 """T60 at which the noise of `decaying_noise_response` has the energy of the direct sound."""
 

@@ -26,7 +26,9 @@ class Room(StrEnum):
     @property
     def reverberation_seconds(self) -> float:
         """T60: time in which the tail decays by 60 dB; 0 without a room."""
-        return {Room.NONE: 0.0, Room.SMALL_ROOM: 0.4, Room.HALL: 1.9, Room.CHURCH: 5.0}[self]
+        from pipeline_steps.audio.reverb import REVERBERATION_SECONDS
+
+        return REVERBERATION_SECONDS.get(self.value.replace("-", " "), 0.0)
 
 
 class SweptSetting(StrEnum):

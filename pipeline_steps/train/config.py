@@ -13,6 +13,7 @@ from pipeline_steps.train.config_groups import (
     OptimizerConfig,
     PerformanceConfig,
     SamplingConfig,
+    SceneConfig,
 )
 from pipeline_steps.train.recipes import RECIPES
 
@@ -34,6 +35,7 @@ class TrainConfig(StageConfig):
     resolution: int = Field(default=64, ge=16, le=1024, multiple_of=16, description="px, side of generated images")
     audio: AudioEncodingConfig = AudioEncodingConfig()
     image_augmentation: ImageAugmentationConfig = ImageAugmentationConfig()
+    scenes: SceneConfig = SceneConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     sampling: SamplingConfig = SamplingConfig()
     performance: PerformanceConfig = PerformanceConfig()

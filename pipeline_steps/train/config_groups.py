@@ -59,6 +59,19 @@ class ImageAugmentationConfig(StageConfig):
     hflip_prob: float = Field(default=0.0, ge=0.0, le=1.0, description="probability of a horizontal flip")
 
 
+class SceneConfig(StageConfig):
+    """Scenes composed from training pairs: their images on one ground, and the mixture of their clips."""
+
+    fraction: float = Field(default=0.0, ge=0.0, le=10.0, description="composed scenes per training pair; 0: none")
+    max_things: int = Field(default=2, ge=2, le=4, description="largest number of images in a scene; the smallest is 2")
+    max_level_db: float = Field(
+        default=12.0, ge=0.0, le=24.0, description="largest level of a clip below the first; 6 dB halve the side of its image"
+    )
+    room_prob: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="probability of a room, which darkens the ground and reverberates the clips"
+    )
+
+
 class PhaseConfig(StageConfig):
     """Phase of training."""
 

@@ -30,7 +30,7 @@ from pipeline_steps.core.hashing import fingerprint, sha256_file
 from pipeline_steps.core.host_memory import release_unused_memory
 from pipeline_steps.core.media_shards import INDEX, MediaShardReader
 from pipeline_steps.core.project_paths import ProjectPaths
-from pipeline_steps.core.schemas import PAIRS
+from pipeline_steps.core.schemas import AUDIO, PAIRS
 from pipeline_steps.core.source_files import PACKAGE, imported_files
 from pipeline_steps.core.stage_report import StageReport
 from pipeline_steps.core.tables import read_table
@@ -65,6 +65,7 @@ from pipeline_steps.train.lightning_module import LOG_EVERY_N_STEPS, DiffusionMo
 from pipeline_steps.train.microbatches import MEMORY_KEYS, MORE_MEMORY, find_microbatches
 from pipeline_steps.train.recipes import RECIPES
 from pipeline_steps.train.recipes.base import Recipe, RecipeSettings, TrainingInputs, TrainingRun
+from pipeline_steps.train.scenes import SceneReader, compose_scenes
 from pipeline_steps.train.tracking_logger import TrackingLogger
 
 __all__ = ["TrainConfig", "run"]
@@ -205,7 +206,13 @@ def _load_inputs(
     report: StageReport,
 ) -> TrainingInputs:
     """Audio tokens of all clips, from the feature store where possible, and readers for the rest."""
-    media = MediaShardReader(layout.media)
+    media: Any = MediaShardReader(layout.media)
+    if config.scenes.fraction:
+        catalog = read_table(layout.catalog / "audio.parquet", AUDIO).select(["audio_id", "lufs"]).to_pylist()
+        loudness = {row["audio_id"]: row["lufs"] for row in catalog}
+        rows, scenes = compose_scenes(pairs["train"], loudness, config.scenes, config.seed)
+        pairs = {**pairs, "train": [*pairs["train"], *rows]}
+        media = SceneReader(media.image, media.sound, scenes, config.resolution)
 
     def open_store(mark: str, columns: Sequence[str]) -> FeatureStore:
         return FeatureStore(layout.result_cache / "train" / mark, columns)

@@ -21,6 +21,8 @@ from pipeline_steps.__main__ import main
 from pipeline_steps.core.checksums import NAME
 from pipeline_steps.core.errors import ConfigError, DataError, IntegrityError, ResourceError
 from pipeline_steps.core.project_paths import ProjectPaths
+from pipeline_steps.core.schemas import AUDIO
+from pipeline_steps.core.tables import write_table
 from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
 from pipeline_steps.train import stage
 from pipeline_steps.train.audio_feature_cache import build_tokenizer
@@ -55,6 +57,25 @@ def test_the_stage_writes_a_model_and_its_training_history(completed_run: Comple
     tone = np.sin(np.arange(48_000) / 20).astype(np.float32) * 0.3
     assert AutoAudio2ImagePipeline.from_pretrained(layout.model)(tone, num_samples=2).shape == (2, 32, 32, 3)
     assert not list(layout.runs.rglob("*.ckpt")), "a finished run keeps no checkpoint"
+
+
+def test_scenes_are_trained_on_beside_the_pairs(make_project: MakeProject, tmp_path: Path) -> None:
+    layout = make_project(tmp_path)
+    ids = {row["tracks"][0]["audio_id"] for rows in stage.read_pairs(layout).values() for row in rows}
+    numbers = dict.fromkeys(
+        ("bytes", "sample_rate", "channels", "duration_s", "peak_dbfs", "silence_ratio", "clipping_ratio"), 1
+    )
+    texts = dict.fromkeys(("sha256", "path", "format", "group_id"), "")
+    rows = [
+        {"audio_id": name, "lufs": -20.0, "sources": [], "normalizations": [], "holdout": False, **numbers, **texts}
+        for name in ids
+    ]
+    write_table(layout.catalog / "audio.parquet", AUDIO, rows)
+    report = stage.run(small_config(scenes={"fraction": 0.5, "room_prob": 0.5}), layout)
+    assert report.cache_misses == 8 + 2 * 3, "3 scenes, 2 augmentations"
+    assert report.metrics["pairs_train"] == 6
+    again = stage.run(small_config(scenes={"fraction": 0.5, "room_prob": 0.5}), layout)
+    assert (again.cache_misses, again.cache_hits) == (0, 14)
 
 
 def test_a_killed_and_resumed_run_gives_the_same_bytes(
