@@ -16,6 +16,10 @@ The pairs are measured without training, by the labels: `label cosine`, mean Min
 their class among the ten best by the score that the strategy maximizes; images, tracks of an image, distinct clips, and images
 of the most used group of clips.
 
+`lookup` needs no training either: each held-out clip is answered with 16 training images, drawn from a softmax (temperature
+.03) over the cosines of their clips to it in the retrieval space, and judged as generated images are. A model that remembers
+the pairs and mixes nothing reaches it. The vector of several tracks is the mean of theirs, weighted by amplitude.
+
 The trained adapter conditions alone: the prompt of the backbone is empty. Win rates are of the headline judge: `labels`, on
 clips and images of one class that no strategy trains on; `test`, on the test pairs of the project, which are pairs of `ours`.
 Gold pairs take no part. Rows are appended to DIR/rows.jsonl when they are complete; a second call computes the missing ones.
@@ -41,6 +45,7 @@ from benchmarks.mixtures import Pool, fit_judge
 from benchmarks.training import project_copy, win_rate
 from pipeline_steps.core.array_types import DoubleArray, FloatArray
 from pipeline_steps.core.config import load_params
+from pipeline_steps.core.l2_normalize import l2_normalize
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import AUDIO, EVENTS, NEIGHBORS, PAIRS
 from pipeline_steps.core.seeding import seeded_rng
@@ -56,6 +61,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 STRATEGIES = ("random", "ours", "class_oracle", "top1", "greedy", "several")
 MAX_TRACKS = 3
 MIN_GAIN_DB = -12.0
+LOOKUP_TEMPERATURE, LOOKUP_IMAGES = 0.03, 16
+RATES = ("lookup labels", "lookup test", "labels", "test")
 MAX_EVALUATED = 100
 """Clips of each set from which images are generated."""
 HELD_OUT = "held-out.json"
@@ -85,6 +92,7 @@ class PairingPool:
         corrected: (event text id, clip) -> corrected score of the retrieval.
         labels: class by catalog id.
         similarity: cosine of two classes.
+        vectors: unit vectors of all clips in the retrieval space.
         max_reuse: images per group of clips.
     """
 
@@ -98,6 +106,7 @@ class PairingPool:
     corrected: dict[tuple[str, str], float]
     labels: dict[str, str]
     similarity: dict[tuple[str, str], float]
+    vectors: dict[str, FloatArray]
     max_reuse: int
 
     @classmethod
@@ -140,6 +149,7 @@ class PairingPool:
             {(row["text_id"], row["audio_id"]): row["corrected_score"] for row in neighbors},
             labels,
             {(a, b): float(cosines[i, j]) for i, a in enumerate(names) for j, b in enumerate(names)},
+            vectors,
             config.max_reuse,
         )
 
@@ -269,53 +279,97 @@ def train_and_measure(folder: Path, changes: dict[str, Any], threads: int, sampl
     print("RESULT " + json.dumps({"loss": report.metrics["loss"], **measure_model(layout, samples)}), flush=True)
 
 
+Items = list[tuple[str, str, str]]
+"""Clip, real image, and group of each evaluated pair."""
+
+
+class Evaluation:
+    """Evaluated pairs and the feature space of the headline judge.
+
+    Args:
+        layout: project whose pairs have the training images of a strategy.
+        held_out: clips that no strategy uses.
+    """
+
+    def __init__(self, layout: ProjectPaths, held_out: list[str], size: int) -> None:
+        self.pool, self.size = Pool(layout), size
+        rows = read_table(layout.pairs / "pairs.parquet", PAIRS).to_pylist()
+        trained = {row["image_id"] for row in rows if row["split"] == "train"}
+        test = [(row["tracks"][0]["audio_id"], row["image_id"], row["audio_group"]) for row in rows if row["split"] == "test"]
+        labels: Items = []
+        for clip in held_out:
+            label = self.pool.labels.get(clip)
+            same = [image for image in self.pool.images if image not in trained and self.pool.labels[image] == label]
+            if same:
+                labels.append((clip, same[len(labels) % len(same)], str(label)))
+        step = -(-len(labels) // MAX_EVALUATED) or 1
+        self.sets: dict[str, Items] = {"labels": labels[::step], "test": test[:MAX_EVALUATED]}
+        self.clips = sorted({clip for items in self.sets.values() for clip, _, _ in items})
+        evaluated = {image for items in self.sets.values() for _, image, _ in items}
+        calibration = [image for image in self.pool.images if image not in evaluated]
+        judge = load_params(layout.params)["evaluate"]["image_judges"][0]
+        _, self.project = fit_judge(judge, layout, self.pool, size, calibration)
+        self.real = {name: self.features([image for _, image, _ in items]) for name, items in self.sets.items()}
+
+    def features(self, images: list[str]) -> DoubleArray:
+        """Unit rows of images of the catalog."""
+        squares = [pad_to_square(self.pool.media.image(image), self.size) for image in images]
+        return np.asarray(self.project(np.stack(squares)))
+
+    def win_rates(self, answers: dict[str, DoubleArray]) -> Row:
+        """Win rate of each set from the unit rows [S, K] that answer each clip."""
+        numbers: Row = {}
+        for name, items in self.sets.items():
+            rows = np.stack([answers[clip] for clip, _, _ in items])
+            groups = [group for _, _, group in items]
+            rates = [win_rate(self.real[name], rows[:, sample], groups) for sample in range(rows.shape[1])]
+            numbers |= {name: round(float(np.mean(rates)), 4), f"{name}_n": len(items)}
+        return numbers
+
+
 def measure_model(layout: ProjectPaths, samples: int) -> Row:
-    """Win rates of the exported model on held-out clips of known classes and on the test pairs."""
+    """Win rates of the exported model."""
     from pipeline_steps.diffusion.pipelines.auto import AutoAudio2ImagePipeline
 
-    pool = Pool(layout)
-    rows = read_table(layout.pairs / "pairs.parquet", PAIRS).to_pylist()
-    trained = {row["image_id"] for row in rows if row["split"] == "train"}
-    test = [(row["tracks"][0]["audio_id"], row["image_id"], row["audio_group"]) for row in rows if row["split"] == "test"]
-    labels: list[tuple[str, str, str]] = []
-    for clip in json.loads((layout.root / HELD_OUT).read_text(encoding="utf-8")):
-        same = [image for image in pool.images if image not in trained and pool.labels[image] == pool.labels.get(clip)]
-        if same:
-            labels.append((clip, same[len(labels) % len(same)], pool.labels[clip]))
-    step = -(-len(labels) // MAX_EVALUATED) or 1
-    sets = {"labels": labels[::step], "test": test[:MAX_EVALUATED]}
-    clips = sorted({clip for items in sets.values() for clip, _, _ in items})
     pipeline = AutoAudio2ImagePipeline.from_pretrained(layout.model)
-    images = pipeline.generate_batch([pipeline.encode_audio(pool.media.sound(clip)) for clip in clips], samples, seed=0)
-    evaluated = {image for items in sets.values() for _, image, _ in items}
-    size = pipeline.generation_config.resolution
-    _, project = fit_judge(
-        load_params(layout.params)["evaluate"]["image_judges"][0],
-        layout,
-        pool,
-        size,
-        [image for image in pool.images if image not in evaluated],
-    )
-    drawn = {clip: project(row) for clip, row in zip(clips, images, strict=True)}
-    numbers: Row = {}
-    for name, items in sets.items():
-        real = project(np.stack([pad_to_square(pool.media.image(image), size) for _, image, _ in items]))
-        answers = np.stack([drawn[clip] for clip, _, _ in items])
-        rates = [win_rate(real, answers[:, sample], [group for _, _, group in items]) for sample in range(samples)]
-        numbers |= {name: round(float(np.mean(rates)), 4), f"{name}_n": len(items)}
-    return numbers
+    held_out = json.loads((layout.root / HELD_OUT).read_text(encoding="utf-8"))
+    found = Evaluation(layout, held_out, pipeline.generation_config.resolution)
+    embeds = [pipeline.encode_audio(found.pool.media.sound(clip)) for clip in found.clips]
+    images = pipeline.generate_batch(embeds, samples, seed=0)
+    return found.win_rates({clip: np.asarray(found.project(row)) for clip, row in zip(found.clips, images, strict=True)})
+
+
+def measure_lookup(
+    pool: PairingPool, pairs: dict[str, list[tuple[str, float]]], found: Evaluation, trained: DoubleArray, seed: int
+) -> Row:
+    """Win rates of training images whose clips are near.
+
+    Args:
+        trained: unit rows of the images of `pool.own`, sorted.
+    """
+    rng, rows = seeded_rng(seed, "lookup"), {image: row for row, image in enumerate(sorted(pool.own))}
+    mixed = [sum(pool.vectors[clip] * 10 ** (gain / 20) for clip, gain in tracks) for tracks in pairs.values()]
+    clips = l2_normalize(np.stack([np.asarray(vector) for vector in mixed]))
+    answers = {}
+    for clip in found.clips:
+        logits = clips @ pool.vectors[clip] / LOOKUP_TEMPERATURE
+        chances = np.exp(logits - logits.max())
+        chosen = rng.choice(len(pairs), LOOKUP_IMAGES, p=chances / chances.sum())
+        answers[clip] = trained[[rows[list(pairs)[index]] for index in chosen]]
+    rates = found.win_rates(answers)
+    return {f"lookup {name}": rates[name] for name in found.sets}
 
 
 def table(rows: list[Row]) -> str:
     """Markdown table: mean of each strategy over its seeds, and the standard deviation over the seeds."""
-    columns = ("images", "tracks", "label cosine", "precision", "recall@10", "clips", "most_used", "labels", "test")
+    columns = ("images", "tracks", "label cosine", "precision", "recall@10", "clips", "most_used", *RATES)
     lines = ["| strategy | seeds | " + " | ".join(columns) + " |", "|" + " --- |" * (len(columns) + 2)]
     for strategy in STRATEGIES:
         own = [row for row in rows if row["strategy"] == strategy]
         cells = []
         for column in columns:
             values = [row[column] for row in own if row.get(column) is not None]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 and column in ("labels", "test") else ""
+            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 and column in RATES else ""
             cells.append(f"{np.mean(values):.4g}{spread}" if values else "")
         if own:
             lines.append(f"| {strategy} | {len(own)} | " + " | ".join(cells) + " |")
@@ -345,6 +399,8 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     path = arguments.work / "rows.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    found = Evaluation(layout, pool.held_out, int(load_params(layout.params)["train"]["resolution"]))
+    trained = found.features(sorted(pool.own))
     complete = {(row["strategy"], row["seed"]) for row in rows}
     for seed in range(arguments.seeds):
         for strategy in arguments.strategies.split(","):
@@ -352,6 +408,7 @@ def main() -> None:
                 continue
             pairs = pair(pool, strategy, seed)
             numbers = {"strategy": strategy, "seed": seed, **measure_pairs(pool, strategy, pairs)}
+            numbers |= measure_lookup(pool, pairs, found, trained, seed)
             if not arguments.pairs_only:
                 numbers |= run_child(arguments, pool, pairs, f"{strategy}-{seed}", seed)
                 with path.open("a", encoding="utf-8") as stream:
