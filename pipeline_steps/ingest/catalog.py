@@ -10,7 +10,7 @@ from typing import Any
 from pipeline_steps.core.errors import DataError
 from pipeline_steps.core.stage_report import StageReport
 from pipeline_steps.ingest.candidates import CandidateFile, RejectedFile
-from pipeline_steps.ingest.config import IngestConfig
+from pipeline_steps.ingest.config import IngestConfig, SourceConfig
 from pipeline_steps.ingest.duplicate_groups import assign_duplicate_groups
 from pipeline_steps.ingest.file_signatures import has_wrong_extension
 from pipeline_steps.ingest.sources.metadata_table import join_texts
@@ -161,7 +161,9 @@ def check_pools(
 def _source_keys(kind: str, held_out: bool, config: IngestConfig, skipped: Mapping[str, int]) -> tuple[list[str], list[str]]:
     """Problems of the sources of a kind that has no item to pair, and the keys that may be wrong."""
     word, other = ("images", "audio") if kind == "image" else ("audio", "image")
-    sources = {f"ingest.pools.{name}": pool for name, pool in config.pools.items() if pool.kind in {word, "mixed"}}
+    sources: dict[str, SourceConfig] = {
+        f"ingest.pools.{name}": pool for name, pool in config.pools.items() if pool.kind in {word, "mixed"}
+    }
     crossed, keys = [], []
     for key, source in (sources or {"ingest": config}).items():
         found = ["pool", "holdout"] if held_out else ["root", "metadata", "pool"]

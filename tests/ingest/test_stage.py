@@ -207,12 +207,13 @@ def test_too_many_failed_files_stop_the_stage_and_write_nothing(copy: Path) -> N
     before = outs(copy)
     rows = read_manifest(copy / "pool/manifest.csv")
     (copy / "pool/page.jpg").write_bytes(b"<html>")
-    write_manifest(copy / "pool/manifest.csv", rows + [rows[0] | {"file": name} for name in ("page.jpg", "gone.png")])
+    bad = ["page.jpg", *(f"gone{number}.png" for number in range(5))]
+    write_manifest(copy / "pool/manifest.csv", rows + [rows[0] | {"file": name} for name in bad])
     with pytest.raises(
-        DataError, match=r"2 of 24 files failed \(8.3%, limit 5.0%; top: FILE_MISSING 1, NOT_AN_IMAGE 1\)"
+        DataError, match=r"6 of 28 files failed, and 0.05 accepts 5 \(top: FILE_MISSING 5, NOT_AN_IMAGE 1\)"
     ) as error:
         stage.run(CONFIG, ProjectPaths(copy))
-    assert len(error.value.details["examples"]) == 2  # type: ignore[arg-type]
+    assert len(error.value.details["examples"]) == 6  # type: ignore[arg-type]
     assert outs(copy) == before
 
 
