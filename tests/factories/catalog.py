@@ -76,6 +76,27 @@ def write_catalog(
     return ids
 
 
+def write_tiny_images(layout: ProjectPaths, count: int) -> None:
+    """Write a catalog of `count` different images of 8 x 8 px and no clip."""
+    rows, payloads = [], {}
+    for number in range(count):
+        pixels = np.full((8, 8, 3), 7, np.uint8)
+        pixels[0, 1] = number % 256, number // 256, 0
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        name = item_id(buffer.getvalue())
+        payloads[name] = buffer.getvalue()
+        rows.append(
+            {
+                "image_id": name, "sha256": sha256_bytes(payloads[name]), "path": f"{number}.png", "sources": [f"{number}.png"],
+                "bytes": len(payloads[name]), "format": "PNG", "normalizations": [], "group_id": name, "holdout": False,
+                "width": 8, "height": 8, "num_frames": 1, "phash": "0" * 16,
+            }
+        )  # fmt: skip
+    write_table(layout.catalog / "images.parquet", IMAGES, rows)
+    write_index(layout.media, write_shards(layout.media, "image", payloads, "png"))
+
+
 def bytes_below(folder: Path) -> dict[str, bytes]:
     """Contents of every file below a folder."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

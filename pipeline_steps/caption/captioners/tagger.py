@@ -48,6 +48,9 @@ class TaggerConfig(StageConfig):
     )
     min_probability: float = Field(1e-3, gt=0, lt=1, description="labels below this probability are not cached")
     prior_strength: float = Field(1.0, ge=0, le=1, description="exponent of the correction by the label prior; 0 disables it")
+    label_events: int = Field(
+        0, ge=0, le=10, description="likeliest labels added to a caption as events with their bare names, beyond max_events"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,12 @@ def select_events(tags: Sequence[LabelScore], lexicon: Lexicon, selection: Event
     return CaptionResult((), "LOW_CONFIDENCE", reason, score, kept)
 
 
+def label_events(tags: Sequence[LabelScore], count: int) -> tuple[SoundEvent, ...]:
+    """The `count` likeliest ImageNet labels, silent ones too, as events with their name and probability."""
+    best = sorted((tag for tag in tags if tag.vocabulary == IMAGENET), key=lambda tag: (-tag.probability, tag.index))[:count]
+    return tuple(SoundEvent(tag.label, tag.label, True, 1.0, tag.probability) for tag in best)
+
+
 @CAPTIONERS.register("tagger")
 class TaggerCaptioner(Captioner[list[LabelScore]]):
     """Captioner from labels of EfficientNet-Lite classifiers and a lexicon. A prediction is the list of labels.
@@ -187,6 +196,8 @@ class TaggerCaptioner(Captioner[list[LabelScore]]):
         }
         prior = fingerprint({str(index): value for index, value in self.prior.items()})
         rules = [*super().describe_selection()["rules"], self.config.prior_strength]
+        if self.config.label_events:
+            rules.append(self.config.label_events)
         return {"lexicon": fingerprint(entries), "prior": prior, "rules": rules}
 
     def predict(self, images: Sequence[ByteArray]) -> list[list[LabelScore]]:
@@ -217,4 +228,9 @@ class TaggerCaptioner(Captioner[list[LabelScore]]):
 
     def caption(self, prediction: list[LabelScore]) -> CaptionResult:
         tags = discount_label_prior(prediction, self.prior, self.config.prior_strength)
-        return select_events(tags, self.lexicon, self.options.selection)
+        caption = select_events(tags, self.lexicon, self.options.selection)
+        if not caption.events or not self.config.label_events:
+            return caption
+        known = {event.phrase for event in caption.events}
+        added = [event for event in label_events(tags, self.config.label_events) if event.phrase not in known]
+        return replace(caption, events=(*caption.events, *added))

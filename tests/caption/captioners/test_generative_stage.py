@@ -23,7 +23,7 @@ from pipeline_steps.core.errors import DataError, ServiceError
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.core.schemas import ABSTAINED, EVENTS, QUARANTINE
 from pipeline_steps.core.tables import read_table
-from tests.factories.catalog import bytes_below, write_catalog
+from tests.factories.catalog import bytes_below, write_catalog, write_tiny_images
 from tests.factories.chat_server import Ask, ChatServer, Reply, events
 from tests.factories.checkpoints.vlm import FAMILIES
 
@@ -192,6 +192,48 @@ def test_kill_9_loses_only_what_was_under_way(tmp_path: Path, demo: Path, projec
     assert json.loads((killed / "reports/runtime/caption.json").read_text())["cache_hits"] >= 1
     assert 0 <= repeated <= 4, "two were under way, and two may have waited for their part of the memo"
     assert bytes_below(killed / "data/captions") == bytes_below(calm / "data/captions")
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+def test_thousands_of_images_keep_the_rate_stop_early_and_resume(tmp_path: Path, project: Path) -> None:
+    count, rate, concurrency, part = 3000, 250, 16, 128
+    layout = ProjectPaths(tmp_path)
+    write_tiny_images(layout, count)
+
+    def start(url: str) -> subprocess.Popen[bytes]:
+        yaml = YAML()
+        write_params(tmp_path, url, project)
+        params = yaml.load(layout.params)
+        params["caption"]["batch_size"] = part
+        params["caption"]["openai_server"].update(concurrency=concurrency, requests_per_second=rate)
+        yaml.dump(params, layout.params)
+        command, environment = [sys.executable, "-m", "pipeline_steps", "caption"], {**os.environ, "PYTHONPATH": str(project)}
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    with ChatServer(lambda ask: Reply(status=400, raw=b"no images today")) as refusing:
+        assert start(refusing.url).wait() == 3
+    assert len(refusing.asks) <= 33 + 2 * concurrency, "not one request per image"
+    with ChatServer(by_picture) as server:
+        process = start(server.url)
+        deadline = time.monotonic() + 240
+        while len(server.asks) < count // 2 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        first = len(server.asks)
+        assert first < count, "killed on the way"
+        assert start(server.url).wait() == 0
+        times = sorted(ask.at for ask in server.asks)
+    report = json.loads(layout.report("caption").read_text()) | json.loads(layout.runtime("caption").read_text())
+    assert report["n_in"] == report["n_ok"] + report["n_abstained"] == count
+    repeated = len(server.asks) - count
+    assert report["cache_hits"] + report["cache_misses"] == count
+    assert 0 <= repeated <= part + concurrency, "what waited for its cache part, and what was in flight"
+    assert len({ask.body["messages"][0]["content"][0]["image_url"]["url"] for ask in server.asks}) == count
+    seconds = [sum(start <= at < start + 1 for at in times) for start in times[:: count // 20]]
+    assert max(seconds) <= rate + concurrency
+    assert server.most_in_flight <= concurrency
 
 
 def test_a_model_on_this_machine_captions_in_batches(tmp_path: Path, demo: Path) -> None:

@@ -141,6 +141,20 @@ def test_networks_are_averaged_in_any_order(assets: Path, demo: Path) -> None:
     assert mass[0] == pytest.approx((mass[1] + mass[2]) / 2, abs=1e-3)
 
 
+def test_labels_are_added_to_captions_and_to_no_abstention(assets: Path) -> None:
+    plain, added = (
+        TaggerCaptioner(TaggerConfig(label_events=count, prior_strength=0), CaptionOptions(assets=assets)) for count in (0, 2)
+    )
+    seen = [LabelScore(IMAGENET, 207, "golden retriever", 0.6), LabelScore(IMAGENET, 954, "banana", 0.3)]
+    events = [(event.phrase, event.confidence) for event in added.caption(seen).events]
+    assert events[:-2] == [(event.phrase, event.confidence) for event in plain.caption(seen).events]
+    assert events[-2:] == [("golden retriever", 0.6), ("banana", 0.3)]
+    silent = [LabelScore(IMAGENET, 954, "banana", 0.9)]
+    assert added.caption(silent) == plain.caption(silent)
+    assert added.describe_prediction() == plain.describe_prediction(), "no image is processed again"
+    assert added.describe_selection() != plain.describe_selection()
+
+
 def test_the_lexicon_shapes_captions_but_not_tags(assets: Path) -> None:
     one, other = captioner(assets), captioner(assets, {**LEXICON, (IMAGENET, 2): (WAVES,)})
     assert fingerprint(one.describe_prediction()) == fingerprint(other.describe_prediction())

@@ -196,7 +196,7 @@ def qwen3_vl(folder: Path) -> Path:
 
 def talkative_qwen3_vl(folder: Path) -> Path:
     """As `talkative_qwen2_5_vl`."""
-    return _qwen3(folder, "Qwen3VL", "qwen3_vl_text", seed=6)
+    return _qwen3(folder, "Qwen3VL", "qwen3_vl_text", seed=9)
 
 
 def qwen3_vl_moe(folder: Path) -> Path:
