@@ -107,7 +107,7 @@ def test_labels_take_turns_and_another_seed_takes_other_files() -> None:
     [
         (["--gold", "test"], 2, "without DIR a number of pairs is required"),
         (["--gold", "99"], 2, "--gold 99: only 5 pairs are possible"),
-        (["--gold", "1", "--label", "lable"], 3, "no column 'lable' (--label; did you mean 'label'?)"),
+        (["--gold", "1", "--label", "label_"], 3, "no column 'label_' (--label; did you mean 'label'?)"),
     ],
 )
 def test_what_cannot_be_done_is_said(layout: ProjectPaths, arguments: list[str], code: int, text: str) -> None:
