@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline_steps.audio.mixing import pair_tracks
 from pipeline_steps.core.array_types import ByteArray, DoubleArray, FloatArray
+from pipeline_steps.core.l2_normalize import l2_normalize
 from pipeline_steps.core.media_shards import MediaShardReader
 from pipeline_steps.diffusion.image_processor import pad_to_square
 from pipeline_steps.evaluate.abilities.base import AbilitySetup
@@ -256,20 +257,28 @@ def _abilities(
     calibration_images: Sequence[str],
     facts: Row,
 ) -> AbilityResults:
-    """Measure the abilities by an image judge; its class space is that of the calibration images, described in `facts`."""
-    config, plan, space = evaluator.config, evaluator.plan, evaluator.space
-    classes = ClassSpace.fit(
-        space.project(evaluator.features.images(calibration_images)), [plan.labels.get(image) for image in calibration_images]
-    )
+    """Measure the abilities by an image judge; its class space is described in `facts`.
+
+    A judge with a text encoder compares images with the names of the classes, any other with means of calibration images.
+    """
+    config, plan = evaluator.config, evaluator.plan
+    labels = [plan.labels.get(image) for image in calibration_images]
+    known = sorted({label for label in labels if label is not None})
+    texts = judge.class_features(known) if known else None
+    project = evaluator.space.project if texts is None else l2_normalize
+    means = None if texts is None else dict(zip(known, l2_normalize(texts), strict=True))
+    classes = ClassSpace.fit(project(evaluator.features.images(calibration_images)), labels, means)
     chosen = config.abilities
     setup = AbilitySetup(plan.clips, clips, generator, classes, chosen.num_clips, chosen.num_samples, config.seed)
 
     def features(images: ByteArray) -> DoubleArray:
-        return space.project(extract_generated_features(judge, images))
+        return project(extract_generated_features(judge, images))
 
     def entry(estimate: Estimate, of_pixels: bool) -> Row:
         return metric_entry(estimate, "pixels" if of_pixels else evaluator.judge, config.seed, generator.sample_rate_hz)
 
+    if texts is not None:
+        facts["ability_classes_from_texts"] = True
     if classes is not None:
         facts |= {"ability_classes": len(classes.names), "ability_temperature": round(classes.temperature, 6)}
     return run_abilities(chosen.names, setup, features, entry, config.num_bootstrap)

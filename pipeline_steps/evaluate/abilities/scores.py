@@ -27,7 +27,7 @@ class ClassSpace:
 
     Attributes:
         names: of the classes, sorted.
-        means: [C, K] unit class means.
+        means: [C, K] unit class means, or unit text vectors of the names.
         counts: images per class.
         temperature: of the softmax over the cosines to the means.
         thresholds: [C] cosines that 5 % of the real images of other classes exceed.
@@ -40,8 +40,12 @@ class ClassSpace:
     thresholds: DoubleArray
 
     @classmethod
-    def fit(cls, rows: DoubleArray, labels: Sequence[str | None]) -> Self | None:
+    def fit(
+        cls, rows: DoubleArray, labels: Sequence[str | None], texts: Mapping[str, DoubleArray] | None = None
+    ) -> Self | None:
         """Fit on unit rows [N, K] of real images; None if fewer than two classes are known.
+
+        With `texts`, unit vectors [K] of the names of the classes, these are the means, and images fit the rest.
 
         The temperature maximizes the likelihood of the labels of images whose own features are left out of their class mean.
         """
@@ -53,10 +57,12 @@ class ClassSpace:
             return None
         features = rows[known]
         sums = np.stack([features[classes == name].sum(0) for name in names])
-        means = l2_normalize(sums)
+        means = l2_normalize(sums) if texts is None else np.stack([texts[name] for name in names])
         own = np.array([names.index(name) for name in classes])
         cosines = features @ means.T
         thresholds = np.array([np.quantile(cosines[own != row, row], 1 - FALSE_POSITIVE_RATE) for row in range(len(names))])
+        if texts is not None:
+            return cls(names, means, dict(counts), _fit_temperature(cosines, own), thresholds)
         shared = np.array([counts[name] > 1 for name in classes])
         left_out = cosines[shared]
         left_out[np.arange(len(left_out)), own[shared]] = (

@@ -96,6 +96,10 @@ class ImageFeatureExtractor(Judge, Protocol):
     def features(self, images: Sequence[ByteArray]) -> FloatArray:
         """Rows [N, D] of RGB images uint8 [H, W, 3], not normalized."""
 
+    def class_features(self, names: Sequence[str]) -> FloatArray | None:
+        """Rows [N, D] of names of classes in the space of `features`; None if the judge has no text encoder."""
+        return None
+
 
 @runtime_checkable
 class AudioFeatureExtractor(Judge, Protocol):

@@ -40,7 +40,7 @@ def overlapping_families(judges: Mapping[str, str], used: Mapping[str, set[str]]
     )
 
 
-VISION_LANGUAGE = frozenset({"clip", "dinov2"})
+VISION_LANGUAGE = frozenset({"clip", "dinov2", "siglip"})
 """Families of the vision encoders of vision-language models."""
 
 

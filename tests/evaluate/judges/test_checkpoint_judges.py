@@ -118,7 +118,7 @@ def test_missing_weights_and_duplicate_judges_are_configuration_errors(tmp_path:
     with pytest.raises(ConfigError, match=r"evaluate\.judge_checkpoints\.clip\.revision: '' is not a commit"):
         judge.fetch()
     needs_checkpoint = {name for name in IMAGE_JUDGES.names() if IMAGE_JUDGES.get(name).requires_checkpoint}
-    assert needs_checkpoint == {"dinov2", "clip", "inception", "inception_v3"}
+    assert needs_checkpoint == {"dinov2", "clip", "siglip2", "inception", "inception_v3"}
 
 
 def test_cmmd_kernel_equals_the_formula_of_the_paper() -> None:

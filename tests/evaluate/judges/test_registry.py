@@ -53,7 +53,7 @@ def test_the_group_of_a_new_judge_is_validated(toy: None) -> None:
 
 def test_names_of_the_judges() -> None:
     assert set(IMAGE_JUDGES.names()) == {
-        "augnet", "clip", "dinov2", "efficientnet_lite0", "inception", "inception_v3", "ssd_mobilenet_v2",
+        "augnet", "clip", "dinov2", "efficientnet_lite0", "inception", "inception_v3", "siglip2", "ssd_mobilenet_v2",
     }  # fmt: skip
     assert AUDIO_JUDGES.names() == ("aisfx",)
     for registry in (IMAGE_JUDGES, AUDIO_JUDGES):

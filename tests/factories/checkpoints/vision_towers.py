@@ -1,4 +1,4 @@
-"""DINOv2 and CLIP checkpoints of true architecture and tiny size, with random weights and the published image processors."""
+"""Image towers of true architecture and tiny size: DINOv2, CLIP, SigLIP 2; random weights, published image processors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tests.factories.checkpoints.clap import randomized
+from tests.factories.checkpoints.clap import randomized, roberta_tokenizer
 
 
 def dinov2_checkpoint(folder: Path, registers: bool = False) -> Path:
@@ -48,4 +48,26 @@ def clip_checkpoint(folder: Path, tower_alone: bool = False) -> Path:
     else:
         whole.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(folder)
+    return folder
+
+
+def siglip2_checkpoint(folder: Path, any_resolution: bool = False) -> Path:
+    """Write a checkpoint as `google/siglip2-*` look: `model_type` siglip, or siglip2 for any resolution (`-naflex`)."""
+    from transformers import Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+    from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+    torch.manual_seed(0)
+    words = roberta_tokenizer()
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**shape, "vocab_size": len(words), "max_position_embeddings": 64, "projection_size": 32}
+    if any_resolution:
+        config = Siglip2Config(text_config=text, vision_config={**shape, "num_patches": 16, "patch_size": 8})
+        randomized(Siglip2Model(config), 5).save_pretrained(folder)
+        Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16).save_pretrained(folder)
+    else:
+        config = SiglipConfig(text_config=text, vision_config={**shape, "image_size": 32, "patch_size": 8})
+        randomized(SiglipModel(config), 5).save_pretrained(folder)
+        SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    words.save_pretrained(folder)
     return folder
