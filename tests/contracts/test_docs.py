@@ -132,3 +132,12 @@ def test_make_targets_of_the_pages_exist() -> None:
     for page in TEXTS:
         for target in re.findall(r"(?:`|^\$ |^    )make ([a-z][\w-]*)", page.read_text(), re.MULTILINE):
             assert target in targets, f"{name_of(page)}: make {target}"
+
+
+@pytest.mark.parametrize("index", sorted(DOCS.glob("*/index.md")), ids=name_of)
+def test_an_index_page_links_its_pages(index: Path) -> None:
+    """A Git host shows nothing of a toctree."""
+    text = index.read_text(encoding="utf-8")
+    pages = [page.name for page in index.parent.glob("*.md") if page != index]
+    pages += [f"{page.parent.name}/index.md" for page in index.parent.glob("*/index.md")]
+    assert [page for page in pages if f"({page})" not in text] == []
