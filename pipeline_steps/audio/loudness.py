@@ -16,13 +16,6 @@ BLOCK_SECONDS = 0.4
 SILENT = -math.inf
 
 
-def window_weights(windows: Samples, power: float) -> npt.NDArray[np.float32]:
-    """Weights [N] of windows [N, T]: RMS ** power, with sum 1; equal weights if all windows are silent."""
-    loudness = np.sqrt(np.mean(np.square(windows, dtype=np.float64), axis=1)) ** power
-    total = loudness.sum()
-    return (loudness / total if total > 0 else np.full(len(windows), 1.0 / len(windows))).astype(np.float32)
-
-
 def integrated_loudness(samples: Samples, sample_rate: int) -> float:
     """Integrated loudness in LUFS (ITU-R BS.1770-4) of mono `samples` [T]; -inf when nothing passes the -70 LUFS gate.
 

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from pipeline_steps.audio.loudness import integrated_loudness, window_weights
+from pipeline_steps.audio.loudness import integrated_loudness
 from pipeline_steps.audio.resample import resample
 from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.models.audio.ast import STORED_RATE
-from pipeline_steps.models.audio.yamnet import SAMPLE_RATE, YamNet, patch_samples
+from pipeline_steps.models.audio.yamnet import SAMPLE_RATE, YamNet
 
-TOKENS_VERSION = 3
+TOKENS_VERSION = 2
 """Version of the tokens, part of `describe`. Raise it whenever their values change."""
 MIN_SECONDS = 2.0
 """Shorter clips are repeated up to this length for YAMNet, which is weak on clips of less than a patch."""
@@ -25,8 +25,6 @@ FLOOR_DB = -70.0
 """Loudness assigned to silence."""
 REFERENCE_DB = -23.0
 """Loudness that a clip is scaled to before YAMNet, so that tags and tokens do not depend on the level."""
-TAG_LOUDNESS_POWER = 1.0
-"""Patches count by RMS ** power in the tags of a clip: the pauses of a clip have tags of their own."""
 TAGS = 521
 
 
@@ -36,7 +34,7 @@ class AudioTokens:
 
     Attributes:
         grid: float16 [time, bands, width], encoder tokens.
-        tags: float32 [521], AudioSet tag probabilities of YAMNet, loudness-weighted mean over its patches.
+        tags: float32 [521], AudioSet tag probabilities of YAMNet, averaged over its patches.
         loudness: LUFS of the clip, at least -70.
     """
 
@@ -145,9 +143,7 @@ class AudioTokenizer(ABC):
         with torch.inference_mode():
             logits, _, feature_map = self.tagger(torch.from_numpy(self.tagger.frames(scaled)))
             frames = feature_map.mean(3).permute(0, 2, 1).reshape(-1, feature_map.shape[1])
-            weights = torch.from_numpy(window_weights(patch_samples(scaled), TAG_LOUDNESS_POWER))
-            tags = (logits.sigmoid() * weights[:, None]).sum(0)
-        return tags.clone(), loudness, frames.clone()
+        return logits.sigmoid().mean(0).clone(), loudness, frames.clone()
 
 
 def check_waveform(samples: FloatArray) -> None:

@@ -8,14 +8,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_steps.audio.loudness import (
-    full_scale_level,
-    integrated_loudness,
-    needs_tiling,
-    peak_dbfs,
-    silence_ratio,
-    window_weights,
-)
+from pipeline_steps.audio.loudness import full_scale_level, integrated_loudness, needs_tiling, peak_dbfs, silence_ratio
 
 RATE = 48_000
 
@@ -72,10 +65,3 @@ def test_full_scale_is_what_the_largest_sample_decodes_to(subtype: str, tmp_path
     soundfile.write(path, np.array([1.0, -1.0, 0.5, 0.0]), RATE, subtype=subtype)
     samples, _ = soundfile.read(path, dtype="float32")
     assert (np.abs(samples) >= full_scale_level(subtype)).tolist() == [True, True, False, False]
-
-
-def test_silent_windows_have_weight_zero() -> None:
-    cut = np.stack([np.full(10, 0.5), np.zeros(10), np.full(10, 0.125)]).astype(np.float32)
-    np.testing.assert_allclose(window_weights(cut, 0.5), [2 / 3, 0.0, 1 / 3], rtol=1e-6)
-    np.testing.assert_allclose(window_weights(np.zeros((4, 10), np.float32), 0.5), 0.25)
-    np.testing.assert_allclose(window_weights(cut, 0.0), 1 / 3)

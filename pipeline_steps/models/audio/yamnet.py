@@ -26,17 +26,6 @@ HOP_SAMPLES = PATCH_HOP * 160
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 
 
-def _pad_to_patches(samples_16k: FloatArray) -> FloatArray:
-    samples = np.asarray(samples_16k, dtype=np.float32)
-    hops = -(-max(0, len(samples) - MIN_SAMPLES) // HOP_SAMPLES)
-    return np.pad(samples, (0, MIN_SAMPLES + hops * HOP_SAMPLES - len(samples)))
-
-
-def patch_samples(samples_16k: FloatArray) -> FloatArray:
-    """Samples [N, 15600] of the patches that `YamNet.frames` makes of a clip."""
-    return np.lib.stride_tricks.sliding_window_view(_pad_to_patches(samples_16k), MIN_SAMPLES)[::HOP_SAMPLES]
-
-
 class YamNet(BundledModel):
     """Audio tagger and feature extractor in torch, differentiable in its inputs."""
 
@@ -57,9 +46,11 @@ class YamNet(BundledModel):
 
         The end is zero-padded to whole patches as the original does; a short clip gives one patch.
         """
-        log_mel = yamnet_log_mel(_pad_to_patches(samples_16k))
-        starts = range(0, len(log_mel) - PATCH_FRAMES + 1, PATCH_HOP)
-        return np.stack([log_mel[start : start + PATCH_FRAMES] for start in starts])[:, None]
+        samples = np.asarray(samples_16k, dtype=np.float32)
+        hops = -(-max(0, len(samples) - MIN_SAMPLES) // HOP_SAMPLES)
+        padded = np.pad(samples, (0, MIN_SAMPLES + hops * HOP_SAMPLES - len(samples)))
+        log_mel = yamnet_log_mel(padded)
+        return np.stack([log_mel[i * PATCH_HOP : i * PATCH_HOP + PATCH_FRAMES] for i in range(hops + 1)])[:, None]
 
     def __call__(self, patches: FloatArray | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Run the network on patches [N, 1, 96, 64].

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from pipeline_steps.audio.loudness import window_weights
 from pipeline_steps.audio.resample import resample
 from pipeline_steps.core.array_types import FloatArray
 from pipeline_steps.core.config import StageConfig
@@ -74,6 +73,13 @@ def windows(samples_16k: FloatArray) -> FloatArray:
     last = len(samples) - MIN_SAMPLES
     starts = [*range(0, last, HOP_SAMPLES), last]
     return np.stack([samples[start : start + MIN_SAMPLES] for start in starts])
+
+
+def window_weights(audio_windows: FloatArray, power: float) -> FloatArray:
+    """Weights [N] of windows [N, T]: RMS ** power, with sum 1; equal weights if all windows are silent."""
+    loudness = np.sqrt(np.mean(np.square(audio_windows, dtype=np.float64), axis=1)) ** power
+    total = loudness.sum()
+    return (loudness / total if total > 0 else np.full(len(audio_windows), 1.0 / len(audio_windows))).astype(np.float32)
 
 
 def softmax_over_tags(similarities: FloatArray, temperature: float) -> FloatArray:

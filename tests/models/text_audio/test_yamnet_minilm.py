@@ -26,6 +26,7 @@ from pipeline_steps.models.text_audio.yamnet_minilm import (
     normalize_level,
     softmax_over_tags,
     tag_phrases,
+    window_weights,
     windows,
 )
 from tests.models.golden_outputs import digest, sound
@@ -66,6 +67,13 @@ def test_windows_cover_the_clip_exactly(length: int) -> None:
 
 def test_an_empty_clip_is_one_silent_window() -> None:
     assert not windows(np.zeros(0, np.float32)).any()
+
+
+def test_silent_windows_have_weight_zero() -> None:
+    cut = np.stack([np.full(10, 0.5), np.zeros(10), np.full(10, 0.125)]).astype(np.float32)
+    np.testing.assert_allclose(window_weights(cut, 0.5), [2 / 3, 0.0, 1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(window_weights(np.zeros((4, 10), np.float32), 0.5), 0.25)
+    np.testing.assert_allclose(window_weights(cut, 0.0), 1 / 3)
 
 
 @given(st.floats(1e-5, 1.0))
