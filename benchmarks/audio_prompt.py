@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from benchmarks.mixtures import Pool
-from pipeline_steps.audio.loudness import window_weights
 from pipeline_steps.core.project_paths import ProjectPaths
 from pipeline_steps.diffusion.audio_prompt import AudioPrompt
 from pipeline_steps.diffusion.audio_tokens import REFERENCE_DB, to_16k
 from pipeline_steps.evaluate.abilities.stimuli import set_loudness
-from pipeline_steps.models.audio.yamnet import YamNet, patch_samples
+from pipeline_steps.models.audio.yamnet import HOP_SAMPLES, MIN_SAMPLES, YamNet
 from pipeline_steps.models.text_audio.minilm import MiniLM
+from pipeline_steps.models.text_audio.yamnet_minilm import window_weights
 
 POWERS = (0.0, 0.5, 1.0, 2.0)
 SECONDS = 10
@@ -49,10 +49,13 @@ def main() -> None:
     names: dict[float, list[str]] = {power: [] for power in POWERS}
     for audio_id in pool.audio:
         samples = to_16k(set_loudness(pool.media.sound(audio_id)[: SECONDS * 48_000], REFERENCE_DB))
+        patches = yamnet.frames(samples)
+        padded = np.pad(samples, (0, MIN_SAMPLES + (len(patches) - 1) * HOP_SAMPLES - len(samples)))
+        cut = np.lib.stride_tricks.sliding_window_view(padded, MIN_SAMPLES)[::HOP_SAMPLES]
         with torch.inference_mode():
-            probabilities = yamnet(yamnet.frames(samples))[0].sigmoid()
+            probabilities = yamnet(patches)[0].sigmoid()
         for power, found in names.items():
-            weights = torch.from_numpy(window_weights(patch_samples(samples), power))
+            weights = torch.from_numpy(window_weights(cut, power))
             sources = prompt.sources((probabilities * weights[:, None]).sum(0))
             found.append(sources[0][0] if sources else "")
     truth, cosines = text_encoder.encode(labels), {}
